@@ -1,0 +1,3 @@
+"""rlkit: reinforcement learning of language models on one GPU, pure functions over rollouts."""
+
+__version__ = "0.1.0"
