@@ -1,8 +1,8 @@
-"""Central types: what happened (`RolloutBatch`), what to learn from it (`TrainBatch`), who computes it.
+"""Central types: what happened (`RolloutBatch`), what to learn from it (`TrainBatch`), who does it.
 
-Dimensions: B sequences, P prompt tokens (left-padded), C completion tokens (right-padded), K reward
-functions. Logps are natural-log probabilities in float32; masks are bool, True = keep. Everything here
-is immutable.
+Dimensions: B sequences, P prompt tokens (left-padded), C completion tokens (right-padded), K
+reward functions. Logps are natural-log probabilities in float32; masks are bool, True = keep. All is
+immutable.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class FullKL(NamedTuple):
 
     direction: KLDirection
     top_k: int | None = None
-    """None: every word; else the reference's `top_k` likeliest words and one bucket for the rest."""
+    """None: every word; else the reference's `top_k` likeliest words and a bucket for the rest."""
 
 
 class OutputSpec(NamedTuple):
@@ -221,7 +221,7 @@ class PolicyOutput(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """A loss to minimise and its metrics; both add up over an optimisation batch's micro-batches."""
+    """A loss to minimise and its metrics; both add up over the micro-batches of a batch."""
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
@@ -249,7 +249,7 @@ class Setting(NamedTuple):
     group_size: int
     max_completion_length: int
     updates_per_batch: int
-    """Optimiser updates on one rollout batch: inner epochs x minibatches. 1 = strictly on-policy."""
+    """Optimiser updates on one rollout batch: inner epochs x minibatches. 1 = on-policy."""
     microbatched: bool = True
     """Whether the trainer may split an optimisation batch into several micro-batches."""
 
