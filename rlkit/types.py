@@ -1,8 +1,8 @@
 """Central types: what happened (`RolloutBatch`), what to learn from it (`TrainBatch`), who does it.
 
 Dimensions: B sequences, P prompt tokens (left-padded), C completion tokens (right-padded), K
-reward functions. Logps are natural-log probabilities in float32; masks are bool, True = keep. All is
-immutable.
+reward functions. Logps are natural-log probabilities in float32; masks are bool, True = keep. All
+is immutable.
 """
 
 from __future__ import annotations
