@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -129,6 +130,11 @@ class RolloutBatch:
         """The sub-batch of rows `index`, in that order."""
         return _take_rows(self, index)
 
+    def to(self, device: torch.device) -> RolloutBatch:
+        """The same batch on `device`."""
+        moved = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
+        return RolloutBatch(**moved)  # type: ignore[arg-type]  # names come from fields(self)
+
     def __len__(self) -> int:
         return self.prompt_ids.shape[0]
 
@@ -170,6 +176,10 @@ def with_denominators(batch: TrainBatch) -> TrainBatch:
     num_tokens = int(batch.loss_mask.sum())
     num_sequences = int(batch.loss_mask.any(dim=1).sum())
     return replace(batch, num_tokens=max(num_tokens, 1), num_sequences=max(num_sequences, 1))
+
+
+def _move(value: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if value is None else value.to(device)
 
 
 _Batch = TypeVar("_Batch", RolloutBatch, TrainBatch)

@@ -1,0 +1,161 @@
+"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all. No pickle.
+
+    checkpoints/step-000004/{adapter.safetensors, optimizer.safetensors, state.json}
+
+`state.json` is written last and holds the SHA-256 of the other files. Nothing random is stored: every
+seed is a pure function of (run seed, step, prompt, sample), so a resumed run repeats the original.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_FILES = ("adapter.safetensors", "optimizer.safetensors")
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, incomplete or damaged; the message names the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a run stands between two steps."""
+
+    step: int
+    """Steps completed."""
+    updates: int
+    """Optimiser updates done: the policy version."""
+    skipped_in_row: int
+    """Consecutive updates skipped for a non-finite gradient."""
+    config_hash: str
+    """Hash of everything in the configuration that can change a number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a run needs to go on: parameters, optimiser moments by parameter name, progress."""
+
+    parameters: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    """`{parameter}/{exp_avg, exp_avg_sq, step}`."""
+    progress: Progress
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
+    """Write `checkpoint` under `folder` and delete all but the `keep_last` newest; returns its path."""
+    target = folder / f"step-{checkpoint.progress.step:06d}"
+    partial = folder / f".partial-{target.name}-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        for name, tensors in zip(_FILES, (checkpoint.parameters, checkpoint.moments), strict=True):
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / name
+            )
+            _sync(partial / name)
+        hashes = {name: _sha256(partial / name) for name in _FILES}
+        state = {"progress": asdict(checkpoint.progress), "sha256": hashes}
+        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        _sync(partial / "state.json")
+        _sync(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        _sync(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for _, old in sorted(_complete(folder))[:-keep_last]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load_newest(folder: Path, *, device: torch.device) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, or None, and one line for each damaged one passed over."""
+    problems: list[str] = []
+    for _, path in sorted(_complete(folder), reverse=True):
+        try:
+            return load(path, device=device), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def load(path: Path, *, device: torch.device) -> Checkpoint:
+    """The checkpoint at `path`, verified; raises CheckpointError naming the file that is wrong."""
+    state_file = path / "state.json"
+    try:
+        state = json.loads(state_file.read_text())
+        progress = Progress(**state["progress"])
+        hashes: dict[str, str] = state["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{state_file} cannot be read: {error}") from error
+    tensors: list[dict[str, Tensor]] = []
+    for name in _FILES:
+        file = path / name
+        try:
+            if _sha256(file) != hashes.get(name):
+                raise CheckpointError(
+                    f"{file} is damaged: its SHA-256 is not the one in state.json"
+                )
+            tensors.append(load_file(file, device=str(device)))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+    return Checkpoint(parameters=tensors[0], moments=tensors[1], progress=progress)
+
+
+def moments_of(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The optimiser's state tensors by parameter name; empty before the first update."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+) -> None:
+    """Put `moments` back; raises CheckpointError on a name that no parameter has."""
+    for full_name, value in moments.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(f"optimizer state for an unknown parameter: {name}")
+        optimizer.state[parameters[name]][key] = value.clone()
+
+
+def _complete(folder: Path) -> Iterator[tuple[int, Path]]:
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if (match := _NAME.fullmatch(path.name)) and (path / "state.json").is_file():
+                yield int(match.group(1)), path
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk, so that a power cut cannot reorder it after the rename."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

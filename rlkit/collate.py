@@ -1,0 +1,82 @@
+"""Ragged rollouts to one padded `RolloutBatch`; nothing else in rlkit pads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlkit.types import FinishReason, RolloutBatch, ScoredRollout
+
+
+def collate(
+    groups: Sequence[Sequence[ScoredRollout]],
+    *,
+    reward_weights: Sequence[float],
+    pad_token_id: int,
+    device: torch.device,
+) -> RolloutBatch:
+    """One batch of all samples of `groups`: rows of a group adjacent, prompts padded on the left.
+
+    Raises ValueError when there is no sample, a reward is not finite, or lengths disagree.
+    """
+    samples = [sample for group in groups for sample in group]
+    if not samples:
+        raise ValueError("collate needs at least one rollout, got none")
+    for sample in samples:
+        _check(sample, num_rewards=len(reward_weights))
+    prompts = [sample.rollout.prompt.ids for sample in samples]
+    completions = [sample.rollout.completion_ids for sample in samples]
+    logps = [sample.rollout.sampling_logps for sample in samples]
+    prompt_ids, prompt_mask = _pad_left(prompts, pad_token_id)
+    completion_ids, completion_mask = _pad_right(completions, pad_token_id)
+    batch = RolloutBatch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=completion_ids,
+        completion_mask=completion_mask,
+        sampling_logps=_pad_floats(logps, completion_ids.shape[1]),
+        rewards=torch.tensor([sample.reward for sample in samples]),
+        reward_components=torch.tensor([sample.components for sample in samples]),
+        reward_weights=torch.tensor(list(reward_weights)),
+        group_ids=torch.tensor([i for i, group in enumerate(groups) for _ in group]),
+        truncated=torch.tensor(
+            [sample.rollout.finish_reason is FinishReason.length for sample in samples]
+        ),
+        policy_version=torch.tensor([sample.rollout.policy_version for sample in samples]),
+    )
+    return batch.to(device)
+
+
+def _check(sample: ScoredRollout, *, num_rewards: int) -> None:
+    rollout = sample.rollout
+    where = f"prompt {rollout.prompt.index}, sample {rollout.sample_index}"
+    if len(rollout.completion_ids) != len(rollout.sampling_logps):
+        raise ValueError(
+            f"{where}: one sampling logp per completion token is needed, got "
+            f"{len(rollout.sampling_logps)} for {len(rollout.completion_ids)} tokens"
+        )
+    if len(sample.components) != num_rewards:
+        raise ValueError(f"{where}: {num_rewards} rewards expected, got {len(sample.components)}")
+    if not math.isfinite(sample.reward):
+        raise ValueError(f"{where}: the reward must be finite, got {sample.reward}")
+
+
+def _pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(1, *(len(row) for row in rows)) if rows else 1
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return ids, mask
+
+
+def _pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(1, *(len(row) for row in rows)) if rows else 1
+    ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    return ids, mask
+
+
+def _pad_floats(rows: Sequence[Sequence[float]], width: int) -> Tensor:
+    return torch.tensor([list(row) + [0.0] * (width - len(row)) for row in rows])
