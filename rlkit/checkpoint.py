@@ -2,8 +2,8 @@
 
     checkpoints/step-000004/{adapter.safetensors, optimizer.safetensors, state.json}
 
-`state.json` is written last and holds the SHA-256 of the other files. Nothing random is stored: every
-seed is a pure function of (run seed, step, prompt, sample), so a resumed run repeats the original.
+`state.json` is written last and holds the SHA-256 of the other files. Nothing random is stored:
+every seed is a pure function of (run seed, step, prompt, sample), so a resumed run repeats itself.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
-    """Write `checkpoint` under `folder` and delete all but the `keep_last` newest; returns its path."""
+    """Write `checkpoint` under `folder`, delete all but the `keep_last` newest, return its path."""
     target = folder / f"step-{checkpoint.progress.step:06d}"
     partial = folder / f".partial-{target.name}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
 
 
 def load_newest(folder: Path, *, device: torch.device) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, or None, and one line for each damaged one passed over."""
+    """The newest checkpoint that verifies, or None, and a line for each damaged one passed over."""
     problems: list[str] = []
     for _, path in sorted(_complete(folder), reverse=True):
         try:
@@ -153,7 +153,7 @@ def _sha256(file: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk, so that a power cut cannot reorder it after the rename."""
+    """Flush a file or folder to the disk: a power cut must not reorder it after the rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Micro-batches under a token budget. Losses are sums over global denominators: splits are exact."""
+"""Micro-batches under a token budget. Losses are sums over global counts: splits are exact."""
 
 from __future__ import annotations
 

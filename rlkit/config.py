@@ -1,0 +1,215 @@
+"""The root configuration: leaves are typed and ranged; unknown keys are errors, even with `+`.
+
+Values live in `conf/`, rules in the dataclasses of the packages that read them. `register` puts
+the schemas into Hydra's store, `load` turns a composed config into a checked `Config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlkit import algorithms, generation, models, rewards, tasks, tracking
+from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
+from rlkit.generation import GeneratorConfig
+from rlkit.models import ModelConfig
+from rlkit.optim import OptimConfig
+from rlkit.rewards import RewardConfig
+from rlkit.tasks import TaskConfig
+from rlkit.tracking import TrackerConfig
+
+
+class ConfigError(ValueError):
+    """The configuration breaks a rule; the message is one line: key, rule, value."""
+
+
+class Resume(StrEnum):
+    """What to do when `run_dir` holds a run already."""
+
+    never = "never"
+    """Refuse: a run folder is never shared or overwritten."""
+    auto = "auto"
+    """Go on from its newest checkpoint; start afresh when the folder is new."""
+    must = "must"
+    """Go on from its newest checkpoint; refuse when there is none."""
+
+
+class DeviceChoice(StrEnum):
+    """Where the policy lives."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    """Held-out evaluation at the training temperature, before and after (and during) training."""
+
+    every: int = 0
+    """Steps between evaluations, >= 0; 0 = only before the first and after the last step."""
+    num_prompts: int = 64
+    """Held-out prompts, >= 1; the same ones each time, sampled with the same seeds."""
+    samples_per_prompt: int = 2
+    """Samples of each, >= 1; intervals treat a prompt's samples as one cluster."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "evaluation.every", ">= 0", self.every)
+        require(self.num_prompts >= 1, "evaluation.num_prompts", ">= 1", self.num_prompts)
+        num_samples = self.samples_per_prompt
+        require(num_samples >= 1, "evaluation.samples_per_prompt", ">= 1", num_samples)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """How often to save what a killed run needs to go on exactly."""
+
+    every: int = 5
+    """Steps between checkpoints, >= 1; the last step is always saved."""
+    keep_last: int = 2
+    """Checkpoints kept, >= 2: the newest may be the one a crash damaged."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "checkpoint.every", ">= 1", self.every)
+        require(self.keep_last >= 2, "checkpoint.keep_last", ">= 2", self.keep_last)
+
+
+@dataclass(kw_only=True, slots=True)
+class MemoryConfig:
+    """What bounds the memory of scoring and of the update."""
+
+    tokens_per_microbatch: int = 8192
+    """Padded tokens of one forward and backward pass, >= 1; no gradient depends on it."""
+    torch_threads: int = 0
+    """CPU threads of torch, >= 0; 0 = as many as cores that nobody else is using."""
+
+    def __post_init__(self) -> None:
+        tokens = self.tokens_per_microbatch
+        require(tokens >= 1, "memory.tokens_per_microbatch", ">= 1", tokens)
+        require(self.torch_threads >= 0, "memory.torch_threads", ">= 0", self.torch_threads)
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """One run."""
+
+    seed: int = 0
+    """Run seed, in [0, 2**31); with step, prompt and sample it determines every random number."""
+    steps: int = 12
+    """Rollout batches to train on, >= 1."""
+    prompts_per_step: int = 6
+    """Prompts of each rollout batch, >= 1; each is sampled `algorithm.group_size` times."""
+    run_dir: str = MISSING
+    """Folder of this run; must not exist, unless `resume` says otherwise."""
+    resume: Resume = Resume.never
+    """What to do when `run_dir` exists."""
+    device: DeviceChoice = DeviceChoice.auto
+    """auto = CUDA when there is a device."""
+    model: ModelConfig = MISSING
+    task: TaskConfig = MISSING
+    reward: RewardConfig = MISSING
+    generator: GeneratorConfig = MISSING
+    kl: KLConfig = MISSING
+    ratio: RatioConfig = MISSING
+    correction: CorrectionConfig = MISSING
+    algorithm: AlgorithmConfig = MISSING
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracker: TrackerConfig = MISSING
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**31, "seed", "in [0, 2**31)", self.seed)
+        require(self.steps >= 1, "steps", ">= 1", self.steps)
+        require(self.prompts_per_step >= 1, "prompts_per_step", ">= 1", self.prompts_per_step)
+        minibatches = self.optim.minibatches
+        rule = f"<= prompts_per_step ({self.prompts_per_step}): a group is never split"
+        require(minibatches <= self.prompts_per_step, "optim.minibatches", rule, minibatches)
+
+
+# Where a run lives and how it is watched cannot change a number; everything else is its identity.
+_NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps")
+
+
+def require(holds: bool, key: str, rule: str, value: object) -> None:
+    """Raise ConfigError `key must be RULE, got VALUE` unless `holds`."""
+    if not holds:
+        raise ConfigError(f"{key} must be {rule}, got {value}")
+
+
+def register() -> None:
+    """Put every schema into Hydra's config store; idempotent."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for package in (algorithms, generation, models, rewards, tasks, tracking):
+        for schema in package.SCHEMAS:
+            store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
+    store.store(group="schema/optim", name="optim", node=OptimConfig)
+    store.store(group="schema/memory", name="memory", node=MemoryConfig)
+
+
+def load(composed: DictConfig) -> Config:
+    """The checked `Config` of a composed Hydra config; raises ConfigError with one line."""
+    for key, known in _unknown_keys(composed, prefix=""):
+        raise ConfigError(f"{key} is not an option{did_you_mean(key, known)}")
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"the root config must follow the schema `Config`, got {type(config)}")
+    return config
+
+
+def identity_hash(config: Config) -> str:
+    """Twelve hex digits that differ when anything that can change a number differs."""
+    values = {k: v for k, v in asdict(config).items() if k not in _NOT_IDENTITY}
+    canonical = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"optim.learning_rate": 0.001, ...}`: every leaf by its full key."""
+    return dict(_leaves(asdict(config), prefix=""))
+
+
+def did_you_mean(key: str, known: list[str]) -> str:
+    """` (did you mean X?)` for the nearest of `known`, or an empty string."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _leaves(value: object, *, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            yield from _leaves(child, prefix=f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """Keys of structured nodes that their dataclass lacks: Hydra lets `+key=value` through."""
+    schema = OmegaConf.get_type(node)
+    known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
+    for key in node:
+        full_key = f"{prefix}{key}"
+        if known is not None and key not in known:
+            yield full_key, [f"{prefix}{name}" for name in known]
+            continue
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, str(key)):
+            continue
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _unknown_keys(child, prefix=f"{full_key}.")
