@@ -1,0 +1,45 @@
+"""The command line: `rlkit [overrides]` trains, `rlkit COMMAND` does the rest.
+
+Each command lives in a module of its own with `SUMMARY` and `run(arguments) -> exit code`. Exit
+codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 interrupted (saved, resumable).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+# Modules are imported when called: `rlkit env` must not wait for torch and transformers.
+COMMANDS = {
+    "chat": "rlkit.cli.chat",
+    "env": "rlkit.cli.env",
+    "generate": "rlkit.cli.generate",
+}
+
+
+class Command(Protocol):
+    """A module of this package."""
+
+    def run(self, arguments: Sequence[str]) -> int: ...
+
+
+class UsageError(ValueError):
+    """Bad input, found before anything started; the message is one line."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Dispatch to a command, or to training; bad input becomes one line and exit code 2."""
+    name = arguments[0] if arguments else ""
+    module = COMMANDS.get(name, "rlkit.cli.train")
+    rest = arguments[1:] if name in COMMANDS else arguments
+    try:
+        command = cast(Command, importlib.import_module(module))
+        return command.run(rest)
+    except UsageError as error:
+        print(f"rlkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rlkit: stopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,46 @@
+"""Where a step's time goes: honest wall-clock seconds per phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rlkit.tracking.base import Phase
+
+
+class StepClock:
+    """Adds up the seconds of each phase of one step.
+
+    CUDA work is asynchronous, so each phase waits for the device at both ends; otherwise the time
+    of one phase would be booked on the next.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = time.perf_counter()
+        self._seconds = {phase: 0.0 for phase in Phase if phase is not Phase.evaluate}
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Book the body's seconds on `phase`; phases may come more than once in a step."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += self._now() - start
+
+    def metrics(self) -> dict[str, float]:
+        """`time/{phase}` for every phase, `time/step` and what neither explains, `time/other`."""
+        total = self._now() - self._start
+        metrics = {f"time/{phase.value}": seconds for phase, seconds in self._seconds.items()}
+        metrics["time/other"] = total - sum(self._seconds.values())
+        metrics["time/step"] = total
+        return metrics
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

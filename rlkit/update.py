@@ -1,0 +1,184 @@
+"""One rollout batch into optimiser updates: the only place where parameters change."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rlkit.microbatch import microbatches
+from rlkit.optim import OptimConfig, learning_rate
+from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatch, TrainBatch
+
+
+class Learner(Protocol):
+    """What training needs of a policy: logps under an adapter, and the adapter's tensors."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The trainable leaves by name."""
+        ...
+
+    def forward(self, batch: RolloutBatch, *, spec: OutputSpec, temperature: float) -> PolicyOutput:
+        """The current policy on `batch`, differentiable in `parameters`."""
+        ...
+
+    def reference_logps(self, batch: RolloutBatch, *, temperature: float) -> Float[Tensor, "B C"]:
+        """Logps of the frozen reference policy."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """Handles whose contents change in place, in `train_step` alone, and the counts of a run."""
+
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    """Steps completed."""
+    updates: int = 0
+    """Optimiser updates done: the policy version."""
+    skipped_in_row: int = 0
+    """Consecutive updates skipped because the gradient was not finite."""
+
+
+class UpdateSettings(NamedTuple):
+    """How a batch is split and stepped on; of these only `optim` can change a number."""
+
+    optim: OptimConfig
+    total_updates: int
+    temperature: float
+    tokens_per_microbatch: int
+
+
+class UpdateResult(NamedTuple):
+    """What one optimiser update reported."""
+
+    metrics: dict[str, float]
+    logps: Float[Tensor, "B C"]
+    """Logps before the update, detached: no extra forward pass is needed to measure mismatch."""
+
+
+class NonFiniteGradients(RuntimeError):
+    """Too many updates in a row had a gradient that is not finite."""
+
+
+def score(
+    learner: Learner, batch: RolloutBatch, algorithm: Algorithm, settings: UpdateSettings
+) -> RolloutBatch:
+    """`batch` with the columns that `algorithm.needs`, computed without gradients."""
+    columns: dict[Column, Tensor] = {}
+    plan = microbatches(
+        batch.prompt_mask,
+        batch.completion_mask,
+        max_tokens=settings.tokens_per_microbatch,
+        rows_per_unit=algorithm.rows_per_unit,
+    )
+    wanted = OutputSpec(values=Column.values in algorithm.needs)
+    with torch.no_grad():
+        for rows in plan:
+            index = rows.to(batch.prompt_ids.device)
+            micro = batch.rows(index)
+            found: dict[Column, Tensor | None] = {}
+            if algorithm.needs & {Column.old_logps, Column.values}:
+                output = learner.forward(micro, spec=wanted, temperature=settings.temperature)
+                found |= {Column.old_logps: output.logps, Column.values: output.values}
+            if Column.ref_logps in algorithm.needs:
+                logps = learner.reference_logps(micro, temperature=settings.temperature)
+                found[Column.ref_logps] = logps
+            for column in algorithm.needs:
+                value = found[column]
+                if value is None:
+                    raise RuntimeError(f"the policy returned no {column.value}")
+                whole = columns.setdefault(column, torch.zeros_like(batch.sampling_logps))
+                whole[index] = value
+    return replace(
+        batch,
+        old_logps=columns.get(Column.old_logps),
+        ref_logps=columns.get(Column.ref_logps),
+        values=columns.get(Column.values),
+    )
+
+
+def train_step(
+    state: TrainState, batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings
+) -> tuple[TrainState, UpdateResult]:
+    """One optimiser update on one optimisation batch.
+
+    Micro-batch losses are sums over the batch's global denominators, so the accumulated gradient
+    does not depend on the split. A gradient that is not finite is dropped: no parameter changes.
+
+    Raises NonFiniteGradients after `optim.max_skipped_updates` such updates in a row.
+    """
+    logps = torch.zeros_like(batch.rollout.sampling_logps)
+    sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
+    state.optimizer.zero_grad(set_to_none=True)
+    for index in _plan(batch, algorithm, settings):
+        micro = batch.rows(index)
+        output = state.learner.forward(
+            micro.rollout, spec=algorithm.outputs, temperature=settings.temperature
+        )
+        loss, metrics = algorithm.loss(output, micro)
+        loss.backward()  # type: ignore[no-untyped-call]
+        logps[index] = output.logps.detach()
+        for name, value in {**metrics, "loss": loss.detach()}.items():
+            sums[name] += value
+    # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
+    totals = torch.stack(list(sums.values())).tolist()
+    values = dict(zip(sums, totals, strict=True)) | _apply(state, settings)
+    return state, UpdateResult(values, logps)
+
+
+def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
+    plan = microbatches(
+        batch.rollout.prompt_mask,
+        batch.rollout.completion_mask,
+        max_tokens=settings.tokens_per_microbatch,
+        rows_per_unit=algorithm.rows_per_unit,
+    )
+    for rows in plan:
+        yield rows.to(batch.advantages.device)
+
+
+def _apply(state: TrainState, settings: UpdateSettings) -> dict[str, float]:
+    """Clip, guard and step; returns `grad_norm`, `learning_rate` and `skipped_updates`."""
+    optim = settings.optim
+    rate = learning_rate(optim, update=state.updates, total_updates=settings.total_updates)
+    leaves = list(state.learner.parameters.values())
+    norm = torch.nn.utils.clip_grad_norm_(leaves, optim.max_grad_norm, foreach=True)
+    finite = bool(torch.isfinite(norm))
+    if finite:
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.updates += 1
+    state.skipped_in_row = 0 if finite else state.skipped_in_row + 1
+    if state.skipped_in_row >= optim.max_skipped_updates:
+        raise NonFiniteGradients(
+            f"the gradient was not finite in {state.skipped_in_row} updates in a row "
+            "(optim.max_skipped_updates); lower optim.learning_rate or check the rewards"
+        )
+    return {"grad_norm": float(norm), "learning_rate": rate, "skipped_updates": float(not finite)}
+
+
+def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:
+    """Split `batch` by whole groups into `num_minibatches` batches, shuffled by `seed`.
+
+    One minibatch is the batch itself, in its own order. Fewer groups than minibatches (a filter may
+    have dropped some) give one minibatch a group.
+    """
+    if num_minibatches == 1:
+        yield batch
+        return
+    ids = batch.rollout.group_ids
+    groups: Int[Tensor, " groups"] = torch.unique(ids)
+    shuffler = torch.Generator().manual_seed(seed)
+    order = groups[torch.randperm(len(groups), generator=shuffler).to(groups.device)]
+    for part in torch.tensor_split(order, min(num_minibatches, len(groups))):
+        yield batch.minibatch(torch.isin(ids, part).nonzero().flatten())
