@@ -1,0 +1,125 @@
+"""What turns a head's matrix product into logits, and the checks and matmuls all kernels share."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WORKSPACE_BYTES = 512 * 2**20
+"""Default bound on temporary memory, beyond the inputs and what the gradient needs (N D)."""
+
+
+class LogitMap(NamedTuple):
+    """logits = softcap(logit_scale (h W^T + bias)) / temperature, softcap(x) = c tanh(x / c).
+
+    This is the order of the models in transformers: the head's bias belongs to its Linear layer,
+    Cohere multiplies and Granite divides that layer's output by a constant, Gemma-2 caps it, and
+    the sampler divides by the temperature last.
+    """
+
+    temperature: float = 1.0
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    bias: Tensor | None = None
+
+    def apply_(self, product: Tensor) -> Tensor:
+        """Logits from h W^T (..., V), in place."""
+        if self.bias is not None:
+            product.add_(self.bias)
+        return self._scale_(product)
+
+    def apply_selected_(self, product: Tensor, targets: Tensor) -> Tensor:
+        """Logits from the products (N,) of rows with their target words, in place."""
+        if self.bias is not None:
+            product.add_(self.bias[targets])
+        return self._scale_(product)
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """d logits / d product at `logits`, divided by `gain`; None where it is 1 everywhere."""
+        if self.softcap is None:
+            return None
+        return (logits * (self.temperature / self.softcap)).square_().neg_().add_(1.0)
+
+    @property
+    def gain(self) -> float:
+        """d logits / d product where the softcap is inactive."""
+        return self.logit_scale / self.temperature
+
+    def _scale_(self, x: Tensor) -> Tensor:
+        if self.softcap is None:
+            return x if self.gain == 1.0 else x.mul_(self.gain)
+        x.mul_(self.logit_scale / self.softcap).tanh_()
+        return x.mul_(self.softcap / self.temperature)
+
+
+def working(tensor: Tensor) -> Tensor:
+    """`tensor` in the dtype its products are computed from: CPUs get float32 for 16-bit inputs.
+
+    A CPU matmul of bfloat16 rounds its result to bfloat16, 0.1 nat on real logits.
+    """
+    return tensor.float() if not tensor.is_cuda and tensor.itemsize == 2 else tensor
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b from wide accumulators: float32 for 16-bit CUDA inputs, else the inputs' dtype."""
+    if a.is_cuda and a.itemsize == 2:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a @ b
+
+
+def check_head(hidden: Tensor, weight: Tensor, logit_map: LogitMap) -> None:
+    """ValueError, naming the argument, unless hidden (N, D) and weight (V, D) make logits."""
+    if hidden.ndim != 2:
+        raise ValueError(f"hidden must have shape (N, D), got {tuple(hidden.shape)}")
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
+        raise ValueError(
+            f"weight must have shape (V, D) with D = {hidden.shape[1]}, got {tuple(weight.shape)}"
+        )
+    if weight.shape[0] < 2:
+        raise ValueError(f"weight must have at least 2 rows (words), got {weight.shape[0]}")
+    if hidden.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"hidden must be float16, bfloat16, float32 or float64: {hidden.dtype}")
+    if weight.dtype != hidden.dtype:
+        raise ValueError(f"weight must have hidden's dtype {hidden.dtype}, got {weight.dtype}")
+    if weight.device != hidden.device:
+        raise ValueError(f"weight must be on hidden's device {hidden.device}, got {weight.device}")
+    _check_map(logit_map, weight)
+
+
+def _check_map(logit_map: LogitMap, weight: Tensor) -> None:
+    temperature, logit_scale, softcap, bias = logit_map
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be finite and > 0, got {temperature}")
+    if not math.isfinite(logit_scale) or logit_scale == 0:
+        raise ValueError(f"logit_scale must be finite and not 0, got {logit_scale}")
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise ValueError(f"softcap must be None or finite and > 0, got {softcap}")
+    if bias is None:
+        return
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if not bias.is_floating_point():
+        raise ValueError(f"bias must be floating point, got {bias.dtype}")
+    if bias.device != weight.device:
+        raise ValueError(f"bias must be on weight's device {weight.device}, got {bias.device}")
+
+
+def check_targets(targets: Tensor, hidden: Tensor, vocab_size: int) -> None:
+    """ValueError unless targets (N,) are word ids in [0, V). Waits for the device once."""
+    if targets.shape != hidden.shape[:1]:
+        raise ValueError(f"targets must have shape ({hidden.shape[0]},): {tuple(targets.shape)}")
+    if targets.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"targets must be int64 or int32, got {targets.dtype}")
+    if targets.device != hidden.device:
+        raise ValueError(
+            f"targets must be on hidden's device {hidden.device}, got {targets.device}"
+        )
+    if targets.numel() == 0:
+        return
+    low, high = torch.stack(torch.aminmax(targets)).tolist()
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"targets must be in [0, {vocab_size}), got {wrong}")

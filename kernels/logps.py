@@ -1,0 +1,198 @@
+"""Log-probs of selected words from hidden states, without the (N, V) logits; `selected_logps`.
+
+The method, its derivation and measurements: docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rlkit.kernels import _logps_torch, reference
+from rlkit.kernels._head import WORKSPACE_BYTES, LogitMap, check_head, check_targets
+from rlkit.kernels._logps_torch import Forward
+
+
+class Impl(StrEnum):
+    """Which code computes it. All agree to rounding."""
+
+    auto = "auto"
+    """`triton` for bfloat16 on GPUs it was measured on (compute capability 9.0), else `torch`."""
+    triton = "triton"
+    """Fused kernels; bfloat16, D a multiple of 8, CUDA (or TRITON_INTERPRET=1)."""
+    torch = "torch"
+    """Chunked PyTorch; any device and dtype."""
+    reference = "reference"
+    """All logits in memory, differentiated by autograd; for tests."""
+
+
+class EntropyMode(StrEnum):
+    """Whether the entropy of the next-word distribution is returned as well."""
+
+    none = "none"
+    value = "value"
+    """Without gradient: almost free."""
+    differentiable = "differentiable"
+    """With gradient: the logits are computed once more in the backward pass."""
+
+
+class Logps(NamedTuple):
+    """Per-row results, nats."""
+
+    logps: Float[Tensor, " N"]
+    """log p(target), <= 0, float32 (float64 for float64 inputs)."""
+    entropy: Float[Tensor, " N"] | None
+    """-sum_v p_v log p_v, in [0, log V]; None for `EntropyMode.none`."""
+
+
+def selected_logps(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
+    *,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    bias: Float[Tensor, " V"] | None = None,
+    entropy: EntropyMode = EntropyMode.none,
+    impl: Impl = Impl.auto,
+    workspace_bytes: int = WORKSPACE_BYTES,
+) -> Logps:
+    """log softmax(z)[target] of z = softcap(logit_scale (h W^T + bias)) / temperature, per row.
+
+    softcap(x) = c tanh(x / c). Differentiable in `hidden`, and in `weight` and `bias` when these
+    require gradients. With a frozen head the gradient direction of every row is found in the
+    forward pass (two matmuls of 2 N V D operations in all, N D numbers kept) and the backward pass
+    only scales rows; it can run once. With a trainable head, or a differentiable entropy, the
+    backward pass computes the logits again. Logps are bitwise the same in all cases.
+
+    `hidden` and `weight` share dtype and device; products are accumulated in float32. Leave masked
+    rows out beforehand: `rlkit.kernels.compact`. `workspace_bytes` bounds temporary memory.
+
+    Raises ValueError, naming the argument, for shapes, dtypes, devices or ranges that do not fit.
+    Source: docs/kernels.md; the frozen-head gradient follows from eq. 1 there.
+    """
+    logit_map = LogitMap(temperature, logit_scale, softcap, bias)
+    check_head(hidden, weight, logit_map)
+    check_targets(targets, hidden, weight.shape[0])
+    if workspace_bytes <= 0:
+        raise ValueError(f"workspace_bytes must be > 0, got {workspace_bytes}")
+    if impl == Impl.auto:
+        impl = _choose(hidden)
+    if impl == Impl.reference:
+        logps, h = reference.selected_logps(hidden, weight, targets, logit_map)
+        kept = {EntropyMode.none: None, EntropyMode.value: h.detach()}
+        return Logps(logps, kept.get(entropy, h))
+    call = _Call(logit_map, impl, entropy != EntropyMode.none, workspace_bytes)
+    learns_head = weight.requires_grad or (bias is not None and bias.requires_grad)
+    learns_entropy = entropy == EntropyMode.differentiable and hidden.requires_grad
+    if not torch.is_grad_enabled() or not (learns_head or hidden.requires_grad):
+        result = call.forward(hidden, weight, targets, jacobian=False)
+        return Logps(result.logps, result.entropy)
+    function: Any = _TwoPass if learns_head or learns_entropy else _FrozenHead
+    logps, h = function.apply(hidden, weight, bias, targets, call)
+    return Logps(logps, h if entropy != EntropyMode.value or h is None else h.detach())
+
+
+def _choose(hidden: Tensor) -> Impl:
+    fits = hidden.is_cuda and hidden.dtype == torch.bfloat16 and hidden.shape[1] % 8 == 0
+    if fits and torch.cuda.get_device_capability(hidden.device) == (9, 0):
+        return Impl.triton
+    return Impl.torch
+
+
+class _Call(NamedTuple):
+    """The arguments of a call that are not differentiated, except the bias, which rides along."""
+
+    logit_map: LogitMap
+    impl: Impl
+    entropy: bool
+    workspace_bytes: int
+
+    def forward(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, jacobian: bool
+    ) -> Forward:
+        if self.impl == Impl.triton:
+            from rlkit.kernels import _logps_triton
+
+            run = _logps_triton.forward
+        else:
+            run = _logps_torch.forward
+        with torch.no_grad():
+            return run(
+                hidden,
+                weight,
+                targets,
+                self.logit_map,
+                entropy=self.entropy,
+                jacobian=jacobian,
+                workspace_bytes=self.workspace_bytes,
+            )
+
+
+class _FrozenHead(torch.autograd.Function):
+    """dlogps/dh is found in the forward pass; backward multiplies its rows, in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, call: _Call
+    ) -> tuple[Tensor, Tensor | None]:
+        result = call.forward(hidden, weight, targets, jacobian=True)
+        # Not save_for_backward: autograd forbids changing saved tensors, and a second (N, D)
+        # buffer for the product would double what this function keeps.
+        ctx.doubt, ctx.direction = result.doubt, result.direction
+        if result.entropy is not None:
+            ctx.mark_non_differentiable(result.entropy)
+        return result.logps, result.entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        if ctx.direction is None:
+            raise RuntimeError(
+                "selected_logps with a frozen head can be differentiated once: its backward pass "
+                "reuses the memory of the gradient direction; sum the losses, then call backward"
+            )
+        direction, ctx.direction = ctx.direction, None
+        return direction.mul_((grads[0] * ctx.doubt)[:, None]), None, None, None, None
+
+
+class _TwoPass(torch.autograd.Function):
+    """Keeps the inputs and computes the logits a second time in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, call: _Call
+    ) -> tuple[Tensor, Tensor | None]:
+        result = call.forward(hidden, weight, targets, jacobian=False)
+        ctx.save_for_backward(
+            hidden, weight, bias, targets, result.logps, result.doubt, result.entropy
+        )
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return result.logps, result.entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        hidden, weight, bias, targets, logps, doubt, entropy = ctx.saved_tensors
+        call: _Call = ctx.call
+        grads = _logps_torch.backward(
+            hidden,
+            weight,
+            targets,
+            call.logit_map._replace(bias=bias),
+            Forward(logps, entropy, doubt, None),
+            torch.zeros_like(logps) if grad_logps is None else grad_logps,
+            grad_entropy,
+            needs=ctx.needs_input_grad[:3],
+            workspace_bytes=call.workspace_bytes,
+        )
+        return grads.hidden, grads.weight, grads.bias, None, None
