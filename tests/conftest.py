@@ -1,0 +1,25 @@
+"""Shared set-up: shape annotations become checks, and one CPU thread keeps the suite fast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Before anything imports rlkit: jaxtyping turns `Float[Tensor, "B C"]` into a check of dtype, rank
+# and of equal sizes of equal letters across the arguments of a call.
+install_import_hook(
+    ["rlkit.types", "rlkit.functional", "rlkit.algorithms", "rlkit.collate", "rlkit.microbatch"],
+    "beartype.beartype",
+)
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a CUDA device, tests marked gpu cannot run."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
