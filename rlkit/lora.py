@@ -1,0 +1,210 @@
+"""LoRA as explicit tensors: y = W x + s B (A x), s = alpha / rank (rsLoRA: alpha / sqrt(rank)).
+
+An adapter is a `dict[str, Tensor]` of float32 tensors under PEFT's key names,
+`<layer>.lora_A.weight` (r, in) and `<layer>.lora_B.weight` (out, r). The model holds none of them:
+`LoRA.active(adapter)` says which adapter the forward passes inside it use, and `active(None)` is
+exactly the base model.
+
+Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the layer's name in the model."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoRAConfig:
+    """Shape and scale of the adapter."""
+
+    rank: int = 16
+    """r >= 1. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."""
+    alpha: float = 32.0
+    """Numerator of the scale, > 0; the default doubles the update, as is usual with rank 16."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank, which keeps updates alike over ranks."""
+    targets: list[str] = field(default_factory=list)
+    """Leaf names of the adapted linear layers (q_proj, ...); empty = every linear layer but the
+    language-model head."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"model.lora.rank must be >= 1, got {self.rank}")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"model.lora.alpha must be > 0, got {self.alpha}")
+        if len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"model.lora.targets must not repeat a name, got {self.targets}")
+
+    @property
+    def scale(self) -> float:
+        """s of the module's docstring."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class LayerShape(NamedTuple):
+    """Size of an adapted layer."""
+
+    num_inputs: int
+    num_outputs: int
+
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""Of each layer: A (r, in) and s B (out, r) in the compute dtype."""
+
+
+class LoRA:
+    """The adapted layers of one model and the adapter that they use at the moment."""
+
+    def __init__(
+        self, config: LoRAConfig, shapes: Mapping[str, LayerShape], dtype: torch.dtype
+    ) -> None:
+        self.config = config
+        self.shapes = dict(shapes)
+        """Of each adapted layer, by its name in the model."""
+        self.dtype = dtype
+        """Compute dtype; gradients flow back to the float32 tensors of the adapter."""
+        self._factors: Factors | None = None
+
+    @contextmanager
+    def active(self, adapter: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """Forward passes inside use `adapter`; None = the base model. Nests.
+
+        The scaled copies in the compute dtype are made here, once for all passes inside, so
+        changing the adapter's tensors in place inside has no effect on them.
+        Raises ValueError when the adapter's keys or shapes do not fit the model.
+        """
+        factors = None if adapter is None else self._factorise(adapter)
+        with self._using(factors):
+            yield
+
+    def checkpoint_contexts(
+        self,
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """`context_fn` of torch.utils.checkpoint: recomputation uses the adapter of the forward."""
+        return nullcontext(), self._using(self._factors)
+
+    def key(self, layer: str, factor: str) -> str:
+        """PEFT's key of factor "A" or "B" of a layer."""
+        return f"{PREFIX}{layer}.lora_{factor}.weight"
+
+    def expected_shapes(self) -> dict[str, tuple[int, int]]:
+        """Shape of every tensor of an adapter for this model, by key."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for layer, shape in self.shapes.items():
+            shapes[self.key(layer, "A")] = (self.config.rank, shape.num_inputs)
+            shapes[self.key(layer, "B")] = (shape.num_outputs, self.config.rank)
+        return shapes
+
+    def hook(self, layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        """Forward hook that adds the active adapter's s B (A x) to the output of `layer`."""
+
+        def add_update(
+            _module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor
+        ) -> Tensor | None:
+            if self._factors is None:
+                return None
+            a, scaled_b = self._factors[layer]
+            return out + F.linear(F.linear(inputs[0], a), scaled_b)
+
+        return add_update
+
+    @contextmanager
+    def _using(self, factors: Factors | None) -> Iterator[None]:
+        previous, self._factors = self._factors, factors
+        try:
+            yield
+        finally:
+            self._factors = previous
+
+    def _factorise(self, adapter: Mapping[str, Tensor]) -> Factors:
+        check_adapter(self, adapter)
+        scale = self.config.scale
+        return {
+            layer: (
+                adapter[self.key(layer, "A")].to(self.dtype),
+                # Scaled in float32 and rounded once; vLLM, too, folds the scale into B.
+                (adapter[self.key(layer, "B")] * scale).to(self.dtype),
+            )
+            for layer in self.shapes
+        }
+
+
+def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
+    """Hook the target layers of `model` up to a new `LoRA`. Parameter names stay as they are.
+
+    A hook, not a wrapping module: the model's state dict, its views in vLLM and its export keep
+    their names, and a quantised layer (bitsandbytes) is treated as the black box that it is.
+    Raises ValueError when a target is not a linear layer of the model.
+    """
+    layers = {name: module for name, module in model.named_modules() if _adaptable(name, module)}
+    leaves = {name.rsplit(".", 1)[-1] for name in layers}
+    unknown = sorted(set(config.targets) - leaves)
+    if unknown or not layers:
+        raise ValueError(
+            f"model.lora.targets must be among the linear layers of the model "
+            f"({', '.join(sorted(leaves))}), got {', '.join(unknown)}"
+        )
+    wanted = set(config.targets) or leaves
+    chosen = {name: m for name, m in layers.items() if name.rsplit(".", 1)[-1] in wanted}
+    shapes = {n: LayerShape(m.in_features, m.out_features) for n, m in chosen.items()}
+    lora = LoRA(config, shapes, dtype)
+    for name, module in chosen.items():
+        module.register_forward_hook(lora.hook(name))
+    return lora
+
+
+def init_adapter(lora: LoRA, *, seed: int, device: torch.device) -> dict[str, Tensor]:
+    """A new adapter: A uniform in +-1/sqrt(in) (PEFT's Kaiming initialisation), B = 0.
+
+    Each tensor depends on `seed` and its key alone, not on the global generator or other targets.
+    """
+    adapter: dict[str, Tensor] = {}
+    for key, shape in lora.expected_shapes().items():
+        tensor = torch.zeros(shape)
+        if key.endswith("lora_A.weight"):
+            bound = 1.0 / math.sqrt(shape[1])
+            tensor.uniform_(-bound, bound, generator=_generator(seed, key))
+        adapter[key] = tensor.to(device).requires_grad_()
+    return adapter
+
+
+def check_adapter(lora: LoRA, adapter: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the keys, unless `adapter` has exactly the tensors of this model."""
+    expected = lora.expected_shapes()
+    if problem := _name_keys("is missing", [k for k in expected if k not in adapter]):
+        raise ValueError(problem)
+    if problem := _name_keys("has unexpected", [k for k in adapter if k not in expected]):
+        raise ValueError(problem)
+    for key, shape in expected.items():
+        if tuple(adapter[key].shape) != shape:
+            raise ValueError(
+                f"adapter tensor {key} must have shape {shape}, got {tuple(adapter[key].shape)}"
+            )
+
+
+def _name_keys(problem: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return f"the adapter {problem} tensors: {shown}"
+
+
+def _adaptable(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] != "lm_head"
+
+
+def _generator(seed: int, key: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

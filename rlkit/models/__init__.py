@@ -1,0 +1,15 @@
+"""Base models: where they come from, how they are loaded, what their language-model head computes.
+
+Importing this package is cheap; `rlkit.models.load` and `rlkit.models.hidden` import transformers.
+"""
+
+from rlkit.models.config import (
+    SCHEMAS,
+    AttentionImpl,
+    ChatTemplate,
+    DType,
+    ModelConfig,
+    Switch,
+)
+
+__all__ = ["SCHEMAS", "AttentionImpl", "ChatTemplate", "DType", "ModelConfig", "Switch"]

@@ -1,0 +1,96 @@
+"""GGUF files, converted once to a folder in Hugging Face format.
+
+The values are the dequantised ones, in float32, so that nothing is rounded a second time and CPUs
+map the file instead of converting it. Conversion holds a lock, works in a scratch folder and
+renames it at the end: a folder that exists under its final name is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlkit.models.quiet import no_progress_bars
+
+Say = Callable[[str], None]
+"""Takes one line of progress for the user."""
+
+
+def convert_gguf(gguf: Path, cache: Path, *, say: Say) -> Path:
+    """The converted folder of `gguf`, made now unless the same file was converted before.
+
+    Files are told apart by path, size and modification time. Raises ValueError when transformers
+    cannot read the file.
+    """
+    stat = gguf.stat()
+    identity = f"{gguf}:{stat.st_size}:{stat.st_mtime_ns}"
+    key = f"{gguf.stem[:60]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+    def build(folder: Path) -> None:
+        say(f"Converting {gguf.name} to Hugging Face format (once) ...")
+        write_converted(gguf, folder)
+
+    return build_once(cache / "models" / key, build)
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """`folder`, built by `build(scratch)` unless it exists; crashes and other processes are safe.
+
+    Raises ValueError when the cache folder cannot be written.
+    """
+    if folder.is_dir():
+        return folder
+    scratch = folder.with_name(f".{folder.name}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_name(f".{folder.name}.lock")):
+            if folder.is_dir():
+                return folder
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            try:
+                build(scratch)
+                os.replace(scratch, folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except PermissionError as error:
+        raise ValueError(f"model.cache_dir must be writable, got {folder.parent}") from error
+    return folder
+
+
+def write_converted(gguf: Path, folder: Path) -> None:
+    """Write weights, configs, tokenizer and chat template of `gguf` to `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where, name = str(gguf.parent), gguf.name
+    try:
+        with no_progress_bars():
+            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+            model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+    # The GGUF readers raise whatever the first nonsensical byte leads to.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"model.source must be a GGUF file that transformers can read, got {gguf}: {reason}"
+        ) from error
+    # The weights are no longer quantised; transformers refuses to save them while it thinks so.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
+    with no_progress_bars():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an advisory lock; the system drops it when the process dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

