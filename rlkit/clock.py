@@ -21,7 +21,9 @@ class StepClock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._start = time.perf_counter()
-        self._seconds = {phase: 0.0 for phase in Phase if phase is not Phase.evaluate}
+        self._seconds: dict[Phase, float] = dict.fromkeys(
+            (phase for phase in Phase if phase is not Phase.evaluate), 0.0
+        )
 
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:

@@ -1,0 +1,42 @@
+"""`rlkit [overrides]` trains; `rlkit -m [overrides]` sweeps. Everything is checked before job 0."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from rlkit.cli import UsageError
+from rlkit.config import ConfigError, load, register
+from rlkit.launch.preflight import preflight
+
+SUMMARY = "train (the default command)"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Check every job, then run them; the exit code of the worst job."""
+    register()
+    try:
+        preflight(arguments)
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+    codes: list[int] = []
+
+    def job(composed: DictConfig) -> None:
+        from rlkit.launch.job import run_job
+
+        config = load(composed)
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode is RunMode.MULTIRUN:
+            config.run_dir = str(hydra_config.runtime.output_dir)
+        codes.append(run_job(config, run_dir=Path(config.run_dir)))
+
+    sys.argv = ["rlkit", *arguments]
+    main = hydra.main(version_base="1.3", config_path="pkg://rlkit.conf", config_name="config")
+    main(job)()
+    return max(codes, default=0)

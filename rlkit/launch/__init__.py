@@ -1,0 +1,1 @@
+"""How runs start: checks before anything expensive, then one job or a sweep of them."""

@@ -1,0 +1,130 @@
+"""Every job of a command line, composed and checked before the first one starts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlkit.config import Config, ConfigError, Resume, did_you_mean, flatten, load, require
+
+# Flags that make Hydra print something instead of running jobs.
+_PRINTING = ("help", "hydra_help", "version", "cfg", "shell_completion", "info")
+_MAX_NAME = 120
+
+
+def preflight(arguments: Sequence[str]) -> list[Config]:
+    """The configuration of every job that `arguments` stand for.
+
+    Raises ConfigError with one line: the first broken rule, its key and value, and in a sweep the job.
+    """
+    parsed = get_args_parser().parse_args(list(arguments))
+    if any(getattr(parsed, flag) for flag in _PRINTING):
+        return []
+    setup_globals()
+    _register_resolvers()
+    overrides = list(parsed.overrides)
+    search_path = [f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]"]
+    extra = search_path if parsed.config_dir else []
+    with initialize_config_module("rlkit.conf", version_base="1.3"):
+        if not parsed.multirun:
+            config = _check(overrides + extra)
+            check_run_dir(config)
+            return [config]
+        jobs = _expand(overrides, extra)
+        return [_check(job + extra, job=job) for job in jobs]
+
+
+def check_run_dir(config: Config) -> None:
+    """Raise ConfigError when `run_dir` is in use and `resume` does not allow it, or the reverse."""
+    folder = Path(config.run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run_dir must be a folder, got the file {folder}")
+    used = folder.is_dir() and any(folder.iterdir())
+    if config.resume is Resume.never:
+        rule = "a new or empty folder (resume=auto goes on with the run in it)"
+        require(not used, "run_dir", rule, folder)
+    if config.resume is Resume.must:
+        saved = (folder / "checkpoints").is_dir()
+        require(saved, "run_dir", "a run with checkpoints, as resume=must says", folder)
+
+
+def _check(overrides: Sequence[str], *, job: Sequence[str] | None = None) -> Config:
+    where = "" if job is None else f"sweep not started; job [{', '.join(job)}]: "
+    try:
+        return load(compose("config", overrides=list(overrides)))
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{where}{_one_line(error, overrides)}") from error
+
+
+def _expand(overrides: Sequence[str], extra: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job of a sweep, `hydra.sweeper.params` of an experiment included."""
+    parser = OverridesParser.create()
+    try:
+        parsed = parser.parse_overrides(list(overrides))
+        fixed = [o.input_line for o in parsed if not o.is_sweep_override() and o.input_line]
+        whole = compose("config", overrides=[*fixed, *extra], return_hydra_config=True)
+        params: DictConfig | None = OmegaConf.select(whole, "hydra.sweeper.params")
+        grid = [f"{key}={value}" for key, value in (params or {}).items()]
+        every = parser.parse_overrides([*grid, *overrides])
+        batches = BasicSweeper.split_arguments(every, max_batch_size=None)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"sweep not started: {_one_line(error, overrides)}") from error
+    return [list(job) for batch in batches for job in batch]
+
+
+def _one_line(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's message in one line, with the option that was probably meant."""
+    text = " ".join(str(error).split())
+    if match := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|'[^']+')", text):
+        full_key = re.search(r"full_key: (\S+)", text)
+        wrong = full_key.group(1) if full_key else match.group(1)
+        known = _known_keys(wrong, overrides)
+        return f"{wrong} is not an option{did_you_mean(wrong, known)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        wrong = match.group(1)
+        return f"{wrong} is not an option{did_you_mean(wrong, _known_keys(wrong, overrides))}"
+    if match := re.search(
+        r"Could not find '([^']+)/([^']+)' Available options in '[^']+': (.*)", text
+    ):
+        group, value, listed = match.groups()
+        options = re.sub(r" (?:Config search path|Set the env|set_hydra).*", "", listed).split()
+        return f"{group} must be one of {', '.join(options)}, got {value}{did_you_mean(value, options)}"
+    text = re.sub(r" (?:full_key: (\S+)|object_type=\S+|Set the env\S* .*)", r" (\1)", text)
+    return text.replace(" ()", "")
+
+
+def _known_keys(wrong: str, overrides: Sequence[str]) -> list[str]:
+    """Every key of the configuration, composed without the overrides of the wrong one."""
+    kept = [o for o in overrides if wrong.split(".")[-1] not in o.split("=")[0]]
+    try:
+        config = load(compose("config", overrides=kept))
+    except (ConfigError, HydraException, OmegaConfBaseException):
+        return []
+    leaves = list(flatten(config))
+    groups = {leaf.rsplit(".", depth)[0] for leaf in leaves for depth in (1, 2)}
+    return sorted({*leaves, *groups})
+
+
+def job_folder(override_dirname: str) -> str:
+    """One safe path component that names a sweep job by its overrides; long names end in a hash."""
+    name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", override_dirname).strip(".") or "job"
+    if len(name) <= _MAX_NAME:
+        return name
+    return f"{name[: _MAX_NAME - 13]}-{hashlib.sha256(override_dirname.encode()).hexdigest()[:12]}"
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)

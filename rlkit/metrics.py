@@ -1,0 +1,53 @@
+"""What a batch of rollouts looked like, under TRL's metric names."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from rlkit.buffer import Group
+from rlkit.types import FinishReason
+
+
+def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
+    """Rewards, lengths and the share of groups that teach nothing.
+
+    `reward_std` is the mean over groups of the standard deviation within a group (with Bessel's
+    correction), `frac_reward_zero_std` the share of groups whose rewards are all equal, and
+    `rewards/{name}/...` the raw values of one function over the samples where it applied.
+    """
+    samples = [sample for group in groups for sample in group]
+    lengths = [len(sample.rollout.completion_ids) for sample in samples]
+    truncated = [sample.rollout.finish_reason is FinishReason.length for sample in samples]
+    rewards = [[sample.reward for sample in group] for group in groups]
+    metrics = {
+        "reward": mean(sample.reward for sample in samples),
+        "reward_std": mean(_std(group) for group in rewards),
+        "frac_reward_zero_std": mean(float(len(set(group)) == 1) for group in rewards),
+        "completions/mean_length": mean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": mean(float(t) for t in truncated),
+    }
+    for i, name in enumerate(reward_names):
+        values = [s.components[i] for s in samples if not math.isnan(s.components[i])]
+        metrics[f"rewards/{name}/mean"] = mean(values)
+        metrics[f"rewards/{name}/std"] = _std(values)
+    return metrics
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean; NaN of nothing."""
+    found = list(values)
+    return math.fsum(found) / len(found) if found else math.nan
+
+
+def average(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the updates that reported it."""
+    names = dict.fromkeys(name for m in metrics for name in m)
+    return {name: mean(m[name] for m in metrics if name in m) for name in names}
+
+
+def _std(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,219 @@
+"""The training loop: collect, score, prepare, update, sync. It knows no algorithm by name."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlkit import checkpoint
+from rlkit.buffer import Group
+from rlkit.checkpoint import Checkpoint, Progress
+from rlkit.clock import StepClock
+from rlkit.collate import collate
+from rlkit.collect import Collector
+from rlkit.functional.correction import sampling_mismatch
+from rlkit.metrics import average, rollout_metrics
+from rlkit.stopping import StopRequest
+from rlkit.tracking.base import EvalRecord, Phase, SampleRow, StepRecord, Tracker
+from rlkit.types import Algorithm, Generator, TrainBatch
+from rlkit.update import TrainState, UpdateResult, UpdateSettings, minibatches, score, train_step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When the loop evaluates, saves and ends."""
+
+    num_steps: int
+    evaluate_every: int
+    """0 = only before and after."""
+    checkpoint_every: int
+    keep_last: int
+    config_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """What a run is made of; only `TrainState` changes while it runs."""
+
+    algorithm: Algorithm
+    settings: UpdateSettings
+    schedule: Schedule
+    collector: Collector
+    generator: Generator
+    evaluate: Callable[[str, int], EvalRecord]
+    """(label, steps done) to an evaluation of the current policy on held-out prompts."""
+    tracker: Tracker
+    shuffle_seed: Callable[[int, int], int]
+    """(step, inner epoch) to the seed that splits a batch into minibatches."""
+    pad_token_id: int
+    device: torch.device
+    run_dir: Path
+
+    def fit(self, state: TrainState, *, stop: StopRequest) -> TrainState:
+        """Train from `state` to the last step; raises Interrupted between steps when asked to stop.
+
+        Whatever ends the loop, the last finished step is saved, unless it is saved already.
+        """
+        self.generator.load_adapter(state.learner.parameters, state.updates)
+        if state.step == 0:
+            self._evaluate("before", state.step)
+        saved = state.step
+        try:
+            while state.step < self.schedule.num_steps:
+                stop.check()
+                state = self.run_step(state, stop)
+                done = state.step
+                if done % self.schedule.checkpoint_every == 0 or done == self.schedule.num_steps:
+                    self.save(state)
+                    saved = done
+                every = self.schedule.evaluate_every
+                if every and done % every == 0 and done < self.schedule.num_steps:
+                    self._evaluate(f"step {done}", done)
+        finally:
+            if state.step > saved:
+                self.save(state)
+        self._evaluate("after", state.step)
+        return state
+
+    def run_step(self, state: TrainState, stop: StopRequest) -> TrainState:
+        """One rollout batch, all its updates, one record. A stop takes effect before the updates."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        clock = StepClock(self.device)
+        groups, counts = self.collector.collect(
+            state.step, policy_version=state.updates, clock=clock
+        )
+        batch = collate(
+            groups,
+            reward_weights=self.collector.rewards.weights,
+            pad_token_id=self.pad_token_id,
+            device=self.device,
+        )
+        stop.check()
+        with clock.phase(Phase.score):
+            self.tracker.progress(Phase.score, 0, len(batch))
+            batch = score(state.learner, batch, self.algorithm, self.settings)
+            with torch.no_grad():
+                train_batch = self.algorithm.prepare(batch)
+            self.tracker.progress(Phase.score, len(batch), len(batch))
+        stop.check()
+        with clock.phase(Phase.update):
+            results, mismatch = self._update(state, train_batch)
+        with clock.phase(Phase.sync):
+            self.generator.load_adapter(state.learner.parameters, state.updates)
+        metrics = {
+            **rollout_metrics(groups, self.collector.rewards.names),
+            **counts,
+            **mismatch,
+            **average([result.metrics for result in results]),
+        }
+        metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.completion_mask.sum())
+        timings = clock.metrics()
+        sampled = float(batch.completion_mask.sum())
+        metrics |= timings | {"speed/tokens_per_second": sampled / timings["time/step"]}
+        metrics |= memory_metrics(self.device)
+        rows = sample_rows(groups, step=state.step, batch=train_batch)
+        self.tracker.step(StepRecord(step=state.step, metrics=metrics, samples=rows))
+        state.step += 1
+        return state
+
+    def _update(
+        self, state: TrainState, batch: TrainBatch
+    ) -> tuple[list[UpdateResult], dict[str, float]]:
+        """All updates on one batch, and how far trainer and sampler disagree before the first."""
+        optim = self.settings.optim
+        results: list[UpdateResult] = []
+        mismatch: Mapping[str, Tensor] = {}
+        for epoch in range(optim.inner_epochs):
+            seed = self.shuffle_seed(state.step, epoch)
+            for part in minibatches(batch, num_minibatches=optim.minibatches, seed=seed):
+                self.tracker.progress(Phase.update, len(results), optim.updates_per_batch)
+                state, result = train_step(state, part, self.algorithm, self.settings)
+                if not results:
+                    mismatch = sampling_mismatch(
+                        result.logps, part.rollout.sampling_logps, part.rollout.completion_mask
+                    )
+                results.append(result)
+        self.tracker.progress(Phase.update, len(results), len(results))
+        return results, {name: float(value) for name, value in mismatch.items()}
+
+    def save(self, state: TrainState) -> Path:
+        """Write a checkpoint of `state`."""
+        parameters = state.learner.parameters
+        progress = Progress(
+            step=state.step,
+            updates=state.updates,
+            skipped_in_row=state.skipped_in_row,
+            config_hash=self.schedule.config_hash,
+        )
+        return checkpoint.save(
+            self.run_dir / "checkpoints",
+            Checkpoint(
+                parameters=parameters,
+                moments=checkpoint.moments_of(state.optimizer, parameters),
+                progress=progress,
+            ),
+            keep_last=self.schedule.keep_last,
+        )
+
+    def _evaluate(self, label: str, steps_done: int) -> None:
+        self.tracker.evaluation(self.evaluate(label, steps_done))
+
+
+def restore(state: TrainState, saved: Checkpoint) -> TrainState:
+    """Put a checkpoint into a fresh state, in place; raises CheckpointError if names differ."""
+    leaves = state.learner.parameters
+    if leaves.keys() != saved.parameters.keys():
+        odd = sorted(leaves.keys() ^ saved.parameters.keys())
+        raise checkpoint.CheckpointError(f"checkpoint and model differ in parameters: {odd[0]}")
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            leaf.copy_(saved.parameters[name])
+    checkpoint.restore_moments(state.optimizer, leaves, saved.moments)
+    state.step = saved.progress.step
+    state.updates = saved.progress.updates
+    state.skipped_in_row = saved.progress.skipped_in_row
+    return state
+
+
+def sample_rows(groups: list[Group], *, step: int, batch: TrainBatch | None) -> list[SampleRow]:
+    """One table row a sample; the advantage is the mean over its tokens that the loss uses.
+
+    An algorithm that reorders or drops rows (pairs) has no advantage per sample: the column is empty.
+    """
+    samples = [sample for group in groups for sample in group]
+    advantages: list[float | None] = [None] * len(samples)
+    if batch is not None and len(batch) == len(samples) and batch.returns is None:
+        counts = batch.loss_mask.sum(1).clamp(min=1)
+        advantages = (batch.advantages.sum(1) / counts).tolist()
+    return [
+        SampleRow(
+            step=step,
+            prompt_index=sample.rollout.prompt.index,
+            sample_index=sample.rollout.sample_index,
+            prompt=sample.rollout.prompt.text,
+            completion=sample.text,
+            finish_reason=sample.rollout.finish_reason.value,
+            num_tokens=len(sample.rollout.completion_ids),
+            components=sample.components,
+            reward=sample.reward,
+            advantage=advantage,
+        )
+        for sample, advantage in zip(samples, advantages, strict=True)
+    ]
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Peak resident memory of this process, and the allocator's peak of this step on CUDA."""
+    kib = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
+    metrics = {"memory/rss_bytes": float(peak)}
+    if device.type == "cuda":
+        metrics["memory/cuda_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
+    return metrics
