@@ -56,9 +56,10 @@ class Trainer:
     run_dir: Path
 
     def fit(self, state: TrainState, *, stop: StopRequest) -> TrainState:
-        """Train from `state` to the last step; raises Interrupted between steps when asked to stop.
+        """Train from `state` to the last step; raises Interrupted at a safe point when asked to stop.
 
-        Whatever ends the loop, the last finished step is saved, unless it is saved already.
+        Whatever ends the loop, the last finished step is saved first, unless an update was under way
+        and the parameters are no longer those of that step.
         """
         self.generator.load_adapter(state.learner.parameters, state.updates)
         if state.step == 0:
@@ -75,14 +76,15 @@ class Trainer:
                 every = self.schedule.evaluate_every
                 if every and done % every == 0 and done < self.schedule.num_steps:
                     self._evaluate(f"step {done}", done)
-        finally:
-            if state.step > saved:
+        except Exception:
+            if state.step > saved and not state.updating:
                 self.save(state)
+            raise
         self._evaluate("after", state.step)
         return state
 
     def run_step(self, state: TrainState, stop: StopRequest) -> TrainState:
-        """One rollout batch, all its updates, one record. A stop takes effect before the updates."""
+        """One rollout batch, all its updates, one record. A stop takes effect before them."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         clock = StepClock(self.device)
@@ -103,6 +105,7 @@ class Trainer:
                 train_batch = self.algorithm.prepare(batch)
             self.tracker.progress(Phase.score, len(batch), len(batch))
         stop.check()
+        state.updating = True
         with clock.phase(Phase.update):
             results, mismatch = self._update(state, train_batch)
         with clock.phase(Phase.sync):
@@ -121,6 +124,7 @@ class Trainer:
         rows = sample_rows(groups, step=state.step, batch=train_batch)
         self.tracker.step(StepRecord(step=state.step, metrics=metrics, samples=rows))
         state.step += 1
+        state.updating = False
         return state
 
     def _update(
@@ -185,7 +189,7 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
 def sample_rows(groups: list[Group], *, step: int, batch: TrainBatch | None) -> list[SampleRow]:
     """One table row a sample; the advantage is the mean over its tokens that the loss uses.
 
-    An algorithm that reorders or drops rows (pairs) has no advantage per sample: the column is empty.
+    An algorithm that reorders or drops rows (pairs) has no advantage per sample: None.
     """
     samples = [sample for group in groups for sample in group]
     advantages: list[float | None] = [None] * len(samples)

@@ -45,6 +45,8 @@ class TrainState:
     """Optimiser updates done: the policy version."""
     skipped_in_row: int = 0
     """Consecutive updates skipped because the gradient was not finite."""
+    updating: bool = False
+    """True while a step's updates are under way: the parameters belong to no finished step."""
 
 
 class UpdateSettings(NamedTuple):
