@@ -1,0 +1,171 @@
+"""What a run tells its observers: frozen records and the `Tracker` Protocol the trainer talks to.
+
+Steps count from 0: the record of step s is written when s + 1 updates of `num_steps` are done. An
+evaluation's `step` is the number of updates the evaluated policy has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class TrackingError(RuntimeError):
+    """A local record could not be written: one line that names the file and the cause."""
+
+
+class Phase(StrEnum):
+    """What the trainer is busy with, in the order of a step; `evaluate` lies between steps."""
+
+    generate = "generate"
+    reward = "reward"
+    score = "score"
+    update = "update"
+    sync = "sync"
+    evaluate = "evaluate"
+
+
+class Level(StrEnum):
+    """How much a message matters."""
+
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+class Status(StrEnum):
+    """Where a run stands; the last three are how it can end."""
+
+    running = "running"
+    completed = "completed"
+    interrupted = "interrupted"
+    failed = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What is known before the first step."""
+
+    run_dir: Path
+    """Folder of this run alone; every local file goes there."""
+    name: str
+    task: str
+    model: str
+    algorithm: str
+    device: str
+    dtype: str
+    dtype_reason: str = ""
+    """Why this dtype, in a few words."""
+    num_steps: int
+    first_step: int = 0
+    """First step this process will record: 0, or where a resumed run goes on."""
+    prompts_per_step: int
+    group_size: int
+    reward_names: tuple[str, ...]
+    """In the order of the configuration."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """The resolved configuration, flat: `algorithm.clip_low` -> 0.2."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of rlkit, Python, torch and so on; `commit` too when known."""
+    warnings: tuple[str, ...] = ()
+    """What was found odd while the run was being set up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """One sampled completion and what it earned."""
+
+    step: int
+    prompt_index: int
+    sample_index: int
+    prompt: str
+    completion: str
+    finish_reason: str
+    num_tokens: int
+    """Sampled tokens, the stop token included."""
+    components: tuple[float, ...]
+    """Raw value of each reward function, in `RunInfo.reward_names` order; NaN = no value."""
+    reward: float
+    advantage: float | None = None
+    """None where there is none: evaluations, samples that a filter dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One finished step.
+
+    `metrics` names follow TRL. Whatever may differ between two runs of the same seed starts with
+    one of `VOLATILE`, so that the rest can be compared bitwise.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    samples: Sequence[SampleRow] = ()
+
+
+VOLATILE = ("time/", "memory/", "speed/")
+"""Prefixes of the metrics that depend on the machine and not on the seed."""
+
+
+class Interval(NamedTuple):
+    """A mean with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRecord:
+    """One evaluation on held-out prompts; `rlkit.tracking.intervals.evaluate` makes it."""
+
+    label: str
+    """`before`, `after`, or what the trainer calls an evaluation in between."""
+    step: int
+    """Updates the policy had seen."""
+    prompt_indices: tuple[int, ...]
+    success: tuple[float, ...]
+    """Mean success of each prompt's samples, in [0, 1], in the order of `prompt_indices`."""
+    samples_per_prompt: int
+    interval: Interval
+    """Of the mean over prompts."""
+    samples: Sequence[SampleRow] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How the run ended."""
+
+    status: Status
+    message: str = ""
+    """One line; for a failure, its cause."""
+    wall_seconds: float
+
+
+class Tracker(Protocol):
+    """Observes a run.
+
+    Order of calls: `start`, any of `progress`, `step`, `evaluation` and `message`, `finish`,
+    `close`. `close` may come at any time, twice as well, and nothing else after it.
+    """
+
+    def start(self, info: RunInfo) -> None: ...
+
+    def progress(self, phase: Phase, done: int, total: int) -> None:
+        """`done` of `total` units of the phase are done. Cheap: may be called for every token."""
+        ...
+
+    def step(self, record: StepRecord) -> None: ...
+
+    def evaluation(self, record: EvalRecord) -> None: ...
+
+    def message(self, level: Level, text: str) -> None: ...
+
+    def finish(self, outcome: Outcome) -> None: ...
+
+    def close(self, deadline_s: float) -> None:
+        """Let go of files, threads and the terminal within `deadline_s` seconds."""
+        ...

@@ -1,0 +1,69 @@
+"""From the `tracker` group's options to the tracker of a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from rlkit.tracking.base import Tracker
+from rlkit.tracking.config import (
+    ConsoleMode,
+    MirrorConfig,
+    TensorboardConfig,
+    TrackerConfig,
+    TrackioConfig,
+    WandbConfig,
+)
+from rlkit.tracking.console import LiveConsole, PlainConsole
+from rlkit.tracking.fanout import Fanout
+from rlkit.tracking.local import LocalTracker
+from rlkit.tracking.mirror import Mirror, Service
+from rlkit.tracking.redact import Redactor
+
+_PIPE_WIDTH = 120
+
+
+def build_tracker(config: TrackerConfig, *, run_dir: Path, redactor: Redactor) -> Tracker:
+    """Local files in `run_dir`, then the console on standard output, then the mirror, if any.
+
+    Raises:
+        TrackingError: the folder or its log cannot be written.
+    """
+    local = LocalTracker(run_dir, redactor, completions=config.completions, plot=config.plot)
+    others: list[Tracker] = [build_console(config, sys.stdout)]
+    if isinstance(config, MirrorConfig):
+        others.append(_mirror(config, run_dir))
+    return Fanout(local, others, redactor)
+
+
+def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
+    """The console that `config` asks for and `stream` can show."""
+    if hasattr(stream, "reconfigure"):  # a C locale must not turn a sparkline into a crash
+        stream.reconfigure(errors="replace")
+    console = Console(file=stream)
+    if not console.is_terminal and config.console is not ConsoleMode.live:
+        console = Console(file=stream, width=_PIPE_WIDTH)
+    if config.console is ConsoleMode.quiet:
+        return PlainConsole(console, quiet=True)
+    live = config.console is ConsoleMode.live
+    if live or (config.console is ConsoleMode.auto and console.is_terminal):
+        return LiveConsole(console, table_steps=config.table_steps)
+    return PlainConsole(console, quiet=False)
+
+
+def _mirror(config: MirrorConfig, run_dir: Path) -> Mirror:
+    options: dict[str, object] = {"project": config.project}
+    if isinstance(config, WandbConfig):
+        service = Service.wandb
+        options |= {"entity": config.entity, "mode": config.mode.value}
+    elif isinstance(config, TrackioConfig):
+        service = Service.trackio
+        options |= {"space_id": config.space_id}
+    elif isinstance(config, TensorboardConfig):
+        service = Service.tensorboard
+    else:
+        raise TypeError(f"no mirror for {type(config).__name__}")
+    return Mirror(service, options, run_dir=run_dir, timeout_s=config.timeout_seconds)

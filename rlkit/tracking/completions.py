@@ -1,0 +1,74 @@
+"""Sampled completions as Parquet: one file a step or evaluation, one column a reward function."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlkit.tracking.base import SampleRow
+from rlkit.tracking.files import write_atomic
+
+_PREFIX = "rewards/"
+
+
+def step_path(run_dir: Path, step: int) -> Path:
+    """Where the samples of a step are kept."""
+    return run_dir / "completions" / f"step-{step:06d}.parquet"
+
+
+def eval_path(run_dir: Path, label: str, step: int) -> Path:
+    """Where the samples of an evaluation are kept; `label` must be one safe path component.
+
+    Raises:
+        ValueError: the label holds something else than letters, digits, `_` and `-`.
+    """
+    if not label.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"evaluation label must be letters, digits, _ and -, got {label!r}")
+    return run_dir / "completions" / f"eval-{label}-{step:06d}.parquet"
+
+
+def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[str]) -> None:
+    """Write `rows` atomically; the raw value of reward function `f` is in column `rewards/f`.
+
+    Raises:
+        TrackingError: the file could not be written; nothing is left of it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, integer, real = pa.string(), pa.int64(), pa.float64()
+    columns = {
+        "step": pa.array([r.step for r in rows], integer),
+        "prompt_index": pa.array([r.prompt_index for r in rows], integer),
+        "sample_index": pa.array([r.sample_index for r in rows], integer),
+        "prompt": pa.array([_encodable(r.prompt) for r in rows], text),
+        "completion": pa.array([_encodable(r.completion) for r in rows], text),
+        "finish_reason": pa.array([str(r.finish_reason) for r in rows], text),
+        "num_tokens": pa.array([r.num_tokens for r in rows], integer),
+    }
+    for k, name in enumerate(reward_names):
+        columns[_PREFIX + name] = pa.array([float(r.components[k]) for r in rows], real)
+    columns["reward"] = pa.array([r.reward for r in rows], real)
+    columns["advantage"] = pa.array([r.advantage for r in rows], real)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue())
+
+
+def read_samples(path: Path) -> list[SampleRow]:
+    """The rows that `write_samples` wrote, in order."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    rewards = [name for name in table.column_names if name.startswith(_PREFIX)]
+    rows = []
+    for record in table.to_pylist():
+        components = tuple(float(record.pop(name)) for name in rewards)
+        rows.append(SampleRow(components=components, **record))
+    return rows
+
+
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()

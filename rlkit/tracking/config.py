@@ -1,0 +1,104 @@
+"""Options of the `tracker` group: how a run is shown, and which service mirrors it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class ConsoleMode(StrEnum):
+    """How a run shows itself on the terminal."""
+
+    auto = "auto"
+    """`live` on a terminal, `plain` elsewhere (pipes, CI)."""
+    live = "live"
+    """A table and progress bars that are redrawn in place."""
+    plain = "plain"
+    """One line a step."""
+    quiet = "quiet"
+    """Warnings, errors and the results at the end."""
+
+
+class WandbMode(StrEnum):
+    """Where Weights & Biases keeps the run."""
+
+    online = "online"
+    offline = "offline"
+    """In the run folder, for `wandb sync`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackerConfig:
+    """Local files and the console, no mirror; the other trackers add one and its options."""
+
+    console: ConsoleMode = ConsoleMode.auto
+    """How the run shows itself on the terminal."""
+    table_steps: int = 12
+    """Steps in the live table, >= 1; a small terminal shows fewer."""
+    completions: bool = True
+    """Keep every sampled completion as Parquet, about 1 kB a sample."""
+    plot: bool = True
+    """Draw the curves at the end, as PNG and SVG."""
+
+    def __post_init__(self) -> None:
+        if self.table_steps < 1:
+            raise ValueError(f"tracker.table_steps must be >= 1, got {self.table_steps}")
+
+
+@dataclass(kw_only=True, slots=True)
+class MirrorConfig(TrackerConfig):
+    """A service that is sent a copy of the metrics; it can neither stop nor hold the run."""
+
+    project: str = "rlkit"
+    """Project the run belongs to; not empty."""
+    timeout_seconds: float = 20.0
+    """Silence after which the mirror is given up, and the most it may add to the end of the run;
+    in (0, 25]."""
+
+    def __post_init__(self) -> None:
+        TrackerConfig.__post_init__(self)
+        if not self.project:
+            raise ValueError("tracker.project must not be empty, got ''")
+        if not 0 < self.timeout_seconds <= 25:
+            rule = "tracker.timeout_seconds must be in (0, 25]"
+            raise ValueError(f"{rule}, got {self.timeout_seconds}")
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig(MirrorConfig):
+    """Weights & Biases; the API key comes from `wandb login` or WANDB_API_KEY, never from here."""
+
+    entity: str | None = None
+    """Team or user; None = the account's default."""
+    mode: WandbMode = WandbMode.online
+    """online needs an account, offline does not."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackioConfig(MirrorConfig):
+    """Trackio: a local dashboard, or a Hugging Face Space."""
+
+    space_id: str | None = None
+    """Space `user/name` that shows the run; None = local only."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TensorboardConfig(MirrorConfig):
+    """TensorBoard event files in the run folder."""
+
+
+class Schema(NamedTuple):
+    """A config dataclass and the Hydra group option it describes."""
+
+    group: str
+    name: str
+    node: type[TrackerConfig]
+
+
+SCHEMAS = (
+    Schema("tracker", "local", TrackerConfig),
+    Schema("tracker", "wandb", WandbConfig),
+    Schema("tracker", "trackio", TrackioConfig),
+    Schema("tracker", "tensorboard", TensorboardConfig),
+)

@@ -1,0 +1,199 @@
+"""The run folder: the one complete record of a run, written before anything is mirrored."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rlkit.tracking.base import (
+    EvalRecord,
+    Interval,
+    Level,
+    Outcome,
+    Phase,
+    RunInfo,
+    SampleRow,
+    Status,
+    StepRecord,
+    TrackingError,
+)
+from rlkit.tracking.completions import eval_path, read_samples, step_path, write_samples
+from rlkit.tracking.files import JsonLines, encode, number, read_lines, write_atomic
+from rlkit.tracking.redact import Redactor
+from rlkit.tracking.runlog import LEVELS, MESSAGES, RunLog
+
+_LOG = logging.getLogger(__name__)
+
+
+class LocalTracker:
+    """Writes `metrics.jsonl evals.jsonl completions/ log.txt status.json` and the curves.
+
+    Metrics, evaluations and the status must get through: a failure raises TrackingError.
+    Completions, log and curves are worth less than the run: a failure is logged once.
+    """
+
+    def __init__(self, run_dir: Path, redactor: Redactor, *, completions: bool, plot: bool) -> None:
+        """Make the folder and open its log.
+
+        Raises:
+            TrackingError: the folder or the log cannot be written.
+        """
+        try:
+            (run_dir / "completions").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrackingError(f"cannot make {run_dir}: {error.strerror}") from error
+        self._run_dir = run_dir
+        self._redactor = redactor
+        self._keep_completions = completions
+        self._plot = plot
+        self._log = RunLog(run_dir / "log.txt", redactor)
+        self._info: RunInfo | None = None
+        self._metrics: JsonLines | None = None
+        self._evals: list[dict[str, object]] = []
+        self._started = time.time()
+        self._next_step = 0
+        self._lost_completions = 0
+
+    def start(self, info: RunInfo) -> None:
+        first = info.first_step
+        self._info = info
+        self._next_step = first
+        self._metrics = JsonLines(
+            self._run_dir / "metrics.jsonl", keep=lambda line: number(line["step"]) < first
+        )
+        evals = read_lines(self._run_dir / "evals.jsonl")
+        self._evals = [line for line in evals if number(line["step"]) <= first]
+        self._write_evals()
+        for path in (self._run_dir / "completions").glob("step-*.parquet"):
+            if path.stem.removeprefix("step-").isdigit() and path >= step_path(
+                self._run_dir, first
+            ):
+                path.unlink()
+        self._write_status(Status.running, "")
+        resumed = f", resumed at step {first}" if first else ""
+        MESSAGES.info("run %s: %s on %s%s", info.name, info.algorithm, info.task, resumed)
+        MESSAGES.info("config %s", json.dumps(self._redactor.config(info.config), default=str))
+        MESSAGES.info("versions %s", json.dumps(dict(info.versions)))
+        for warning in info.warnings:
+            MESSAGES.warning("%s", warning)
+
+    def progress(self, phase: Phase, done: int, total: int) -> None:
+        """Nothing is kept of it."""
+
+    def step(self, record: StepRecord) -> None:
+        assert self._metrics is not None and self._info is not None, "step before start"
+        line = {**record.metrics, "step": record.step, "time/unix": time.time()}
+        self._write_samples(step_path(self._run_dir, record.step), record.samples)
+        self._metrics.append(line)
+        self._next_step = record.step + 1
+
+    def evaluation(self, record: EvalRecord) -> None:
+        path = eval_path(self._run_dir, record.label, record.step)
+        self._write_samples(path, record.samples)
+        line = _eval_line(record)
+        same = (line["label"], line["step"])
+        self._evals = [old for old in self._evals if (old["label"], old["step"]) != same]
+        self._evals.append(line)
+        self._write_evals()
+        MESSAGES.info("evaluation %s: success %.3f [%.3f, %.3f]", record.label, *record.interval)
+
+    def message(self, level: Level, text: str) -> None:
+        MESSAGES.log(LEVELS[level], "%s", text)
+
+    def finish(self, outcome: Outcome) -> None:
+        self._write_status(outcome.status, outcome.message)
+        level = logging.ERROR if outcome.status is Status.failed else logging.INFO
+        text = f"{outcome.status} after {outcome.wall_seconds:.1f} s. {outcome.message}"
+        MESSAGES.log(level, "%s", text.strip())
+        if self._plot and self._info is not None and outcome.status is not Status.failed:
+            self._draw(self._info)
+
+    def close(self, deadline_s: float) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        self._log.close()
+
+    def _draw(self, info: RunInfo) -> None:
+        from rlkit.tracking.plot import draw_curves
+
+        try:
+            title = f"{info.name}: {info.algorithm} on {info.task}, {info.model}"
+            draw_curves(self._run_dir, info.reward_names, title=title)
+        except Exception:  # a picture is not worth a run
+            _LOG.warning("the curves were not drawn", exc_info=True)
+
+    def _write_samples(self, path: Path, rows: Sequence[SampleRow]) -> None:
+        assert self._info is not None, "samples before start"
+        if not self._keep_completions or not rows:
+            return
+        try:
+            write_samples(path, rows, self._info.reward_names)
+        except TrackingError as error:
+            self._lost_completions += 1
+            if self._lost_completions == 1:
+                _LOG.warning("completions are not kept from here on where this fails: %s", error)
+
+    def _write_evals(self) -> None:
+        path = self._run_dir / "evals.jsonl"
+        if self._evals or path.exists():
+            write_atomic(path, "".join(encode(line) + "\n" for line in self._evals).encode())
+
+    def _write_status(self, status: Status, message: str) -> None:
+        record: Mapping[str, object] = {
+            "status": str(status),
+            "message": self._redactor.text(message),
+            "step": self._next_step,
+            "num_steps": self._info.num_steps if self._info else None,
+            "pid": os.getpid(),
+            "started": self._started,
+            "updated": time.time(),
+        }
+        data = json.dumps(record, indent=2).encode() + b"\n"
+        write_atomic(self._run_dir / "status.json", data)
+
+
+def _eval_line(record: EvalRecord) -> dict[str, object]:
+    return {
+        "label": record.label,
+        "step": record.step,
+        "mean": record.interval.mean,
+        "low": record.interval.low,
+        "high": record.interval.high,
+        "samples_per_prompt": record.samples_per_prompt,
+        "prompt_indices": list(record.prompt_indices),
+        "success": list(record.success),
+        "time/unix": time.time(),
+    }
+
+
+def read_evals(run_dir: Path) -> list[EvalRecord]:
+    """The evaluations of a run in order, with their samples where they were kept."""
+    records = []
+    for line in read_lines(run_dir / "evals.jsonl"):
+        indices, success = line["prompt_indices"], line["success"]
+        assert isinstance(indices, list) and isinstance(success, list)
+        record = EvalRecord(
+            label=str(line["label"]),
+            step=int(number(line["step"])),
+            prompt_indices=tuple(indices),
+            success=tuple(number(value) for value in success),
+            samples_per_prompt=int(number(line["samples_per_prompt"])),
+            interval=Interval(*(number(line[key]) for key in ("mean", "low", "high"))),
+        )
+        path = eval_path(run_dir, record.label, record.step)
+        if path.exists():
+            record = replace(record, samples=tuple(read_samples(path)))
+        records.append(record)
+    return records
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The metrics of every step of a run, in order."""
+    lines = read_lines(run_dir / "metrics.jsonl")
+    return [{key: number(value) for key, value in line.items()} for line in lines]

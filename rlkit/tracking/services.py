@@ -1,0 +1,119 @@
+"""Clients of tracking services. They run in the child process of a `Mirror` and nowhere else.
+
+Tested with wandb 0.31.0, trackio 0.43.0 and tensorboard 2.21.0.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+
+class Session(Protocol):
+    """One run at a service."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def finish(self, exit_code: int) -> None: ...
+
+
+class WandbSession:
+    """Weights & Biases. Records neither code, console, git remote nor arguments: they may leak."""
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        wandb = _import("wandb")
+        options = start["options"]
+        settings = wandb.Settings(
+            console="off", init_timeout=30, disable_git=True, disable_code=True, save_code=False
+        )
+        self._run = wandb.init(
+            project=options["project"],
+            entity=options["entity"],
+            mode=options["mode"],
+            name=start["name"],
+            id=start["id"],
+            resume="allow",
+            dir=start["run_dir"],
+            config={**start["config"], "versions": start["versions"]},
+            settings=settings,
+        )
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def finish(self, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)
+
+
+class TrackioSession:
+    """Trackio: a local database, or a Space on the Hub."""
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        self._trackio = _import("trackio")
+        options = start["options"]
+        self._trackio.init(
+            project=options["project"],
+            name=f"{start['name']}-{start['id'][:6]}",
+            space_id=options["space_id"],
+            config={**start["config"], "versions": start["versions"]},
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+        )
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._trackio.log(dict(metrics), step=step)
+
+    def finish(self, exit_code: int) -> None:
+        self._trackio.finish()
+
+
+class TensorboardSession:
+    """TensorBoard event files under `tensorboard/` in the run folder; no TensorFlow needed."""
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        writers = _import("tensorboard.summary.writer.event_file_writer")
+        self._events = _import("tensorboard.compat.proto.event_pb2")
+        self._summaries = _import("tensorboard.compat.proto.summary_pb2")
+        self._writer = writers.EventFileWriter(f"{start['run_dir']}/tensorboard")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        values = [
+            self._summaries.Summary.Value(tag=name, simple_value=value)
+            for name, value in metrics.items()
+        ]
+        summary = self._summaries.Summary(value=values)
+        event = self._events.Event(wall_time=time.time(), step=step, summary=summary)
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def finish(self, exit_code: int) -> None:
+        self._writer.close()
+
+
+_SESSIONS: Mapping[str, Callable[[Mapping[str, Any]], Session]] = {
+    "wandb": WandbSession,
+    "trackio": TrackioSession,
+    "tensorboard": TensorboardSession,
+}
+
+
+def open_session(start: Mapping[str, Any]) -> Session:
+    """Open the run that a `start` event describes.
+
+    Raises:
+        RuntimeError: the service's package is not installed.
+    """
+    return _SESSIONS[start["service"]](start)
+
+
+def _import(module: str) -> Any:
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise RuntimeError(f"{package} is not installed: pip install {package}") from error
