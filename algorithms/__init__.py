@@ -1,0 +1,74 @@
+"""Algorithms as bundles of pure functions, and the registry from configuration to algorithm.
+
+Adding one: a module with a config dataclass and a factory, its line in `_FACTORIES`, a YAML file in
+`conf/algorithm`, a test in `tests/algorithms`; `tests/test_contract.py` finds it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rlkit.algorithms.base import Aggregation, AlgorithmConfig, GroupFilter, Objective
+from rlkit.algorithms.correction import CorrectionConfig
+from rlkit.algorithms.grpo import GRPOConfig, grpo
+from rlkit.algorithms.kl import KLConfig
+from rlkit.algorithms.ratio import RatioConfig
+from rlkit.types import Algorithm, Setting
+
+__all__ = [
+    "ALGORITHMS",
+    "SCHEMAS",
+    "Aggregation",
+    "AlgorithmConfig",
+    "CorrectionConfig",
+    "GroupFilter",
+    "KLConfig",
+    "Objective",
+    "RatioConfig",
+    "Schema",
+    "build",
+]
+
+
+class Schema(NamedTuple):
+    """A structured config for Hydra's store: `schema/{group}`, `name`."""
+
+    group: str
+    name: str
+    node: type
+
+
+class Entry(NamedTuple):
+    """An algorithm in the registry."""
+
+    name: str
+    config: type[AlgorithmConfig]
+    factory: Callable[[Any, Objective, Setting], Algorithm]
+
+
+ALGORITHMS: tuple[Entry, ...] = (Entry("grpo", GRPOConfig, grpo),)
+
+SCHEMAS: tuple[Schema, ...] = (
+    *(Schema("algorithm", entry.name, entry.config) for entry in ALGORITHMS),
+    Schema("kl", "base", KLConfig),
+    Schema("ratio", "base", RatioConfig),
+    Schema("correction", "base", CorrectionConfig),
+)
+
+_FACTORIES: Mapping[type[AlgorithmConfig], Entry] = {entry.config: entry for entry in ALGORITHMS}
+
+
+def build(objective: Objective, setting: Setting) -> Algorithm:
+    """The algorithm that `objective` describes, for a run with these facts.
+
+    Raises `ValueError` naming the key, the rule and what to set instead when a combination is
+    impossible or a switch would have no effect.
+    """
+    entry = _FACTORIES.get(type(objective.algorithm))
+    if entry is None:
+        known = ", ".join(sorted(config.__name__ for config in _FACTORIES))
+        raise ValueError(
+            f"algorithm must be one of {known}, got {type(objective.algorithm).__name__}"
+        )
+    return entry.factory(objective.algorithm, objective, setting)

@@ -1,0 +1,114 @@
+"""The advantage of a completion: baseline and scale, as two independent switches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from rlkit.functional import advantages as F
+from rlkit.types import RolloutBatch
+
+
+class Baseline(StrEnum):
+    """What is subtracted from the reward."""
+
+    none = "none"
+    group_mean = "group_mean"
+    leave_one_out = "leave_one_out"
+    batch_mean = "batch_mean"
+
+
+class Scale(StrEnum):
+    """What the centred reward is divided by."""
+
+    none = "none"
+    group_std = "group_std"
+    batch_std = "batch_std"
+    whiten = "whiten"
+    whiten_tokens = "whiten_tokens"
+
+
+class Combine(StrEnum):
+    """How several reward functions become one number."""
+
+    sum = "sum"
+    normalize_each = "normalize_each"
+
+
+@dataclass(kw_only=True, slots=True)
+class AdvantageConfig:
+    """Advantage = (reward - baseline) / (scale + eps)."""
+
+    baseline: Baseline = Baseline.group_mean
+    """none; group_mean (GRPO); leave_one_out (RLOO: unbiased at scale 1); batch_mean."""
+    scale: Scale = Scale.group_std
+    """none; group_std (GRPO); batch_std of the raw rewards (TRL `scale_rewards=batch`); whiten:
+    z-score of the advantages over rows; whiten_tokens: over tokens, after KL in the advantage."""
+    combine: Combine = Combine.sum
+    """sum of weighted rewards; normalize_each: GDPO, which fixes baseline and scale itself."""
+    eps: float = 1e-4
+    """Added to the standard deviation, >= 0. TRL 1e-4, verl 1e-6."""
+    bessel: bool = True
+    """Divide squares by n - 1 (TRL, verl) instead of n."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eps < float("inf"):
+            raise ValueError(f"algorithm.advantage.eps must be >= 0, got {self.eps}")
+        if self.combine is Combine.normalize_each and (
+            self.baseline is not Baseline.group_mean or self.scale is not Scale.group_std
+        ):
+            raise ValueError(
+                "algorithm.advantage.combine=normalize_each is a group z-score by definition: "
+                "set baseline=group_mean and scale=group_std, "
+                f"got baseline={self.baseline}, scale={self.scale}"
+            )
+
+
+def check_group_size(cfg: AdvantageConfig, group_size: int) -> None:
+    """Raise when the baseline or the scale has nothing to compare within a group."""
+    grouped = cfg.baseline in (Baseline.group_mean, Baseline.leave_one_out)
+    if group_size < 2 and (grouped or cfg.scale is Scale.group_std):
+        raise ValueError(
+            f"algorithm.group_size must be >= 2 with algorithm.advantage.baseline={cfg.baseline} "
+            f"and scale={cfg.scale}, got {group_size}; use baseline=batch_mean, scale=whiten"
+        )
+
+
+def row_advantages(cfg: AdvantageConfig, rollout: RolloutBatch, rewards: Tensor) -> Tensor:
+    """One advantage per row; `rewards` are the shaped ones. 0 for rows without a reward."""
+    if cfg.combine is Combine.normalize_each:
+        return F.normalize_each(
+            rollout.reward_components,
+            rollout.reward_weights,
+            rollout.group_ids,
+            eps=cfg.eps,
+            bessel=cfg.bessel,
+        )
+    centered = _center(cfg.baseline, rewards, rollout.group_ids)
+    match cfg.scale:
+        case Scale.group_std:
+            std = F.group_std(rewards, rollout.group_ids, bessel=cfg.bessel)
+        case Scale.batch_std:
+            std = F.batch_std(rewards, bessel=cfg.bessel)
+        case Scale.whiten:
+            scored = centered.masked_fill(rewards.isnan(), torch.nan)
+            centered = F.batch_centered(scored)
+            std = F.batch_std(scored, bessel=cfg.bessel)
+        case _:
+            return centered
+    return F.scaled(centered, std, eps=cfg.eps)
+
+
+def _center(baseline: Baseline, rewards: Tensor, group_ids: Tensor) -> Tensor:
+    match baseline:
+        case Baseline.group_mean:
+            return F.group_centered(rewards, group_ids)
+        case Baseline.leave_one_out:
+            return F.leave_one_out(rewards, group_ids)
+        case Baseline.batch_mean:
+            return F.batch_centered(rewards)
+        case _:
+            return torch.nan_to_num(rewards, nan=0.0)

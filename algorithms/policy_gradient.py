@@ -1,0 +1,180 @@
+"""The policy-gradient objective that GRPO, RLOO and PPO share: axes in, pure functions out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlkit.algorithms.base import Aggregation, AlgorithmConfig, Objective, aggregate_of
+from rlkit.algorithms.correction import correction_weights
+from rlkit.algorithms.kl import KLPlacement, KLWeight, full_kl_spec, kl_loss, kl_metric, sampled_kl
+from rlkit.algorithms.ratio import (
+    Clip,
+    OldPolicy,
+    RatioLevel,
+    columns_of,
+    old_logps_of,
+    resolve_old,
+    surrogate,
+)
+from rlkit.functional.masks import keep, to_go, token_mean
+from rlkit.functional.shaping import high_entropy_mask
+from rlkit.types import (
+    Column,
+    LossOutput,
+    OutputSpec,
+    PolicyOutput,
+    RolloutBatch,
+    Setting,
+    TrainBatch,
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class PolicyGradientConfig(AlgorithmConfig):
+    """Fields of algorithms whose loss is a surrogate of the policy gradient."""
+
+    aggregation: Aggregation = Aggregation.sequence_mean
+    """token_mean (DAPO); sequence_mean (DeepSeekMath, the seed); sequence_sum; constant_length
+    (Dr. GRPO); microbatch_token_mean (TRL's bnpo). The KL term is aggregated the same way."""
+    entropy_coef: float = 0.0
+    """Coefficient of the entropy bonus, a token mean over the full vocabulary; < 0 lowers it."""
+    entropy_fraction: float = 1.0
+    """Share of tokens, those of highest entropy, that the policy loss uses; in (0, 1], 1 = all."""
+
+    def check(self) -> None:
+        AlgorithmConfig.check(self)
+        if not abs(self.entropy_coef) < float("inf"):
+            raise ValueError(f"algorithm.entropy_coef must be finite, got {self.entropy_coef}")
+        if not 0.0 < self.entropy_fraction <= 1.0:
+            raise ValueError(
+                f"algorithm.entropy_fraction must be in (0, 1], got {self.entropy_fraction}"
+            )
+
+
+Loss = Callable[[PolicyOutput, TrainBatch], LossOutput]
+
+
+def check_policy_gradient(cfg: PolicyGradientConfig, objective: Objective, old: OldPolicy) -> None:
+    """Raise on combinations of axes that cannot work or have no effect."""
+    ratio, correction = objective.ratio, objective.correction
+    if objective.kl.weight is KLWeight.old and old is OldPolicy.one:
+        raise ValueError(
+            "kl.weight=old needs an old policy; ratio.old=one is none: set ratio=token"
+        )
+    if correction.enabled and old in (OldPolicy.sampler, OldPolicy.one):
+        raise ValueError(
+            f"correction.mode={correction.mode} needs the trainer's own old logps, got "
+            f"ratio.old={old}; set correction=none or ratio.old=auto"
+        )
+    if ratio.level is RatioLevel.sequence and cfg.aggregation is not Aggregation.sequence_mean:
+        raise ValueError(
+            "ratio.level=sequence is one ratio for the whole row: set "
+            f"algorithm.aggregation=sequence_mean, which counts it once, got {cfg.aggregation}"
+        )
+
+
+def policy_gradient_loss(
+    cfg: PolicyGradientConfig, objective: Objective, setting: Setting
+) -> tuple[Loss, frozenset[Column], OutputSpec]:
+    """The loss, the columns it needs and the outputs it needs.
+
+    loss = aggregate(weight * surrogate) + beta * aggregate(KL) - entropy_coef * mean(entropy).
+    """
+    kl, ratio, correction = objective.kl, objective.ratio, objective.correction
+    old = resolve_old(ratio, setting)
+    check_policy_gradient(cfg, objective, old)
+    if cfg.entropy_fraction < 1.0 and setting.microbatched:
+        raise ValueError(
+            f"algorithm.entropy_fraction must be 1 with micro-batching, got "
+            f"{cfg.entropy_fraction}: its quantile depends on the split; switch off micro-batching"
+        )
+    aggregate = aggregate_of(cfg.aggregation, setting)
+
+    def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
+        mask, rollout = batch.loss_mask, batch.rollout
+        advantages = keep(batch.advantages.detach(), mask)
+        logps = keep(out.logps, mask)
+        old_logps = keep(old_logps_of(ratio, old, logps, rollout), mask)
+        policy = surrogate(ratio, logps, old_logps, advantages, mask)
+        per_token, metrics = policy.loss, _metrics(out, batch, advantages)
+        for name, hit in (("low", policy.low), ("high", policy.high)):
+            metrics[f"clip_ratio/{name}_mean"] = hit.sum() / batch.num_tokens
+        metrics["clip_ratio/region_mean"] = (policy.low | policy.high).sum() / batch.num_tokens
+        if correction.enabled:
+            weights = correction_weights(correction, old_logps, rollout.sampling_logps, mask)
+            per_token = per_token * weights
+            metrics["correction/weight_mean"] = token_mean(
+                weights.expand_as(per_token), mask, batch.num_tokens
+            )
+        if cfg.entropy_fraction < 1.0:
+            kept = high_entropy_mask(_entropy(out), mask, fraction=cfg.entropy_fraction)
+            per_token = keep(per_token, kept)
+        total = aggregate(per_token, batch)
+        metrics["loss/policy"] = total.detach()
+        if kl.in_loss:
+            kl_term = aggregate(kl_loss(kl, out, batch, old_logps), batch)
+            total = total + kl.beta * kl_term
+            metrics["loss/kl"] = kl.beta * kl_term.detach()
+        if cfg.entropy_coef != 0.0:
+            bonus = token_mean(_entropy(out), mask, batch.num_tokens)
+            total = total - cfg.entropy_coef * bonus
+            metrics["loss/entropy"] = -cfg.entropy_coef * bonus.detach()
+        return LossOutput(total, metrics)
+
+    needs = columns_of(old) | ({Column.ref_logps} if kl.enabled else frozenset())
+    if kl.enabled and kl.placement is not KLPlacement.loss:
+        needs |= {Column.old_logps}
+    outputs = OutputSpec(
+        entropy=True, entropy_grad=cfg.entropy_coef != 0.0, full_kl=full_kl_spec(kl)
+    )
+    return loss, needs, outputs
+
+
+def _entropy(out: PolicyOutput) -> Tensor:
+    if out.entropy is None:
+        raise ValueError("this objective needs PolicyOutput.entropy")
+    return out.entropy
+
+
+@torch.no_grad()
+def _metrics(out: PolicyOutput, batch: TrainBatch, advantages: Tensor) -> dict[str, Tensor]:
+    mask = batch.loss_mask
+    metrics = {"pg_signal": token_mean(advantages.abs(), mask, batch.num_tokens)}
+    kl = kl_metric(out, batch)
+    if kl is not None:
+        metrics["kl"] = kl
+    if out.entropy is not None:
+        metrics["entropy"] = token_mean(out.entropy, mask, batch.num_tokens)
+    return metrics
+
+
+def kl_per_token(objective: Objective, rollout: RolloutBatch) -> Tensor:
+    """beta * KL estimate per completion token, from the stored old logps: data, no gradient."""
+    if rollout.old_logps is None or rollout.ref_logps is None:
+        raise ValueError(
+            f"kl.placement={objective.kl.placement} needs old_logps and ref_logps in the batch"
+        )
+    mask = rollout.completion_mask
+    return objective.kl.beta * sampled_kl(
+        objective.kl, rollout.old_logps.detach(), rollout.ref_logps.detach(), mask
+    )
+
+
+def with_advantage_kl(objective: Objective, rollout: RolloutBatch, advantages: Tensor) -> Tensor:
+    """`advantages` (B C) minus the KL-to-go of each token, if that is where the KL belongs."""
+    if not objective.kl.enabled or objective.kl.placement is not KLPlacement.advantage:
+        return advantages
+    return advantages - to_go(kl_per_token(objective, rollout), rollout.completion_mask)
+
+
+__all__ = [
+    "Clip",
+    "PolicyGradientConfig",
+    "kl_per_token",
+    "policy_gradient_loss",
+    "with_advantage_kl",
+]

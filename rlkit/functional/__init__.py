@@ -1,0 +1,1 @@
+"""One small pure function per estimator: tensors in, tensors out, nothing of rlkit imported."""

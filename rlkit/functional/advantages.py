@@ -1,0 +1,132 @@
+"""Advantages from rewards of whole completions: baselines, scales and their combinations.
+
+Rewards are one number a row; NaN = not scored: left out of every statistic, and its advantage is 0.
+Rows of a group share an id; groups may have any size. Groups are centred on their first row
+before anything else, so a group of equal rewards gives exactly 0, in any precision.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Rows = Float[Tensor, " B"]
+Groups = Int[Tensor, " B"]
+
+
+def group_centered(rewards: Rows, group_ids: Groups) -> Rows:
+    """R - mean of the group. Under token-sum aggregation the policy gradient times (n-1)/n."""
+    shifted, valid, index, count = _shifted(rewards, group_ids)
+    mean = _group_sum(shifted, index, count) / count.clamp(min=1)
+    return torch.where(valid, shifted - mean[index], 0.0)
+
+
+def leave_one_out(rewards: Rows, group_ids: Groups) -> Rows:
+    """R - mean of the group's OTHER rewards = n/(n-1) (R - mean); 0 in a group of one.
+
+    Unbiased at scale 1. Source: RLOO, Kool et al. 2019; arXiv:2402.14740, section 3.
+    """
+    shifted, valid, index, count = _shifted(rewards, group_ids)
+    others = (_group_sum(shifted, index, count)[index] - shifted) / (count[index] - 1).clamp(min=1)
+    return torch.where(valid & (count[index] > 1), shifted - others, 0.0)
+
+
+def group_std(rewards: Rows, group_ids: Groups, *, bessel: bool) -> Rows:
+    """Standard deviation of each row's group, 0 in a group of one.
+
+    `bessel` divides the squares by n - 1 (TRL, verl, torch.std) instead of n.
+    """
+    shifted, valid, index, count = _shifted(rewards, group_ids)
+    mean = _group_sum(shifted, index, count) / count.clamp(min=1)
+    squares = torch.where(valid, shifted - mean[index], 0.0).square()
+    divisor = (count - 1 if bessel else count).clamp(min=1)
+    return (_group_sum(squares, index, count) / divisor).sqrt()[index]
+
+
+def batch_centered(rewards: Rows) -> Rows:
+    """R - mean of the batch."""
+    return group_centered(rewards, _one_group(rewards))
+
+
+def batch_std(rewards: Rows, *, bessel: bool) -> Rows:
+    """Standard deviation over the whole batch, the same number for every row."""
+    return group_std(rewards, _one_group(rewards), bessel=bessel)
+
+
+def scaled(advantages: Rows, std: Rows, *, eps: float) -> Rows:
+    """A / (std + eps). eps is 1e-4 in TRL, 1e-6 in verl: it matters in groups of small spread."""
+    return advantages / (std + eps)
+
+
+def normalize_each(
+    components: Float[Tensor, "B K"],
+    weights: Float[Tensor, " K"],
+    group_ids: Groups,
+    *,
+    eps: float,
+    bessel: bool,
+) -> Rows:
+    """GDPO: z-score every reward function in its group, add them up with weights, z-score the
+    batch. One function's spread no longer drowns another's. Source: GDPO, arXiv:2601.05242.
+
+    NaN components are left out; a row with none gets 0.
+    """
+    z_scores = [
+        scaled(
+            group_centered(column, group_ids), group_std(column, group_ids, bessel=bessel), eps=eps
+        )
+        for column in components.unbind(dim=1)
+    ]
+    total = torch.stack(z_scores, dim=1) @ weights.to(components.dtype)
+    total = total.masked_fill(components.isnan().all(dim=1), torch.nan)
+    return scaled(batch_centered(total), batch_std(total, bessel=bessel), eps=eps)
+
+
+def whiten_tokens(
+    advantages: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], *, eps: float, bessel: bool
+) -> Float[Tensor, "B C"]:
+    """(A - mean) / (std + eps) over the kept tokens of the batch; 0.0 elsewhere.
+
+    Source: REINFORCE++, arXiv:2501.03262, eq. 11; PPO implementations.
+    """
+    result = torch.zeros_like(advantages)
+    tokens = advantages[mask]
+    if tokens.numel() > 0:
+        result[mask] = scaled(batch_centered(tokens), batch_std(tokens, bessel=bessel), eps=eps)
+    return result
+
+
+def informative_groups(rewards: Rows, group_ids: Groups) -> Bool[Tensor, " B"]:
+    """True for rows of groups whose scored rewards are not all exactly equal.
+
+    The rest carries no signal for a group baseline: dynamic sampling (DAPO, arXiv:2503.14476,
+    section 3.2) replaces those groups, the zero-std filter masks them. A group with fewer than two
+    scored rows is not informative.
+    """
+    shifted, _, index, count = _shifted(rewards, group_ids)
+    differs = (shifted != 0).to(rewards.dtype)
+    return (_group_sum(differs, index, count) > 0)[index]
+
+
+def _one_group(rewards: Tensor) -> Tensor:
+    return torch.zeros(rewards.shape, dtype=torch.long, device=rewards.device)
+
+
+def _shifted(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rewards minus the group's first scored one (0 where NaN), validity, dense group index of
+    each row, number of scored rows of each group."""
+    _, index = torch.unique(group_ids, return_inverse=True)
+    num_groups = int(index.max()) + 1 if index.numel() else 0
+    valid = ~rewards.isnan()
+    count = torch.zeros(num_groups, dtype=torch.long, device=rewards.device)
+    count.index_add_(0, index, valid.long())
+    position = torch.arange(len(rewards), device=rewards.device)
+    last = position.new_full((num_groups,), max(len(rewards) - 1, 0))
+    first = last.scatter_reduce(0, index[valid], position[valid], "amin")
+    anchor = rewards[first][index] if num_groups else rewards
+    return torch.where(valid, rewards - anchor, 0.0), valid, index, count
+
+
+def _group_sum(x: Tensor, index: Tensor, count: Tensor) -> Tensor:
+    return torch.zeros(count.shape, dtype=x.dtype, device=x.device).index_add_(0, index, x)
