@@ -20,6 +20,9 @@ from rlkit.types import (
     ScoredRollout,
 )
 
+Decode = Callable[[Sequence[int]], str]
+"""Token ids to text without special tokens."""
+
 
 class RewardScores(Protocol):
     """What the reward functions said about a list of groups."""
@@ -78,7 +81,7 @@ class Collector:
     generator: Generator
     prompts: PromptSource
     rewards: Rewards
-    decode: Callable[[Sequence[int]], str]
+    decode: Decode
     seed: Callable[[int, int, int], int]
     """(step, prompt index, sample index) to the seed of one sample."""
     sampling: SamplingConfig
@@ -123,30 +126,37 @@ class Collector:
             rollouts = self.generator.generate(
                 prompts, num_samples=self.group_size, sampling=self.sampling, seeds=seeds
             )
-        completions = [[self._completion(r) for r in group] for group in rollouts]
         with clock.phase(Phase.reward):
-            scores = self.rewards.score(completions)
+            scored, failures = score_rollouts(rollouts, self.rewards, self.decode)
         counts["rollouts/sampled"] += sum(len(group) for group in rollouts)
-        for kind, number in scores.failures.items():
+        for kind, number in failures.items():
             counts[f"rewards/failures/{kind}"] += number
-        groups: list[Group] = []
-        for group, texts, components, rewards in zip(
-            rollouts, completions, scores.components, scores.rewards, strict=True
-        ):
-            kept = tuple(
-                ScoredRollout(rollout=r, text=t.text, components=tuple(c), reward=reward)
-                for r, t, c, reward in zip(group, texts, components, rewards, strict=True)
-                if not math.isnan(reward)
-            )
-            counts["rollouts/without_reward"] += len(group) - len(kept)
-            if kept:
-                groups.append(kept)
-        return groups
+        groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
+        counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
+        return [group for group in groups if group]
 
-    def _completion(self, rollout: Rollout) -> Completion:
-        return Completion(
-            prompt=rollout.prompt,
-            text=self.decode(rollout.completion_ids),
-            ids=rollout.completion_ids,
-            finish_reason=rollout.finish_reason,
+
+def score_rollouts(
+    rollouts: Sequence[Sequence[Rollout]], rewards: Rewards, decode: Decode
+) -> tuple[list[Group], Mapping[str, int]]:
+    """Decode and score groups of rollouts; a sample without any reward has reward NaN."""
+    completions = [[completion_of(r, decode) for r in group] for group in rollouts]
+    scores = rewards.score(completions)
+    groups = [
+        tuple(
+            ScoredRollout(rollout=r, text=c.text, components=tuple(parts), reward=reward)
+            for r, c, parts, reward in zip(*group, strict=True)
         )
+        for group in zip(rollouts, completions, scores.components, scores.rewards, strict=True)
+    ]
+    return groups, scores.failures
+
+
+def completion_of(rollout: Rollout, decode: Decode) -> Completion:
+    """What a reward function sees of a rollout."""
+    return Completion(
+        prompt=rollout.prompt,
+        text=decode(rollout.completion_ids),
+        ids=rollout.completion_ids,
+        finish_reason=rollout.finish_reason,
+    )

@@ -173,16 +173,26 @@ def load(composed: DictConfig) -> Config:
     return config
 
 
-def identity_hash(config: Config) -> str:
-    """Twelve hex digits that differ when anything that can change a number differs."""
-    values = {k: v for k, v in asdict(config).items() if k not in _NOT_IDENTITY}
-    canonical = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
 def flatten(config: Config) -> dict[str, Any]:
     """`{"optim.learning_rate": 0.001, ...}`: every leaf by its full key."""
     return dict(_leaves(asdict(config), prefix=""))
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The leaves that can change a number: what a resumed run must share with the original."""
+    leaves = flatten(config)
+    return {key: v for key, v in leaves.items() if key.split(".")[0] not in _NOT_IDENTITY}
+
+
+def identity_hash(config: Config) -> str:
+    """Twelve hex digits that differ when anything that can change a number differs."""
+    canonical = json.dumps(identity(config), sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, loadable without rlkit."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def did_you_mean(key: str, known: list[str]) -> str:

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from rlkit.buffer import Group
-from rlkit.types import FinishReason
+from rlkit.tracking.base import SampleRow
+from rlkit.types import FinishReason, ScoredRollout
 
 
 def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
@@ -35,6 +36,23 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dic
         metrics[f"rewards/{name}/mean"] = mean(values)
         metrics[f"rewards/{name}/std"] = _std(values)
     return metrics
+
+
+def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = None) -> SampleRow:
+    """The line that a sample gets in the completions tables."""
+    rollout = sample.rollout
+    return SampleRow(
+        step=step,
+        prompt_index=rollout.prompt.index,
+        sample_index=rollout.sample_index,
+        prompt=rollout.prompt.text,
+        completion=sample.text,
+        finish_reason=rollout.finish_reason.value,
+        num_tokens=len(rollout.completion_ids),
+        components=sample.components,
+        reward=sample.reward,
+        advantage=advantage,
+    )
 
 
 def mean(values: Iterable[float]) -> float:

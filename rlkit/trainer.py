@@ -18,7 +18,7 @@ from rlkit.clock import StepClock
 from rlkit.collate import collate
 from rlkit.collect import Collector
 from rlkit.functional.correction import sampling_mismatch
-from rlkit.metrics import average, rollout_metrics
+from rlkit.metrics import average, rollout_metrics, sample_row
 from rlkit.stopping import StopRequest
 from rlkit.tracking.base import EvalRecord, Phase, SampleRow, StepRecord, Tracker
 from rlkit.types import Algorithm, Generator, TrainBatch
@@ -56,10 +56,10 @@ class Trainer:
     run_dir: Path
 
     def fit(self, state: TrainState, *, stop: StopRequest) -> TrainState:
-        """Train from `state` to the last step; raises Interrupted at a safe point when asked to stop.
+        """Train from `state` to the last step; raises Interrupted at a safe point when asked to.
 
-        Whatever ends the loop, the last finished step is saved first, unless an update was under way
-        and the parameters are no longer those of that step.
+        Whatever ends the loop, the last finished step is saved first, unless an update was under
+        way and the parameters are no longer those of that step.
         """
         self.generator.load_adapter(state.learner.parameters, state.updates)
         if state.step == 0:
@@ -186,29 +186,18 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     return state
 
 
-def sample_rows(groups: list[Group], *, step: int, batch: TrainBatch | None) -> list[SampleRow]:
+def sample_rows(groups: list[Group], *, step: int, batch: TrainBatch) -> list[SampleRow]:
     """One table row a sample; the advantage is the mean over its tokens that the loss uses.
 
     An algorithm that reorders or drops rows (pairs) has no advantage per sample: None.
     """
     samples = [sample for group in groups for sample in group]
     advantages: list[float | None] = [None] * len(samples)
-    if batch is not None and len(batch) == len(samples) and batch.returns is None:
+    if len(batch) == len(samples) and batch.returns is None:
         counts = batch.loss_mask.sum(1).clamp(min=1)
         advantages = (batch.advantages.sum(1) / counts).tolist()
     return [
-        SampleRow(
-            step=step,
-            prompt_index=sample.rollout.prompt.index,
-            sample_index=sample.rollout.sample_index,
-            prompt=sample.rollout.prompt.text,
-            completion=sample.text,
-            finish_reason=sample.rollout.finish_reason.value,
-            num_tokens=len(sample.rollout.completion_ids),
-            components=sample.components,
-            reward=sample.reward,
-            advantage=advantage,
-        )
+        sample_row(sample, step=step, advantage=advantage)
         for sample, advantage in zip(samples, advantages, strict=True)
     ]
 

@@ -1,0 +1,52 @@
+"""Success on held-out prompts: the same prompts and seeds every time, so runs can be paired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlkit.collect import Decode, Rewards, completion_of, score_rollouts
+from rlkit.metrics import mean, sample_row
+from rlkit.tracking.base import EvalRecord, Phase, Tracker
+from rlkit.tracking.intervals import evaluate
+from rlkit.types import Completion, Generator, Prompt, SamplingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluator:
+    """Samples held-out prompts from the generator's current policy and judges the answers."""
+
+    generator: Generator
+    prompts: Sequence[Prompt]
+    num_samples: int
+    """Samples of each prompt."""
+    sampling: SamplingConfig
+    seed: Callable[[int, int], int]
+    """(prompt index, sample index) to a seed, whatever the run seed and the step."""
+    decode: Decode
+    success: Callable[[Completion], bool]
+    """The task's own criterion, whatever the rewards are."""
+    rewards: Rewards
+    tracker: Tracker
+
+    def __call__(self, label: str, steps_done: int) -> EvalRecord:
+        """One evaluation; its interval treats the samples of a prompt as one cluster."""
+        self.tracker.progress(Phase.evaluate, 0, len(self.prompts))
+        seeds = [[self.seed(p.index, i) for i in range(self.num_samples)] for p in self.prompts]
+        rollouts = self.generator.generate(
+            self.prompts, num_samples=self.num_samples, sampling=self.sampling, seeds=seeds
+        )
+        groups, _ = score_rollouts(rollouts, self.rewards, self.decode)
+        success = [
+            mean(float(self.success(completion_of(r, self.decode))) for r in group)
+            for group in rollouts
+        ]
+        self.tracker.progress(Phase.evaluate, len(self.prompts), len(self.prompts))
+        return evaluate(
+            label=label,
+            step=steps_done,
+            prompt_indices=[p.index for p in self.prompts],
+            success=success,
+            samples_per_prompt=self.num_samples,
+            samples=[sample_row(s, step=steps_done) for group in groups for s in group],
+        )

@@ -1,0 +1,70 @@
+"""The folder of one run: never shared, never overwritten, always saying where the run stands."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from rlkit.config import Config, ConfigError, Resume, identity, to_yaml
+from rlkit.tracking.base import Outcome, Status
+from rlkit.tracking.files import write_atomic
+
+
+@contextmanager
+def claim(config: Config, run_dir: Path) -> Iterator[None]:
+    """Hold `run_dir` for this process; writes `config.yaml` and a running `status.json`.
+
+    Raises ConfigError when another process holds it, or when it belongs to a run with another
+    configuration. The lock goes with the process, however it ends.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"run_dir is in use by another process: {run_dir}") from error
+        if config.resume is not Resume.never:
+            check_same_run(config, run_dir)
+        write_atomic(run_dir / "config.yaml", to_yaml(config).encode())
+        write_status(run_dir, Status.running, message="")
+        yield
+
+
+def check_same_run(config: Config, run_dir: Path) -> None:
+    """Raise ConfigError naming the first option that differs from the run being resumed."""
+    file = run_dir / "config.yaml"
+    if not file.exists():
+        return
+    saved = dict(_flat(yaml.safe_load(file.read_text()), ""))
+    for key, value in identity(config).items():
+        plain = yaml.safe_load(yaml.safe_dump(value))
+        if saved.get(key, plain) != plain:
+            raise ConfigError(
+                f"{key} must be {saved[key]} as in the run being resumed ({run_dir}), got {plain}"
+            )
+
+
+def write_outcome(run_dir: Path, outcome: Outcome) -> None:
+    """Record how the run ended."""
+    write_status(run_dir, outcome.status, message=outcome.message)
+
+
+def write_status(run_dir: Path, status: Status, *, message: str) -> None:
+    """`status.json`: status, one line of why, process id and time."""
+    record = {"status": status.value, "message": message, "pid": os.getpid(), "time": time.time()}
+    write_atomic(run_dir / "status.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _flat(value: object, prefix: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            yield from _flat(child, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
