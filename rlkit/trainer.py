@@ -61,7 +61,7 @@ class Trainer:
         Whatever ends the loop, the last finished step is saved first, unless an update was under
         way and the parameters are no longer those of that step.
         """
-        self.generator.load_adapter(state.learner.parameters, state.updates)
+        self.generator.load_adapter(state.learner.adapter, state.updates)
         if state.step == 0:
             self._evaluate("before", state.step)
         saved = state.step
@@ -109,7 +109,7 @@ class Trainer:
         with clock.phase(Phase.update):
             results, mismatch = self._update(state, train_batch)
         with clock.phase(Phase.sync):
-            self.generator.load_adapter(state.learner.parameters, state.updates)
+            self.generator.load_adapter(state.learner.adapter, state.updates)
         metrics = {
             **rollout_metrics(groups, self.collector.rewards.names),
             **counts,
@@ -149,7 +149,7 @@ class Trainer:
 
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint of `state`."""
-        parameters = state.learner.parameters
+        parameters = state.learner.named_parameters()
         progress = Progress(
             step=state.step,
             updates=state.updates,
@@ -172,7 +172,7 @@ class Trainer:
 
 def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     """Put a checkpoint into a fresh state, in place; raises CheckpointError if names differ."""
-    leaves = state.learner.parameters
+    leaves = state.learner.named_parameters()
     if leaves.keys() != saved.parameters.keys():
         odd = sorted(leaves.keys() ^ saved.parameters.keys())
         raise checkpoint.CheckpointError(f"checkpoint and model differ in parameters: {odd[0]}")

@@ -17,19 +17,26 @@ from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatc
 
 
 class Learner(Protocol):
-    """What training needs of a policy: logps under an adapter, and the adapter's tensors."""
+    """What training needs of a policy: logps under an adapter, and what an optimiser may change."""
 
     @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        """The trainable leaves by name."""
+    def adapter(self) -> Mapping[str, Tensor]:
+        """The policy's adapter; None in its place is the reference policy."""
         ...
 
-    def forward(self, batch: RolloutBatch, *, spec: OutputSpec, temperature: float) -> PolicyOutput:
-        """The current policy on `batch`, differentiable in `parameters`."""
+    def forward(
+        self,
+        batch: RolloutBatch,
+        *,
+        adapter: Mapping[str, Tensor] | None,
+        temperature: float,
+        spec: OutputSpec,
+    ) -> PolicyOutput:
+        """Logps of the completion tokens and what `spec` asks for, differentiable."""
         ...
 
-    def reference_logps(self, batch: RolloutBatch, *, temperature: float) -> Float[Tensor, "B C"]:
-        """Logps of the frozen reference policy."""
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Every trainable leaf by a unique name: the adapter's, then a critic's."""
         ...
 
 
@@ -82,17 +89,22 @@ def score(
         rows_per_unit=algorithm.rows_per_unit,
     )
     wanted = OutputSpec(values=Column.values in algorithm.needs)
+    temperature = settings.temperature
     with torch.no_grad():
         for rows in plan:
             index = rows.to(batch.prompt_ids.device)
             micro = batch.rows(index)
             found: dict[Column, Tensor | None] = {}
             if algorithm.needs & {Column.old_logps, Column.values}:
-                output = learner.forward(micro, spec=wanted, temperature=settings.temperature)
+                output = learner.forward(
+                    micro, adapter=learner.adapter, temperature=temperature, spec=wanted
+                )
                 found |= {Column.old_logps: output.logps, Column.values: output.values}
             if Column.ref_logps in algorithm.needs:
-                logps = learner.reference_logps(micro, temperature=settings.temperature)
-                found[Column.ref_logps] = logps
+                reference = learner.forward(
+                    micro, adapter=None, temperature=temperature, spec=OutputSpec()
+                )
+                found[Column.ref_logps] = reference.logps
             for column in algorithm.needs:
                 value = found[column]
                 if value is None:
@@ -123,7 +135,10 @@ def train_step(
     for index in _plan(batch, algorithm, settings):
         micro = batch.rows(index)
         output = state.learner.forward(
-            micro.rollout, spec=algorithm.outputs, temperature=settings.temperature
+            micro.rollout,
+            adapter=state.learner.adapter,
+            temperature=settings.temperature,
+            spec=algorithm.outputs,
         )
         loss, metrics = algorithm.loss(output, micro)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -151,7 +166,7 @@ def _apply(state: TrainState, settings: UpdateSettings) -> dict[str, float]:
     """Clip, guard and step; returns `grad_norm`, `learning_rate` and `skipped_updates`."""
     optim = settings.optim
     rate = learning_rate(optim, update=state.updates, total_updates=settings.total_updates)
-    leaves = list(state.learner.parameters.values())
+    leaves = list(state.learner.named_parameters().values())
     norm = torch.nn.utils.clip_grad_norm_(leaves, optim.max_grad_norm, foreach=True)
     finite = bool(torch.isfinite(norm))
     if finite:
