@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -43,15 +44,26 @@ def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
     """The console that `config` asks for and `stream` can show."""
     if hasattr(stream, "reconfigure"):  # a C locale must not turn a sparkline into a crash
         stream.reconfigure(errors="replace")
-    console = Console(file=stream)
+    console: Console = _Terminal(file=stream)
     if not console.is_terminal and config.console is not ConsoleMode.live:
-        console = Console(file=stream, width=_PIPE_WIDTH)
+        console = _Terminal(file=stream, width=_PIPE_WIDTH)
     if config.console is ConsoleMode.quiet:
         return PlainConsole(console, quiet=True)
     live = config.console is ConsoleMode.live
     if live or (config.console is ConsoleMode.auto and console.is_terminal):
         return LiveConsole(console, table_steps=config.table_steps)
     return PlainConsole(console, quiet=False)
+
+
+class _Terminal(Console):
+    """A console whose reader may go away (`rlkit | head`) without ending the run."""
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent; rich's own answer is SystemExit."""
+        self.quiet = True
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _mirror(config: MirrorConfig, run_dir: Path) -> Mirror:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rlkit.tracking.base import SampleRow
 from rlkit.tracking.files import write_atomic
 
 _PREFIX = "rewards/"
+_ODD = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def step_path(run_dir: Path, step: int) -> Path:
@@ -18,14 +20,8 @@ def step_path(run_dir: Path, step: int) -> Path:
 
 
 def eval_path(run_dir: Path, label: str, step: int) -> Path:
-    """Where the samples of an evaluation are kept; `label` must be one safe path component.
-
-    Raises:
-        ValueError: the label holds something else than letters, digits, `_` and `-`.
-    """
-    if not label.replace("_", "").replace("-", "").isalnum():
-        raise ValueError(f"evaluation label must be letters, digits, _ and -, got {label!r}")
-    return run_dir / "completions" / f"eval-{label}-{step:06d}.parquet"
+    """Where the samples of an evaluation are kept; odd characters of `label` become dashes."""
+    return run_dir / "completions" / f"eval-{_ODD.sub('-', label)}-{step:06d}.parquet"
 
 
 def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[str]) -> None:

@@ -128,7 +128,8 @@ class LiveConsole(PlainConsole):
 
     def finish(self, outcome: Outcome) -> None:
         self._phase = None
-        self._live.stop()
+        self._live.stop()  # leaves the last frame, reward curve included
+        self._rewards.clear()
         super().finish(outcome)
 
     def close(self, deadline_s: float) -> None:
@@ -137,10 +138,12 @@ class LiveConsole(PlainConsole):
 
     def render(self) -> RenderableType:
         """The whole view as it is now."""
+        if self._info is None:
+            return Group()
         width, height = self.console.size
         parts: list[RenderableType] = [Rule(style="dim")]
         recent = list(self._recent)[-max(2, height - _FIXED_LINES) :]
-        if recent and self._info is not None:
+        if recent:
             candidates = columns(self._info.reward_names)
             shown = fit(candidates, width)
             parts.append(Text(header_line(shown), style="bold", no_wrap=True))
@@ -150,16 +153,15 @@ class LiveConsole(PlainConsole):
             dropped = [c for c in candidates if c not in shown]
             parts += [Text(""), sparkline(self._rewards, width=min(60, width - 30))]
             parts += [Text(line, style="dim") for line in details(recent[-1], dropped)]
-        parts += [Text(""), self._bars(width)]
+        parts += [Text(""), self._bars(self._info, width)]
         return Group(*parts)
 
-    def _bars(self, width: int) -> Table:
-        assert self._info is not None, "render before start"
+    def _bars(self, info: RunInfo, width: int) -> Table:
         now = time.monotonic()
-        total = self._info.num_steps
+        total = info.num_steps
         bar = max(10, min(50, width - 46))
         grid = Table.grid(padding=(0, 1))
-        left = self._seconds_left(now)
+        left = self._time_left(total - self._done, now)
         grid.add_row(
             Text("steps", style="bold"),
             ProgressBar(total=total, completed=self._done, width=bar),
@@ -176,11 +178,9 @@ class LiveConsole(PlainConsole):
             )
         return grid
 
-    def _seconds_left(self, now: float) -> str:
+    def _time_left(self, remaining: int, now: float) -> str:
         """From the median of the last steps; empty when unknown or over."""
-        assert self._info is not None
-        remaining = self._info.num_steps - self._done
-        if not self._durations or not remaining:
+        if not self._durations or remaining <= 0:
             return ""
         typical = statistics.median(self._durations)
         spent = min(now - self._step_started, typical)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,9 +30,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class LocalTracker:
-    """Writes `metrics.jsonl evals.jsonl completions/ log.txt status.json` and the curves.
+    """Writes `metrics.jsonl`, `evals.jsonl`, `completions/`, `log.txt` and the curves.
 
-    Metrics, evaluations and the status must get through: a failure raises TrackingError.
+    Metrics and evaluations must get through: a failure raises TrackingError.
     Completions, log and curves are worth less than the run: a failure is logged once.
     """
 
@@ -55,14 +54,11 @@ class LocalTracker:
         self._info: RunInfo | None = None
         self._metrics: JsonLines | None = None
         self._evals: list[dict[str, object]] = []
-        self._started = time.time()
-        self._next_step = 0
         self._lost_completions = 0
 
     def start(self, info: RunInfo) -> None:
         first = info.first_step
         self._info = info
-        self._next_step = first
         self._metrics = JsonLines(
             self._run_dir / "metrics.jsonl", keep=lambda line: number(line["step"]) < first
         )
@@ -74,7 +70,6 @@ class LocalTracker:
                 self._run_dir, first
             ):
                 path.unlink()
-        self._write_status(Status.running, "")
         resumed = f", resumed at step {first}" if first else ""
         MESSAGES.info("run %s: %s on %s%s", info.name, info.algorithm, info.task, resumed)
         MESSAGES.info("config %s", json.dumps(self._redactor.config(info.config), default=str))
@@ -90,7 +85,6 @@ class LocalTracker:
         line = {**record.metrics, "step": record.step, "time/unix": time.time()}
         self._write_samples(step_path(self._run_dir, record.step), record.samples)
         self._metrics.append(line)
-        self._next_step = record.step + 1
 
     def evaluation(self, record: EvalRecord) -> None:
         path = eval_path(self._run_dir, record.label, record.step)
@@ -106,7 +100,6 @@ class LocalTracker:
         MESSAGES.log(LEVELS[level], "%s", text)
 
     def finish(self, outcome: Outcome) -> None:
-        self._write_status(outcome.status, outcome.message)
         level = logging.ERROR if outcome.status is Status.failed else logging.INFO
         text = f"{outcome.status} after {outcome.wall_seconds:.1f} s. {outcome.message}"
         MESSAGES.log(level, "%s", text.strip())
@@ -143,19 +136,6 @@ class LocalTracker:
         path = self._run_dir / "evals.jsonl"
         if self._evals or path.exists():
             write_atomic(path, "".join(encode(line) + "\n" for line in self._evals).encode())
-
-    def _write_status(self, status: Status, message: str) -> None:
-        record: Mapping[str, object] = {
-            "status": str(status),
-            "message": self._redactor.text(message),
-            "step": self._next_step,
-            "num_steps": self._info.num_steps if self._info else None,
-            "pid": os.getpid(),
-            "started": self._started,
-            "updated": time.time(),
-        }
-        data = json.dumps(record, indent=2).encode() + b"\n"
-        write_atomic(self._run_dir / "status.json", data)
 
 
 def _eval_line(record: EvalRecord) -> dict[str, object]:

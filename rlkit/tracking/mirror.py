@@ -84,8 +84,7 @@ class Mirror:
         self._put({"event": "log", "step": record.step, "metrics": dict(record.metrics)})
 
     def evaluation(self, record: EvalRecord) -> None:
-        prefix = f"eval/{record.label}/success"
-        names = (prefix, f"{prefix}_low", f"{prefix}_high")
+        names = ("eval/success", "eval/success_low", "eval/success_high")
         metrics = dict(zip(names, record.interval, strict=True))
         self._put({"event": "log", "step": record.step, "metrics": metrics})
 

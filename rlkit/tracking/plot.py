@@ -68,7 +68,9 @@ def _draw_rewards(axis: Any, lines: Sequence[dict[str, float]], names: Sequence[
     steps = [line["step"] for line in lines]
     low = [line.get("reward", math.nan) - line.get("reward_std", math.nan) for line in lines]
     high = [line.get("reward", math.nan) + line.get("reward_std", math.nan) for line in lines]
-    axis.fill_between(steps, low, high, color=_COLOURS[0], alpha=0.1, linewidth=0, label="± std")
+    axis.fill_between(
+        steps, low, high, color=_COLOURS[0], alpha=0.1, linewidth=0, label="± std in a group"
+    )
     for k, name in enumerate(names):
         colour = _COLOURS[1 + k % (len(_COLOURS) - 1)]
         dash = _DASHES[(k + 1) % len(_DASHES)]
