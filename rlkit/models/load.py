@@ -68,7 +68,7 @@ def load_model(config: ModelConfig, *, device: torch.device, say: Say) -> BaseMo
             f"model.source must be {rule}, got {config.source}: {_first_line(error)}"
         ) from error
     torch.nn.Module.to(model, device)
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False).train(False)
     chosen = choose_template(tokenizer, config.chat_template)
     tokenizer.chat_template = chosen.template
     if tokenizer.pad_token_id is None:

@@ -1,0 +1,211 @@
+"""The policy: a frozen base model under LoRA adapters, scored on completion tokens only.
+
+The reference policy is the same model with the adapter off; a critic, if there is one, is a second
+adapter with a linear value head. Logits over the vocabulary are never held for a whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlkit.kernels.compact import spread
+from rlkit.kernels.logps import EntropyMode, selected_logps
+from rlkit.lora import LoRA, attach, init_adapter
+from rlkit.models.config import ModelConfig, Switch
+from rlkit.models.families import Head, backbone_of, head_of
+from rlkit.models.hidden import can_share, completion_states, worth_sharing
+from rlkit.models.load import BaseModel
+from rlkit.types import FullKL, OutputSpec, PolicyOutput, RolloutBatch
+
+VALUE_WEIGHT = "value_head.weight"
+VALUE_BIAS = "value_head.bias"
+_LOGPS_ONLY = OutputSpec()
+
+
+class CriticChoice(StrEnum):
+    """Whether a policy carries a critic."""
+
+    none = "none"
+    lora = "lora"
+    """A second adapter on the same base, with a linear value head."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Handles to a model and the tensors that train; `adapter` and `critic` change in place."""
+
+    model: PreTrainedModel
+    lora: LoRA
+    head: Head
+    adapter: dict[str, Tensor]
+    """The policy's LoRA tensors, float32 leaves."""
+    critic: dict[str, Tensor] | None = None
+    """The critic's LoRA tensors with `value_head.weight` (1, D) and `value_head.bias` (1,)."""
+    gradient_checkpointing: bool = False
+    shared_prefix: Switch = Switch.auto
+
+    def forward(
+        self,
+        batch: RolloutBatch,
+        *,
+        adapter: Mapping[str, Tensor] | None,
+        temperature: float,
+        spec: OutputSpec = _LOGPS_ONLY,
+    ) -> PolicyOutput:
+        """Logps of the completion tokens of `batch`, and what `spec` asks for beside them.
+
+        logps[b, t] = log softmax(logits / temperature)[completion_ids[b, t]] given all before it.
+        `adapter` None scores the reference policy. Differentiable in `adapter` and `critic`. Equal
+        rows in equal order give bitwise equal logps, with and without gradients, so an adapter
+        with B = 0 equals None: score policy and reference in the same micro-batches.
+
+        Raises ValueError for an empty prompt, a foreign adapter, and `spec.values` without critic.
+        """
+        if spec.values and self.critic is None:
+            raise ValueError("values need a critic, got a policy without one")
+        states = self._states(batch, adapter)
+        mask = batch.completion_mask
+        result = selected_logps(
+            states,
+            self.head.weight,
+            batch.completion_ids[mask],
+            temperature=temperature,
+            logit_scale=self.head.logit_scale,
+            softcap=self.head.softcap,
+            bias=self.head.bias,
+            entropy=_entropy_mode(spec),
+        )
+        full_kl = values = None
+        if spec.full_kl is not None:
+            full_kl = self._full_kl(batch, states, spec.full_kl, temperature)
+        if spec.values:
+            values = spread(self._values(batch), mask)
+        return PolicyOutput(
+            logps=spread(result.logps, mask),
+            entropy=None if result.entropy is None else spread(result.entropy, mask),
+            values=values,
+            full_kl=None if full_kl is None else spread(full_kl, mask),
+        )
+
+    def trainable_parameters(self) -> list[Tensor]:
+        """The leaves that an optimiser steps, in an order that depends on the model alone."""
+        return [*self.adapter.values(), *(self.critic or {}).values()]
+
+    def _states(self, batch: RolloutBatch, adapter: Mapping[str, Tensor] | None) -> Tensor:
+        # Does not depend on grad mode or adapter: policy and reference must take the same way.
+        share = (
+            self.shared_prefix is not Switch.off
+            and not self.gradient_checkpointing
+            and can_share(self.model.config, batch)
+            and (self.shared_prefix is Switch.on or worth_sharing(batch))
+        )
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        layers = _checkpointed(self.model, self.lora) if recompute else nullcontext()
+        with self.lora.active(adapter), layers:
+            return completion_states(backbone_of(self.model), batch, share=share)
+
+    def _full_kl(
+        self, batch: RolloutBatch, states: Tensor, spec: FullKL, temperature: float
+    ) -> Tensor:
+        from rlkit.kernels.kl import kl_exact
+
+        with torch.no_grad():
+            ref_states = self._states(batch, None)
+        kl: Tensor = kl_exact(
+            states,
+            ref_states,
+            self.head.weight,
+            direction=spec.direction,
+            top_k=spec.top_k,
+            temperature=temperature,
+            logit_scale=self.head.logit_scale,
+            softcap=self.head.softcap,
+            bias=self.head.bias,
+        )
+        return kl
+
+    def _values(self, batch: RolloutBatch) -> Tensor:
+        """V(state before the token) = w . h + b in float32, with the critic's adapter."""
+        critic = self.critic or {}
+        head = {VALUE_WEIGHT, VALUE_BIAS}
+        states = self._states(batch, {k: v for k, v in critic.items() if k not in head})
+        weight, bias = critic[VALUE_WEIGHT], critic[VALUE_BIAS]
+        return F.linear(states.to(weight.dtype), weight, bias).squeeze(1)
+
+
+def new_policy(
+    base: BaseModel, config: ModelConfig, *, seed: int, critic: CriticChoice = CriticChoice.none
+) -> Policy:
+    """A policy that starts as `base` exactly (B = 0); its adapters depend on `seed` alone.
+
+    Attaches the adapter's hooks to `base.model`: call it once per loaded model.
+    Raises ValueError when `config.lora` does not fit the model.
+    """
+    lora = attach(base.model, config.lora, dtype=base.dtype)
+    head = head_of(base.model)
+    device = head.weight.device
+    critic_tensors = None
+    if critic is CriticChoice.lora:
+        num_hidden = head.weight.shape[1]
+        critic_tensors = init_critic(lora, num_hidden=num_hidden, seed=seed, device=device)
+    return Policy(
+        model=base.model,
+        lora=lora,
+        head=head,
+        adapter=init_adapter(lora, seed=seed, device=device),
+        critic=critic_tensors,
+        gradient_checkpointing=base.gradient_checkpointing,
+        shared_prefix=config.shared_prefix,
+    )
+
+
+def init_critic(
+    lora: LoRA, *, num_hidden: int, seed: int, device: torch.device
+) -> dict[str, Tensor]:
+    """A new critic: LoRA tensors as in `init_adapter`, and a value head of zeros, so that V = 0."""
+    critic = init_adapter(lora, seed=seed, device=device)
+    critic[VALUE_WEIGHT] = torch.zeros(1, num_hidden, device=device, requires_grad=True)
+    critic[VALUE_BIAS] = torch.zeros(1, device=device, requires_grad=True)
+    return critic
+
+
+def _entropy_mode(spec: OutputSpec) -> EntropyMode:
+    if spec.entropy_grad:
+        return EntropyMode.differentiable
+    return EntropyMode.value if spec.entropy else EntropyMode.none
+
+
+@contextmanager
+def _checkpointed(model: PreTrainedModel, lora: LoRA) -> Iterator[None]:
+    """Decoder layers called inside keep their inputs only and run again in the backward pass.
+
+    Set for one forward pass instead of by `gradient_checkpointing_enable`: transformers looks at
+    these attributes in every call, drops the cache of generation where they are set, and wants the
+    whole model, dropout included, in training mode.
+    """
+    function = partial(
+        checkpoint,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lora.checkpoint_contexts,
+    )
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.gradient_checkpointing = layer.training = True
+        layer._gradient_checkpointing_func = function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = layer.training = False
