@@ -1,0 +1,107 @@
+"""How the completions of one call are cut into batches, and what a batch of prompts looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from rlkit.types import FinishReason, Prompt, Rollout
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """One completion while it is being sampled."""
+
+    prompt: Prompt
+    prompt_number: int
+    """Position of the prompt in the call."""
+    sample_index: int
+    seed: int
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def rollout(self, policy_version: int) -> Rollout:
+        """The finished completion."""
+        assert self.finish_reason is not None
+        return Rollout(
+            prompt=self.prompt,
+            sample_index=self.sample_index,
+            completion_ids=tuple(self.ids),
+            sampling_logps=tuple(self.logps),
+            finish_reason=self.finish_reason,
+            policy_version=policy_version,
+        )
+
+
+def make_rows(
+    prompts: Sequence[Prompt], *, num_samples: int, seeds: Sequence[Sequence[int]]
+) -> list[Row]:
+    """One row per completion; those of one prompt adjacent, prompts of similar length close by."""
+    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].ids))
+    return [
+        Row(prompt=prompts[n], prompt_number=n, sample_index=i, seed=seeds[n][i])
+        for n in order
+        for i in range(num_samples)
+    ]
+
+
+def split_rows(
+    rows: Sequence[Row], *, max_completion_length: int, max_rows: int, max_tokens: int
+) -> list[Sequence[Row]]:
+    """Consecutive batches of nearly equal size, within both limits but never empty.
+
+    A batch of n rows with longest prompt P counts n * (P + max_completion_length) tokens.
+    """
+    longest = max(len(row.prompt.ids) for row in rows) + max_completion_length
+    capacity = max(1, min(max_rows, max_tokens // longest))
+    num_batches = -(-len(rows) // capacity)
+    size = -(-len(rows) // num_batches)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def common_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Number of leading tokens that all prompts share, short of the last token of any of them."""
+    first, last = min(prompts), max(prompts)
+    limit = min(len(ids) for ids in prompts) - 1
+    return next((n for n in range(limit) if first[n] != last[n]), limit)
+
+
+class Prefill(NamedTuple):
+    """The forward pass over what is left of N prompts after a shared prefix of W tokens.
+
+    The sequences are left-padded to a common end, prefix included: column c of row i holds token
+    c - pads[i] of prompt i. The last R = longest - W columns are computed, the others are taken
+    from the prefix's cache; a shorter prompt recomputes a few prefix tokens in place of padding.
+    """
+
+    input_ids: Int[Tensor, "N R"]
+    pads: Int[Tensor, " N"]
+    prefix_columns: Int[Tensor, "N W"]
+    """Which prefix token stands in column w of row i; any one under padding."""
+    mask: Bool[Tensor, "N L"] | None
+    """False on the padding among the W + R columns; None without padding."""
+    num_columns: int
+
+
+def plan_prefill(
+    prompts: Sequence[tuple[int, ...]], *, prefix_length: int, device: torch.device
+) -> Prefill:
+    """Lay out `prompts`, which share their first `prefix_length` tokens."""
+    longest = max(len(ids) for ids in prompts)
+    padded = [(0,) * (longest - len(ids)) + ids for ids in prompts]
+    pads = torch.tensor([longest - len(ids) for ids in prompts], device=device)
+    columns = torch.arange(longest, device=device)
+    has_padding = any(len(ids) != longest for ids in prompts)
+    return Prefill(
+        input_ids=torch.tensor([ids[prefix_length:] for ids in padded], device=device),
+        pads=pads,
+        prefix_columns=(columns[:prefix_length] - pads[:, None]).clamp(min=0),
+        mask=columns >= pads[:, None] if has_padding else None,
+        num_columns=longest,
+    )
