@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rlkit.tracking import EvalRecord, RunInfo, SampleRow, StepRecord, evaluate
@@ -113,3 +117,16 @@ def _sample(step: int, prompt: int, sample: int, right: bool, draw: random.Rando
         reward=sum(components),
         advantage=0.1 * sample,
     )
+
+
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    """The kernel lets no file grow beyond `num_bytes`, as on a full disk: the rest is refused."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
