@@ -13,7 +13,10 @@ from rlkit.algorithms.base import Aggregation, AlgorithmConfig, GroupFilter, Obj
 from rlkit.algorithms.correction import CorrectionConfig
 from rlkit.algorithms.grpo import GRPOConfig, grpo
 from rlkit.algorithms.kl import KLConfig
+from rlkit.algorithms.online_dpo import OnlineDPOConfig, online_dpo
+from rlkit.algorithms.ppo import PPOConfig, critic_only, ppo
 from rlkit.algorithms.ratio import RatioConfig
+from rlkit.algorithms.rloo import RLOOConfig, rloo
 from rlkit.types import Algorithm, Setting
 
 __all__ = [
@@ -27,7 +30,9 @@ __all__ = [
     "Objective",
     "RatioConfig",
     "Schema",
+    "Warmup",
     "build",
+    "warmup",
 ]
 
 
@@ -44,10 +49,24 @@ class Entry(NamedTuple):
 
     name: str
     config: type[AlgorithmConfig]
-    factory: Callable[[Any, Objective, Setting], Algorithm]
+    factory: Factory
 
 
-ALGORITHMS: tuple[Entry, ...] = (Entry("grpo", GRPOConfig, grpo),)
+class Warmup(NamedTuple):
+    """Another algorithm for the first optimisation steps of a run."""
+
+    algorithm: Algorithm
+    num_steps: int
+
+
+Factory = Callable[[Any, Objective, Setting], Algorithm]
+
+ALGORITHMS: tuple[Entry, ...] = (
+    Entry("grpo", GRPOConfig, grpo),
+    Entry("rloo", RLOOConfig, rloo),
+    Entry("ppo", PPOConfig, ppo),
+    Entry("online_dpo", OnlineDPOConfig, online_dpo),
+)
 
 SCHEMAS: tuple[Schema, ...] = (
     *(Schema("algorithm", entry.name, entry.config) for entry in ALGORITHMS),
@@ -72,3 +91,11 @@ def build(objective: Objective, setting: Setting) -> Algorithm:
             f"algorithm must be one of {known}, got {type(objective.algorithm).__name__}"
         )
     return entry.factory(objective.algorithm, objective, setting)
+
+
+def warmup(objective: Objective, setting: Setting) -> Warmup | None:
+    """What runs instead of the algorithm at the start: PPO's critic alone, if asked for."""
+    cfg = objective.algorithm
+    if isinstance(cfg, PPOConfig) and cfg.value_pretrain_steps > 0:
+        return Warmup(critic_only(cfg, objective, setting), cfg.value_pretrain_steps)
+    return None

@@ -1,0 +1,40 @@
+"""Which samples of a group are compared, and what happens to ties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from rlkit.functional import preference as F
+
+
+class PairRule(StrEnum):
+    """Which rows of a group are compared."""
+
+    best_worst = "best_worst"
+    ranked = "ranked"
+    neighbours = "neighbours"
+
+
+class TieRule(StrEnum):
+    """What happens to a pair whose rewards differ by no more than `min_gap`."""
+
+    drop = "drop"
+    first = "first"
+
+
+_RULES: Mapping[PairRule, Callable[[Tensor], Tensor]] = {
+    PairRule.best_worst: F.best_and_worst,
+    PairRule.ranked: F.ranked_pairs,
+    PairRule.neighbours: F.neighbour_pairs,
+}
+
+
+def pair_rows(rule: PairRule, rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """Row indices chosen, rejected, chosen, ... of every group of adjacent rows."""
+    starts = torch.unique_consecutive(group_ids, return_counts=True)[1].cumsum(0).tolist()
+    bounds = zip([0, *starts], starts, strict=False)
+    return torch.cat([_RULES[rule](rewards[a:b]) + a for a, b in bounds])
