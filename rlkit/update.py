@@ -83,10 +83,7 @@ def score(
     """`batch` with the columns that `algorithm.needs`, computed without gradients."""
     columns: dict[Column, Tensor] = {}
     plan = microbatches(
-        batch.prompt_mask,
-        batch.completion_mask,
-        max_tokens=settings.tokens_per_microbatch,
-        rows_per_unit=algorithm.rows_per_unit,
+        batch.prompt_mask, batch.completion_mask, max_tokens=settings.tokens_per_microbatch
     )
     wanted = OutputSpec(values=Column.values in algorithm.needs)
     temperature = settings.temperature
@@ -109,8 +106,9 @@ def score(
                 value = found[column]
                 if value is None:
                     raise RuntimeError(f"the policy returned no {column.value}")
-                whole = columns.setdefault(column, torch.zeros_like(batch.sampling_logps))
-                whole[index] = value
+                if column not in columns:
+                    columns[column] = value.new_zeros(batch.completion_mask.shape)
+                columns[column][index] = value
     return replace(
         batch,
         old_logps=columns.get(Column.old_logps),
@@ -142,7 +140,7 @@ def train_step(
         )
         loss, metrics = algorithm.loss(output, micro)
         loss.backward()  # type: ignore[no-untyped-call]
-        logps[index] = output.logps.detach()
+        logps[index] = output.logps.detach().to(logps.dtype)
         for name, value in {**metrics, "loss": loss.detach()}.items():
             sums[name] += value
     # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
