@@ -46,7 +46,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<pad>"
     )
 
@@ -65,12 +65,13 @@ def tiny_model(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
         tie_word_embeddings=False,
         eos_token_id=STOP,
         pad_token_id=PAD,
-        attn_implementation="sdpa",
     )
-    model = LlamaForCausalLM(config).to(dtype)
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, dtype)
     # Random heads give almost flat logits, which no adapter below them could sharpen.
     model.lm_head.weight.data *= 20.0
-    return model.requires_grad_(False).train(False)
+    model.requires_grad_(False).train(False)
+    return model
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,10 @@ def tiny_run(
         model=model,
         lora=lora,
         head=head_of(model),
-        adapter=init_adapter(lora, seed=0, device=CPU),
+        adapter={
+            name: leaf.detach().to(dtype).requires_grad_()
+            for name, leaf in init_adapter(lora, seed=0, device=CPU).items()
+        },
     )
     generator = HFGenerator(
         model,
