@@ -36,8 +36,8 @@ class LoRAConfig:
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank, which keeps updates alike over ranks."""
     targets: list[str] = field(default_factory=list)
-    """Leaf names of the adapted linear layers (q_proj, ...); empty = every linear layer but the
-    language-model head."""
+    """Names of the adapted linear layers, or ends of them as in PEFT (q_proj, mlp.up_proj, ...);
+    empty = every linear layer but the language-model head."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -149,15 +149,18 @@ def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
     Raises ValueError when a target is not a linear layer of the model.
     """
     layers = {name: module for name, module in model.named_modules() if _adaptable(name, module)}
-    leaves = {name.rsplit(".", 1)[-1] for name in layers}
-    unknown = sorted(set(config.targets) - leaves)
+    unknown = [t for t in config.targets if not any(_matches(name, t) for name in layers)]
     if unknown or not layers:
+        leaves = sorted({name.rsplit(".", 1)[-1] for name in layers})
         raise ValueError(
             f"model.lora.targets must be among the linear layers of the model "
-            f"({', '.join(sorted(leaves))}), got {', '.join(unknown)}"
+            f"({', '.join(leaves)}), got {', '.join(unknown)}"
         )
-    wanted = set(config.targets) or leaves
-    chosen = {name: m for name, m in layers.items() if name.rsplit(".", 1)[-1] in wanted}
+    chosen = {
+        name: module
+        for name, module in layers.items()
+        if not config.targets or any(_matches(name, target) for target in config.targets)
+    }
     shapes = {n: LayerShape(m.in_features, m.out_features) for n, m in chosen.items()}
     lora = LoRA(config, shapes, dtype)
     for name, module in chosen.items():
@@ -199,6 +202,10 @@ def _name_keys(problem: str, keys: list[str]) -> str:
         return ""
     shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
     return f"the adapter {problem} tensors: {shown}"
+
+
+def _matches(layer: str, target: str) -> bool:
+    return layer == target or layer.endswith(f".{target}")
 
 
 def _adaptable(name: str, module: nn.Module) -> bool:

@@ -98,9 +98,13 @@ class Policy:
             full_kl=None if full_kl is None else spread(full_kl, mask),
         )
 
-    def trainable_parameters(self) -> list[Tensor]:
-        """The leaves that an optimiser steps, in an order that depends on the model alone."""
-        return [*self.adapter.values(), *(self.critic or {}).values()]
+    def named_parameters(self) -> dict[str, Tensor]:
+        """The leaves that an optimiser steps: the adapter's, then the critic's as `critic/...`.
+
+        The order depends on the model alone.
+        """
+        critic = self.critic or {}
+        return {**self.adapter, **{f"critic/{name}": leaf for name, leaf in critic.items()}}
 
     def _states(self, batch: RolloutBatch, adapter: Mapping[str, Tensor] | None) -> Tensor:
         # Does not depend on grad mode or adapter: policy and reference must take the same way.

@@ -61,7 +61,8 @@ def head_of(model: PreTrainedModel) -> Head:
         scale = float(config.logit_scale)
     elif config.model_type == "granite":
         scale = 1.0 / float(config.logits_scaling)
-    softcap = config.final_logit_softcapping if config.model_type.startswith("gemma") else None
+    caps = config.model_type in ("gemma2", "gemma3_text")
+    softcap = config.final_logit_softcapping if caps else None
     return Head(linear.weight, linear.bias, scale, softcap)
 
 

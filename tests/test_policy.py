@@ -1,0 +1,309 @@
+"""The policy's logps, gradients and other outputs against transformers' own logits in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import grouped_batch, make_batch, oracle_logps, random_ids, tiny_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlkit.lora import LoRAConfig, attach, init_adapter
+from rlkit.models.config import Switch
+from rlkit.models.families import FAMILIES, head_of
+from rlkit.models.hidden import can_share, split_prompts, worth_sharing
+from rlkit.policy import VALUE_BIAS, VALUE_WEIGHT, Policy, init_critic
+from rlkit.types import FullKL, KLDirection, OutputSpec, RolloutBatch
+
+CPU = torch.device("cpu")
+WAYS = [Switch.off, Switch.on]
+
+
+def make_policy(model: PreTrainedModel, **options: object) -> Policy:
+    """A policy whose adapter does something: B is random."""
+    lora = attach(model, LoRAConfig(rank=4, alpha=6.0), dtype=model.dtype)
+    return Policy(
+        model=model,
+        lora=lora,
+        head=head_of(model),
+        adapter=filled(init_adapter(lora, seed=1, device=CPU), seed=2),
+        critic=filled(init_critic(lora, num_hidden=32, seed=3, device=CPU), seed=4),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def filled(adapter: dict[str, Tensor], *, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: (0.2 * torch.randn(x.shape, generator=generator)).double().requires_grad_()
+        for key, x in adapter.items()
+    }
+
+
+def three_groups() -> RolloutBatch:
+    return grouped_batch(
+        prefix=20, rests=[3, 7, 5], group_sizes=[2, 2, 2], completions=[4, 6, 1, 3, 6, 2]
+    )
+
+
+def gradients(policy: Policy, logps: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+    grads = torch.autograd.grad((logps * upstream).sum(), list(policy.adapter.values()))
+    return dict(zip(policy.adapter, grads, strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logps_and_gradients_equal_those_of_transformers(family: str, way: Switch) -> None:
+    policy = make_policy(tiny_model(family), shared_prefix=way)
+    batch = three_groups()
+    assert can_share(policy.model.config, batch)
+    upstream = torch.randn(batch.completion_ids.shape, generator=torch.Generator().manual_seed(5))
+    output = policy.forward(batch, adapter=policy.adapter, temperature=0.7)
+    with policy.lora.active(policy.adapter):
+        expected = oracle_logps(policy.model, batch, temperature=0.7)
+    assert expected.abs().max() > 1.0
+    # transformers' RMSNorm and Gemma 2's softmax round to float32 inside a float64 model, so
+    # another order of summation shows at 1e-7. Phi has neither: sharing itself is exact.
+    tolerance = 1e-12 if way is Switch.off or family == "phi" else 1e-6
+    torch.testing.assert_close(output.logps, expected, rtol=tolerance, atol=tolerance)
+    actual = gradients(policy, output.logps, upstream.double())
+    for key, truth in gradients(policy, expected, upstream.double()).items():
+        error = (actual[key] - truth).abs().max()
+        assert error < tolerance * truth.abs().max(), (key, float(error))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        pytest.param(
+            grouped_batch(prefix=20, rests=[3, 3], group_sizes=[3, 1], completions=[2, 3, 4, 5]),
+            id="unequal groups",
+        ),
+        pytest.param(
+            grouped_batch(prefix=20, rests=[0, 4], group_sizes=[2, 2], completions=[2, 3, 4, 5]),
+            id="one prompt is the beginning of another",
+        ),
+        pytest.param(
+            grouped_batch(prefix=3, rests=[9, 1], group_sizes=[2, 2], completions=[2, 3, 4, 5]),
+            id="prefix too short",
+        ),
+        pytest.param(
+            grouped_batch(prefix=20, rests=[0], group_sizes=[4], completions=[2, 3, 4, 5]),
+            id="one prompt",
+        ),
+        pytest.param(
+            grouped_batch(prefix=20, rests=[2, 1], group_sizes=[2, 2], completions=[1, 1, 1, 1]),
+            id="one completion token",
+        ),
+        pytest.param(
+            make_batch([random_ids(5, seed=1), [9]], [random_ids(3, seed=2), []]),
+            id="empty completion, one-token prompt",
+        ),
+        pytest.param(
+            grouped_batch(prefix=20, rests=[4, 4], group_sizes=[1, 1], completions=[3, 3]),
+            id="groups of one",
+        ),
+    ],
+)
+def test_sharing_equals_the_plain_way_on_awkward_batches(batch: RolloutBatch) -> None:
+    plain = make_policy(tiny_model("phi"), shared_prefix=Switch.off)
+    shared = replace(plain, shared_prefix=Switch.on)
+    outputs = [p.forward(batch, adapter=p.adapter, temperature=1.0).logps for p in (plain, shared)]
+    with plain.lora.active(plain.adapter):
+        truth = oracle_logps(plain.model, batch, temperature=1.0)
+    upstream = torch.linspace(-1, 2, truth.numel()).reshape(truth.shape).double()
+    expected = gradients(plain, truth, upstream)
+    for logps in outputs:
+        torch.testing.assert_close(logps, truth, rtol=1e-10, atol=1e-10)
+        for key, grad in gradients(plain, logps, upstream).items():
+            torch.testing.assert_close(grad, expected[key], rtol=1e-8, atol=1e-10, msg=key)
+
+
+def test_prompts_are_taken_apart() -> None:
+    prompts = split_prompts(three_groups())
+    assert prompts.prefix_ids.tolist() == random_ids(20, seed=0)
+    assert prompts.row_counts.tolist() == [2, 2, 2]
+    assert prompts.rest_mask.sum(1).tolist() == [3, 7, 5]
+    assert prompts.rest_ids[1].tolist() == random_ids(7, seed=11)
+
+
+def test_auto_shares_only_where_it_saves_a_quarter_of_the_tokens() -> None:
+    assert worth_sharing(three_groups())
+    # 2 x 60 tokens of completion against 20 shared ones: 140 - 2 plain, 138 - 20 shared.
+    long = grouped_batch(prefix=20, rests=[0], group_sizes=[2], completions=[60, 60])
+    assert not worth_sharing(long)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
+def test_a_window_shorter_than_the_rows_takes_the_plain_way(family: str) -> None:
+    policy = make_policy(tiny_model(family, sliding_window=12), shared_prefix=Switch.on)
+    batch = three_groups()
+    assert not can_share(policy.model.config, batch)
+    logps = policy.forward(batch, adapter=policy.adapter, temperature=1.0).logps
+    with policy.lora.active(policy.adapter):
+        truth = oracle_logps(policy.model, batch, temperature=1.0)
+    torch.testing.assert_close(logps, truth, rtol=1e-10, atol=1e-10)
+
+
+def test_length_dependent_rotary_embeddings_take_the_plain_way() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    model = tiny_model("llama", rope_parameters=rope)
+    assert not can_share(model.config, three_groups())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_new_adapter_scores_bitwise_like_the_reference(way: Switch, dtype: torch.dtype) -> None:
+    model = tiny_model("llama", dtype=dtype)
+    lora = attach(model, LoRAConfig(rank=8), dtype=dtype)
+    adapter = init_adapter(lora, seed=0, device=CPU)
+    policy = Policy(model=model, lora=lora, head=head_of(model), adapter=adapter, shared_prefix=way)
+    batch = three_groups()
+    spec = OutputSpec(entropy=True)
+    output = policy.forward(batch, adapter=adapter, temperature=0.9, spec=spec)
+    with torch.no_grad():
+        reference = policy.forward(batch, adapter=None, temperature=0.9)
+    assert output.logps.requires_grad and not reference.logps.requires_grad
+    assert output.logps.dtype == torch.float32
+    assert torch.equal(output.logps, reference.logps)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_checkpointing_recomputes_with_the_adapter_of_the_forward_pass(family: str) -> None:
+    plain = make_policy(tiny_model(family), shared_prefix=Switch.off)
+    recomputing = replace(plain, gradient_checkpointing=True)
+    batch = three_groups()
+    spec = OutputSpec(values=True)
+    assert plain.critic is not None
+    leaves = list(plain.named_parameters().values())
+
+    def loss(policy: Policy) -> Tensor:
+        output = policy.forward(batch, adapter=policy.adapter, temperature=1.0, spec=spec)
+        assert output.values is not None
+        return (output.logps * 0.3).sum() + output.values.square().sum()
+
+    truth = torch.autograd.grad(loss(plain), leaves)
+    total = loss(recomputing)
+    # What is active during the backward pass must not matter.
+    with plain.lora.active({k: torch.zeros_like(v) for k, v in plain.adapter.items()}):
+        actual = torch.autograd.grad(total, leaves)
+    for a, b in zip(actual, truth, strict=True):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert not any(m.training for m in plain.model.modules())
+
+
+def test_checkpointing_really_recomputes() -> None:
+    policy = make_policy(tiny_model("llama"), gradient_checkpointing=True)
+    calls: list[int] = []
+    layer = policy.model.get_submodule("model.layers.0.mlp")
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    logps = policy.forward(three_groups(), adapter=policy.adapter, temperature=1.0).logps
+    assert len(calls) == 1
+    torch.autograd.backward(logps.sum())
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_entropy_equals_its_definition(way: Switch) -> None:
+    policy = make_policy(tiny_model("gemma2"), shared_prefix=way)
+    batch = make_batch([random_ids(6, seed=1)] * 2, [random_ids(3, seed=2), random_ids(2, seed=3)])
+    spec = OutputSpec(entropy=True, entropy_grad=True)
+    output = policy.forward(batch, adapter=policy.adapter, temperature=0.8, spec=spec)
+    assert output.entropy is not None
+    ids = torch.cat([batch.prompt_ids[1], batch.completion_ids[1, :2]])
+    with policy.lora.active(policy.adapter):
+        logps = (policy.model(input_ids=ids[None]).logits[0] / 0.8).log_softmax(-1)
+    expected = -(logps.exp() * logps).sum(-1)[5:7]
+    tolerance = 1e-9 if way is Switch.off else 1e-6  # as above
+    torch.testing.assert_close(output.entropy[1, :2], expected, rtol=tolerance, atol=tolerance)
+    assert output.entropy[1, 2] == 0.0
+    weight = next(v for k, v in policy.adapter.items() if k.endswith("lora_B.weight"))
+    actual = torch.autograd.grad(output.entropy[1].sum(), weight)[0]
+    truth = torch.autograd.grad(expected.sum(), weight)[0]
+    torch.testing.assert_close(actual, truth, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("direction", [KLDirection.reverse, KLDirection.forward])
+def test_full_kl_equals_the_sum_over_the_vocabulary(direction: KLDirection) -> None:
+    policy = make_policy(tiny_model("granite"))
+    batch = three_groups()
+    spec = OutputSpec(full_kl=FullKL(direction))
+    output = policy.forward(batch, adapter=policy.adapter, temperature=1.3, spec=spec)
+    assert output.full_kl is not None
+    row = 2
+    ids = torch.cat([batch.prompt_ids[row][batch.prompt_mask[row]], batch.completion_ids[row, :1]])
+    with policy.lora.active(policy.adapter):
+        p = (policy.model(input_ids=ids[None]).logits[0, -2] / 1.3).log_softmax(-1)
+    with torch.no_grad(), policy.lora.active(None):
+        q = (policy.model(input_ids=ids[None]).logits[0, -2] / 1.3).log_softmax(-1)
+    first, second = (p, q) if direction is KLDirection.reverse else (q, p)
+    expected = (first.exp() * (first - second)).sum()
+    assert expected > 0.01
+    torch.testing.assert_close(output.full_kl[row, 0], expected, rtol=1e-8, atol=1e-10)
+    weight = next(v for k, v in policy.adapter.items() if k.endswith("lora_B.weight"))
+    actual = torch.autograd.grad(output.full_kl[row, 0], weight)[0]
+    torch.testing.assert_close(actual, torch.autograd.grad(expected, weight)[0])
+
+
+def test_values_come_from_the_critic_and_leave_the_policy_alone() -> None:
+    policy = make_policy(tiny_model("llama"))
+    assert policy.critic is not None
+    batch = three_groups()
+    spec = OutputSpec(values=True)
+    output = policy.forward(batch, adapter=policy.adapter, temperature=1.0, spec=spec)
+    assert output.values is not None
+    head = (VALUE_WEIGHT, VALUE_BIAS)
+    with policy.lora.active({k: v for k, v in policy.critic.items() if k not in head}):
+        ids = torch.cat([batch.prompt_ids[3][batch.prompt_mask[3]], batch.completion_ids[3, :2]])
+        states = policy.model.base_model(input_ids=ids[None]).last_hidden_state[0]
+    expected = (states @ policy.critic[VALUE_WEIGHT][0] + policy.critic[VALUE_BIAS])[-3:]
+    torch.testing.assert_close(output.values[3, :3], expected, rtol=1e-9, atol=1e-9)
+    unused = torch.autograd.grad(
+        output.values.sum(), list(policy.adapter.values()), allow_unused=True, retain_graph=True
+    )
+    assert all(grad is None for grad in unused)
+    used = torch.autograd.grad(output.values.sum(), list(policy.critic.values()))
+    assert all(grad.abs().max() > 0 for grad in used)
+
+
+def test_a_new_critic_predicts_zero_and_learns() -> None:
+    policy = make_policy(tiny_model("llama"))
+    critic = init_critic(policy.lora, num_hidden=32, seed=0, device=CPU)
+    fresh = replace(policy, critic=critic)
+    spec = OutputSpec(values=True)
+    values = fresh.forward(three_groups(), adapter=None, temperature=1.0, spec=spec).values
+    assert values is not None
+    assert torch.equal(values, torch.zeros_like(values))
+    (grad,) = torch.autograd.grad((values - 1.0).square().sum(), critic[VALUE_BIAS])
+    # d/db of the sum over 22 tokens of (0 - 1)^2.
+    assert grad.item() == -44.0
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    policy = make_policy(tiny_model("llama"))
+    with pytest.raises(ValueError, match="at least one token"):
+        policy.forward(make_batch([[5], []], [[6], [7]]), adapter=None, temperature=1.0)
+
+
+def test_values_without_critic_are_refused() -> None:
+    policy = replace(make_policy(tiny_model("llama")), critic=None)
+    with pytest.raises(ValueError, match="critic"):
+        policy.forward(three_groups(), adapter=None, temperature=1.0, spec=OutputSpec(values=True))
+
+
+def test_padding_content_changes_nothing() -> None:
+    policy = make_policy(tiny_model("llama"), shared_prefix=Switch.on)
+    batch = three_groups()
+    poisoned = replace(
+        batch,
+        prompt_ids=batch.prompt_ids.masked_fill(~batch.prompt_mask, 66),
+        completion_ids=batch.completion_ids.masked_fill(~batch.completion_mask, 66),
+    )
+    for way in WAYS:
+        chosen = replace(policy, shared_prefix=way)
+        first = chosen.forward(batch, adapter=policy.adapter, temperature=1.0).logps
+        second = chosen.forward(poisoned, adapter=policy.adapter, temperature=1.0).logps
+        assert torch.equal(first, second)
