@@ -7,6 +7,7 @@ codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 interrupted (sav
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -43,3 +44,6 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("rlkit: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `rlkit env | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

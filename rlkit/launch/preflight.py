@@ -26,7 +26,7 @@ _MAX_NAME = 120
 def preflight(arguments: Sequence[str]) -> list[Config]:
     """The configuration of every job that `arguments` stand for.
 
-    Raises ConfigError with one line: the first broken rule, its key and value, and in a sweep the job.
+    Raises ConfigError with one line: the first broken rule, its key and value, and a sweep's job.
     """
     parsed = get_args_parser().parse_args(list(arguments))
     if any(getattr(parsed, flag) for flag in _PRINTING):
@@ -101,7 +101,8 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     ):
         group, value, listed = match.groups()
         options = re.sub(r" (?:Config search path|Set the env|set_hydra).*", "", listed).split()
-        return f"{group} must be one of {', '.join(options)}, got {value}{did_you_mean(value, options)}"
+        hint = did_you_mean(value, options)
+        return f"{group} must be one of {', '.join(options)}, got {value}{hint}"
     text = re.sub(r" (?:full_key: (\S+)|object_type=\S+|Set the env\S* .*)", r" (\1)", text)
     return text.replace(" ()", "")
 

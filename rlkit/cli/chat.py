@@ -1,0 +1,44 @@
+"""`rlkit chat`: a conversation with a model, with or without an adapter."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+SUMMARY = "talk to a model, with or without an adapter"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Read lines, print replies; an empty line or Ctrl-D ends, /reset forgets the conversation."""
+    from rlkit.cli import UsageError
+    from rlkit.cli.session import add_arguments, open_session
+
+    parser = argparse.ArgumentParser(prog="rlkit chat", description=SUMMARY)
+    add_arguments(parser)
+    parser.add_argument("--system", help="system message")
+    options = parser.parse_args(arguments)
+    session = open_session(options)
+    start = [{"role": "system", "content": options.system}] if options.system else []
+    messages = list(start)
+    print("Type a message; /reset starts over, an empty line ends.")
+    turn = 0
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return 0
+        if not line:
+            return 0
+        if line == "/reset":
+            messages = list(start)
+            continue
+        messages.append({"role": "user", "content": line})
+        try:
+            (rollout,) = session.sample(session.render(messages), num_samples=1, turn=turn)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        reply = session.text(rollout)
+        messages.append({"role": "assistant", "content": reply})
+        turn += 1
+        print(reply)

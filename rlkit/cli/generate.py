@@ -1,0 +1,39 @@
+"""`rlkit generate`: completions of one prompt, from a base model or with an adapter."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+SUMMARY = "complete one prompt, with or without an adapter"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the completions, separated by a blank line when there are several."""
+    from rlkit.cli import UsageError
+    from rlkit.cli.session import add_arguments, open_session
+
+    parser = argparse.ArgumentParser(prog="rlkit generate", description=SUMMARY)
+    add_arguments(parser)
+    parser.add_argument("--system", help="system message")
+    parser.add_argument("--raw", action="store_true", help="no chat template: continue the text")
+    parser.add_argument("-n", "--num-samples", type=int, default=1)
+    parser.add_argument("prompt", nargs="?", help="the prompt; - or nothing reads standard input")
+    options = parser.parse_args(arguments)
+    if options.raw and options.system:
+        raise UsageError("--system needs the chat template: drop --raw")
+    prompt = options.prompt
+    if prompt is None or prompt == "-":
+        prompt = sys.stdin.read()
+    session = open_session(options)
+    messages = [{"role": "system", "content": options.system}] if options.system else []
+    text = (
+        prompt if options.raw else session.render([*messages, {"role": "user", "content": prompt}])
+    )
+    try:
+        rollouts = session.sample(text, num_samples=options.num_samples)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    print("\n\n".join(session.text(rollout) for rollout in rollouts))
+    return 0

@@ -1,0 +1,114 @@
+"""What `chat` and `generate` share: a model with an adapter, ready to sample."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlkit.cli import UsageError
+from rlkit.generation import HFGeneratorConfig, sample_seed
+from rlkit.generation.hf import HFGenerator
+from rlkit.lora import LoRAConfig, attach
+from rlkit.lora_files import load_adapter, read_adapter_config
+from rlkit.models import ModelConfig
+from rlkit.models.load import load_model
+from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A generator, its tokenizer and the sampling options of the command line."""
+
+    generator: Generator
+    tokenizer: PreTrainedTokenizerBase
+    sampling: SamplingConfig
+    seed: int
+
+    def sample(self, text: str, *, num_samples: int, turn: int = 0) -> list[Rollout]:
+        """Completions of `text`, which holds its special tokens already."""
+        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        prompt = Prompt(index=turn, ids=ids, text=text)
+        seeds = [[sample_seed(self.seed, 0, turn, i) for i in range(num_samples)]]
+        (rollouts,) = self.generator.generate(
+            [prompt], num_samples=num_samples, sampling=self.sampling, seeds=seeds
+        )
+        return rollouts
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of a conversation under the model's chat template, ready for a reply."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+            )
+        )
+
+    def text(self, rollout: Rollout) -> str:
+        """The completion without special tokens."""
+        return str(self.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)).strip()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model to sample from, and how."""
+    parser.add_argument("--run", type=Path, help="a run's folder: its model and its adapter")
+    parser.add_argument("--model", help="starter, a hub id, a folder or a .gguf file")
+    parser.add_argument("--adapter", type=Path, help="a folder in PEFT format")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest completion")
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0, help="0 = off, 1 = greedy")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def open_session(options: argparse.Namespace) -> Session:
+    """Load what the options name; raises UsageError with one line when they do not fit."""
+    source, folder = options.model or "starter", options.adapter
+    if options.run is not None:
+        if options.model or options.adapter:
+            raise UsageError("--run brings its own model and adapter: drop --model and --adapter")
+        source, folder = _of_run(options.run)
+    try:
+        return _load(source, folder, options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _of_run(run: Path) -> tuple[str, Path]:
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        source = str(config["model"]["source"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UsageError(f"--run must be the folder of a run, got {run} ({error})") from error
+    return source, run / "adapter"
+
+
+def _load(source: str, folder: Path | None, options: argparse.Namespace) -> Session:
+    adapter_config = LoRAConfig() if folder is None else read_adapter_config(folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    base = load_model(ModelConfig(source=source), device=device, say=print)
+    lora = attach(base.model, adapter_config, dtype=base.dtype)
+    generator = HFGenerator(
+        base.model,
+        base.tokenizer,
+        activate=lora.active,
+        stop_token_ids=base.stop_ids,
+        config=HFGeneratorConfig(),
+    )
+    if folder is not None:
+        tensors: dict[str, Tensor] = load_adapter(folder, lora, device=device)
+        generator.load_adapter(tensors, 0)
+    sampling = SamplingConfig(
+        max_completion_length=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+    )
+    return Session(
+        generator=generator, tokenizer=base.tokenizer, sampling=sampling, seed=options.seed
+    )

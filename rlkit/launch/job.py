@@ -1,0 +1,97 @@
+"""One training job, from its configuration to its exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import torch
+
+from rlkit import checkpoint
+from rlkit.assemble import Parts, assemble, initial_state, make_trainer, run_info
+from rlkit.config import Config, ConfigError, flatten
+from rlkit.environment import versions
+from rlkit.launch.preflight import check_run_dir
+from rlkit.run_folder import claim, write_outcome
+from rlkit.stopping import Interrupted, StopRequest, stop_on_signals
+from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, build_tracker
+from rlkit.trainer import Trainer, restore
+from rlkit.update import TrainState
+
+EXIT_CODES = {Status.completed: 0, Status.failed: 1, Status.interrupted: 130}
+BAD_INPUT = 2
+_CLOSE_SECONDS = 25.0
+
+_log = logging.getLogger(__name__)
+
+
+def run_job(config: Config, *, run_dir: Path) -> int:
+    """Train. 0 = completed, 1 = failed, 2 = bad input and nothing written, 130 = interrupted."""
+    start = time.monotonic()
+    try:
+        with stop_on_signals() as stop:
+            check_run_dir(config)
+            with closing(assemble(config, say=print)) as parts:
+                stop.check()
+                with claim(config, run_dir), _tracker(config, run_dir) as tracker:
+                    outcome = _train(parts, tracker, stop, run_dir=run_dir, start=start)
+                    write_outcome(run_dir, outcome)
+                    tracker.finish(outcome)
+                    return EXIT_CODES[outcome.status]
+    except ConfigError as error:
+        print(f"rlkit: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except Interrupted as interrupted:
+        print(f"rlkit: stopped before training began ({interrupted})", file=sys.stderr)
+        return EXIT_CODES[Status.interrupted]
+
+
+def _train(
+    parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: Path, start: float
+) -> Outcome:
+    """Fit, save the adapter, and turn whatever happened into an outcome."""
+    state = initial_state(parts)
+    trainer = make_trainer(parts, tracker, run_dir=run_dir)
+    status, message = Status.completed, ""
+    try:
+        state = _resume(state, trainer, tracker)
+        tracker.start(run_info(parts, run_dir=run_dir, versions=versions(), first_step=state.step))
+        state = trainer.fit(state, stop=stop)
+        parts.save_adapter(run_dir / "adapter")
+    except Interrupted as interrupted:
+        status = Status.interrupted
+        message = f"{interrupted} after step {state.step}; resume=auto goes on from there"
+    except Exception as error:
+        # The one place that may catch everything: it logs the traceback and ends the run with 1.
+        _log.exception("the run failed")
+        status, message = Status.failed, f"{type(error).__name__}: {_first_line(error)}"
+    return Outcome(status=status, message=message, wall_seconds=time.monotonic() - start)
+
+
+def _resume(state: TrainState, trainer: Trainer, tracker: Tracker) -> TrainState:
+    """The newest checkpoint of the run folder, if there is one, put into `state`."""
+    saved, problems = checkpoint.load_newest(
+        trainer.run_dir / "checkpoints", device=torch.device(trainer.device)
+    )
+    for problem in problems:
+        tracker.message(Level.warning, problem)
+    return state if saved is None else restore(state, saved)
+
+
+@contextmanager
+def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
+    redactor = Redactor.collect(environ=os.environ, argv=sys.argv, config=flatten(config))
+    tracker = build_tracker(config.tracker, run_dir=run_dir, redactor=redactor)
+    try:
+        yield tracker
+    finally:
+        tracker.close(_CLOSE_SECONDS)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
