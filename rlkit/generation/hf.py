@@ -134,7 +134,7 @@ class _Run:
         self._stop = stop
         self._config = config
         self._progress = progress
-        self._check_every = 1 if model.device.type == "cpu" else config.check_every
+        self._check_every = config.check_every or (1 if model.device.type == "cpu" else 8)
         self._num_done = 0
         self._num_tokens = 0
 
