@@ -1,0 +1,129 @@
+"""Configuration of the rewards: which functions, how they are weighted, when they are given up."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from rlkit.rewards.load import REGISTRY
+
+
+class OnFailure(StrEnum):
+    """What becomes of a sample when one of its reward functions failed."""
+
+    drop = "drop"
+    """Its reward is NaN: the sample teaches nothing. The sum of the rest would count the failed
+    function as 0."""
+    ignore = "ignore"
+    """Its reward is the weighted sum of the other functions."""
+
+
+class Schema(NamedTuple):
+    """A structured config for Hydra's store: `schema/{group}`, `name`."""
+
+    group: str
+    name: str
+    node: type
+
+
+class RewardSpec(NamedTuple):
+    """One reward function of a run."""
+
+    name: str
+    """Names its metrics: `rewards/{name}/mean`."""
+    fn: str
+    """A registered name, `package.module:function` or `path/to/file.py:function`."""
+    weight: float = 1.0
+    """Factor in the sum; 0 = only logged."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Keyword arguments of the function."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardFunctionConfig:
+    """One reward function; its key in `reward.functions` names its metrics."""
+
+    fn: str = ""
+    """A registered name (`tag_answer`), `package.module:function`, or `path/to/file.py:function`.
+    Empty = the registered name that equals the key."""
+    weight: float = 1.0
+    """Factor in the sum of rewards, any finite number. 0 = computed and logged only."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function; unknown ones are errors."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardConfig:
+    """The reward of a completion: a weighted sum of functions, each run in a killable process."""
+
+    functions: dict[str, RewardFunctionConfig] = field(default_factory=dict)
+    """Functions by name, in the order of their metrics. Empty = what the task recommends."""
+    on_failure: OnFailure = OnFailure.drop
+    """What becomes of a sample when one of its functions with a weight raised, hung or crashed."""
+    timeout_s: float = 10.0
+    """Seconds until a call is killed, > 0. A call is one sample for functions marked `per_sample`
+    (all built-in ones are), else one prompt's group."""
+    step_timeout_s: float = 300.0
+    """Seconds that scoring one batch may take in all, > 0; the rest of the batch then counts as
+    timed out, so that a policy that hangs a function on every sample cannot stop the run."""
+    startup_timeout_s: float = 120.0
+    """Seconds that importing the functions' modules may take, > 0."""
+    workers: int = 2
+    """Worker processes, >= 1; about 15 MB each, and what the functions import."""
+    max_output_bytes: int = 1 << 20
+    """Most bytes that one call may print, >= 0; beyond that it is killed."""
+
+    def __post_init__(self) -> None:
+        for key in ("timeout_s", "step_timeout_s", "startup_timeout_s"):
+            value = getattr(self, key)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"reward.{key} must be > 0 and finite, got {value}")
+        if self.workers < 1:
+            raise ValueError(f"reward.workers must be >= 1, got {self.workers}")
+        if self.max_output_bytes < 0:
+            raise ValueError(f"reward.max_output_bytes must be >= 0, got {self.max_output_bytes}")
+        for name, function in self.functions.items():
+            _check_function(name, function)
+
+
+def reward_specs(config: RewardConfig, recommended: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:
+    """The functions of `config`, or the task's `recommended` ones where it names none.
+
+    Raises ValueError when there is neither, or when no function has a weight.
+    """
+    specs = tuple(
+        RewardSpec(name, function.fn or name, function.weight, function.options)
+        for name, function in config.functions.items()
+    ) or tuple(recommended)
+    if not specs:
+        raise ValueError(
+            "reward.functions must name a function, got none: this task recommends no reward; "
+            "choose one of the group `reward`"
+        )
+    if all(spec.weight == 0 for spec in specs):
+        raise ValueError("reward.functions must hold a weight other than 0, got only 0")
+    return specs
+
+
+def _check_function(name: str, function: RewardFunctionConfig) -> None:
+    key = f"reward.functions.{name}"
+    if "/" in name or not name:
+        raise ValueError(f"{key} must be a name without '/', got {name!r}")
+    if not abs(function.weight) < float("inf"):
+        raise ValueError(f"{key}.weight must be finite, got {function.weight}")
+    target = function.fn or name
+    module, _, attribute = target.rpartition(":")
+    if target not in REGISTRY and not (module and attribute):
+        near = difflib.get_close_matches(target, REGISTRY, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(
+            f"{key}.fn must be a registered name, package.module:function or file.py:function, "
+            f"got {target}{hint}"
+        )
+
+
+SCHEMAS: tuple[Schema, ...] = (Schema("reward", "base", RewardConfig),)

@@ -1,0 +1,71 @@
+"""Rewards that shape length and repetition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from rlkit.rewards.answers import numeric_match, raw_exact
+from rlkit.rewards.load import per_sample
+from rlkit.rewards.tags import tag_answer
+
+if TYPE_CHECKING:
+    from rlkit.types import Completion
+
+_GRADERS: Mapping[str, Callable[..., float | None]] = {
+    "tag_answer": tag_answer,
+    "raw_exact": raw_exact,
+    "numeric_match": numeric_match,
+}
+
+
+@per_sample
+def cosine_length(
+    completion: Completion,
+    *,
+    max_length: int,
+    grader: str = "tag_answer",
+    correct_short: float = 2.0,
+    correct_long: float = 1.0,
+    wrong_short: float = -10.0,
+    wrong_long: float = 0.0,
+    exceeded: float = -10.0,
+) -> float | None:
+    """Cosine reward of Yeo et al. 2025 (arXiv:2502.03373): right answers earn more when short,
+    wrong ones lose less when long.
+
+    long + (short - long) (1 + cos(pi L / max_length)) / 2 for a length of L < max_length tokens;
+    `exceeded` beyond. Defaults are the paper's. `grader` names the function that says what is
+    right; None where that says None.
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length must be >= 1, got {max_length}")
+    if grader not in _GRADERS:
+        raise ValueError(f"grader must be one of {', '.join(_GRADERS)}, got {grader}")
+    correct = _GRADERS[grader](completion)
+    if correct is None:
+        return None
+    length = len(completion.ids)
+    if length >= max_length:
+        return exceeded
+    short, long = (correct_short, correct_long) if correct else (wrong_short, wrong_long)
+    return long + (short - long) * (1 + math.cos(math.pi * length / max_length)) / 2
+
+
+@per_sample
+def repetition(completion: Completion, *, n: int = 3, max_penalty: float = -1.0) -> float:
+    """`max_penalty` times the share of word n-grams that occurred before; 0.0 in short texts.
+
+    n >= 1, max_penalty <= 0. The n-gram penalty of Yeo et al. 2025 (arXiv:2502.03373), with one
+    value for the whole completion.
+    """
+    if n < 1:
+        raise ValueError(f"n must be >= 1, got {n}")
+    if max_penalty > 0:
+        raise ValueError(f"max_penalty must be <= 0, got {max_penalty}")
+    words = completion.text.lower().split()
+    ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    if not ngrams:
+        return 0.0
+    return max_penalty * (1 - len(set(ngrams)) / len(ngrams))

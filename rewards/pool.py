@@ -1,0 +1,222 @@
+"""Scoring batches of completions in worker processes that are killed when a function misbehaves."""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rlkit.rewards.config import OnFailure, RewardConfig, RewardSpec
+from rlkit.rewards.process import Worker
+from rlkit.rewards.scores import Board, Scores
+from rlkit.rewards.wire import WHOLE_GROUP, Failure, Unit, encode_group
+
+if TYPE_CHECKING:
+    from rlkit.types import Completion
+
+_log = logging.getLogger(__name__)
+_MAX_FALSE_STARTS = 3
+
+
+class RewardPool:
+    """The reward functions of a run, in processes of their own; a context manager.
+
+    A call that raises, hangs, crashes or returns nonsense gives NaN for its samples and is counted
+    by kind; the others go on. Construction starts the workers without waiting; `start` waits, and
+    raises ValueError when a function cannot be loaded.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, specs: Sequence[RewardSpec], config: RewardConfig) -> None:
+        self._specs = tuple(specs)
+        self._config = config
+        self._functions = [
+            {"name": spec.name, "fn": spec.fn, "options": dict(spec.options)} for spec in specs
+        ]
+        self._workers = [Worker(self._functions) for _ in range(config.workers)]
+        self._false_starts = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self._specs)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(spec.weight for spec in self._specs)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the workers."""
+        return tuple(worker.pid for worker in self._workers)
+
+    def start(self) -> None:
+        """Wait until every worker has loaded the functions.
+
+        Raises ValueError, naming the key, for a function that cannot be loaded.
+        """
+        while any(worker.per_sample is None for worker in self._workers):
+            self._wait(until=time.monotonic() + 0.1)
+            for worker in self._workers:
+                worker.read_output()
+                worker.read_replies()
+                self._check_start(worker)
+
+    def score(self, groups: Sequence[Sequence[Completion]]) -> Scores:
+        """Score each group of one prompt's completions with every function.
+
+        Ends within `reward.step_timeout_s`, whatever the functions do. Raises ValueError or
+        RuntimeError only when workers cannot be started any more.
+        """
+        start = time.perf_counter()
+        for i, worker in enumerate(self._workers):
+            if worker.units:  # an earlier call was interrupted
+                self._replace(i)
+        self.start()
+        board = Board(self._specs, groups)
+        self._run(board, groups, self._units(groups))
+        drop = self._config.on_failure is OnFailure.drop
+        return board.scores(seconds=time.perf_counter() - start, drop_failed=drop)
+
+    def close(self) -> None:
+        """End the workers: idle ones are asked to, busy ones killed. At most 2 s; idempotent."""
+        idle = [worker for worker in self._workers if worker.idle]
+        for worker in idle:
+            worker.hang_up()
+        give_up = time.monotonic() + 1.0
+        for worker in idle:
+            worker.join(seconds=max(0.0, give_up - time.monotonic()))
+        for worker in self._workers:
+            worker.kill()
+
+    def __enter__(self) -> RewardPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _units(self, groups: Sequence[Sequence[Completion]]) -> list[Unit]:
+        """All calls of the batch, a group's calls adjacent."""
+        per_sample = self._workers[0].per_sample or []
+        units = []
+        for g, group in enumerate(groups):
+            for f, one_by_one in enumerate(per_sample):
+                if one_by_one:
+                    units += [Unit(f, g, s) for s in range(len(group))]
+                elif group:
+                    units.append(Unit(f, g, WHOLE_GROUP))
+        return units
+
+    def _run(
+        self, board: Board, groups: Sequence[Sequence[Completion]], units: Sequence[Unit]
+    ) -> None:
+        share = -(-len(units) // len(self._workers)) or 1
+        queue = deque(list(units[i : i + share]) for i in range(0, len(units), share))
+        encoded: dict[int, Any] = {}
+        give_up = time.monotonic() + self._config.step_timeout_s
+        while queue or any(worker.units for worker in self._workers):
+            for worker in self._workers:
+                if queue and worker.idle:
+                    needed = {unit.group for unit in queue[0]}
+                    for g in needed - encoded.keys():
+                        encoded[g] = encode_group(groups[g])
+                    worker.submit(queue.popleft(), {g: encoded[g] for g in sorted(needed)})
+            self._wait(until=min([give_up, *self._deadlines()]))
+            for i, worker in enumerate(self._workers):
+                worker.read_output()  # before the replies: what a call printed counts against it
+                for unit, reply in worker.read_replies():
+                    board.add(unit, reply)
+                self._check_start(worker)
+                self._judge(i, board, queue)
+            if time.monotonic() >= give_up:
+                self._abandon(board, queue)
+        self._false_starts = 0
+
+    def _judge(self, i: int, board: Board, queue: deque[list[Unit]]) -> None:
+        """Kill and replace worker `i` if it is dead, late or too loud; blame its current call."""
+        worker, config = self._workers[i], self._config
+        late = bool(worker.units) and time.monotonic() - worker.clock > config.timeout_s
+        loud = bool(worker.units) and worker.printed > config.max_output_bytes
+        if not (worker.gone or late or loud):
+            return
+        elapsed = time.monotonic() - worker.clock
+        units, blamed = worker.units, worker.current
+        kind, message = worker.kill()
+        if late:
+            kind, message = Failure.timeout, f"still busy after {config.timeout_s} s"
+        if loud:
+            kind, message = Failure.output, f"printed more than {config.max_output_bytes} bytes"
+        if blamed is not None:
+            printed = f"; it printed: {worker.tail}" if worker.tail and not loud else ""
+            board.fail(units.pop(blamed), kind, message + printed, seconds=elapsed)
+        elif units:  # it died between two batches: nobody's fault that we know of
+            self._count_false_start(f"a reward worker {message} before its first call")
+        if units:
+            queue.appendleft(units)
+        self._replace(i)
+
+    def _abandon(self, board: Board, queue: deque[list[Unit]]) -> None:
+        """The batch is out of time: everything unanswered counts as timed out."""
+        message = f"the batch took more than {self._config.step_timeout_s} s"
+        for i, worker in enumerate(self._workers):
+            if worker.units:
+                queue.append(worker.units)
+                self._replace(i)
+        for units in queue:
+            for unit in units:
+                board.fail(unit, Failure.timeout, message, seconds=0.0)
+        queue.clear()
+
+    def _replace(self, i: int) -> None:
+        self._workers[i].kill()
+        self._workers[i] = Worker(self._functions)
+
+    def _deadlines(self) -> list[float]:
+        """When to look at a worker even if it says nothing."""
+        config = self._config
+        starting = [
+            w.clock + config.startup_timeout_s for w in self._workers if w.per_sample is None
+        ]
+        return starting + [w.clock + config.timeout_s for w in self._workers if w.units]
+
+    def _wait(self, *, until: float) -> None:
+        """Sleep until a worker says something, or until the deadline."""
+        with selectors.DefaultSelector() as selector:
+            for worker in self._workers:
+                channel, output = worker.fds
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.sending else 0)
+                selector.register(channel, events)
+                selector.register(output, selectors.EVENT_READ)
+            selector.select(timeout=max(0.0, until - time.monotonic()) + 0.001)
+        for worker in self._workers:
+            if worker.sending:
+                worker.flush()
+
+    def _check_start(self, worker: Worker) -> None:
+        if worker.load_error is not None:
+            raise ValueError(worker.load_error)
+        if worker.per_sample is not None:
+            return
+        seconds = self._config.startup_timeout_s
+        if worker.gone:
+            _, message = worker.kill()
+            targets = ", ".join(spec.fn for spec in self._specs)
+            printed = f"; it printed: {worker.tail}" if worker.tail else ""
+            raise ValueError(f"reward.functions: importing {targets} {message}{printed}")
+        if time.monotonic() - worker.clock > seconds:
+            raise ValueError(f"reward.startup_timeout_s must be enough to import, got {seconds}")
+
+    def _count_false_start(self, message: str) -> None:
+        self._false_starts += 1
+        if self._false_starts >= _MAX_FALSE_STARTS:
+            raise RuntimeError(f"{message}, {self._false_starts} times in a row")
+        _log.warning("%s; started a new one", message)

@@ -1,0 +1,187 @@
+"""One reward worker as the trainer sees it: spawn, talk without blocking, kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlkit.rewards.wire import NOT_STARTED, PROGRESS, Failure, Reply, Unit, frame, unframe
+
+# The worker imports what this process would, whichever way rlkit and the user's modules came onto
+# the path, and finds modules of the current folder after all others.
+_BOOT = (
+    "import json, sys; "
+    "sys.path += [p for p in [*json.loads(sys.argv[1]), ''] if p not in sys.path]; "
+    "from rlkit.rewards.worker import main; "
+    "main(*map(int, sys.argv[2:]))"
+)
+_TAIL_BYTES = 2000
+
+
+class Worker:
+    """A process that serves one request at a time. Its methods never block, except `join`.
+
+    Attributes are read by the pool: `units` are still to be answered; `per_sample` is None until
+    the functions are loaded.
+    """
+
+    def __init__(self, functions: Sequence[Mapping[str, Any]]) -> None:
+        self.per_sample: list[bool] | None = None
+        self.units: list[Unit] = []
+        self.printed = 0
+        self.gone = False
+        self.load_error: str | None = None
+        self.clock = time.monotonic()
+        self._num_units = 0
+        self._outgoing = bytearray()
+        self._incoming = bytearray()
+        self._tail = b""
+        self._channel, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        self._output, output = os.pipe()
+        os.set_blocking(self._output, False)
+        self._channel.setblocking(False)
+        with tempfile.TemporaryFile() as shared, theirs:
+            shared.truncate(PROGRESS.size)
+            self._progress = mmap.mmap(shared.fileno(), PROGRESS.size)
+            fds = (theirs.fileno(), lifeline, shared.fileno())
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", "-P", "-c", _BOOT, json.dumps(sys.path), *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=fds,
+                start_new_session=True,  # Ctrl-C is for the trainer; a kill takes children along
+                env={"OMP_NUM_THREADS": "1", **os.environ},
+            )
+        os.close(lifeline)
+        os.close(output)
+        self._send({"functions": list(functions)})
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """What to wait on for reading: the socket and the functions' output."""
+        return self._channel.fileno(), self._output
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can take a request."""
+        return self.per_sample is not None and not self.units and not self.gone
+
+    @property
+    def sending(self) -> bool:
+        """Whether part of the request is still to be written: wait on the socket for writing."""
+        return bool(self._outgoing)
+
+    @property
+    def current(self) -> int | None:
+        """Position in `units` of the call that it is making; None before the first one."""
+        (position,) = PROGRESS.unpack_from(self._progress, 0)
+        current: int = position - (self._num_units - len(self.units))
+        return current if position != NOT_STARTED and 0 <= current < len(self.units) else None
+
+    @property
+    def tail(self) -> str:
+        """The end of what the functions printed, on one line."""
+        return " ".join(self._tail.decode("utf-8", errors="replace").split())[-300:]
+
+    def submit(self, units: Sequence[Unit], groups: Mapping[int, object]) -> None:
+        """Ask for `units`, given the encoded `groups` that they need."""
+        self.units = list(units)
+        self._num_units = len(units)
+        PROGRESS.pack_into(self._progress, 0, NOT_STARTED)
+        self.printed = 0
+        self.clock = time.monotonic()
+        self._send({"groups": {str(key): group for key, group in groups.items()}, "units": units})
+
+    def flush(self) -> None:
+        """Write as much of the request as the socket takes."""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while self._outgoing:
+                del self._outgoing[: self._channel.send(self._outgoing)]
+
+    def read_output(self) -> None:
+        """Drain what the functions printed; keep the end, count the rest."""
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(64):  # a function that never stops printing must not keep us here
+                data = os.read(self._output, 1 << 16)
+                if not data:
+                    break
+                self.printed += len(data)
+                self._tail = (self._tail + data)[-_TAIL_BYTES:]
+
+    def read_replies(self) -> list[tuple[Unit, Reply]]:
+        """The calls that were answered since the last look; sets `gone` when the process ended."""
+        try:
+            while data := self._channel.recv(1 << 18):
+                self._incoming += data
+            self.gone = True
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            self.gone = True
+        replies = []
+        for message in unframe(self._incoming):
+            self.clock = time.monotonic()
+            if isinstance(message, dict):
+                self.per_sample = message.get("per_sample")
+                self.load_error = message.get("error")
+                continue
+            self.printed = 0
+            if len(message) > len(self.units):
+                self.gone = True  # a function forked, and the copy answers too
+                break
+            for seconds, values, problems in message:
+                known = [(position, Failure(kind), text) for position, kind, text in problems]
+                replies.append((self.units.pop(0), Reply(seconds, values, known)))
+        return replies
+
+    def kill(self) -> tuple[Failure, str]:
+        """End the process and its descendants at once; how it ended, if it had ended by itself."""
+        if self._process.returncode is None:
+            if self.gone:  # the socket closes a moment before the process has ended
+                self.join(seconds=0.5)
+            self.read_output()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            self._channel.close()
+            self._progress.close()
+            os.close(self._lifeline)
+            os.close(self._output)
+        code = self._process.returncode
+        if code < 0:
+            return Failure.killed, f"died of signal {signal.Signals(-code).name}"
+        return Failure.exited, f"exited with code {code}"
+
+    def hang_up(self) -> None:
+        """Ask an idle worker to end by itself; `join`, then `kill`."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+
+    def join(self, *, seconds: float) -> None:
+        """Wait for the end, without reaping: until then nobody else can get the process id."""
+        if self._process.returncode is not None:
+            return
+        give_up = time.monotonic() + seconds
+        flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        while os.waitid(os.P_PID, self.pid, flags) is None and time.monotonic() < give_up:
+            time.sleep(0.002)
+
+    def _send(self, message: object) -> None:
+        self._outgoing += frame(message)
+        self.flush()

@@ -1,0 +1,171 @@
+"""What goes between the trainer and a reward worker: length-prefixed JSON, no pickle, no torch.
+
+Token ids travel as base64 of little-endian int32 (a JSON list of numbers is ten times slower). The
+worker sees copies of `rlkit.types.Prompt` and `Completion` with the same fields, because importing
+`rlkit.types` would import torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import sys
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+if TYPE_CHECKING:
+    from rlkit import types
+
+LENGTH = struct.Struct("<I")
+PROGRESS = struct.Struct("<i")
+NOT_STARTED = -1
+WHOLE_GROUP = -1
+
+
+class Failure(StrEnum):
+    """Why a reward function gave no value for a sample."""
+
+    raised = "raised"
+    """It raised an exception."""
+    timeout = "timeout"
+    """It was killed at its deadline, or raised TimeoutError."""
+    killed = "killed"
+    """Its process died of a signal, as after a segmentation fault."""
+    exited = "exited"
+    """Its process exited."""
+    wrong_length = "wrong_length"
+    """It returned more or fewer values than samples."""
+    wrong_type = "wrong_type"
+    """It returned no sequence, or a value that is no number."""
+    not_finite = "not_finite"
+    """It returned NaN or an infinity."""
+    output = "output"
+    """It was killed because it printed more than `reward.max_output_bytes`."""
+
+
+class Unit(NamedTuple):
+    """One call of one reward function."""
+
+    function: int
+    group: int
+    sample: int = WHOLE_GROUP
+    """Position in the group, or WHOLE_GROUP for functions that see the group at once."""
+
+
+class Reply(NamedTuple):
+    """What one call gave."""
+
+    seconds: float
+    values: list[float | None]
+    """One for each sample of the call; None = not applicable. Empty when the call failed."""
+    problems: list[tuple[int, Failure, str]]
+    """(position, kind, message); position WHOLE_GROUP when the whole call failed."""
+
+
+class Ids(Sequence[int]):
+    """Token ids, unpacked when somebody looks: most rewards only read the text."""
+
+    __slots__ = ("_ids", "_packed")
+
+    def __init__(self, packed: str) -> None:
+        self._packed = packed
+        self._ids: array[int] | None = None
+
+    def _unpacked(self) -> array[int]:
+        if self._ids is None:
+            self._ids = array("i")
+            self._ids.frombytes(base64.b64decode(self._packed))
+            if sys.byteorder == "big":
+                self._ids.byteswap()
+        return self._ids
+
+    def __len__(self) -> int:
+        return len(self._unpacked())
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
+        return self._unpacked()[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._unpacked())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """The worker's copy of `rlkit.types.Prompt`."""
+
+    index: int
+    ids: Sequence[int]
+    text: str
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """The worker's copy of `rlkit.types.Completion`; `finish_reason` is its plain string."""
+
+    prompt: Prompt
+    text: str
+    ids: Sequence[int]
+    finish_reason: str
+
+
+def frame(message: object) -> bytes:
+    """`message` as JSON behind its length."""
+    body = json.dumps(message, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+    return LENGTH.pack(len(body)) + body
+
+
+def unframe(buffer: bytearray) -> list[Any]:
+    """Remove the complete messages from the front of `buffer`."""
+    messages = []
+    position = 0
+    while len(buffer) - position >= LENGTH.size:
+        (size,) = LENGTH.unpack_from(buffer, position)
+        end = position + LENGTH.size + size
+        if len(buffer) < end:
+            break
+        messages.append(json.loads(bytes(buffer[position + LENGTH.size : end])))
+        position = end
+    del buffer[:position]
+    return messages
+
+
+def encode_group(group: Sequence[types.Completion]) -> dict[str, Any]:
+    """One prompt's completions; the prompt is sent once."""
+    if not group:
+        return {"prompt": None, "samples": []}
+    prompt = group[0].prompt
+    return {
+        "prompt": [prompt.index, _encode_ids(prompt.ids), prompt.text, dict(prompt.columns)],
+        "samples": [[c.text, _encode_ids(c.ids), str(c.finish_reason)] for c in group],
+    }
+
+
+def decode_group(message: Mapping[str, Any]) -> tuple[Completion, ...]:
+    """The inverse of `encode_group`; a tuple: no function can change the next one's input."""
+    if not message["samples"]:
+        return ()
+    index, ids, prompt_text, columns = message["prompt"]
+    prompt = Prompt(index=index, ids=Ids(ids), text=prompt_text, columns=columns)
+    return tuple(
+        Completion(prompt=prompt, text=text, ids=Ids(ids), finish_reason=finish_reason)
+        for text, ids, finish_reason in message["samples"]
+    )
+
+
+def _encode_ids(ids: Sequence[int]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(ids)}i", *ids)).decode("ascii")

@@ -1,0 +1,168 @@
+"""A reward worker: the process in which reward functions run, so that it can be killed.
+
+It reads requests from a socket and answers on the same socket. What the functions print goes to a
+pipe that the parent drains.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import mmap
+import os
+import select
+import socket
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from rlkit.rewards.load import Loaded, load
+from rlkit.rewards.wire import (
+    PROGRESS,
+    WHOLE_GROUP,
+    Completion,
+    Failure,
+    Unit,
+    decode_group,
+    frame,
+    unframe,
+)
+
+_MAX_MESSAGE = 300
+_SEND_EVERY_S = 0.005
+
+
+def main(channel_fd: int, lifeline_fd: int, progress_fd: int) -> None:
+    """Load the functions of the first message, then serve requests until the socket closes."""
+    _die_with_parent(lifeline_fd)
+    channel = socket.socket(fileno=channel_fd)
+    buffer = bytearray()
+    hello = _receive(channel, buffer)
+    try:
+        functions = [load(f["name"], f["fn"], f["options"]) for f in hello["functions"]]
+    except ValueError as error:
+        channel.sendall(frame({"error": str(error)}))
+        return
+    channel.sendall(frame({"per_sample": [f.per_sample for f in functions]}))
+    with mmap.mmap(progress_fd, PROGRESS.size) as progress:
+        while (request := _receive(channel, buffer)) is not None:
+            _serve(request, functions, channel, progress)
+
+
+def _serve(
+    request: Any, functions: Sequence[Loaded], channel: socket.socket, progress: mmap.mmap
+) -> None:
+    """Make the calls of a request in order and send their replies, several at a time.
+
+    `progress` tells the parent which call is running, without a system call for each: whom to blame
+    when this process dies or hangs. Replies not sent by then are lost, and those calls made again.
+    """
+    groups = {int(key): decode_group(group) for key, group in request["groups"].items()}
+    replies = []
+    last_sent = time.monotonic()
+    for position, unit in enumerate(map(Unit._make, request["units"])):
+        PROGRESS.pack_into(progress, 0, position)
+        group = groups[unit.group]
+        samples = group if unit.sample == WHOLE_GROUP else (group[unit.sample],)
+        replies.append(evaluate(functions[unit.function], samples))
+        if time.monotonic() - last_sent > _SEND_EVERY_S:
+            channel.sendall(frame(replies))
+            replies = []
+            last_sent = time.monotonic()
+    if replies:
+        channel.sendall(frame(replies))
+
+
+def evaluate(loaded: Loaded, samples: Sequence[Completion]) -> list[Any]:
+    """Call one function; the fields of a `Reply`, whatever it raises or returns."""
+    start = time.perf_counter()
+    try:
+        # Values are looked at inside the guard: their types are the user's, with the user's bugs.
+        if loaded.per_sample:
+            values, problems = _check_values([loaded.function(samples[0])], num_samples=1)
+        else:
+            values, problems = _check_values(loaded.function(samples), num_samples=len(samples))
+    except TimeoutError as error:  # a function with a time limit of its own
+        values, problems = [], [(WHOLE_GROUP, Failure.timeout, _describe(error))]
+    except BaseException as error:  # a SystemExit of a reward function must not end the worker
+        values, problems = [], [(WHOLE_GROUP, Failure.raised, _describe(error))]
+    return [time.perf_counter() - start, values, problems]
+
+
+def _check_values(
+    returned: Any, *, num_samples: int
+) -> tuple[list[float | None], list[tuple[int, Failure, str]]]:
+    is_text = isinstance(returned, (str, bytes, dict, set))
+    if is_text or not hasattr(returned, "__len__") or not hasattr(returned, "__iter__"):
+        message = f"returned {_show(returned)} instead of a list of {num_samples} numbers"
+        return [], [(WHOLE_GROUP, Failure.wrong_type, message)]
+    if len(returned) != num_samples:
+        message = f"returned {len(returned)} values for {num_samples} samples"
+        return [], [(WHOLE_GROUP, Failure.wrong_length, message)]
+    values: list[float | None] = []
+    problems = []
+    for position, value in enumerate(returned):
+        number = None
+        if value is not None:
+            kind, number = _number(value)
+            if kind is not None:
+                problems.append((position, kind, f"returned {_show(value)} for a sample"))
+        values.append(number)
+    return values, problems
+
+
+def _number(value: Any) -> tuple[Failure | None, float | None]:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        return Failure.wrong_type, None
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the range of floats
+        return Failure.not_finite, None
+    return (None, number) if math.isfinite(number) else (Failure.not_finite, None)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 64:  # printing it may take minutes
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (str, bytes)):
+        value = value[:40]
+    elif not isinstance(value, (int, float)) and value is not None:
+        return f"a value of type {type(value).__name__}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _describe(error: BaseException) -> str:
+    """`Type: text (file:line)` on one line."""
+    try:
+        text = str(error)[:_MAX_MESSAGE]
+    except Exception:  # an exception class of the user's with a broken __str__
+        text = "(no text)"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {text}".split()) + where
+
+
+def _receive(channel: socket.socket, buffer: bytearray) -> Any:
+    """The next message, or None when the parent has closed the socket."""
+    while not (messages := unframe(buffer)):
+        data = channel.recv(1 << 20)
+        if not data:
+            return None
+        buffer += data
+    return messages[0]  # the parent sends one request at a time
+
+
+def _die_with_parent(lifeline_fd: int) -> None:
+    """Let the kernel end this process when the parent's end of the pipe closes, however it dies.
+
+    A watching thread would not do: a function stuck in C code that holds the GIL, such as a regular
+    expression, blocks every thread. SIGIO, left unhandled, ends the process from outside.
+    """
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(lifeline_fd, select.POLLIN)
+    if poll.poll(0):  # the parent was gone before the signal was armed
+        raise SystemExit(1)
