@@ -130,6 +130,11 @@ class KLConfig:
                 f"kl.gradient must be pathwise with kl.estimator={self.estimator}, got "
                 f"{self.gradient}: a sum over the vocabulary has no sampling to correct"
             )
+        if self.full_vocabulary and self.weight is not KLWeight.none:
+            raise ValueError(
+                f"kl.weight must be none with kl.estimator={self.estimator}, got {self.weight}: "
+                "a sum over the vocabulary has no sampled token to weight"
+            )
         if self.estimator.startswith("unsloth") and (
             self.gradient is not KLGradient.pathwise or self.horizon is not KLHorizon.token
         ):

@@ -1,8 +1,8 @@
 """RLOO: REINFORCE with the mean of the group's other rewards as baseline.
 
 arXiv:2402.14740, eq. 8. As in TRL: KL (k1) in the reward, before the baseline, and one ratio for
-the whole completion (`ratio=sequence`). `ratio=token` with `algorithm.aggregation=sequence_sum` has the
-same gradient on-policy.
+the whole completion (`ratio=sequence`). `ratio=token` with `algorithm.aggregation=sequence_sum` has
+the same gradient on-policy.
 """
 
 from __future__ import annotations

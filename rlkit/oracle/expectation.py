@@ -1,0 +1,199 @@
+"""Expected loss and gradient of a shipped `Algorithm`, exactly: a sum over all completions.
+
+The algorithm's own `prepare` and `loss` run on a batch that holds every group of G completions.
+Their derivatives with respect to the logps are weighted with the probability of each group under
+the behaviour policy and carried to the parameters. No sampling, no reimplementation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlkit.oracle.tree import (
+    Model,
+    Tree,
+    entropy_of,
+    enumerate_tree,
+    full_kl_of,
+    logps_of,
+    probabilities,
+    tabular,
+    tied,
+    waves,
+)
+from rlkit.types import Algorithm, KLDirection, PolicyOutput, RolloutBatch, TrainBatch
+
+
+class Denominator(StrEnum):
+    """What the algorithm's aggregation divides by."""
+
+    sequences = "sequences"
+    tokens = "tokens"
+
+
+class World(NamedTuple):
+    """A policy, its reference, the policy that sampled, and rewards, over one tree."""
+
+    tree: Tree
+    model: Model
+    theta: Tensor
+    ref_table: Tensor
+    behaviour: Tensor
+    """(S, V) log-probabilities that completions are drawn from; also the stored old policy."""
+    rewards: Tensor
+    """(N,)"""
+
+    @property
+    def table(self) -> Tensor:
+        return self.model.table(self.theta)
+
+
+def world(*, parametrisation: str, on_policy: bool, vocabulary: int = 3, length: int = 3) -> World:
+    """The worlds of the tests and of `docs/objective.md`: `tab` or `tied`, on- or off-policy."""
+    tree = enumerate_tree(vocabulary=vocabulary, max_length=length)
+    model = {"tab": tabular, "tied": tied}[parametrisation](tree)
+    theta = waves(model.num_parameters, phase=0.1, scale=0.9)
+    reference = model.table(theta + waves(model.num_parameters, phase=2.0, scale=0.5))
+    drift = 0.0 if on_policy else 0.4
+    behaviour = model.table(theta + waves(model.num_parameters, phase=4.0, scale=drift))
+    rewards = (waves(len(tree), phase=1.0, scale=1.0) > 0).to(torch.float64)
+    return World(tree, model, theta, reference, behaviour, rewards)
+
+
+class Moments(NamedTuple):
+    """Moments of the loss of one completion under the behaviour policy."""
+
+    value: Tensor
+    """Expected loss."""
+    gradient: Tensor
+    """(d,) expected gradient."""
+    deviation: Tensor
+    """Root of the trace of the gradient's covariance."""
+
+
+class Sum(NamedTuple):
+    """All groups of G completions as one batch with unit denominators, and their weights."""
+
+    batch: TrainBatch
+    sequence: Tensor
+    """(rows,) index of each row's completion."""
+    row_weight: Tensor
+    """(rows,) probability of the row's group / denominator of the group."""
+
+
+def expected_gradient(
+    w: World,
+    algorithm: Algorithm,
+    *,
+    group_size: int = 1,
+    denominator: Denominator = Denominator.sequences,
+) -> Tensor:
+    """(d,) E[grad loss] of a batch that is one group, exactly."""
+    total = all_groups(w, algorithm, group_size=group_size, denominator=denominator)
+    theta = w.theta.detach().requires_grad_()
+    now, cotangents = outputs_of(w, algorithm, theta), derivatives(w, algorithm, total)
+    terms = [
+        (now[field][total.sequence] * cotangent * total.row_weight[:, None]).sum()  # type: ignore[index]
+        for field, cotangent in cotangents.items()
+    ]
+    if not terms:
+        return torch.zeros_like(theta)
+    (gradient,) = torch.autograd.grad(torch.stack(terms).sum(), theta)
+    return gradient
+
+
+def moments(w: World, algorithm: Algorithm) -> Moments:
+    """Value, gradient and its standard deviation for batches of one completion."""
+    total = all_groups(w, algorithm, group_size=1, denominator=Denominator.sequences)
+    rows = row_gradients(w, algorithm, total)
+    gradient = (total.row_weight[:, None] * rows).sum(dim=0)
+    variance = (total.row_weight[:, None] * (rows - gradient).square()).sum()
+    values = torch.stack([_value(w, algorithm, total, row) for row in range(len(total.sequence))])
+    return Moments((total.row_weight * values).sum(), gradient, variance.sqrt())
+
+
+def all_groups(w: World, algorithm: Algorithm, *, group_size: int, denominator: Denominator) -> Sum:
+    """Run `prepare` on every group of `group_size` completions, in order, with replacement."""
+    indices = torch.cartesian_prod(*[torch.arange(len(w.tree))] * group_size).view(-1, group_size)
+    weights = probabilities(w.tree, w.behaviour)[indices].prod(dim=1)
+    batch = algorithm.prepare(rollout_of(w, indices))
+    group_ids, sequence = batch.rollout.group_ids, batch.rollout.prompt_ids[:, 0]
+    kept = batch.loss_mask.sum(dim=1)
+    counts = kept if denominator is Denominator.tokens else (kept > 0).long()
+    divisor = torch.zeros_like(weights).index_add_(0, group_ids, counts.to(weights))
+    row_weight = (weights / divisor.clamp(min=1))[group_ids]
+    return Sum(replace(batch, num_tokens=1, num_sequences=1), sequence, row_weight)
+
+
+def derivatives(w: World, algorithm: Algorithm, total: Sum) -> dict[int, Tensor]:
+    """d loss / d field of `PolicyOutput`, (rows, T) each, for the fields that get a gradient."""
+    now = outputs_of(w, algorithm, w.theta)
+    leaves = [None if x is None else x[total.sequence].detach().requires_grad_() for x in now]
+    loss = algorithm.loss(PolicyOutput(*leaves), total.batch).loss  # type: ignore[arg-type]
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+    return {
+        field: leaf.grad
+        for field, leaf in enumerate(leaves)
+        if leaf is not None and leaf.grad is not None
+    }
+
+
+def row_gradients(w: World, algorithm: Algorithm, total: Sum) -> Tensor:
+    """(rows, d) gradient of each row's loss."""
+    rows = torch.zeros(len(total.sequence), len(w.theta), dtype=torch.float64)
+    for field, cotangent in derivatives(w, algorithm, total).items():
+        jacobian = torch.func.jacrev(lambda t, f=field: outputs_of(w, algorithm, t)[f])(w.theta)
+        rows += torch.einsum("nt,ntd->nd", cotangent, jacobian[total.sequence])
+    return rows
+
+
+def rollout_of(w: World, indices: Tensor) -> RolloutBatch:
+    """The rollout batch of completions `indices` (groups, G); `prompt_ids` holds their index."""
+    flat = indices.flatten()
+    old = logps_of(w.tree, w.behaviour)[flat]
+    rewards = w.rewards[flat]
+    zeros = torch.zeros(len(flat), dtype=torch.long)
+    return RolloutBatch(
+        prompt_ids=flat[:, None],
+        prompt_mask=torch.ones(len(flat), 1, dtype=torch.bool),
+        completion_ids=w.tree.ids[flat],
+        completion_mask=w.tree.mask[flat],
+        sampling_logps=old,
+        rewards=rewards,
+        reward_components=rewards[:, None],
+        reward_weights=torch.ones(1, dtype=torch.float64),
+        group_ids=torch.arange(len(indices)).repeat_interleave(indices.shape[1]),
+        truncated=zeros.bool(),
+        policy_version=zeros,
+        old_logps=old,
+        ref_logps=logps_of(w.tree, w.ref_table)[flat],
+        values=torch.zeros_like(old),
+    )
+
+
+def outputs_of(w: World, algorithm: Algorithm, theta: Tensor) -> PolicyOutput:
+    """What the policy's forward pass would return for every completion of the tree, once each."""
+    table = w.model.table(theta)
+    full_kl = None
+    if algorithm.outputs.full_kl is not None:
+        pair = (table, w.ref_table)
+        if algorithm.outputs.full_kl.direction is KLDirection.forward:
+            pair = (w.ref_table, table)
+        full_kl = full_kl_of(w.tree, *pair)
+    logps = logps_of(w.tree, table)
+    values = torch.zeros_like(logps) if algorithm.outputs.values else None
+    return PolicyOutput(logps, entropy_of(w.tree, table), values, full_kl)
+
+
+def _value(w: World, algorithm: Algorithm, total: Sum, row: int) -> Tensor:
+    index = torch.tensor([row])
+    sequence = total.sequence[index]
+    now = outputs_of(w, algorithm, w.theta)
+    out = PolicyOutput(*[None if x is None else x[sequence] for x in now])  # type: ignore[arg-type]
+    return algorithm.loss(out, total.batch.rows(index)).loss.detach()
