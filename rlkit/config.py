@@ -196,9 +196,14 @@ def to_yaml(config: Config) -> str:
 
 
 def did_you_mean(key: str, known: list[str]) -> str:
-    """` (did you mean X?)` for the nearest of `known`, or an empty string."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f" (did you mean {near[0]}?)" if near else ""
+    """` (did you mean X?)` for the nearest of `known`, else the options beside `key`, else nothing."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if near:
+        return f" (did you mean {near[0]}?)"
+    parent, dot, _ = key.rpartition(".")
+    beside = [k.removeprefix(parent + dot) for k in known if k.startswith(parent + dot)]
+    names = sorted({name.split(".")[0] for name in beside})
+    return f" ({parent} has {', '.join(names)})" if dot and names else ""
 
 
 def _leaves(value: object, *, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit.config import Config, ConfigError, Resume, did_you_mean, flatten, load, require
 
 # Flags that make Hydra print something instead of running jobs.
-_PRINTING = ("help", "hydra_help", "version", "cfg", "shell_completion", "info")
+_PRINTING = ("help", "hydra_help", "cfg", "shell_completion", "info")
 _MAX_NAME = 120
 
 
@@ -87,6 +87,10 @@ def _expand(overrides: Sequence[str], extra: Sequence[str]) -> list[list[str]]:
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's message in one line, with the option that was probably meant."""
+    if str(error).startswith("Error merging override") and error.__cause__ is not None:
+        key = re.search(r"full_key: (\S+)", str(error.__cause__))
+        reason = str(error.__cause__).splitlines()[0]
+        return f"{key.group(1)}: {reason}" if key else reason
     text = " ".join(str(error).split())
     if match := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|'[^']+')", text):
         full_key = re.search(r"full_key: (\S+)", text)
@@ -114,9 +118,7 @@ def _known_keys(wrong: str, overrides: Sequence[str]) -> list[str]:
         config = load(compose("config", overrides=kept))
     except (ConfigError, HydraException, OmegaConfBaseException):
         return []
-    leaves = list(flatten(config))
-    groups = {leaf.rsplit(".", depth)[0] for leaf in leaves for depth in (1, 2)}
-    return sorted({*leaves, *groups})
+    return sorted(flatten(config))
 
 
 def job_folder(override_dirname: str) -> str:

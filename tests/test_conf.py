@@ -1,0 +1,159 @@
+"""Every option of every group composes and loads; every mistake is one clear line before job 0."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from rlkit.config import Config, ConfigError, flatten, identity_hash, load, register
+from rlkit.launch.preflight import job_folder, preflight
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "__pycache__")
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    register()
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+def compose_config(*overrides: str) -> Config:
+    (config,) = preflight(["run_dir=new", *overrides])
+    return config
+
+
+# Options that need a key of the user's (a path, a column): what the user would add.
+COMPANIONS = {
+    ("task", "gsm8k"): ["task.path=somewhere"],
+    ("task", "dataset"): ["task.path=somewhere"],
+}
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS, ids=lambda x: x)
+def test_every_option_composes_and_loads(group: str, name: str) -> None:
+    prefix = "+" if group == "experiment" else ""
+    compose_config(f"{prefix}{group}={name}", *COMPANIONS.get((group, name), []))
+
+
+def test_defaults_are_those_of_the_seed() -> None:
+    config = flatten(compose_config())
+    assert config["kl.beta"] == 0.04
+    assert config["kl.estimator"] == "k3"
+    assert config["ratio.detach"] is True
+    assert config["algorithm.group_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sed=3", "sed is not an option (did you mean seed?)"),
+        ("+sed=3", "sed is not an option (did you mean seed?)"),
+        ("++sed=3", "sed is not an option (did you mean seed?)"),
+        (
+            "optim.learnign_rate=1",
+            "optim.learnign_rate is not an option (did you mean optim.learning_rate?)",
+        ),
+        ("+optim.lr=1", "optim.lr is not an option"),
+        ("algorithm=grppo", "algorithm must be one of"),
+        ("algorithm=grppo", "got grppo (did you mean grpo?)"),
+        ("steps=0", "steps must be >= 1, got 0"),
+        ("steps=many", "steps"),
+        ("seed=-1", "seed must be in [0, 2**31), got -1"),
+        ("prompts_per_step=0", "prompts_per_step must be >= 1, got 0"),
+        ("optim.learning_rate=-1", "optim.learning_rate must be > 0, got -1"),
+        ("optim.learning_rate=nan", "optim.learning_rate must be > 0, got nan"),
+        ("optim.minibatches=9", "optim.minibatches must be <= prompts_per_step (6)"),
+        ("resume=maybe", "never, auto, must"),
+        ("device=tpu", "auto, cpu, cuda"),
+        ("evaluation.num_prompts=0", "evaluation.num_prompts must be >= 1, got 0"),
+        ("checkpoint.keep_last=1", "checkpoint.keep_last must be >= 2"),
+        ("memory.tokens_per_microbatch=0", "memory.tokens_per_microbatch must be >= 1"),
+        ("model.lora.rank=0", "model.lora.rank must be >= 1, got 0"),
+        ("generator.sampling.temperature=0", "generator.sampling.temperature must be"),
+        ("generator.sampling.top_p=1.5", "generator.sampling.top_p must be in (0, 1], got 1.5"),
+        ("kl.beta=-1", "kl.beta"),
+        ("algorithm.group_size=0", "algorithm.group_size must be >= 1, got 0"),
+        ("reward.timeout_s=0", "reward.timeout_s must be > 0"),
+        ("a b=3", "a b=3"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_key_and_rule(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_anywhere_in_a_sweep_is_found_before_job_0() -> None:
+    with pytest.raises(ConfigError, match=r"sweep not started; job \[.*steps=0.*\]: steps must be"):
+        preflight(["-m", "seed=0,1", "steps=3,0"])
+
+
+def test_a_sweep_is_the_product_of_its_values() -> None:
+    jobs = preflight(["-m", "algorithm.group_size=4,8", "seed=0,1", "kl=none"])
+    found = [(job.algorithm.group_size, job.seed, flatten(job)["kl.direction"]) for job in jobs]
+    assert found == [(4, 0, "none"), (4, 1, "none"), (8, 0, "none"), (8, 1, "none")]
+
+
+def test_group_sweeps_load_the_right_classes() -> None:
+    jobs = preflight(["-m", "kl=glob(reverse_k*)"])
+    assert len(jobs) >= 3
+    assert len({identity_hash(job) for job in jobs}) == len(jobs)
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "log.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"run_dir must be a new or empty folder .* got used"):
+        preflight(["run_dir=used"])
+    with pytest.raises(ConfigError, match=r"run_dir must be a run with checkpoints"):
+        preflight(["run_dir=used", "resume=must"])
+    assert preflight(["run_dir=used", "resume=auto"])
+
+
+def test_identity_depends_on_numbers_not_on_places() -> None:
+    base = identity_hash(compose_config())
+    assert identity_hash(compose_config("run_dir=other")) == base
+    assert identity_hash(compose_config("steps=99")) == base
+    assert identity_hash(compose_config("kl.beta=0.05")) != base
+    assert identity_hash(compose_config("seed=1")) != base
+
+
+def test_own_config_folder(tmp_path: Path) -> None:
+    experiment = tmp_path / "my" / "experiment"
+    experiment.mkdir(parents=True)
+    (experiment / "mine.yaml").write_text("# @package _global_\nseed: 7\nkl:\n  beta: 0.5\n")
+    (config,) = preflight(["--config-dir", "my", "+experiment=mine"])
+    assert (config.seed, config.kl.beta) == (7, 0.5)
+
+
+@pytest.mark.parametrize(
+    "name", ["a=1,b=2", "x=/etc/passwd", "../../up", "a\0b", "é" * 300, "-m", ""]
+)
+def test_job_folders_are_one_safe_component(name: str) -> None:
+    folder = job_folder(name)
+    assert 0 < len(folder.encode()) <= 120
+    assert folder not in (".", "..") and "/" not in folder and "\0" not in folder
+
+
+def test_bad_input_ends_with_code_2_and_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rlkit", "steps=0"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "rlkit: steps must be >= 1, got 0\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_leaf_of_the_root_is_in_the_composed_file() -> None:
+    with initialize_config_module("rlkit.conf", version_base="1.3"):
+        composed = compose("config", overrides=["run_dir=x"])
+    assert set(flatten(load(composed))) == set(flatten(compose_config()))
