@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-WORKSPACE_BYTES = 512 * 2**20
+WORKSPACE_BYTES = 640 * 2**20
 """Default bound on temporary memory, beyond the inputs and what the gradient needs (N D)."""
 
 

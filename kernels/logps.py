@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from rlkit.kernels import _logps_torch, reference
 from rlkit.kernels._head import WORKSPACE_BYTES, LogitMap, check_head, check_targets
 from rlkit.kernels._logps_torch import Forward
+from rlkit.kernels._row_gradient import with_row_gradient
 
 
 class Impl(StrEnum):
@@ -94,9 +95,14 @@ def selected_logps(
     if not torch.is_grad_enabled() or not (learns_head or hidden.requires_grad):
         result = call.forward(hidden, weight, targets, jacobian=False)
         return Logps(result.logps, result.entropy)
-    function: Any = _TwoPass if learns_head or learns_entropy else _FrozenHead
+    if not (learns_head or learns_entropy):
+        result = call.forward(hidden, weight, targets, jacobian=True)
+        assert result.direction is not None
+        logps = with_row_gradient(hidden, result.logps, result.doubt, result.direction)
+        return Logps(logps, result.entropy)
+    function: Any = _TwoPass
     logps, h = function.apply(hidden, weight, bias, targets, call)
-    return Logps(logps, h if entropy != EntropyMode.value or h is None else h.detach())
+    return Logps(logps, h.detach() if entropy == EntropyMode.value else h)
 
 
 def _choose(hidden: Tensor) -> Impl:
@@ -117,14 +123,13 @@ class _Call(NamedTuple):
     def forward(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, *, jacobian: bool
     ) -> Forward:
+        forward = _logps_torch.forward
         if self.impl == Impl.triton:
             from rlkit.kernels import _logps_triton
 
-            run = _logps_triton.forward
-        else:
-            run = _logps_torch.forward
+            forward = _logps_triton.forward
         with torch.no_grad():
-            return run(
+            return forward(
                 hidden,
                 weight,
                 targets,
@@ -133,33 +138,6 @@ class _Call(NamedTuple):
                 jacobian=jacobian,
                 workspace_bytes=self.workspace_bytes,
             )
-
-
-class _FrozenHead(torch.autograd.Function):
-    """dlogps/dh is found in the forward pass; backward multiplies its rows, in place."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, call: _Call
-    ) -> tuple[Tensor, Tensor | None]:
-        result = call.forward(hidden, weight, targets, jacobian=True)
-        # Not save_for_backward: autograd forbids changing saved tensors, and a second (N, D)
-        # buffer for the product would double what this function keeps.
-        ctx.doubt, ctx.direction = result.doubt, result.direction
-        if result.entropy is not None:
-            ctx.mark_non_differentiable(result.entropy)
-        return result.logps, result.entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        if ctx.direction is None:
-            raise RuntimeError(
-                "selected_logps with a frozen head can be differentiated once: its backward pass "
-                "reuses the memory of the gradient direction; sum the losses, then call backward"
-            )
-        direction, ctx.direction = ctx.direction, None
-        return direction.mul_((grads[0] * ctx.doubt)[:, None]), None, None, None, None
 
 
 class _TwoPass(torch.autograd.Function):

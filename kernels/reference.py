@@ -52,7 +52,7 @@ def kl(
     that holds all other words.
     """
     policy, ref = policy_logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    if top_k is not None:
+    if top_k is not None and top_k < ref.shape[-1]:
         order = ref.argsort(-1, descending=True)
         head, tail = order[:, :top_k], order[:, top_k:]
         policy, ref = (

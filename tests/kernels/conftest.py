@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,52 @@ def _places() -> list[object]:
             for impl in ("torch", "triton")
         ]
     return places
+
+
+def _mend_interpreter() -> None:
+    """Triton 3.6's interpreter: scalars as Python ints under numpy 2.4, tl.dot of bfloat16 (it
+    multiplies the bits as integers), and rounding to bfloat16 (it truncates; GPUs round)."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    patch, dot, cast = interpreter._patch_lang_tensor, builder.create_dot, builder.cast_impl
+
+    def patch_scalars(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    def widened(x: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        bits = x.data.astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+    def wide_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return dot(self, widened(a), widened(b), *rest)
+
+    def rounding_cast(self: Any, x: Any, to: Any) -> Any:
+        if (x.dtype.scalar, to.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, x, to)
+        bits = torch.tensor(x.data).bfloat16().view(torch.uint16).numpy()
+        return interpreter.TensorHandle(bits, tl.bfloat16)
+
+    interpreter._patch_lang_tensor = patch_scalars
+    builder.create_dot, builder.cast_impl = wide_dot, rounding_cast
+    builder.create_fp_trunc = lambda self, x, to: self.cast_impl(x, to)
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _mend_interpreter()
+
+    @pytest.fixture(autouse=True)
+    def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+        """Several ragged tiles per test, and a faster interpreter."""
+        from rlkit.kernels import _logps_triton
+
+        tiling = _logps_triton.Tiling(block_m=64, block_n=128, block_k=32, group_m=2)
+        monkeypatch.setattr(_logps_triton, "tiling", lambda: tiling)
 
 
 @pytest.fixture(params=_places())

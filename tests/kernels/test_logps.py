@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call"
 """`selected_logps` against the definition in float64, differentiated by autograd.
 
 Runs with the Triton kernels too under TRITON_INTERPRET=1 (test_interpreter.py) and on a GPU
@@ -6,6 +7,7 @@ Runs with the Triton kernels too under TRITON_INTERPRET=1 (test_interpreter.py) 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -83,7 +85,7 @@ def truth(case: Case, logit_map: LogitMap) -> Truth:
 def relative(actual: Tensor, expected: Tensor) -> Tensor:
     """Error of each row over its norm, beyond what the dtype's range makes unavoidable."""
     range_error = actual.shape[-1] ** 0.5 * 3e-8 * (actual.dtype == torch.float16)  # subnormals
-    error = ((actual.double() - expected).norm(dim=-1) - range_error).clamp_min(0)
+    error: Tensor = ((actual.double() - expected).norm(dim=-1) - range_error).clamp_min(0)
     return error / expected.norm(dim=-1).clamp_min(1e-30)
 
 
@@ -138,8 +140,12 @@ def test_values_and_gradients(
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 2), (5, 16, 257), (130, 72, 255), (3, 64, 1030)])
-def test_ragged_shapes(place: tuple[str, str], shape: tuple[int, int, int]) -> None:
+def test_ragged_shapes(
+    place: tuple[str, str], shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     impl, device = place
+    if impl == "triton":  # let no row be repaired by the slow path
+        monkeypatch.setattr("rlkit.kernels._logps_triton._OVERFLOW", torch.inf)
     case = make_case(*shape, torch.bfloat16, device)
     expected = truth(case, LogitMap())
     hidden = case.hidden.clone().requires_grad_()
@@ -298,7 +304,7 @@ def test_rows_do_not_see_each_other(place: tuple[str, str]) -> None:
     assert torch.equal(rows[:, :100], values[:, :100])
     assert torch.equal(poisoned_grads[:100], grads[:100])
     assert rows[0, 100:].isnan().all()
-    if impl == "triton":  # a BLAS may pick another kernel for another number of rows
+    if place == ("triton", "cuda"):  # a BLAS sums in another order for another number of rows
         for cut in (1, 64, 149):
             parts = [run(case.hidden[s], case.targets[s])[0] for s in (slice(cut), slice(cut, 150))]
             assert torch.equal(torch.cat(parts, 1), values)
@@ -379,7 +385,7 @@ def test_gradcheck() -> None:
     )
     targets = torch.tensor([0, 6, 3, 3, 1])
 
-    def run(impl: Impl, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor | None]:
+    def run(impl: Impl, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         out = selected_logps(
             h,
             w,
@@ -392,12 +398,11 @@ def test_gradcheck() -> None:
             impl=impl,
             workspace_bytes=300,
         )
+        assert out.entropy is not None
         return out.logps, out.entropy
 
     for impl in (Impl.reference, Impl.torch):
-        assert torch.autograd.gradcheck(
-            lambda h, w, b, impl=impl: run(impl, h, w, b), (hidden, weight, bias)
-        )
+        assert torch.autograd.gradcheck(partial(run, impl), (hidden, weight, bias))
 
 
 @pytest.mark.parametrize(
