@@ -1,0 +1,67 @@
+"""Tasks: prompts to train on, other prompts to evaluate on, and how answers are judged.
+
+base                    what a task is
+config                  options of each
+generated, synthetic    endless generated tasks with disjoint halves
+data, rows              GSM8K and data sets of your own
+order                   which examples a step sees
+check                   do the rewards pay for right answers? asked before training
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rlkit.tasks.base import Example, Message, PromptStyle, Split, SplitName, Task
+from rlkit.tasks.config import (
+    SCHEMAS,
+    ChainSumConfig,
+    CompareDecimalsConfig,
+    DatasetConfig,
+    EchoConfig,
+    GSM8KConfig,
+    MaxOfNConfig,
+    Overlong,
+    RevWordsConfig,
+    Schema,
+    TaskConfig,
+)
+from rlkit.tasks.order import train_indices
+from rlkit.tasks.rows import dataset, gsm8k
+from rlkit.tasks.synthetic import chain_sum, compare_decimals, echo, max_of_n, rev_words
+
+__all__ = [
+    "SCHEMAS",
+    "Example",
+    "Message",
+    "Overlong",
+    "PromptStyle",
+    "Schema",
+    "Split",
+    "SplitName",
+    "Task",
+    "TaskConfig",
+    "build_task",
+    "train_indices",
+]
+
+_BUILDERS: Mapping[type[TaskConfig], Callable[[Any], Task]] = {
+    EchoConfig: echo,
+    RevWordsConfig: rev_words,
+    MaxOfNConfig: max_of_n,
+    ChainSumConfig: chain_sum,
+    CompareDecimalsConfig: compare_decimals,
+    GSM8KConfig: gsm8k,
+    DatasetConfig: dataset,
+}
+
+
+def build_task(config: TaskConfig) -> Task:
+    """The task that `config` describes, its rows read and checked.
+
+    Raises ValueError with one line that names key, row and column.
+    """
+    if type(config) not in _BUILDERS:
+        raise ValueError(f"task must be one of the group `task`, got {type(config).__name__}")
+    return _BUILDERS[type(config)](config)

@@ -1,0 +1,80 @@
+"""What a task is: prompts to train on, other prompts to evaluate on, and how answers are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from rlkit.rewards import RewardSpec
+from rlkit.types import Completion
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user`, `assistant` or `tool`."""
+    content: str
+
+
+class PromptStyle(StrEnum):
+    """How a prompt reaches the model."""
+
+    chat = "chat"
+    """Messages, through the model's chat template."""
+    raw = "raw"
+    """Text, as it stands."""
+
+
+class SplitName(StrEnum):
+    """The two halves of a task; no prompt is in both."""
+
+    train = "train"
+    eval = "eval"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row: a prompt and what its rewards need, in the shape of TRL's data sets.
+
+    Example: `Example(prompt="Q: max of 3, 9, 4\\nA:", columns={"answer": "9"})`.
+    """
+
+    prompt: str | tuple[Message, ...]
+    columns: Mapping[str, object] = field(default_factory=dict)
+    """JSON values: text, numbers, booleans, None, and lists and dicts of these."""
+
+
+class Split(NamedTuple):
+    """The examples of one half of a task."""
+
+    name: SplitName
+    get: Callable[[int], Example]
+    """Example i, a pure function of i; 0 <= i, and i < `size` in a finite split."""
+    size: int | None
+    """None = endless."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Prompts with their answers, and the rewards that go with them."""
+
+    name: str
+    style: PromptStyle
+    train: Split
+    eval: Split
+    """Finite, and disjoint from `train`."""
+    max_prompt_length: int
+    """Tokens."""
+    max_completion_length: int
+    """Tokens."""
+    stop: tuple[str, ...]
+    """Strings that end a completion, beside the model's own stop tokens."""
+    rewards: tuple[RewardSpec, ...]
+    """What `reward=default` stands for; empty when the task cannot know."""
+    success: Callable[[Completion], bool] | None
+    """The task's own criterion, whatever the rewards; None when the task cannot know."""
+    gold_completion: Callable[[Example], str] | None
+    """A completion that earns full marks, for the check before training."""

@@ -1,0 +1,207 @@
+"""Options of the tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import NamedTuple
+
+from rlkit.tasks.base import PromptStyle
+
+
+class Overlong(StrEnum):
+    """What to do with a prompt of more than `task.max_prompt_length` tokens."""
+
+    error = "error"
+    """Refuse it, naming the row."""
+    drop = "drop"
+    """Leave it out, and count it."""
+    truncate_left = "truncate_left"
+    """Keep its last tokens (and its first, if that is BOS), and count it."""
+
+
+class Schema(NamedTuple):
+    """A structured config for Hydra's store: `schema/{group}`, `name`."""
+
+    group: str
+    name: str
+    node: type
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskConfig:
+    """Options that every task has."""
+
+    name: str = ""
+    """Which task this is; set by the task's own YAML."""
+    seed: int = 0
+    """Determines which problems are held out and what the generated ones are; >= 0. Independent of
+    the run seed, so that runs with different seeds are evaluated on the same prompts."""
+    eval_size: int = 128
+    """Most held-out prompts, >= 1; fewer when the task has fewer different problems."""
+    max_prompt_length: int = 512
+    """Tokens, >= 1."""
+    max_completion_length: int = 32
+    """Tokens, >= 1; sampling ends there with `finish_reason` length."""
+    overlong_prompts: Overlong = Overlong.error
+    """What to do with longer prompts."""
+
+    def __post_init__(self) -> None:
+        own_name = next(f.default for f in fields(self) if f.name == "name")
+        if self.name != own_name:
+            raise ValueError(f"task.name must be {own_name} (choose by task=...), got {self.name}")
+        at_least("seed", 0, self.seed)
+        for key in ("eval_size", "max_prompt_length", "max_completion_length"):
+            at_least(key, 1, getattr(self, key))
+
+
+@dataclass(kw_only=True, slots=True)
+class EchoConfig(TaskConfig):
+    """Say the secret word inside `<answer></answer>`; one worked example comes first."""
+
+    name: str = "echo"
+
+
+@dataclass(kw_only=True, slots=True)
+class RevWordsConfig(TaskConfig):
+    """Say the words in reverse order inside `<answer></answer>`; four worked examples."""
+
+    name: str = "rev_words"
+    min_words: int = 2
+    """Fewest words, >= 2."""
+    max_words: int = 2
+    """Most words, >= min_words and <= 8; above `min_words`, completions differ in length."""
+
+    def __post_init__(self) -> None:
+        super(RevWordsConfig, self).__post_init__()
+        at_least("min_words", 2, self.min_words)
+        between("max_words", self.min_words, 8, self.max_words)
+
+
+@dataclass(kw_only=True, slots=True)
+class MaxOfNConfig(TaskConfig):
+    """Find the largest of `n` numbers below 100; plain text, four worked examples."""
+
+    name: str = "max_of_n"
+    max_completion_length: int = 8
+    n: int = 3
+    """How many numbers, in [2, 8]; 2 is easy, 5 is hard for a 135M model."""
+
+    def __post_init__(self) -> None:
+        super(MaxOfNConfig, self).__post_init__()
+        between("n", 2, 8, self.n)
+
+
+@dataclass(kw_only=True, slots=True)
+class ChainSumConfig(TaskConfig):
+    """Add and subtract; plain text, four worked examples."""
+
+    name: str = "chain_sum"
+    max_completion_length: int = 8
+    terms: int = 2
+    """Numbers in the sum, in [2, 8]."""
+    digits: int = 1
+    """Digits of each number, in [1, 6]. Two terms of one digit make only 200 problems."""
+
+    def __post_init__(self) -> None:
+        super(ChainSumConfig, self).__post_init__()
+        between("terms", 2, 8, self.terms)
+        between("digits", 1, 6, self.digits)
+
+
+@dataclass(kw_only=True, slots=True)
+class CompareDecimalsConfig(TaskConfig):
+    """Which is larger, 9.11 or 9.9? Plain text, four worked examples."""
+
+    name: str = "compare_decimals"
+    max_completion_length: int = 10
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(TaskConfig):
+    """Where rows come from: a file, a folder, or a data set of the Hugging Face hub."""
+
+    path: str = ""
+    """A .jsonl, .json or .parquet file; a folder with train and test files; or a hub id, which
+    needs `pip install 'rlkit[data]'`. What exists locally wins."""
+    subset: str = ""
+    """The hub data set's configuration, or a folder inside `path`; empty = the default."""
+    train_split: str = "train"
+    """Hub split, or the start of the file names in a folder."""
+    eval_split: str = "test"
+    """Likewise, for the held-out rows. Rows whose prompt is held out are never trained on."""
+    eval_path: str = ""
+    """A file of held-out rows; empty = `eval_split` of `path`."""
+    eval_fraction: float = 0.0
+    """Share of the rows to hold out when there is no file of them, in [0, 1); by a hash of the
+    prompt, so that equal prompts stay together. 0 = do not."""
+
+    def __post_init__(self) -> None:
+        super(DataConfig, self).__post_init__()
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"task.eval_fraction must be in [0, 1), got {self.eval_fraction}")
+        if self.eval_path and self.eval_fraction:
+            raise ValueError(
+                "task.eval_fraction must be 0 when task.eval_path is given, "
+                f"got {self.eval_fraction}"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class GSM8KConfig(DataConfig):
+    """Grade-school mathematics (arXiv:2110.14168) with XML reasoning and answer tags."""
+
+    name: str = "gsm8k"
+    path: str = "openai/gsm8k"
+    subset: str = "main"
+    max_completion_length: int = 512
+
+
+@dataclass(kw_only=True, slots=True)
+class DatasetConfig(DataConfig):
+    """Rows of your own. The prompt column holds text, or messages with `role` and `content`."""
+
+    name: str = "dataset"
+    columns: dict[str, str] = field(default_factory=dict)
+    """What the rewards call a column, and what the file calls it: `{prompt: question, answer:
+    solution}`. `prompt` is required; unnamed columns are left out."""
+    style: PromptStyle = PromptStyle.chat
+    """chat: text becomes a user message; raw: text goes to the model as it stands."""
+    system: str = ""
+    """System message before each prompt of style chat; empty = none."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion, beside the model's stop tokens."""
+    gold: str = ""
+    """A completion with full marks, `{column}` standing for a column: `<answer>{answer}</answer>`.
+    It lets the check before training prove that the rewards can be earned. Empty = no such check."""
+    max_completion_length: int = 512
+
+    def __post_init__(self) -> None:
+        super(DatasetConfig, self).__post_init__()
+        if self.style is PromptStyle.raw and self.system:
+            raise ValueError(f"task.system must be empty with style raw, got {self.system!r}")
+
+
+def at_least(key: str, least: int, value: int) -> None:
+    """Raise ValueError unless `value` >= `least`."""
+    if value < least:
+        raise ValueError(f"task.{key} must be >= {least}, got {value}")
+
+
+def between(key: str, least: int, most: int, value: int) -> None:
+    """Raise ValueError unless `least` <= `value` <= `most`."""
+    if not least <= value <= most:
+        raise ValueError(f"task.{key} must be in [{least}, {most}], got {value}")
+
+
+CONFIGS: tuple[type[TaskConfig], ...] = (
+    EchoConfig,
+    RevWordsConfig,
+    MaxOfNConfig,
+    ChainSumConfig,
+    CompareDecimalsConfig,
+    GSM8KConfig,
+    DatasetConfig,
+)
+
+SCHEMAS: tuple[Schema, ...] = tuple(Schema("task", config().name, config) for config in CONFIGS)

@@ -1,0 +1,65 @@
+"""Splitting problems that are drawn at random, so that none is in both halves."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from rlkit.tasks.base import Example, Split, SplitName
+
+EVAL_SHARE = 0.25
+_MAX_DRAWS = 10_000
+_DRAWS_PER_EVAL_EXAMPLE = 40
+
+
+class Problem(NamedTuple):
+    """A random problem."""
+
+    key: str
+    """Equal for problems that should not be in both halves, such as 3 + 5 and 5 + 3."""
+    example: Example
+
+
+Draw = Callable[[random.Random], Problem]
+
+
+def splits(draw: Draw, *, seed: int, eval_size: int, shots: Collection[str]) -> tuple[Split, Split]:
+    """The endless train split and the finite eval split of the problems that `draw` draws.
+
+    A hash of (seed, key) assigns a quarter of all possible problems to the eval split, so the
+    halves are disjoint whatever is drawn; problems with keys in `shots` (worked examples in the
+    prompt) are in neither. Eval problems are all different; there are fewer than `eval_size` when
+    the task has no more.
+    """
+
+    def train(index: int) -> Example:
+        rng = random.Random(f"{seed}:{SplitName.train.value}:{index}")
+        for _ in range(_MAX_DRAWS):
+            problem = draw(rng)
+            if problem.key not in shots and not held_out(problem.key, seed):
+                return problem.example
+        raise ValueError(f"task.seed must leave problems to train on, got {seed}")
+
+    held: dict[str, Example] = {}
+    rng = random.Random(f"{seed}:{SplitName.eval.value}")
+    for _ in range(eval_size * _DRAWS_PER_EVAL_EXAMPLE):
+        if len(held) == eval_size:
+            break
+        problem = draw(rng)
+        if problem.key not in shots and held_out(problem.key, seed):
+            held.setdefault(problem.key, problem.example)
+    if not held:
+        raise ValueError(f"task.seed must leave problems to evaluate on, got {seed}")
+    examples = tuple(held.values())
+    return (
+        Split(SplitName.train, train, None),
+        Split(SplitName.eval, examples.__getitem__, len(examples)),
+    )
+
+
+def held_out(key: str, seed: int, *, share: float = EVAL_SHARE) -> bool:
+    """Whether the problem `key` belongs to the eval split."""
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -1,0 +1,124 @@
+"""Tasks made of rows: GSM8K, and data sets of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlkit.rewards import RewardSpec
+from rlkit.rewards.seed import correctness
+from rlkit.tasks.base import Example, Message, PromptStyle, Task
+from rlkit.tasks.config import DatasetConfig, GSM8KConfig
+from rlkit.tasks.data import column, data_splits, json_value, text_column
+from rlkit.types import Completion
+
+GSM8K_SYSTEM_PROMPT = """\
+Respond in the following format:
+<reasoning>
+...
+</reasoning>
+<answer>
+...
+</answer>"""
+"""The system prompt of the February 2025 GRPO notebooks."""
+
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+def gsm8k(config: GSM8KConfig) -> Task:
+    """Rows with `question` and `answer`; the answer is what follows `####`, if that is there."""
+
+    def to_example(row: Mapping[str, Any], where: str) -> Example:
+        question = text_column(row, "question", where)
+        solution = text_column(row, "answer", where)
+        answer = solution.rpartition("####")[2].strip().replace(",", "")
+        if not answer:
+            raise ValueError(f"{where}: column answer must have text after ####, got none")
+        prompt = (Message("system", GSM8K_SYSTEM_PROMPT), Message("user", question))
+        return Example(prompt=prompt, columns={"answer": answer, "solution": solution})
+
+    train, held = data_splits(config, to_example)
+    return Task(
+        name=config.name,
+        style=PromptStyle.chat,
+        train=train,
+        eval=held,
+        max_prompt_length=config.max_prompt_length,
+        max_completion_length=config.max_completion_length,
+        stop=(),
+        rewards=tuple(
+            RewardSpec(name, name)
+            for name in ("xmlcount", "soft_format", "strict_format", "int", "correctness")
+        ),
+        success=_is_correct,
+        gold_completion=_gsm8k_gold,
+    )
+
+
+def dataset(config: DatasetConfig) -> Task:
+    """Rows of the user's, by an explicit map of columns."""
+    if "prompt" not in config.columns:
+        raise ValueError(
+            "task.columns.prompt must name the column with the prompts, "
+            f"got only {config.columns or 'nothing'}"
+        )
+    others = {name: source for name, source in config.columns.items() if name != "prompt"}
+
+    def to_example(row: Mapping[str, Any], where: str) -> Example:
+        source = config.columns["prompt"]
+        prompt = _prompt(column(row, source, where), config, f"{where}: column {source}")
+        columns = {
+            name: json_value(column(row, s, where), f"{where}: column {s}")
+            for name, s in others.items()
+        }
+        return Example(prompt=prompt, columns=columns)
+
+    def gold(example: Example) -> str:
+        text = config.gold
+        for name, value in example.columns.items():
+            text = text.replace("{" + name + "}", str(value))
+        return text
+
+    train, held = data_splits(config, to_example)
+    return Task(
+        name=config.name,
+        style=config.style,
+        train=train,
+        eval=held,
+        max_prompt_length=config.max_prompt_length,
+        max_completion_length=config.max_completion_length,
+        stop=tuple(config.stop),
+        rewards=(),
+        success=None,
+        gold_completion=gold if config.gold else None,
+    )
+
+
+def _prompt(value: Any, config: DatasetConfig, where: str) -> str | tuple[Message, ...]:
+    if config.style is PromptStyle.raw:
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{where} must be text (task.style=raw), got {value!r:.60}")
+        return value
+    system = (Message("system", config.system),) if config.system else ()
+    if isinstance(value, str) and value.strip():
+        return (*system, Message("user", value))
+    if isinstance(value, list) and value:
+        return (*system, *(_message(item, where) for item in value))
+    raise ValueError(f"{where} must be text or a list of messages, got {value!r:.60}")
+
+
+def _message(item: Any, where: str) -> Message:
+    role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else ("", "")
+    if role not in _ROLES or not isinstance(content, str):
+        roles = ", ".join(_ROLES)
+        raise ValueError(f"{where} must hold messages (role of {roles}; content), got {item!r:.60}")
+    return Message(role, content)
+
+
+def _is_correct(completion: Completion) -> bool:
+    return correctness(completion) > 0
+
+
+def _gsm8k_gold(example: Example) -> str:
+    answer = example.columns["answer"]
+    return f"<reasoning>\nIt is {answer}.\n</reasoning>\n<answer>\n{answer}\n</answer>\n"

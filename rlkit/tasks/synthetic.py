@@ -1,0 +1,205 @@
+"""The generated tasks: endless, and neither hopeless nor solved for a 135M instruct model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rlkit.rewards import RewardSpec
+from rlkit.rewards.answers import raw_exact
+from rlkit.rewards.tags import tag_answer
+from rlkit.tasks.base import Example, Message, PromptStyle, Task
+from rlkit.tasks.config import (
+    ChainSumConfig,
+    CompareDecimalsConfig,
+    EchoConfig,
+    MaxOfNConfig,
+    RevWordsConfig,
+    TaskConfig,
+)
+from rlkit.tasks.generated import Problem, splits
+from rlkit.tasks.words import WORDS
+from rlkit.types import Completion
+
+# Format and answer are logged apart: most early progress of small models is format.
+_TAG_REWARDS = (
+    RewardSpec("tag_answer", "tag_answer"),
+    RewardSpec("tag_format", "tag_format", weight=0.0),
+)
+_RAW_REWARDS = (RewardSpec("raw_exact", "raw_exact"),)
+
+
+class QA(NamedTuple):
+    """A question, its answer, and the key that equals that of its reorderings."""
+
+    question: str
+    answer: str
+    key: str
+
+
+DrawQA = Callable[[random.Random], QA]
+
+
+def echo(config: EchoConfig) -> Task:
+    """Copying and format: "The secret word is X"."""
+
+    def draw(rng: random.Random) -> QA:
+        return _echo_qa(rng.choice(WORDS))
+
+    return _chat_task(config, draw, shots=[_echo_qa("apple")])
+
+
+def rev_words(config: RevWordsConfig) -> Task:
+    """Reversing the order of a few words."""
+
+    def draw(rng: random.Random) -> QA:
+        return _reverse_qa(rng.sample(WORDS, rng.randint(config.min_words, config.max_words)))
+
+    # Worked examples of every length in turn, from fixed words.
+    spread = config.max_words - config.min_words + 1
+    lengths = [config.min_words + i % spread for i in range(4)]
+    shots = [_reverse_qa(WORDS[10 * i : 10 * i + n]) for i, n in enumerate(lengths)]
+    return _chat_task(config, draw, shots=shots)
+
+
+def max_of_n(config: MaxOfNConfig) -> Task:
+    """The largest of a few different numbers below 100."""
+
+    def draw(rng: random.Random) -> QA:
+        return _max_qa(rng.sample(range(100), config.n))
+
+    rng = random.Random("max_of_n")
+    return _raw_task(config, draw, shots=[draw(rng) for _ in range(4)])
+
+
+def chain_sum(config: ChainSumConfig) -> Task:
+    """Sums and differences of a few numbers."""
+    least = 10 ** (config.digits - 1) if config.digits > 1 else 0
+
+    def draw(rng: random.Random) -> QA:
+        numbers = [rng.randrange(least, 10**config.digits) for _ in range(config.terms)]
+        signs = [rng.choice("+-") for _ in numbers[1:]]
+        return _sum_qa(numbers, signs)
+
+    rng = random.Random("chain_sum")
+    return _raw_task(config, draw, shots=[draw(rng) for _ in range(4)])
+
+
+def compare_decimals(config: CompareDecimalsConfig) -> Task:
+    """The larger of two numbers that differ in their decimals, one of which has one digit more."""
+
+    def draw(rng: random.Random) -> QA:
+        whole, tenths = rng.randrange(1, 100), rng.randrange(1, 10)
+        hundredths = rng.choice([h for h in range(1, 100) if h % 10 and h // 10 != tenths])
+        pair = [f"{whole}.{tenths}", f"{whole}.{hundredths:02d}"]
+        rng.shuffle(pair)
+        return _compare_qa(pair)
+
+    shots = [("3.8", "3.25"), ("14.61", "14.4"), ("7.07", "7.3"), ("52.2", "52.95")]
+    return _raw_task(config, draw, shots=[_compare_qa(pair) for pair in shots])
+
+
+def _echo_qa(word: str) -> QA:
+    question = f"The secret word is {word}. What is the secret word? Use <answer></answer> tags."
+    return QA(question, word, key=word)
+
+
+def _reverse_qa(words: Sequence[str]) -> QA:
+    question = f"Reverse the order of these words: {' '.join(words)}"
+    return QA(question, " ".join(reversed(words)), key=" ".join(sorted(words)))
+
+
+def _max_qa(numbers: Sequence[int]) -> QA:
+    listing = ", ".join(map(str, numbers))
+    key = ",".join(map(str, sorted(numbers)))
+    return QA(f"What is the largest of {listing}?", str(max(numbers)), key=key)
+
+
+def _sum_qa(numbers: Sequence[int], signs: Sequence[str]) -> QA:
+    question = str(numbers[0]) + "".join(
+        f" {sign} {n}" for sign, n in zip(signs, numbers[1:], strict=True)
+    )
+    signed = [numbers[0], *(int(f"{s}{n}") for s, n in zip(signs, numbers[1:], strict=True))]
+    return QA(f"{question} = ?", str(sum(signed)), key=",".join(map(str, sorted(signed))))
+
+
+def _compare_qa(pair: Sequence[str]) -> QA:
+    question = f"Which is larger, {pair[0]} or {pair[1]}?"
+    return QA(question, max(pair, key=float), key=",".join(sorted(pair)))
+
+
+def _chat_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task:
+    """Worked examples as turns of the conversation: a prefix that all prompts share."""
+    prefix = tuple(
+        message
+        for shot in shots
+        for message in (Message("user", shot.question), Message("assistant", _tagged(shot.answer)))
+    )
+
+    def problem(rng: random.Random) -> Problem:
+        qa = draw(rng)
+        prompt = (*prefix, Message("user", qa.question))
+        return Problem(qa.key, Example(prompt=prompt, columns={"answer": qa.answer}))
+
+    train, held = splits(
+        problem, seed=config.seed, eval_size=config.eval_size, shots={s.key for s in shots}
+    )
+    return Task(
+        name=config.name,
+        style=PromptStyle.chat,
+        train=train,
+        eval=held,
+        max_prompt_length=config.max_prompt_length,
+        max_completion_length=config.max_completion_length,
+        stop=(),
+        rewards=_TAG_REWARDS,
+        success=_tag_success,
+        gold_completion=_tag_gold,
+    )
+
+
+def _raw_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task:
+    """Worked examples as text, one line each; the completion ends with its line."""
+    prefix = "".join(f"Q: {shot.question}\nA: {shot.answer}\n" for shot in shots)
+
+    def problem(rng: random.Random) -> Problem:
+        qa = draw(rng)
+        prompt = f"{prefix}Q: {qa.question}\nA:"
+        return Problem(qa.key, Example(prompt=prompt, columns={"answer": qa.answer}))
+
+    train, held = splits(
+        problem, seed=config.seed, eval_size=config.eval_size, shots={s.key for s in shots}
+    )
+    return Task(
+        name=config.name,
+        style=PromptStyle.raw,
+        train=train,
+        eval=held,
+        max_prompt_length=config.max_prompt_length,
+        max_completion_length=config.max_completion_length,
+        stop=("\n",),
+        rewards=_RAW_REWARDS,
+        success=_raw_success,
+        gold_completion=_raw_gold,
+    )
+
+
+def _tagged(answer: object) -> str:
+    return f"<answer>{answer}</answer>"
+
+
+def _tag_gold(example: Example) -> str:
+    return _tagged(example.columns["answer"])
+
+
+def _raw_gold(example: Example) -> str:
+    return f" {example.columns['answer']}\n"
+
+
+def _tag_success(completion: Completion) -> bool:
+    return tag_answer(completion) == 1.0
+
+
+def _raw_success(completion: Completion) -> bool:
+    return raw_exact(completion) == 1.0
