@@ -43,9 +43,9 @@ def test_write_atomic_replaces_or_leaves_alone(tmp_path: Path) -> None:
     with file_size_limit(1000), pytest.raises(TrackingError, match=r"cannot write .*a\.bin: File"):
         write_atomic(path, b"x" * 5000)
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_write_atomic_names_a_missing_folder(tmp_path: Path) -> None:

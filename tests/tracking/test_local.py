@@ -85,6 +85,12 @@ def test_resume_drops_samples_of_steps_that_are_redone(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "completions").iterdir()] == ["step-000000.parquet"]
 
 
+def test_resume_keeps_the_evaluation_of_the_policy_it_goes_on_from(tmp_path: Path) -> None:
+    run(tmp_path, range(4), evals=[("before", 0), ("step 2", 2), ("step 3", 3)])
+    open_run(tmp_path, first_step=2).close(1.0)
+    assert [record.label for record in read_evals(tmp_path)] == ["before", "step 2"]
+
+
 def test_every_metric_is_kept_exactly(tmp_path: Path) -> None:
     record = tracked_run.record(0)
     odd = {**record.metrics, "kl": math.nan, "grad_norm": math.inf, "reward": 0.1 + 0.2}
