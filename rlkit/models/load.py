@@ -60,7 +60,7 @@ def load_model(config: ModelConfig, *, device: torch.device, say: Say) -> BaseMo
     try:
         hf_config = AutoConfig.from_pretrained(location, **options)
         check_family(hf_config.model_type, source=config.source)
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        tokenizer = _load_tokenizer(location, options)
         model = _load_weights(location, hf_config, config, dtype=dtype, options=options)
     except OSError as error:
         rule = "an existing folder or a hub id that can be reached" if is_hub else "a model folder"
@@ -122,6 +122,16 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         eos = model.generation_config.eos_token_id
         listed += eos if isinstance(eos, list) else [eos]
     return frozenset(int(token_id) for token_id in listed if token_id is not None)
+
+
+def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.source must hold a tokenizer, got {location}: {_first_line(error)}"
+        ) from error
+    return tokenizer
 
 
 def _load_weights(

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 _RLKIT_PLAIN = (
     "{% for message in messages %}"
     "### {{ message['role'] }}\n{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n"
+    # In an expression: transformers' templates drop a newline that follows a block.
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}### assistant\n{% endif %}"
 )
