@@ -148,8 +148,8 @@ class Outcome:
 class Tracker(Protocol):
     """Observes a run.
 
-    Order of calls: `start`, any of `progress`, `step`, `evaluation` and `message`, `finish`,
-    `close`. `close` may come at any time, twice as well, and nothing else after it.
+    Order of calls: `start`, any of `progress`, `step` and `evaluation`, `finish`, `close`.
+    `message` may come before `start`; `close` at any time, twice as well, and nothing after it.
     """
 
     def start(self, info: RunInfo) -> None: ...

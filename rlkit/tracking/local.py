@@ -103,7 +103,7 @@ class LocalTracker:
         level = logging.ERROR if outcome.status is Status.failed else logging.INFO
         text = f"{outcome.status} after {outcome.wall_seconds:.1f} s. {outcome.message}"
         MESSAGES.log(level, "%s", text.strip())
-        if self._plot and self._info is not None and outcome.status is not Status.failed:
+        if self._plot and self._info is not None:
             self._draw(self._info)
 
     def close(self, deadline_s: float) -> None:

@@ -43,7 +43,10 @@ def print_summary(
             console.print(panel)
     if rewards:
         console.print(sparkline(rewards, width=min(60, console.width - 30)))
-    for label, name in (("curves", "curves.png"), ("run folder", "")):
+    files = [("curves", "curves.png"), ("run folder", "")]
+    if outcome.status is Status.failed:
+        files.insert(0, ("traceback", "log.txt"))
+    for label, name in files:
         path = info.run_dir / name
         if path.exists():
             text = Text.assemble((f"{label:<11}", "bold"), printable(str(path)))

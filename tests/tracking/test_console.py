@@ -236,6 +236,18 @@ def test_a_run_that_did_not_complete_says_so(tmp_path: Path, status: Status) -> 
     assert f"{status.value} in 3.0s: Ctrl-C" in written(console)
 
 
+def test_messages_may_come_before_the_start(tmp_path: Path) -> None:
+    console = terminal(80)
+    live = LiveConsole(console, table_steps=3)
+    live.message(Level.warning, "checkpoint 7 is damaged")
+    live.start(tracked_run.info(tmp_path))
+    live.finish(Outcome(status=Status.failed, message="no space", wall_seconds=0.5))
+    live.close(1.0)
+    text = written(console)
+    assert text.startswith("warning: checkpoint 7 is damaged\n")
+    assert "failed in 0.50s: no space" in text
+
+
 def test_hostile_text_cannot_steer_the_terminal() -> None:
     hostile = "a\x1b[2J\x1b]0;title\x07\r\nb\x9b31m\u202ecod\x7f\tz"
     shown = printable(hostile)
