@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlkit.kernels.compact import spread
+from rlkit.kernels.kl import kl_exact
 from rlkit.kernels.logps import EntropyMode, selected_logps
 from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.config import ModelConfig, Switch
@@ -122,11 +123,9 @@ class Policy:
     def _full_kl(
         self, batch: RolloutBatch, states: Tensor, spec: FullKL, temperature: float
     ) -> Tensor:
-        from rlkit.kernels.kl import kl_exact
-
         with torch.no_grad():
             ref_states = self._states(batch, None)
-        kl: Tensor = kl_exact(
+        return kl_exact(
             states,
             ref_states,
             self.head.weight,
@@ -137,7 +136,6 @@ class Policy:
             softcap=self.head.softcap,
             bias=self.head.bias,
         )
-        return kl
 
     def _values(self, batch: RolloutBatch) -> Tensor:
         """V(state before the token) = w . h + b in float32, with the critic's adapter."""

@@ -161,13 +161,15 @@ def test_a_new_adapter_scores_bitwise_like_the_reference(way: Switch, dtype: tor
     adapter = init_adapter(lora, seed=0, device=CPU)
     policy = Policy(model=model, lora=lora, head=head_of(model), adapter=adapter, shared_prefix=way)
     batch = three_groups()
-    spec = OutputSpec(entropy=True)
+    spec = OutputSpec(entropy=True, full_kl=FullKL(KLDirection.reverse))
     output = policy.forward(batch, adapter=adapter, temperature=0.9, spec=spec)
     with torch.no_grad():
         reference = policy.forward(batch, adapter=None, temperature=0.9)
     assert output.logps.requires_grad and not reference.logps.requires_grad
     assert output.logps.dtype == torch.float32
     assert torch.equal(output.logps, reference.logps)
+    assert output.full_kl is not None
+    assert torch.equal(output.full_kl, torch.zeros_like(output.full_kl))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -207,6 +207,7 @@ def write_gguf(path: Path) -> None:
         if heads is not None:
             tensor = tensor.reshape(heads, 2, 4, 32).transpose(1, 2).reshape(tensor.shape)
         target = names.get_name(name, try_suffixes=(".weight",))
+        assert target is not None
         writer.add_tensor(target, np.ascontiguousarray(tensor.numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -42,5 +42,8 @@ def test_the_starter_answers_a_question() -> None:
     )["input_ids"]
     # The template begins a conversation and the tokenizer adds nothing of its own.
     assert ids[0, 0] == 1 and (ids == 1).sum() == 3
-    out = base.model.generate(ids, max_new_tokens=12, do_sample=False)
-    assert "Paris" in base.tokenizer.decode(out[0, ids.shape[1] :])
+    with torch.no_grad():
+        for _ in range(8):
+            best = base.model(input_ids=ids).logits[:, -1:].argmax(-1)
+            ids = torch.cat([ids, best], dim=1)
+    assert "Paris" in str(base.tokenizer.decode(ids[0, -8:]))
