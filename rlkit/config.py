@@ -90,7 +90,7 @@ class MemoryConfig:
     tokens_per_microbatch: int = 8192
     """Padded tokens of one forward and backward pass, >= 1; no gradient depends on it."""
     torch_threads: int = 0
-    """CPU threads of torch, >= 0; 0 = as many as cores that nobody else is using."""
+    """CPU threads of torch, >= 0; 0 = one or all, whichever is faster when the run starts."""
 
     def __post_init__(self) -> None:
         tokens = self.tokens_per_microbatch
@@ -137,8 +137,9 @@ class Config:
         require(minibatches <= self.prompts_per_step, "optim.minibatches", rule, minibatches)
 
 
-# Where a run lives and how it is watched cannot change a number; everything else is its identity.
-_NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps")
+# What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
+# split to fit. Everything else is its identity.
+_NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps", "memory")
 
 
 def require(holds: bool, key: str, rule: str, value: object) -> None:
@@ -196,7 +197,7 @@ def to_yaml(config: Config) -> str:
 
 
 def did_you_mean(key: str, known: list[str]) -> str:
-    """` (did you mean X?)` for the nearest of `known`, else the options beside `key`, else nothing."""
+    """` (did you mean X?)` for the nearest of `known`, else the options beside `key`."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if near:
         return f" (did you mean {near[0]}?)"

@@ -9,7 +9,7 @@ from rlkit.collect import Decode, Rewards, completion_of, score_rollouts
 from rlkit.metrics import mean, sample_row
 from rlkit.tracking.base import EvalRecord, Phase, Tracker
 from rlkit.tracking.intervals import evaluate
-from rlkit.types import Completion, Generator, Prompt, SamplingConfig
+from rlkit.types import Completion, Generator, Prompt, SamplingConfig, ScoredRollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,8 @@ class Evaluator:
     seed: Callable[[int, int], int]
     """(prompt index, sample index) to a seed, whatever the run seed and the step."""
     decode: Decode
-    success: Callable[[Completion], bool]
-    """The task's own criterion, whatever the rewards are."""
+    success: Callable[[Completion], bool] | None
+    """The task's own criterion, whatever the rewards; None = a reward above 0."""
     rewards: Rewards
     tracker: Tracker
 
@@ -37,10 +37,7 @@ class Evaluator:
             self.prompts, num_samples=self.num_samples, sampling=self.sampling, seeds=seeds
         )
         groups, _ = score_rollouts(rollouts, self.rewards, self.decode)
-        success = [
-            mean(float(self.success(completion_of(r, self.decode))) for r in group)
-            for group in rollouts
-        ]
+        success = [mean(float(self._succeeds(sample)) for sample in group) for group in groups]
         self.tracker.progress(Phase.evaluate, len(self.prompts), len(self.prompts))
         return evaluate(
             label=label,
@@ -50,3 +47,8 @@ class Evaluator:
             samples_per_prompt=self.num_samples,
             samples=[sample_row(s, step=steps_done) for group in groups for s in group],
         )
+
+    def _succeeds(self, sample: ScoredRollout) -> bool:
+        if self.success is None:
+            return sample.reward > 0.0
+        return self.success(completion_of(sample.rollout, self.decode))

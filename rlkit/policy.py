@@ -160,7 +160,8 @@ def new_policy(
     critic_tensors = None
     if critic is CriticChoice.lora:
         num_hidden = head.weight.shape[1]
-        critic_tensors = init_critic(lora, num_hidden=num_hidden, seed=seed, device=device)
+        # A seed of its own: the same A would start both adapters in the same subspace.
+        critic_tensors = init_critic(lora, num_hidden=num_hidden, seed=seed + 2**31, device=device)
     return Policy(
         model=base.model,
         lora=lora,

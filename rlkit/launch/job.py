@@ -19,6 +19,7 @@ from rlkit.environment import versions
 from rlkit.launch.preflight import check_run_dir
 from rlkit.run_folder import claim, write_outcome
 from rlkit.stopping import Interrupted, StopRequest, stop_on_signals
+from rlkit.threads import choose_threads
 from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, build_tracker
 from rlkit.trainer import Trainer, restore
 from rlkit.update import TrainState
@@ -36,6 +37,8 @@ def run_job(config: Config, *, run_dir: Path) -> int:
     try:
         with stop_on_signals() as stop:
             check_run_dir(config)
+            config.memory.torch_threads = choose_threads(config.memory.torch_threads, run_dir)
+            torch.set_num_threads(config.memory.torch_threads)
             with closing(assemble(config, say=print)) as parts:
                 stop.check()
                 with claim(config, run_dir), _tracker(config, run_dir) as tracker:

@@ -34,8 +34,9 @@ def preflight(arguments: Sequence[str]) -> list[Config]:
     setup_globals()
     _register_resolvers()
     overrides = list(parsed.overrides)
-    search_path = [f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]"]
-    extra = search_path if parsed.config_dir else []
+    extra: list[str] = []
+    if parsed.config_dir:
+        extra.append(f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]")
     with initialize_config_module("rlkit.conf", version_base="1.3"):
         if not parsed.multirun:
             config = _check(overrides + extra)

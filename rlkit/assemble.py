@@ -1,0 +1,287 @@
+"""From a configuration to everything a run is made of; what cannot work is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from rlkit.algorithms import GroupFilter, Objective, build
+from rlkit.collect import Collector
+from rlkit.config import Config, ConfigError, DeviceChoice, flatten, identity_hash
+from rlkit.evaluate import Evaluator
+from rlkit.generation import HFGeneratorConfig, Progress, sample_seed, sampling_config
+from rlkit.generation.hf import HFGenerator
+from rlkit.lora import attach, init_adapter
+from rlkit.lora_files import save_adapter
+from rlkit.models.families import head_of
+from rlkit.models.load import BaseModel, load_model
+from rlkit.optim import build_optimizer
+from rlkit.policy import Policy
+from rlkit.prompts import render_all, without_overlong
+from rlkit.rewards import reward_specs
+from rlkit.rewards.pool import RewardPool
+from rlkit.tasks import Overlong, Split, Task, build_task, train_indices
+from rlkit.tasks.check import check_rewards
+from rlkit.tracking.base import Phase, RunInfo, Tracker
+from rlkit.trainer import Schedule, Trainer
+from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
+from rlkit.update import TrainState, UpdateSettings
+
+# Streams of seeds that must not meet: training samples use steps >= 0.
+_EVALUATION_SEED, _SHUFFLE_PROMPT = -1, -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The expensive and the checked: what a run needs before it has a folder."""
+
+    config: Config
+    device: torch.device
+    base: BaseModel
+    policy: Policy
+    task: Task
+    rewards: RewardPool
+    algorithm: Algorithm
+    setting: Setting
+    sampling: SamplingConfig
+    train: Split
+    """The task's training split, without prompts that are too long if those are dropped."""
+    eval_prompts: Sequence[Prompt]
+
+    def close(self) -> None:
+        """End the reward processes; idempotent."""
+        self.rewards.close()
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the policy's adapter in PEFT's format."""
+        source = self.base.location
+        save_adapter(folder, self.policy.lora, self.policy.adapter, base_model=source)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids to text without special tokens."""
+        return str(self.base.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
+        """The training prompts of a step."""
+        config = self.config
+        indices = train_indices(
+            config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
+        )
+        return _render(self.task, self.train, indices, self.base, config)
+
+
+def assemble(config: Config, *, say: Callable[[str], None]) -> Parts:
+    """Check and load everything, cheapest first; raises ConfigError with one line."""
+    try:
+        return _assemble(config, say)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
+    device = resolve_device(config.device)
+    task = build_task(config.task)
+    setting = Setting(
+        group_size=config.algorithm.group_size,
+        max_completion_length=task.max_completion_length,
+        updates_per_batch=config.optim.updates_per_batch,
+    )
+    objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
+    algorithm = build(objective, setting)
+    rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
+    try:
+        rewards.start()
+        base = load_model(config.model, device=device, say=say)
+        return _with_model(config, device, task, setting, algorithm, rewards, base, say)
+    except BaseException:
+        rewards.close()
+        raise
+
+
+def _with_model(
+    config: Config,
+    device: torch.device,
+    task: Task,
+    setting: Setting,
+    algorithm: Algorithm,
+    rewards: RewardPool,
+    base: BaseModel,
+    say: Callable[[str], None],
+) -> Parts:
+    options = config.generator.sampling
+    sampling = sampling_config(options, max_completion_length=task.max_completion_length)
+    sampling = sampling._replace(stop=tuple(dict.fromkeys([*task.stop, *sampling.stop])))
+    needed = task.max_prompt_length + task.max_completion_length
+    if needed > base.context_length:
+        raise ConfigError(
+            f"task.max_prompt_length + task.max_completion_length must be <= "
+            f"{base.context_length}, the model's context, got {needed}"
+        )
+    check_rewards(task, rewards, base.tokenizer)
+    train, held_out = task.train, task.eval
+    if config.task.overlong_prompts is Overlong.drop:
+        longest = task.max_prompt_length
+        train, num_train = without_overlong(train, base.tokenizer, max_length=longest)
+        held_out, num_eval = without_overlong(held_out, base.tokenizer, max_length=longest)
+        say(f"prompts over {longest} tokens left out: {num_train} training, {num_eval} held out")
+    size = min(config.evaluation.num_prompts, held_out.size or config.evaluation.num_prompts)
+    eval_prompts = _render(task, held_out, range(size), base, config)
+    for note in base.notes:
+        say(note)
+    say(f"first prompt, {len(eval_prompts[0].ids)} tokens: {eval_prompts[0].text!r}")
+    say(f"its token ids: {' '.join(map(str, eval_prompts[0].ids))}")
+    lora = attach(base.model, config.model.lora, dtype=base.dtype)
+    policy = Policy(
+        model=base.model,
+        lora=lora,
+        head=head_of(base.model),
+        adapter=init_adapter(lora, seed=config.seed, device=device),
+        gradient_checkpointing=base.gradient_checkpointing,
+        shared_prefix=config.model.shared_prefix,
+    )
+    return Parts(
+        config=config,
+        device=device,
+        base=base,
+        policy=policy,
+        task=task,
+        rewards=rewards,
+        algorithm=algorithm,
+        setting=setting,
+        sampling=sampling,
+        train=train,
+        eval_prompts=eval_prompts,
+    )
+
+
+def _render(
+    task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
+) -> list[Prompt]:
+    return render_all(
+        split,
+        indices,
+        base.tokenizer,
+        max_length=task.max_prompt_length,
+        overlong=config.task.overlong_prompts,
+    ).prompts
+
+
+def initial_state(parts: Parts) -> TrainState:
+    """The state before the first step."""
+    parameters = parts.policy.named_parameters()
+    optimizer = build_optimizer(parameters, parts.config.optim)
+    return TrainState(learner=parts.policy, optimizer=optimizer)
+
+
+def make_generator(parts: Parts, tracker: Tracker) -> Generator:
+    """The configured generator, on the policy's own weights."""
+    config = parts.config.generator
+    if not isinstance(config, HFGeneratorConfig):
+        raise ConfigError(f"generator must be hf, got {type(config).__name__}")
+
+    def report(progress: Progress) -> None:
+        tracker.progress(Phase.generate, progress.rows_done, progress.rows)
+
+    return HFGenerator(
+        parts.base.model,
+        parts.base.tokenizer,
+        activate=parts.policy.lora.active,
+        stop_token_ids=parts.base.stop_ids,
+        config=config,
+        progress=report,
+    )
+
+
+def make_trainer(parts: Parts, tracker: Tracker, *, run_dir: Path) -> Trainer:
+    """The training loop over `parts`, observed by `tracker`."""
+    config = parts.config
+    generator = make_generator(parts, tracker)
+    collector = Collector(
+        generator=generator,
+        prompts=parts.prompts,
+        rewards=parts.rewards,
+        decode=parts.decode,
+        seed=partial(sample_seed, config.seed),
+        sampling=parts.sampling,
+        group_size=parts.setting.group_size,
+        resample=config.algorithm.group_filter is GroupFilter.resample,
+    )
+    evaluator = Evaluator(
+        generator=generator,
+        prompts=parts.eval_prompts,
+        num_samples=config.evaluation.samples_per_prompt,
+        sampling=parts.sampling,
+        seed=partial(sample_seed, _EVALUATION_SEED, 0),
+        decode=parts.decode,
+        success=parts.task.success,
+        rewards=parts.rewards,
+        tracker=tracker,
+    )
+    settings = UpdateSettings(
+        optim=config.optim,
+        total_updates=config.steps * config.optim.updates_per_batch,
+        temperature=parts.sampling.temperature,
+        tokens_per_microbatch=config.memory.tokens_per_microbatch,
+    )
+    schedule = Schedule(
+        num_steps=config.steps,
+        evaluate_every=config.evaluation.every,
+        checkpoint_every=config.checkpoint.every,
+        keep_last=config.checkpoint.keep_last,
+        config_hash=identity_hash(config),
+    )
+    return Trainer(
+        algorithm=parts.algorithm,
+        settings=settings,
+        schedule=schedule,
+        collector=collector,
+        generator=generator,
+        evaluate=evaluator,
+        tracker=tracker,
+        shuffle_seed=lambda step, epoch: sample_seed(config.seed, step, _SHUFFLE_PROMPT, epoch),
+        pad_token_id=parts.base.tokenizer.pad_token_id,
+        device=parts.device,
+        run_dir=run_dir,
+    )
+
+
+def run_info(
+    parts: Parts, *, run_dir: Path, versions: Mapping[str, str], first_step: int
+) -> RunInfo:
+    """What the tracker is told before the first step."""
+    config = parts.config
+    device = str(parts.device)
+    if parts.device.type == "cuda":
+        device = torch.cuda.get_device_name(parts.device)
+    return RunInfo(
+        run_dir=run_dir,
+        name=run_dir.name,
+        task=parts.task.name,
+        model=config.model.source,
+        algorithm=type(config.algorithm).__name__.removesuffix("Config").lower(),
+        device=device,
+        dtype=str(parts.base.dtype).removeprefix("torch."),
+        dtype_reason=parts.base.notes[0],
+        num_steps=config.steps,
+        first_step=first_step,
+        prompts_per_step=config.prompts_per_step,
+        group_size=parts.setting.group_size,
+        reward_names=tuple(parts.rewards.names),
+        config=flatten(config),
+        versions=versions,
+    )
+
+
+def resolve_device(choice: DeviceChoice) -> torch.device:
+    """The device that `choice` means here; raises ConfigError when there is none."""
+    available = torch.cuda.is_available()
+    if choice is DeviceChoice.cuda and not available:
+        raise ConfigError("device must be cpu or auto without a CUDA device, got cuda")
+    use_cuda = available and choice is not DeviceChoice.cpu
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
