@@ -43,6 +43,7 @@ class Policy:
 
     def _record(self, _: object, __: object, kwargs: dict[str, Tensor]) -> None:
         if "past_key_values" in kwargs:
+            assert not torch.is_grad_enabled()
             rows, columns = kwargs["input_ids"].shape
             self.tokens_computed.append((rows, columns))
 
@@ -272,6 +273,21 @@ def test_prompts_without_a_common_prefix(policy: Policy) -> None:
         for rollout in group:
             expected = policy.logps(rollout, SAMPLING.temperature)
             assert rollout.sampling_logps == pytest.approx(expected, rel=0, abs=1e-9)
+
+
+def test_long_completions_outgrow_the_room_of_the_cache(policy: Policy) -> None:
+    generator = HFGenerator(
+        policy.model,
+        policy.tokenizer,
+        activate=policy.activate,
+        stop_token_ids=frozenset(),
+        config=HFGeneratorConfig(),
+    )
+    sampling = SAMPLING._replace(max_completion_length=100)
+    for (rollout,) in generate(generator, num_samples=1, sampling=sampling):
+        expected = policy.logps(rollout, sampling.temperature)
+        assert len(expected) == 100
+        assert rollout.sampling_logps == pytest.approx(expected, rel=0, abs=1e-9)
 
 
 def test_everything_is_sampled_under_the_adapter_in_force(policy: Policy) -> None:
