@@ -133,7 +133,7 @@ def pair_loss(cfg: OnlineDPOConfig, out: PolicyOutput, batch: TrainBatch) -> Los
     if rollout.ref_logps is None:
         raise ValueError("online_dpo needs RolloutBatch.ref_logps")
     ref_logps, usable = rollout.ref_logps.detach(), mask.any(dim=1)
-    pairs, num_pairs = usable[0::2], max(batch.num_sequences / 2, 1)
+    pairs, num_pairs = usable[0::2], batch.num_sequences / 2
     h = F.margins(out.logps, ref_logps, mask)
     match cfg.loss:
         case PreferenceLoss.ipo:
@@ -150,7 +150,7 @@ def pair_loss(cfg: OnlineDPOConfig, out: PolicyOutput, batch: TrainBatch) -> Los
         "rewards/rejected": rows[1::2].sum() / num_pairs,
         "rewards/margins": (rows[0::2] - rows[1::2]).sum() / num_pairs,
         "rewards/accuracies": ((rows[0::2] > rows[1::2]) & pairs).sum() / num_pairs,
-        "pg_signal": token_mean(batch.advantages.abs(), mask, batch.num_tokens),
+        "pg_signal": token_mean(batch.advantages.detach().abs(), mask, batch.num_tokens),
     }
     kl = kl_metric(out, batch)
     if kl is not None:

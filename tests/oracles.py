@@ -4,15 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
 from torch import Tensor
 
-from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig
-from rlkit.algorithms.base import AlgorithmConfig
+from rlkit.algorithms import (
+    SCHEMAS,
+    AlgorithmConfig,
+    CorrectionConfig,
+    KLConfig,
+    Objective,
+    RatioConfig,
+)
 from rlkit.types import KLDirection, PolicyOutput, RolloutBatch, Setting
 
 NO_KL = KLConfig(direction=KLDirection.none, beta=0.0)
+
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@dataclass
+class Axes:
+    """The four groups of an objective as a structured config."""
+
+    algorithm: AlgorithmConfig = MISSING
+    kl: KLConfig = MISSING
+    ratio: RatioConfig = MISSING
+    correction: CorrectionConfig = MISSING
+
+
+def options(group: str) -> list[str]:
+    """Names of a config group's files."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@lru_cache
+def composed(*overrides: str) -> Objective:
+    """The objective that Hydra composes from `conf/` with the root's order of groups."""
+    store = ConfigStore.instance()
+    store.store(name="axes", node=Axes)
+    for schema in SCHEMAS:
+        store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
+    groups = [{"kl": "reverse_k3"}, {"ratio": "token"}, {"correction": "none"}]
+    store.store(name="root", node={"defaults": ["axes", *groups, {"algorithm": "grpo"}, "_self_"]})
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        axes = cast(Axes, OmegaConf.to_object(compose("root", overrides=list(overrides))))
+    return Objective(axes.algorithm, axes.kl, axes.ratio, axes.correction)
 
 
 def objective(
@@ -78,16 +123,27 @@ def leaf_outputs(rollout: RolloutBatch, *, seed: int = 1) -> PolicyOutput:
 
     def leaf(base: Tensor, scale: float) -> Tensor:
         noise = scale * torch.randn(shape, dtype=torch.float64, generator=generator)
-        return (base + noise).masked_fill(~rollout.completion_mask, 0.0).requires_grad_()
+        return (base.detach() + noise).masked_fill(~rollout.completion_mask, 0.0).requires_grad_()
 
     old, zeros = rollout.old_logps, torch.zeros(shape, dtype=torch.float64)
     assert old is not None
     return PolicyOutput(leaf(old, 0.3), leaf(zeros, 1.0), leaf(zeros, 1.0), leaf(zeros, 1.0))
 
 
+def as_outputs(tensors: Sequence[Tensor]) -> PolicyOutput:
+    """Policy outputs with all four fields filled."""
+    logps, entropy, values, full_kl = tensors
+    return PolicyOutput(logps, entropy, values, full_kl)
+
+
+def filled(out: PolicyOutput) -> list[Tensor]:
+    """The four fields, all of which must be there."""
+    return [x for x in out if x is not None]
+
+
 def gradients(out: PolicyOutput) -> list[Tensor]:
     """Gradients of the four outputs, zeros where none arrived."""
-    return [torch.zeros_like(x) if x.grad is None else x.grad for x in out if x is not None]
+    return [torch.zeros_like(x) if x.grad is None else x.grad for x in filled(out)]
 
 
 def loop_grpo_loss(

@@ -55,8 +55,12 @@ def batch_std(rewards: Rows, *, bessel: bool) -> Rows:
 
 
 def scaled(advantages: Rows, std: Rows, *, eps: float) -> Rows:
-    """A / (std + eps). eps is 1e-4 in TRL, 1e-6 in verl: it matters in groups of small spread."""
-    return advantages / (std + eps)
+    """A / (std + eps), 0 where the divisor is 0.
+
+    eps is 1e-4 in TRL, 1e-6 in verl: it matters in groups of small spread.
+    """
+    divisor = std + eps
+    return torch.where(divisor > 0, advantages / torch.where(divisor > 0, divisor, 1.0), 0.0)
 
 
 def normalize_each(
