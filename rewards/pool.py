@@ -42,6 +42,10 @@ class RewardPool:
         self._false_starts = 0
 
     @property
+    def specs(self) -> tuple[RewardSpec, ...]:
+        return self._specs
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self._specs)
 

@@ -173,7 +173,7 @@ class DatasetConfig(DataConfig):
     """Strings that end a completion, beside the model's stop tokens."""
     gold: str = ""
     """A completion with full marks, `{column}` standing for a column: `<answer>{answer}</answer>`.
-    It lets the check before training prove that the rewards can be earned. Empty = no such check."""
+    With it the check before training proves that the rewards can be earned. Empty = no check."""
     max_completion_length: int = 512
 
     def __post_init__(self) -> None:

@@ -101,7 +101,9 @@ def compare_decimals(config: CompareDecimalsConfig) -> Task:
 
 
 def _echo_qa(word: str) -> QA:
-    question = f"The secret word is {word}. What is the secret word? Use <answer></answer> tags."
+    question = (
+        f"The secret word is {word}. What is the secret word? Answer inside <answer></answer>."
+    )
     return QA(question, word, key=word)
 
 

@@ -30,6 +30,6 @@ WORDS: tuple[str, ...] = tuple(
     cinema city clay cliff clover coach coal coast coat cobra coconut coin comet coral cord corn
     couch cow crab crane cricket crow cube curtain daisy deer desk dice dish dog doll dolphin door
     dove dress drill dust east echo egg elephant elm emerald empire evening
-    """.split()
+    """.split()  # noqa: SIM905  # easier to read and to extend
 )
 """All different, lower case, one word each."""
