@@ -8,8 +8,17 @@ from rlkit.models.config import (
     AttentionImpl,
     ChatTemplate,
     DType,
+    LoRAConfig,
     ModelConfig,
     Switch,
 )
 
-__all__ = ["SCHEMAS", "AttentionImpl", "ChatTemplate", "DType", "ModelConfig", "Switch"]
+__all__ = [
+    "SCHEMAS",
+    "AttentionImpl",
+    "ChatTemplate",
+    "DType",
+    "LoRAConfig",
+    "ModelConfig",
+    "Switch",
+]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
-
-from rlkit.lora import LoRAConfig
 
 
 class DType(StrEnum):
@@ -45,6 +44,34 @@ class Switch(StrEnum):
     auto = "auto"
     on = "on"
     off = "off"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoRAConfig:
+    """Shape and scale of the adapter."""
+
+    rank: int = 16
+    """r >= 1. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."""
+    alpha: float = 32.0
+    """Numerator of the scale, > 0; the default doubles the update, as is usual with rank 16."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank, which keeps updates alike over ranks."""
+    targets: list[str] = field(default_factory=list)
+    """Names of the adapted linear layers, or ends of them as in PEFT (q_proj, mlp.up_proj, ...);
+    empty = every linear layer but the language-model head."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"model.lora.rank must be >= 1, got {self.rank}")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"model.lora.alpha must be > 0, got {self.alpha}")
+        if len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"model.lora.targets must not repeat a name, got {self.targets}")
+
+    @property
+    def scale(self) -> float:
+        """s of the module's docstring."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(kw_only=True, slots=True)
