@@ -24,6 +24,7 @@ from rlkit.policy import Policy
 from rlkit.prompts import render_all, without_overlong
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
+from rlkit.stopping import StopRequest
 from rlkit.tasks import Overlong, Split, Task, build_task, train_indices
 from rlkit.tasks.check import check_rewards
 from rlkit.tracking.base import Phase, RunInfo, Tracker
@@ -179,13 +180,14 @@ def initial_state(parts: Parts) -> TrainState:
     return TrainState(learner=parts.policy, optimizer=optimizer)
 
 
-def make_generator(parts: Parts, tracker: Tracker) -> Generator:
-    """The configured generator, on the policy's own weights."""
+def make_generator(parts: Parts, tracker: Tracker, stop: StopRequest) -> Generator:
+    """The configured generator, on the policy's own weights; a stop ends it between tokens."""
     config = parts.config.generator
     if not isinstance(config, HFGeneratorConfig):
         raise ConfigError(f"generator must be hf, got {type(config).__name__}")
 
     def report(progress: Progress) -> None:
+        stop.check()
         tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
     return HFGenerator(
@@ -198,10 +200,10 @@ def make_generator(parts: Parts, tracker: Tracker) -> Generator:
     )
 
 
-def make_trainer(parts: Parts, tracker: Tracker, *, run_dir: Path) -> Trainer:
+def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
     """The training loop over `parts`, observed by `tracker`."""
     config = parts.config
-    generator = make_generator(parts, tracker)
+    generator = make_generator(parts, tracker, stop)
     collector = Collector(
         generator=generator,
         prompts=parts.prompts,

@@ -219,12 +219,12 @@ def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[
     """Keys of structured nodes that their dataclass lacks: Hydra lets `+key=value` through."""
     schema = OmegaConf.get_type(node)
     known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
-    for key in node:
+    for key in map(str, node):
         full_key = f"{prefix}{key}"
         if known is not None and key not in known:
             yield full_key, [f"{prefix}{name}" for name in known]
             continue
-        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, str(key)):
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():

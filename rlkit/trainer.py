@@ -70,12 +70,13 @@ class Trainer:
                 stop.check()
                 state = self.run_step(state, stop)
                 done = state.step
-                if done % self.schedule.checkpoint_every == 0 or done == self.schedule.num_steps:
-                    self.save(state)
-                    saved = done
+                # Before the checkpoint: a run killed in between repeats the step and evaluates.
                 every = self.schedule.evaluate_every
                 if every and done % every == 0 and done < self.schedule.num_steps:
                     self._evaluate(f"step {done}", done)
+                if done % self.schedule.checkpoint_every == 0 or done == self.schedule.num_steps:
+                    self.save(state)
+                    saved = done
         except Exception:
             if state.step > saved and not state.updating:
                 self.save(state)

@@ -40,8 +40,7 @@ COMPANIONS = {
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS, ids=lambda x: x)
 def test_every_option_composes_and_loads(group: str, name: str) -> None:
-    prefix = "+" if group == "experiment" else ""
-    compose_config(f"{prefix}{group}={name}", *COMPANIONS.get((group, name), []))
+    compose_config(f"{group}={name}", *COMPANIONS.get((group, name), []))
 
 
 def test_defaults_are_those_of_the_seed() -> None:
@@ -132,7 +131,7 @@ def test_own_config_folder(tmp_path: Path) -> None:
     experiment = tmp_path / "my" / "experiment"
     experiment.mkdir(parents=True)
     (experiment / "mine.yaml").write_text("# @package _global_\nseed: 7\nkl:\n  beta: 0.5\n")
-    (config,) = preflight(["--config-dir", "my", "+experiment=mine"])
+    (config,) = preflight(["--config-dir", "my", "experiment=mine"])
     assert (config.seed, config.kl.beta) == (7, 0.5)
 
 

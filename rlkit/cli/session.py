@@ -51,7 +51,9 @@ class Session:
 
     def text(self, rollout: Rollout) -> str:
         """The completion without special tokens."""
-        return str(self.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)).strip()
+        return str(
+            self.tokenizer.decode(list(rollout.completion_ids), skip_special_tokens=True)
+        ).strip()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from rlkit.launch.preflight import check_run_dir
 from rlkit.run_folder import claim, write_outcome
 from rlkit.stopping import Interrupted, StopRequest, stop_on_signals
 from rlkit.threads import choose_threads
-from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, build_tracker
+from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
 from rlkit.trainer import Trainer, restore
 from rlkit.update import TrainState
 
@@ -49,6 +49,9 @@ def run_job(config: Config, *, run_dir: Path) -> int:
     except ConfigError as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return BAD_INPUT
+    except TrackingError as error:
+        print(f"rlkit: {error}", file=sys.stderr)
+        return EXIT_CODES[Status.failed]
     except Interrupted as interrupted:
         print(f"rlkit: stopped before training began ({interrupted})", file=sys.stderr)
         return EXIT_CODES[Status.interrupted]
@@ -59,7 +62,7 @@ def _train(
 ) -> Outcome:
     """Fit, save the adapter, and turn whatever happened into an outcome."""
     state = initial_state(parts)
-    trainer = make_trainer(parts, tracker, run_dir=run_dir)
+    trainer = make_trainer(parts, tracker, stop, run_dir=run_dir)
     status, message = Status.completed, ""
     try:
         state = _resume(state, trainer, tracker)

@@ -10,6 +10,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
@@ -72,13 +73,13 @@ def _check(overrides: Sequence[str], *, job: Sequence[str] | None = None) -> Con
 
 def _expand(overrides: Sequence[str], extra: Sequence[str]) -> list[list[str]]:
     """The overrides of every job of a sweep, `hydra.sweeper.params` of an experiment included."""
-    parser = OverridesParser.create()
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
         parsed = parser.parse_overrides(list(overrides))
         fixed = [o.input_line for o in parsed if not o.is_sweep_override() and o.input_line]
         whole = compose("config", overrides=[*fixed, *extra], return_hydra_config=True)
         params: DictConfig | None = OmegaConf.select(whole, "hydra.sweeper.params")
-        grid = [f"{key}={value}" for key, value in (params or {}).items()]
+        grid = [f"{key!s}={value}" for key, value in (params or {}).items()]
         every = parser.parse_overrides([*grid, *overrides])
         batches = BasicSweeper.split_arguments(every, max_batch_size=None)
     except (HydraException, OmegaConfBaseException) as error:
