@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-WORKSPACE_BYTES = 640 * 2**20
+WORKSPACE_BYTES = 896 * 2**20
 """Default bound on temporary memory, beyond the inputs and what the gradient needs (N D)."""
 
 
@@ -68,6 +68,14 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda and a.itemsize == 2:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a @ b
+
+
+def add_matmul_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b for a float32 total, products and sums of 16-bit inputs in float32."""
+    if a.is_cuda and a.itemsize == 2:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
 def check_head(hidden: Tensor, weight: Tensor, logit_map: LogitMap) -> None:

@@ -24,14 +24,22 @@ from rlkit.kernels._head import LogitMap, matmul, working
 
 
 class Forward(NamedTuple):
-    """Per-row results; the gradient of a row's logp is doubt * direction."""
+    """Per-row results; the gradient of a row's logp is `power_of_two(doubt)` * direction."""
 
     logps: Tensor
     entropy: Tensor | None
     doubt: Tensor
     """1 - p_y (N,), float32."""
     direction: Tensor | None
-    """dlogps/dh / doubt (N, D) in hidden's dtype: of the weights' size, so float16 holds it."""
+    """(N, D) in hidden's dtype and of the weights' size, so that float16 holds it."""
+
+
+def power_of_two(doubt: Tensor) -> Tensor:
+    """The power of two in (doubt, 2 doubt]; 1 for 0.
+
+    Gradients are kept divided by it: in range for every dtype, and exact to multiply back.
+    """
+    return torch.ldexp(torch.ones_like(doubt), torch.frexp(doubt).exponent)
 
 
 def chunks(num_rows: int, row_bytes: int, workspace_bytes: int) -> Iterator[slice]:
@@ -94,7 +102,8 @@ def _forward_chunk(
             weights.mul_(slope)
             target_row.mul_(slope.gather(1, y))
         mean_row = matmul(weights.to(head.dtype), head).div_(total)
-        out.direction[chunk] = target_row.sub_(mean_row).mul_(logit_map.gain)
+        mantissa = torch.frexp(doubt).mantissa
+        out.direction[chunk] = target_row.sub_(mean_row).mul_(mantissa * logit_map.gain)
 
 
 class Grads(NamedTuple):

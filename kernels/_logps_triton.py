@@ -2,53 +2,34 @@
 
 Anchored at the target, E_v = exp(z_v - z_y) with E_y = 0 needs no running maximum, so one pass
 over the products suffices, and E in bfloat16 (float32's exponents) goes straight into a BLAS
-matmul: S = sum_v E_v, logps = -log1p(S), dlogps/dh = gain S/(1+S) (W_y - E W / S).
+matmul: S = sum_v E_v, logps = -log1p(S), dlogps/dh = gain S/(1+S) (d_y W_y - sum_v E_v d_v W_v/S).
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rlkit.kernels import _logps_torch
 from rlkit.kernels import _triton_kernels as kernels
-from rlkit.kernels._head import LogitMap, matmul, working
-from rlkit.kernels._logps_torch import Forward, chunks
+from rlkit.kernels._head import LogitMap, add_matmul_, matmul, working
+from rlkit.kernels._logps_torch import Forward, Grads, chunks
+from rlkit.kernels._triton_launch import (
+    Chunk,
+    Sums,
+    aligned,
+    anchor,
+    check,
+    chunk_rows,
+    exponentials,
+    units,
+    weighted_exponentials,
+)
 
 _OVERFLOW = 2.0**100
 """Rows with S above it (a word 69 nats above the target) are done again by `_logps_torch`."""
-
-
-class Tiling(NamedTuple):
-    """Launch parameters of `exponentials`."""
-
-    block_m: int = 128
-    block_n: int = 256
-    block_k: int = 64
-    group_m: int = 8
-    split: bool = False
-    flatten: bool = True
-    num_warps: int = 8
-    num_stages: int = 3
-    programs_per_sm: int = 1
-
-    @property
-    def words(self) -> int:
-        """Words per row sum."""
-        return self.block_n // 2 if self.split else self.block_n
-
-
-def tiling() -> Tiling:
-    """One tiling for all shapes and modes, so that a row's logps depend on nothing but the row.
-
-    The fastest of 13 measured on an H200 at both D = 1536 and D = 4096 (docs/kernels.md).
-    """
-    return Tiling()
 
 
 def forward(
@@ -62,119 +43,40 @@ def forward(
     workspace_bytes: int,
 ) -> Forward:
     """As `_logps_torch.forward`, for bfloat16."""
-    if hidden.dtype != torch.bfloat16 or hidden.shape[1] % 8:
-        raise ValueError(
-            "impl=triton needs hidden in bfloat16 with D a multiple of 8, "
-            f"got {hidden.dtype}, D = {hidden.shape[1]}"
-        )
+    check(hidden)
     hidden, weight = aligned(hidden), aligned(weight)
-    rows = hidden.shape[0]
-    empty = hidden.new_empty(0, dtype=torch.float32)
+    total = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    moment = torch.empty_like(total) if entropy else None
+    direction = torch.empty_like(hidden) if jacobian else None
+    step = chunk_rows(weight, store=jacobian, workspace_bytes=workspace_bytes)
+    for rows in chunks(len(hidden), 1, step):
+        chunk = anchor(hidden[rows], weight, targets[rows], logit_map)
+        sums = Sums(total[rows], None if moment is None else moment[rows])
+        e = exponentials(chunk, sums, store=jacobian)
+        if e is not None and direction is not None:
+            _directions(chunk, sums.total, e, direction[rows])
+    others = torch.log1p(total)
     out = Forward(
-        logps=empty.new_empty(rows),
-        entropy=empty.new_empty(rows) if entropy else None,
-        doubt=empty.new_empty(rows),
-        direction=torch.empty_like(hidden) if jacobian else None,
+        logps=-others,
+        entropy=None if moment is None else others - math.log(2) * (moment / (1 + total)),
+        doubt=total / (1 + total),
+        direction=direction,
     )
-    totals = empty.new_empty(rows)
-    plan = tiling()
-    for chunk in chunks(rows, 1, _chunk_rows(weight, plan, jacobian, workspace_bytes)):
-        parts = Forward(
-            out.logps[chunk],
-            None if out.entropy is None else out.entropy[chunk],
-            out.doubt[chunk],
-            None if out.direction is None else out.direction[chunk],
-        )
-        _forward_chunk(hidden[chunk], weight, targets[chunk], logit_map, plan, parts, totals[chunk])
-    _redo_overflows(hidden, weight, targets, logit_map, out, totals, workspace_bytes)
+    _redo_overflows(hidden, weight, targets, logit_map, out, total, workspace_bytes)
     return out
 
 
-def aligned(matrix: Tensor) -> Tensor:
-    """`matrix` as the tensor copy engine takes it: dense rows on 16-byte boundaries."""
-    step = matrix.stride(0)
-    fits = matrix.stride(1) == 1 and step % 8 == 0 and step >= matrix.shape[1]
-    fits = fits and matrix.data_ptr() % 16 == 0
-    return matrix if fits else matrix.clone(memory_format=torch.contiguous_format)
-
-
-def _chunk_rows(weight: Tensor, plan: Tiling, jacobian: bool, workspace_bytes: int) -> int:
-    """The largest power of two that fits the workspace, at least one tile.
-
-    cuBLAS multiplies E by W at 720 TFLOP/s for 1024, 2048 or 4096 rows and at 640 to 690 for odd
-    multiples of 128 between them (H200, docs/kernels.md).
-    """
-    words, width = weight.shape
-    row_bytes = 8 * (words // plan.words + 2)
-    if jacobian:
-        row_bytes += 2 * _padded(words) + 4 * width
-    return max(plan.block_m, 1 << (max(1, workspace_bytes // row_bytes).bit_length() - 1))
-
-
-def _padded(words: int) -> int:
-    """Words per row of E: its rows start at multiples of 128 bytes."""
-    return (words + 63) // 64 * 64
-
-
-def _forward_chunk(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    logit_map: LogitMap,
-    plan: Tiling,
-    out: Forward,
-    totals: Tensor,
-) -> None:
-    rows, width = hidden.shape
-    words = weight.shape[0]
-    cap, gain = _units(logit_map)
-    bias = totals if logit_map.bias is None else logit_map.bias.contiguous()
-    flags = {"SOFTCAP": logit_map.softcap is not None, "ENTROPY": out.entropy is not None}
-    tiles = triton.cdiv(words, plan.block_n) * (2 if plan.split else 1)
-    anchors = torch.empty_like(totals)
-    sums = totals.new_empty(rows, tiles)
-    moments = totals.new_empty(rows, tiles) if out.entropy is not None else totals
-    kernels.target_logits[(rows,)](
-        hidden, weight, targets, bias, anchors, hidden.stride(0), weight.stride(0), width,
-        gain, cap, BIAS=logit_map.bias is not None, SOFTCAP=flags["SOFTCAP"], BLOCK_D=512,
-        num_warps=2,
+def _directions(chunk: Chunk, total: Tensor, e: Tensor, out: Tensor) -> None:
+    """The gradient directions of a chunk, as in `_logps_torch.Forward`."""
+    weight, logit_map = chunk.weight, chunk.logit_map
+    product = matmul(working(e), working(weight))
+    scales = torch.frexp(total / (1 + total)).mantissa * logit_map.gain
+    cap, _ = units(logit_map)
+    kernels.directions[(len(out),)](
+        total, chunk.anchors, scales, product, weight, chunk.targets, out, weight.stride(0),
+        out.stride(0), out.shape[1], cap, SOFTCAP=logit_map.softcap is not None, BLOCK_D=1024,
+        num_warps=4,
     )  # fmt: skip
-    store = out.direction is not None
-    e = hidden.new_empty(rows, _padded(words)) if store else hidden
-    h_desc = TensorDescriptor.from_tensor(hidden, [plan.block_m, plan.block_k])
-    w_desc = TensorDescriptor.from_tensor(weight, [plan.block_n, plan.block_k])
-    e_desc = TensorDescriptor.from_tensor(e, [plan.block_m, plan.words]) if store else h_desc
-    programs = plan.programs_per_sm * _multiprocessors(hidden.device)
-    kernels.exponentials[(min(programs, triton.cdiv(rows, plan.block_m) * tiles),)](
-        h_desc, w_desc, e_desc, anchors, targets, bias, sums, moments, rows, words, width,
-        gain, cap, BIAS=logit_map.bias is not None, **flags, STORE=store,
-        BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_K=plan.block_k, GROUP_M=plan.group_m,
-        SPLIT=plan.split, PROGRAMS=programs, FLATTEN=plan.flatten,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
-    )  # fmt: skip
-    product = matmul(working(e[:, :words]), working(weight)) if store else totals
-    kernels.finish_rows[(rows,)](
-        sums, moments, anchors, product, weight, targets, out.logps,
-        totals if out.entropy is None else out.entropy, out.doubt,
-        hidden if out.direction is None else out.direction, totals,
-        weight.stride(0), width, width, tiles, logit_map.gain, cap, **flags, JACOBIAN=store,
-        BLOCK_T=triton.next_power_of_2(tiles), BLOCK_D=1024, num_warps=4,
-    )  # fmt: skip
-
-
-def _units(logit_map: LogitMap) -> tuple[float, float]:
-    """(cap, gain) as `scaled_logits` takes them, in units of log 2."""
-    log2_e = math.log2(math.e)
-    if logit_map.softcap is None:
-        return 1.0, logit_map.gain * log2_e
-    cap = logit_map.softcap / logit_map.temperature * log2_e
-    return cap, logit_map.logit_scale / logit_map.softcap
-
-
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":  # the interpreter
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _redo_overflows(
@@ -183,12 +85,12 @@ def _redo_overflows(
     targets: Tensor,
     logit_map: LogitMap,
     out: Forward,
-    totals: Tensor,
+    total: Tensor,
     workspace_bytes: int,
 ) -> None:
     """Rows whose target is so unlikely that exponentials anchored at it overflow; also NaNs."""
-    index = (~(totals < _OVERFLOW)).nonzero().squeeze(1)
-    if index.numel() == 0:
+    index = (~(total < _OVERFLOW)).nonzero().squeeze(1)
+    if len(index) == 0:
         return
     again = _logps_torch.forward(
         hidden[index],
@@ -202,3 +104,87 @@ def _redo_overflows(
     for whole, part in zip(out, again, strict=True):
         if whole is not None and part is not None:
             whole[index] = part
+
+
+def backward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    logit_map: LogitMap,
+    result: Forward,
+    grad_logps: Tensor,
+    grad_entropy: Tensor | None,
+    *,
+    needs: tuple[bool, bool, bool],
+    workspace_bytes: int,
+) -> Grads:
+    """As `_logps_torch.backward`: d loss / d z is E (alpha + beta log2 E) but for the target.
+
+    p_v = p_y E_v and log p_v = log E_v + logps, so that alpha = -p_y (g + g_H (logps + H)) and
+    beta = -p_y g_H log 2.
+    """
+    if not bool((result.logps > -math.log(_OVERFLOW)).all()):
+        return _logps_torch.backward(
+            hidden,
+            weight,
+            targets,
+            logit_map,
+            result,
+            grad_logps,
+            grad_entropy,
+            needs=needs,
+            workspace_bytes=workspace_bytes,
+        )
+    h, w = aligned(hidden), aligned(weight)
+    alpha, beta, dz_y = _row_weights(result, grad_logps, grad_entropy)
+    out = Grads(
+        torch.empty_like(hidden) if needs[0] else None,
+        torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None,
+        torch.zeros(len(weight), device=weight.device) if needs[2] else None,
+    )
+    for rows in chunks(len(h), 1, chunk_rows(w, store=True, workspace_bytes=workspace_bytes)):
+        chunk = anchor(h[rows], w, targets[rows], logit_map)
+        dz = weighted_exponentials(chunk, alpha[rows], beta[rows])
+        at_target = dz_y[rows, None] * _target_slopes(chunk)
+        _add_grads(chunk, dz, at_target, rows, out)
+    grad_bias = out.bias
+    if out.weight is not None:
+        out.weight.mul_(logit_map.gain)
+    if grad_bias is not None and logit_map.bias is not None:
+        grad_bias = (grad_bias * logit_map.gain).to(logit_map.bias.dtype)
+    return Grads(out.hidden, None if out.weight is None else out.weight.to(w.dtype), grad_bias)
+
+
+def _row_weights(
+    result: Forward, grad_logps: Tensor, grad_entropy: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """alpha, beta and d loss / d z of the target."""
+    p_y = result.logps.exp()
+    dz_y = grad_logps * result.doubt
+    if grad_entropy is None or result.entropy is None:
+        return -p_y * grad_logps, torch.zeros_like(p_y), dz_y
+    surprise = grad_entropy * (result.logps + result.entropy)
+    beta = -math.log(2) * p_y * grad_entropy
+    return -p_y * (grad_logps + surprise), beta, dz_y - p_y * surprise
+
+
+def _target_slopes(chunk: Chunk) -> Tensor:
+    """The softcap's slope at each target (R, 1)."""
+    slopes = chunk.logit_map.slope(chunk.anchors * math.log(2))
+    return torch.ones_like(chunk.anchors)[:, None] if slopes is None else slopes[:, None]
+
+
+def _add_grads(chunk: Chunk, dz: Tensor, at_target: Tensor, rows: slice, out: Grads) -> None:
+    """Adds a chunk's gradients to `out`, those of weight and bias without the gain."""
+    y = chunk.targets[:, None].long()
+    if out.hidden is not None:
+        product = matmul(working(dz), working(chunk.weight))
+        product.addcmul_(at_target, chunk.weight[y.squeeze(1)].float())
+        out.hidden[rows] = product.mul_(chunk.logit_map.gain)
+    if out.weight is None and out.bias is None:
+        return
+    dz.scatter_(1, y, at_target.to(dz.dtype))
+    if out.bias is not None:
+        out.bias.add_(dz.sum(0, dtype=torch.float32))
+    if out.weight is not None:
+        add_matmul_(out.weight, dz.T, chunk.hidden)

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""The Triton kernels of `_logps_triton`; the mathematics is in docs/kernels.md.
+"""The Triton kernels of the fused logps; the mathematics is in docs/kernels.md.
 
 Exponents are in units of log 2: z here is a logit times log2(e), and exponentials are exp2.
 """
@@ -50,14 +50,13 @@ def target_logits(
 
 @triton.jit
 def _finish_tile(
-    acc, row0, col0, e_desc, anchors, targets, bias, sums, moments, N, V, num_col_tiles, col_tile,
-    gain, cap,
-    BLOCK_M: tl.constexpr, WIDTH: tl.constexpr,
+    acc, row0, col0, e_desc, anchors, targets, bias, sums, moments, alphas, betas, N, V,
+    num_col_tiles, col_tile, gain, cap,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, STORE: tl.constexpr,
+    WEIGHTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Exponentials of one block of products: stored as bfloat16, row sums in float32."""
     rows = row0 + tl.arange(0, BLOCK_M)
-    cols = col0 + tl.arange(0, WIDTH)
+    cols = col0 + tl.arange(0, BLOCK_N)
     anchor = tl.load(anchors + rows, mask=rows < N, other=0.0)
     y = tl.load(targets + rows, mask=rows < N, other=0).to(tl.int32)
     if BIAS:
@@ -65,11 +64,16 @@ def _finish_tile(
     z, slope = scaled_logits(acc, gain, cap, SOFTCAP)
     t = z - anchor[:, None]
     keep = (cols[None, :] != y[:, None]) & (cols < V)[None, :]
-    e = tl.where(keep, tl.exp2(t), 0.0)
-    out = rows.to(tl.int64) * num_col_tiles + col_tile
-    tl.store(sums + out, tl.sum(e, 1), mask=rows < N)
-    if ENTROPY:
-        tl.store(moments + out, tl.sum(e * t, 1), mask=rows < N)
+    if WEIGHTED:
+        alpha = tl.load(alphas + rows, mask=rows < N, other=0.0)
+        beta = tl.load(betas + rows, mask=rows < N, other=0.0)
+        e = tl.where(keep, tl.exp2(t) * (alpha[:, None] + beta[:, None] * t), 0.0)
+    else:
+        e = tl.where(keep, tl.exp2(t), 0.0)
+        out = rows.to(tl.int64) * num_col_tiles + col_tile
+        tl.store(sums + out, tl.sum(e, 1), mask=rows < N)
+        if ENTROPY:
+            tl.store(moments + out, tl.sum(e * t, 1), mask=rows < N)
     if STORE:
         if SOFTCAP:
             e *= slope
@@ -78,20 +82,25 @@ def _finish_tile(
 
 @triton.jit
 def exponentials(
-    h_desc, w_desc, e_desc, anchors, targets, bias, sums, moments, N, V, D, gain, cap,
+    h_desc, w_desc, e_desc, anchors, targets, bias, sums, moments, alphas, betas, N, V, D,
+    gain, cap,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, STORE: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLIT: tl.constexpr, PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
+    PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """E[i, v] = exp(z[i, v] - z[i, y_i]) for v != y_i, 0 for v = y_i, from z = h W^T in one pass.
 
-    Writes the row sums of E (and of E log2 E) over every tile of words: sums (N, tiles), and with
-    STORE, E itself. Tiles, and the order inside one, do not depend on N: nor do a row's results.
+    Writes the row sums of E (with ENTROPY, of E log2 E too) over every tile of words into sums
+    (N, tiles), and with STORE, E (times the softcap's slope) in bfloat16. With WEIGHTED, writes
+    E (alpha + beta log2 E) instead, and no sums. Tiles, and the order inside one, do not depend on
+    N: nor do a row's results.
     """
     rows_tiles = tl.cdiv(N, BLOCK_M)
     col_tiles = tl.cdiv(V, BLOCK_N)
     k_tiles = tl.cdiv(D, BLOCK_K)
-    for tile in tl.range(tl.program_id(0), rows_tiles * col_tiles, PROGRAMS, flatten=FLATTEN):
+    # Flattened with the loop over k, the next tile's loads run under this tile's epilogue.
+    for tile in tl.range(tl.program_id(0), rows_tiles * col_tiles, PROGRAMS, flatten=True):
         per_group = GROUP_M * col_tiles
         group = tile // per_group
         group_size = min(rows_tiles - group * GROUP_M, GROUP_M)
@@ -103,57 +112,38 @@ def exponentials(
             a = h_desc.load([row0, k * BLOCK_K])
             b = w_desc.load([col0, k * BLOCK_K])
             acc = tl.dot(a, b.T, acc)
-        if SPLIT:  # halves need half the registers and half the staging memory
-            halves = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
-            left, right = tl.split(halves)
-            _finish_tile(
-                left, row0, col0, e_desc, anchors, targets, bias, sums, moments, N, V,
-                2 * col_tiles, 2 * col_tile, gain, cap, BLOCK_M, BLOCK_N // 2,
-                BIAS, SOFTCAP, ENTROPY, STORE,
-            )  # fmt: skip
-            _finish_tile(
-                right, row0, col0 + BLOCK_N // 2, e_desc, anchors, targets, bias, sums, moments,
-                N, V, 2 * col_tiles, 2 * col_tile + 1, gain, cap, BLOCK_M, BLOCK_N // 2,
-                BIAS, SOFTCAP, ENTROPY, STORE,
-            )  # fmt: skip
-        else:
-            _finish_tile(
-                acc, row0, col0, e_desc, anchors, targets, bias, sums, moments, N, V,
-                col_tiles, col_tile, gain, cap, BLOCK_M, BLOCK_N, BIAS, SOFTCAP, ENTROPY, STORE,
-            )  # fmt: skip
+        _finish_tile(
+            acc, row0, col0, e_desc, anchors, targets, bias, sums, moments, alphas, betas, N, V,
+            col_tiles, col_tile, gain, cap, BIAS, SOFTCAP, ENTROPY, STORE, WEIGHTED,
+            BLOCK_M, BLOCK_N,
+        )  # fmt: skip
 
 
 @triton.jit
-def finish_rows(
-    sums, moments, anchors, product, weight, targets, logps, entropies, doubts, directions, totals,
-    stride_w, stride_d, D, tiles, scale, cap,
-    SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, JACOBIAN: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Per row: S = sum of E; logps = -log1p(S), 1 - p_y = S / (1 + S), H, and the direction
-    scale (slope_y W_y - (E W) / S)."""
+def add_tiles(parts, out, tiles, BLOCK_T: tl.constexpr):
+    """out[i] = sum of parts[i, :]: one kernel for every mode, so that all add in one order."""
     row = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BLOCK_T)
-    s = tl.sum(tl.load(sums + row * tiles + t, mask=t < tiles, other=0.0), 0)
-    # Kahan's log1p: log(1 + s) corrected for the rounding of 1 + s.
-    u = 1.0 + s
-    log1p = tl.where(u == 1.0, s, tl.log(u) * (s / tl.where(u == 1.0, 1.0, u - 1.0)))
-    tl.store(totals + row, s)
-    tl.store(logps + row, -log1p)
-    tl.store(doubts + row, s / u)
-    if ENTROPY:
-        moment = tl.sum(tl.load(moments + row * tiles + t, mask=t < tiles, other=0.0), 0)
-        tl.store(entropies + row, log1p - LN_2 * (moment / u))
-    if JACOBIAN:
-        y = tl.load(targets + row).to(tl.int64)
-        slope = 1.0
-        if SOFTCAP:
-            tanh = tl.load(anchors + row) / cap
-            slope = 1.0 - tanh * tanh
-        inverse = 1.0 / tl.maximum(s, 1e-37)
-        for start in range(0, D, BLOCK_D):
-            cols = start + tl.arange(0, BLOCK_D)
-            w = tl.load(weight + y * stride_w + cols, mask=cols < D, other=0.0).to(tl.float32)
-            a = tl.load(product + row * D + cols, mask=cols < D, other=0.0)
-            direction = scale * (slope * w - a * inverse)
-            tl.store(directions + row * stride_d + cols, direction.to(tl.bfloat16), mask=cols < D)
+    tl.store(out + row, tl.sum(tl.load(parts + row * tiles + t, mask=t < tiles, other=0.0), 0))
+
+
+@triton.jit
+def directions(
+    totals, anchors, scales, product, weight, targets, out, stride_w, stride_out, D, cap,
+    SOFTCAP: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """out = scale (slope_y W_y - (E W) / S) per row, from product = E W and totals S."""
+    row = tl.program_id(0).to(tl.int64)
+    y = tl.load(targets + row).to(tl.int64)
+    scale = tl.load(scales + row)
+    inverse = 1.0 / tl.maximum(tl.load(totals + row), 1e-37)
+    slope = 1.0
+    if SOFTCAP:
+        tanh = tl.load(anchors + row) / cap
+        slope = 1.0 - tanh * tanh
+    for start in range(0, D, BLOCK_D):
+        cols = start + tl.arange(0, BLOCK_D)
+        w = tl.load(weight + y * stride_w + cols, mask=cols < D, other=0.0).to(tl.float32)
+        a = tl.load(product + row * D + cols, mask=cols < D, other=0.0)
+        d = scale * (slope * w - a * inverse)
+        tl.store(out + row * stride_out + cols, d.to(tl.bfloat16), mask=cols < D)

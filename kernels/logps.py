@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from rlkit.kernels import _logps_torch, reference
 from rlkit.kernels._head import WORKSPACE_BYTES, LogitMap, check_head, check_targets
-from rlkit.kernels._logps_torch import Forward
+from rlkit.kernels._logps_torch import Forward, power_of_two
 from rlkit.kernels._row_gradient import with_row_gradient
 
 
@@ -98,7 +98,8 @@ def selected_logps(
     if not (learns_head or learns_entropy):
         result = call.forward(hidden, weight, targets, jacobian=True)
         assert result.direction is not None
-        logps = with_row_gradient(hidden, result.logps, result.doubt, result.direction)
+        factor = power_of_two(result.doubt)
+        logps = with_row_gradient(hidden, result.logps, factor, result.direction)
         return Logps(logps, result.entropy)
     function: Any = _TwoPass
     logps, h = function.apply(hidden, weight, bias, targets, call)
@@ -162,7 +163,12 @@ class _TwoPass(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         hidden, weight, bias, targets, logps, doubt, entropy = ctx.saved_tensors
         call: _Call = ctx.call
-        grads = _logps_torch.backward(
+        run = _logps_torch.backward
+        if call.impl == Impl.triton:
+            from rlkit.kernels import _logps_triton
+
+            run = _logps_triton.backward
+        grads = run(
             hidden,
             weight,
             targets,

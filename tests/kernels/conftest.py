@@ -61,10 +61,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     @pytest.fixture(autouse=True)
     def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         """Several ragged tiles per test, and a faster interpreter."""
-        from rlkit.kernels import _logps_triton
+        from rlkit.kernels import _triton_launch
 
-        tiling = _logps_triton.Tiling(block_m=64, block_n=128, block_k=32, group_m=2)
-        monkeypatch.setattr(_logps_triton, "tiling", lambda: tiling)
+        tiling = _triton_launch.Tiling(block_m=64, block_n=128, block_k=32, group_m=2)
+        monkeypatch.setattr(_triton_launch, "tiling", lambda: tiling)
 
 
 @pytest.fixture(params=_places())
