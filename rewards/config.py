@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -60,8 +60,11 @@ class RewardFunctionConfig:
 class RewardConfig:
     """The reward of a completion: a weighted sum of functions, each run in a killable process."""
 
-    functions: dict[str, RewardFunctionConfig] = field(default_factory=dict)
-    """Functions by name, in the order of their metrics. Empty = what the task recommends."""
+    # Any, because omegaconf refuses `+reward.functions.mine.fn=...` on a dict of dataclasses; the
+    # values are made `RewardFunctionConfig` below.
+    functions: dict[str, Any] = field(default_factory=dict)
+    """`RewardFunctionConfig` by name, in the order of their metrics. Empty = what the task
+    recommends."""
     on_failure: OnFailure = OnFailure.drop
     """What becomes of a sample when one of its functions with a weight raised, hung or crashed."""
     timeout_s: float = 10.0
@@ -86,8 +89,7 @@ class RewardConfig:
             raise ValueError(f"reward.workers must be >= 1, got {self.workers}")
         if self.max_output_bytes < 0:
             raise ValueError(f"reward.max_output_bytes must be >= 0, got {self.max_output_bytes}")
-        for name, function in self.functions.items():
-            _check_function(name, function)
+        self.functions = {name: _function(name, value) for name, value in self.functions.items()}
 
 
 def reward_specs(config: RewardConfig, recommended: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:
@@ -109,10 +111,26 @@ def reward_specs(config: RewardConfig, recommended: Sequence[RewardSpec]) -> tup
     return specs
 
 
-def _check_function(name: str, function: RewardFunctionConfig) -> None:
+def _function(name: str, value: object) -> RewardFunctionConfig:
     key = f"reward.functions.{name}"
     if "/" in name or not name:
         raise ValueError(f"{key} must be a name without '/', got {name!r}")
+    if not isinstance(value, RewardFunctionConfig):
+        known = [f.name for f in fields(RewardFunctionConfig)]
+        if not isinstance(value, dict):
+            raise ValueError(f"{key} must hold {', '.join(known)}, got {value}")
+        if unknown := [k for k in value if k not in known]:
+            raise ValueError(
+                f"{key} must hold {', '.join(known)} and nothing else, got {unknown[0]}"
+            )
+        value = RewardFunctionConfig(**value)
+    _check_function(key, name, value)
+    return value
+
+
+def _check_function(key: str, name: str, function: RewardFunctionConfig) -> None:
+    if not isinstance(function.weight, int | float) or not isinstance(function.options, dict):
+        raise ValueError(f"{key} must hold a number `weight` and a mapping `options`")
     if not abs(function.weight) < float("inf"):
         raise ValueError(f"{key}.weight must be finite, got {function.weight}")
     target = function.fn or name

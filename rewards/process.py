@@ -179,8 +179,9 @@ class Worker:
             return
         give_up = time.monotonic() + seconds
         flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        while os.waitid(os.P_PID, self.pid, flags) is None and time.monotonic() < give_up:
-            time.sleep(0.002)
+        with contextlib.suppress(ChildProcessError):  # somebody waited for all children
+            while os.waitid(os.P_PID, self.pid, flags) is None and time.monotonic() < give_up:
+                time.sleep(0.002)
 
     def _send(self, message: object) -> None:
         self._outgoing += frame(message)

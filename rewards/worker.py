@@ -60,12 +60,15 @@ def _serve(
     """
     groups = {int(key): decode_group(group) for key, group in request["groups"].items()}
     replies = []
+    pid = os.getpid()
     last_sent = time.monotonic()
     for position, unit in enumerate(map(Unit._make, request["units"])):
         PROGRESS.pack_into(progress, 0, position)
         group = groups[unit.group]
         samples = group if unit.sample == WHOLE_GROUP else (group[unit.sample],)
         replies.append(evaluate(functions[unit.function], samples))
+        if os.getpid() != pid:  # the function forked, and this is the copy: it must not answer too
+            os._exit(0)
         if time.monotonic() - last_sent > _SEND_EVERY_S:
             channel.sendall(frame(replies))
             replies = []

@@ -1,0 +1,245 @@
+"""Fault F7 and F8: reward functions that misbehave in every way we know, in real processes.
+
+Each fault hits the second of three groups only. The other groups keep their rewards, the second
+one has none, the fault is counted under its kind, and the next batch is scored as if nothing had
+happened.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+
+from rlkit.rewards import Failure, RewardConfig, RewardSpec
+from rlkit.rewards.pool import RewardPool
+from rlkit.types import Completion, FinishReason, Prompt
+
+DEADLINE_S = 1.0
+
+# What the function does with the completions of the second group, and how it is counted.
+FAULTS: dict[str, tuple[str, Failure]] = {
+    "raises": ("raise RuntimeError('no\\nway')", Failure.raised),
+    "raises SystemExit": ("raise SystemExit(0)", Failure.raised),
+    "raises an error that cannot be printed": ("raise Unprintable()", Failure.raised),
+    "recurses for ever": ("return f(group)", Failure.raised),
+    "sleeps for ever": ("time.sleep(1e6)", Failure.timeout),
+    "loops for ever": ("while True: pass", Failure.timeout),
+    "hangs in C with the GIL": ("re.match('(a+)+$', 'a' * 60 + 'b')", Failure.timeout),
+    "raises TimeoutError": ("raise TimeoutError('2 s')", Failure.timeout),
+    "segmentation fault": ("ctypes.string_at(0)", Failure.killed),
+    "aborts": ("os.abort()", Failure.killed),
+    "kills itself": ("os.kill(os.getpid(), 9)", Failure.killed),
+    "os._exit(0)": ("os._exit(0)", Failure.exited),
+    "os._exit(7)": ("os._exit(7)", Failure.exited),
+    "too few values": ("return [1.0] * (len(group) - 1)", Failure.wrong_length),
+    "too many values": ("return [1.0] * 1000000", Failure.wrong_length),
+    "no list": ("return 1.0", Failure.wrong_type),
+    "None": ("return None", Failure.wrong_type),
+    "a string": ("return 'ab'", Failure.wrong_type),
+    "an endless generator": ("return itertools.count()", Failure.wrong_type),
+    "strings": ("return ['1.0'] * len(group)", Failure.wrong_type),
+    "lists": ("return [[1.0]] * len(group)", Failure.wrong_type),
+    "a length that lies": ("return Liar()", Failure.raised),
+    "NaN": ("return [float('nan')] * len(group)", Failure.not_finite),
+    "infinity": ("return [-float('inf')] * len(group)", Failure.not_finite),
+    "a huge integer": ("return [10 ** 40000] * len(group)", Failure.not_finite),
+    "prints 1 GB": ("for _ in range(1000): print('x' * 1000000)", Failure.output),
+    "writes 1 GB to stderr": (
+        "for _ in range(1000): os.write(2, b'x' * 1000000)",
+        Failure.output,
+    ),
+    "closes every file and hangs": ("os.closerange(0, 100); time.sleep(1e6)", Failure.killed),
+}
+
+MODULE = """
+import ctypes, itertools, os, re, time
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+class Liar:
+    def __len__(self):
+        return 2
+    def __iter__(self):
+        raise KeyError("nothing here")
+
+def f(group):
+    if group[0].prompt.index == 1:
+        {body}
+    return [float(len(c.text)) for c in group]
+
+def ok(group):
+    return [0.5] * len(group)
+"""
+
+
+def batch(first_index: int = 0) -> list[list[Completion]]:
+    groups = []
+    for index in range(first_index, first_index + 3):
+        prompt = Prompt(index=index, ids=(1,), text="q")
+        groups.append(
+            [
+                Completion(prompt=prompt, text=t, ids=(1, 2), finish_reason=FinishReason.stop)
+                for t in ("a", "bb")
+            ]
+        )
+    return groups
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_f7(fault: str, workers: int, tmp_path: Path) -> None:
+    body, kind = FAULTS[fault]
+    path = tmp_path / "f.py"
+    path.write_text(MODULE.format(body=body))
+    specs = [RewardSpec("f", f"{path}:f"), RewardSpec("ok", f"{path}:ok")]
+    config = RewardConfig(workers=workers, timeout_s=DEADLINE_S)
+    with RewardPool(specs, config) as pool:
+        pool.start()
+        start = time.monotonic()
+        scores = pool.score(batch())
+        elapsed = time.monotonic() - start
+        again = pool.score(batch(first_index=10))
+    assert scores.report.failures == {("f", kind): 2}
+    assert scores.rewards[0] == scores.rewards[2] == [1.5, 2.5]
+    assert all(math.isnan(reward) for reward in scores.rewards[1])
+    assert all(math.isnan(f) and ok == 0.5 for f, ok in scores.components[1])
+    message = scores.report.messages["f", kind]
+    assert message and "\n" not in message and len(message) < 800
+    assert elapsed < DEADLINE_S + 1.0 + 1.0 * (kind is Failure.output)
+    assert again.rewards == [[1.5, 2.5]] * 3
+    assert again.failures == {}
+
+
+def test_a_hang_costs_one_sample_of_a_per_sample_function(tmp_path: Path) -> None:
+    path = tmp_path / "f.py"
+    path.write_text(
+        "import time\n"
+        "from rlkit.rewards import per_sample\n"
+        "@per_sample\n"
+        "def f(completion):\n"
+        "    if completion.text == 'bb' and completion.prompt.index == 1:\n"
+        "        time.sleep(1e6)\n"
+        "    return 1.0\n"
+    )
+    config = RewardConfig(workers=2, timeout_s=DEADLINE_S)
+    with RewardPool([RewardSpec("f", f"{path}:f")], config) as pool:
+        scores = pool.score(batch())
+    assert scores.report.failures == {("f", Failure.timeout): 1}
+    assert scores.rewards[0] == scores.rewards[2] == [1.0, 1.0]
+    assert scores.rewards[1][0] == 1.0 and math.isnan(scores.rewards[1][1])
+
+
+def test_a_function_that_always_hangs_cannot_stop_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "f.py"
+    path.write_text("import time\ndef f(group):\n    time.sleep(1e6)\n")
+    config = RewardConfig(workers=2, timeout_s=0.5, step_timeout_s=1.2)
+    groups = [group for i in range(10) for group in batch(first_index=3 * i)]
+    with RewardPool([RewardSpec("f", f"{path}:f")], config) as pool:
+        pool.start()
+        start = time.monotonic()
+        scores = pool.score(groups)
+        assert time.monotonic() - start < 2.2
+    assert scores.report.failures == {("f", Failure.timeout): 60}
+    assert all(math.isnan(reward) for rewards in scores.rewards for reward in rewards)
+
+
+def test_a_function_that_always_crashes_cannot_stop_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "f.py"
+    path.write_text("import os\ndef f(group):\n    os._exit(1)\n")
+    with RewardPool([RewardSpec("f", f"{path}:f")], RewardConfig(workers=2)) as pool:
+        scores = pool.score(batch() + batch(first_index=3))
+    assert scores.failures == {"f/exited": 12}
+
+
+def test_a_forked_copy_does_not_answer_too(tmp_path: Path) -> None:
+    """Its answers would be taken for those of the next calls."""
+    path = tmp_path / "f.py"
+    path.write_text(MODULE.format(body="os.fork(); return [9.0] * len(group)"))
+    specs = [RewardSpec("f", f"{path}:f"), RewardSpec("ok", f"{path}:ok")]
+    with RewardPool(specs, RewardConfig(workers=1)) as pool:
+        for _ in range(3):
+            scores = pool.score(batch())
+            assert scores.rewards == [[1.5, 2.5], [9.5, 9.5], [1.5, 2.5]]
+            assert pool.score(batch(first_index=10)).rewards == [[1.5, 2.5]] * 3
+
+
+def test_grandchildren_die_with_the_worker(tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    marker = tmp_path / "pid"
+    path = tmp_path / "f.py"
+    path.write_text(
+        "import subprocess, time\n"
+        "def f(group):\n"
+        "    child = subprocess.Popen(['sleep', '1000'])\n"
+        f"    open({str(marker)!r}, 'w').write(str(child.pid))\n"
+        "    time.sleep(1e6)\n"
+    )
+    config = RewardConfig(workers=1, timeout_s=DEADLINE_S)
+    with RewardPool([RewardSpec("f", f"{path}:f")], config) as pool:
+        pool.score(batch()[:1])
+    pid = int(marker.read_text())
+    start = time.monotonic()
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() - start < 5.0
+        time.sleep(0.05)
+
+
+# --- F8: math-verify -----------------------------------------------------------------------------
+
+HANGING_FORMULAS = [
+    "9^{9^{9^{9}}}",
+    r"\sum_{k=1}^{10^9}\sin(k^2)",
+    r"\int_0^1 e^{x^{x^x}}dx",
+    "10^{10^8}",
+    "(" * 23 + "x" + ")" * 23,
+    "100000!",
+]
+
+
+@pytest.mark.slow
+def test_f8_formulas_that_hang_math_verify() -> None:
+    pytest.importorskip("math_verify", reason="the extra rlkit[math] is not installed")
+    prompt = Prompt(index=0, ids=(1,), text="q", columns={"answer": "42"})
+    texts = [f"${formula}$" for formula in HANGING_FORMULAS] + ["so $42$", "so $41$"]
+    samples = [
+        Completion(prompt=prompt, text=t, ids=(1,), finish_reason=FinishReason.stop) for t in texts
+    ]
+    config = RewardConfig(workers=2, timeout_s=4.0)
+    specs = [RewardSpec("math", "math", 1.0, {"alarm_s": 1})]
+    with RewardPool(specs, config) as pool:
+        pool.start()
+        for sample in samples:  # one by one, so that each is within the deadline
+            scores = pool.score([[sample]])
+            assert scores.report.seconds < config.timeout_s + 1.0, sample.text
+            reward = scores.rewards[0][0]
+            if scores.failures:
+                assert set(scores.failures) <= {"math/timeout", "math/killed"}, sample.text
+                assert math.isnan(reward)
+            else:
+                assert reward == float(sample.text == "so $42$"), sample.text
+        together = pool.score([samples])
+        assert together.rewards[0][-2:] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        (r"the answer is $\frac{1}{2}$", "0.5", 1.0),
+        (r"\boxed{\frac{2}{4}}", r"\frac{1}{2}", 1.0),
+        (r"\boxed{(1, 2)}", "(2, 1)", 0.0),
+        ("nothing to see", "3", 0.0),
+        ("$3$", "", None),
+    ],
+)
+def test_math_answer(text: str, answer: str, expected: float | None) -> None:
+    pytest.importorskip("math_verify", reason="the extra rlkit[math] is not installed")
+    from rlkit.rewards.math import math_answer
+
+    prompt = Prompt(index=0, ids=(1,), text="q", columns={"answer": answer})
+    sample = Completion(prompt=prompt, text=text, ids=(1,), finish_reason=FinishReason.stop)
+    assert math_answer(sample) == expected
