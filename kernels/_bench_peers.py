@@ -1,7 +1,8 @@
 """The peers that the benchmark measures on the same tensors; each is used if it can be imported.
 
-Every entry takes (hidden, weight, targets, entropy) and returns per-row logps that are
-differentiable in `hidden`. Nothing here is needed, or copied, by the kernels themselves.
+Every entry takes (hidden, weight, targets, entropy mode) and returns per-row logps, differentiable
+in `hidden`, and the entropy if it was asked for and the peer has one. Nothing here is needed, or
+copied, by the kernels themselves.
 """
 
 from __future__ import annotations
@@ -18,89 +19,87 @@ from torch.nn.functional import cross_entropy
 
 from rlkit.kernels.logps import EntropyMode, Impl, selected_logps
 
-Logps = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+Results = tuple[Tensor, Tensor | None]
+Entry = Callable[[Tensor, Tensor, Tensor, EntropyMode], Results]
 
 
-def rlkit_fused(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> Tensor:
-    mode = EntropyMode.value if entropy else EntropyMode.none
-    return selected_logps(hidden, weight, targets, entropy=mode, impl=Impl.triton).logps
+def rlkit_fused(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
+    return selected_logps(hidden, weight, targets, entropy=entropy, impl=Impl.triton)
 
 
-def rlkit_torch(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> Tensor:
-    mode = EntropyMode.value if entropy else EntropyMode.none
-    return selected_logps(hidden, weight, targets, entropy=mode, impl=Impl.torch).logps
+def rlkit_torch(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
+    return selected_logps(hidden, weight, targets, entropy=entropy, impl=Impl.torch)
 
 
-def eager(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> Tensor:
-    """All logits; the entropy, where asked for, without gradient."""
+def eager(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
+    """All logits in memory."""
     logits = (hidden @ weight.T).float()
-    if entropy:
-        with torch.no_grad():
-            logps = logits.log_softmax(-1)
-            logps.mul_(logps.exp()).sum(-1)
-    return -cross_entropy(logits, targets, reduction="none")
+    logps = -cross_entropy(logits, targets, reduction="none")
+    if entropy == EntropyMode.none:
+        return logps, None
+    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == EntropyMode.differentiable):
+        p = logits.log_softmax(-1)
+        return logps, -(p.exp() * p).sum(-1)
 
 
-def _trl() -> Logps:
+def _trl() -> Entry:
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> Tensor:
-        outputs = ("entropy",) if entropy else ()
+    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
+        outputs = () if entropy == EntropyMode.none else ("entropy",)
         out = ChunkedLogProbFunction.apply(
             hidden, weight, None, targets, 1.0, 32768, None, 1.0, outputs
         )
-        logps: Tensor = out[0]
-        return logps
+        return out[0], out[1]
 
     return run
 
 
-def _liger() -> Logps:
+def _liger() -> Entry:
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Function
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> Tensor:
+    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
         nll: Tensor = Function.apply(hidden, weight, targets, None, None, -100, 0.0, 0.0, "none")[0]
-        return -nll
+        return -nll, None
 
     return run
 
 
-def _liger_chunked() -> Logps:
+def _liger_chunked() -> Entry:
     from liger_kernel.chunked_loss.fused_linear_ppo import _ChunkedSelectiveLogProbFunction as F
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> Tensor:
-        logps: Tensor = F.apply(hidden, weight, targets, None, 1.0, 4096)
-        return logps
+    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
+        return F.apply(hidden, weight, targets, None, 1.0, 4096), None
 
     return run
 
 
-def _cce() -> Logps:
+def _cce() -> Entry:
     from cut_cross_entropy import linear_cross_entropy
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> Tensor:
+    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
         nll: Tensor = linear_cross_entropy(hidden, weight, targets, reduction="none", impl="cce")
-        return -nll
+        return -nll, None
 
     return run
 
 
-def _unsloth() -> Logps:
+def _unsloth() -> Entry:
     """Its one file alone: the package insists on being imported through `unsloth`."""
     package = importlib.util.find_spec("unsloth_zoo")
     if package is None or package.submodule_search_locations is None:
         raise ImportError("unsloth_zoo is not installed")
     path = Path(package.submodule_search_locations[0]) / "fused_losses" / "fused_linear.py"
-    module = _load("unsloth_fused_linear", path)
+    function = _load("unsloth_fused_linear", path).fused_linear_logprobs
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool) -> Tensor:
-        if not entropy:
-            logps: Tensor = module.fused_linear_logprobs(hidden, weight, targets)
-            return logps
-        logps = module.fused_linear_logprobs(
-            hidden, weight, targets, return_entropy=True, entropy_requires_grad=False
-        )[0]
-        return logps
+    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
+        if entropy == EntropyMode.none:
+            return function(hidden, weight, targets), None
+        learns = entropy == EntropyMode.differentiable
+        logps, h, *_ = function(
+            hidden, weight, targets, return_entropy=True, entropy_requires_grad=learns
+        )
+        return logps, h
 
     return run
 
@@ -117,7 +116,7 @@ def _load(name: str, path: Path) -> ModuleType:
     return module
 
 
-_PEERS: dict[str, tuple[str, Callable[[], Logps], bool]] = {
+_PEERS: dict[str, tuple[str, Callable[[], Entry], bool]] = {
     "Unsloth": ("unsloth_zoo", _unsloth, True),
     "TRL": ("trl", _trl, True),
     "cut-cross-entropy": ("cut-cross-entropy", _cce, False),
@@ -126,9 +125,9 @@ _PEERS: dict[str, tuple[str, Callable[[], Logps], bool]] = {
 }
 
 
-def load_peers() -> tuple[dict[str, Logps], dict[str, str], set[str]]:
+def load_peers() -> tuple[dict[str, Entry], dict[str, str], set[str]]:
     """Entries by name, versions (or why a peer is missing), and which can give an entropy."""
-    entries: dict[str, Logps] = {
+    entries: dict[str, Entry] = {
         "rlkit triton": rlkit_fused,
         "rlkit torch": rlkit_torch,
         "eager": eager,

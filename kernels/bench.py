@@ -19,6 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlkit.kernels._bench_peers import Entry, load_peers
+from rlkit.kernels.kl import kl_exact
+from rlkit.kernels.logps import EntropyMode
+
 SHAPES = {
     "P1": (16384, 1536, 151936),
     "P2": (16384, 4096, 128256),
@@ -30,8 +34,16 @@ SHAPES = {
 }
 """(N, D, V): Qwen2.5-1.5B, Llama-3.1-8B at 16 K and 160 K tokens, smaller batches, ragged sizes."""
 
-OPS = {"forward": 1, "forward+entropy": 1, "fwd+bwd": 2, "fwd+bwd+entropy": 2, "trainable head": 4}
-"""Operation -> the fewest matmuls it needs."""
+OPS = {
+    "forward": (1, EntropyMode.none),
+    "forward+entropy": (1, EntropyMode.value),
+    "fwd+bwd": (2, EntropyMode.none),
+    "fwd+bwd+entropy": (2, EntropyMode.value),
+    "fwd+bwd+entropy grad": (3, EntropyMode.differentiable),
+    "trainable head": (4, EntropyMode.none),
+    "exact KL": (3, EntropyMode.none),
+}
+"""Operation -> the fewest matmuls it needs, and what it wants of the entropy."""
 
 
 class Data(NamedTuple):
@@ -78,14 +90,14 @@ def timed(run: Callable[[], object], ms: int) -> list[float]:
     return times
 
 
-def operation(name: str, logps: Callable[..., Tensor], data: Data) -> Callable[[], object]:
+def operation(name: str, entry: Entry, data: Data) -> Callable[[], object]:
     """A closure that performs operation `name` of `OPS` once."""
-    entropy = name.endswith("entropy")
+    mode = OPS[name][1]
     if name.startswith("forward"):
 
         def forward() -> object:
             with torch.no_grad():
-                return logps(data.hidden, data.weight, data.targets, entropy)
+                return entry(data.hidden, data.weight, data.targets, mode)
 
         return forward
     weight = data.weight
@@ -94,12 +106,27 @@ def operation(name: str, logps: Callable[..., Tensor], data: Data) -> Callable[[
 
     def step() -> object:
         hidden = data.hidden.detach().requires_grad_()
-        out = logps(hidden, weight, data.targets, entropy)
-        torch.autograd.backward(out, data.upstream.to(out.dtype))
+        if name == "exact KL":
+            kl = kl_exact(hidden, data.hidden.roll(1, 1), weight, direction="reverse")
+            torch.autograd.backward(kl, data.upstream)
+            return hidden.grad
+        logps, h = entry(hidden, weight, data.targets, mode)
+        upstream = data.upstream.to(logps.dtype)
+        if mode == EntropyMode.differentiable and h is not None:
+            torch.autograd.backward((logps, h), (upstream, upstream))
+        else:
+            torch.autograd.backward(logps, upstream)
         weight.grad = None
         return hidden.grad
 
     return step
+
+
+def offers(peer: str, op: str, with_entropy: set[str]) -> bool:
+    """Whether `peer` can do `op`; the exact KL is compared with nothing."""
+    if op == "exact KL":
+        return peer == "rlkit triton"
+    return OPS[op][1] == EntropyMode.none or peer in with_entropy
 
 
 def peak_extra(run: Callable[[], object]) -> int:
@@ -133,10 +160,10 @@ def truth(data: Data, num_rows: int = 512) -> Truth:
     return Truth(rows, logps, jacobian)
 
 
-def errors(logps: Callable[..., Tensor], data: Data, exact: Truth) -> dict[str, float]:
+def errors(entry: Entry, data: Data, exact: Truth) -> dict[str, float]:
     """Errors of logps and of the Jacobian, with upstream gradient 1."""
     hidden = data.hidden.detach().requires_grad_()
-    out = logps(hidden, data.weight, data.targets, False)
+    out, _ = entry(hidden, data.weight, data.targets, EntropyMode.none)
     torch.autograd.backward(out, torch.ones_like(out))
     assert hidden.grad is not None
     error = out.detach()[exact.rows].double() - exact.logps
@@ -144,7 +171,7 @@ def errors(logps: Callable[..., Tensor], data: Data, exact: Truth) -> dict[str, 
     size = exact.jacobian.norm(dim=1)
     sure = exact.logps.exp() > 0.999
     with torch.no_grad():
-        again = logps(data.hidden, data.weight, data.targets, False)
+        again, _ = entry(data.hidden, data.weight, data.targets, EntropyMode.none)
     return {
         "logp_max": error.abs().max().item(),
         "logp_mean": error.abs().mean().item(),
@@ -157,12 +184,10 @@ def errors(logps: Callable[..., Tensor], data: Data, exact: Truth) -> dict[str, 
     }
 
 
-def measure_shape(
-    name: str, peers: list[str], ops: list[str], ms: int, load: Callable[[], Any]
-) -> dict[str, Any]:
+def measure_shape(name: str, peers: list[str], ops: list[str], ms: int) -> dict[str, Any]:
     """All operations of all peers on one shape, peers interleaved in two rounds."""
     shape = SHAPES[name]
-    entries, _, with_entropy = load()
+    entries, _, with_entropy = load_peers()
     data = make_data(shape)
     exact = truth(data)
     rates = [matmul_rate()]
@@ -171,7 +196,7 @@ def measure_shape(
     for _ in range(2):
         for op in ops:
             for peer in results:
-                if op.endswith("entropy") and peer not in with_entropy:
+                if not offers(peer, op, with_entropy):
                     continue
                 try:
                     run = operation(op, entries[peer], data)
@@ -192,7 +217,7 @@ def measure_shape(
             "p20": cuts[0],
             "p80": cuts[3],
             "matmuls": middle / floor,
-            "tflops": OPS[op] * 2 * shape[0] * shape[1] * shape[2] / middle / 1e9,
+            "tflops": OPS[op][0] * 2 * shape[0] * shape[1] * shape[2] / middle / 1e9,
         }
     for peer in results:
         try:
@@ -212,7 +237,7 @@ def table(name: str, measured: dict[str, Any]) -> str:
             if cell is None or "ms" not in cell:
                 continue
             lines.append(
-                f"  {peer:18s} {op:16s} {cell['ms']:8.2f} ms {cell['matmuls']:6.2f} x "
+                f"  {peer:18s} {op:20s} {cell['ms']:8.2f} ms {cell['matmuls']:6.2f} x "
                 f"{cell['tflops']:5.0f} TF/s {cell['peak_mib']:8.0f} MiB"
             )
         found = row["errors"]
@@ -243,7 +268,7 @@ def plot(source: Path, target: Path) -> None:
             y = [i + offset for i in range(len(peers))]
             bars = axis.barh(y, values, 0.38, color=colour, label=op)
             axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
-            axis.axvline(OPS[op], color=colour, linestyle="--", linewidth=1)
+            axis.axvline(OPS[op][0], color=colour, linestyle="--", linewidth=1)
         axis.set_yticks(range(len(peers)), peers)
         axis.invert_yaxis()
         axis.set_xlabel("time in matmuls of 2 N V D operations (dashed: the floors)")
@@ -271,8 +296,6 @@ def main(arguments: list[str]) -> None:
         parser.error("a CUDA GPU is needed, except for --plot")
     import triton
 
-    from rlkit.kernels._bench_peers import load_peers
-
     entries, versions, _ = load_peers()
     record: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
@@ -285,7 +308,7 @@ def main(arguments: list[str]) -> None:
     print(record["device"], record["versions"], f"copy {record['copy_tb_s']:.2f} TB/s", flush=True)
     for name in args.shapes:
         peers = args.peers or list(entries)
-        record["shapes"][name] = measure_shape(name, peers, args.ops, args.ms, load_peers)
+        record["shapes"][name] = measure_shape(name, peers, args.ops, args.ms)
         print(table(name, record["shapes"][name]), flush=True)
         if args.json is not None:
             args.json.write_text(json.dumps(record, indent=1))
