@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from rlkit.oracle.tree import (
     Model,
     Tree,
+    bucketed,
     entropy_of,
     enumerate_tree,
     full_kl_of,
@@ -53,23 +54,24 @@ class World(NamedTuple):
         return self.model.table(self.theta)
 
 
-def world(*, parametrisation: str, on_policy: bool, vocabulary: int = 3, length: int = 3) -> World:
-    """The worlds of the tests and of `docs/objective.md`: `tab` or `tied`, on- or off-policy."""
-    tree = enumerate_tree(vocabulary=vocabulary, max_length=length)
+def world(*, parametrisation: str, on_policy: bool, drift: float = 0.8) -> World:
+    """The worlds of the tests and of `docs/objective.md`: `tab` or `tied`, on- or off-policy.
+
+    `drift` is how far the behaviour policy's parameters are from the policy's, off-policy.
+    """
+    tree = enumerate_tree(vocabulary=3, max_length=3)
     model = {"tab": tabular, "tied": tied}[parametrisation](tree)
     theta = waves(model.num_parameters, phase=0.1, scale=0.9)
     reference = model.table(theta + waves(model.num_parameters, phase=2.0, scale=0.5))
-    drift = 0.0 if on_policy else 0.4
-    behaviour = model.table(theta + waves(model.num_parameters, phase=4.0, scale=drift))
+    step = waves(model.num_parameters, phase=4.0, scale=0.0 if on_policy else drift)
+    behaviour = model.table(theta + step)
     rewards = (waves(len(tree), phase=1.0, scale=1.0) > 0).to(torch.float64)
     return World(tree, model, theta, reference, behaviour, rewards)
 
 
 class Moments(NamedTuple):
-    """Moments of the loss of one completion under the behaviour policy."""
+    """Moments of the gradient of one completion under the behaviour policy."""
 
-    value: Tensor
-    """Expected loss."""
     gradient: Tensor
     """(d,) expected gradient."""
     deviation: Tensor
@@ -108,13 +110,25 @@ def expected_gradient(
 
 
 def moments(w: World, algorithm: Algorithm) -> Moments:
-    """Value, gradient and its standard deviation for batches of one completion."""
+    """Expected gradient and its standard deviation for batches of one completion."""
     total = all_groups(w, algorithm, group_size=1, denominator=Denominator.sequences)
     rows = row_gradients(w, algorithm, total)
     gradient = (total.row_weight[:, None] * rows).sum(dim=0)
     variance = (total.row_weight[:, None] * (rows - gradient).square()).sum()
-    values = torch.stack([_value(w, algorithm, total, row) for row in range(len(total.sequence))])
-    return Moments((total.row_weight * values).sum(), gradient, variance.sqrt())
+    return Moments(gradient, variance.sqrt())
+
+
+def expected_value(w: World, algorithm: Algorithm) -> Tensor:
+    """E[loss] for batches of one completion, one call of the loss for each."""
+    total = all_groups(w, algorithm, group_size=1, denominator=Denominator.sequences)
+    now = outputs_of(w, algorithm, w.theta)
+    values = []
+    for row in range(len(total.sequence)):
+        index = torch.tensor([row])
+        out = [None if x is None else x[total.sequence[index]] for x in now]
+        one = algorithm.loss(PolicyOutput(*out), total.batch.rows(index))  # type: ignore[arg-type]
+        values.append(one.loss.detach())
+    return (total.row_weight * torch.stack(values)).sum()
 
 
 def all_groups(w: World, algorithm: Algorithm, *, group_size: int, denominator: Denominator) -> Sum:
@@ -146,11 +160,15 @@ def derivatives(w: World, algorithm: Algorithm, total: Sum) -> dict[int, Tensor]
 
 def row_gradients(w: World, algorithm: Algorithm, total: Sum) -> Tensor:
     """(rows, d) gradient of each row's loss."""
-    rows = torch.zeros(len(total.sequence), len(w.theta), dtype=torch.float64)
-    for field, cotangent in derivatives(w, algorithm, total).items():
-        jacobian = torch.func.jacrev(lambda t, f=field: outputs_of(w, algorithm, t)[f])(w.theta)
-        rows += torch.einsum("nt,ntd->nd", cotangent, jacobian[total.sequence])
-    return rows
+    cotangents = derivatives(w, algorithm, total)
+    if not cotangents:
+        return torch.zeros(len(total.sequence), len(w.theta), dtype=torch.float64)
+
+    def rows(theta: Tensor) -> Tensor:
+        now = outputs_of(w, algorithm, theta)
+        return torch.stack([(now[f][total.sequence] * c).sum(dim=1) for f, c in cotangents.items()])  # type: ignore[index]
+
+    return cast(Tensor, torch.func.jacrev(rows)(w.theta)).sum(dim=0)
 
 
 def rollout_of(w: World, indices: Tensor) -> RolloutBatch:
@@ -180,20 +198,14 @@ def rollout_of(w: World, indices: Tensor) -> RolloutBatch:
 def outputs_of(w: World, algorithm: Algorithm, theta: Tensor) -> PolicyOutput:
     """What the policy's forward pass would return for every completion of the tree, once each."""
     table = w.model.table(theta)
-    full_kl = None
-    if algorithm.outputs.full_kl is not None:
-        pair = (table, w.ref_table)
-        if algorithm.outputs.full_kl.direction is KLDirection.forward:
-            pair = (w.ref_table, table)
-        full_kl = full_kl_of(w.tree, *pair)
+    full_kl, spec = None, algorithm.outputs.full_kl
+    if spec is not None:
+        policy, reference = table, w.ref_table
+        if spec.top_k is not None:
+            policy = bucketed(table, w.ref_table, spec.top_k)
+            reference = bucketed(w.ref_table, w.ref_table, spec.top_k)
+        reverse = spec.direction is KLDirection.reverse
+        full_kl = full_kl_of(w.tree, *((policy, reference) if reverse else (reference, policy)))
     logps = logps_of(w.tree, table)
     values = torch.zeros_like(logps) if algorithm.outputs.values else None
     return PolicyOutput(logps, entropy_of(w.tree, table), values, full_kl)
-
-
-def _value(w: World, algorithm: Algorithm, total: Sum, row: int) -> Tensor:
-    index = torch.tensor([row])
-    sequence = total.sequence[index]
-    now = outputs_of(w, algorithm, w.theta)
-    out = PolicyOutput(*[None if x is None else x[sequence] for x in now])  # type: ignore[arg-type]
-    return algorithm.loss(out, total.batch.rows(index)).loss.detach()

@@ -107,6 +107,13 @@ def full_kl_of(tree: Tree, first: Tensor, second: Tensor) -> Tensor:
     return per_state[tree.states].masked_fill(~tree.mask, 0.0)
 
 
+def bucketed(table: Tensor, reference: Tensor, top_k: int) -> Tensor:
+    """(S, k + 1) log-probabilities of the reference's `top_k` likeliest words and of the rest."""
+    kept = table.gather(-1, reference.topk(min(top_k, table.shape[-1]), dim=-1).indices)
+    rest = (1.0 - kept.exp().sum(dim=-1, keepdim=True)).clamp(min=1e-300).log()
+    return torch.cat([kept, rest], dim=-1)
+
+
 def entropy_of(tree: Tree, table: Tensor) -> Tensor:
     """(N, T) entropy of the next-word distribution at each prefix, 0.0 after the end."""
     return (-(table.exp() * table).sum(dim=-1))[tree.states].masked_fill(~tree.mask, 0.0)

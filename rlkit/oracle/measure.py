@@ -1,0 +1,152 @@
+"""Measured bias and spread of switches, as rows of numbers for `docs/objective.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
+from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
+from rlkit.algorithms.base import Aggregation
+from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.algorithms.ratio import RatioLevel
+from rlkit.oracle import targets
+from rlkit.oracle.expectation import (
+    Denominator,
+    World,
+    expected_gradient,
+    expected_value,
+    moments,
+    world,
+)
+from rlkit.types import Algorithm, KLDirection, Setting
+
+CONF = Path(__file__).parents[1] / "conf"
+PARAMETRISATIONS = ("tab", "tied")
+NO_KL = KLConfig(direction=KLDirection.none, beta=0.0)
+
+Config = TypeVar("Config")
+
+
+class KLRow(NamedTuple):
+    """One KL switch in one world."""
+
+    value_bias: float
+    """E[value] - KL of its direction, over that KL."""
+    errors: tuple[float, float, float]
+    """|E[g] - t| / |t| for t = gradient of reverse KL of sequences, reverse per token, forward."""
+    deviation: float
+    """Standard deviation of the gradient over the norm of the reverse sequence KL's."""
+
+
+class GradientRow(NamedTuple):
+    """One policy-gradient switch in one world, against -grad E[R]."""
+
+    error: float
+    cosine: float
+    deviation: float
+
+
+def load(group: str, name: str, node: type[Config]) -> Config:
+    """The option `name` of a group whose schema is `node`."""
+    values = cast(DictConfig, OmegaConf.load(CONF / group / f"{name}.yaml"))
+    values.pop("defaults")
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), values)))
+
+
+def options(group: str) -> list[str]:
+    """Names of a group's files."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def raw_reward(aggregation: Aggregation = Aggregation.sequence_sum) -> GRPOConfig:
+    """REINFORCE without a baseline, on groups of one."""
+    return GRPOConfig(
+        group_size=1,
+        aggregation=aggregation,
+        advantage=AdvantageConfig(baseline=Baseline.none, scale=Scale.none),
+    )
+
+
+def algorithm(
+    cfg: GRPOConfig,
+    *,
+    kl: KLConfig = NO_KL,
+    ratio: RatioConfig | None = None,
+    correction: CorrectionConfig | None = None,
+    updates: int = 1,
+) -> Algorithm:
+    """`cfg` with the other axes off unless given."""
+    objective = Objective(cfg, kl, ratio or RatioConfig(), correction or CorrectionConfig())
+    return build(objective, Setting(cfg.group_size, 3, updates, microbatched=False))
+
+
+def kl_row(name: str, parametrisation: str, *, on_policy: bool) -> KLRow:
+    """`kl=name` alone, beta = 1, rewards 0, no clip; off-policy the completions are the old's."""
+    w = world(parametrisation=parametrisation, on_policy=on_policy)
+    w = w._replace(rewards=torch.zeros_like(w.rewards))
+    cfg = load("kl", name, KLConfig)
+    cfg.beta, cfg.top_k = 1.0, None if cfg.top_k is None else 1
+    unclipped = load("ratio", "no_clip", RatioConfig)
+    one = algorithm(raw_reward(), kl=cfg, ratio=unclipped, updates=1 if on_policy else 2)
+    claims = (targets.reverse_sequence(w), targets.reverse_token(w), targets.forward_token(w))
+    truths = [targets.gradient(w, claim) for claim in claims]
+    result = moments(w, one)
+    truth = claims[1 if cfg.direction is KLDirection.reverse else 2](w.table)
+    value = expected_value(w, one) if cfg.in_loss else truth * torch.nan
+    first, second, third = (targets.relative_error(result.gradient, t) for t in truths)
+    return KLRow(
+        float(value / truth - 1), (first, second, third), float(result.deviation / truths[0].norm())
+    )
+
+
+def gradient_row(w: World, one: Algorithm) -> GradientRow:
+    """An algorithm on groups of one against the exact policy gradient."""
+    truth = -targets.gradient(w, targets.expected_reward(w))
+    result = moments(w, one)
+    return GradientRow(
+        targets.relative_error(result.gradient, truth),
+        targets.cosine(result.gradient, truth),
+        float(result.deviation / truth.norm()),
+    )
+
+
+def ratio_row(name: str, parametrisation: str, *, on_policy: bool) -> GradientRow:
+    """`ratio=name` with raw rewards, summed over tokens (row by row for `sequence`)."""
+    ratio = load("ratio", name, RatioConfig)
+    whole = ratio.level is RatioLevel.sequence
+    cfg = raw_reward(Aggregation.sequence_mean if whole else Aggregation.sequence_sum)
+    updates = 1 if on_policy or not ratio.detach else 2
+    one = algorithm(cfg, ratio=ratio, updates=updates)
+    return gradient_row(world(parametrisation=parametrisation, on_policy=on_policy), one)
+
+
+def correction_row(name: str, parametrisation: str) -> GradientRow:
+    """`correction=name` when the sampler is far from the policy."""
+    correction = load("correction", name, CorrectionConfig)
+    one = algorithm(raw_reward(), correction=correction)
+    return gradient_row(world(parametrisation=parametrisation, on_policy=False, drift=2.0), one)
+
+
+def group_row(parametrisation: str, group_size: int, **axes: Any) -> tuple[float, float]:
+    """Length and cosine of E[g] relative to -grad E[R]; `axes` are fields of the two configs."""
+    aggregation = axes.pop("aggregation", Aggregation.sequence_sum)
+    w = world(parametrisation=parametrisation, on_policy=True)
+    cfg = GRPOConfig(
+        group_size=group_size,
+        aggregation=aggregation,
+        advantage=AdvantageConfig(eps=0.0, bessel=False, **axes),
+    )
+    tokens = aggregation is Aggregation.token_mean
+    got = expected_gradient(
+        w,
+        algorithm(cfg),
+        group_size=group_size,
+        denominator=Denominator.tokens if tokens else Denominator.sequences,
+    )
+    truth: Tensor = -targets.gradient(w, targets.expected_reward(w))
+    return float(got.norm() / truth.norm()), targets.cosine(got, truth)
