@@ -15,12 +15,10 @@ from rlkit.config import Config, ConfigError, DeviceChoice, flatten, identity_ha
 from rlkit.evaluate import Evaluator
 from rlkit.generation import HFGeneratorConfig, Progress, sample_seed, sampling_config
 from rlkit.generation.hf import HFGenerator
-from rlkit.lora import attach, init_adapter
 from rlkit.lora_files import save_adapter
-from rlkit.models.families import head_of
 from rlkit.models.load import BaseModel, load_model
 from rlkit.optim import build_optimizer
-from rlkit.policy import Policy
+from rlkit.policy import Policy, new_policy
 from rlkit.prompts import render_all, without_overlong
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
@@ -137,15 +135,7 @@ def _with_model(
         say(note)
     say(f"first prompt, {len(eval_prompts[0].ids)} tokens: {eval_prompts[0].text!r}")
     say(f"its token ids: {' '.join(map(str, eval_prompts[0].ids))}")
-    lora = attach(base.model, config.model.lora, dtype=base.dtype)
-    policy = Policy(
-        model=base.model,
-        lora=lora,
-        head=head_of(base.model),
-        adapter=init_adapter(lora, seed=config.seed, device=device),
-        gradient_checkpointing=base.gradient_checkpointing,
-        shared_prefix=config.model.shared_prefix,
-    )
+    policy = new_policy(base, config.model, seed=config.seed)
     return Parts(
         config=config,
         device=device,

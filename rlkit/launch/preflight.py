@@ -101,6 +101,8 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         return f"{wrong} is not an option{did_you_mean(wrong, known)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         wrong = match.group(1)
+        if wrong.startswith("reward.functions."):
+            return f"{wrong} is a new entry of reward.functions: write +{wrong}=..."
         return f"{wrong} is not an option{did_you_mean(wrong, _known_keys(wrong, overrides))}"
     if match := re.search(
         r"Could not find '([^']+)/([^']+)' Available options in '[^']+': (.*)", text

@@ -171,8 +171,11 @@ def row_gradients(w: World, algorithm: Algorithm, total: Sum) -> Tensor:
     return cast(Tensor, torch.func.jacrev(rows)(w.theta)).sum(dim=0)
 
 
-def rollout_of(w: World, indices: Tensor) -> RolloutBatch:
-    """The rollout batch of completions `indices` (groups, G); `prompt_ids` holds their index."""
+def rollout_of(w: World, indices: Tensor, *, critic: Tensor | None = None) -> RolloutBatch:
+    """The rollout batch of completions `indices` (groups, G); `prompt_ids` holds their index.
+
+    `critic` (S,) gives the values of prefixes, 0 without one.
+    """
     flat = indices.flatten()
     old = logps_of(w.tree, w.behaviour)[flat]
     rewards = w.rewards[flat]
@@ -191,7 +194,7 @@ def rollout_of(w: World, indices: Tensor) -> RolloutBatch:
         policy_version=zeros,
         old_logps=old,
         ref_logps=logps_of(w.tree, w.ref_table)[flat],
-        values=torch.zeros_like(old),
+        values=torch.zeros_like(old) if critic is None else critic[w.tree.states[flat]],
     )
 
 

@@ -90,9 +90,12 @@ def compare_decimals(config: CompareDecimalsConfig) -> Task:
     """The larger of two numbers that differ in their decimals, one of which has one digit more."""
 
     def draw(rng: random.Random) -> QA:
-        whole, tenths = rng.randrange(1, 100), rng.randrange(1, 10)
-        hundredths = rng.choice([h for h in range(1, 100) if h % 10 and h // 10 != tenths])
-        pair = [f"{whole}.{tenths}", f"{whole}.{hundredths:02d}"]
+        whole = rng.randrange(1, 100)
+        # A coin says whether the longer one is larger, so that its length says nothing.
+        longer_wins = rng.random() < 0.5
+        low, high = sorted(rng.sample(range(1 if longer_wins else 0, 10), 2))
+        short, long = (low, high) if longer_wins else (high, low)
+        pair = [f"{whole}.{short}", f"{whole}.{long}{rng.randrange(1, 10)}"]
         rng.shuffle(pair)
         return _compare_qa(pair)
 
@@ -115,7 +118,7 @@ def _reverse_qa(words: Sequence[str]) -> QA:
 def _max_qa(numbers: Sequence[int]) -> QA:
     listing = ", ".join(map(str, numbers))
     key = ",".join(map(str, sorted(numbers)))
-    return QA(f"What is the largest of {listing}?", str(max(numbers)), key=key)
+    return QA(f"max of {listing}", str(max(numbers)), key=key)
 
 
 def _sum_qa(numbers: Sequence[int], signs: Sequence[str]) -> QA:
@@ -123,7 +126,7 @@ def _sum_qa(numbers: Sequence[int], signs: Sequence[str]) -> QA:
         f" {sign} {n}" for sign, n in zip(signs, numbers[1:], strict=True)
     )
     signed = [numbers[0], *(int(f"{s}{n}") for s, n in zip(signs, numbers[1:], strict=True))]
-    return QA(f"{question} = ?", str(sum(signed)), key=",".join(map(str, sorted(signed))))
+    return QA(f"What is {question}?", str(sum(signed)), key=",".join(map(str, sorted(signed))))
 
 
 def _compare_qa(pair: Sequence[str]) -> QA:
