@@ -30,16 +30,17 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
     the user, a tokenizer without chat template, or text that is not valid Unicode.
     """
     where = f"prompt {index}"
+    is_raw = isinstance(example.prompt, str)
+    if isinstance(example.prompt, str):
+        text = example.prompt
+        _require(bool(text.strip()), where, "must hold text, got only white space")
+    else:
+        text = _apply_template(example.prompt, tokenizer, where)
     try:
-        if isinstance(example.prompt, str):
-            text = example.prompt
-            _require(bool(text.strip()), where, "must hold text, got only white space")
-            ids = tokenizer(text)["input_ids"]
-        else:
-            text = _apply_template(example.prompt, tokenizer, where)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        text.encode()  # tokenizers answer half a surrogate pair with a TypeError about something else
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} must be valid Unicode, got {error.reason}") from error
+    ids = tokenizer(text, add_special_tokens=is_raw)["input_ids"]
     _require(len(ids) > 0, where, "must have tokens, got none")
     return Prompt(index=index, ids=tuple(ids), text=text, columns=example.columns)
 

@@ -66,9 +66,9 @@ def check_rewards(
 
 
 def _check_gold(task: Task, pool: RewardPool, gold: Sequence[Sequence[float]]) -> None:
-    recommended = {spec.fn for spec in task.rewards}
+    recommended = [(spec.fn, spec.options) for spec in task.rewards]
     for k, spec in enumerate(pool.specs):
-        if spec.fn in recommended and spec.weight > 0:
+        if spec.weight > 0 and (spec.fn, spec.options) in recommended:
             for i, components in enumerate(gold):
                 if not components[k] > 0:  # NaN included
                     raise ValueError(

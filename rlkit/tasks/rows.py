@@ -22,6 +22,16 @@ Respond in the following format:
 </answer>"""
 """The system prompt of the February 2025 GRPO notebooks."""
 
+# The seed's five, with reasoning of any number of lines; `reward=gsm8k_seed` has them as published,
+# where no completion can earn both formats.
+_GSM8K_REWARDS = (
+    RewardSpec("xmlcount", "xmlcount"),
+    RewardSpec("soft_format", "soft_format", options={"multiline": True}),
+    RewardSpec("strict_format", "strict_format", options={"multiline": True}),
+    RewardSpec("int", "int"),
+    RewardSpec("correctness", "correctness"),
+)
+
 _ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -46,10 +56,7 @@ def gsm8k(config: GSM8KConfig) -> Task:
         max_prompt_length=config.max_prompt_length,
         max_completion_length=config.max_completion_length,
         stop=(),
-        rewards=tuple(
-            RewardSpec(name, name)
-            for name in ("xmlcount", "soft_format", "strict_format", "int", "correctness")
-        ),
+        rewards=_GSM8K_REWARDS,
         success=_is_correct,
         gold_completion=_gsm8k_gold,
     )

@@ -156,7 +156,7 @@ def test_everything_arrives(module: str) -> None:
     ("copy", "original"), [(wire.Prompt, Prompt), (wire.Completion, Completion)]
 )
 def test_worker_types_have_the_same_fields(copy: type, original: type) -> None:
-    assert [f.name for f in fields(copy)] == [f.name for f in fields(original)]  # type: ignore[arg-type]
+    assert [f.name for f in fields(copy)] == [f.name for f in fields(original)]
 
 
 def test_workers_import_no_torch(tmp_path: Path) -> None:
