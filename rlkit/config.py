@@ -176,13 +176,12 @@ def load(composed: DictConfig) -> Config:
 
 def flatten(config: Config) -> dict[str, Any]:
     """`{"optim.learning_rate": 0.001, ...}`: every leaf by its full key."""
-    return dict(_leaves(asdict(config), prefix=""))
+    return dict(leaves(asdict(config)))
 
 
 def identity(config: Config) -> dict[str, Any]:
     """The leaves that can change a number: what a resumed run must share with the original."""
-    leaves = flatten(config)
-    return {key: v for key, v in leaves.items() if key.split(".")[0] not in _NOT_IDENTITY}
+    return {k: v for k, v in flatten(config).items() if k.split(".")[0] not in _NOT_IDENTITY}
 
 
 def identity_hash(config: Config) -> str:
@@ -207,10 +206,11 @@ def did_you_mean(key: str, known: list[str]) -> str:
     return f" ({parent} has {', '.join(names)})" if dot and names else ""
 
 
-def _leaves(value: object, *, prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: object, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(full key, value) of every leaf of nested mappings."""
     if isinstance(value, dict) and value:
         for key, child in value.items():
-            yield from _leaves(child, prefix=f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(child, prefix=f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from rlkit.config import Config, ConfigError, Resume, identity, to_yaml
+from rlkit.config import Config, ConfigError, Resume, identity, leaves, to_yaml
 from rlkit.tracking.base import Outcome, Status
 from rlkit.tracking.files import write_atomic
 
@@ -42,12 +42,12 @@ def check_same_run(config: Config, run_dir: Path) -> None:
     file = run_dir / "config.yaml"
     if not file.exists():
         return
-    saved = dict(_flat(yaml.safe_load(file.read_text()), ""))
-    for key, value in identity(config).items():
-        plain = yaml.safe_load(yaml.safe_dump(value))
-        if saved.get(key, plain) != plain:
+    saved, now = (dict(leaves(yaml.safe_load(t))) for t in (file.read_text(), to_yaml(config)))
+    for key in identity(config):
+        if saved.get(key) != now.get(key):
             raise ConfigError(
-                f"{key} must be {saved[key]} as in the run being resumed ({run_dir}), got {plain}"
+                f"{key} must be {saved.get(key)} as in the run being resumed ({run_dir}), "
+                f"got {now.get(key)}"
             )
 
 
@@ -60,11 +60,3 @@ def write_status(run_dir: Path, status: Status, *, message: str) -> None:
     """`status.json`: status, one line of why, process id and time."""
     record = {"status": status.value, "message": message, "pid": os.getpid(), "time": time.time()}
     write_atomic(run_dir / "status.json", (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _flat(value: object, prefix: str) -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict) and value:
-        for key, child in value.items():
-            yield from _flat(child, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
