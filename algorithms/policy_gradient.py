@@ -12,7 +12,6 @@ from rlkit.algorithms.base import Aggregation, AlgorithmConfig, Objective, aggre
 from rlkit.algorithms.correction import correction_weights
 from rlkit.algorithms.kl import KLPlacement, KLWeight, full_kl_spec, kl_loss, kl_metric, sampled_kl
 from rlkit.algorithms.ratio import (
-    Clip,
     OldPolicy,
     RatioLevel,
     columns_of,
@@ -84,7 +83,7 @@ def policy_gradient_loss(
 
     loss = aggregate(weight * surrogate) + beta * aggregate(KL) - entropy_coef * mean(entropy).
     """
-    kl, ratio, correction = objective.kl, objective.ratio, objective.correction
+    kl, ratio = objective.kl, objective.ratio
     old = resolve_old(ratio, setting)
     check_policy_gradient(cfg, objective, old)
     if cfg.entropy_fraction < 1.0 and setting.microbatched:
@@ -95,35 +94,18 @@ def policy_gradient_loss(
     aggregate = aggregate_of(cfg.aggregation, setting)
 
     def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
-        mask, rollout = batch.loss_mask, batch.rollout
-        advantages = keep(batch.advantages.detach(), mask)
+        mask = batch.loss_mask
         logps = keep(out.logps, mask)
-        old_logps = keep(old_logps_of(ratio, old, logps, rollout), mask)
-        policy = surrogate(ratio, logps, old_logps, advantages, mask)
-        per_token, metrics = policy.loss, _metrics(out, batch, advantages)
-        for name, hit in (("low", policy.low), ("high", policy.high)):
-            metrics[f"clip_ratio/{name}_mean"] = hit.sum() / batch.num_tokens
-        metrics["clip_ratio/region_mean"] = (policy.low | policy.high).sum() / batch.num_tokens
-        if correction.enabled:
-            weights = correction_weights(correction, old_logps, rollout.sampling_logps, mask)
-            per_token = per_token * weights
-            metrics["correction/weight_mean"] = token_mean(
-                weights.expand_as(per_token), mask, batch.num_tokens
-            )
-        if cfg.entropy_fraction < 1.0:
-            kept = high_entropy_mask(_entropy(out), mask, fraction=cfg.entropy_fraction)
-            per_token = keep(per_token, kept)
-        total = aggregate(per_token, batch)
-        metrics["loss/policy"] = total.detach()
+        old_logps = keep(old_logps_of(ratio, old, logps, batch.rollout), mask)
+        per_token, metrics = _policy_term(cfg, objective, out, batch, old_logps)
+        terms = {"loss/policy": aggregate(per_token, batch)}
         if kl.in_loss:
-            kl_term = aggregate(kl_loss(kl, out, batch, old_logps), batch)
-            total = total + kl.beta * kl_term
-            metrics["loss/kl"] = kl.beta * kl_term.detach()
+            terms["loss/kl"] = kl.beta * aggregate(kl_loss(kl, out, batch, old_logps), batch)
         if cfg.entropy_coef != 0.0:
             bonus = token_mean(_entropy(out), mask, batch.num_tokens)
-            total = total - cfg.entropy_coef * bonus
-            metrics["loss/entropy"] = -cfg.entropy_coef * bonus.detach()
-        return LossOutput(total, metrics)
+            terms["loss/entropy"] = -cfg.entropy_coef * bonus
+        metrics |= {name: term.detach() for name, term in terms.items()}
+        return LossOutput(torch.stack(list(terms.values())).sum(), metrics)
 
     needs = columns_of(old) | ({Column.ref_logps} if kl.enabled else frozenset())
     if kl.enabled and kl.placement is not KLPlacement.loss:
@@ -132,6 +114,32 @@ def policy_gradient_loss(
         entropy=True, entropy_grad=cfg.entropy_coef != 0.0, full_kl=full_kl_spec(kl)
     )
     return loss, needs, outputs
+
+
+def _policy_term(
+    cfg: PolicyGradientConfig,
+    objective: Objective,
+    out: PolicyOutput,
+    batch: TrainBatch,
+    old_logps: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted surrogate per token, and what it did as metrics."""
+    mask, correction = batch.loss_mask, objective.correction
+    advantages = keep(batch.advantages.detach(), mask)
+    policy = surrogate(objective.ratio, keep(out.logps, mask), old_logps, advantages, mask)
+    per_token, metrics = policy.loss, _metrics(out, batch, advantages)
+    clipped = {"low": policy.low, "high": policy.high, "region": policy.low | policy.high}
+    for name, hit in clipped.items():
+        metrics[f"clip_ratio/{name}_mean"] = hit.sum() / batch.num_tokens
+    if correction.enabled:
+        weights = correction_weights(correction, old_logps, batch.rollout.sampling_logps, mask)
+        per_token = per_token * weights
+        weights = weights.expand_as(per_token)
+        metrics["correction/weight_mean"] = token_mean(weights, mask, batch.num_tokens)
+    if cfg.entropy_fraction < 1.0:
+        kept = high_entropy_mask(_entropy(out), mask, fraction=cfg.entropy_fraction)
+        per_token = keep(per_token, kept)
+    return per_token, metrics
 
 
 def _entropy(out: PolicyOutput) -> Tensor:
@@ -169,12 +177,3 @@ def with_advantage_kl(objective: Objective, rollout: RolloutBatch, advantages: T
     if not objective.kl.enabled or objective.kl.placement is not KLPlacement.advantage:
         return advantages
     return advantages - to_go(kl_per_token(objective, rollout), rollout.completion_mask)
-
-
-__all__ = [
-    "Clip",
-    "PolicyGradientConfig",
-    "kl_per_token",
-    "policy_gradient_loss",
-    "with_advantage_kl",
-]

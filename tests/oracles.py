@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import cast
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
 from torch import Tensor
 
 from rlkit.algorithms import (
-    SCHEMAS,
     AlgorithmConfig,
     CorrectionConfig,
     KLConfig,
@@ -28,36 +21,10 @@ from rlkit.types import KLDirection, PolicyOutput, RolloutBatch, Setting
 NO_KL = KLConfig(direction=KLDirection.none, beta=0.0)
 
 
-CONF = Path(__file__).parents[1] / "conf"
-
-
-@dataclass
-class Axes:
-    """The four groups of an objective as a structured config."""
-
-    algorithm: AlgorithmConfig = MISSING
-    kl: KLConfig = MISSING
-    ratio: RatioConfig = MISSING
-    correction: CorrectionConfig = MISSING
-
-
 def options(group: str) -> list[str]:
     """Names of a config group's files."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-@lru_cache
-def composed(*overrides: str) -> Objective:
-    """The objective that Hydra composes from `conf/` with the root's order of groups."""
-    store = ConfigStore.instance()
-    store.store(name="axes", node=Axes)
-    for schema in SCHEMAS:
-        store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
-    groups = [{"kl": "reverse_k3"}, {"ratio": "token"}, {"correction": "none"}]
-    store.store(name="root", node={"defaults": ["axes", *groups, {"algorithm": "grpo"}, "_self_"]})
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        axes = cast(Axes, OmegaConf.to_object(compose("root", overrides=list(overrides))))
-    return Objective(axes.algorithm, axes.kl, axes.ratio, axes.correction)
+    folder = Path(__file__).parents[1] / "conf" / group
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def objective(

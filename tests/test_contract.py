@@ -10,7 +10,6 @@ import pytest
 import torch
 from oracles import (
     as_outputs,
-    composed,
     filled,
     gradients,
     leaf_outputs,
@@ -23,6 +22,7 @@ from torch import Tensor
 from rlkit.algorithms import ALGORITHMS, build
 from rlkit.algorithms.advantage import Baseline
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.oracle.compose import composed
 from rlkit.types import (
     Algorithm,
     LossOutput,

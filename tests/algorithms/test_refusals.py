@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 from hydra.errors import HydraException
-from oracles import composed, setting
+from oracles import setting
 
 from rlkit.algorithms import AlgorithmConfig, Objective, build, warmup
+from rlkit.oracle.compose import composed
 from rlkit.types import Setting
 
 Case = tuple[str, str]

@@ -1,0 +1,45 @@
+"""Objectives from `conf/` by name, without the rest of a run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from rlkit.algorithms import (
+    SCHEMAS,
+    AlgorithmConfig,
+    CorrectionConfig,
+    KLConfig,
+    Objective,
+    RatioConfig,
+)
+
+
+@dataclass
+class Axes:
+    """The four groups of an objective as a structured config."""
+
+    algorithm: AlgorithmConfig = MISSING
+    kl: KLConfig = MISSING
+    ratio: RatioConfig = MISSING
+    correction: CorrectionConfig = MISSING
+
+
+@lru_cache
+def composed(*overrides: str) -> Objective:
+    """The objective of `rlkit {overrides}`, with the root's defaults and order of groups."""
+    store = ConfigStore.instance()
+    store.store(name="oracle_axes", node=Axes)
+    for schema in SCHEMAS:
+        store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
+    groups = [{"kl": "reverse_k3"}, {"ratio": "token"}, {"correction": "none"}]
+    defaults = ["oracle_axes", *groups, {"algorithm": "grpo"}, "_self_"]
+    store.store(name="oracle_root", node={"defaults": defaults})
+    with initialize_config_module("rlkit.conf", version_base="1.3"):
+        axes = cast(Axes, OmegaConf.to_object(compose("oracle_root", overrides=list(overrides))))
+    return Objective(axes.algorithm, axes.kl, axes.ratio, axes.correction)
