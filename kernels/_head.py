@@ -115,8 +115,8 @@ def _check_map(logit_map: LogitMap, weight: Tensor) -> None:
         raise ValueError(f"bias must be on weight's device {weight.device}, got {bias.device}")
 
 
-def check_targets(targets: Tensor, hidden: Tensor, vocab_size: int) -> None:
-    """ValueError unless targets (N,) are word ids in [0, V). Waits for the device once."""
+def check_targets(targets: Tensor, hidden: Tensor) -> None:
+    """ValueError unless targets are N integers on hidden's device; their range is checked later."""
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets must have shape ({hidden.shape[0]},): {tuple(targets.shape)}")
     if targets.dtype not in (torch.int64, torch.int32):
@@ -125,9 +125,17 @@ def check_targets(targets: Tensor, hidden: Tensor, vocab_size: int) -> None:
         raise ValueError(
             f"targets must be on hidden's device {hidden.device}, got {targets.device}"
         )
-    if targets.numel() == 0:
-        return
-    low, high = torch.stack(torch.aminmax(targets)).tolist()
+
+
+def check_range(low: int, high: int, vocab_size: int) -> None:
+    """ValueError unless the smallest and largest target are word ids."""
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise ValueError(f"targets must be in [0, {vocab_size}), got {wrong}")
+
+
+def check_range_now(targets: Tensor, vocab_size: int) -> None:
+    """`check_range` of all targets; waits for the device."""
+    if len(targets):
+        low, high = torch.stack(torch.aminmax(targets)).tolist()
+        check_range(low, high, vocab_size)

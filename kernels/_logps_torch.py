@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rlkit.kernels._head import LogitMap, matmul, working
+from rlkit.kernels._head import LogitMap, check_range_now, matmul, working
 
 
 class Forward(NamedTuple):
@@ -65,6 +65,7 @@ def forward(
     workspace_bytes: int,
 ) -> Forward:
     """Logps, and on demand entropies and the direction of dlogps/dh, chunk by chunk."""
+    check_range_now(targets, weight.shape[0])
     rows, head = hidden.shape[0], working(weight)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     out = Forward(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlkit.kernels import _logps_torch
 from rlkit.kernels import _triton_kernels as kernels
-from rlkit.kernels._head import LogitMap, add_matmul_, matmul, working
+from rlkit.kernels._head import LogitMap, add_matmul_, check_range, matmul, working
 from rlkit.kernels._logps_torch import Forward, Grads, chunks
 from rlkit.kernels._triton_launch import (
     Chunk,
@@ -48,13 +48,18 @@ def forward(
     total = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     moment = torch.empty_like(total) if entropy else None
     direction = torch.empty_like(hidden) if jacobian else None
+    safe = targets.clamp(0, len(weight) - 1)  # the kernels read these words before the verdict
+    verdict = None
     step = chunk_rows(weight, store=jacobian, workspace_bytes=workspace_bytes)
     for rows in chunks(len(hidden), 1, step):
-        chunk = anchor(hidden[rows], weight, targets[rows], logit_map)
+        chunk = anchor(hidden[rows], weight, safe[rows], logit_map)
         sums = Sums(total[rows], None if moment is None else moment[rows])
         e = exponentials(chunk, sums, store=jacobian)
+        if rows.stop == len(hidden):
+            verdict = _Verdict(targets, total)
         if e is not None and direction is not None:
             _directions(chunk, sums.total, e, direction[rows])
+        del e  # before the next chunk's is allocated
     others = torch.log1p(total)
     out = Forward(
         logps=-others,
@@ -62,8 +67,35 @@ def forward(
         doubt=total / (1 + total),
         direction=direction,
     )
-    _redo_overflows(hidden, weight, targets, logit_map, out, total, workspace_bytes)
+    if verdict is not None:
+        low, high, fits = verdict.wait()
+        check_range(low, high, len(weight))
+        if not fits:
+            _redo_overflows(hidden, weight, targets, logit_map, out, total, workspace_bytes)
     return out
+
+
+class _Verdict:
+    """Whether all targets are words and no row overflowed, copied to the host without waiting.
+
+    Asked for before the last chunk's matmul and read after it was queued, so that the device has
+    work left while the host decides.
+    """
+
+    def __init__(self, targets: Tensor, total: Tensor) -> None:
+        low, high = torch.aminmax(targets)
+        fits = (total < _OVERFLOW).all()
+        self._values = torch.stack([low, high, fits.to(low.dtype)]).to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if targets.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._copied is not None:
+            self._copied.record()
+
+    def wait(self) -> tuple[int, int, bool]:
+        """(smallest target, largest target, no row overflowed)."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        low, high, fits = self._values.tolist()
+        return low, high, bool(fits)
 
 
 def _directions(chunk: Chunk, total: Tensor, e: Tensor, out: Tensor) -> None:
@@ -90,8 +122,6 @@ def _redo_overflows(
 ) -> None:
     """Rows whose target is so unlikely that exponentials anchored at it overflow; also NaNs."""
     index = (~(total < _OVERFLOW)).nonzero().squeeze(1)
-    if len(index) == 0:
-        return
     again = _logps_torch.forward(
         hidden[index],
         weight,
@@ -147,6 +177,7 @@ def backward(
         dz = weighted_exponentials(chunk, alpha[rows], beta[rows])
         at_target = dz_y[rows, None] * _target_slopes(chunk)
         _add_grads(chunk, dz, at_target, rows, out)
+        del dz  # before the next chunk's is allocated
     grad_bias = out.bias
     if out.weight is not None:
         out.weight.mul_(logit_map.gain)

@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlkit.kernels import _logps_torch, reference
-from rlkit.kernels._head import WORKSPACE_BYTES, LogitMap, check_head, check_targets
+from rlkit.kernels._head import (
+    WORKSPACE_BYTES,
+    LogitMap,
+    check_head,
+    check_range_now,
+    check_targets,
+)
 from rlkit.kernels._logps_torch import Forward, power_of_two
 from rlkit.kernels._row_gradient import with_row_gradient
 
@@ -80,12 +86,13 @@ def selected_logps(
     """
     logit_map = LogitMap(temperature, logit_scale, softcap, bias)
     check_head(hidden, weight, logit_map)
-    check_targets(targets, hidden, weight.shape[0])
+    check_targets(targets, hidden)
     if workspace_bytes <= 0:
         raise ValueError(f"workspace_bytes must be > 0, got {workspace_bytes}")
     if impl == Impl.auto:
         impl = _choose(hidden)
     if impl == Impl.reference:
+        check_range_now(targets, weight.shape[0])
         logps, h = reference.selected_logps(hidden, weight, targets, logit_map)
         kept = {EntropyMode.none: None, EntropyMode.value: h.detach()}
         return Logps(logps, kept.get(entropy, h))

@@ -488,6 +488,18 @@ def test_bad_input(change: dict[str, object], message: str) -> None:
         selected_logps(**(arguments | change))  # type: ignore[arg-type]
 
 
+def test_targets_out_of_range(place: tuple[str, str]) -> None:
+    """On a GPU this is found after the kernels ran: they must not read outside the weights."""
+    impl, device = place
+    case = make_case(37, 40, 203, torch.bfloat16, device)
+    for wrong in (-100, 203, 10**6):
+        targets = case.targets.clone()
+        targets[5] = wrong
+        hidden = case.hidden.clone().requires_grad_()
+        with pytest.raises(ValueError, match=rf"targets must be in \[0, 203\), got {wrong}"):
+            selected_logps(hidden, case.weight, targets, impl=Impl(impl))
+
+
 def test_compact_and_spread() -> None:
     mask = torch.tensor([[True, False, True], [False, True, True]])
     x = torch.arange(12.0).reshape(2, 3, 2).requires_grad_()
