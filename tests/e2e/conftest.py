@@ -68,7 +68,7 @@ def rlkit(model_folder: Path, tmp_path: Path) -> RunCLI:
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small(model_folder: Path) -> list[str]:
     """Overrides of a run that takes a second."""
     return [

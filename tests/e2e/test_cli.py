@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from rlkit import cli
 from rlkit.tracking import comparable, read_metrics
 
 
@@ -64,11 +66,19 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
     assert "kl.beta must be 0.04 as in the run being resumed" in changed.stderr
 
 
+@pytest.fixture(scope="module")
+def whole(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of twelve steps that nobody disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    arguments = command(f"run_dir={run}", *small, "steps=12")
+    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    return run
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_leaves_no_process_and_goes_on_exactly(
-    rlkit: RunCLI, small: list[str], tmp_path: Path, number: signal.Signals
+    rlkit: RunCLI, small: list[str], tmp_path: Path, whole: Path, number: signal.Signals
 ) -> None:
-    assert rlkit("run_dir=whole", *small, "steps=12").returncode == 0
     run = tmp_path / "run"
     process = subprocess.Popen(
         command("run_dir=run", *small, "steps=12"),
@@ -90,8 +100,8 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_exactly(
     if number is not signal.SIGKILL:
         assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
     assert rlkit("run_dir=run", *small, "steps=12", "resume=must").returncode == 0
-    assert metrics(run) == metrics(tmp_path / "whole")
-    assert same_adapter(run, tmp_path / "whole")
+    assert metrics(run) == metrics(whole)
+    assert same_adapter(run, whole)
 
 
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
@@ -120,38 +130,42 @@ def test_a_failing_job_says_one_line_and_keeps_the_traceback(
     assert "Traceback" in (tmp_path / "run/log.txt").read_text()
 
 
+BAD_INPUT = {
+    "model.source=/no/such/folder": "model.source must be",
+    "model.source=inputs/corrupt": "model.source must be",
+    "task=dataset task.path=inputs/rows.jsonl +task.columns.prompt=prompt": "eval",
+    "+reward.functions.short.fn=inputs/bad.py:short": "reward.functions.short",
+    "task.max_prompt_length=5": "task.max_prompt_length must be >=",
+    "task.max_completion_length=5000": "the model's context",
+    "run_dir=inputs/used": "run_dir must be a new or empty folder",
+    "+reward.functions.right.fn=tag_anser": "did you mean tag_answer?",
+    "algorithm.group_size=1": "group_size",
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_one_line_code_2_and_nothing_written(
-    rlkit: RunCLI, small: list[str], tmp_path: Path, model_folder: Path
+    small: list[str],
+    tmp_path: Path,
+    model_folder: Path,
+    case: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    corrupt = tmp_path / "inputs" / "corrupt"
-    corrupt.mkdir(parents=True)
-    for file in model_folder.iterdir():
-        (corrupt / file.name).write_bytes(file.read_bytes())
-    (corrupt / "model.safetensors").write_bytes(b"not a safetensors file")
-    (tmp_path / "inputs/rows.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n')
-    (tmp_path / "inputs/used").mkdir()
-    (tmp_path / "inputs/used/file").write_text("")
-    (tmp_path / "inputs/bad.py").write_text("def short(group):\n    return [1.0]\n")
-    cases = {
-        "model.source=/no/such/folder": "model.source must be",
-        f"model.source={corrupt}": "model.source must be",
-        "task=dataset task.path=inputs/rows.jsonl +task.columns.prompt=prompt": "eval",
-        "+reward.functions.short.fn=inputs/bad.py:short": "reward.functions.short",
-        "task.max_prompt_length=5": "task.max_prompt_length must be >=",
-        "task.max_completion_length=5000": "the model's context",
-        "run_dir=inputs/used": "run_dir must be a new or empty folder",
-        "+reward.functions.right.fn=tag_anser": "did you mean tag_answer?",
-        "algorithm.group_size=1": "group_size",
-    }
-    for case, message in cases.items():
-        overrides = case.split()
-        if not case.startswith("run_dir"):
-            overrides.append("run_dir=run")
-        result = rlkit(*small, *overrides)
-        assert result.returncode == 2, (case, result.stdout, result.stderr)
-        assert message in result.stderr, (case, result.stderr)
-        assert result.stderr.count("\n") == 1, (case, result.stderr)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["inputs"], case
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rlkit"])
+    shutil.copytree(model_folder, "inputs/corrupt")
+    Path("inputs/corrupt/model.safetensors").write_bytes(b"not a safetensors file")
+    Path("inputs/rows.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n')
+    Path("inputs/used").mkdir()
+    Path("inputs/used/file").write_text("")
+    Path("inputs/bad.py").write_text("def short(group):\n    return [1.0]\n")
+    overrides = case.split() + ([] if case.startswith("run_dir") else ["run_dir=run"])
+    assert cli.run([*small, *overrides]) == 2
+    error = capsys.readouterr().err
+    assert BAD_INPUT[case] in error
+    assert error.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["inputs"]
 
 
 def test_generate_uses_the_adapter_of_a_run(
