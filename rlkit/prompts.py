@@ -37,7 +37,7 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
     else:
         text = _apply_template(example.prompt, tokenizer, where)
     try:
-        text.encode()  # tokenizers answer half a surrogate pair with a TypeError about something else
+        text.encode()  # tokenizers answer half a surrogate pair with a misleading TypeError
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} must be valid Unicode, got {error.reason}") from error
     ids = tokenizer(text, add_special_tokens=is_raw)["input_ids"]

@@ -94,14 +94,14 @@ class MaxOfNConfig(TaskConfig):
 
 @dataclass(kw_only=True, slots=True)
 class ChainSumConfig(TaskConfig):
-    """Add and subtract; plain text, four worked examples."""
+    """Add and subtract, with results >= 0; plain text, four worked examples."""
 
     name: str = "chain_sum"
     max_completion_length: int = 8
     terms: int = 2
     """Numbers in the sum, in [2, 8]."""
     digits: int = 1
-    """Digits of each number, in [1, 6]. Two terms of one digit make only 200 problems."""
+    """Digits of each number, in [1, 6]. Two terms of one digit make only 155 problems."""
 
     def __post_init__(self) -> None:
         super(ChainSumConfig, self).__post_init__()

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from rlkit.tasks.base import Example, Split, SplitName
+from rlkit.tasks.base import Example, Message, Split, SplitName
 
 EVAL_SHARE = 0.25
 _MAX_DRAWS = 10_000
@@ -30,7 +30,7 @@ def splits(draw: Draw, *, seed: int, eval_size: int, shots: Collection[str]) -> 
 
     A hash of (seed, key) assigns a quarter of all possible problems to the eval split, so the
     halves are disjoint whatever is drawn; problems with keys in `shots` (worked examples in the
-    prompt) are in neither. Eval problems are all different; there are fewer than `eval_size` when
+    prompt) are in neither. Eval prompts are all different; there are fewer than `eval_size` when
     the task has no more.
     """
 
@@ -42,14 +42,14 @@ def splits(draw: Draw, *, seed: int, eval_size: int, shots: Collection[str]) -> 
                 return problem.example
         raise ValueError(f"task.seed must leave problems to train on, got {seed}")
 
-    held: dict[str, Example] = {}
+    held: dict[str | tuple[Message, ...], Example] = {}
     rng = random.Random(f"{seed}:{SplitName.eval.value}")
     for _ in range(eval_size * _DRAWS_PER_EVAL_EXAMPLE):
         if len(held) == eval_size:
             break
         problem = draw(rng)
         if problem.key not in shots and held_out(problem.key, seed):
-            held.setdefault(problem.key, problem.example)
+            held.setdefault(problem.example.prompt, problem.example)
     if not held:
         raise ValueError(f"task.seed must leave problems to evaluate on, got {seed}")
     examples = tuple(held.values())
