@@ -133,19 +133,22 @@ def tiny_run(
     tokens_per_microbatch: int = 10_000,
     dtype: torch.dtype = torch.float32,
     resample: bool = False,
+    device: torch.device = CPU,
 ) -> tuple[Trainer, TrainState, Recorder]:
     """A trainer, its fresh state and the tracker that sees what happens."""
     optim = optim or OptimConfig(learning_rate=0.02)
     algorithm = algorithm or GRPOConfig(group_size=4)
     model, tokenizer = tiny_model(dtype), tiny_tokenizer()
+    torch.nn.Module.to(model, device)
     lora = attach(model, LoRAConfig(rank=4, alpha=8.0), dtype=dtype)
     policy = Policy(
         model=model,
         lora=lora,
         head=head_of(model),
         adapter={
-            name: leaf.detach().to(dtype).requires_grad_()
-            for name, leaf in init_adapter(lora, seed=0, device=CPU).items()
+            # float32 leaves, as always; float64 for tests that need more digits.
+            name: leaf.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+            for name, leaf in init_adapter(lora, seed=0, device=device).items()
         },
     )
     generator = HFGenerator(
@@ -204,7 +207,7 @@ def tiny_run(
         tracker=tracker,
         shuffle_seed=lambda step, epoch: sample_seed(0, step, -1, epoch),
         pad_token_id=PAD,
-        device=CPU,
+        device=device,
         run_dir=run_dir,
     )
     state = TrainState(learner=policy, optimizer=build_optimizer(policy.named_parameters(), optim))

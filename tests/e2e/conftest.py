@@ -44,7 +44,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=None,
     )
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad)
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        eos_token_id=stop, pad_token_id=pad
+    )
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder

@@ -22,8 +22,8 @@ from rlkit import cli
 from rlkit.tracking import comparable, read_metrics
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [dict(comparable(line)) for line in read_metrics(run)]
+def metrics(run: Path) -> list[dict[str, object]]:
+    return [comparable(line) for line in read_metrics(run)]
 
 
 def same_adapter(a: Path, b: Path) -> bool:
