@@ -48,7 +48,9 @@ def forward(
     total = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     moment = torch.empty_like(total) if entropy else None
     direction = torch.empty_like(hidden) if jacobian else None
-    safe = targets.clamp(0, len(weight) - 1)  # the kernels read these words before the verdict
+    safe = targets.clamp(
+        0, len(weight) - 1
+    ).contiguous()  # the kernels read these words before the verdict
     verdict = None
     step = chunk_rows(weight, store=jacobian, workspace_bytes=workspace_bytes)
     for rows in chunks(len(hidden), 1, step):
@@ -165,7 +167,7 @@ def backward(
             needs=needs,
             workspace_bytes=workspace_bytes,
         )
-    h, w = aligned(hidden), aligned(weight)
+    h, w, targets = aligned(hidden), aligned(weight), targets.contiguous()
     alpha, beta, dz_y = _row_weights(result, grad_logps, grad_entropy)
     out = Grads(
         torch.empty_like(hidden) if needs[0] else None,

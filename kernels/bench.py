@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -250,36 +251,6 @@ def table(name: str, measured: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(source: Path, target: Path) -> None:
-    """Bars of the time in matmuls, one panel per shape, under the floors of 1 and 2 matmuls."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    record = json.loads(source.read_text())
-    shapes = [s for s in record["shapes"] if s in ("P1", "P2")] or list(record["shapes"])
-    figure, axes = plt.subplots(1, len(shapes), figsize=(6 * len(shapes), 4), squeeze=False)
-    for axis, name in zip(axes[0], shapes, strict=True):
-        results = record["shapes"][name]["results"]
-        peers = [p for p in results if "ms" in results[p].get("fwd+bwd", {})]
-        for offset, op, colour in ((-0.2, "forward", "tab:blue"), (0.2, "fwd+bwd", "tab:orange")):
-            values = [results[p].get(op, {}).get("matmuls", 0.0) for p in peers]
-            y = [i + offset for i in range(len(peers))]
-            bars = axis.barh(y, values, 0.38, color=colour, label=op)
-            axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
-            axis.axvline(OPS[op][0], color=colour, linestyle="--", linewidth=1)
-        axis.set_yticks(range(len(peers)), peers)
-        axis.invert_yaxis()
-        axis.set_xlabel("time in matmuls of 2 N V D operations (dashed: the floors)")
-        axis.set_title(f"{name}: N, D, V = {tuple(record['shapes'][name]['shape'])}", fontsize=10)
-        axis.set_xlim(0, 10)
-        axis.legend(loc="lower right")
-    figure.suptitle(f"Per-token logps, {record['device']}, {record['date']}")
-    figure.tight_layout()
-    figure.savefig(target, dpi=120)
-
-
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m rlkit.kernels.bench", description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=["P1", "P2"], choices=list(SHAPES))
@@ -290,7 +261,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--plot", type=Path, help="draw the results in --json to this PNG")
     args = parser.parse_args(arguments)
     if args.plot is not None:
-        plot(args.json, args.plot)
+        from rlkit.kernels._bench_plot import plot
+
+        floors = {op: matmuls for op, (matmuls, _) in OPS.items()}
+        plot(json.loads(args.json.read_text()), floors, args.plot)
         return
     if not torch.cuda.is_available():
         parser.error("a CUDA GPU is needed, except for --plot")
@@ -300,7 +274,7 @@ def main(arguments: list[str]) -> None:
     record: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "date": time.strftime("%Y-%m-%d"),
-        "command": "python -m rlkit.kernels.bench " + " ".join(arguments),
+        "command": "python -m rlkit.kernels.bench " + shlex.join(arguments),
         "versions": {**versions, "triton": triton.__version__, "python": sys.version.split()[0]},
         "copy_tb_s": copy_rate(),
         "shapes": {},

@@ -136,7 +136,8 @@ class _Call(NamedTuple):
             from rlkit.kernels import _logps_triton
 
             forward = _logps_triton.forward
-        with torch.no_grad():
+        device: Any = torch.cuda.device_of  # Triton launches on the current device
+        with torch.no_grad(), device(hidden):
             return forward(
                 hidden,
                 weight,

@@ -21,6 +21,11 @@ MAPS = {
 }
 
 
+DEVICES = ["cpu"]
+if torch.cuda.is_available():
+    DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))  # type: ignore[arg-type]
+
+
 def inputs(dtype: torch.dtype, distance: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Hidden states of policy and reference `distance` apart, weights, bias and upstream."""
     gen = torch.Generator().manual_seed(3)
@@ -54,10 +59,16 @@ def truth(
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("map_name", MAPS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("device", DEVICES)
 def test_values_and_gradients(
-    dtype: torch.dtype, map_name: str, direction: Direction, top_k: int | None, distance: float
+    device: str,
+    dtype: torch.dtype,
+    map_name: str,
+    direction: Direction,
+    top_k: int | None,
+    distance: float,
 ) -> None:
-    hidden, ref, weight, bias, upstream = inputs(dtype, distance)
+    hidden, ref, weight, bias, upstream = (x.to(device) for x in inputs(dtype, distance))
     logit_map = MAPS[map_name]._replace(bias=bias)
     kl, jacobian = truth(hidden, ref, weight, logit_map, direction, top_k)
     leaf = hidden.clone().requires_grad_()

@@ -335,13 +335,15 @@ def test_memory_beyond_the_inputs_is_not_read(place: tuple[str, str]) -> None:
     weight = torch.full((210, 40), torch.nan, dtype=torch.bfloat16, device=device)
     bias = torch.full((210,), torch.nan, device=device)
     hidden[1:38], weight[3:206], bias[3:206] = case.hidden, case.weight, case.bias
+    strided = torch.full((37, 2), -1, device=device)
+    strided[:, 1] = case.targets
     outs = []
-    for h, w, b in (
-        (case.hidden, case.weight, case.bias),
-        (hidden[1:38], weight[3:206], bias[3:206]),
+    for h, w, b, y in (
+        (case.hidden, case.weight, case.bias, case.targets),
+        (hidden[1:38], weight[3:206], bias[3:206], strided[:, 1]),
     ):
         leaf = h.detach().clone().requires_grad_() if h is case.hidden else h.requires_grad_()
-        out = selected_logps(leaf, w, case.targets, bias=b, impl=Impl(impl))
+        out = selected_logps(leaf, w, y, bias=b, impl=Impl(impl))
         (grad,) = torch.autograd.grad(out.logps.sum(), leaf)
         outs.append((out.logps.detach(), grad))
     assert torch.equal(outs[0][0], outs[1][0]) and torch.equal(outs[0][1], outs[1][1])
