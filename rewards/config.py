@@ -98,7 +98,7 @@ def reward_specs(config: RewardConfig, recommended: Sequence[RewardSpec]) -> tup
     Raises ValueError when there is neither, or when no function has a weight.
     """
     specs = tuple(
-        RewardSpec(name, function.fn or name, function.weight, function.options)
+        RewardSpec(name, function.fn or name, float(function.weight), function.options)
         for name, function in config.functions.items()
     ) or tuple(recommended)
     if not specs:

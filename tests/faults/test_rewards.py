@@ -8,6 +8,7 @@ happened.
 from __future__ import annotations
 
 import math
+import random
 import time
 from pathlib import Path
 
@@ -224,6 +225,41 @@ def test_f8_formulas_that_hang_math_verify() -> None:
                 assert reward == float(sample.text == "so $42$"), sample.text
         together = pool.score([samples])
         assert together.rewards[0][-2:] == [1.0, 0.0]
+
+
+def fuzzed_formulas(number: int) -> list[str]:
+    """Random LaTeX of the kind that small models write: deep, unbalanced, huge."""
+    rng = random.Random("F8")
+    atoms = ["x", "7", "10", "999999", r"\pi", r"\infty", "e", "0", r"\text{km}", "3.5", ","]
+    shapes = ["{a}^{{{b}}}", r"\frac{{{a}}}{{{b}}}", "({a}+{b}", "{a})-{b}", r"\sqrt{{{a}}}{b}"]
+    shapes += [r"\sum_{{k=1}}^{{{a}}}{b}", r"\int_0^{{{a}}}{b}dx", "{a}!{b}", r"\boxed{{{a}}}={b}"]
+
+    def formula(depth: int) -> str:
+        if depth == 0 or rng.random() < 0.2:
+            return rng.choice(atoms)
+        return rng.choice(shapes).format(a=formula(depth - 1), b=formula(depth - 1))
+
+    return [f"${formula(rng.randint(1, 5))}$" for _ in range(number)]
+
+
+@pytest.mark.slow
+def test_f8_fuzzed_formulas() -> None:
+    pytest.importorskip("math_verify", reason="the extra rlkit[math] is not installed")
+    prompt = Prompt(index=0, ids=(1,), text="q", columns={"answer": "-31337"})
+    samples = [
+        Completion(prompt=prompt, text=text, ids=(1,), finish_reason=FinishReason.stop)
+        for text in fuzzed_formulas(200)
+    ]
+    config = RewardConfig(workers=2, timeout_s=3.0)
+    specs = [RewardSpec("math", "math", 1.0, {"alarm_s": 1})]
+    with RewardPool(specs, config) as pool:
+        pool.start()
+        for sample in samples:
+            scores = pool.score([[sample]])
+            assert scores.report.seconds < config.timeout_s + 1.0, sample.text
+            assert set(scores.failures) <= {"math/timeout", "math/killed"}, sample.text
+            reward = scores.rewards[0][0]
+            assert math.isnan(reward) if scores.failures else reward == 0.0, sample.text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,12 @@ def test_paths_that_do_not_exist(tmp_path: Path) -> None:
         build_task(DatasetConfig(columns={"prompt": "q"}))
     with pytest.raises(ValueError, match=r"task.columns.prompt must name the column"):
         build_task(DatasetConfig(path="x", columns={"answer": "a"}))
+
+
+def test_a_hub_id_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # import then raises ImportError
+    with pytest.raises(ValueError, match=r"got openai/gsm8k: .* pip install 'rlkit\[data\]'"):
+        build_task(GSM8KConfig())
 
 
 def test_answers_of_gsm8k(tmp_path: Path) -> None:
