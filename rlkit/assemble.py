@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from rlkit.algorithms import GroupFilter, Objective, build
+from rlkit.algorithms import GroupFilter, Objective, Warmup, build, warmup
+from rlkit.algorithms.ppo import PPOConfig
 from rlkit.collect import Collector
 from rlkit.config import Config, ConfigError, DeviceChoice, flatten, identity_hash
 from rlkit.evaluate import Evaluator
@@ -18,7 +19,7 @@ from rlkit.generation.hf import HFGenerator
 from rlkit.lora_files import save_adapter
 from rlkit.models.load import BaseModel, load_model
 from rlkit.optim import build_optimizer
-from rlkit.policy import Policy, new_policy
+from rlkit.policy import CRITIC_PREFIX, CriticChoice, Policy, new_policy
 from rlkit.prompts import render_all, without_overlong
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
@@ -45,6 +46,7 @@ class Parts:
     task: Task
     rewards: RewardPool
     algorithm: Algorithm
+    warmup: Warmup | None
     setting: Setting
     sampling: SamplingConfig
     train: Split
@@ -60,9 +62,19 @@ class Parts:
         source = self.base.location
         save_adapter(folder, self.policy.lora, self.policy.adapter, base_model=source)
 
+    def algorithm_at(self, step: int) -> Algorithm:
+        """The algorithm of a step: the warm-up's at first, if there is one."""
+        warming_up = self.warmup is not None and step < self.warmup.num_steps
+        return self.warmup.algorithm if self.warmup and warming_up else self.algorithm
+
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids to text without special tokens."""
-        return str(self.base.tokenizer.decode(list(ids), skip_special_tokens=True))
+        # Without clean-up: it would drop spaces before punctuation, which the model did sample.
+        return str(
+            self.base.tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
 
     def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
         """The training prompts of a step."""
@@ -93,11 +105,12 @@ def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
     )
     objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
     algorithm = build(objective, setting)
+    first = warmup(objective, setting)
     rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
     try:
         rewards.start()
         base = load_model(config.model, device=device, say=say)
-        return _with_model(config, device, task, setting, algorithm, rewards, base, say)
+        return _with_model(config, device, task, setting, algorithm, first, rewards, base, say)
     except BaseException:
         rewards.close()
         raise
@@ -109,6 +122,7 @@ def _with_model(
     task: Task,
     setting: Setting,
     algorithm: Algorithm,
+    first: Warmup | None,
     rewards: RewardPool,
     base: BaseModel,
     say: Callable[[str], None],
@@ -135,7 +149,8 @@ def _with_model(
         say(note)
     say(f"first prompt, {len(eval_prompts[0].ids)} tokens: {eval_prompts[0].text!r}")
     say(f"its token ids: {' '.join(map(str, eval_prompts[0].ids))}")
-    policy = new_policy(base, config.model, seed=config.seed)
+    critic = CriticChoice.lora if algorithm.outputs.values else CriticChoice.none
+    policy = new_policy(base, config.model, seed=config.seed, critic=critic)
     return Parts(
         config=config,
         device=device,
@@ -144,6 +159,7 @@ def _with_model(
         task=task,
         rewards=rewards,
         algorithm=algorithm,
+        warmup=first,
         setting=setting,
         sampling=sampling,
         train=train,
@@ -165,8 +181,15 @@ def _render(
 
 def initial_state(parts: Parts) -> TrainState:
     """The state before the first step."""
-    parameters = parts.policy.named_parameters()
-    optimizer = build_optimizer(parameters, parts.config.optim)
+    config = parts.config
+    critic_factor = 1.0
+    if isinstance(config.algorithm, PPOConfig):
+        critic_factor = config.algorithm.value_lr / config.optim.learning_rate
+    optimizer = build_optimizer(
+        parts.policy.named_parameters(),
+        config.optim,
+        rate_factor=lambda name: critic_factor if name.startswith(CRITIC_PREFIX) else 1.0,
+    )
     return TrainState(learner=parts.policy, optimizer=optimizer)
 
 
@@ -229,7 +252,7 @@ def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: 
         config_hash=identity_hash(config),
     )
     return Trainer(
-        algorithm=parts.algorithm,
+        algorithm=parts.algorithm_at,
         settings=settings,
         schedule=schedule,
         collector=collector,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -82,11 +82,23 @@ def learning_rate(config: OptimConfig, *, update: int, total_updates: int) -> fl
     return config.learning_rate * factors[config.schedule]
 
 
-def build_optimizer(parameters: Mapping[str, Tensor], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the named tensors, in their order."""
+def build_optimizer(
+    parameters: Mapping[str, Tensor],
+    config: OptimConfig,
+    *,
+    rate_factor: Callable[[str], float] = lambda name: 1.0,
+) -> torch.optim.AdamW:
+    """AdamW over the named tensors, in their order.
+
+    `rate_factor` multiplies the learning rate of a tensor, by its name; tensors of one factor form
+    a parameter group, which keeps it as `rate_factor`.
+    """
+    groups: dict[float, list[Tensor]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(rate_factor(name), []).append(parameter)
     beta1, beta2 = config.betas
     return torch.optim.AdamW(
-        list(parameters.values()),
+        [{"params": leaves, "rate_factor": factor} for factor, leaves in groups.items()],
         lr=config.learning_rate,
         betas=(beta1, beta2),
         eps=config.eps,

@@ -29,6 +29,8 @@ from rlkit.models.hidden import can_share, completion_states, worth_sharing
 from rlkit.models.load import BaseModel
 from rlkit.types import FullKL, OutputSpec, PolicyOutput, RolloutBatch
 
+CRITIC_PREFIX = "critic/"
+"""What names the critic's tensors among the trainable ones."""
 VALUE_WEIGHT = "value_head.weight"
 VALUE_BIAS = "value_head.bias"
 _LOGPS_ONLY = OutputSpec()
@@ -105,7 +107,7 @@ class Policy:
         The order depends on the model alone.
         """
         critic = self.critic or {}
-        return {**self.adapter, **{f"critic/{name}": leaf for name, leaf in critic.items()}}
+        return {**self.adapter, **{f"{CRITIC_PREFIX}{name}": leaf for name, leaf in critic.items()}}
 
     def _states(self, batch: RolloutBatch, adapter: Mapping[str, Tensor] | None) -> Tensor:
         # Does not depend on grad mode or adapter: policy and reference must take the same way.

@@ -18,6 +18,7 @@ from rlkit.clock import StepClock
 from rlkit.collate import collate
 from rlkit.collect import Collector
 from rlkit.functional.correction import sampling_mismatch
+from rlkit.functional.values import explained_variance
 from rlkit.metrics import average, rollout_metrics, sample_row
 from rlkit.stopping import StopRequest
 from rlkit.tracking.base import EvalRecord, Phase, SampleRow, StepRecord, Tracker
@@ -41,7 +42,8 @@ class Schedule:
 class Trainer:
     """What a run is made of; only `TrainState` changes while it runs."""
 
-    algorithm: Algorithm
+    algorithm: Callable[[int], Algorithm]
+    """The algorithm of a step: nearly always the same one, but a critic may learn alone first."""
     settings: UpdateSettings
     schedule: Schedule
     collector: Collector
@@ -101,14 +103,15 @@ class Trainer:
         stop.check()
         with clock.phase(Phase.score):
             self.tracker.progress(Phase.score, 0, len(batch))
-            batch = score(state.learner, batch, self.algorithm, self.settings)
+            algorithm = self.algorithm(state.step)
+            batch = score(state.learner, batch, algorithm, self.settings)
             with torch.no_grad():
-                train_batch = self.algorithm.prepare(batch)
+                train_batch = algorithm.prepare(batch)
             self.tracker.progress(Phase.score, len(batch), len(batch))
         stop.check()
         state.updating = True
         with clock.phase(Phase.update):
-            results, mismatch = self._update(state, train_batch)
+            results, mismatch = self._update(state, train_batch, algorithm)
         with clock.phase(Phase.sync):
             self.generator.load_adapter(state.learner.adapter, state.updates)
         metrics = {
@@ -116,6 +119,7 @@ class Trainer:
             **counts,
             **mismatch,
             **average([result.metrics for result in results]),
+            **critic_metrics(train_batch),
         }
         metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.completion_mask.sum())
         timings = clock.metrics()
@@ -129,7 +133,7 @@ class Trainer:
         return state
 
     def _update(
-        self, state: TrainState, batch: TrainBatch
+        self, state: TrainState, batch: TrainBatch, algorithm: Algorithm
     ) -> tuple[list[UpdateResult], dict[str, float]]:
         """All updates on one batch, and how far trainer and sampler disagree before the first."""
         optim = self.settings.optim
@@ -139,7 +143,7 @@ class Trainer:
             seed = self.shuffle_seed(state.step, epoch)
             for part in minibatches(batch, num_minibatches=optim.minibatches, seed=seed):
                 self.tracker.progress(Phase.update, len(results), optim.updates_per_batch)
-                state, result = train_step(state, part, self.algorithm, self.settings)
+                state, result = train_step(state, part, algorithm, self.settings)
                 if not results:
                     mismatch = sampling_mismatch(
                         result.logps, part.rollout.sampling_logps, part.rollout.completion_mask
@@ -201,6 +205,15 @@ def sample_rows(groups: list[Group], *, step: int, batch: TrainBatch) -> list[Sa
         sample_row(sample, step=step, advantage=advantage)
         for sample, advantage in zip(samples, advantages, strict=True)
     ]
+
+
+def critic_metrics(batch: TrainBatch) -> dict[str, float]:
+    """How much of the returns the critic explained before this batch; nothing without a critic."""
+    values = batch.rollout.values
+    if values is None or batch.returns is None:
+        return {}
+    explained = explained_variance(values, batch.returns, batch.loss_mask)
+    return {"value/explained_variance": float(explained)}
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:

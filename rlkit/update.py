@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -164,12 +165,15 @@ def _apply(state: TrainState, settings: UpdateSettings) -> dict[str, float]:
     """Clip, guard and step; returns `grad_norm`, `learning_rate` and `skipped_updates`."""
     optim = settings.optim
     rate = learning_rate(optim, update=state.updates, total_updates=settings.total_updates)
-    leaves = list(state.learner.named_parameters().values())
-    norm = torch.nn.utils.clip_grad_norm_(leaves, optim.max_grad_norm, foreach=True)
-    finite = bool(torch.isfinite(norm))
+    # Each group by itself: a critic's large gradients must not shrink the policy's.
+    norms = [
+        float(torch.nn.utils.clip_grad_norm_(group["params"], optim.max_grad_norm, foreach=True))
+        for group in state.optimizer.param_groups
+    ]
+    finite = all(map(math.isfinite, norms))
     if finite:
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.updates += 1
@@ -179,7 +183,8 @@ def _apply(state: TrainState, settings: UpdateSettings) -> dict[str, float]:
             f"the gradient was not finite in {state.skipped_in_row} updates in a row "
             "(optim.max_skipped_updates); lower optim.learning_rate or check the rewards"
         )
-    return {"grad_norm": float(norm), "learning_rate": rate, "skipped_updates": float(not finite)}
+    metrics = {"learning_rate": rate, "skipped_updates": float(not finite), "grad_norm": norms[0]}
+    return metrics | {f"grad_norm/critic_{i}": norm for i, norm in enumerate(norms[1:])}
 
 
 def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:

@@ -177,8 +177,9 @@ def tiny_run(
         rewards=rewards,
         tracker=tracker,
     )
+    algorithm_of_run = build(objective, setting)
     trainer = Trainer(
-        algorithm=build(objective, setting),
+        algorithm=lambda step: algorithm_of_run,
         settings=UpdateSettings(
             optim=optim,
             total_updates=num_steps * optim.updates_per_batch,
