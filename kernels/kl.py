@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from enum import StrEnum
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -63,27 +65,89 @@ def kl_exact(
     values = hidden.new_empty(hidden.shape[0], dtype=wide)
     factor = torch.empty_like(values)
     gradient = torch.empty_like(hidden) if learns else None
-    with torch.no_grad():
+    chunk_gradient = _fused_chunk if _fits(hidden, top_k) else _chunk
+    with torch.no_grad(), _on(hidden):
         head = working(weight)
         row_bytes = weight.shape[0] * 6 * max(4, weight.itemsize)
-        for chunk in chunks(hidden.shape[0], row_bytes, workspace_bytes):
-            z = logit_map.apply_(matmul(working(hidden[chunk]), head.T))
-            ref_logps = logit_map.apply_(matmul(working(ref_hidden[chunk]), head.T)).log_softmax(1)
-            slope = logit_map.slope(z) if learns else None
-            logps = z.log_softmax(1)
-            ratio = _log_ratio(logps, ref_logps, top_k)
-            values[chunk] = _divergence(logps, ref_logps, ratio, reverse)
-            if gradient is not None:
-                dz = _grad_logits(logps, ratio, values[chunk, None], reverse)
-                if slope is not None:
-                    dz.mul_(slope)
-                # A factor per row keeps 16-bit copies of dz in range when p and q almost agree.
-                peak = dz.abs().amax(1, keepdim=True).clamp_min_(1e-30)
-                gradient[chunk] = matmul(dz.div_(peak).to(head.dtype), head)
-                factor[chunk] = peak.squeeze(1) * logit_map.gain
+        if chunk_gradient is _fused_chunk:
+            row_bytes = weight.shape[0] * 10
+        for rows in chunks(hidden.shape[0], row_bytes, workspace_bytes):
+            found = chunk_gradient(
+                matmul(working(hidden[rows]), head.T),
+                matmul(working(ref_hidden[rows]), head.T),
+                logit_map,
+                reverse=reverse,
+                top_k=top_k,
+                gradient=learns,
+            )
+            values[rows] = found.values
+            if gradient is not None and found.dz is not None:
+                gradient[rows] = matmul(found.dz.to(head.dtype), head)
+                factor[rows] = found.factor * logit_map.gain
     if gradient is None:
         return values
     return with_row_gradient(hidden, values, factor, gradient)
+
+
+class _Chunk(NamedTuple):
+    """KL of some rows, and its gradient factor (R,) times dz (R, V) in the products over gain."""
+
+    values: Tensor
+    dz: Tensor | None
+    factor: Tensor | float
+
+
+def _fits(hidden: Tensor, top_k: int | None) -> bool:
+    """Whether the fused kernel, which has no top k, takes these rows."""
+    return hidden.is_cuda and hidden.dtype == torch.bfloat16 and top_k is None
+
+
+def _on(hidden: Tensor) -> AbstractContextManager[None]:
+    """Triton launches on the current device: makes that hidden's."""
+    device: Any = torch.cuda.device_of
+    context: AbstractContextManager[None] = device(hidden)
+    return context
+
+
+def _fused_chunk(
+    product: Tensor,
+    ref_product: Tensor,
+    logit_map: LogitMap,
+    *,
+    reverse: bool,
+    top_k: int | None,
+    gradient: bool,
+) -> _Chunk:
+    from rlkit.kernels._kl_triton import kl_rows
+
+    values = product.new_empty(len(product))
+    dz = kl_rows(product, ref_product, logit_map, values, reverse=reverse, gradient=gradient)
+    return _Chunk(values, dz, 1.0)
+
+
+def _chunk(
+    product: Tensor,
+    ref_product: Tensor,
+    logit_map: LogitMap,
+    *,
+    reverse: bool,
+    top_k: int | None,
+    gradient: bool,
+) -> _Chunk:
+    z = logit_map.apply_(product)
+    ref_logps = logit_map.apply_(ref_product).log_softmax(1)
+    slope = logit_map.slope(z) if gradient else None
+    logps = z.log_softmax(1)
+    ratio = _log_ratio(logps, ref_logps, top_k)
+    values = _divergence(logps, ref_logps, ratio, reverse)
+    if not gradient:
+        return _Chunk(values, None, 1.0)
+    dz = _grad_logits(logps, ratio, values[:, None], reverse)
+    if slope is not None:
+        dz.mul_(slope)
+    # A factor per row keeps 16-bit copies of dz in range when p and q almost agree.
+    peak = dz.abs().amax(1, keepdim=True).clamp_min_(1e-30)
+    return _Chunk(values, dz.div_(peak), peak.squeeze(1))
 
 
 def _check(

@@ -18,7 +18,7 @@ def test_fused_kernels_under_the_interpreter() -> None:
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
     done = subprocess.run(
-        [*command, str(here / "test_logps.py")],
+        [*command, str(here / "test_logps.py"), str(here / "test_kl.py")],
         cwd=here.parents[1],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,

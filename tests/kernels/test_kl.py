@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -92,6 +93,32 @@ def test_values_and_gradients(
     error = (leaf.grad.double() - gradient).norm(dim=1) - unavoidable
     limit = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 6e-3}[dtype]
     assert (error / gradient.norm(dim=1)).max() < limit
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_interpreter.py")
+@pytest.mark.parametrize("distance", [0.02, 1.0])
+@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("map_name", ["plain", "softcap"])
+def test_triton_kernel_interpreted(
+    map_name: str, direction: Direction, distance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlkit.kernels.kl._fits", lambda hidden, top_k: top_k is None)
+    monkeypatch.setattr("rlkit.kernels._kl_triton._BLOCK", 64)  # several blocks, the last ragged
+    hidden, ref, weight, bias, upstream = inputs(torch.bfloat16, distance)
+    hidden, ref, upstream = hidden[::4], ref[::4], upstream[::4]
+    logit_map = MAPS[map_name]._replace(bias=bias if map_name == "softcap" else None)
+    kl, jacobian = truth(hidden, ref, weight, logit_map, direction, None)
+    leaf = hidden.clone().requires_grad_()
+    out = kl_exact(leaf, ref, weight, direction=direction, **logit_map._asdict())
+    torch.testing.assert_close(out.detach().double(), kl, rtol=2e-4, atol=1e-8)
+    (out * upstream).sum().backward()
+    assert leaf.grad is not None
+    expected = upstream[:, None] * jacobian
+    error = (leaf.grad.double() - expected).norm(dim=1) - upstream.abs() * 1e-5
+    assert (error / expected.norm(dim=1)).max() < 6e-3
+    with torch.no_grad():
+        again = kl_exact(hidden, ref, weight, direction=direction, **logit_map._asdict())
+    assert torch.equal(again, out.detach())
 
 
 @pytest.mark.parametrize("direction", list(Direction))
