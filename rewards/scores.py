@@ -60,6 +60,10 @@ class Scores(NamedTuple):
         """Samples that failed, by `function/kind`."""
         return {f"{name}/{kind.value}": n for (name, kind), n in self.report.failures.items()}
 
+    def describe(self) -> list[str]:
+        """One line for each kind of failure, for the log."""
+        return self.report.describe()
+
 
 class Board:
     """Collects the answers of one batch, in any order."""

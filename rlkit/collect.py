@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from rlkit.types import (
     SamplingConfig,
     ScoredRollout,
 )
+
+_log = logging.getLogger(__name__)
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text without special tokens."""
@@ -39,7 +42,11 @@ class RewardScores(Protocol):
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """Failed calls by `function/kind`."""
+        """Samples without a value, by `function/kind` of the failure."""
+        ...
+
+    def describe(self) -> Sequence[str]:
+        """One line for each kind of failure."""
         ...
 
 
@@ -142,6 +149,8 @@ def score_rollouts(
     """Decode and score groups of rollouts; a sample without any reward has reward NaN."""
     completions = [[completion_of(r, decode) for r in group] for group in rollouts]
     scores = rewards.score(completions)
+    for line in scores.describe():
+        _log.warning(line)
     groups = [
         tuple(
             ScoredRollout(rollout=r, text=c.text, components=tuple(parts), reward=reward)

@@ -80,6 +80,9 @@ class LetterScores:
     rewards: list[list[float]]
     failures: Mapping[str, int] = field(default_factory=dict)
 
+    def describe(self) -> list[str]:
+        return []
+
 
 class LetterReward:
     """Letters `a` in a completion, of the six it may have."""
