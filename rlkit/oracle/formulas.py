@@ -11,45 +11,73 @@ class Formula(NamedTuple):
 
     loss: str
     coefficient: str
+    source: str
+    """Where the formula, not the number, comes from; bare numbers are arXiv's."""
 
 
 KL: Mapping[str, Formula] = {
-    "none": Formula("0", "0"),
-    "reverse_k1": Formula("q - p", "1"),
-    "reverse_k2": Formula("(q - p)²/2", "q - p"),
-    "reverse_k3": Formula("u - 1 - log u", "1 - u"),
-    "reverse_k3_corrected": Formula("w (u - 1 - log u)", "w (q - p)"),
-    "reverse_k3_straight": Formula("value of k3, gradient of k2", "q - p"),
-    "reverse_k1_reward": Formula("R -= Σ (o - p)", "w Σ_all (o - p)"),
-    "reverse_k1_advantage": Formula("A_t -= Σ_(t' ≥ t) (o - p)", "w Σ_(t' ≥ t) (o - p)"),
-    "reverse_exact": Formula("Σ_v Q (log Q - log P)", "full vocabulary"),
-    "reverse_exact_sequence": Formula(
-        "as exact, + sg(Σ_(t' > t) KL_t') q", "full vocabulary + later KLs"
+    "none": Formula("0", "0", ""),
+    "reverse_k1": Formula("q - p", "1", "Schulman 2020"),
+    "reverse_k2": Formula("(q - p)²/2", "q - p", "Schulman 2020"),
+    "reverse_k3": Formula("u - 1 - log u", "1 - u", "DeepSeekMath eq. 4; unsloth-zoo 6819f190"),
+    "reverse_k3_corrected": Formula(
+        "w (u - 1 - log u)", "w (q - p)", "DeepSeek-V3.2; TRL 1.16 `use_bias_correction_kl`"
     ),
-    "reverse_top_k": Formula("top k words of P + rest (here k = 1)", "k + 1 outcomes"),
-    "forward_k1": Formula("r u log u", "-u"),
-    "forward_k3": Formula("r (u log u - u + 1)", "1 - u"),
-    "forward_exact": Formula("Σ_v P (log P - log Q)", "full vocabulary"),
-    "unsloth_full_reverse": Formula("exp(q) (u - 1 - log u)", "Q (q - p)"),
-    "unsloth_forward": Formula("exp(p) (p - q)", "-P"),
-    "unsloth_log_weighted": Formula("q (u - 1 - log u)", "k3 + q (1 - u)"),
+    "reverse_k3_straight": Formula(
+        "value of k3, gradient of k2", "q - p", "verl `k3+`; OpenRLHF `unbiased_gradient`"
+    ),
+    "reverse_k1_reward": Formula(
+        "R -= Σ (o - p)", "w Σ_all (o - p)", "InstructGPT; RLOO 2402.14740"
+    ),
+    "reverse_k1_advantage": Formula(
+        "A_t -= Σ_(t' ≥ t) (o - p)", "w Σ_(t' ≥ t) (o - p)", "REINFORCE++ 2501.03262"
+    ),
+    "reverse_exact": Formula("Σ_v Q (log Q - log P)", "full vocabulary", "definition"),
+    "reverse_exact_sequence": Formula(
+        "as exact, + sg(Σ_(t' > t) KL_t') q",
+        "full vocabulary + later KLs",
+        "Tang and Munos 2506.09477",
+    ),
+    "reverse_top_k": Formula(
+        "top k words of P + rest (here k = 1)", "k + 1 outcomes", "definition, binned"
+    ),
+    "forward_k1": Formula("r u log u", "-u", "importance sampling"),
+    "forward_k3": Formula("r (u log u - u + 1)", "1 - u", "k3 of the forward direction"),
+    "forward_exact": Formula("Σ_v P (log P - log Q)", "full vocabulary", "definition"),
+    "unsloth_full_reverse": Formula("exp(q) (u - 1 - log u)", "Q (q - p)", "unsloth-zoo 581496dc"),
+    "unsloth_forward": Formula("exp(p) (p - q)", "-P", "unsloth-zoo 46ce30f0"),
+    "unsloth_log_weighted": Formula("q (u - 1 - log u)", "k3 + q (1 - u)", "unsloth-zoo a5370e55"),
 }
 
 RATIO: Mapping[str, Formula] = {
-    "on_policy": Formula("-exp(q - sg q) A", "-A"),
-    "no_detach": Formula("-exp(q - q) A", "0"),
-    "probability": Formula("-exp(q) A", "-Q A"),
-    "no_clip": Formula("-w A", "-w A"),
-    "token": Formula("-min(w A, clip(w, 0.8, 1.2) A)", "-w A, 0 where clipped"),
-    "clip_higher": Formula("-min(w A, clip(w, 0.8, 1.28) A)", "-w A, 0 where clipped"),
-    "two_sided": Formula("-min(min(w, 4) A, clip(w, 0.8, 1.2) A)", "also 0 for A < 0, w > 4"),
-    "dual_clip": Formula("as token, at most -3 A for A < 0", "also 0 for A < 0, w > 3"),
-    "sequence": Formula("-min(W A, clip(W, 0.8, 1.2) A)", "-W A, 0 where clipped"),
-    "gspo": Formula("-min(S A, clip(S, 1 ∓ ..) A), S = exp(mean(q - o))", "-S A"),
-    "gspo_token": Formula("S_t = sg(S) exp(q - sg q)", "-S A"),
-    "cispo": Formula("-sg(min(w, 5)) A q", "-min(w, 5) A"),
-    "gmpo": Formula("-exp(mean(clip(q - o, ∓0.4))) A", "-S A over unclipped tokens"),
-    "sapo": Formula("-A 4/τ sigmoid(τ (w - 1))", "-4 σ'(τ (w - 1)) w A"),
+    "on_policy": Formula("-exp(q - sg q) A", "-A", "unsloth-zoo 6819f190"),
+    "no_detach": Formula("-exp(q - q) A", "0", "unsloth-zoo da822ecf"),
+    "probability": Formula("-exp(q) A", "-Q A", "unsloth-zoo 70f22bc6"),
+    "no_clip": Formula("-w A", "-w A", "importance sampling"),
+    "token": Formula("-min(w A, clip(w, 0.8, 1.2) A)", "-w A, 0 where clipped", "PPO 1707.06347"),
+    "clip_higher": Formula(
+        "-min(w A, clip(w, 0.8, 1.28) A)", "-w A, 0 where clipped", "DAPO 2503.14476"
+    ),
+    "two_sided": Formula(
+        "-min(min(w, 4) A, clip(w, 0.8, 1.2) A)",
+        "also 0 for A < 0, w > 4",
+        "INTELLECT-2 2505.07291",
+    ),
+    "dual_clip": Formula(
+        "as token, at most -3 A for A < 0", "also 0 for A < 0, w > 3", "1912.09729"
+    ),
+    "sequence": Formula(
+        "-min(W A, clip(W, 0.8, 1.2) A)", "-W A, 0 where clipped", "RLOO 2402.14740, TRL"
+    ),
+    "gspo": Formula(
+        "-min(S A, clip(S, 1 ∓ ..) A), S = exp(mean(q - o))", "-S A", "GSPO 2507.18071"
+    ),
+    "gspo_token": Formula("S_t = sg(S) exp(q - sg q)", "-S A", "GSPO 2507.18071"),
+    "cispo": Formula("-sg(min(w, 5)) A q", "-min(w, 5) A", "MiniMax-M1 2506.13585"),
+    "gmpo": Formula(
+        "-exp(mean(clip(q - o, ∓0.4))) A", "-S A over unclipped tokens", "GMPO 2507.20673"
+    ),
+    "sapo": Formula("-A 4/τ sigmoid(τ (w - 1))", "-4 σ'(τ (w - 1)) w A", "SAPO 2511.20347"),
 }
 
 INTRODUCTION = """# The objective, switch by switch

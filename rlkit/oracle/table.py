@@ -73,10 +73,13 @@ def kl_section(*, on_policy: bool) -> str:
                 both({p: number(cells[p].value_bias) for p in cells}),
                 *errors,
                 both({p: number(cells[p].deviation) for p in cells}),
+                formula.source,
             ]
         )
     header = ["kl=", "term", "coefficient of grad q", "value bias"]
-    return table([*header, "reverse, sequences", "reverse, tokens", "forward, tokens", "sd"], rows)
+    return table(
+        [*header, "reverse, sequences", "reverse, tokens", "forward, tokens", "sd", "source"], rows
+    )
 
 
 def ratio_section() -> str:
@@ -91,9 +94,17 @@ def ratio_section() -> str:
                 both({p: number(got[p].cosine) for p in got}),
                 both({p: number(got[p].deviation) for p in got}),
             ]
-        rows.append([f"`{name}`", formula.loss, formula.coefficient, *cells])
+        rows.append([f"`{name}`", formula.loss, formula.coefficient, *cells, formula.source])
     header = ["ratio=", "loss", "coefficient of grad q"]
-    columns = ["error", "cosine", "sd", "error off-policy", "cosine off-policy", "sd off-policy"]
+    columns = [
+        "error",
+        "cosine",
+        "sd",
+        "error off-policy",
+        "cosine off-policy",
+        "sd off-policy",
+        "source",
+    ]
     return table(header + columns, rows)
 
 

@@ -46,7 +46,7 @@ def test_grpo_loss_against_a_loop() -> None:
     advantages = loop_group_advantages(rollout.rewards.tolist(), 4, eps=1e-4, bessel=True)
     assert batch.advantages[:, 0].tolist() == pytest.approx(advantages, abs=1e-12)
     want = loop_grpo_loss(
-        out.logps,
+        out.logps.detach(),
         rollout.old_logps,
         rollout.ref_logps,
         advantages,
@@ -62,10 +62,11 @@ def test_grpo_loss_against_a_loop() -> None:
     assert make("kl=none", updates=1).needs == frozenset()
 
 
-def test_metrics_against_a_loop() -> None:
+@pytest.mark.parametrize("seed", [1, 2])
+def test_metrics_against_a_loop(seed: int) -> None:
     rollout = rollout_with()
     algorithm = make("ratio.clip_high=0.28")
-    batch, out = algorithm.prepare(rollout), leaf_outputs(rollout)
+    batch, out = algorithm.prepare(rollout), leaf_outputs(rollout, seed=seed)
     old, ref = rollout.old_logps, rollout.ref_logps
     assert old is not None and ref is not None and out.entropy is not None
     total = dict.fromkeys(("low", "high", "kl", "entropy", "signal"), 0.0)
