@@ -27,7 +27,7 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, incomplete or damaged; the message names the file."""
+    """A saved file is missing, incomplete or damaged; the message names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,25 +56,22 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
     """Write `checkpoint` under `folder`, delete all but the `keep_last` newest, return its path."""
-    target = folder / f"step-{checkpoint.progress.step:06d}"
+    target = step_folder(folder, checkpoint.progress.step)
     partial = folder / f".partial-{target.name}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         for name, tensors in zip(_FILES, (checkpoint.parameters, checkpoint.moments), strict=True):
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / name
-            )
-            _sync(partial / name)
-        hashes = {name: _sha256(partial / name) for name in _FILES}
+            write_tensors(partial / name, tensors)
+        hashes = {name: sha256(partial / name) for name in _FILES}
         state = {"progress": asdict(checkpoint.progress), "sha256": hashes}
         (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        _sync(partial / "state.json")
-        _sync(partial)
+        sync(partial / "state.json")
+        sync(partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        _sync(folder)
+        sync(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for _, old in sorted(_complete(folder))[:-keep_last]:
@@ -102,18 +99,11 @@ def load(path: Path, *, device: torch.device) -> Checkpoint:
         hashes: dict[str, str] = state["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{state_file} cannot be read: {error}") from error
-    tensors: list[dict[str, Tensor]] = []
-    for name in _FILES:
-        file = path / name
-        try:
-            if _sha256(file) != hashes.get(name):
-                raise CheckpointError(
-                    f"{file} is damaged: its SHA-256 is not the one in state.json"
-                )
-            tensors.append(load_file(file, device=str(device)))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
-    return Checkpoint(parameters=tensors[0], moments=tensors[1], progress=progress)
+    parameters, moments = (
+        read_tensors(path / name, expected=hashes.get(name), index=state_file, device=device)
+        for name in _FILES
+    )
+    return Checkpoint(parameters=parameters, moments=moments, progress=progress)
 
 
 def moments_of(
@@ -140,22 +130,54 @@ def restore_moments(
         optimizer.state[parameters[name]][key] = value.clone()
 
 
-def _complete(folder: Path) -> Iterator[tuple[int, Path]]:
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if (match := _NAME.fullmatch(path.name)) and (path / "state.json").is_file():
-                yield int(match.group(1)), path
+def step_folder(folder: Path, step: int) -> Path:
+    """Where under `folder` the checkpoint after `step` steps lies, if there is one."""
+    return folder / f"step-{step:06d}"
 
 
-def _sha256(file: Path) -> str:
+def is_complete(path: Path) -> bool:
+    """Whether a checkpoint was written to `path` to its end; it may be damaged since."""
+    return (path / "state.json").is_file()
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file and flush it to the disk."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
+    sync(file)
+
+
+def read_tensors(
+    file: Path, *, expected: str | None, index: Path, device: torch.device
+) -> dict[str, Tensor]:
+    """The tensors of `file`, whose SHA-256 must be the `expected` one that `index` holds.
+
+    Raises CheckpointError naming `file`.
+    """
+    try:
+        if sha256(file) != expected:
+            raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in {index.name}")
+        return load_file(file, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or folder to the disk: a power cut must not reorder it after the rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _complete(folder: Path) -> Iterator[tuple[int, Path]]:
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if (match := _NAME.fullmatch(path.name)) and is_complete(path):
+                yield int(match.group(1)), path

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlkit import checkpoint
+from rlkit import checkpoint, rollout_files
 from rlkit.buffer import Group
 from rlkit.checkpoint import Checkpoint, Progress
 from rlkit.clock import StepClock
@@ -20,9 +20,10 @@ from rlkit.collect import Collector
 from rlkit.functional.correction import sampling_mismatch
 from rlkit.functional.values import explained_variance
 from rlkit.metrics import average, rollout_metrics, sample_row
+from rlkit.rollout_files import SavedRollouts
 from rlkit.stopping import StopRequest
 from rlkit.tracking.base import EvalRecord, Phase, SampleRow, StepRecord, Tracker
-from rlkit.types import Algorithm, Generator, TrainBatch
+from rlkit.types import Algorithm, Generator, RolloutBatch, TrainBatch
 from rlkit.update import TrainState, UpdateResult, UpdateSettings, minibatches, score, train_step
 
 
@@ -101,6 +102,7 @@ class Trainer:
             device=self.device,
         )
         stop.check()
+        self._keep(batch, state.step)
         with clock.phase(Phase.score):
             self.tracker.progress(Phase.score, 0, len(batch))
             algorithm = self.algorithm(state.step)
@@ -161,7 +163,7 @@ class Trainer:
             skipped_in_row=state.skipped_in_row,
             config_hash=self.schedule.config_hash,
         )
-        return checkpoint.save(
+        path = checkpoint.save(
             self.run_dir / "checkpoints",
             Checkpoint(
                 parameters=parameters,
@@ -170,6 +172,22 @@ class Trainer:
             ),
             keep_last=self.schedule.keep_last,
         )
+        rollout_files.prune(self.run_dir)
+        return path
+
+    def _keep(self, batch: RolloutBatch, step: int) -> None:
+        """Save `batch` for `rlkit replay` if the policy that sampled it can be had again."""
+        if rollout_files.is_recoverable(self.run_dir, step):
+            collector = self.collector
+            rollouts = SavedRollouts(
+                batch=batch,
+                step=step,
+                reward_names=tuple(collector.rewards.names),
+                group_size=collector.group_size,
+                temperature=self.settings.temperature,
+                max_completion_length=collector.sampling.max_completion_length,
+            )
+            rollout_files.save(self.run_dir, rollouts)
 
     def _evaluate(self, label: str, steps_done: int) -> None:
         self.tracker.evaluation(self.evaluate(label, steps_done))

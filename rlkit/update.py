@@ -128,14 +128,25 @@ def train_step(
 
     Raises NonFiniteGradients after `optim.max_skipped_updates` such updates in a row.
     """
+    state.optimizer.zero_grad(set_to_none=True)
+    metrics, logps = accumulate(state.learner, batch, algorithm, settings)
+    return state, UpdateResult(metrics | _apply(state, settings), logps)
+
+
+def accumulate(
+    learner: Learner, batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings
+) -> tuple[dict[str, float], Tensor]:
+    """Add the gradient of the loss on `batch` to the leaves' `.grad`, one micro-batch at a time.
+
+    Returns the metrics with `loss` among them, and the logps (B C), detached.
+    """
     logps = torch.zeros_like(batch.rollout.sampling_logps)
     sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
-    state.optimizer.zero_grad(set_to_none=True)
     for index in _plan(batch, algorithm, settings):
         micro = batch.rows(index)
-        output = state.learner.forward(
+        output = learner.forward(
             micro.rollout,
-            adapter=state.learner.adapter,
+            adapter=learner.adapter,
             temperature=settings.temperature,
             spec=algorithm.outputs,
         )
@@ -146,8 +157,7 @@ def train_step(
             sums[name] += value
     # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
     totals = torch.stack(list(sums.values())).tolist()
-    values = dict(zip(sums, totals, strict=True)) | _apply(state, settings)
-    return state, UpdateResult(values, logps)
+    return dict(zip(sums, totals, strict=True)), logps
 
 
 def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:

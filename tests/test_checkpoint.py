@@ -70,7 +70,7 @@ def test_a_save_that_dies_leaves_the_previous_one_and_no_rubbish(
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full_disk)
+    monkeypatch.setattr(checkpoint, "sync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, example(2), keep_last=2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
@@ -85,7 +85,7 @@ def test_a_payload_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     file = path / "adapter.safetensors"
     file.write_bytes(b"\x80\x04cposix\nsystem\n")
     state = json.loads((path / "state.json").read_text())
-    state["sha256"][file.name] = checkpoint._sha256(file)
+    state["sha256"][file.name] = checkpoint.sha256(file)
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors cannot be read"):
         checkpoint.load(path, device=CPU)
