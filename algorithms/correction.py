@@ -48,6 +48,13 @@ class CorrectionConfig:
                 f"correction.high must be > correction.low={self.low}, got {self.high}"
             )
 
+        unset = (CorrectionLevel.token, 0.0, 2.0)
+        if not self.enabled and (self.level, self.low, self.high) != unset:
+            raise ValueError(
+                "correction.level, low and high have no effect with correction.mode=none, got "
+                f"{self.level}, {self.low} and {self.high}; set correction=none or a mode"
+            )
+
     @property
     def enabled(self) -> bool:
         return self.mode is not CorrectionMode.none

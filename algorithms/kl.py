@@ -161,6 +161,7 @@ _SWITCHES: Mapping[str, object] = {
     "weight": KLWeight.none,
     "horizon": KLHorizon.token,
     "placement": KLPlacement.loss,
+    "estimator": KLEstimator.k3,
     "top_k": None,
 }
 

@@ -102,6 +102,17 @@ class RatioConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
+        unbounded = self.clip in (Clip.none, Clip.sapo)
+        if unbounded and (self.clip_low, self.clip_high) != (0.2, 0.2):
+            raise ValueError(
+                f"ratio.clip_low and ratio.clip_high have no effect with ratio.clip={self.clip}, "
+                f"got {self.clip_low} and {self.clip_high}; set ratio.clip=ppo or leave both at 0.2"
+            )
+        if self.clip is not Clip.sapo and (self.tau_positive, self.tau_negative) != (1.0, 1.05):
+            raise ValueError(
+                "ratio.tau_positive and ratio.tau_negative have no effect with "
+                f"ratio.clip={self.clip}; set ratio=sapo"
+            )
         if self.clip is Clip.gmpo and self.level is not RatioLevel.sequence_mean:
             raise ValueError(
                 f"ratio.clip=gmpo needs ratio.level=sequence_mean, got {self.level}: "
