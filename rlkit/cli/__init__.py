@@ -17,11 +17,14 @@ COMMANDS = {
     "chat": "rlkit.cli.chat",
     "env": "rlkit.cli.env",
     "generate": "rlkit.cli.generate",
+    "replay": "rlkit.cli.replay",
 }
 
 
 class Command(Protocol):
-    """A module of this package."""
+    """A module of this package; light to import, whatever `run` loads."""
+
+    SUMMARY: str
 
     def run(self, arguments: Sequence[str]) -> int: ...
 
@@ -33,11 +36,12 @@ class UsageError(ValueError):
 def run(arguments: Sequence[str]) -> int:
     """Dispatch to a command, or to training; bad input becomes one line and exit code 2."""
     name = arguments[0] if arguments else ""
-    module = COMMANDS.get(name, "rlkit.cli.train")
     rest = arguments[1:] if name in COMMANDS else arguments
+    module = COMMANDS.get(name, "rlkit.cli.train")
+    if name in ("-h", "--help", "help"):
+        module = "rlkit.cli.help"
     try:
-        command = cast(Command, importlib.import_module(module))
-        return command.run(rest)
+        return _command(module).run(rest)
     except UsageError as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return 2
@@ -47,3 +51,12 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # `rlkit env | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def summary(name: str) -> str:
+    """One line about a command."""
+    return _command(COMMANDS[name]).SUMMARY
+
+
+def _command(module: str) -> Command:
+    return cast(Command, importlib.import_module(module))
