@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from rlkit.algorithms.base import Aggregation, AlgorithmConfig, GroupFilter, Objective
+from rlkit.algorithms.aggregation import Aggregation
+from rlkit.algorithms.base import AlgorithmConfig, GroupFilter, Objective
 from rlkit.algorithms.correction import CorrectionConfig
 from rlkit.algorithms.grpo import GRPOConfig, grpo
 from rlkit.algorithms.kl import KLConfig
-from rlkit.algorithms.online_dpo import OnlineDPOConfig, online_dpo
+from rlkit.algorithms.online_dpo import online_dpo
+from rlkit.algorithms.online_dpo_config import OnlineDPOConfig
 from rlkit.algorithms.ppo import PPOConfig, critic_only, ppo
 from rlkit.algorithms.ratio import RatioConfig
 from rlkit.algorithms.rloo import RLOOConfig, rloo

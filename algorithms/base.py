@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -10,23 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.correction import CorrectionConfig
 from rlkit.algorithms.kl import KLConfig
 from rlkit.algorithms.ratio import RatioConfig
-from rlkit.functional import aggregation as F
 from rlkit.functional.advantages import informative_groups
 from rlkit.functional.shaping import overlong_penalty
-from rlkit.types import RolloutBatch, Setting, TrainBatch
-
-
-class Aggregation(StrEnum):
-    """From per-token losses to a scalar; formulas in `rlkit.functional.aggregation`."""
-
-    token_mean = "token_mean"
-    sequence_mean = "sequence_mean"
-    sequence_sum = "sequence_sum"
-    constant_length = "constant_length"
-    microbatch_token_mean = "microbatch_token_mean"
+from rlkit.types import RolloutBatch, Setting
 
 
 class GroupFilter(StrEnum):
@@ -66,6 +55,28 @@ class AlgorithmConfig:
             )
         if not 0.0 <= self.overlong_scale < float("inf"):
             raise ValueError(f"algorithm.overlong_scale must be >= 0, got {self.overlong_scale}")
+
+
+@dataclass(kw_only=True, slots=True)
+class PolicyGradientConfig(AlgorithmConfig):
+    """Fields of algorithms whose loss is a surrogate of the policy gradient."""
+
+    aggregation: Aggregation = Aggregation.sequence_mean
+    """token_mean (DAPO); sequence_mean (DeepSeekMath, the seed); sequence_sum; constant_length
+    (Dr. GRPO); microbatch_token_mean (TRL's bnpo). The KL term is aggregated the same way."""
+    entropy_coef: float = 0.0
+    """Coefficient of the entropy bonus, a token mean over the full vocabulary; < 0 lowers it."""
+    entropy_fraction: float = 1.0
+    """Share of tokens, those of highest entropy, that the policy loss uses; in (0, 1], 1 = all."""
+
+    def check(self) -> None:
+        AlgorithmConfig.check(self)
+        if not abs(self.entropy_coef) < float("inf"):
+            raise ValueError(f"algorithm.entropy_coef must be finite, got {self.entropy_coef}")
+        if not 0.0 < self.entropy_fraction <= 1.0:
+            raise ValueError(
+                f"algorithm.entropy_fraction must be in (0, 1], got {self.entropy_fraction}"
+            )
 
 
 class Objective(NamedTuple):
@@ -111,29 +122,3 @@ def loss_mask_of(cfg: AlgorithmConfig, rollout: RolloutBatch) -> Tensor:
     if cfg.group_filter is not GroupFilter.none:
         rows = rows & informative_groups(rollout.rewards, rollout.group_ids)
     return rollout.completion_mask & rows[:, None]
-
-
-Aggregate = Callable[[Tensor, TrainBatch], Tensor]
-
-
-def aggregate_of(kind: Aggregation, setting: Setting) -> Aggregate:
-    """Per-token losses and their batch to the scalar that `kind` names."""
-    if kind is Aggregation.microbatch_token_mean and setting.microbatched:
-        raise ValueError(
-            "algorithm.aggregation=microbatch_token_mean depends on how a batch is split: set "
-            "algorithm.aggregation=token_mean, its value on an unsplit batch, or switch off "
-            "micro-batching"
-        )
-    length = setting.max_completion_length
-    table: Mapping[Aggregation, Aggregate] = {
-        Aggregation.token_mean: lambda x, b: F.token_mean(x, b.loss_mask, b.num_tokens),
-        Aggregation.sequence_mean: lambda x, b: F.sequence_mean(x, b.loss_mask, b.num_sequences),
-        Aggregation.sequence_sum: lambda x, b: F.sequence_sum(x, b.loss_mask, b.num_sequences),
-        Aggregation.constant_length: lambda x, b: F.constant_length(
-            x, b.loss_mask, b.num_sequences, length
-        ),
-        Aggregation.microbatch_token_mean: lambda x, b: F.microbatch_token_mean(
-            x, b.loss_mask, b.num_sequences
-        ),
-    }
-    return table[kind]

@@ -20,17 +20,14 @@ from rlkit.algorithms.advantage import (
 )
 from rlkit.algorithms.base import (
     Objective,
+    PolicyGradientConfig,
     check_setting,
     loss_mask_of,
     shaped_rewards,
 )
 from rlkit.algorithms.kl import KLPlacement
-from rlkit.algorithms.policy_gradient import (
-    PolicyGradientConfig,
-    kl_per_token,
-    policy_gradient_loss,
-    with_advantage_kl,
-)
+from rlkit.algorithms.kl_terms import kl_per_token, with_advantage_kl
+from rlkit.algorithms.policy_gradient import policy_gradient_loss
 from rlkit.functional.advantages import whiten_tokens
 from rlkit.functional.masks import keep
 from rlkit.types import Algorithm, RolloutBatch, Setting, TrainBatch, with_denominators
@@ -61,11 +58,11 @@ def grpo(cfg: GRPOConfig, objective: Objective, setting: Setting) -> Algorithm:
     def prepare(rollout: RolloutBatch) -> TrainBatch:
         rewards = shaped_rewards(cfg, setting, rollout)
         if in_reward:
-            rewards = rewards - kl_per_token(objective, rollout).sum(dim=1)
+            rewards = rewards - kl_per_token(objective.kl, rollout).sum(dim=1)
         mask = loss_mask_of(cfg, rollout)
         rows: Tensor = row_advantages(cfg.advantage, rollout, rewards)
         advantages = rows[:, None].expand(mask.shape)
-        advantages = keep(with_advantage_kl(objective, rollout, advantages), mask)
+        advantages = keep(with_advantage_kl(objective.kl, rollout, advantages), mask)
         if cfg.advantage.scale is Scale.whiten_tokens:
             advantages = whiten_tokens(
                 advantages, mask, eps=cfg.advantage.eps, bessel=cfg.advantage.bessel

@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
-import torch
-from torch import Tensor
+from rlkit.algorithms.kl_choices import (
+    ESTIMATORS,
+    KLEstimator,
+    KLGradient,
+    KLHorizon,
+    KLPlacement,
+    KLWeight,
+)
+from rlkit.types import KLDirection
 
-from rlkit.functional import kl as F
-from rlkit.functional.masks import keep
-from rlkit.functional.ratios import log_ratio, ratio
-from rlkit.types import FullKL, KLDirection, PolicyOutput, TrainBatch
-
-
-class KLEstimator(StrEnum):
-    """How the divergence is estimated; formulas in `rlkit.functional.kl`."""
-
-    k1 = "k1"
-    k2 = "k2"
-    k3 = "k3"
-    exact = "exact"
-    top_k = "top_k"
-    unsloth_full_reverse = "unsloth_full_reverse"
-    unsloth_forward = "unsloth_forward"
-    unsloth_log_weighted = "unsloth_log_weighted"
-
-
-class KLPlacement(StrEnum):
-    """Where beta * KL enters."""
-
-    loss = "loss"
-    reward = "reward"
-    advantage = "advantage"
-
-
-class KLGradient(StrEnum):
-    """Which gradient a KL in the loss has; its value stays the estimator's."""
-
-    pathwise = "pathwise"
-    score_function = "score_function"
-    straight_through = "straight_through"
-
-
-class KLWeight(StrEnum):
-    """Importance weight pi / pi_old on a KL in the loss, for off-policy updates."""
-
-    none = "none"
-    old = "old"
-
-
-class KLHorizon(StrEnum):
-    """Whether a KL in the loss sees that a token changes the prefixes after it."""
-
-    token = "token"
-    sequence = "sequence"
+__all__ = [
+    "ESTIMATORS",
+    "KLConfig",
+    "KLEstimator",
+    "KLGradient",
+    "KLHorizon",
+    "KLPlacement",
+    "KLWeight",
+]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -165,79 +133,8 @@ _SWITCHES: Mapping[str, object] = {
     "top_k": None,
 }
 
-_Estimator = Callable[[Tensor, Tensor], Tensor]
-
-ESTIMATORS: Mapping[tuple[KLDirection, KLEstimator], _Estimator] = {
-    (KLDirection.reverse, KLEstimator.k1): F.reverse_k1,
-    (KLDirection.reverse, KLEstimator.k2): F.reverse_k2,
-    (KLDirection.reverse, KLEstimator.k3): F.reverse_k3,
-    (KLDirection.forward, KLEstimator.k1): F.forward_k1,
-    (KLDirection.forward, KLEstimator.k3): F.forward_k3,
-    (KLDirection.reverse, KLEstimator.unsloth_full_reverse): F.unsloth_full_reverse,
-    (KLDirection.reverse, KLEstimator.unsloth_log_weighted): F.unsloth_log_weighted,
-    (KLDirection.forward, KLEstimator.unsloth_forward): F.unsloth_forward,
-}
-
 _NO_ESTIMATOR = {
     KLDirection.reverse: "kl.estimator={} estimates a forward KL; set kl.direction=forward",
     KLDirection.forward: "kl.estimator={} has no forward form; use k1, k3 or exact, "
     "or set kl.direction=reverse",
 }
-
-_UNBIASED_GRADIENT: Mapping[KLDirection, _Estimator] = {
-    KLDirection.reverse: F.reverse_k2,
-    KLDirection.forward: F.reverse_k3,
-}
-
-
-def sampled_kl(cfg: KLConfig, logps: Tensor, ref_logps: Tensor, mask: Tensor) -> Tensor:
-    """The estimator's value per token, differentiable as it stands; 0.0 where `mask` is False."""
-    value = ESTIMATORS[cfg.direction, cfg.estimator]
-    return keep(value(keep(logps, mask), keep(ref_logps, mask)), mask)
-
-
-def full_kl_spec(cfg: KLConfig) -> FullKL | None:
-    """What the policy's forward pass has to compute for `cfg`."""
-    if cfg.enabled and cfg.full_vocabulary:
-        return FullKL(cfg.direction, cfg.top_k)
-    return None
-
-
-def kl_loss(cfg: KLConfig, out: PolicyOutput, batch: TrainBatch, old_logps: Tensor) -> Tensor:
-    """The per-token KL term of the loss with the gradient `cfg` names, before beta."""
-    mask = batch.loss_mask
-    logps = keep(out.logps, mask)
-    if cfg.full_vocabulary:
-        if out.full_kl is None:
-            raise ValueError(f"kl.estimator={cfg.estimator} needs PolicyOutput.full_kl")
-        value = term = keep(out.full_kl, mask)
-    else:
-        ref_logps = ref_of(batch, mask)
-        value = term = sampled_kl(cfg, logps, ref_logps, mask)
-        if cfg.gradient is KLGradient.straight_through:
-            term = F.straight_through(value, _UNBIASED_GRADIENT[cfg.direction](logps, ref_logps))
-    if cfg.gradient is KLGradient.score_function:
-        base = keep(old_logps, mask).detach() if cfg.weight is KLWeight.old else logps.detach()
-        term = F.times_live_ratio(value, logps - base)
-    elif cfg.weight is KLWeight.old:
-        term = ratio(log_ratio(logps, old_logps, mask)).detach() * term
-    if cfg.horizon is KLHorizon.sequence:
-        term = term + F.sequence_term(value, logps, mask)
-    return term
-
-
-def ref_of(batch: TrainBatch, mask: Tensor) -> Tensor:
-    """The reference's logps, masked and detached; raises when the trainer has not filled them."""
-    ref_logps = batch.rollout.ref_logps
-    if ref_logps is None:
-        raise ValueError("this objective needs RolloutBatch.ref_logps")
-    return keep(ref_logps.detach(), mask)
-
-
-@torch.no_grad()
-def kl_metric(out: PolicyOutput, batch: TrainBatch) -> Tensor | None:
-    """k3 against the reference summed over tokens and divided by the batch's number of tokens."""
-    if batch.rollout.ref_logps is None:
-        return None
-    mask = batch.loss_mask
-    return F.reverse_k3(keep(out.logps, mask), ref_of(batch, mask)).sum() / batch.num_tokens

@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlkit.algorithms.base import Aggregation, AlgorithmConfig, Objective, aggregate_of
+from rlkit.algorithms.aggregation import Aggregation, aggregate_of
+from rlkit.algorithms.base import Objective, PolicyGradientConfig
 from rlkit.algorithms.correction import correction_weights
-from rlkit.algorithms.kl import KLPlacement, KLWeight, full_kl_spec, kl_loss, kl_metric, sampled_kl
-from rlkit.algorithms.ratio import (
-    OldPolicy,
-    RatioLevel,
-    columns_of,
-    old_logps_of,
-    resolve_old,
-    surrogate,
-)
-from rlkit.functional.masks import keep, to_go, token_mean
+from rlkit.algorithms.kl import KLPlacement, KLWeight
+from rlkit.algorithms.kl_terms import full_kl_spec, kl_loss, kl_metric
+from rlkit.algorithms.ratio import OldPolicy, RatioLevel
+from rlkit.algorithms.surrogate import columns_of, old_logps_of, resolve_old, surrogate
+from rlkit.functional.masks import keep, token_mean
 from rlkit.functional.shaping import high_entropy_mask
 from rlkit.types import (
     Column,
     LossOutput,
     OutputSpec,
     PolicyOutput,
-    RolloutBatch,
     Setting,
     TrainBatch,
 )
-
-
-@dataclass(kw_only=True, slots=True)
-class PolicyGradientConfig(AlgorithmConfig):
-    """Fields of algorithms whose loss is a surrogate of the policy gradient."""
-
-    aggregation: Aggregation = Aggregation.sequence_mean
-    """token_mean (DAPO); sequence_mean (DeepSeekMath, the seed); sequence_sum; constant_length
-    (Dr. GRPO); microbatch_token_mean (TRL's bnpo). The KL term is aggregated the same way."""
-    entropy_coef: float = 0.0
-    """Coefficient of the entropy bonus, a token mean over the full vocabulary; < 0 lowers it."""
-    entropy_fraction: float = 1.0
-    """Share of tokens, those of highest entropy, that the policy loss uses; in (0, 1], 1 = all."""
-
-    def check(self) -> None:
-        AlgorithmConfig.check(self)
-        if not abs(self.entropy_coef) < float("inf"):
-            raise ValueError(f"algorithm.entropy_coef must be finite, got {self.entropy_coef}")
-        if not 0.0 < self.entropy_fraction <= 1.0:
-            raise ValueError(
-                f"algorithm.entropy_fraction must be in (0, 1], got {self.entropy_fraction}"
-            )
-
 
 Loss = Callable[[PolicyOutput, TrainBatch], LossOutput]
 
@@ -158,22 +129,3 @@ def _metrics(out: PolicyOutput, batch: TrainBatch, advantages: Tensor) -> dict[s
     if out.entropy is not None:
         metrics["entropy"] = token_mean(out.entropy, mask, batch.num_tokens)
     return metrics
-
-
-def kl_per_token(objective: Objective, rollout: RolloutBatch) -> Tensor:
-    """beta * KL estimate per completion token, from the stored old logps: data, no gradient."""
-    if rollout.old_logps is None or rollout.ref_logps is None:
-        raise ValueError(
-            f"kl.placement={objective.kl.placement} needs old_logps and ref_logps in the batch"
-        )
-    mask = rollout.completion_mask
-    return objective.kl.beta * sampled_kl(
-        objective.kl, rollout.old_logps.detach(), rollout.ref_logps.detach(), mask
-    )
-
-
-def with_advantage_kl(objective: Objective, rollout: RolloutBatch, advantages: Tensor) -> Tensor:
-    """`advantages` (B C) minus the KL-to-go of each token, if that is where the KL belongs."""
-    if not objective.kl.enabled or objective.kl.placement is not KLPlacement.advantage:
-        return advantages
-    return advantages - to_go(kl_per_token(objective, rollout), rollout.completion_mask)

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlkit.algorithms.aggregation import Aggregation, aggregate_of
 from rlkit.algorithms.base import (
-    Aggregation,
     Objective,
-    aggregate_of,
+    PolicyGradientConfig,
     check_setting,
     loss_mask_of,
     shaped_rewards,
 )
+from rlkit.algorithms.critic import value_objective
 from rlkit.algorithms.kl import KLPlacement
-from rlkit.algorithms.policy_gradient import (
-    Loss,
-    PolicyGradientConfig,
-    kl_per_token,
-    policy_gradient_loss,
-    with_advantage_kl,
-)
+from rlkit.algorithms.kl_terms import kl_per_token, with_advantage_kl
+from rlkit.algorithms.policy_gradient import Loss, policy_gradient_loss
 from rlkit.functional.advantages import whiten_tokens
-from rlkit.functional.masks import keep, token_mean
-from rlkit.functional.values import gae, terminal_rewards, value_loss
+from rlkit.functional.masks import keep
+from rlkit.functional.values import gae, terminal_rewards
 from rlkit.types import (
     Algorithm,
     Column,
@@ -83,13 +79,11 @@ def ppo(cfg: PPOConfig, objective: Objective, setting: Setting) -> Algorithm:
     """The algorithm of `cfg`; raises `ValueError` on combinations that cannot work."""
     check_setting(cfg, setting)
     policy_loss, needs, outputs = policy_gradient_loss(cfg, objective, setting)
-    critic_loss = value_objective(cfg, setting)
+    critic_loss = _critic_loss(cfg, setting)
 
     def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
         policy, critic = policy_loss(out, batch), critic_loss(out, batch)
-        return LossOutput(
-            policy.loss + cfg.value_coef * critic.loss, policy.metrics | critic.metrics
-        )
+        return LossOutput(policy.loss + critic.loss, policy.metrics | critic.metrics)
 
     return Algorithm(
         prepare=lambda rollout: prepare(cfg, objective, setting, rollout),
@@ -101,13 +95,14 @@ def ppo(cfg: PPOConfig, objective: Objective, setting: Setting) -> Algorithm:
 
 def critic_only(cfg: PPOConfig, objective: Objective, setting: Setting) -> Algorithm:
     """PPO whose loss is the value loss alone: the algorithm of `value_pretrain_steps`."""
-    full, critic_loss = ppo(cfg, objective, setting), value_objective(cfg, setting)
+    return ppo(cfg, objective, setting)._replace(
+        loss=_critic_loss(cfg, setting), outputs=OutputSpec(values=True)
+    )
 
-    def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
-        critic = critic_loss(out, batch)
-        return LossOutput(cfg.value_coef * critic.loss, critic.metrics)
 
-    return full._replace(loss=loss, outputs=OutputSpec(values=True))
+def _critic_loss(cfg: PPOConfig, setting: Setting) -> Loss:
+    aggregate = aggregate_of(cfg.aggregation, setting)
+    return value_objective(aggregate, clip=cfg.value_clip, coefficient=cfg.value_coef)
 
 
 def prepare(
@@ -120,9 +115,9 @@ def prepare(
     mask = loss_mask_of(cfg, rollout) & scored[:, None]
     rewards = terminal_rewards(shaped_rewards(cfg, setting, rollout), rollout.completion_mask)
     if objective.kl.enabled and objective.kl.placement is KLPlacement.reward:
-        rewards = rewards - kl_per_token(objective, rollout)
+        rewards = rewards - kl_per_token(objective.kl, rollout)
     estimate = gae(rewards, rollout.values, rollout.completion_mask, gamma=cfg.gamma, lam=cfg.lam)
-    advantages = keep(with_advantage_kl(objective, rollout, estimate.advantages), mask)
+    advantages = keep(with_advantage_kl(objective.kl, rollout, estimate.advantages), mask)
     if cfg.whiten:
         advantages = whiten_tokens(advantages, mask, eps=1e-8, bessel=True)
     return with_denominators(
@@ -135,27 +130,3 @@ def prepare(
             num_sequences=1,
         )
     )
-
-
-def value_objective(cfg: PPOConfig, setting: Setting) -> Loss:
-    """The critic's loss, before `value_coef`, as a function of outputs and batch."""
-    aggregate = aggregate_of(cfg.aggregation, setting)
-
-    def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
-        old_values = batch.rollout.values
-        if out.values is None or batch.returns is None or old_values is None:
-            raise ValueError("ppo needs PolicyOutput.values, TrainBatch.returns and the values")
-        mask = batch.loss_mask
-        values, old = keep(out.values, mask), keep(old_values.detach(), mask)
-        returns = keep(batch.returns.detach(), mask)
-        total = aggregate(value_loss(values, old, returns, clip=cfg.value_clip), batch)
-        moved = (values - old).abs() > (cfg.value_clip or float("inf"))
-        metrics = {
-            "loss/value": cfg.value_coef * total.detach(),
-            "value/mean": token_mean(values.detach(), mask, batch.num_tokens),
-            "value/error": token_mean((values - returns).detach().square(), mask, batch.num_tokens),
-            "value/clip_ratio": moved.sum() / batch.num_tokens,
-        }
-        return LossOutput(total, metrics)
-
-    return loss

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-
-from rlkit.functional import clips
-from rlkit.functional.masks import keep
-from rlkit.functional.ratios import (
-    log_ratio,
-    mean_log_ratio,
-    mean_log_ratio_per_token,
-    ratio,
-    sequence_log_ratio,
-)
-from rlkit.types import Column, RolloutBatch, Setting
 
 
 class RatioLevel(StrEnum):
@@ -135,98 +119,3 @@ class RatioConfig:
                 "ratio.old=one is a probability, not a ratio: set ratio.clip=none and "
                 "ratio.level=token"
             )
-
-
-def resolve_old(cfg: RatioConfig, setting: Setting) -> OldPolicy:
-    """`cfg.old` with auto resolved, after checking it against the run."""
-    if cfg.old is not OldPolicy.auto:
-        return cfg.old
-    if setting.updates_per_batch == 1:
-        return OldPolicy.current
-    if not cfg.detach:
-        raise ValueError(
-            "ratio.detach=false needs ratio.old=current; ratio.old=auto means stored with "
-            f"{setting.updates_per_batch} updates per batch"
-        )
-    return OldPolicy.stored
-
-
-def columns_of(old: OldPolicy) -> frozenset[Column]:
-    """Columns that the trainer has to fill for a resolved `old`."""
-    return frozenset({Column.old_logps}) if old is OldPolicy.stored else frozenset()
-
-
-def old_logps_of(cfg: RatioConfig, old: OldPolicy, logps: Tensor, rollout: RolloutBatch) -> Tensor:
-    """The denominator's logps: data, detached `logps`, or `logps` itself if not `cfg.detach`."""
-    if old is OldPolicy.current:
-        return logps.detach() if cfg.detach else logps
-    if old is OldPolicy.sampler:
-        return rollout.sampling_logps.detach()
-    if old is OldPolicy.one:
-        return torch.zeros_like(logps)
-    if rollout.old_logps is None:
-        raise ValueError("ratio.old=stored needs RolloutBatch.old_logps")
-    return rollout.old_logps.detach()
-
-
-class Surrogate(NamedTuple):
-    """Per-token policy loss and where a bound was exceeded (B C each)."""
-
-    loss: Tensor
-    low: Tensor
-    """Ratio below 1 - clip_low with A < 0."""
-    high: Tensor
-    """Ratio above 1 + clip_high with A > 0."""
-
-
-_LEVELS: Mapping[RatioLevel, Callable[[Tensor, Tensor], Tensor]] = {
-    RatioLevel.token: keep,
-    RatioLevel.sequence: sequence_log_ratio,
-    RatioLevel.sequence_mean: mean_log_ratio,
-    RatioLevel.sequence_mean_token: mean_log_ratio_per_token,
-}
-
-
-def surrogate(
-    cfg: RatioConfig, logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor
-) -> Surrogate:
-    """The policy loss of `cfg` per token, before correction and aggregation."""
-    tokens = log_ratio(logps, old_logps, mask)
-    log_r = _LEVELS[cfg.level](tokens, mask)
-    if cfg.clip is Clip.gmpo:
-        clipped_log = clips.clipped_mean_log_ratio(
-            tokens, advantages, mask, low=cfg.clip_low, high=cfg.clip_high
-        )
-        loss = clips.unclipped(ratio(clipped_log), advantages)
-        low, high = tokens < -cfg.clip_low, tokens > cfg.clip_high
-    else:
-        r = ratio(log_r)
-        loss = _clip(cfg, r, logps, advantages)
-        low, high = r < 1 - cfg.clip_low, r > 1 + cfg.clip_high
-    clips_at_all = mask if cfg.clip not in (Clip.none, Clip.sapo) else mask & False
-    return Surrogate(
-        keep(loss, mask),
-        low & (advantages < 0) & clips_at_all,
-        high & (advantages > 0) & clips_at_all,
-    )
-
-
-def _clip(cfg: RatioConfig, r: Tensor, logps: Tensor, advantages: Tensor) -> Tensor:
-    match cfg.clip:
-        case Clip.ppo:
-            return clips.clipped(
-                r,
-                advantages,
-                low=cfg.clip_low,
-                high=cfg.clip_high,
-                delta=cfg.delta,
-                dual=cfg.dual,
-            )
-        case Clip.cispo:
-            return clips.cispo(r, logps, advantages, low=cfg.clip_low, high=cfg.clip_high)
-        case Clip.sapo:
-            return clips.soft_gate(
-                r, advantages, tau_positive=cfg.tau_positive, tau_negative=cfg.tau_negative
-            )
-        case _:
-            return clips.unclipped(r, advantages)

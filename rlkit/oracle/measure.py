@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.base import Aggregation
+from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.algorithms.ratio import RatioLevel
 from rlkit.oracle import targets

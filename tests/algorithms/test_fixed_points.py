@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlkit.algorithms import KLConfig, build
 from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.base import Aggregation
+from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.algorithms.kl import KLEstimator, KLGradient, KLPlacement
 from rlkit.oracle.expectation import World, expected_gradient

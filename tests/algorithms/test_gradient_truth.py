@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, RatioConfig, build
 from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.base import Aggregation
+from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.correction import CorrectionLevel, CorrectionMode
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.algorithms.kl import (

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.base import Aggregation
+from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.algorithms.kl import KLEstimator, KLPlacement
-from rlkit.algorithms.online_dpo import OnlineDPOConfig, PreferenceLoss
+from rlkit.algorithms.online_dpo_config import OnlineDPOConfig, PreferenceLoss
 from rlkit.algorithms.pairs import PairRule, TieRule
 from rlkit.algorithms.ppo import PPOConfig
 from rlkit.algorithms.ratio import RatioLevel

@@ -1,0 +1,47 @@
+"""The aggregation switch: from per-token losses to a scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+
+from torch import Tensor
+
+from rlkit.functional import aggregation as F
+from rlkit.types import Setting, TrainBatch
+
+
+class Aggregation(StrEnum):
+    """From per-token losses to a scalar; formulas in `rlkit.functional.aggregation`."""
+
+    token_mean = "token_mean"
+    sequence_mean = "sequence_mean"
+    sequence_sum = "sequence_sum"
+    constant_length = "constant_length"
+    microbatch_token_mean = "microbatch_token_mean"
+
+
+Aggregate = Callable[[Tensor, TrainBatch], Tensor]
+
+
+def aggregate_of(kind: Aggregation, setting: Setting) -> Aggregate:
+    """Per-token losses and their batch to the scalar that `kind` names."""
+    if kind is Aggregation.microbatch_token_mean and setting.microbatched:
+        raise ValueError(
+            "algorithm.aggregation=microbatch_token_mean depends on how a batch is split: set "
+            "algorithm.aggregation=token_mean, its value on an unsplit batch, or switch off "
+            "micro-batching"
+        )
+    length = setting.max_completion_length
+    table: Mapping[Aggregation, Aggregate] = {
+        Aggregation.token_mean: lambda x, b: F.token_mean(x, b.loss_mask, b.num_tokens),
+        Aggregation.sequence_mean: lambda x, b: F.sequence_mean(x, b.loss_mask, b.num_sequences),
+        Aggregation.sequence_sum: lambda x, b: F.sequence_sum(x, b.loss_mask, b.num_sequences),
+        Aggregation.constant_length: lambda x, b: F.constant_length(
+            x, b.loss_mask, b.num_sequences, length
+        ),
+        Aggregation.microbatch_token_mean: lambda x, b: F.microbatch_token_mean(
+            x, b.loss_mask, b.num_sequences
+        ),
+    }
+    return table[kind]
