@@ -21,7 +21,7 @@ from rlkit.algorithms import (
 from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
 from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.algorithms.online_dpo import OnlineDPOConfig
+from rlkit.algorithms.online_dpo_config import OnlineDPOConfig
 from rlkit.algorithms.ppo import PPOConfig
 from rlkit.algorithms.ratio import Clip
 from rlkit.algorithms.rloo import RLOOConfig
