@@ -19,6 +19,7 @@ from rlkit.algorithms.online_dpo_config import OnlineDPOConfig
 from rlkit.algorithms.ppo import PPOConfig, critic_only, ppo
 from rlkit.algorithms.ratio import RatioConfig
 from rlkit.algorithms.rloo import RLOOConfig, rloo
+from rlkit.schema import Schema
 from rlkit.types import Algorithm, Setting
 
 __all__ = [
@@ -36,14 +37,6 @@ __all__ = [
     "build",
     "warmup",
 ]
-
-
-class Schema(NamedTuple):
-    """A structured config for Hydra's store: `schema/{group}`, `name`."""
-
-    group: str
-    name: str
-    node: type
 
 
 class Entry(NamedTuple):

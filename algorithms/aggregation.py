@@ -29,8 +29,8 @@ def aggregate_of(kind: Aggregation, setting: Setting) -> Aggregate:
     if kind is Aggregation.microbatch_token_mean and setting.microbatched:
         raise ValueError(
             "algorithm.aggregation=microbatch_token_mean depends on how a batch is split: set "
-            "algorithm.aggregation=token_mean, its value on an unsplit batch, or switch off "
-            "micro-batching"
+            "algorithm.aggregation=token_mean, its value on an unsplit batch, or "
+            "memory=unsplit"
         )
     length = setting.max_completion_length
     table: Mapping[Aggregation, Aggregate] = {

@@ -60,7 +60,7 @@ def policy_gradient_loss(
     if cfg.entropy_fraction < 1.0 and setting.microbatched:
         raise ValueError(
             f"algorithm.entropy_fraction must be 1 with micro-batching, got "
-            f"{cfg.entropy_fraction}: its quantile depends on the split; switch off micro-batching"
+            f"{cfg.entropy_fraction}: its quantile depends on the split; set memory=unsplit"
         )
     aggregate = aggregate_of(cfg.aggregation, setting)
 

@@ -24,7 +24,6 @@ from rlkit.rewards.config import (
     RewardConfig,
     RewardFunctionConfig,
     RewardSpec,
-    Schema,
     reward_specs,
 )
 from rlkit.rewards.load import REGISTRY, per_sample
@@ -38,7 +37,6 @@ __all__ = [
     "RewardConfig",
     "RewardFunctionConfig",
     "RewardSpec",
-    "Schema",
     "per_sample",
     "reward_specs",
 ]

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rlkit.rewards.load import REGISTRY
+from rlkit.schema import Schema
 
 
 class OnFailure(StrEnum):
@@ -20,14 +21,6 @@ class OnFailure(StrEnum):
     function as 0."""
     ignore = "ignore"
     """Its reward is the weighted sum of the other functions."""
-
-
-class Schema(NamedTuple):
-    """A structured config for Hydra's store: `schema/{group}`, `name`."""
-
-    group: str
-    name: str
-    node: type
 
 
 class RewardSpec(NamedTuple):

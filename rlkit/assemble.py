@@ -12,7 +12,8 @@ import torch
 from rlkit.algorithms import GroupFilter, Objective, Warmup, build, warmup
 from rlkit.algorithms.ppo import PPOConfig
 from rlkit.collect import Collector
-from rlkit.config import Config, ConfigError, DeviceChoice, flatten, identity_hash
+from rlkit.compute import resolve_device
+from rlkit.config import Config, ConfigError, flatten, identity_hash
 from rlkit.evaluate import Evaluator
 from rlkit.generation import HFGeneratorConfig, Progress, sample_seed, sampling_config
 from rlkit.generation.hf import HFGenerator
@@ -102,6 +103,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
         group_size=config.algorithm.group_size,
         max_completion_length=task.max_completion_length,
         updates_per_batch=config.optim.updates_per_batch,
+        microbatched=config.memory.tokens_per_microbatch > 0,
     )
     objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
     algorithm = build(objective, setting)
@@ -291,12 +293,3 @@ def run_info(
         config=flatten(config),
         versions=versions,
     )
-
-
-def resolve_device(choice: DeviceChoice) -> torch.device:
-    """The device that `choice` means here; raises ConfigError when there is none."""
-    available = torch.cuda.is_available()
-    if choice is DeviceChoice.cuda and not available:
-        raise ConfigError("device must be cpu or auto without a CUDA device, got cuda")
-    use_cuda = available and choice is not DeviceChoice.cpu
-    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")

@@ -88,13 +88,14 @@ class MemoryConfig:
     """What bounds the memory of scoring and of the update."""
 
     tokens_per_microbatch: int = 8192
-    """Padded tokens of one forward and backward pass, >= 1; no gradient depends on it."""
+    """Padded tokens of one forward and backward pass, >= 0; no gradient depends on it. 0 = never
+    split a batch: for losses that a split would change (`algorithm=bnpo`)."""
     torch_threads: int = 0
     """CPU threads of torch, >= 0; 0 = one or all, whichever is faster when the run starts."""
 
     def __post_init__(self) -> None:
         tokens = self.tokens_per_microbatch
-        require(tokens >= 1, "memory.tokens_per_microbatch", ">= 1", tokens)
+        require(tokens >= 0, "memory.tokens_per_microbatch", ">= 0", tokens)
         require(self.torch_threads >= 0, "memory.torch_threads", ">= 0", self.torch_threads)
 
 

@@ -20,11 +20,14 @@ def microbatches(
     is padded, and packed greedily while rows x longest row <= `max_tokens`. A unit longer than the
     budget gets a micro-batch of its own: the budget never drops a row.
 
+    `max_tokens` 0 = one micro-batch, whatever its size.
     Raises ValueError when the number of rows is not a multiple of `rows_per_unit`.
     """
     lengths = (prompt_mask.sum(1) + completion_mask.sum(1)).cpu()
     if len(lengths) % rows_per_unit:
         raise ValueError(f"{len(lengths)} rows do not split into units of {rows_per_unit}")
+    if max_tokens == 0:
+        return [torch.arange(len(lengths))]
     units = lengths.view(-1, rows_per_unit).amax(1)
     plan: list[list[int]] = []
     for unit in torch.argsort(units, descending=True, stable=True).tolist():

@@ -1,8 +1,7 @@
 """Central types: what happened (`RolloutBatch`), what to learn from it (`TrainBatch`), who does it.
 
-Dimensions: B sequences, P prompt tokens (left-padded), C completion tokens (right-padded), K
-reward functions. Logps are natural-log probabilities in float32; masks are bool, True = keep. All
-is immutable.
+Dimensions: B sequences, P prompt tokens (left-padded), C completion tokens (right-padded), K reward
+functions. Logps are natural-log probabilities in float32; masks are bool, True = keep. Immutable.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class Rollout:
     completion_ids: tuple[int, ...]
     """Sampled ids, the stop token included when there was one."""
     sampling_logps: tuple[float, ...]
-    """Nats, under the distribution that was sampled from; one per completion id."""
+    """Nats, under the sampling distribution; one per completion id."""
     finish_reason: FinishReason
     policy_version: int
     """Number of optimiser updates the sampling policy had seen."""
@@ -101,10 +100,8 @@ class RolloutBatch:
     """What happened: samples with rewards, no learning signal yet. Rows of a group are adjacent."""
 
     prompt_ids: Int[Tensor, "B P"]
-    """Left-padded prompt ids."""
     prompt_mask: Bool[Tensor, "B P"]
     completion_ids: Int[Tensor, "B C"]
-    """Right-padded completion ids."""
     completion_mask: Bool[Tensor, "B C"]
     """True on sampled tokens, the stop token included."""
     sampling_logps: Float[Tensor, "B C"]
@@ -132,8 +129,8 @@ class RolloutBatch:
 
     def to(self, device: torch.device) -> RolloutBatch:
         """The same batch on `device`."""
-        moved = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
-        return RolloutBatch(**moved)  # type: ignore[arg-type]  # names come from fields(self)
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in columns.items() if v is not None})
 
     def __len__(self) -> int:
         return self.prompt_ids.shape[0]
@@ -176,10 +173,6 @@ def with_denominators(batch: TrainBatch) -> TrainBatch:
     num_tokens = int(batch.loss_mask.sum())
     num_sequences = int(batch.loss_mask.any(dim=1).sum())
     return replace(batch, num_tokens=max(num_tokens, 1), num_sequences=max(num_sequences, 1))
-
-
-def _move(value: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if value is None else value.to(device)
 
 
 _Batch = TypeVar("_Batch", RolloutBatch, TrainBatch)
@@ -227,7 +220,7 @@ class PolicyOutput(NamedTuple):
     """Entropy of the next-token distribution, nats."""
     values: Float[Tensor, "B C"] | None = None
     full_kl: Float[Tensor, "B C"] | None = None
-    """Full-vocabulary KL divergence of the direction asked for, nats, per token."""
+    """Full-vocabulary KL of the direction asked for, nats."""
 
 
 class LossOutput(NamedTuple):
@@ -298,12 +291,9 @@ class Generator(Protocol):
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Rollout]]:
         """`num_samples` rollouts of each prompt: [prompt][sample], seeded by `seeds`, likewise."""
-        ...
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
-        """Sample from the base model plus this adapter from now on; `version` tags the rollouts."""
-        ...
+        """Sample with this adapter from now on; `version` tags the rollouts."""
 
     def close(self) -> None:
         """Free what the generator holds; idempotent, at most 30 s."""
-        ...

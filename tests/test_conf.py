@@ -75,7 +75,7 @@ def test_defaults_are_those_of_the_seed() -> None:
         ("device=tpu", "auto, cpu, cuda"),
         ("evaluation.num_prompts=0", "evaluation.num_prompts must be >= 1, got 0"),
         ("checkpoint.keep_last=1", "checkpoint.keep_last must be >= 2"),
-        ("memory.tokens_per_microbatch=0", "memory.tokens_per_microbatch must be >= 1"),
+        ("memory.tokens_per_microbatch=-1", "memory.tokens_per_microbatch must be >= 0"),
         ("model.lora.rank=0", "model.lora.rank must be >= 1, got 0"),
         ("generator.sampling.temperature=0", "generator.sampling.temperature must be"),
         ("generator.sampling.top_p=1.5", "generator.sampling.top_p must be in (0, 1], got 1.5"),

@@ -32,9 +32,10 @@ ALLOWED = {
     "models": {"types"},
     "policy": {"types", "kernels", "lora", "models"},
     "prompts": {"types", "tasks", "models"},
-    "tasks": {"types"},
+    "tasks": {"types", "rewards", "prompts"},
     "tracking": {"types"},
     "update": {"types", "microbatch", "optim"},
+    "replay": {"types", "update"},
 }
 MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION = 300, 150, 50
 
@@ -89,7 +90,8 @@ def test_import_rules(name: str, path: Path) -> None:
         return
     for target in imports(path):
         other = target.split(".")[0]
-        assert other == floor or other in ALLOWED[floor], f"{name} may not import rlkit.{target}"
+        allowed = {floor, "schema", *ALLOWED[floor]}  # every floor may describe its options
+        assert other in allowed, f"{name} may not import rlkit.{target}"
 
 
 def test_importing_rlkit_and_its_types_is_light() -> None:
@@ -102,7 +104,7 @@ def test_importing_rlkit_and_its_types_is_light() -> None:
 
 
 def test_composing_a_configuration_loads_no_model_library() -> None:
-    heavy = ("vllm", "transformers", "wandb", "datasets", "matplotlib", "pyarrow")
+    heavy = ("vllm", "transformers", "wandb", "datasets", "matplotlib")
     code = f"import sys, rlkit.config; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -120,6 +122,8 @@ def test_sizes(name: str, path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
+            # Docstrings do not count: public functions owe long ones.
+            length -= len((ast.get_docstring(node, clean=False) or "").splitlines())
             assert length <= MAX_FUNCTION, f"{path}: {node.name} has {length} lines"
 
 

@@ -43,6 +43,10 @@ def test_long_and_short_rows_do_not_pad_each_other() -> None:
     assert [rows.tolist() for rows in plan] == [[1], [0, 2, 3]]
 
 
+def test_no_budget_means_no_split() -> None:
+    assert [rows.tolist() for rows in microbatches(*masks([9, 1]), max_tokens=0)] == [[0, 1]]
+
+
 def test_refuses_a_broken_unit() -> None:
     with pytest.raises(ValueError, match="3 rows do not split into units of 2"):
         microbatches(*masks([1, 2, 3]), max_tokens=10, rows_per_unit=2)

@@ -15,7 +15,7 @@ rlkit: reinforcement learning of language models on one GPU
 """
 _TAIL = """\
   rlkit --cfg job [OVERRIDES]...    every key and its value, after the overrides
-  rlkit --config-dir DIR ...        groups and experiments of your own; Hydra's other flags: --hydra-help
+  rlkit --config-dir DIR ...        groups and experiments of your own (also: --hydra-help)
 """
 
 

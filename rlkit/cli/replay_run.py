@@ -17,8 +17,8 @@ from rich.table import Table
 
 from rlkit import checkpoint, rollout_files
 from rlkit.algorithms import Objective, build
-from rlkit.assemble import resolve_device
 from rlkit.cli import UsageError
+from rlkit.compute import resolve_device
 from rlkit.config import DeviceChoice, MemoryConfig, register
 from rlkit.launch.preflight import preflight
 from rlkit.models import ModelConfig

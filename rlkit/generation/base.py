@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from rlkit.schema import Schema
 from rlkit.types import SamplingConfig
 
 
@@ -59,14 +60,6 @@ class HFGeneratorConfig(GeneratorConfig):
         ):
             if value < least:
                 raise ValueError(f"generator.{key} must be >= {least}, got {value}")
-
-
-class Schema(NamedTuple):
-    """A config dataclass and the Hydra group option it describes."""
-
-    group: str
-    name: str
-    node: type[GeneratorConfig]
 
 
 SCHEMAS = (Schema("generator", "hf", HFGeneratorConfig),)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+
+from rlkit.schema import Schema
 
 
 class DType(StrEnum):
@@ -110,14 +111,6 @@ class ModelConfig:
             raise ValueError(
                 "model.shared_prefix must not be on with model.gradient_checkpointing=on, got on"
             )
-
-
-class Schema(NamedTuple):
-    """One dataclass for Hydra's config store."""
-
-    group: str
-    name: str
-    node: type
 
 
 SCHEMAS = (Schema("model", "model", ModelConfig),)

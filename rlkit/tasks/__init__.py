@@ -24,7 +24,6 @@ from rlkit.tasks.config import (
     MaxOfNConfig,
     Overlong,
     RevWordsConfig,
-    Schema,
     TaskConfig,
 )
 from rlkit.tasks.order import train_indices
@@ -37,7 +36,6 @@ __all__ = [
     "Message",
     "Overlong",
     "PromptStyle",
-    "Schema",
     "Split",
     "SplitName",
     "Task",

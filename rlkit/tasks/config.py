@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import NamedTuple
 
+from rlkit.schema import Schema
 from rlkit.tasks.base import PromptStyle
 
 
@@ -18,14 +18,6 @@ class Overlong(StrEnum):
     """Leave it out, and count it."""
     truncate_left = "truncate_left"
     """Keep its last tokens (and its first, if that is BOS), and count it."""
-
-
-class Schema(NamedTuple):
-    """A structured config for Hydra's store: `schema/{group}`, `name`."""
-
-    group: str
-    name: str
-    node: type
 
 
 @dataclass(kw_only=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+
+from rlkit.schema import Schema
 
 
 class ConsoleMode(StrEnum):
@@ -86,14 +87,6 @@ class TrackioConfig(MirrorConfig):
 @dataclass(kw_only=True, slots=True)
 class TensorboardConfig(MirrorConfig):
     """TensorBoard event files in the run folder."""
-
-
-class Schema(NamedTuple):
-    """A config dataclass and the Hydra group option it describes."""
-
-    group: str
-    name: str
-    node: type[TrackerConfig]
 
 
 SCHEMAS = (

@@ -1,4 +1,4 @@
-"""How many CPU threads torch should use: measured, because more can be slower on a busy machine."""
+"""Where a run computes: the device, and how many CPU threads torch uses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 import yaml
+
+from rlkit.config import ConfigError, DeviceChoice
 
 _SIZE, _REPEATS = 576, 60  # a matrix product of the size that decoding a small model does
 
@@ -45,3 +47,12 @@ def _saved(run_dir: Path) -> int:
         return int(yaml.safe_load((run_dir / "config.yaml").read_text())["memory"]["torch_threads"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return 0
+
+
+def resolve_device(choice: DeviceChoice) -> torch.device:
+    """The device that `choice` means here; raises ConfigError when there is none."""
+    available = torch.cuda.is_available()
+    if choice is DeviceChoice.cuda and not available:
+        raise ConfigError("device must be cpu or auto without a CUDA device, got cuda")
+    use_cuda = available and choice is not DeviceChoice.cpu
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
