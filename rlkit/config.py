@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit import algorithms, generation, models, rewards, tasks, tracking
 from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
 from rlkit.generation import GeneratorConfig
+from rlkit.memory import MemoryConfig
 from rlkit.models import ModelConfig
 from rlkit.optim import OptimConfig
 from rlkit.rewards import RewardConfig
@@ -81,22 +82,6 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", ">= 1", self.every)
         require(self.keep_last >= 2, "checkpoint.keep_last", ">= 2", self.keep_last)
-
-
-@dataclass(kw_only=True, slots=True)
-class MemoryConfig:
-    """What bounds the memory of scoring and of the update."""
-
-    tokens_per_microbatch: int = 8192
-    """Padded tokens of one forward and backward pass, >= 0; no gradient depends on it. 0 = never
-    split a batch: for losses that a split would change (`algorithm=bnpo`)."""
-    torch_threads: int = 0
-    """CPU threads of torch, >= 0; 0 = one or all, whichever is faster when the run starts."""
-
-    def __post_init__(self) -> None:
-        tokens = self.tokens_per_microbatch
-        require(tokens >= 0, "memory.tokens_per_microbatch", ">= 0", tokens)
-        require(self.torch_threads >= 0, "memory.torch_threads", ">= 0", self.torch_threads)
 
 
 @dataclass(kw_only=True, slots=True)

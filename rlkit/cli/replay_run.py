@@ -19,8 +19,9 @@ from rlkit import checkpoint, rollout_files
 from rlkit.algorithms import Objective, build
 from rlkit.cli import UsageError
 from rlkit.compute import resolve_device
-from rlkit.config import DeviceChoice, MemoryConfig, register
+from rlkit.config import DeviceChoice, register
 from rlkit.launch.preflight import preflight
+from rlkit.memory import MemoryConfig
 from rlkit.models import ModelConfig
 from rlkit.models.load import load_model
 from rlkit.optim import OptimConfig

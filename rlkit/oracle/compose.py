@@ -18,16 +18,19 @@ from rlkit.algorithms import (
     Objective,
     RatioConfig,
 )
+from rlkit.memory import MemoryConfig
 
 
 @dataclass
 class Axes:
-    """The four groups of an objective as a structured config."""
+    """The four groups of an objective, and the one that presets override besides."""
 
     algorithm: AlgorithmConfig = MISSING
     kl: KLConfig = MISSING
     ratio: RatioConfig = MISSING
     correction: CorrectionConfig = MISSING
+    memory: MemoryConfig = MISSING
+    """Not part of an objective, but presets may override it."""
 
 
 @lru_cache
@@ -37,7 +40,8 @@ def composed(*overrides: str) -> Objective:
     store.store(name="oracle_axes", node=Axes)
     for schema in SCHEMAS:
         store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
-    groups = [{"kl": "reverse_k3"}, {"ratio": "token"}, {"correction": "none"}]
+    store.store(group="schema/memory", name="memory", node=MemoryConfig)
+    groups = [{"kl": "reverse_k3"}, {"ratio": "token"}, {"correction": "none"}, {"memory": "auto"}]
     defaults = ["oracle_axes", *groups, {"algorithm": "grpo"}, "_self_"]
     store.store(name="oracle_root", node={"defaults": defaults})
     with initialize_config_module("rlkit.conf", version_base="1.3"):
