@@ -17,6 +17,11 @@ test: .venv/installed-test
 test-gpu: .venv/installed-test
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
+# The peers pin versions that do not fit together or with rlkit: they get a venv of their own.
+.PHONY: test-peers
+test-peers: .venv-peers/installed
+	.venv-peers/bin/python -m pytest -q -m peers tests/peers --peers-page docs/peers.md
+
 clean:
 	rm -rf .venv
 
@@ -40,3 +45,15 @@ endif
 .venv/installed-test: .venv/torch pyproject.toml
 	$(BIN)/pip install -q -e '.[test]'
 	touch $@ .venv/installed
+
+# verl and OpenRLHF without their dependencies, then what their pure functions import. rlkit comes
+# without its own as well: its objectives need torch, Hydra and jaxtyping only.
+.venv-peers/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install -q 'torch==2.13.0+cpu' 2>/dev/null || .venv-peers/bin/pip install -q 'torch==2.13.0'
+	.venv-peers/bin/pip install -q 'trl==1.16.0' peft rich
+	.venv-peers/bin/pip install -q --no-deps 'verl==0.9.1' 'openrlhf==0.11.2'
+	.venv-peers/bin/pip install -q ray 'tensordict==0.10.0' codetiming 'hydra-core>=1.3.8,<1.4' \
+	  torchdata dill pylatexenc pytest jaxtyping beartype
+	.venv-peers/bin/pip install -q --no-deps -e .
+	touch $@
