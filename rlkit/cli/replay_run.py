@@ -50,6 +50,8 @@ class Candidate(NamedTuple):
 
     objective: Objective
     algorithm: Algorithm
+    memory: MemoryConfig
+    """Of the preset: some losses must not be split."""
 
 
 def compare(run_dir: Path, names: Sequence[str], *, step: int | None) -> None:
@@ -67,11 +69,13 @@ def compare(run_dir: Path, names: Sequence[str], *, step: int | None) -> None:
     if options.memory.torch_threads:
         torch.set_num_threads(options.memory.torch_threads)
     policy, critic = _load_policy(options, run_dir, step, device, list(algorithms.values()))
+    # No gradient depends on the split, except those whose preset forbids one.
+    unsplit = any(c.memory.tokens_per_microbatch == 0 for c in candidates.values())
     settings = UpdateSettings(
         optim=OptimConfig(),
         total_updates=1,
         temperature=rollouts.temperature,
-        tokens_per_microbatch=options.memory.tokens_per_microbatch,
+        tokens_per_microbatch=0 if unsplit else options.memory.tokens_per_microbatch,
     )
     results = replay(policy, rollouts.batch, algorithms, settings)
     matrix = cosines([result.gradient for result in results.values()]).tolist()
@@ -147,10 +151,11 @@ def _candidate(name: str, rollouts: SavedRollouts) -> Candidate:
         group_size=size,
         max_completion_length=rollouts.max_completion_length,
         updates_per_batch=1,
+        microbatched=config.memory.tokens_per_microbatch > 0,
     )
     objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
     try:
-        return Candidate(objective, build(objective, setting))
+        return Candidate(objective, build(objective, setting), config.memory)
     except ValueError as error:
         raise UsageError(f"algorithm={name}: {error}") from error
 

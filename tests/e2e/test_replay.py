@@ -96,7 +96,6 @@ BAD_INPUT = {
     "run_dir=RUN algorithms=grpo": "algorithms: ",
     "run_dir=RUN algoritms=[grpo]": "did you mean algorithms?",
     "run_dir=RUN 5": "arguments must be key=value, got 5",
-    "run_dir=RUN algorithms=[bnpo]": "algorithm=bnpo: algorithm.aggregation",
     "run_dir=damaged step=3": "step-000003.safetensors is damaged",
     "run_dir=orphan step=3": "no checkpoint of its policy",
     "run_dir=single algorithms=[online_dpo]": "algorithm.group_size must be >= 2",
