@@ -91,7 +91,8 @@ class Ledger:
             "| --- | --- | --- | --- | --- | --- |",
         ]
         for (peer, quantity, switches), entry in self.entries.items():
-            cells = (peer, quantity, f"`{switches}`", bound(entry.value), bound(entry.gradient))
+            told = f"`{switches}`" if switches else "the defaults"
+            cells = (peer, quantity, told, bound(entry.value), bound(entry.gradient))
             lines.append(f"| {' | '.join(cells)} | {entry.batches} |")
         return "\n".join(lines) + "\n"
 
