@@ -234,6 +234,7 @@ def test_rloo(
     ("quantity", "switches", "options"),
     [
         ("online DPO", "", OnlineDPOOptions()),
+        ("online DPO, neighbours", "algorithm.pairs=neighbours", OnlineDPOOptions()),
         ("online DPO, IPO", "algorithm.loss=ipo", OnlineDPOOptions(loss_type="ipo")),
         (
             "online DPO, missing-EOS penalty",
