@@ -60,7 +60,7 @@ def test_resume_is_bitwise(tmp_path: Path, optim: OptimConfig | None) -> None:
 
     trainer, state, first = tiny_run(tmp_path / "parts", num_steps=4, optim=optim)
     stop = StopRequest()
-    first.step = _stop_after(first.steps, 2, stop)  # type: ignore[method-assign]
+    first.step = _stop_after(first.steps, 2, stop)  # type: ignore[method-assign, assignment]
     with pytest.raises(Interrupted):
         trainer.fit(state, stop=stop)
 
