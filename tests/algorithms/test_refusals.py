@@ -96,7 +96,7 @@ def run_of(**changes: int | bool) -> Callable[[int], Setting]:
 PLAIN = run_of()
 IMPOSSIBLE: list[tuple[str, Callable[[int], Setting], str]] = [
     ("algorithm=bnpo", run_of(microbatched=True), "set algorithm.aggregation=token_mean"),
-    ("algorithm.entropy_fraction=0.2", run_of(microbatched=True), "switch off micro-batching"),
+    ("algorithm.entropy_fraction=0.2", run_of(microbatched=True), "set memory=unsplit"),
     ("algorithm.group_size=4", run_of(group_size=8), "must be the run's group size 8, got 4"),
     ("algorithm.group_size=1", PLAIN, "use baseline=batch_mean, scale=whiten"),
     ("algorithm=rloo algorithm.group_size=1", PLAIN, "algorithm.group_size must be >= 2"),
