@@ -23,7 +23,7 @@ test-peers: .venv-peers/installed
 	.venv-peers/bin/python -m pytest -q -m peers tests/peers --peers-page docs/peers.md
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 # torch first: with it in place nothing else pulls in another build. Without a GPU the CPU build is
 # tried where pip can see one; the default build runs on a CPU as well, it is only larger.

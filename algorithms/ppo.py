@@ -48,7 +48,8 @@ class PPOConfig(PolicyGradientConfig):
     lam: float = 0.95
     """Trace decay of the advantage estimate, in [0, 1]. TRL: 0.95; 1 is unbiased."""
     whiten: bool = True
-    """z-score the advantages over the batch's tokens (eps 1e-8, Bessel), as TRL and verl."""
+    """z-score the advantages over the batch's tokens (eps 1e-8, Bessel), as TRL; verl adds eps to
+    the variance."""
     value_coef: float = 0.1
     """Coefficient of the value loss, > 0. TRL: 0.1."""
     value_clip: float | None = 0.2

@@ -76,7 +76,8 @@ def soft_gate(
     tau is `tau_positive` where A > 0, else `tau_negative`. Slope 1 at ratio 1, so on-policy it is
     the policy gradient. Source: SAPO, arXiv:2511.20347, eq. 5-6.
     """
-    tau = torch.where(advantages > 0, tau_positive, tau_negative).to(advantages.dtype)
+    # Filled in their dtype: torch.where of two floats would round them to float32 first.
+    tau = torch.full_like(advantages, tau_negative).masked_fill(advantages > 0, tau_positive)
     return -advantages * 4.0 / tau * torch.sigmoid(tau * (ratio - 1))
 
 

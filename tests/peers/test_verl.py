@@ -128,7 +128,6 @@ def test_losses_and_aggregations(quantity: str, seed: int, verl: Verl, ledger: L
     ledger.agree(PEER, quantity, switches, ours.loss(case), theirs, case.leaves)
 
 
-@pytest.mark.xfail(strict=True, reason="soft_gate rounds its temperatures to float32")
 def test_sapo_at_its_default_temperatures(verl: Verl) -> None:
     switches = f"{EPS} ratio=sapo"
     options = VerlOptions(loss="sapo", aggregation="seq-mean-token-mean")
