@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,76 +13,27 @@ from rlkit.algorithms.ppo import PPOConfig
 from rlkit.collect import Collector
 from rlkit.compute import resolve_device
 from rlkit.config import Config, ConfigError, flatten, identity_hash
+from rlkit.divergence import DivergenceMeter, EvalKL
 from rlkit.evaluate import Evaluator
 from rlkit.generation import HFGeneratorConfig, Progress, sample_seed, sampling_config
 from rlkit.generation.hf import HFGenerator
-from rlkit.lora_files import save_adapter
 from rlkit.models.load import BaseModel, load_model
 from rlkit.optim import build_optimizer
-from rlkit.policy import CRITIC_PREFIX, CriticChoice, Policy, new_policy
-from rlkit.prompts import render_all, without_overlong
+from rlkit.parts import Parts, render_prompts
+from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
+from rlkit.prompts import without_overlong
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
 from rlkit.stopping import StopRequest
-from rlkit.tasks import Overlong, Split, Task, build_task, train_indices
+from rlkit.tasks import Overlong, Task, build_task
 from rlkit.tasks.check import check_rewards
 from rlkit.tracking.base import Phase, RunInfo, Tracker
 from rlkit.trainer import Schedule, Trainer
-from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
+from rlkit.types import Algorithm, Generator, Setting
 from rlkit.update import TrainState, UpdateSettings
 
 # Streams of seeds that must not meet: training samples use steps >= 0.
 _EVALUATION_SEED, _SHUFFLE_PROMPT = -1, -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """The expensive and the checked: what a run needs before it has a folder."""
-
-    config: Config
-    device: torch.device
-    base: BaseModel
-    policy: Policy
-    task: Task
-    rewards: RewardPool
-    algorithm: Algorithm
-    warmup: Warmup | None
-    setting: Setting
-    sampling: SamplingConfig
-    train: Split
-    """The task's training split, without prompts that are too long if those are dropped."""
-    eval_prompts: Sequence[Prompt]
-
-    def close(self) -> None:
-        """End the reward processes; idempotent."""
-        self.rewards.close()
-
-    def save_adapter(self, folder: Path) -> None:
-        """Write the policy's adapter in PEFT's format."""
-        source = self.base.location
-        save_adapter(folder, self.policy.lora, self.policy.adapter, base_model=source)
-
-    def algorithm_at(self, step: int) -> Algorithm:
-        """The algorithm of a step: the warm-up's at first, if there is one."""
-        warming_up = self.warmup is not None and step < self.warmup.num_steps
-        return self.warmup.algorithm if self.warmup and warming_up else self.algorithm
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Token ids to text without special tokens."""
-        # Without clean-up: it would drop spaces before punctuation, which the model did sample.
-        return str(
-            self.base.tokenizer.decode(
-                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
-
-    def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
-        """The training prompts of a step."""
-        config = self.config
-        indices = train_indices(
-            config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
-        )
-        return _render(self.task, self.train, indices, self.base, config)
 
 
 def assemble(config: Config, *, say: Callable[[str], None]) -> Parts:
@@ -146,7 +96,7 @@ def _with_model(
         held_out, num_eval = without_overlong(held_out, base.tokenizer, max_length=longest)
         say(f"prompts over {longest} tokens left out: {num_train} training, {num_eval} held out")
     size = min(config.evaluation.num_prompts, held_out.size or config.evaluation.num_prompts)
-    eval_prompts = _render(task, held_out, range(size), base, config)
+    eval_prompts = render_prompts(task, held_out, range(size), base, config)
     for note in base.notes:
         say(note)
     say(f"first prompt, {len(eval_prompts[0].ids)} tokens: {eval_prompts[0].text!r}")
@@ -167,18 +117,6 @@ def _with_model(
         train=train,
         eval_prompts=eval_prompts,
     )
-
-
-def _render(
-    task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
-) -> list[Prompt]:
-    return render_all(
-        split,
-        indices,
-        base.tokenizer,
-        max_length=task.max_prompt_length,
-        overlong=config.task.overlong_prompts,
-    ).prompts
 
 
 def initial_state(parts: Parts) -> TrainState:
@@ -229,17 +167,6 @@ def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: 
         group_size=parts.setting.group_size,
         resample=config.algorithm.group_filter is GroupFilter.resample,
     )
-    evaluator = Evaluator(
-        generator=generator,
-        prompts=parts.eval_prompts,
-        num_samples=config.evaluation.samples_per_prompt,
-        sampling=parts.sampling,
-        seed=partial(sample_seed, _EVALUATION_SEED, 0),
-        decode=parts.decode,
-        success=parts.task.success,
-        rewards=parts.rewards,
-        tracker=tracker,
-    )
     settings = UpdateSettings(
         optim=config.optim,
         total_updates=config.steps * config.optim.updates_per_batch,
@@ -259,12 +186,39 @@ def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: 
         schedule=schedule,
         collector=collector,
         generator=generator,
-        evaluate=evaluator,
+        evaluate=_evaluator(parts, generator, tracker),
         tracker=tracker,
         shuffle_seed=lambda step, epoch: sample_seed(config.seed, step, _SHUFFLE_PROMPT, epoch),
         pad_token_id=parts.base.tokenizer.pad_token_id,
         device=parts.device,
         run_dir=run_dir,
+    )
+
+
+def _evaluator(parts: Parts, generator: Generator, tracker: Tracker) -> Evaluator:
+    options = parts.config.evaluation
+    return Evaluator(
+        generator=generator,
+        prompts=parts.eval_prompts,
+        num_samples=options.samples_per_prompt,
+        sampling=parts.sampling,
+        seed=partial(sample_seed, _EVALUATION_SEED, 0),
+        decode=parts.decode,
+        success=parts.task.success,
+        rewards=parts.rewards,
+        divergence=None if options.kl is EvalKL.none else _divergence(parts, options.kl),
+        tracker=tracker,
+    )
+
+
+def _divergence(parts: Parts, estimator: EvalKL) -> DivergenceMeter:
+    return DivergenceMeter(
+        learner=parts.policy,
+        estimator=estimator,
+        temperature=parts.sampling.temperature,
+        pad_token_id=parts.base.tokenizer.pad_token_id,
+        device=parts.device,
+        tokens_per_microbatch=parts.config.memory.tokens_per_microbatch,
     )
 
 

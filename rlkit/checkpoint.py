@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -42,6 +42,10 @@ class Progress:
     """Consecutive updates skipped for a non-finite gradient."""
     config_hash: str
     """Hash of everything in the configuration that can change a number."""
+    samples: int = 0
+    """Completions sampled so far."""
+    train_seconds: float = field(default=0.0, compare=False)
+    """Seconds of the steps so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rlkit.buffer import Group
 from rlkit.collect import Decode, Rewards, completion_of, score_rollouts
 from rlkit.metrics import mean, sample_row
 from rlkit.tracking.base import EvalRecord, Phase, Tracker
 from rlkit.tracking.intervals import evaluate
-from rlkit.types import Completion, Generator, Prompt, SamplingConfig, ScoredRollout
+from rlkit.types import Completion, Generator, Prompt, Rollout, SamplingConfig, ScoredRollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,8 @@ class Evaluator:
     success: Callable[[Completion], bool] | None
     """The task's own criterion, whatever the rewards; None = a reward above 0."""
     rewards: Rewards
+    divergence: Callable[[Sequence[Sequence[Rollout]]], dict[str, float]] | None = None
+    """Measures `kl` and `entropy` of the samples; None = not measured."""
     tracker: Tracker
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
@@ -45,8 +49,21 @@ class Evaluator:
             prompt_indices=[p.index for p in self.prompts],
             success=success,
             samples_per_prompt=self.num_samples,
+            metrics=self._metrics(groups, rollouts),
             samples=[sample_row(s, step=steps_done) for group in groups for s in group],
         )
+
+    def _metrics(
+        self, groups: Sequence[Group], rollouts: Sequence[Sequence[Rollout]]
+    ) -> dict[str, float]:
+        samples = [sample for group in groups for sample in group]
+        wrong = [s for s in samples if not self._succeeds(s)]
+        metrics = {
+            "reward": mean(s.reward for s in samples if not math.isnan(s.reward)),
+            "length": mean(len(s.rollout.completion_ids) for s in samples),
+            "length_wrong": mean(len(s.rollout.completion_ids) for s in wrong),
+        }
+        return metrics | (self.divergence(rollouts) if self.divergence else {})
 
     def _succeeds(self, sample: ScoredRollout) -> bool:
         if self.success is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,7 +66,7 @@ class Trainer:
         """
         self.generator.load_adapter(state.learner.adapter, state.updates)
         if state.step == 0:
-            self._evaluate("before", state.step)
+            self._evaluate("before", state)
         saved = state.step
         try:
             while state.step < self.schedule.num_steps:
@@ -76,7 +76,7 @@ class Trainer:
                 # Before the checkpoint: a run killed in between repeats the step and evaluates.
                 every = self.schedule.evaluate_every
                 if every and done % every == 0 and done < self.schedule.num_steps:
-                    self._evaluate(f"step {done}", done)
+                    self._evaluate(f"step {done}", state)
                 if done % self.schedule.checkpoint_every == 0 or done == self.schedule.num_steps:
                     self.save(state)
                     saved = done
@@ -84,7 +84,7 @@ class Trainer:
             if state.step > saved and not state.updating:
                 self.save(state)
             raise
-        self._evaluate("after", state.step)
+        self._evaluate("after", state)
         return state
 
     def run_step(self, state: TrainState, stop: StopRequest) -> TrainState:
@@ -125,6 +125,8 @@ class Trainer:
         }
         metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.completion_mask.sum())
         timings = clock.metrics()
+        state.samples += round(counts["rollouts/sampled"])
+        state.train_seconds += timings["time/step"]
         sampled = float(batch.completion_mask.sum())
         metrics |= timings | {"speed/tokens_per_second": sampled / timings["time/step"]}
         metrics |= memory_metrics(self.device)
@@ -162,6 +164,8 @@ class Trainer:
             updates=state.updates,
             skipped_in_row=state.skipped_in_row,
             config_hash=self.schedule.config_hash,
+            samples=state.samples,
+            train_seconds=state.train_seconds,
         )
         path = checkpoint.save(
             self.run_dir / "checkpoints",
@@ -189,8 +193,10 @@ class Trainer:
             )
             rollout_files.save(self.run_dir, rollouts)
 
-    def _evaluate(self, label: str, steps_done: int) -> None:
-        self.tracker.evaluation(self.evaluate(label, steps_done))
+    def _evaluate(self, label: str, state: TrainState) -> None:
+        record = self.evaluate(label, state.step)
+        cost = {"samples": float(state.samples), "time/train": state.train_seconds}
+        self.tracker.evaluation(replace(record, metrics={**record.metrics, **cost}))
 
 
 def restore(state: TrainState, saved: Checkpoint) -> TrainState:
@@ -206,6 +212,8 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     state.step = saved.progress.step
     state.updates = saved.progress.updates
     state.skipped_in_row = saved.progress.skipped_in_row
+    state.samples = saved.progress.samples
+    state.train_seconds = saved.progress.train_seconds
     return state
 
 

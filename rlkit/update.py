@@ -53,6 +53,10 @@ class TrainState:
     """Optimiser updates done: the policy version."""
     skipped_in_row: int = 0
     """Consecutive updates skipped because the gradient was not finite."""
+    samples: int = 0
+    """Completions sampled so far, those that a filter dropped included."""
+    train_seconds: float = 0.0
+    """Seconds of the steps so far, evaluations excluded."""
     updating: bool = False
     """True while a step's updates are under way: the parameters belong to no finished step."""
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from rlkit import checkpoint
-from rlkit.assemble import Parts, assemble, initial_state, make_trainer, run_info
+from rlkit.assemble import assemble, initial_state, make_trainer, run_info
 from rlkit.compute import choose_threads
 from rlkit.config import Config, ConfigError, flatten
 from rlkit.environment import versions
 from rlkit.launch.preflight import check_run_dir
+from rlkit.parts import Parts
 from rlkit.run_folder import claim, write_outcome
 from rlkit.stopping import Interrupted, StopRequest, stop_on_signals
 from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker

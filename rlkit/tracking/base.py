@@ -130,8 +130,13 @@ class EvalRecord:
     success: tuple[float, ...]
     """Mean success of each prompt's samples, in [0, 1], in the order of `prompt_indices`."""
     samples_per_prompt: int
+    """0 = no sampling: exact expectations."""
     interval: Interval
     """Of the mean over prompts."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers: `kl` (policy || reference, nats a completion), `entropy` (nats a token),
+    `reward`, `length`, `length_wrong` (tokens), and how much training it took: `samples`
+    (completions sampled so far) and `time/train` (seconds of the steps so far)."""
     samples: Sequence[SampleRow] = ()
 
 

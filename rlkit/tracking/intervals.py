@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -77,6 +77,7 @@ def evaluate(
     prompt_indices: Sequence[int],
     success: Sequence[float],
     samples_per_prompt: int,
+    metrics: Mapping[str, float] | None = None,
     samples: Sequence[SampleRow] = (),
 ) -> EvalRecord:
     """An `EvalRecord` with its interval worked out from `success`, one mean for each prompt.
@@ -93,6 +94,7 @@ def evaluate(
         success=tuple(success),
         samples_per_prompt=samples_per_prompt,
         interval=success_interval(success, samples_per_prompt=samples_per_prompt),
+        metrics=dict(metrics or {}),
         samples=tuple(samples),
     )
 

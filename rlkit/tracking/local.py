@@ -138,8 +138,16 @@ class LocalTracker:
             write_atomic(path, "".join(encode(line) + "\n" for line in self._evals).encode())
 
 
+_EVAL_FIELDS = (
+    "label", "step", "mean", "low", "high", "samples_per_prompt", "prompt_indices", "success",
+    "time/unix",
+)  # fmt: skip
+"""What every line of `evals.jsonl` has; the rest is `EvalRecord.metrics`."""
+
+
 def _eval_line(record: EvalRecord) -> dict[str, object]:
     return {
+        **record.metrics,
         "label": record.label,
         "step": record.step,
         "mean": record.interval.mean,
@@ -165,6 +173,7 @@ def read_evals(run_dir: Path) -> list[EvalRecord]:
             success=tuple(number(value) for value in success),
             samples_per_prompt=int(number(line["samples_per_prompt"])),
             interval=Interval(*(number(line[key]) for key in ("mean", "low", "high"))),
+            metrics={k: number(v) for k, v in line.items() if k not in _EVAL_FIELDS},
         )
         path = eval_path(run_dir, record.label, record.step)
         if path.exists():

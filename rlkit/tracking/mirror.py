@@ -86,6 +86,7 @@ class Mirror:
     def evaluation(self, record: EvalRecord) -> None:
         names = ("eval/success", "eval/success_low", "eval/success_high")
         metrics = dict(zip(names, record.interval, strict=True))
+        metrics |= {f"eval/{name}": value for name, value in record.metrics.items()}
         self._put({"event": "log", "step": record.step, "metrics": metrics})
 
     def message(self, level: Level, text: str) -> None:

@@ -161,6 +161,8 @@ def _caption(record: EvalRecord, row: SampleRow) -> Text:
 
 def _title(record: EvalRecord) -> str:
     n, k = len(record.prompt_indices), record.samples_per_prompt
+    if k == 0:
+        return f"{n} held-out prompts, exact expectations"
     return f"{n} held-out prompts, {k} sample{'s' if k > 1 else ''} each"
 
 

@@ -1,0 +1,82 @@
+"""What a run needs before it has a folder: the expensive and the checked, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlkit.algorithms import Warmup
+from rlkit.config import Config
+from rlkit.lora_files import save_adapter
+from rlkit.models.load import BaseModel
+from rlkit.policy import Policy
+from rlkit.prompts import render_all
+from rlkit.rewards.pool import RewardPool
+from rlkit.tasks import Split, Task, train_indices
+from rlkit.types import Algorithm, Prompt, SamplingConfig, Setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The expensive and the checked: what a run needs before it has a folder."""
+
+    config: Config
+    device: torch.device
+    base: BaseModel
+    policy: Policy
+    task: Task
+    rewards: RewardPool
+    algorithm: Algorithm
+    warmup: Warmup | None
+    setting: Setting
+    sampling: SamplingConfig
+    train: Split
+    """The task's training split, without prompts that are too long if those are dropped."""
+    eval_prompts: Sequence[Prompt]
+
+    def close(self) -> None:
+        """End the reward processes; idempotent."""
+        self.rewards.close()
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the policy's adapter in PEFT's format."""
+        source = self.base.location
+        save_adapter(folder, self.policy.lora, self.policy.adapter, base_model=source)
+
+    def algorithm_at(self, step: int) -> Algorithm:
+        """The algorithm of a step: the warm-up's at first, if there is one."""
+        warming_up = self.warmup is not None and step < self.warmup.num_steps
+        return self.warmup.algorithm if self.warmup and warming_up else self.algorithm
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids to text without special tokens."""
+        # Without clean-up: it would drop spaces before punctuation, which the model did sample.
+        return str(
+            self.base.tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
+        """The training prompts of a step."""
+        config = self.config
+        indices = train_indices(
+            config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
+        )
+        return render_prompts(self.task, self.train, indices, self.base, config)
+
+
+def render_prompts(
+    task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
+) -> list[Prompt]:
+    """Examples `indices` of `split` as the model sees them."""
+    return render_all(
+        split,
+        indices,
+        base.tokenizer,
+        max_length=task.max_prompt_length,
+        overlong=config.task.overlong_prompts,
+    ).prompts
