@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlkit import algorithms, generation, models, rewards, tasks, tracking
 from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
+from rlkit.divergence import EvalKL
 from rlkit.generation import GeneratorConfig
 from rlkit.memory import MemoryConfig
 from rlkit.models import ModelConfig
@@ -62,6 +63,9 @@ class EvaluationConfig:
     """Held-out prompts, >= 1; the same ones each time, sampled with the same seeds."""
     samples_per_prompt: int = 2
     """Samples of each, >= 1; intervals treat a prompt's samples as one cluster."""
+    kl: EvalKL = EvalKL.exact
+    """exact, k3 or none: how KL(policy || reference) of these samples is measured, the same way for
+    every objective. exact and k3 score the samples under both policies once more."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "evaluation.every", ">= 0", self.every)
@@ -124,8 +128,9 @@ class Config:
 
 
 # What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
-# split to fit. Everything else is its identity.
+# split to fit. Everything else is its identity; of `memory`, quantisation is.
 _NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps", "memory")
+_IDENTITY_AFTER_ALL = "memory.quant."
 
 
 def require(holds: bool, key: str, rule: str, value: object) -> None:
@@ -167,7 +172,11 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The leaves that can change a number: what a resumed run must share with the original."""
-    return {k: v for k, v in flatten(config).items() if k.split(".")[0] not in _NOT_IDENTITY}
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+    }
 
 
 def identity_hash(config: Config) -> str:
