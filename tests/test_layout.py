@@ -27,7 +27,7 @@ ALLOWED = {
     "buffer": {"types"},
     "collate": {"types"},
     "microbatch": set(),
-    "memory": set(),
+    "memory": {"models"},
     "optim": set(),
     "lora": {"types", "models"},
     "models": {"types"},
@@ -35,6 +35,8 @@ ALLOWED = {
     "prompts": {"types", "tasks", "models"},
     "tasks": {"types", "rewards", "prompts"},
     "tracking": {"types"},
+    "stats": set(),
+    "report": {"stats", "tracking"},
     "update": {"types", "microbatch", "optim"},
     "replay": {"types", "update"},
 }

@@ -1,0 +1,80 @@
+"""Each variant against the baseline: paired difference, Holm-adjusted tests, a one-word verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from rlkit.stats.bootstrap import MIN_SEEDS, Estimate, estimate
+from rlkit.stats.student import holm, paired_t, tost
+
+ALPHA = 0.05
+
+
+class Verdict(StrEnum):
+    """What the seeds say about a variant and the baseline."""
+
+    similar = "similar"
+    """TOST: the mean difference lies within the margin, whether or not it is 0."""
+    higher = "higher"
+    """The mean difference is above 0, and not shown to lie within the margin."""
+    lower = "lower"
+    inconclusive = "inconclusive"
+    """Neither a difference nor similarity is shown."""
+    too_few = "too few seeds"
+
+
+class Paired(NamedTuple):
+    """Values of a variant and of the baseline for the seeds both have, in the same order."""
+
+    values: Sequence[float]
+    baseline: Sequence[float]
+
+    @property
+    def differences(self) -> list[float]:
+        return [a - b for a, b in zip(self.values, self.baseline, strict=True)]
+
+
+class Comparison(NamedTuple):
+    """A variant against the baseline; p-values are Holm-adjusted, None with too few seeds."""
+
+    difference: Estimate
+    p_different: float | None
+    """Small: the mean difference is not 0."""
+    p_outside: float | None
+    """Small: the mean difference is within the margin."""
+    verdict: Verdict
+
+
+def compare_all(pairs: Mapping[str, Paired], *, margin: float) -> dict[str, Comparison]:
+    """Compare each variant of one family with the baseline.
+
+    Differences are tested by paired t tests, similarity by TOST at ±`margin`; both families of
+    p-values are Holm-adjusted over the variants that have at least `MIN_SEEDS` pairs.
+
+    Raises:
+        ValueError: `margin` <= 0, pairs of other lengths, no pairs, or a value that is not finite.
+    """
+    differences = {name: pair.differences for name, pair in pairs.items()}
+    tested = [name for name, values in differences.items() if len(values) >= MIN_SEEDS]
+    different = holm([paired_t(differences[name]) for name in tested])
+    outside = holm([tost(differences[name], margin=margin) for name in tested])
+    found = {}
+    for name, values in differences.items():
+        mean = estimate(values)
+        if name not in tested:
+            found[name] = Comparison(mean, None, None, Verdict.too_few)
+            continue
+        index = tested.index(name)
+        p, q = different[index], outside[index]
+        found[name] = Comparison(mean, p, q, _verdict(mean.mean, p, q))
+    return found
+
+
+def _verdict(difference: float, p_different: float, p_outside: float) -> Verdict:
+    if p_outside < ALPHA:
+        return Verdict.similar
+    if p_different < ALPHA:
+        return Verdict.higher if difference > 0 else Verdict.lower
+    return Verdict.inconclusive
