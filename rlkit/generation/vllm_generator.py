@@ -1,0 +1,190 @@
+"""`VLLMGenerator`: samples with a vLLM engine in this process, under the adapter of the trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
+from rlkit.generation.batching import Row, make_rows
+from rlkit.generation.vllm_config import VLLMGeneratorConfig, Weights
+from rlkit.generation.vllm_engine import Engine
+from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
+
+if TYPE_CHECKING:
+    from rlkit.generation.vllm_lora import LoRAInjector
+
+
+class VLLMGenerator:
+    """Implements `rlkit.types.Generator` with a vLLM engine in this process.
+
+    Every sample is a request of its own with its own seed; samples of one prompt share its blocks
+    of the prefix cache. Requests carry the version of the adapter in their LoRA's name, which vLLM
+    hashes into the blocks, so no key or value can come from another policy.
+
+    Sampling logps are vLLM's `processed_logprobs`: those of the distribution defined in
+    `rlkit.generation.sampling`, `extra` fields of the sampling options included.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        injector: LoRAInjector,
+        *,
+        stop_token_ids: frozenset[int],
+        config: VLLMGeneratorConfig,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        """Sample with `engine`, whose adapter `injector` edits; both end with `close`.
+
+        `progress` is called after every engine step; what it raises ends the call of `generate`.
+        """
+        self._engine = engine
+        self._injector = injector
+        self._stop_token_ids = stop_token_ids
+        self._config = config
+        self._progress = progress
+        self._version = 0
+        self._num_calls = 0
+        self._asleep = False
+
+    def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
+        """Copy `tensors` into vLLM's buffers and tag the rollouts with `version`."""
+        self._wake()
+        self._injector.load(tensors, version)
+        self._version = version
+
+    def close(self) -> None:
+        """End the engine; idempotent. `generate` then raises."""
+        self._engine.close()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        num_samples: int,
+        sampling: SamplingConfig,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Rollout]]:
+        """`num_samples` rollouts of each prompt: [prompt][sample], seeded by `seeds`, likewise.
+
+        Raises `ValueError` for empty prompts, options out of range and prompts that leave no room
+        for `max_completion_length`; `FloatingPointError`, naming the prompt, when a logp is not
+        finite.
+        """
+        if self._engine.llm is None:
+            raise RuntimeError("generate() after close()")
+        check_sampling(sampling)
+        check_request(prompts, num_samples, sampling, seeds, context=self._engine.max_model_len)
+        rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
+        self._wake()
+        self._sample(rows, sampling)
+        self._sleep()
+        rollouts: list[list[Rollout]] = [[] for _ in prompts]
+        for row in rows:
+            rollouts[row.prompt_number].append(row.rollout(self._version))
+        return rollouts
+
+    def _sample(self, rows: Sequence[Row], sampling: SamplingConfig) -> None:
+        engine = self._engine.llm.llm_engine
+        self._num_calls += 1
+        by_id = {f"{self._num_calls}-{number}": row for number, row in enumerate(rows)}
+        num_done = num_tokens = 0
+        with self._no_request_left(list(by_id)):
+            for request_id, row in by_id.items():
+                engine.add_request(
+                    request_id,
+                    {"prompt_token_ids": list(row.prompt.ids)},
+                    self._sampling_params(sampling, row.seed),
+                    lora_request=self._injector.request,
+                )
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    row = by_id[output.request_id]
+                    num_tokens += _extend(row, output.outputs[0])
+                    num_done += output.finished
+                if self._progress is not None:
+                    self._progress(Progress(num_done, len(rows), num_tokens))
+
+    @contextmanager
+    def _no_request_left(self, request_ids: list[str]) -> Iterator[None]:
+        """Whatever ends the body: the engine is idle afterwards and can take the next call."""
+        engine = self._engine.llm.llm_engine
+        try:
+            yield
+        except BaseException:
+            engine.abort_request(request_ids)
+            raise
+
+    def _sampling_params(self, sampling: SamplingConfig, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        extra = dict(self._config.sampling.extra)
+        stops = [] if extra.pop("ignore_eos", False) else sorted(self._stop_token_ids)
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            max_tokens=sampling.max_completion_length,
+            seed=seed,
+            # The one set of stop tokens is rlkit's; vLLM knows one end-of-sequence token only.
+            ignore_eos=True,
+            stop_token_ids=stops,
+            stop=list(sampling.stop) or None,
+            include_stop_str_in_output=True,
+            detokenize=bool(sampling.stop),
+            logprobs=0,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.DELTA,
+            skip_clone=True,
+            **extra,
+        )
+
+    def _wake(self) -> None:
+        if not self._asleep:
+            return
+        if self._engine.weights is Weights.sleep:
+            self._engine.llm.wake_up()
+        else:
+            from rlkit.generation.vllm_lora import kv_wake
+
+            kv_wake(self._engine.llm)
+        self._asleep = False
+
+    def _sleep(self) -> None:
+        if self._engine.weights is Weights.sleep:
+            torch.cuda.synchronize()
+            self._engine.llm.sleep(level=1)
+            self._asleep = True
+        elif self._engine.release_kv_cache:
+            from rlkit.generation.vllm_lora import kv_sleep
+
+            kv_sleep(self._engine.llm)
+            self._asleep = True
+
+
+def _extend(row: Row, output: Any) -> int:
+    """Append the new tokens of a vLLM `CompletionOutput` to its row; how many they are."""
+    logps = list(output.logprobs.logprobs)
+    for offset, logp in enumerate(logps):
+        if not math.isfinite(logp):
+            raise FloatingPointError(
+                f"logits must be finite, got NaN or inf for token {len(row.ids) + offset} of "
+                f"sample {row.sample_index} of prompt {row.prompt.index} "
+                f"({row.prompt.text[-60:]!r})"
+            )
+    row.ids += output.token_ids
+    row.logps += logps
+    if output.finish_reason is not None:
+        row.finish_reason = _FINISH[output.finish_reason]
+    return len(output.token_ids)
+
+
+_FINISH = {"stop": FinishReason.stop, "length": FinishReason.length}
