@@ -1,8 +1,8 @@
 """The peers that the benchmark measures on the same tensors; each is used if it can be imported.
 
-Every entry takes (hidden, weight, targets, entropy mode) and returns per-row logps, differentiable
-in `hidden`, and the entropy if it was asked for and the peer has one. Nothing here is needed, or
-copied, by the kernels themselves.
+Every entry takes (hidden, weight, targets, entropy mode, transform) and returns per-row logps,
+differentiable in `hidden`, and the entropy if it was asked for and the peer has one; ValueError if
+it lacks the transform. Nothing here is needed, or copied, by the kernels themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,20 +21,54 @@ from torch.nn.functional import cross_entropy
 from rlkit.kernels.logps import EntropyMode, Impl, selected_logps
 
 Results = tuple[Tensor, Tensor | None]
-Entry = Callable[[Tensor, Tensor, Tensor, EntropyMode], Results]
 
 
-def rlkit_fused(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
-    return selected_logps(hidden, weight, targets, entropy=entropy, impl=Impl.triton)
+class Transform(NamedTuple):
+    """From h W^T to the logits: softcap(h W^T) / temperature."""
+
+    temperature: float = 1.0
+    softcap: float | None = None
 
 
-def rlkit_torch(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
-    return selected_logps(hidden, weight, targets, entropy=entropy, impl=Impl.torch)
+Entry = Callable[[Tensor, Tensor, Tensor, EntropyMode, Transform], Results]
 
 
-def eager(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
+def rlkit_fused(
+    hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+) -> Results:
+    return selected_logps(
+        hidden,
+        weight,
+        targets,
+        temperature=transform.temperature,
+        softcap=transform.softcap,
+        entropy=entropy,
+        impl=Impl.triton,
+    )
+
+
+def rlkit_torch(
+    hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+) -> Results:
+    return selected_logps(
+        hidden,
+        weight,
+        targets,
+        temperature=transform.temperature,
+        softcap=transform.softcap,
+        entropy=entropy,
+        impl=Impl.torch,
+    )
+
+
+def eager(
+    hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+) -> Results:
     """All logits in memory."""
     logits = (hidden @ weight.T).float()
+    if transform.softcap is not None:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    logits = logits / transform.temperature
     logps = -cross_entropy(logits, targets, reduction="none")
     if entropy == EntropyMode.none:
         return logps, None
@@ -45,10 +80,20 @@ def eager(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode)
 def _trl() -> Entry:
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
+    def run(
+        hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+    ) -> Results:
         outputs = () if entropy == EntropyMode.none else ("entropy",)
         out = ChunkedLogProbFunction.apply(
-            hidden, weight, None, targets, 1.0, 32768, None, 1.0, outputs
+            hidden,
+            weight,
+            None,
+            targets,
+            transform.temperature,
+            32768,
+            transform.softcap,
+            1.0,
+            outputs,
         )
         return out[0], out[1]
 
@@ -58,8 +103,13 @@ def _trl() -> Entry:
 def _liger() -> Entry:
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Function
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
-        nll: Tensor = Function.apply(hidden, weight, targets, None, None, -100, 0.0, 0.0, "none")[0]
+    def run(
+        hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+    ) -> Results:
+        _no_temperature(transform)
+        nll: Tensor = Function.apply(
+            hidden, weight, targets, None, None, -100, 0.0, 0.0, "none", transform.softcap
+        )[0]
         return -nll, None
 
     return run
@@ -68,8 +118,11 @@ def _liger() -> Entry:
 def _liger_chunked() -> Entry:
     from liger_kernel.chunked_loss.fused_linear_ppo import _ChunkedSelectiveLogProbFunction as F
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
-        return F.apply(hidden, weight, targets, None, 1.0, 4096), None
+    def run(
+        hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+    ) -> Results:
+        _no_softcap(transform)
+        return F.apply(hidden, weight, targets, None, transform.temperature, 4096), None
 
     return run
 
@@ -77,8 +130,13 @@ def _liger_chunked() -> Entry:
 def _cce() -> Entry:
     from cut_cross_entropy import linear_cross_entropy
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
-        nll: Tensor = linear_cross_entropy(hidden, weight, targets, reduction="none", impl="cce")
+    def run(
+        hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+    ) -> Results:
+        _no_temperature(transform)
+        nll: Tensor = linear_cross_entropy(
+            hidden, weight, targets, softcap=transform.softcap, reduction="none", impl="cce"
+        )
         return -nll, None
 
     return run
@@ -92,16 +150,45 @@ def _unsloth() -> Entry:
     path = Path(package.submodule_search_locations[0]) / "fused_losses" / "fused_linear.py"
     function = _load("unsloth_fused_linear", path).fused_linear_logprobs
 
-    def run(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode) -> Results:
-        if entropy == EntropyMode.none:
-            return function(hidden, weight, targets), None
-        learns = entropy == EntropyMode.differentiable
-        logps, h, *_ = function(
-            hidden, weight, targets, return_entropy=True, entropy_requires_grad=learns
+    def run(
+        hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+    ) -> Results:
+        found = function(
+            hidden,
+            weight,
+            targets,
+            temperature=transform.temperature,
+            logit_softcapping=transform.softcap or 0.0,
+            return_entropy=entropy != EntropyMode.none,
+            entropy_requires_grad=entropy == EntropyMode.differentiable,
         )
-        return logps, h
+        return (found, None) if entropy == EntropyMode.none else found[:2]
 
     return run
+
+
+def _quack() -> Entry:
+    """Its gradient is that of a plain sum over the rows: less than a policy gradient needs."""
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    def run(
+        hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+    ) -> Results:
+        _no_temperature(transform)
+        _no_softcap(transform)
+        return -chunked_linear_cross_entropy(hidden, weight, targets, reduction="sum"), None
+
+    return run
+
+
+def _no_temperature(transform: Transform) -> None:
+    if transform.temperature != 1.0:
+        raise ValueError("has no temperature")
+
+
+def _no_softcap(transform: Transform) -> None:
+    if transform.softcap is not None:
+        raise ValueError("has no softcap")
 
 
 def _load(name: str, path: Path) -> ModuleType:
@@ -122,6 +209,7 @@ _PEERS: dict[str, tuple[str, Callable[[], Entry], bool]] = {
     "cut-cross-entropy": ("cut-cross-entropy", _cce, False),
     "Liger FLCE": ("liger-kernel", _liger, False),
     "Liger chunked": ("liger-kernel", _liger_chunked, False),
+    "quack (sum)": ("quack-kernels", _quack, False),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def plot(record: Mapping[str, Any], floors: Mapping[str, int], target: Path) -> None:
+def plot(record: Mapping[str, Any], floors: Mapping[str, float], target: Path) -> None:
     """Bars of the time in matmuls, one panel per shape; dashed: the fewest matmuls of each op."""
     import matplotlib
 
