@@ -1,0 +1,215 @@
+"""LoRA into a running vLLM engine: its own buffers are written in place, without disk or merging.
+
+Per adapter one request name and version, one integer id and one slot. vLLM finds the slot by the
+id, which stays; the prefix cache hashes the name, which carries the version, so that no key-value
+block of an earlier version is ever reused, and nothing has to be reset.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+_IN_MEMORY = "/rlkit/in-memory"
+"""A request must name a path; vLLM reads it only when it does not hold the adapter."""
+
+
+class Mode(StrEnum):
+    """How an adapter reaches vLLM, fastest first."""
+
+    in_place = "in_place"
+    """Copied into vLLM's stacked buffers."""
+    tensors = "tensors"
+    """Through vLLM's loader, from copies in host memory."""
+    disk = "disk"
+    """Through vLLM's public API, from safetensors on tmpfs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Injection:
+    """What one `LoRAInjector.load` did."""
+
+    mode: Mode
+    bound_modules: int
+    """Adapted layers, as the trainer counts them: q, k and v are three."""
+    seconds: float
+    rebound: bool
+    """Whether vLLM had dropped or moved the adapter, so that its slot was set up again."""
+
+
+class LoRAInjector:
+    """Keeps one adapter of one engine up to date. Several adapters: one injector and id each."""
+
+    def __init__(
+        self,
+        llm: LLM,
+        layers: Sequence[str],
+        *,
+        rank: int,
+        scale: float,
+        key: Callable[[str, str], str],
+        name: str = "policy",
+        int_id: int = 1,
+    ) -> None:
+        """`layers`: the adapted layers as the Hugging Face model names them.
+
+        `scale` is s of y = W x + s B (A x); `key(layer, "A" or "B")` names a tensor of `load`, as
+        PEFT does. The engine must have a free LoRA slot.
+        """
+        self.name = name
+        self.int_id = int_id
+        self.layers = tuple(layers)
+        self.rank = rank
+        self.scale = scale
+        self.mode = Mode.in_place
+        self._llm = llm
+        self._request: LoRARequest | None = None
+        self._keys = [key(layer, factor) for layer in layers for factor in "AB"]
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def request(self) -> LoRARequest | None:
+        """What requests must carry to use the adapter as last loaded; None before the first."""
+        return self._request
+
+    def load(self, tensors: Mapping[str, Tensor], version: int) -> Injection:
+        """Sample with `tensors` (PEFT's keys) from the next request on.
+
+        Equal versions must mean equal tensors: the prefix cache keeps what it knows of a version.
+        Raises ValueError when keys or shapes do not fit and RuntimeError while requests run.
+        """
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise RuntimeError("an adapter must not change while requests that use it are running")
+        factors = self._factors(tensors)
+        _wait(factors[0].device)
+        begin = time.perf_counter()
+        request = self._make_request(version)
+        rebound = False
+        if self.mode is Mode.in_place:
+            arguments = (self.int_id, self.layers, factors, self.scale)
+            bound, rebound = self._call("rlkit_write", *arguments)
+        else:
+            if self.mode is Mode.tensors:
+                self._call("rlkit_load", self.int_id, self._scaled(factors), self.rank)
+            else:
+                self._load_from_disk(factors, request)
+            bound = self._call("rlkit_bound", self.int_id)
+        _wait(factors[0].device)
+        if bound != len(self.layers):
+            raise RuntimeError(f"vLLM must hold {len(self.layers)} adapted layers, got {bound}")
+        self._request = request
+        return Injection(
+            mode=self.mode,
+            bound_modules=bound,
+            seconds=time.perf_counter() - begin,
+            rebound=rebound,
+        )
+
+    def unload(self) -> None:
+        """Free the slot; the next `load` takes one again."""
+        self._call("rlkit_drop", self.int_id)
+        self._request = None
+
+    def slot(self) -> dict[str, Tensor]:
+        """Copies of what vLLM holds of the adapter, whole slot, as `layer.A` and `layer.B`."""
+        copies: dict[str, Tensor] = self._call("rlkit_slot", self.int_id)
+        return copies
+
+    def differences(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """The factors in vLLM that are not exactly `tensors`, ranks beyond the adapter's zero.
+
+        Names are `layer.A` and `layer.B`; layers that are not adapted must be zero.
+        """
+        held = self.slot()
+        wrong = []
+        for layer, a, b in zip(self.layers, *_pairs(self._factors(tensors)), strict=True):
+            for name, value in ((f"{layer}.A", a), (f"{layer}.B", b * self.scale)):
+                stack = held.pop(name)
+                expected = torch.zeros_like(stack)
+                rows, columns = value.shape
+                expected[:rows, :columns] = value.to(stack)
+                if not torch.equal(stack, expected):
+                    wrong.append(name)
+        return wrong + [name for name, stack in held.items() if stack.any()]
+
+    def _make_request(self, version: int) -> LoRARequest:
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(f"{self.name}-v{version}", self.int_id, self._path())
+
+    def _path(self) -> str:
+        if self.mode is not Mode.disk:
+            return _IN_MEMORY
+        if self._folder is None:
+            memory = Path("/dev/shm")
+            parent = str(memory) if memory.is_dir() else None
+            self._folder = tempfile.TemporaryDirectory(prefix="rlkit-adapter-", dir=parent)
+        return self._folder.name
+
+    def _load_from_disk(self, factors: Sequence[Tensor], request: LoRARequest) -> None:
+        from safetensors.torch import save_file
+        from vllm.lora.request import LoRARequest
+
+        folder = Path(request.lora_path)
+        leaves = sorted({layer.rsplit(".", 1)[-1] for layer in self.layers})
+        config = {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.rank,
+            "target_modules": leaves,
+            "bias": "none",
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        tensors = {k: t.cpu().contiguous() for k, t in self._scaled(factors).items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        self._call("rlkit_drop", self.int_id)
+        # The flag reads the files now; on a request it would read them again at every step.
+        now = LoRARequest(request.lora_name, self.int_id, request.lora_path, load_inplace=True)
+        self._llm.llm_engine.add_lora(now)
+        self._llm.llm_engine.pin_lora(self.int_id)
+
+    def _scaled(self, factors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """PEFT's tensors with the scale folded into B before it is rounded, as in place."""
+        values = [t * self.scale if i % 2 else t for i, t in enumerate(factors)]
+        return dict(zip(self._keys, values, strict=True))
+
+    def _factors(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """A and B of each layer in turn; raises ValueError unless `tensors` are exactly those."""
+        missing = [key for key in self._keys if key not in tensors]
+        unexpected = set(tensors) - set(self._keys)
+        if missing or unexpected:
+            what, keys = ("is missing", missing) if missing else ("has unexpected", [*unexpected])
+            raise ValueError(f"the adapter {what} tensors: {', '.join(keys[:3])} ({len(keys)})")
+        factors = [tensors[key].detach() for key in self._keys]
+        for layer, a, b in zip(self.layers, *_pairs(factors), strict=True):
+            if a.shape[0] != self.rank or b.shape[1] != self.rank:
+                raise ValueError(
+                    f"A and B of {layer} must have rank {self.rank}, "
+                    f"got shapes {tuple(a.shape)} and {tuple(b.shape)}"
+                )
+        return factors
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return self._llm.collective_rpc(method, args=arguments)[0]
+
+
+def _pairs(factors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return factors[::2], factors[1::2]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

