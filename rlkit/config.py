@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlkit import algorithms, generation, models, rewards, tasks, tracking
+from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
 from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
 from rlkit.divergence import EvalKL
 from rlkit.generation import GeneratorConfig
@@ -143,7 +143,7 @@ def register() -> None:
     """Put every schema into Hydra's config store; idempotent."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for package in (algorithms, generation, models, rewards, tasks, tracking):
+    for package in (algorithms, generation, models, rewards, tabular, tasks, tracking):
         for schema in package.SCHEMAS:
             store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
     store.store(group="schema/optim", name="optim", node=OptimConfig)

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+
+from rlkit.models.config import QuantConfig, Switch
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(text: str, *, name: str) -> int:
+    """Bytes of `24GB`, `24 GiB`, `500MB` or a plain number; decimal and binary units as written.
+
+    Raises ValueError `{name} must be RULE, got VALUE`.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match.group(2) not in _UNITS or float(match.group(1)) <= 0:
+        raise ValueError(f"{name} must be a size such as 24GB or 20GiB, got {text}")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
 @dataclass(kw_only=True, slots=True)
 class MemoryConfig:
-    """What bounds the memory of scoring and of the update."""
+    """What bounds the memory of sampling, scoring and the update."""
 
     tokens_per_microbatch: int = 8192
-    """Padded tokens of one forward and backward pass, >= 0; no gradient depends on it. 0 = never
-    split a batch: for losses that a split would change (`algorithm=bnpo`)."""
+    """Most tokens of one forward and backward pass, >= 0; the memory plan takes fewer where
+    these do not fit, and no gradient depends on it. 0 = never split a batch: for losses that a
+    split would change (`algorithm=bnpo`)."""
     torch_threads: int = 0
     """CPU threads of torch, >= 0; 0 = one or all, whichever is faster when the run starts."""
+    budget: str = ""
+    """What the run may take of the device's memory in all, such as 24GB; empty = what is free."""
+    dry_run: Switch = Switch.auto
+    """Forward and backward of the longest prompt and completion before the first step, to fail
+    early; auto = on CUDA."""
+    quant: QuantConfig = field(default_factory=QuantConfig)
 
     def __post_init__(self) -> None:
         for key in ("tokens_per_microbatch", "torch_threads"):
             if getattr(self, key) < 0:
                 raise ValueError(f"memory.{key} must be >= 0, got {getattr(self, key)}")
+        if self.budget:
+            parse_bytes(self.budget, name="memory.budget")
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """`budget` as a number; None = what is free."""
+        return parse_bytes(self.budget, name="memory.budget") if self.budget else None

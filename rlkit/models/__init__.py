@@ -10,6 +10,8 @@ from rlkit.models.config import (
     DType,
     LoRAConfig,
     ModelConfig,
+    QuantConfig,
+    QuantKind,
     Switch,
 )
 
@@ -20,5 +22,7 @@ __all__ = [
     "DType",
     "LoRAConfig",
     "ModelConfig",
+    "QuantConfig",
+    "QuantKind",
     "Switch",
 ]

@@ -47,6 +47,50 @@ class Switch(StrEnum):
     off = "off"
 
 
+class Checkpointing(StrEnum):
+    """What of a forward pass waits in memory for the backward pass."""
+
+    auto = "auto"
+    off = "off"
+    """Everything."""
+    on = "on"
+    """The inputs of the decoder layers, which run again (gradient checkpointing)."""
+    offload = "offload"
+    """These inputs, in host memory, copied while the device computes; the same as on on a CPU."""
+
+
+class QuantKind(StrEnum):
+    """How the linear layers of the frozen base model are stored."""
+
+    none = "none"
+    """In `model.dtype`; a checkpoint that is NF4 already stays so."""
+    nf4 = "nf4"
+    """4-bit NormalFloat of bitsandbytes in blocks of 64 weights, dequantised for each product
+    (QLoRA: Dettmers et al. 2023, arXiv:2305.14314)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class QuantConfig:
+    """Quantisation of the frozen base model; the adapter and the head are never quantised."""
+
+    kind: QuantKind = QuantKind.none
+    double_quant: bool = True
+    """Store the scales of the blocks in 8 bits too: 4.13 instead of 4.5 bits a weight."""
+    skip: list[str] = field(default_factory=list)
+    """Linear layers that stay in 16 bits, by name or end of a name (down_proj,
+    layers.0.mlp.up_proj); q, k, v and gate, up go together, as vLLM fuses them."""
+
+    def __post_init__(self) -> None:
+        if self.skip and self.kind is QuantKind.none:
+            raise ValueError(
+                f"memory.quant.skip must be empty with memory.quant.kind=none, got {self.skip}"
+            )
+        if len(set(self.skip)) != len(self.skip) or not all(self.skip):
+            raise ValueError(
+                f"memory.quant.skip must hold different names, none empty, got {self.skip}"
+            )
+
+
 @dataclass(kw_only=True, slots=True)
 class LoRAConfig:
     """Shape and scale of the adapter."""
@@ -89,11 +133,11 @@ class ModelConfig:
     dtype: DType = DType.auto
     attention: AttentionImpl = AttentionImpl.auto
     chat_template: ChatTemplate = ChatTemplate.auto
-    gradient_checkpointing: Switch = Switch.auto
+    gradient_checkpointing: Checkpointing = Checkpointing.auto
     """Recompute activations in the backward pass; auto = on CUDA from 1 billion parameters."""
     shared_prefix: Switch = Switch.auto
-    """Compute tokens that prompts of a micro-batch share once; auto = when it saves a quarter of
-    the tokens. Never with gradient checkpointing."""
+    """Compute what prompts of a micro-batch have in common once, in the forward and in the backward
+    pass; auto = on."""
     allow_remote_code: bool = False
     """Run Python code that comes with a model. Only for sources you trust."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -106,10 +150,6 @@ class ModelConfig:
         ):
             raise ValueError(
                 f"model.revision must be unset unless model.source is a hub id, got {self.revision}"
-            )
-        if self.shared_prefix is Switch.on and self.gradient_checkpointing is Switch.on:
-            raise ValueError(
-                "model.shared_prefix must not be on with model.gradient_checkpointing=on, got on"
             )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,16 +17,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlkit.models.config import AttentionImpl, DType, ModelConfig, Switch
+from rlkit.models.config import AttentionImpl, Checkpointing, DType, ModelConfig, QuantConfig
 from rlkit.models.convert import Say
 from rlkit.models.families import check_family
+from rlkit.models.quantize import (
+    is_nf4,
+    quantisable,
+    quantization_config,
+    require_bitsandbytes,
+    settle,
+    tensors_of,
+)
 from rlkit.models.quiet import no_progress_bars
 from rlkit.models.source import SourceKind, kind_of, locate
 from rlkit.models.templates import choose_template
+from rlkit.models.views import model_on_views
 
 _TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
 _CHECKPOINTING_FROM = 1_000_000_000
 """Parameters from which activations, not weights, decide what fits (a rule of thumb)."""
+_NOT_QUANTISED = QuantConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +53,24 @@ class BaseModel:
     stop_ids: frozenset[int]
     context_length: int
     """Most tokens of prompt and completion together."""
-    gradient_checkpointing: bool
+    gradient_checkpointing: Checkpointing
+    """Never `auto`."""
     notes: tuple[str, ...]
     """What rlkit decided and why, one line each."""
 
 
-def load_model(config: ModelConfig, *, device: torch.device, say: Say) -> BaseModel:
+def load_model(
+    config: ModelConfig,
+    *,
+    device: torch.device,
+    say: Say,
+    quant: QuantConfig = _NOT_QUANTISED,
+    weights: Mapping[str, Tensor] | None = None,
+) -> BaseModel:
     """Load `config.source` on `device`; `say` gets a line before each slow step.
+
+    `quant` quantises it on the way; a checkpoint that is NF4 already stays as it is. With `weights`
+    (tensors of another engine, by parameter name) the model is built on them: no second copy.
 
     Raises ValueError, naming the key, the rule and the value, when something does not fit.
     """
@@ -61,13 +84,14 @@ def load_model(config: ModelConfig, *, device: torch.device, say: Say) -> BaseMo
         hf_config = AutoConfig.from_pretrained(location, **options)
         check_family(hf_config.model_type, source=config.source)
         tokenizer = _load_tokenizer(location, options)
-        model = _load_weights(location, hf_config, config, dtype=dtype, options=options)
+        model, quant_notes = _load_on(
+            device, location, hf_config, config, quant, weights, dtype=dtype, options=options
+        )
     except OSError as error:
         rule = "an existing folder or a hub id that can be reached" if is_hub else "a model folder"
         raise ValueError(
             f"model.source must be {rule}, got {config.source}: {_first_line(error)}"
         ) from error
-    torch.nn.Module.to(model, device)
     model.requires_grad_(False).train(False)
     chosen = choose_template(tokenizer, config.chat_template)
     tokenizer.chat_template = chosen.template
@@ -82,7 +106,7 @@ def load_model(config: ModelConfig, *, device: torch.device, say: Say) -> BaseMo
         stop_ids=stop_token_ids(model, tokenizer),
         context_length=int(hf_config.max_position_embeddings),
         gradient_checkpointing=checkpointing,
-        notes=(dtype_note, chosen.reason, checkpointing_note),
+        notes=(dtype_note, *quant_notes, chosen.reason, checkpointing_note),
     )
 
 
@@ -101,15 +125,15 @@ def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str
 
 def resolve_checkpointing(
     config: ModelConfig, model: PreTrainedModel, device: torch.device
-) -> tuple[bool, str]:
+) -> tuple[Checkpointing, str]:
     """Whether to recompute activations in the backward pass, and one line that says why."""
     wanted = config.gradient_checkpointing
-    if wanted is not Switch.auto:
-        return wanted is Switch.on, f"gradient checkpointing: {wanted.value}"
+    if wanted is not Checkpointing.auto:
+        return wanted, f"gradient checkpointing: {wanted.value}"
     billions = model.num_parameters() / 1e9
-    on = device.type == "cuda" and model.num_parameters() >= _CHECKPOINTING_FROM
-    state = "on" if on else "off"
-    return on, f"gradient checkpointing: {state} (auto: {billions:.2f}B, {device.type})"
+    large = device.type == "cuda" and model.num_parameters() >= _CHECKPOINTING_FROM
+    state = Checkpointing.on if large else Checkpointing.off
+    return state, f"gradient checkpointing: {state.value} (auto: {billions:.2f}B, {device.type})"
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -132,6 +156,39 @@ def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokeniz
             f"model.source must hold a tokenizer, got {location}: {_first_line(error)}"
         ) from error
     return tokenizer
+
+
+def _load_on(
+    device: torch.device,
+    location: str,
+    hf_config: PreTrainedConfig,
+    config: ModelConfig,
+    quant: QuantConfig,
+    weights: Mapping[str, Tensor] | None,
+    *,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model on `device`, and a line on what of it is 4-bit, if anything is."""
+    if weights is not None:
+        attention = _attention(config.attention, hf_config)
+        model = model_on_views(
+            hf_config, weights, location, dtype=dtype, device=device, attention=attention
+        )
+        return model, ()
+    if not is_nf4(quant, hf_config):
+        model = _load_weights(location, hf_config, config, dtype=dtype, options=options)
+        torch.nn.Module.to(model, device)
+        return model, ()
+    require_bitsandbytes()
+    # Layer by layer on the device: the 16-bit model is never there as a whole.
+    quantise = quantization_config(quant, hf_config, dtype)
+    options = options | {"device_map": {"": device}, "quantization_config": quantise}
+    model = _load_weights(location, hf_config, config, dtype=dtype, options=options)
+    in_nf4, total = settle(model, dtype), len(quantisable(model))
+    kept = "" if in_nf4 == total else f", {total - in_nf4} kept in 16 bits"
+    size = sum(t.nbytes for t in tensors_of(model)) / 1e9
+    return model, (f"base: {in_nf4} of {total} linear layers in NF4{kept}; {size:.2f} GB in all",)
 
 
 def _load_weights(

@@ -1,0 +1,222 @@
+"""NF4 base models: which linear layers become 4-bit, and loading them with bitsandbytes.
+
+A layer W (out, in) is stored as 4-bit codes in blocks of 64 with one scale each and dequantised
+for every product; gradients pass through it to the input, never into it. Layers that vLLM fuses
+into one (q, k, v; gate, up) are quantised or kept together, so that trainer and engine hold the
+same numbers.
+
+Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
+
+from rlkit.models.config import QuantConfig, QuantKind
+
+BLOCK = 64
+"""Weights that share a scale."""
+_NESTED_BLOCK = 256
+"""Scales that share a scale of their own, with double quantisation."""
+_FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""Layers of Hugging Face models that are one layer in vLLM, and its name there."""
+
+
+def meta_model(hf_config: PreTrainedConfig) -> nn.Module:
+    """The model of `hf_config` without storage: names and shapes only."""
+    plain = type(hf_config).from_dict(
+        {k: v for k, v in hf_config.to_dict().items() if k != "quantization_config"}
+    )
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model: nn.Module = auto.from_config(plain)
+    return model
+
+
+def quantisable(model: nn.Module) -> dict[str, nn.Linear]:
+    """Linear layers that NF4 applies to, by name: all but the language-model head."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] != "lm_head"
+    }
+
+
+def unit_of(layer: str) -> str:
+    """The name under which vLLM knows `layer`: the fused layer's for q, k, v, gate and up."""
+    parent, dot, leaf = layer.rpartition(".")
+    for fused, parts in _FUSED.items():
+        if leaf in parts:
+            return f"{parent}{dot}{fused}"
+    return layer
+
+
+def units_of(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Layers by the unit that quantises or keeps them together, in the order of `layers`."""
+    units: dict[str, tuple[str, ...]] = {}
+    for layer in layers:
+        units[unit_of(layer)] = (*units.get(unit_of(layer), ()), layer)
+    return units
+
+
+def kept_layers(layers: Iterable[str], skip: Iterable[str]) -> list[str]:
+    """Layers that `skip` keeps in 16 bits, whole units each, in the order of `layers`.
+
+    Raises ValueError when an entry of `skip` is no layer and no end of one.
+    """
+    layers, skip = list(layers), list(skip)
+    unknown = [s for s in skip if not any(_ends_with(name, s) for name in layers)]
+    if unknown:
+        leaves = sorted({name.rsplit(".", 1)[-1] for name in layers})
+        raise ValueError(
+            f"memory.quant.skip must name linear layers of the model ({', '.join(leaves)}), got "
+            f"{', '.join(unknown)}"
+        )
+    kept = {
+        unit
+        for unit, parts in units_of(layers).items()
+        if any(_ends_with(part, s) for part in parts for s in skip)
+    }
+    return [name for name in layers if unit_of(name) in kept]
+
+
+def quantization_config(
+    config: QuantConfig, hf_config: PreTrainedConfig, dtype: torch.dtype
+) -> BitsAndBytesConfig | None:
+    """What transformers quantises with while loading; None = nothing to do while loading.
+
+    Raises ValueError when `memory.quant` does not fit the checkpoint or the model.
+    """
+    saved = saved_quantization(hf_config)
+    if saved is not None:
+        if config.kind is QuantKind.nf4 and config.skip:
+            raise ValueError(
+                "memory.quant.skip must be empty for a checkpoint that is quantised already, got "
+                f"{config.skip}"
+            )
+        return None
+    if config.kind is QuantKind.none:
+        return None
+    kept = kept_layers(quantisable(meta_model(hf_config)), config.skip)
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=config.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip_modules(kept),
+    )
+
+
+def is_nf4(config: QuantConfig, hf_config: PreTrainedConfig) -> bool:
+    """Whether the loaded model has 4-bit layers, by `memory.quant` or by its checkpoint."""
+    return config.kind is QuantKind.nf4 or saved_quantization(hf_config) is not None
+
+
+def skip_modules(kept: Iterable[str]) -> list[str]:
+    """`llm_int8_skip_modules` for transformers and vLLM: vLLM looks for the fused names."""
+    names = list(kept)
+    return sorted({"lm_head", *names, *map(unit_of, names)})
+
+
+def saved_quantization(hf_config: PreTrainedConfig) -> Mapping[str, Any] | None:
+    """The quantisation of a checkpoint that is NF4 already; None for one that is not quantised.
+
+    Raises ValueError for every other quantisation: no gradient was tested through it.
+    """
+    saved = getattr(hf_config, "quantization_config", None)
+    if saved is None:
+        return None
+    values: Mapping[str, Any] = saved if isinstance(saved, Mapping) else saved.to_dict()
+    method, kind = values.get("quant_method"), values.get("bnb_4bit_quant_type")
+    if method != "bitsandbytes" or not values.get("load_in_4bit") or kind != "nf4":
+        raise ValueError(
+            "model.source must hold 16- or 32-bit weights or bitsandbytes NF4, got quantisation "
+            f"{method} {kind or ''}".rstrip()
+        )
+    return values
+
+
+def require_bitsandbytes() -> None:
+    """Raise ValueError, with the command that helps, unless NF4 can be had here."""
+    missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            "memory.quant.kind=nf4 must have bitsandbytes and accelerate (pip install "
+            f"'rlkit[quant]'), got no {' and no '.join(missing)}"
+        )
+
+
+def settle(model: nn.Module, dtype: torch.dtype) -> int:
+    """Make a loaded model compute in `dtype`; returns the number of its 4-bit layers."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    for layer in layers:
+        # Otherwise the first input decides, or what the checkpoint was made for.
+        layer.compute_dtype, layer.compute_type_is_set = dtype, True
+        # On CPUs with AVX512-BF16 sampling repacks the weight for a product without a gradient.
+        layer.support_avx512bf16_for_cpu = False
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # a quantised checkpoint loads in its own dtype
+            parameter.data = parameter.data.to(dtype)
+    return len(layers)
+
+
+def dequantised(layer: nn.Linear) -> Tensor:
+    """The weight (out, in) that a 4-bit layer computes with, in the dtype it was made from."""
+    import bitsandbytes.functional as bnb
+
+    weight: Any = layer.weight
+    values: Tensor = bnb.dequantize_4bit(weight.data, weight.quant_state)
+    return values
+
+
+def nf4_bytes(num_weights: int, *, double_quant: bool) -> int:
+    """Bytes of an NF4 layer of `num_weights`: codes, scales of the blocks, and tables.
+
+    codes 1/2 byte a weight; scales float32 per block of 64, or with double quantisation uint8 and
+    float32 per 256 of them with an offset; two tables of 16 and 256 float32.
+    """
+    blocks = -(-num_weights // BLOCK)
+    codes = -(-num_weights // 2)
+    table = 16 * 4
+    if not double_quant:
+        return codes + 4 * blocks + table
+    return codes + blocks + 4 * -(-blocks // _NESTED_BLOCK) + 4 + 256 * 4 + table
+
+
+def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Every distinct tensor that holds weights of `model`: parameters and quantisation states."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            for tensor in _with_state(parameter):
+                if tensor.data_ptr() not in seen:
+                    seen.add(tensor.data_ptr())
+                    yield tensor
+
+
+def weight_tensors(layer: nn.Linear) -> Iterator[Tensor]:
+    """Every tensor that holds part of a layer's weight, its quantisation state included."""
+    yield from _with_state(layer.weight)
+
+
+def _with_state(weight: Any) -> Iterator[Tensor]:
+    yield weight.data
+    state = getattr(weight, "quant_state", None)
+    while state is not None:
+        yield from (t for t in (state.absmax, state.code, state.offset) if t is not None)
+        state = state.state2
+
+
+def _ends_with(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
