@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 
 from rlkit import checkpoint
-from rlkit.assemble import assemble, initial_state, make_trainer, run_info
 from rlkit.compute import choose_threads
 from rlkit.config import Config, ConfigError, flatten
 from rlkit.environment import versions
 from rlkit.launch.preflight import check_run_dir
-from rlkit.parts import Parts
+from rlkit.launch.prepare import Prepared, prepare
 from rlkit.run_folder import claim, write_outcome
 from rlkit.stopping import Interrupted, StopRequest, stop_on_signals
 from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
@@ -40,10 +39,10 @@ def run_job(config: Config, *, run_dir: Path) -> int:
             check_run_dir(config)
             config.memory.torch_threads = choose_threads(config.memory.torch_threads, run_dir)
             torch.set_num_threads(config.memory.torch_threads)
-            with closing(assemble(config, say=print)) as parts:
+            with closing(prepare(config, say=print)) as prepared:
                 stop.check()
                 with claim(config, run_dir), _tracker(config, run_dir) as tracker:
-                    outcome = _train(parts, tracker, stop, run_dir=run_dir, start=start)
+                    outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
                     write_outcome(run_dir, outcome)
                     tracker.finish(outcome)
                     return EXIT_CODES[outcome.status]
@@ -59,17 +58,18 @@ def run_job(config: Config, *, run_dir: Path) -> int:
 
 
 def _train(
-    parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: Path, start: float
+    prepared: Prepared, tracker: Tracker, stop: StopRequest, *, run_dir: Path, start: float
 ) -> Outcome:
     """Fit, save the adapter, and turn whatever happened into an outcome."""
-    state = initial_state(parts)
-    trainer = make_trainer(parts, tracker, stop, run_dir=run_dir)
+    state = prepared.initial_state()
+    trainer = prepared.trainer(tracker, stop, run_dir=run_dir)
     status, message = Status.completed, ""
     try:
         state = _resume(state, trainer, tracker)
-        tracker.start(run_info(parts, run_dir=run_dir, versions=versions(), first_step=state.step))
+        info = prepared.info(run_dir=run_dir, versions=versions(), first_step=state.step)
+        tracker.start(info)
         state = trainer.fit(state, stop=stop)
-        parts.save_adapter(run_dir / "adapter")
+        prepared.save_adapter(run_dir / "adapter")
     except Interrupted as interrupted:
         status = Status.interrupted
         message = f"{interrupted} after step {state.step}; resume=auto goes on from there"

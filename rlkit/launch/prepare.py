@@ -1,0 +1,51 @@
+"""From a checked configuration to what a job runs, loading no more libraries than it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from rlkit.config import Config
+from rlkit.stopping import StopRequest
+from rlkit.tabular import TabularModelConfig, TabularTaskConfig
+from rlkit.tracking.base import RunInfo, Tracker
+from rlkit.trainer import Trainer
+from rlkit.update import TrainState
+
+
+class Prepared(Protocol):
+    """A run whose parts are checked and loaded, before it has a folder."""
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step."""
+        ...
+
+    def trainer(self, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
+        """The training loop, observed by `tracker`."""
+        ...
+
+    def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
+        """What the tracker is told before the first step."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write what was learnt."""
+        ...
+
+    def close(self) -> None:
+        """Let go of processes; idempotent."""
+        ...
+
+
+def prepare(config: Config, *, say: Callable[[str], None]) -> Prepared:
+    """Check and load everything, cheapest first; raises ConfigError with one line."""
+    tabular = isinstance(config.model, TabularModelConfig)
+    if tabular or isinstance(config.task, TabularTaskConfig):
+        from rlkit.tabular.run import tabular_run
+
+        return tabular_run(config)
+    from rlkit.assemble import assemble
+    from rlkit.model_run import ModelRun
+
+    return ModelRun(assemble(config, say=say))

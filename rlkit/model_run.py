@@ -1,0 +1,41 @@
+"""A training run of a language model, as `rlkit.launch.prepare` hands it to a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlkit.assemble import initial_state, make_trainer, run_info
+from rlkit.parts import Parts
+from rlkit.stopping import StopRequest
+from rlkit.tracking.base import RunInfo, Tracker
+from rlkit.trainer import Trainer
+from rlkit.update import TrainState
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRun:
+    """`rlkit.assemble` over one set of parts."""
+
+    parts: Parts
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step."""
+        return initial_state(self.parts)
+
+    def trainer(self, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
+        """The training loop, observed by `tracker`."""
+        return make_trainer(self.parts, tracker, stop, run_dir=run_dir)
+
+    def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
+        """What the tracker is told before the first step."""
+        return run_info(self.parts, run_dir=run_dir, versions=versions, first_step=first_step)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format."""
+        self.parts.save_adapter(folder)
+
+    def close(self) -> None:
+        """End the reward processes; idempotent."""
+        self.parts.close()

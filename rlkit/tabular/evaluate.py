@@ -1,0 +1,78 @@
+"""Evaluation by enumeration: expected reward, KL and entropy without sampling error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlkit.tabular.policy import TabularPolicy
+from rlkit.tabular.world import World
+from rlkit.tracking.base import EvalRecord
+from rlkit.tracking.intervals import evaluate
+
+
+class Expectations(NamedTuple):
+    """Exact numbers of a policy, for each prompt."""
+
+    reward: Float[Tensor, " P"]
+    kl: Float[Tensor, " P"]
+    """KL(policy || reference) of whole completions, nats."""
+    entropy: Float[Tensor, " P"]
+    """Of a completion, nats."""
+    length: Float[Tensor, " P"]
+    wrong_length: Float[Tensor, " P"]
+    """Expected length times the indicator of reward 0: divide by 1 - reward."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExactEvaluator:
+    """What `rlkit.evaluate.Evaluator` is to a language model; the prompts are the training ones."""
+
+    policy: TabularPolicy
+    temperature: float
+
+    def __call__(self, label: str, steps_done: int) -> EvalRecord:
+        """One evaluation; `success` is the expected reward of each prompt."""
+        with torch.no_grad():
+            found = expectations(self.policy.world, self.policy.logits, self.temperature)
+        wrong = float((1.0 - found.reward).sum())
+        metrics = {
+            "kl": float(found.kl.mean()),
+            "entropy": float(found.entropy.sum() / found.length.sum()),
+            "reward": float(found.reward.mean()),
+            "length": float(found.length.mean()),
+            "length_wrong": float(found.wrong_length.sum()) / wrong if wrong > 0 else float("nan"),
+        }
+        success = found.reward.clamp(0.0, 1.0).tolist()
+        return evaluate(
+            label=label,
+            step=steps_done,
+            prompt_indices=range(len(success)),
+            success=success,
+            samples_per_prompt=0,
+            metrics=metrics,
+        )
+
+
+def expectations(
+    world: World, logits: Float[Tensor, "P S V"], temperature: float = 1.0
+) -> Expectations:
+    """Sums over all N completions of each prompt."""
+    tree = world.tree
+    table, reference = ((x / temperature).log_softmax(dim=-1) for x in (logits, world.ref_logits))
+    logps, ref_logps = (
+        x[:, tree.states, tree.ids].masked_fill(~tree.mask, 0.0).sum(dim=-1)
+        for x in (table, reference)
+    )
+    chances, lengths = logps.exp(), tree.mask.sum(dim=1).to(torch.float64)
+    return Expectations(
+        reward=(chances * world.rewards).sum(dim=1),
+        kl=(chances * (logps - ref_logps)).sum(dim=1),
+        entropy=-(chances * logps).sum(dim=1),
+        length=chances @ lengths,
+        wrong_length=(chances * (1.0 - world.rewards)) @ lengths,
+    )

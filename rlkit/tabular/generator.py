@@ -1,0 +1,74 @@
+"""Sampling from the table, with the seeds and the drawing of every other generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rlkit.generation.sampling import sample
+from rlkit.oracle.tree import END
+from rlkit.tabular.policy import LOGITS
+from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
+
+
+class TabularGenerator:
+    """Rows of all prompts advance together, one word a round; `noise` (P, S, V) is added first."""
+
+    def __init__(self, logits: Tensor, noise: Tensor) -> None:
+        self._logits = logits.detach()
+        self._noise = noise
+        self._version = 0
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        num_samples: int,
+        sampling: SamplingConfig,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Rollout]]:
+        """`num_samples` completions of each prompt; row i of a prompt depends on its seed alone."""
+        _, num_states, num_words = self._logits.shape
+        table = (self._logits + self._noise).flatten(0, 1)
+        first = torch.tensor([p.ids[-1] * num_states for p in prompts])
+        offsets = first.repeat_interleave(num_samples)
+        flat_seeds = torch.tensor([seed for row in seeds for seed in row])
+        state, ended = torch.zeros_like(offsets), torch.zeros_like(offsets, dtype=torch.bool)
+        words, logps = [], []
+        for t in range(sampling.max_completion_length):
+            # Rows that have ended stay at the root: what is drawn there is cut off below.
+            drawn = sample(table[offsets + state], flat_seeds, t, sampling)
+            words.append(drawn.ids)
+            logps.append(drawn.logps)
+            ended = ended | (drawn.ids == END)
+            state = (state * (num_words - 1) + drawn.ids).masked_fill(ended, 0)
+        ids, chances = torch.stack(words, dim=1).tolist(), torch.stack(logps, dim=1).tolist()
+        rollouts = [
+            self._rollout(prompts[i // num_samples], i % num_samples, ids[i], chances[i])
+            for i in range(len(ids))
+        ]
+        return [rollouts[i : i + num_samples] for i in range(0, len(rollouts), num_samples)]
+
+    def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
+        """Sample from these logits from now on; no copy."""
+        self._logits = tensors[LOGITS].detach()
+        self._version = version
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _rollout(
+        self, prompt: Prompt, index: int, ids: Sequence[int], logps: Sequence[float]
+    ) -> Rollout:
+        stopped = END in ids
+        length = ids.index(END) + 1 if stopped else len(ids)
+        return Rollout(
+            prompt=prompt,
+            sample_index=index,
+            completion_ids=tuple(ids[:length]),
+            sampling_logps=tuple(logps[:length]),
+            finish_reason=FinishReason.stop if stopped else FinishReason.length,
+            policy_version=self._version,
+        )

@@ -1,0 +1,45 @@
+"""The world's rewards behind the interface of the reward pool, without its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from rlkit.tabular.world import World
+from rlkit.types import Completion
+
+
+@dataclass(frozen=True, slots=True)
+class TableScores:
+    """Rewards of a batch; nothing can fail."""
+
+    rewards: list[list[float]]
+    failures: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def components(self) -> list[list[tuple[float]]]:
+        return [[(value,) for value in group] for group in self.rewards]
+
+    def describe(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True)
+class TableRewards:
+    """Looks completions up; in this process, because no code of a user's runs."""
+
+    world: World
+    names: tuple[str, ...] = ("table",)
+    weights: tuple[float, ...] = (1.0,)
+
+    @cached_property
+    def _by_words(self) -> list[dict[tuple[int, ...], float]]:
+        tree = self.world.tree
+        lengths = tree.mask.sum(dim=1).tolist()
+        words = [tuple(ids[:n]) for ids, n in zip(tree.ids.tolist(), lengths, strict=True)]
+        return [dict(zip(words, row, strict=True)) for row in self.world.rewards.tolist()]
+
+    def score(self, groups: Sequence[Sequence[Completion]]) -> TableScores:
+        """The reward of each completion of each group."""
+        return TableScores([[self._by_words[c.prompt.index][c.ids] for c in g] for g in groups])
