@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from rlkit.algorithms import GroupFilter, Objective, Warmup, build, warmup
-from rlkit.algorithms.ppo import PPOConfig
+from rlkit.algorithms import Objective, Warmup, build, warmup
 from rlkit.collect import Collector
 from rlkit.compute import resolve_device
-from rlkit.config import Config, ConfigError, flatten, identity_hash
+from rlkit.config import Config, ConfigError, flatten
 from rlkit.divergence import DivergenceMeter, EvalKL
+from rlkit.engines import Loaded, choose_generator, load_base, new_generator
 from rlkit.evaluate import Evaluator
-from rlkit.generation import HFGeneratorConfig, Progress, sample_seed, sampling_config
-from rlkit.generation.hf import HFGenerator
-from rlkit.models.load import BaseModel, load_model
-from rlkit.optim import build_optimizer
+from rlkit.generation import Progress, sample_seed, sampling_config
 from rlkit.parts import Parts, render_prompts
 from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
 from rlkit.prompts import without_overlong
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
+from rlkit.settings import (
+    EVALUATION_SEED,
+    new_state,
+    resamples,
+    schedule_of,
+    shuffle_seed,
+    update_settings,
+)
 from rlkit.stopping import StopRequest
 from rlkit.tasks import Overlong, Task, build_task
 from rlkit.tasks.check import check_rewards
 from rlkit.tracking.base import Phase, RunInfo, Tracker
-from rlkit.trainer import Schedule, Trainer
+from rlkit.trainer import Trainer
 from rlkit.types import Algorithm, Generator, Setting
-from rlkit.update import TrainState, UpdateSettings
-
-# Streams of seeds that must not meet: training samples use steps >= 0.
-_EVALUATION_SEED, _SHUFFLE_PROMPT = -1, -1
+from rlkit.update import TrainState
 
 
 def assemble(config: Config, *, say: Callable[[str], None]) -> Parts:
@@ -46,8 +50,23 @@ def assemble(config: Config, *, say: Callable[[str], None]) -> Parts:
         raise ConfigError(str(error)) from error
 
 
+class _Start(NamedTuple):
+    """What is known and running before a model is loaded."""
+
+    config: Config
+    device: torch.device
+    task: Task
+    setting: Setting
+    algorithm: Algorithm
+    warmup: Warmup | None
+    rewards: RewardPool
+    resources: ExitStack
+
+
 def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
     device = resolve_device(config.device)
+    # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
+    config.generator = choose_generator(config, device, say=say)
     task = build_task(config.task)
     setting = Setting(
         group_size=config.algorithm.group_size,
@@ -59,26 +78,27 @@ def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
     algorithm = build(objective, setting)
     first = warmup(objective, setting)
     rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
+    resources = ExitStack()
+    resources.callback(rewards.close)
+    start = _Start(config, device, task, setting, algorithm, first, rewards, resources)
     try:
         rewards.start()
-        base = load_model(config.model, device=device, say=say)
-        return _with_model(config, device, task, setting, algorithm, first, rewards, base, say)
+        loaded = load_base(
+            config,
+            device=device,
+            longest=(task.max_prompt_length, task.max_completion_length),
+            say=say,
+        )
+        if loaded.engine is not None:
+            resources.callback(loaded.engine.close)
+        return _with_model(start, loaded, say)
     except BaseException:
-        rewards.close()
+        resources.close()
         raise
 
 
-def _with_model(
-    config: Config,
-    device: torch.device,
-    task: Task,
-    setting: Setting,
-    algorithm: Algorithm,
-    first: Warmup | None,
-    rewards: RewardPool,
-    base: BaseModel,
-    say: Callable[[str], None],
-) -> Parts:
+def _with_model(start: _Start, loaded: Loaded, say: Callable[[str], None]) -> Parts:
+    config, task, base = start.config, start.task, loaded.base
     options = config.generator.sampling
     sampling = sampling_config(options, max_completion_length=task.max_completion_length)
     sampling = sampling._replace(stop=tuple(dict.fromkeys([*task.stop, *sampling.stop])))
@@ -88,7 +108,7 @@ def _with_model(
             f"task.max_prompt_length + task.max_completion_length must be <= "
             f"{base.context_length}, the model's context, got {needed}"
         )
-    check_rewards(task, rewards, base.tokenizer)
+    check_rewards(task, start.rewards, base.tokenizer)
     train, held_out = task.train, task.eval
     if config.task.overlong_prompts is Overlong.drop:
         longest = task.max_prompt_length
@@ -101,18 +121,20 @@ def _with_model(
         say(note)
     say(f"first prompt, {len(eval_prompts[0].ids)} tokens: {eval_prompts[0].text!r}")
     say(f"its token ids: {' '.join(map(str, eval_prompts[0].ids))}")
-    critic = CriticChoice.lora if algorithm.outputs.values else CriticChoice.none
+    critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
     policy = new_policy(base, config.model, seed=config.seed, critic=critic)
     return Parts(
         config=config,
-        device=device,
+        device=start.device,
         base=base,
         policy=policy,
         task=task,
-        rewards=rewards,
-        algorithm=algorithm,
-        warmup=first,
-        setting=setting,
+        rewards=start.rewards,
+        engine=loaded.engine,
+        resources=start.resources,
+        algorithm=start.algorithm,
+        warmup=start.warmup,
+        setting=start.setting,
         sampling=sampling,
         train=train,
         eval_prompts=eval_prompts,
@@ -121,36 +143,20 @@ def _with_model(
 
 def initial_state(parts: Parts) -> TrainState:
     """The state before the first step."""
-    config = parts.config
-    critic_factor = 1.0
-    if isinstance(config.algorithm, PPOConfig):
-        critic_factor = config.algorithm.value_lr / config.optim.learning_rate
-    optimizer = build_optimizer(
-        parts.policy.named_parameters(),
-        config.optim,
-        rate_factor=lambda name: critic_factor if name.startswith(CRITIC_PREFIX) else 1.0,
-    )
-    return TrainState(learner=parts.policy, optimizer=optimizer)
+    return new_state(parts.policy, parts.config, critic_prefix=CRITIC_PREFIX)
 
 
 def make_generator(parts: Parts, tracker: Tracker, stop: StopRequest) -> Generator:
-    """The configured generator, on the policy's own weights; a stop ends it between tokens."""
-    config = parts.config.generator
-    if not isinstance(config, HFGeneratorConfig):
-        raise ConfigError(f"generator must be hf, got {type(config).__name__}")
+    """The configured generator, which `parts` will close; a stop ends it between tokens."""
 
     def report(progress: Progress) -> None:
         stop.check()
         tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
-    return HFGenerator(
-        parts.base.model,
-        parts.base.tokenizer,
-        activate=parts.policy.lora.active,
-        stop_token_ids=parts.base.stop_ids,
-        config=config,
-        progress=report,
-    )
+    loaded = Loaded(base=parts.base, engine=parts.engine)
+    generator = new_generator(parts.config.generator, loaded, parts.policy, progress=report)
+    parts.resources.callback(generator.close)
+    return generator
 
 
 def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
@@ -165,30 +171,17 @@ def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: 
         seed=partial(sample_seed, config.seed),
         sampling=parts.sampling,
         group_size=parts.setting.group_size,
-        resample=config.algorithm.group_filter is GroupFilter.resample,
-    )
-    settings = UpdateSettings(
-        optim=config.optim,
-        total_updates=config.steps * config.optim.updates_per_batch,
-        temperature=parts.sampling.temperature,
-        tokens_per_microbatch=config.memory.tokens_per_microbatch,
-    )
-    schedule = Schedule(
-        num_steps=config.steps,
-        evaluate_every=config.evaluation.every,
-        checkpoint_every=config.checkpoint.every,
-        keep_last=config.checkpoint.keep_last,
-        config_hash=identity_hash(config),
+        resample=resamples(config),
     )
     return Trainer(
         algorithm=parts.algorithm_at,
-        settings=settings,
-        schedule=schedule,
+        settings=update_settings(config),
+        schedule=schedule_of(config),
         collector=collector,
         generator=generator,
         evaluate=_evaluator(parts, generator, tracker),
         tracker=tracker,
-        shuffle_seed=lambda step, epoch: sample_seed(config.seed, step, _SHUFFLE_PROMPT, epoch),
+        shuffle_seed=partial(shuffle_seed, config),
         pad_token_id=parts.base.tokenizer.pad_token_id,
         device=parts.device,
         run_dir=run_dir,
@@ -202,7 +195,7 @@ def _evaluator(parts: Parts, generator: Generator, tracker: Tracker) -> Evaluato
         prompts=parts.eval_prompts,
         num_samples=options.samples_per_prompt,
         sampling=parts.sampling,
-        seed=partial(sample_seed, _EVALUATION_SEED, 0),
+        seed=partial(sample_seed, EVALUATION_SEED, 0),
         decode=parts.decode,
         success=parts.task.success,
         rewards=parts.rewards,

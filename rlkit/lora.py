@@ -114,11 +114,9 @@ class LoRA:
         }
 
 
-def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
-    """Hook the target layers of `model` up to a new `LoRA`. Parameter names stay as they are.
+def target_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
+    """The layers of `model` that `config` adapts, by name.
 
-    A hook, not a wrapping module: the model's state dict, its views in vLLM and its export keep
-    their names, and a quantised layer (bitsandbytes) is treated as the black box that it is.
     Raises ValueError when a target is not a linear layer of the model.
     """
     layers = {name: module for name, module in model.named_modules() if _adaptable(name, module)}
@@ -129,11 +127,21 @@ def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
             f"model.lora.targets must be among the linear layers of the model "
             f"({', '.join(leaves)}), got {', '.join(unknown)}"
         )
-    chosen = {
+    return {
         name: module
         for name, module in layers.items()
         if not config.targets or any(_matches(name, target) for target in config.targets)
     }
+
+
+def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
+    """Hook the target layers of `model` up to a new `LoRA`. Parameter names stay as they are.
+
+    A hook, not a wrapping module: the model's state dict, its views in vLLM and its export keep
+    their names, and a quantised layer (bitsandbytes) is treated as the black box that it is.
+    Raises ValueError when a target is not a linear layer of the model.
+    """
+    chosen = target_layers(model, config)
     shapes = {n: LayerShape(m.in_features, m.out_features) for n, m in chosen.items()}
     lora = LoRA(config, shapes, dtype)
     for name, module in chosen.items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +20,9 @@ from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
 from rlkit.types import Algorithm, Prompt, SamplingConfig, Setting
 
+if TYPE_CHECKING:
+    from rlkit.generation.vllm_engine import Engine
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -29,6 +34,10 @@ class Parts:
     policy: Policy
     task: Task
     rewards: RewardPool
+    engine: Engine | None
+    """The generator's own engine, started before the model whose weights it may share."""
+    resources: ExitStack
+    """Ends reward processes, engine and generator, the last started first."""
     algorithm: Algorithm
     warmup: Warmup | None
     setting: Setting
@@ -38,8 +47,8 @@ class Parts:
     eval_prompts: Sequence[Prompt]
 
     def close(self) -> None:
-        """End the reward processes; idempotent."""
-        self.rewards.close()
+        """End the generator, its engine and the reward processes; idempotent."""
+        self.resources.close()
 
     def save_adapter(self, folder: Path) -> None:
         """Write the policy's adapter in PEFT's format."""

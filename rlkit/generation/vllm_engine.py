@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +38,6 @@ _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 _STREAM_INTERVAL = 16
 """Tokens between two looks at a completion; one look costs as much as scheduling it."""
 
-_log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 
@@ -75,6 +73,8 @@ class Engine:
     release_kv_cache: bool
     summary: str
     """One line: version, sizes, seconds."""
+    start_log: str
+    """What vLLM wrote while it started."""
 
     def close(self) -> None:
         """End the engine and free its memory; idempotent."""
@@ -108,8 +108,8 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
             llm, problem = _build(config, spec, budget), ""
         except (ValueError, RuntimeError, NotImplementedError, MemoryError) as error:
             llm, problem = None, _reason(error)
-    _log.info("vLLM while starting:\n%s", output[0])
     if llm is None:
+        say(output[0])
         raise ValueError(f"generator=vllm must be able to run {spec.location}, got: {problem}")
     if spec.device.type == "cuda":
         # vLLM has moved this thread to a stream of its own: what was loaded must be there.
@@ -121,6 +121,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
         max_model_len=max_model_len(spec),
         weights=weights,
         release_kv_cache=config.release_kv_cache,
+        start_log=output[0],
         summary=(
             f"generator: vLLM {version()} in process, started in {seconds:.1f} s; "
             f"{_gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
@@ -157,9 +158,9 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
     on_cpu = spec.device.type == "cpu"
     _check_architecture(vllm, spec)
     if on_cpu:
-        from rlkit.generation.vllm_worker import keep_cpu_weights
+        from rlkit.generation.vllm_cpu import prepare_cpu
 
-        keep_cpu_weights()
+        prepare_cpu()
     sizes: dict[str, int] = {}
     if block_size := _block_size(config, spec):
         sizes["block_size"] = block_size
@@ -198,6 +199,12 @@ def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
     slot_rank(spec.lora_rank)
     if spec.dtype not in _DTYPES:
         raise ValueError(f"model.dtype must be bf16, fp16 or fp32 for vLLM, got {spec.dtype}")
+    context = getattr(spec.hf_config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and max_model_len(spec) > context:
+        raise ValueError(
+            f"task.max_prompt_length + task.max_completion_length must be <= {context}, the "
+            f"model's context, got {max_model_len(spec)}"
+        )
     if spec.device.type == "cpu":
         if config.weights is Weights.sleep:
             raise ValueError("generator.weights must be shared or separate on a CPU, got sleep")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm_lora import LoRAInjector
+
+_log = logging.getLogger(__name__)
 
 
 class VLLMGenerator:
@@ -44,6 +47,7 @@ class VLLMGenerator:
 
         `progress` is called after every engine step; what it raises ends the call of `generate`.
         """
+        _log.info("vLLM while starting:\n%s", engine.start_log)
         self._engine = engine
         self._injector = injector
         self._stop_token_ids = stop_token_ids
@@ -99,7 +103,8 @@ class VLLMGenerator:
             for request_id, row in by_id.items():
                 engine.add_request(
                     request_id,
-                    {"prompt_token_ids": list(row.prompt.ids)},
+                    # With its type it counts as rendered: vLLM passes it on as it is.
+                    {"type": "token", "prompt_token_ids": list(row.prompt.ids)},
                     self._sampling_params(sampling, row.seed),
                     lora_request=self._injector.request,
                 )
@@ -153,7 +158,7 @@ class VLLMGenerator:
         if self._engine.weights is Weights.sleep:
             self._engine.llm.wake_up()
         else:
-            from rlkit.generation.vllm_lora import kv_wake
+            from rlkit.generation.vllm_weights import kv_wake
 
             kv_wake(self._engine.llm)
         self._asleep = False
@@ -164,7 +169,7 @@ class VLLMGenerator:
             self._engine.llm.sleep(level=1)
             self._asleep = True
         elif self._engine.release_kv_cache:
-            from rlkit.generation.vllm_lora import kv_sleep
+            from rlkit.generation.vllm_weights import kv_sleep
 
             kv_sleep(self._engine.llm)
             self._asleep = True

@@ -1,0 +1,195 @@
+"""Which generator a run samples with, and the order in which engine and model come to life.
+
+With shared weights the engine comes first: the trainer's frozen parameters are views of vLLM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from rlkit.config import Config, ConfigError
+from rlkit.generation import (
+    AutoGeneratorConfig,
+    GeneratorConfig,
+    HFGeneratorConfig,
+    SamplingOptions,
+    VLLMGeneratorConfig,
+    VLLMServerConfig,
+)
+from rlkit.generation.base import ProgressCallback
+from rlkit.generation.hf import HFGenerator
+from rlkit.generation.vllm_config import VLLMSamplingOptions, Weights, is_installed
+from rlkit.lora import target_layers
+from rlkit.models.config import QuantKind
+from rlkit.models.load import BaseModel, load_model, resolve_dtype
+from rlkit.models.source import SourceKind, kind_of, locate
+from rlkit.policy import Policy
+from rlkit.types import Generator
+
+if TYPE_CHECKING:
+    from rlkit.generation.vllm_engine import Engine, EngineSpec
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The base model, and the engine that samples from it if that is not transformers."""
+
+    base: BaseModel
+    engine: Engine | None
+
+
+def choose_generator(config: Config, device: torch.device, *, say: Say) -> GeneratorConfig:
+    """`config.generator`, with `auto` replaced by what it means on `device`."""
+    chosen = config.generator
+    if not isinstance(chosen, AutoGeneratorConfig):
+        return chosen
+    if device.type == "cuda" and is_installed() and config.memory.quant.kind is QuantKind.none:
+        say("generator: vllm (auto: a CUDA device, and vLLM is installed)")
+        return VLLMGeneratorConfig(sampling=_with_extra(chosen.sampling))
+    reason = f"the device is {device.type}" if device.type != "cuda" else "vLLM is not installed"
+    if device.type == "cuda" and is_installed():
+        reason = f"memory.quant.kind={config.memory.quant.kind.value}"
+    say(f"generator: hf (auto: {reason})")
+    return HFGeneratorConfig(sampling=chosen.sampling)
+
+
+def load_base(
+    config: Config, *, device: torch.device, longest: tuple[int, int], say: Say
+) -> Loaded:
+    """Load the model, after the engine whose weights it shares if the generator is vLLM.
+
+    `longest`: most tokens of a prompt and of a completion. Raises ValueError with one line.
+    """
+    quant = config.memory.quant
+    if not isinstance(config.generator, VLLMGeneratorConfig):
+        base = load_model(config.model, device=device, say=say, quant=quant)
+        return Loaded(base=base, engine=None)
+    from rlkit.generation.vllm_engine import start_engine
+    from rlkit.generation.vllm_weights import weight_views
+
+    if quant.kind is not QuantKind.none:
+        raise ConfigError(
+            f"generator must be hf with memory.quant.kind={quant.kind.value}, got vllm"
+        )
+    spec = _engine_spec(config, device=device, longest=longest, say=say)
+    engine = start_engine(config.generator, spec, say=say)
+    try:
+        say(engine.summary)
+        shared = weight_views(engine.llm) if engine.weights is Weights.shared else None
+        base = load_model(config.model, device=device, say=say, weights=shared)
+    except BaseException:
+        engine.close()
+        raise
+    return Loaded(base=base, engine=engine)
+
+
+def new_generator(
+    config: GeneratorConfig, loaded: Loaded, policy: Policy, *, progress: ProgressCallback
+) -> Generator:
+    """The generator that `config` describes; `progress` may end a call of `generate`."""
+    base = loaded.base
+    if isinstance(config, HFGeneratorConfig):
+        return HFGenerator(
+            base.model,
+            base.tokenizer,
+            activate=policy.lora.active,
+            stop_token_ids=base.stop_ids,
+            config=config,
+            progress=progress,
+        )
+    if isinstance(config, VLLMGeneratorConfig) and loaded.engine is not None:
+        return _vllm(config, loaded.engine, base, policy, progress=progress)
+    if isinstance(config, VLLMServerConfig):
+        return _vllm_server(config, base, policy, progress=progress)
+    raise ConfigError(f"generator must be auto, hf, vllm or vllm_server, got {type(config)}")
+
+
+def _vllm(
+    config: VLLMGeneratorConfig,
+    engine: Engine,
+    base: BaseModel,
+    policy: Policy,
+    *,
+    progress: ProgressCallback,
+) -> Generator:
+    from rlkit.generation.vllm_generator import VLLMGenerator
+    from rlkit.generation.vllm_lora import LoRAInjector
+
+    lora = policy.lora
+    injector = LoRAInjector(
+        engine.llm,
+        tuple(lora.shapes),
+        rank=lora.config.rank,
+        scale=lora.config.scale,
+        key=lora.key,
+    )
+    return VLLMGenerator(
+        engine, injector, stop_token_ids=base.stop_ids, config=config, progress=progress
+    )
+
+
+def _vllm_server(
+    config: VLLMServerConfig, base: BaseModel, policy: Policy, *, progress: ProgressCallback
+) -> Generator:
+    from rlkit.generation.vllm_server import AdapterFiles, VLLMServerGenerator
+
+    lora = policy.lora
+    files = AdapterFiles(
+        rank=lora.config.rank,
+        scale=lora.config.scale,
+        modules=tuple(sorted({layer.rsplit(".", 1)[-1] for layer in lora.shapes})),
+        base_model=base.location,
+    )
+    return VLLMServerGenerator(
+        config, files, stop_token_ids=base.stop_ids, context=base.context_length, progress=progress
+    )
+
+
+def _engine_spec(
+    config: Config, *, device: torch.device, longest: tuple[int, int], say: Say
+) -> EngineSpec:
+    from rlkit.generation.vllm_engine import EngineSpec
+
+    model = config.model
+    location = locate(model, say=say)
+    is_hub = kind_of(model.source) is SourceKind.hub
+    revision = (model.revision or "main") if is_hub else None
+    options: dict[str, Any] = {"trust_remote_code": model.allow_remote_code, "revision": revision}
+    hf_config: PreTrainedConfig = AutoConfig.from_pretrained(location, **options)
+    with torch.device("meta"):
+        # Only names are needed: nothing is allocated.
+        skeleton = AutoModelForCausalLM.from_config(
+            hf_config, trust_remote_code=model.allow_remote_code
+        )
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in target_layers(skeleton, model.lora)})
+    max_prompt_length, max_completion_length = longest
+    return EngineSpec(
+        location=location,
+        revision=revision,
+        hf_config=hf_config,
+        dtype=resolve_dtype(model.dtype, device)[0],
+        device=device,
+        max_prompt_length=max_prompt_length,
+        max_completion_length=max_completion_length,
+        rows=config.prompts_per_step * config.algorithm.group_size,
+        lora_rank=model.lora.rank,
+        lora_modules=tuple(leaves),
+        allow_remote_code=model.allow_remote_code,
+    )
+
+
+def _with_extra(sampling: SamplingOptions) -> VLLMSamplingOptions:
+    return VLLMSamplingOptions(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        stop=sampling.stop,
+    )
