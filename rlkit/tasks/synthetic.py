@@ -149,27 +149,8 @@ def _chat_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task
         for shot in shots
         for message in (Message("user", shot.question), Message("assistant", _tagged(shot.answer)))
     )
-
-    def problem(rng: random.Random) -> Problem:
-        qa = draw(rng)
-        prompt = (*prefix, Message("user", qa.question))
-        return Problem(qa.key, Example(prompt=prompt, columns={"answer": qa.answer}))
-
-    train, held = splits(
-        problem, seed=config.seed, eval_size=config.eval_size, shots={s.key for s in shots}
-    )
-    return Task(
-        name=config.name,
-        style=PromptStyle.chat,
-        train=train,
-        eval=held,
-        max_prompt_length=config.max_prompt_length,
-        max_completion_length=config.max_completion_length,
-        stop=(),
-        rewards=_TAG_REWARDS,
-        success=_tag_success,
-        gold_completion=_tag_gold,
-    )
+    form = _Form(PromptStyle.chat, (), _TAG_REWARDS, _tag_success, _tag_gold)
+    return _task(config, draw, form, shots, lambda question: (*prefix, Message("user", question)))
 
 
 def _raw_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task:
@@ -178,26 +159,45 @@ def _raw_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task:
     An empty line between examples raises the base success of sums (SmolLM2-135M: .16 to .26).
     """
     prefix = "".join(f"Q: {shot.question}\nA: {shot.answer}\n\n" for shot in shots)
+    form = _Form(PromptStyle.raw, ("\n",), _RAW_REWARDS, _raw_success, _raw_gold)
+    return _task(config, draw, form, shots, lambda question: f"{prefix}Q: {question}\nA:")
 
+
+class _Form(NamedTuple):
+    """What all tasks of one prompt style share."""
+
+    style: PromptStyle
+    stop: tuple[str, ...]
+    rewards: tuple[RewardSpec, ...]
+    success: Callable[[Completion], bool]
+    gold: Callable[[Example], str]
+
+
+def _task(
+    config: TaskConfig,
+    draw: DrawQA,
+    form: _Form,
+    shots: Sequence[QA],
+    prompt: Callable[[str], str | tuple[Message, ...]],
+) -> Task:
     def problem(rng: random.Random) -> Problem:
         qa = draw(rng)
-        prompt = f"{prefix}Q: {qa.question}\nA:"
-        return Problem(qa.key, Example(prompt=prompt, columns={"answer": qa.answer}))
+        return Problem(qa.key, Example(prompt=prompt(qa.question), columns={"answer": qa.answer}))
 
     train, held = splits(
         problem, seed=config.seed, eval_size=config.eval_size, shots={s.key for s in shots}
     )
     return Task(
         name=config.name,
-        style=PromptStyle.raw,
+        style=form.style,
         train=train,
         eval=held,
         max_prompt_length=config.max_prompt_length,
         max_completion_length=config.max_completion_length,
-        stop=("\n",),
-        rewards=_RAW_REWARDS,
-        success=_raw_success,
-        gold_completion=_raw_gold,
+        stop=form.stop,
+        rewards=form.rewards,
+        success=form.success,
+        gold_completion=form.gold,
     )
 
 
