@@ -63,11 +63,13 @@ class LoRAInjector:
         key: Callable[[str, str], str],
         name: str = "policy",
         int_id: int = 1,
+        verify_every: int = 50,
     ) -> None:
         """`layers`: the adapted layers as the Hugging Face model names them.
 
         `scale` is s of y = W x + s B (A x); `key(layer, "A" or "B")` names a tensor of `load`, as
-        PEFT does. The engine must have a free LoRA slot.
+        PEFT does. Every `verify_every` loads, from the first on, what vLLM holds is compared with
+        what it was given, bit for bit; 0 = never. The engine must have a free LoRA slot.
         """
         self.name = name
         self.int_id = int_id
@@ -75,7 +77,9 @@ class LoRAInjector:
         self.rank = rank
         self.scale = scale
         self.mode = Mode.in_place
-        self._llm = llm
+        self.llm = llm
+        self._verify_every = verify_every
+        self._num_loads = 0
         self._request: LoRARequest | None = None
         self._keys = [key(layer, factor) for layer in layers for factor in "AB"]
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -91,7 +95,7 @@ class LoRAInjector:
         Equal versions must mean equal tensors: the prefix cache keeps what it knows of a version.
         Raises ValueError when keys or shapes do not fit and RuntimeError while requests run.
         """
-        if self._llm.llm_engine.has_unfinished_requests():
+        if self.llm.llm_engine.has_unfinished_requests():
             raise RuntimeError("an adapter must not change while requests that use it are running")
         factors = self._factors(tensors)
         _wait(factors[0].device)
@@ -110,13 +114,12 @@ class LoRAInjector:
         _wait(factors[0].device)
         if bound != len(self.layers):
             raise RuntimeError(f"vLLM must hold {len(self.layers)} adapted layers, got {bound}")
+        seconds = time.perf_counter() - begin
+        if self._verify_every and self._num_loads % self._verify_every == 0:
+            self._verify(tensors)
+        self._num_loads += 1
         self._request = request
-        return Injection(
-            mode=self.mode,
-            bound_modules=bound,
-            seconds=time.perf_counter() - begin,
-            rebound=rebound,
-        )
+        return Injection(mode=self.mode, bound_modules=bound, seconds=seconds, rebound=rebound)
 
     def unload(self) -> None:
         """Free the slot; the next `load` takes one again."""
@@ -144,6 +147,13 @@ class LoRAInjector:
                 if not torch.equal(stack, expected):
                     wrong.append(name)
         return wrong + [name for name, stack in held.items() if stack.any()]
+
+    def _verify(self, tensors: Mapping[str, Tensor]) -> None:
+        if wrong := self.differences(tensors):
+            raise RuntimeError(
+                f"vLLM must hold the adapter that it was given, got {len(wrong)} tensors that "
+                f"differ: {', '.join(wrong[:3])}"
+            )
 
     def _make_request(self, version: int) -> LoRARequest:
         from vllm.lora.request import LoRARequest
@@ -178,8 +188,8 @@ class LoRAInjector:
         self._call("rlkit_drop", self.int_id)
         # The flag reads the files now; on a request it would read them again at every step.
         now = LoRARequest(request.lora_name, self.int_id, request.lora_path, load_inplace=True)
-        self._llm.llm_engine.add_lora(now)
-        self._llm.llm_engine.pin_lora(self.int_id)
+        self.llm.llm_engine.add_lora(now)
+        self.llm.llm_engine.pin_lora(self.int_id)
 
     def _scaled(self, factors: Sequence[Tensor]) -> dict[str, Tensor]:
         """PEFT's tensors with the scale folded into B before it is rounded, as in place."""
@@ -203,7 +213,7 @@ class LoRAInjector:
         return factors
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        return self._llm.collective_rpc(method, args=arguments)[0]
+        return self.llm.collective_rpc(method, args=arguments)[0]
 
 
 def _pairs(factors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

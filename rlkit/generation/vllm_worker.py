@@ -205,17 +205,8 @@ class WorkerExtension:
         return self._rlkit_slot_table
 
 
-def weight_views(llm: Any) -> dict[str, Tensor]:
-    """The weights of a running `vllm.LLM` under Hugging Face names, for the trainer to share.
-
-    Views, no copies; on a CPU only after `rlkit.generation.vllm_cpu.prepare_cpu`.
-    """
-    views: dict[str, Tensor] = llm.collective_rpc("rlkit_parameters")[0]
-    return views
-
-
 def _parts(manager: Any) -> dict[str, tuple[str, Any, Tensor, Tensor]]:
-    """By the trainer's layer name: vLLM's wrapped module, its name, and the part's A and B stack."""
+    """By the trainer's layer name: name of vLLM's module, the module, and the part's A and B."""
     parts: dict[str, tuple[str, Any, Tensor, Tensor]] = {}
     for name, module in manager.modules.items():
         if not isinstance(module.lora_a_stacked, tuple):

@@ -7,7 +7,7 @@ the model computes on them directly, forward and backward, bit for bit as with w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +17,21 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 def model_on_views(
     config: PreTrainedConfig,
     views: Mapping[str, Tensor],
-    *,
     location: str,
+    *,
     dtype: torch.dtype,
     device: torch.device,
     attention: str,
-    allow_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model of `config` with `views` (by parameter name) as its weights; no weight is copied.
 
-    Buffers are computed from `config` as usual. Writing to a parameter writes to its view.
+    Buffers are computed from `config`, as when loading from `location`, of which only the options
+    of generation are read. Writing to a parameter writes to its view.
     Raises ValueError when a weight has no view of its shape, dtype and device.
     """
     with _parameters_on_meta():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=dtype, attn_implementation=attention, trust_remote_code=allow_remote_code
+            config, dtype=dtype, attn_implementation=attention
         )
     for name, parameter in list(model.named_parameters()):
         view = views.get(name)
@@ -42,10 +42,8 @@ def model_on_views(
         for leaf, buffer in module.named_buffers(recurse=False):
             setattr(module, leaf, buffer.to(device))
     model.tie_weights()
-    try:
+    with suppress(OSError):  # without a file, what the model's own configuration says stays
         model.generation_config = GenerationConfig.from_pretrained(location)
-    except OSError:
-        pass  # as in from_pretrained: what the model's own configuration says stays
     shared_bytes(model, views)
     return model
 

@@ -1,0 +1,243 @@
+"""Does vLLM sample from the policy that the trainer scores? Asked at the start and while training.
+
+Every way of handing over an adapter is tried with random adapters on probe prompts: vLLM's sampled
+logps must equal the trainer's own on the same tokens, and what the ways leave in vLLM's buffers
+must be the same bits. The fastest way that passes is used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlkit.generation.vllm_lora import LoRAInjector, Mode
+
+_NUM_PROMPTS, _NUM_TOKENS = 2, 8
+_STRENGTH = 0.4
+"""Size of a random adapter's update in units of its input. Moves logps by tenths of a nat to
+several, far above rounding, without driving probabilities to 0 or 1."""
+
+
+class ProbeRow(NamedTuple):
+    """One prompt with the tokens that vLLM sampled."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+Score = Callable[[Mapping[str, Tensor] | None, Sequence[ProbeRow]], Sequence[Sequence[float]]]
+"""The trainer's logps at temperature 1 of the completions, under an adapter; None = base model."""
+
+
+class Verdict(NamedTuple):
+    """What the self-test found about one way."""
+
+    mode: Mode
+    error: float
+    """Mean |logp(vLLM) - logp(trainer)| over the probe tokens, the largest of all adapters."""
+    problem: str
+    """Why the way is not used; empty = it passed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTest:
+    """The chosen way, and what was found about each."""
+
+    mode: Mode
+    verdicts: tuple[Verdict, ...]
+    effect: float
+    """Mean |logp(adapter) - logp(base)|: how much there was to get wrong."""
+    tolerance: float
+    num_layers: int
+    seconds: float
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{v.mode.value} {v.problem or f'{v.error:.1e}'}" for v in self.verdicts)
+        return (
+            f"LoRA to vLLM: {self.mode.value}, {self.num_layers} layers; logps off the trainer's "
+            f"by {found} (allowed {self.tolerance:.0e}, the adapter moves them by "
+            f"{self.effect:.2f}); {self.seconds:.1f} s"
+        )
+
+
+def mismatch_limit(dtype: torch.dtype, *, kv_cache_bits: int = 16) -> float:
+    """The mean |logp(vLLM) - logp(trainer)| beyond which more than rounding must be wrong.
+
+    Two to four times what was measured with a right adapter: float32 1e-5, bfloat16 0.02 to 0.065
+    (CPU and H200), 8-bit keys and values 0.17 (e4m3) and 0.29 (e5m2) in bfloat16.
+    """
+    limits = {torch.float32: 1e-3, torch.float16: 0.05}
+    limit = limits.get(dtype, 0.2)
+    return max(limit, 0.6) if kv_cache_bits == 8 else limit
+
+
+def self_test(
+    injector: LoRAInjector,
+    score: Score,
+    *,
+    like: Mapping[str, Tensor],
+    tolerance: float,
+) -> SelfTest:
+    """Choose `injector.mode`; afterwards the injector holds no adapter. `like` gives the shapes.
+
+    Raises RuntimeError when no way gives the trainer's logps.
+    """
+    begin = time.perf_counter()
+    trial = _Trial(injector, score, [random_adapter(like, injector.scale, s) for s in (1, 2)])
+    verdicts = [trial.verdict(mode, tolerance) for mode in Mode]
+    effect = trial.effect()
+    passed = [verdict.mode for verdict in verdicts if not verdict.problem]
+    if not passed:
+        found = "; ".join(f"{v.mode.value}: {v.problem}" for v in verdicts)
+        raise RuntimeError(f"vLLM does not sample from the trainer's policy: {found}")
+    injector.mode = passed[0]
+    return SelfTest(
+        mode=injector.mode,
+        verdicts=tuple(verdicts),
+        effect=effect,
+        tolerance=tolerance,
+        num_layers=len(injector.layers),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+class _Trial:
+    """The adapters of a self-test and what has been found so far."""
+
+    def __init__(
+        self, injector: LoRAInjector, score: Score, adapters: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        self.injector = injector
+        self.score = score
+        self.adapters = adapters
+        self.held: dict[str, Tensor] = {}
+        """vLLM's buffers under the last adapter, from the first way that passed."""
+        self.error = float("nan")
+        """Of that way."""
+        self.rows: list[ProbeRow] = []
+
+    def verdict(self, mode: Mode, tolerance: float) -> Verdict:
+        self.injector.mode = mode
+        try:
+            error, problem = self._outcome(mode, tolerance)
+        except Exception as reason:  # an unknown vLLM may fail in any way: the next one is tried
+            error, problem = float("nan"), f"{type(reason).__name__}: {_first_line(reason)}"
+        self.injector.unload()
+        return Verdict(mode, error, problem)
+
+    def _outcome(self, mode: Mode, tolerance: float) -> tuple[float, str]:
+        if self.held:
+            # The same bits in the same buffers sample the same: no need to see it again.
+            self.injector.load(self.adapters[-1], version=_version(mode, 1))
+            held = self.injector.slot()
+            wrong = [name for name, bits in self.held.items() if not torch.equal(bits, held[name])]
+            return self.error, f"other bits in {len(wrong)} buffers ({wrong[0]})" if wrong else ""
+        error = 0.0
+        for number, adapter in enumerate(self.adapters):
+            self.injector.load(adapter, version=_version(mode, number))
+            self.rows, logps = sample(self.injector)
+            error = max(error, mean_difference(logps, self.score(adapter, self.rows)))
+        if not error <= tolerance:
+            return error, f"off by {error:.1e}"
+        self.error, self.held = error, self.injector.slot()
+        return error, ""
+
+    def effect(self) -> float:
+        """Mean |logp(adapter) - logp(base)| of the tokens sampled last, by the trainer."""
+        if not self.rows:
+            return float("nan")
+        with_adapter = self.score(self.adapters[-1], self.rows)
+        return mean_difference(with_adapter, self.score(None, self.rows))
+
+
+def random_adapter(like: Mapping[str, Tensor], scale: float, seed: int) -> dict[str, Tensor]:
+    """A and B normal, so that an update has `_STRENGTH` times the size of the layer's input."""
+    generator = torch.Generator().manual_seed(seed)
+    adapter = {}
+    for key, tensor in like.items():
+        rows, columns = tensor.shape
+        is_a = ".lora_A." in key
+        size = columns**-0.5 if is_a else _STRENGTH / (scale * columns**0.5)
+        values = torch.randn(rows, columns, generator=generator) * size
+        adapter[key] = values.to(tensor.device, torch.float32)
+    return adapter
+
+
+def sample(injector: LoRAInjector) -> tuple[list[ProbeRow], list[list[float]]]:
+    """Probe prompts with a few tokens sampled under the injector's adapter, and vLLM's logps.
+
+    The prompts, always the same, span more than two blocks of the prefix cache: an adapter that
+    finds the blocks of another one gives itself away.
+    """
+    from vllm import SamplingParams
+
+    config = injector.llm.llm_engine.vllm_config
+    vocabulary = config.model_config.get_vocab_size()
+    longest = config.model_config.max_model_len - _NUM_TOKENS
+    length = min(2 * config.cache_config.block_size + 3, longest)
+    prompts = [
+        tuple((101 * i * i + 7919 * i + 13 * n) % vocabulary for i in range(1, length + 1))
+        for n in range(_NUM_PROMPTS)
+    ]
+    options = SamplingParams(
+        max_tokens=_NUM_TOKENS, ignore_eos=True, seed=0, logprobs=0, detokenize=False
+    )
+    outputs = injector.llm.generate(
+        [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+        options,
+        lora_request=injector.request,
+        use_tqdm=False,
+    )
+    samples = [output.outputs[0] for output in outputs]
+    rows = [
+        ProbeRow(prompt, tuple(sampled.token_ids))
+        for prompt, sampled in zip(prompts, samples, strict=True)
+    ]
+    logps = [
+        [step[token].logprob for step, token in zip(s.logprobs, s.token_ids, strict=True)]
+        for s in samples
+    ]
+    return rows, logps
+
+
+def mean_difference(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> float:
+    """Mean |left - right| over all tokens."""
+    pairs = [pair for a, b in zip(left, right, strict=True) for pair in zip(a, b, strict=True)]
+    return sum(abs(a - b) for a, b in pairs) / len(pairs)
+
+
+def explain_mismatch(
+    injector: LoRAInjector, tensors: Mapping[str, Tensor], *, error: float, limit: float
+) -> str | None:
+    """One line on what is probably wrong when sampling logps are off by `error`; None within limit.
+
+    `error` is the mean |sampling logp - logp| of a step's tokens under the same `tensors`.
+    """
+    if error <= limit:
+        return None
+    begin = f"sampling logps are off the trainer's by {error:.2g} a token (expected <= {limit:.2g})"
+    if injector.request is None:
+        return f"{begin}: vLLM samples without any adapter; load_adapter was not called"
+    if wrong := injector.differences(tensors):
+        return (
+            f"{begin}: vLLM holds another adapter than the trainer's ({len(wrong)} tensors differ, "
+            f"{wrong[0]} first); load_adapter must follow every update"
+        )
+    return (
+        f"{begin}: the adapter in vLLM is the trainer's bit for bit, so the base weights, the "
+        "sampling options (top_p, top_k, min_p, extra fields) or 8-bit keys and values differ"
+    )
+
+
+def _version(mode: Mode, number: int) -> int:
+    """Names that no policy version has, and each used once: nothing cached can be reused."""
+    return -1 - 10 * list(Mode).index(mode) - number
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

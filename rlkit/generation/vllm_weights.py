@@ -1,0 +1,66 @@
+"""The base weights of a running vLLM engine, and the memory of its key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def weight_views(llm: Any) -> dict[str, Tensor]:
+    """The weights of a `vllm.LLM` under Hugging Face names, for the trainer to share.
+
+    Views, no copies; on a CPU only after `rlkit.generation.vllm_cpu.prepare_cpu`. Whoever writes to
+    them must call `forget_prefixes` before the next request.
+    """
+    views: dict[str, Tensor] = llm.collective_rpc("rlkit_parameters")[0]
+    return views
+
+
+@torch.no_grad()
+def push_weights(llm: Any, tensors: Mapping[str, Tensor]) -> int:
+    """Copy `tensors` (by Hugging Face names) over vLLM's weights, in place; the bytes written.
+
+    For training of all parameters without sharing: addresses, CUDA graphs and adapters stay, which
+    vLLM's own reload_weights does not promise. Tensors that are vLLM's own are skipped.
+    Raises ValueError when a name or a shape does not fit, before anything is written.
+    """
+    views = weight_views(llm)
+    for name, tensor in tensors.items():
+        got = None if name not in views else tuple(views[name].shape)
+        if got != tuple(tensor.shape):
+            raise ValueError(f"vLLM must hold {name} of shape {tuple(tensor.shape)}, got {got}")
+    names = [name for name, t in tensors.items() if t.data_ptr() != views[name].data_ptr()]
+    if names:
+        torch._foreach_copy_([views[n] for n in names], [tensors[n].detach() for n in names])
+    forget_prefixes(llm)
+    return sum(views[name].nbytes for name in names)
+
+
+def forget_prefixes(llm: Any) -> None:
+    """Empty the prefix cache: its blocks know an adapter's name, but not the base weights.
+
+    Raises RuntimeError while requests run, when vLLM would leave the cache as it is.
+    """
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("the prefix cache can be emptied only while no request is running")
+
+
+def kv_sleep(llm: Any) -> int:
+    """Give the key-value cache's memory back to the device; the bytes freed.
+
+    Weights and adapters stay where they are, so that they can be shared with the trainer. CUDA
+    only, with enable_sleep_mode=True. No request may run until `kv_wake`.
+    """
+    if llm.llm_engine.has_unfinished_requests():
+        raise RuntimeError("the key-value cache must stay while requests are running")
+    forget_prefixes(llm)
+    freed: int = llm.collective_rpc("rlkit_kv_discard")[0]
+    return freed
+
+
+def kv_wake(llm: Any) -> None:
+    """Undo `kv_sleep`: the cache is back at its addresses, empty."""
+    llm.collective_rpc("rlkit_kv_restore")
