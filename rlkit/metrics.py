@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 
 from rlkit.buffer import Group
@@ -68,4 +67,7 @@ def average(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _std(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+    if len(values) < 2:
+        return 0.0
+    center = mean(values)  # statistics.stdev works in fractions, a hundred times slower
+    return math.sqrt(math.fsum((v - center) ** 2 for v in values) / (len(values) - 1))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlkit.generation.sampling import sample
+from rlkit.generation.sampling import uniforms
 from rlkit.oracle.tree import END
 from rlkit.tabular.policy import LOGITS
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
@@ -31,20 +31,24 @@ class TabularGenerator:
     ) -> list[list[Rollout]]:
         """`num_samples` completions of each prompt; row i of a prompt depends on its seed alone."""
         _, num_states, num_words = self._logits.shape
-        table = (self._logits + self._noise).flatten(0, 1)
+        logps = ((self._logits + self._noise) / sampling.temperature).log_softmax(dim=-1)
+        logps = logps.flatten(0, 1)
+        cdf = logps.exp().cumsum(dim=-1)
         first = torch.tensor([p.ids[-1] * num_states for p in prompts])
-        offsets = first.repeat_interleave(num_samples)
-        flat_seeds = torch.tensor([seed for row in seeds for seed in row])
-        state, ended = torch.zeros_like(offsets), torch.zeros_like(offsets, dtype=torch.bool)
-        words, logps = [], []
-        for t in range(sampling.max_completion_length):
-            # Rows that have ended stay at the root: what is drawn there is cut off below.
-            drawn = sample(table[offsets + state], flat_seeds, t, sampling)
-            words.append(drawn.ids)
-            logps.append(drawn.logps)
-            ended = ended | (drawn.ids == END)
-            state = (state * (num_words - 1) + drawn.ids).masked_fill(ended, 0)
-        ids, chances = torch.stack(words, dim=1).tolist(), torch.stack(logps, dim=1).tolist()
+        root = first.repeat_interleave(num_samples)
+        state, ended = torch.zeros_like(root), torch.zeros_like(root, dtype=torch.bool)
+        words, rows = [], []
+        for uniform in _uniforms(seeds, rounds=sampling.max_completion_length):
+            row = root + state
+            # The word at which the cumulative distribution first exceeds the uniform number.
+            word = (uniform[:, None] * cdf[row, -1:] >= cdf[row, :-1]).sum(dim=1)
+            words.append(word)
+            rows.append(row)
+            # A completion that has ended goes on at the root: what is drawn there is cut off.
+            ended = ended | (word == END)
+            state = (state * (num_words - 1) + word).masked_fill(ended, 0)
+        taken, visited = torch.stack(words, dim=1), torch.stack(rows, dim=1)
+        ids, chances = taken.tolist(), logps[visited, taken].tolist()
         rollouts = [
             self._rollout(prompts[i // num_samples], i % num_samples, ids[i], chances[i])
             for i in range(len(ids))
@@ -72,3 +76,9 @@ class TabularGenerator:
             finish_reason=FinishReason.stop if stopped else FinishReason.length,
             policy_version=self._version,
         )
+
+
+def _uniforms(seeds: Sequence[Sequence[int]], *, rounds: int) -> Tensor:
+    """(rounds, rows) numbers in [0, 1): those that every generator draws with."""
+    flat = torch.tensor([seed for row in seeds for seed in row])
+    return torch.stack([uniforms(flat, t) for t in range(rounds)])

@@ -33,7 +33,13 @@ def build_tracker(config: TrackerConfig, *, run_dir: Path, redactor: Redactor) -
     Raises:
         TrackingError: the folder or its log cannot be written.
     """
-    local = LocalTracker(run_dir, redactor, completions=config.completions, plot=config.plot)
+    local = LocalTracker(
+        run_dir,
+        redactor,
+        completions=config.completions,
+        plot=config.plot,
+        metrics_every=config.metrics_every,
+    )
     others: list[Tracker] = [build_console(config, sys.stdout)]
     if isinstance(config, MirrorConfig):
         others.append(_mirror(config, run_dir))
@@ -44,9 +50,9 @@ def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
     """The console that `config` asks for and `stream` can show."""
     if hasattr(stream, "reconfigure"):  # a C locale must not turn a sparkline into a crash
         stream.reconfigure(errors="replace")
-    console: Console = _Terminal(file=stream)
+    console: Console = Terminal(file=stream)
     if not console.is_terminal and config.console is not ConsoleMode.live:
-        console = _Terminal(file=stream, width=_PIPE_WIDTH)
+        console = Terminal(file=stream, width=_PIPE_WIDTH)
     if config.console is ConsoleMode.quiet:
         return PlainConsole(console, quiet=True)
     live = config.console is ConsoleMode.live
@@ -55,7 +61,7 @@ def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
     return PlainConsole(console, quiet=False)
 
 
-class _Terminal(Console):
+class Terminal(Console):
     """A console whose reader may go away (`rlkit | head`) without ending the run."""
 
     def on_broken_pipe(self) -> None:

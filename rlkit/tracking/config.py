@@ -41,10 +41,15 @@ class TrackerConfig:
     """Keep every sampled completion as Parquet, about 1 kB a sample."""
     plot: bool = True
     """Draw the curves at the end, as PNG and SVG."""
+    metrics_every: int = 1
+    """Steps between the lines of `metrics.jsonl`, >= 1; the first and the last step are always
+    there. Each line is flushed to the disk, which dominates steps of a few milliseconds."""
 
     def __post_init__(self) -> None:
         if self.table_steps < 1:
             raise ValueError(f"tracker.table_steps must be >= 1, got {self.table_steps}")
+        if self.metrics_every < 1:
+            raise ValueError(f"tracker.metrics_every must be >= 1, got {self.metrics_every}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -36,7 +36,15 @@ class LocalTracker:
     Completions, log and curves are worth less than the run: a failure is logged once.
     """
 
-    def __init__(self, run_dir: Path, redactor: Redactor, *, completions: bool, plot: bool) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        redactor: Redactor,
+        *,
+        completions: bool,
+        plot: bool,
+        metrics_every: int = 1,
+    ) -> None:
         """Make the folder and open its log.
 
         Raises:
@@ -50,6 +58,7 @@ class LocalTracker:
         self._redactor = redactor
         self._keep_completions = completions
         self._plot = plot
+        self._metrics_every = metrics_every
         self._log = RunLog(run_dir / "log.txt", redactor)
         self._info: RunInfo | None = None
         self._metrics: JsonLines | None = None
@@ -82,6 +91,9 @@ class LocalTracker:
 
     def step(self, record: StepRecord) -> None:
         assert self._metrics is not None and self._info is not None, "step before start"
+        is_last = record.step == self._info.num_steps - 1
+        if record.step % self._metrics_every and not is_last:
+            return
         line = {**record.metrics, "step": record.step, "time/unix": time.time()}
         self._write_samples(step_path(self._run_dir, record.step), record.samples)
         self._metrics.append(line)
@@ -160,8 +172,8 @@ def _eval_line(record: EvalRecord) -> dict[str, object]:
     }
 
 
-def read_evals(run_dir: Path) -> list[EvalRecord]:
-    """The evaluations of a run in order, with their samples where they were kept."""
+def read_evals(run_dir: Path, *, samples: bool = True) -> list[EvalRecord]:
+    """The evaluations of a run in order, with their `samples` where they were kept."""
     records = []
     for line in read_lines(run_dir / "evals.jsonl"):
         indices, success = line["prompt_indices"], line["success"]
@@ -176,7 +188,7 @@ def read_evals(run_dir: Path) -> list[EvalRecord]:
             metrics={k: number(v) for k, v in line.items() if k not in _EVAL_FIELDS},
         )
         path = eval_path(run_dir, record.label, record.step)
-        if path.exists():
+        if samples and path.exists():
             record = replace(record, samples=tuple(read_samples(path)))
         records.append(record)
     return records
