@@ -29,6 +29,10 @@ KL: Mapping[str, Formula] = {
     "reverse_k1_reward": Formula(
         "R -= Σ (o - p)", "w Σ_all (o - p)", "InstructGPT; RLOO 2402.14740"
     ),
+    "reverse_k2_reward": Formula("R -= Σ (o - p)²/2", "w Σ_all (o - p)²/2", "Schulman 2020"),
+    "reverse_k3_reward": Formula(
+        "R -= Σ (u - 1 - log u)", "w Σ_all (u - 1 - log u)", "OpenRLHF `kl_estimator=k3`"
+    ),
     "reverse_k1_advantage": Formula(
         "A_t -= Σ_(t' ≥ t) (o - p)", "w Σ_(t' ≥ t) (o - p)", "REINFORCE++ 2501.03262"
     ),
