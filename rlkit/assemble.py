@@ -15,7 +15,7 @@ from rlkit.collect import Collector
 from rlkit.compute import resolve_device
 from rlkit.config import Config, ConfigError, flatten
 from rlkit.divergence import DivergenceMeter, EvalKL
-from rlkit.engines import Loaded, choose_generator, load_base, new_generator
+from rlkit.engines import Loaded, choose_generator, load_base
 from rlkit.evaluate import Evaluator
 from rlkit.generation import Progress, sample_seed, sampling_config
 from rlkit.parts import Parts, render_prompts
@@ -23,6 +23,7 @@ from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
 from rlkit.prompts import without_overlong
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
+from rlkit.samplers import bind_adapter, new_generator
 from rlkit.settings import (
     EVALUATION_SEED,
     new_state,
@@ -131,6 +132,7 @@ def _with_model(start: _Start, loaded: Loaded, say: Callable[[str], None]) -> Pa
         task=task,
         rewards=start.rewards,
         engine=loaded.engine,
+        injector=bind_adapter(config.generator, loaded.engine, base, policy, say=say),
         resources=start.resources,
         algorithm=start.algorithm,
         warmup=start.warmup,
@@ -153,8 +155,14 @@ def make_generator(parts: Parts, tracker: Tracker, stop: StopRequest) -> Generat
         stop.check()
         tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
-    loaded = Loaded(base=parts.base, engine=parts.engine)
-    generator = new_generator(parts.config.generator, loaded, parts.policy, progress=report)
+    generator = new_generator(
+        parts.config.generator,
+        parts.base,
+        parts.policy,
+        engine=parts.engine,
+        injector=parts.injector,
+        progress=report,
+    )
     parts.resources.callback(generator.close)
     return generator
 

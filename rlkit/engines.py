@@ -21,15 +21,11 @@ from rlkit.generation import (
     VLLMGeneratorConfig,
     VLLMServerConfig,
 )
-from rlkit.generation.base import ProgressCallback
-from rlkit.generation.hf import HFGenerator
 from rlkit.generation.vllm_config import VLLMSamplingOptions, Weights, is_installed
 from rlkit.lora import target_layers
 from rlkit.models.config import QuantKind
 from rlkit.models.load import BaseModel, load_model, resolve_dtype
 from rlkit.models.source import SourceKind, kind_of, locate
-from rlkit.policy import Policy
-from rlkit.types import Generator
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm_engine import Engine, EngineSpec
@@ -68,6 +64,16 @@ def load_base(
     `longest`: most tokens of a prompt and of a completion. Raises ValueError with one line.
     """
     quant = config.memory.quant
+    if isinstance(config.generator, VLLMServerConfig):
+        from rlkit.generation.vllm_server import check_server
+
+        name, context = check_server(config.generator)
+        if sum(longest) > context:
+            raise ConfigError(
+                f"task.max_prompt_length + task.max_completion_length must be <= {context}, "
+                f"--max-model-len of the server, got {sum(longest)}"
+            )
+        say(f"generator: vllm_server, {name} at {config.generator.url}")
     if not isinstance(config.generator, VLLMGeneratorConfig):
         base = load_model(config.model, device=device, say=say, quant=quant)
         return Loaded(base=base, engine=None)
@@ -88,68 +94,6 @@ def load_base(
         engine.close()
         raise
     return Loaded(base=base, engine=engine)
-
-
-def new_generator(
-    config: GeneratorConfig, loaded: Loaded, policy: Policy, *, progress: ProgressCallback
-) -> Generator:
-    """The generator that `config` describes; `progress` may end a call of `generate`."""
-    base = loaded.base
-    if isinstance(config, HFGeneratorConfig):
-        return HFGenerator(
-            base.model,
-            base.tokenizer,
-            activate=policy.lora.active,
-            stop_token_ids=base.stop_ids,
-            config=config,
-            progress=progress,
-        )
-    if isinstance(config, VLLMGeneratorConfig) and loaded.engine is not None:
-        return _vllm(config, loaded.engine, base, policy, progress=progress)
-    if isinstance(config, VLLMServerConfig):
-        return _vllm_server(config, base, policy, progress=progress)
-    raise ConfigError(f"generator must be auto, hf, vllm or vllm_server, got {type(config)}")
-
-
-def _vllm(
-    config: VLLMGeneratorConfig,
-    engine: Engine,
-    base: BaseModel,
-    policy: Policy,
-    *,
-    progress: ProgressCallback,
-) -> Generator:
-    from rlkit.generation.vllm_generator import VLLMGenerator
-    from rlkit.generation.vllm_lora import LoRAInjector
-
-    lora = policy.lora
-    injector = LoRAInjector(
-        engine.llm,
-        tuple(lora.shapes),
-        rank=lora.config.rank,
-        scale=lora.config.scale,
-        key=lora.key,
-    )
-    return VLLMGenerator(
-        engine, injector, stop_token_ids=base.stop_ids, config=config, progress=progress
-    )
-
-
-def _vllm_server(
-    config: VLLMServerConfig, base: BaseModel, policy: Policy, *, progress: ProgressCallback
-) -> Generator:
-    from rlkit.generation.vllm_server import AdapterFiles, VLLMServerGenerator
-
-    lora = policy.lora
-    files = AdapterFiles(
-        rank=lora.config.rank,
-        scale=lora.config.scale,
-        modules=tuple(sorted({layer.rsplit(".", 1)[-1] for layer in lora.shapes})),
-        base_model=base.location,
-    )
-    return VLLMServerGenerator(
-        config, files, stop_token_ids=base.stop_ids, context=base.context_length, progress=progress
-    )
 
 
 def _engine_spec(

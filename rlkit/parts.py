@@ -22,6 +22,7 @@ from rlkit.types import Algorithm, Prompt, SamplingConfig, Setting
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm_engine import Engine
+    from rlkit.generation.vllm_lora import LoRAInjector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,8 @@ class Parts:
     rewards: RewardPool
     engine: Engine | None
     """The generator's own engine, started before the model whose weights it may share."""
+    injector: LoRAInjector | None
+    """Hands the adapter to `engine`."""
     resources: ExitStack
     """Ends reward processes, engine and generator, the last started first."""
     algorithm: Algorithm

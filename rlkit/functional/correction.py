@@ -44,6 +44,7 @@ def sampling_mismatch(
     `sampling/sampling_logp_difference/{mean,max}` of |d| (TRL's names, nats);
     `sampling/importance_sampling_ratio/{min,mean,max}` of w;
     `sampling/kl` = mean(w - 1 - d), the k3 estimate of KL(sample || train);
+    `sampling/kl_k1` = mean(-d), the k1 estimate of it;
     `sampling/ess` = (sum w)^2 / (n sum w^2) in (0, 1], over tokens;
     `sampling/sequence_ess`, the same of the products over each row;
     `sampling/nan_fraction` of tokens without a sampling logp.
@@ -61,6 +62,7 @@ def sampling_mismatch(
         "sampling/importance_sampling_ratio/mean": weights.mean(),
         "sampling/importance_sampling_ratio/max": weights.max(),
         "sampling/kl": (torch.expm1(tokens) - tokens).mean(),
+        "sampling/kl_k1": -tokens.mean(),
         "sampling/ess": effective_sample_size(tokens),
         "sampling/sequence_ess": effective_sample_size(rows),
         "sampling/nan_fraction": nan.mean(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -62,6 +63,8 @@ def configure_environment() -> None:
     FlashInfer's sampler is turned off where FlashInfer is missing: vLLM 0.24 would import it.
     """
     os.environ.update(_SETTINGS)
+    # It warns about every run with adapters: that theirs would be another tokenizer.
+    logging.getLogger("vllm.v1.engine.input_processor").setLevel(logging.ERROR)
     try:
         import flashinfer  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:

@@ -1,0 +1,140 @@
+"""The generator of a run, once model, policy and engine are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rlkit.config import ConfigError
+from rlkit.generation import (
+    GeneratorConfig,
+    HFGeneratorConfig,
+    VLLMGeneratorConfig,
+    VLLMServerConfig,
+)
+from rlkit.generation.base import ProgressCallback
+from rlkit.generation.hf import HFGenerator
+from rlkit.generation.vllm_config import KVCacheDType
+from rlkit.models.load import BaseModel
+from rlkit.policy import Policy
+from rlkit.types import Generator, RolloutBatch
+
+if TYPE_CHECKING:
+    from rlkit.generation.vllm_engine import Engine
+    from rlkit.generation.vllm_lora import LoRAInjector
+    from rlkit.generation.vllm_probe import ProbeRow, Score
+
+Say = Callable[[str], None]
+
+
+def bind_adapter(
+    config: GeneratorConfig, engine: Engine | None, base: BaseModel, policy: Policy, *, say: Say
+) -> LoRAInjector | None:
+    """What hands the policy's adapter to `engine`, chosen by a self-test; None without an engine.
+
+    Raises ConfigError when vLLM does not sample from what the trainer scores.
+    """
+    if engine is None or not isinstance(config, VLLMGeneratorConfig):
+        return None
+    from rlkit.generation.vllm_lora import LoRAInjector
+    from rlkit.generation.vllm_probe import mismatch_limit, self_test
+
+    lora = policy.lora
+    injector = LoRAInjector(
+        engine.llm,
+        tuple(lora.shapes),
+        rank=lora.config.rank,
+        scale=lora.config.scale,
+        key=lora.key,
+    )
+    kv_cache_bits = 16 if config.kv_cache_dtype is KVCacheDType.auto else 8
+    tolerance = mismatch_limit(base.dtype, kv_cache_bits=kv_cache_bits)
+    score = policy_score(policy)
+    try:
+        say(str(self_test(injector, score, like=policy.adapter, tolerance=tolerance)))
+    except RuntimeError as error:
+        raise ConfigError(f"generator must be hf for this model: {error}") from error
+    return injector
+
+
+def policy_score(policy: Policy) -> Score:
+    """The trainer's logps of probe completions at temperature 1, which have one common length."""
+
+    @torch.no_grad()
+    def score(
+        adapter: Mapping[str, Tensor] | None, rows: Sequence[ProbeRow]
+    ) -> Sequence[Sequence[float]]:
+        batch = _probe_batch(rows, device=policy.head.weight.device)
+        logps: list[list[float]] = policy.forward(
+            batch, adapter=adapter, temperature=1.0
+        ).logps.tolist()
+        return logps
+
+    return score
+
+
+def new_generator(
+    config: GeneratorConfig,
+    base: BaseModel,
+    policy: Policy,
+    *,
+    engine: Engine | None,
+    injector: LoRAInjector | None,
+    progress: ProgressCallback,
+) -> Generator:
+    """The generator that `config` describes; `progress` may end a call of `generate`."""
+    if isinstance(config, HFGeneratorConfig):
+        return HFGenerator(
+            base.model,
+            base.tokenizer,
+            activate=policy.lora.active,
+            stop_token_ids=base.stop_ids,
+            config=config,
+            progress=progress,
+        )
+    if isinstance(config, VLLMGeneratorConfig) and engine is not None and injector is not None:
+        from rlkit.generation.vllm_generator import VLLMGenerator
+
+        return VLLMGenerator(
+            engine, injector, stop_token_ids=base.stop_ids, config=config, progress=progress
+        )
+    if isinstance(config, VLLMServerConfig):
+        return _vllm_server(config, base, policy, progress=progress)
+    raise ConfigError(f"generator must be auto, hf, vllm or vllm_server, got {type(config)}")
+
+
+def _vllm_server(
+    config: VLLMServerConfig, base: BaseModel, policy: Policy, *, progress: ProgressCallback
+) -> Generator:
+    from rlkit.generation.vllm_server import AdapterFiles, VLLMServerGenerator
+
+    lora = policy.lora
+    files = AdapterFiles(
+        rank=lora.config.rank,
+        scale=lora.config.scale,
+        modules=tuple(sorted({layer.rsplit(".", 1)[-1] for layer in lora.shapes})),
+        base_model=base.location,
+    )
+    return VLLMServerGenerator(config, files, stop_token_ids=base.stop_ids, progress=progress)
+
+
+def _probe_batch(rows: Sequence[ProbeRow], *, device: torch.device) -> RolloutBatch:
+    prompts = torch.tensor([row.prompt_ids for row in rows], device=device)
+    completions = torch.tensor([row.completion_ids for row in rows], device=device)
+    zeros = torch.zeros(len(rows), device=device)
+    return RolloutBatch(
+        prompt_ids=prompts,
+        prompt_mask=torch.ones_like(prompts, dtype=torch.bool),
+        completion_ids=completions,
+        completion_mask=torch.ones_like(completions, dtype=torch.bool),
+        sampling_logps=torch.zeros(completions.shape, device=device),
+        rewards=zeros,
+        reward_components=zeros[:, None],
+        reward_weights=torch.ones(1, device=device),
+        group_ids=torch.arange(len(rows), device=device),
+        truncated=torch.zeros(len(rows), dtype=torch.bool, device=device),
+        policy_version=torch.zeros(len(rows), dtype=torch.long, device=device),
+    )
