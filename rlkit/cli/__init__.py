@@ -15,9 +15,11 @@ from typing import Protocol, cast
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
     "chat": "rlkit.cli.chat",
+    "compare": "rlkit.cli.compare",
     "env": "rlkit.cli.env",
     "generate": "rlkit.cli.generate",
     "replay": "rlkit.cli.replay",
+    "report": "rlkit.cli.report",
 }
 
 

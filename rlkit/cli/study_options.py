@@ -1,0 +1,65 @@
+"""Arguments of `rlkit report` and `rlkit compare`: folders, and `key=value` options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from rlkit.cli import UsageError
+from rlkit.report.build import ReportOptions
+
+HELP = """\
+  baseline=NAME    variant the others are compared with (default: the first); its whole name, or
+                   overrides that it alone has
+  panel=KEY,KEY    options that split the study into panels compared apart (default: the task)
+  metric=NAME      success (last held-out evaluation), eval/NAME, or a metric of the steps
+  margin=0.02      differences within it count as similar; fix it before looking"""
+
+
+def parse(arguments: Sequence[str], *, known: Sequence[str]) -> tuple[list[Path], ReportOptions]:
+    """Folders and options; an argument that is a folder is one, whatever its name.
+
+    Raises:
+        UsageError: an option not in `known`, or a value of another type.
+    """
+    paths: list[Path] = []
+    options = ReportOptions()
+    types = {field.name: field.type for field in fields(ReportOptions)}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if Path(argument).is_dir():
+            paths.append(Path(argument))
+        elif not equals:
+            raise UsageError(f"there is no folder {argument}")
+        elif name not in known:
+            raise UsageError(f"{name} is not an option; there are {', '.join(known)}")
+        elif types[name] == "float":
+            options.margin = _number(name, value)
+        elif types[name] == "bool":
+            options.figures = _truth(name, value)
+        elif name == "baseline":
+            options.baseline = value
+        elif name == "panel":
+            options.panel = value
+        elif name == "metric":
+            options.metric = value
+        elif name == "out":
+            options.out = value
+    return paths, options
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise UsageError(f"{name} must be a number, got {value}") from error
+
+
+def _truth(name: str, value: str) -> bool:
+    truth = yaml.safe_load(value)
+    if not isinstance(truth, bool):
+        raise UsageError(f"{name} must be true or false, got {value}")
+    return truth

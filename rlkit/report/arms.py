@@ -1,0 +1,147 @@
+"""Jobs sorted into panels and variants: what differs, apart from the seed, gives the name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlkit.report.job import Job
+from rlkit.report.load import StudyError
+
+# Leaves that say where and how a run was made, or stand for the seed; none makes a variant.
+_NOT_A_VARIANT = ("seed", "run_dir", "resume", "tracker", "checkpoint")
+_LONG = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One variant on one panel: jobs that differ in nothing but the seed."""
+
+    panel: str
+    """What its panel has in common, such as `task=echo`; empty when there is one panel."""
+    variant: str
+    style: int
+    """Number of the variant over all panels: its colour, dash and marker."""
+    jobs: tuple[Job, ...]
+
+    @property
+    def done(self) -> dict[int, Job]:
+        """Completed jobs by seed."""
+        return {job.seed: job for job in self.jobs if job.done}
+
+
+def is_setting(key: str) -> bool:
+    """Whether a leaf of the configuration can make a variant."""
+    return key.split(".")[0] not in _NOT_A_VARIANT
+
+
+def arms_of(jobs: Sequence[Job], *, panel_keys: Sequence[str] = ()) -> list[Arm]:
+    """Group `jobs` into arms, in the order of their first jobs.
+
+    Panels are made by `panel_keys`, overrides or leaves of the configuration; without any, by the
+    task where it differs. Variants take their names from the overrides that are not common to
+    all; jobs without overrides (plain run folders) from their configurations. Runs that agree in
+    everything, the seed included, are kept apart by their ids.
+
+    Raises:
+        StudyError: a key of `panel_keys` that no job knows.
+    """
+    choices = [_choices(job) for job in jobs]
+    if not all(job.overrides for job in jobs):
+        choices = [_leaves(job) for job in jobs]
+    varying = _varying(choices)
+    panels = list(panel_keys) or [key for key in varying if key.split(".")[0] == "task"]
+    known = {key for choice in choices for key in choice} | {k for j in jobs for k in j.config}
+    for key in panel_keys:
+        if key not in known:
+            raise StudyError(f"panel must be an option of the jobs, got {key}; {_offer(varying)}")
+    hidden = {key for key in varying if any(key == p or key.startswith(f"{p}.") for p in panels)}
+    panel_names = [_panel(job, choice, panels) for job, choice in zip(jobs, choices, strict=True)]
+    shown = [key for key in varying if key not in hidden]
+    names = [_name({k: c[k] for k in shown if k in c}) for c in choices]
+    names = _fall_back(names, jobs, panel_names)
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job, panel, name in zip(jobs, panel_names, names, strict=True):
+        groups.setdefault((panel, name), []).append(job)
+    styles = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    order = {panel: i for i, panel in enumerate(dict.fromkeys(panel_names))}
+    arms = [
+        Arm(panel=panel, variant=name, style=styles[name], jobs=tuple(found))
+        for (panel, name), found in groups.items()
+    ]
+    return sorted(arms, key=lambda arm: (order[arm.panel], arm.style))
+
+
+def panels_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
+    """Arms by panel."""
+    panels: dict[str, list[Arm]] = {}
+    for arm in arms:
+        panels.setdefault(arm.panel, []).append(arm)
+    return panels
+
+
+def pick_baseline(arms: Sequence[Arm], wanted: str | None) -> str:
+    """Name of the variant the others are compared with: the first, or the one that is `wanted`.
+
+    `wanted` is the whole name, or overrides that one name alone has.
+
+    Raises:
+        StudyError: no variant, or more than one, is meant.
+    """
+    names = list(dict.fromkeys(arm.variant for arm in sorted(arms, key=lambda a: a.style)))
+    if wanted is None or wanted in names:
+        return wanted or names[0]
+    parts = {part.strip() for part in wanted.split(",")}
+    meant = [name for name in names if parts <= set(name.split(", "))]
+    if len(meant) == 1:
+        return meant[0]
+    problem = f"means {len(meant)} variants" if meant else "is none of them"
+    raise StudyError(f"baseline {wanted} {problem}; there are: {' | '.join(meant or names)}")
+
+
+def _choices(job: Job) -> dict[str, str]:
+    pairs = (text.lstrip("+~").partition("=") for text in job.overrides)
+    return {key: value for key, _, value in pairs if is_setting(key)}
+
+
+def _leaves(job: Job) -> dict[str, str]:
+    return {key: str(value) for key, value in job.config.items() if is_setting(key)}
+
+
+def _varying(choices: Sequence[Mapping[str, str]]) -> list[str]:
+    """Keys whose values differ between jobs, or that some jobs lack."""
+    known = [choice for choice in choices if choice]
+    keys = dict.fromkeys(key for choice in known for key in choice)
+    return [key for key in keys if len({choice.get(key) for choice in known}) > 1]
+
+
+def _panel(job: Job, choice: Mapping[str, str], keys: Sequence[str]) -> str:
+    found = {key: choice.get(key, job.config.get(key)) for key in keys}
+    return ", ".join(f"{key}={value}" for key, value in found.items() if value is not None)
+
+
+def _name(choice: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" if value else key for key, value in choice.items())
+
+
+def _fall_back(names: Sequence[str], jobs: Sequence[Job], panels: Sequence[str]) -> list[str]:
+    """Ids where overrides cannot tell jobs apart, or configurations differ in too much to say."""
+    ids = [job.id for job in jobs]
+    if not any(job.overrides for job in jobs) and any(len(name) > _LONG for name in names):
+        grouped: dict[str, str] = {}
+        for name, job_id in zip(names, ids, strict=True):
+            grouped.setdefault(name, job_id)
+        names = [grouped[name] for name in names]
+    found = []
+    seen: set[tuple[str, str, int]] = set()
+    for name, job, panel in zip(names, jobs, panels, strict=True):
+        label = name or "all runs"
+        if (panel, label, job.seed) in seen:
+            label = f"{label} ({job.id})"
+        seen.add((panel, label, job.seed))
+        found.append(label)
+    return found
+
+
+def _offer(varying: Sequence[str]) -> str:
+    return f"those that differ are {', '.join(varying)}" if varying else "none differs"

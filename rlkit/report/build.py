@@ -1,0 +1,157 @@
+"""From a study to one self-contained HTML page, with figures and data beside it."""
+
+from __future__ import annotations
+
+import importlib.resources
+import logging
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from rlkit.report import charts, svg, text
+from rlkit.report.arms import Arm
+from rlkit.report.cost import PHASES, costs
+from rlkit.report.differences import differences
+from rlkit.report.environment import environment
+from rlkit.report.export import export_tables
+from rlkit.report.figures import draw_figures
+from rlkit.report.job import State
+from rlkit.report.load import Kind, Study, load_study
+from rlkit.report.results import SUCCESS, Results, analyse
+from rlkit.report.samples import galleries
+from rlkit.report.sections import curve_groups, frontiers, result_tables
+from rlkit.report.verdict import counts, headline
+from rlkit.stats import MIN_SEEDS
+from rlkit.tracking.files import write_atomic
+
+_LOG = logging.getLogger(__name__)
+PAGE = "report.html"
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportOptions:
+    """What `rlkit report` and `rlkit compare` can be told."""
+
+    baseline: str | None = None
+    """Variant the others are compared with; None = the first one."""
+    panel: str | None = None
+    """Options, separated by commas, that split the study into panels compared apart; None = the
+    task where it differs."""
+    metric: str = SUCCESS
+    """Final value to compare: success, eval/NAME, or a metric of the steps."""
+    margin: float = 0.02
+    """Differences within ±margin count as similar, > 0; to be fixed before looking."""
+    out: str | None = None
+    """Folder for the page, its figures and data; None = the sweep's or the run's own."""
+    figures: bool = True
+    """Write PNG, SVG, CSV and Parquet files beside the page."""
+
+    @property
+    def panel_keys(self) -> list[str]:
+        return [key.strip() for key in (self.panel or "").split(",") if key.strip()]
+
+
+def write_report(paths: Sequence[Path], options: ReportOptions) -> tuple[Path, str]:
+    """Write `report.html` and, if asked, `report/` with figures and data.
+
+    Returns the page and its headline.
+
+    Raises:
+        StudyError: nothing to report on, or an option that names nothing there is.
+        TrackingError: a file could not be written.
+    """
+    study = load_study(paths)
+    results = analyse_with(study, options)
+    folder = Path(options.out) if options.out else study.folder or Path("rlkit-report")
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.figures:
+        beside = folder / "report"
+        beside.mkdir(exist_ok=True)
+        export_tables(results, beside)
+        draw_figures(results, beside)
+    page = folder / PAGE
+    write_atomic(page, build_page(results, command=_command(paths, options)).encode())
+    return page, headline(results)
+
+
+def write_page(run_dir: Path) -> Path | None:
+    """The page of a run that has just ended, without figures; a failure is logged, never raised."""
+    try:
+        return write_report([run_dir], ReportOptions(figures=False))[0]
+    except Exception:  # a page is not worth a run
+        _LOG.warning("the report was not written", exc_info=True)
+        return None
+
+
+def build_page(results: Results, *, command: str = "") -> str:
+    """The page as one string: no scripts, styles, fonts or images from anywhere else."""
+    study = results.study
+    arms = [row.arm for row in results.rows]
+    page = importlib.resources.files("rlkit.report").joinpath("page")
+    loader = jinja2.FunctionLoader(lambda name: page.joinpath(name).read_text(encoding="utf-8"))
+    template = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("report.html.j2")
+    main, more = curve_groups(results)
+    return template.render(
+        study=study,
+        results=results,
+        single=study.kind is Kind.run,
+        headline=headline(results),
+        counts=counts(study),
+        legend=_legend(arms),
+        tables=result_tables(results),
+        main_curves=main,
+        more_curves=more,
+        frontiers=frontiers(results),
+        costs=costs(arms),
+        phases=PHASES,
+        galleries=galleries(arms),
+        troubles=[job for job in study.jobs if job.state is not State.completed],
+        differences=differences(arms, baseline=results.baseline),
+        environment=environment(study),
+        command=command,
+        written=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        min_seeds=MIN_SEEDS,
+        key=svg.key,
+        stack_cell=charts.stack_cell,
+        text=text,
+        style=page.joinpath("style.css").read_text(encoding="utf-8"),
+        script=page.joinpath("script.js").read_text(encoding="utf-8"),
+    )
+
+
+def analyse_with(study: Study, options: ReportOptions) -> Results:
+    return analyse(
+        study,
+        metric=options.metric,
+        margin=options.margin,
+        baseline=options.baseline,
+        panel_keys=options.panel_keys,
+    )
+
+
+def _command(paths: Sequence[Path], options: ReportOptions) -> str:
+    default = ReportOptions()
+    chosen = {
+        "baseline": (options.baseline, default.baseline),
+        "panel": (options.panel, default.panel),
+        "metric": (options.metric, default.metric),
+        "margin": (options.margin, default.margin),
+    }
+    given = [f"{name}={value}" for name, (value, usual) in chosen.items() if value != usual]
+    return shlex.join(["rlkit", "report", *map(str, paths), *given])
+
+
+def _legend(arms: Sequence[Arm]) -> list[tuple[int, str]]:
+    """(style, name) of every variant."""
+    names = {arm.style: arm.variant for arm in arms}
+    return sorted(names.items())

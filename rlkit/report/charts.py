@@ -1,0 +1,199 @@
+"""The charts of the page: learning curves, the frontier, and the small ones inside tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from rlkit.report import svg
+from rlkit.report.curves import AXIS_LABELS, Axis, Curve
+from rlkit.report.results import Row
+from rlkit.report.text import fixed, with_range
+from rlkit.stats import Estimate
+
+_MARKERS_A_CURVE = 6
+_CELL_WIDTH, _CELL_HEIGHT = 150, 20
+_FAR = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """The range that the difference cells of a table share."""
+
+    low: float
+    high: float
+    margin: float
+
+    def x(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return 4 + min(1.0, max(0.0, share)) * (_CELL_WIDTH - 8)
+
+
+def curves_chart(curves: Sequence[Curve], *, axis: Axis, title: str) -> str:
+    """Mean curves with their bands; thin lines are single seeds."""
+    xs = [float(x) for c in curves for xs in (c.x, *(t.x for t in c.traces)) for x in xs]
+    ys = [float(y) for c in curves for part in _parts(c) for y in part]
+    frame = svg.frame(xs, ys)
+    body = [svg.axes(frame, x_label=AXIS_LABELS[axis])]
+    body += [_group(c, _back(frame, c)) for c in curves]
+    body += [_group(c, _front(frame, c, axis)) for c in curves]
+    description = f"{len(curves)} curve{'s' if len(curves) > 1 else ''} over {AXIS_LABELS[axis]}"
+    return svg.document("".join(body), title=title, description=description)
+
+
+def frontier_chart(rows: Sequence[Row], *, title: str, connect: bool) -> str:
+    """Final value against KL to the reference: a small point a seed, a large one the mean.
+
+    `connect` joins the means of a variant over its panels, in their order.
+    """
+    seeds = {id(row): _seed_points(row) for row in rows}
+    points = [p for found in seeds.values() for p in found]
+    frame = svg.frame([p[0] for p in points], [p[1] for p in points])
+    body = [svg.axes(frame, x_label="KL(policy ‖ reference), nats a completion")]
+    shown = [row for row in rows if row.final is not None and row.kl is not None]
+    by_variant: dict[int, list[Row]] = {}
+    for row in shown:
+        by_variant.setdefault(row.arm.style, []).append(row)
+    for style, found in by_variant.items():
+        parts = []
+        if connect:
+            xs, ys = [_mean(r.kl) for r in found], [_mean(r.final) for r in found]
+            parts.append(svg.line(frame, xs, ys, style=style, thin=False))
+        for row in found:
+            parts += [svg.marker(frame, x, y, style=style, small=True) for x, y in seeds[id(row)]]
+            parts.append(_mean_point(frame, row))
+        body.append(f'<g data-v="{style}">{"".join(parts)}</g>')
+    return svg.document("".join(body), title=title, description=f"{len(shown)} points")
+
+
+def difference_scale(rows: Sequence[Row], margin: float) -> Scale:
+    """A range that holds 0, the margin and the intervals of the table.
+
+    Differences beyond ten margins would squeeze the others into one point: unless all are, they
+    are left out, and their cells point off the scale.
+    """
+    found = [row.comparison.difference for row in rows if row.comparison is not None]
+    near = [difference for difference in found if abs(difference.mean) <= _FAR * margin]
+    values = [-margin, margin]
+    for difference in near or found:
+        values += [v for v in difference[:3] if v is not None]
+    low, high = min(values), max(values)
+    air = 0.08 * (high - low)
+    return Scale(low=low - air, high=high + air, margin=margin)
+
+
+def difference_cell(difference: Estimate, scale: Scale, *, style: int) -> str:
+    """A difference with its interval; the shaded strip is the margin, the line is 0."""
+    middle = _CELL_HEIGHT / 2
+    left, right = scale.x(-scale.margin), scale.x(scale.margin)
+    parts = [
+        f'<rect class="margin" x="{left:.1f}" y="1" width="{max(right - left, 1):.1f}" '
+        f'height="{_CELL_HEIGHT - 2}"/>',
+        f'<path class="axis" d="M{scale.x(0):.1f} 1V{_CELL_HEIGHT - 1}"/>',
+    ]
+    colour = f"s{style % svg.NUM_COLOURS}"
+    beyond = not scale.low <= difference.mean <= scale.high
+    if beyond:
+        tip, base = (2, 12) if difference.mean < scale.low else (_CELL_WIDTH - 2, _CELL_WIDTH - 12)
+        parts.append(
+            f'<polygon class="point f{style % svg.NUM_COLOURS}" '
+            f'points="{tip},{middle} {base},{middle - 6} {base},{middle + 6}"/>'
+        )
+    elif difference.low is not None and difference.high is not None:
+        low, high = scale.x(difference.low), scale.x(difference.high)
+        parts.append(f'<path class="range {colour}" d="M{low:.1f} {middle}H{high:.1f}"/>')
+    if not beyond:
+        parts.append(svg.symbol(scale.x(difference.mean), middle, style=style))
+    label = f"difference {with_range(difference, sign='+')}"
+    return (
+        f'<svg class="cell" viewBox="0 0 {_CELL_WIDTH} {_CELL_HEIGHT}" role="img" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    )
+
+
+def stack_cell(shares: Sequence[tuple[str, float]]) -> str:
+    """One bar of parts that add up to 1; the numbers stand beside it."""
+    parts, start = [], 0.0
+    for index, (name, share) in enumerate(shares):
+        width = share * _CELL_WIDTH
+        title = f"<title>{escape(name)} {100 * share:.0f}%</title>"
+        parts.append(
+            f'<rect class="p{index}" x="{start:.1f}" y="3" width="{max(0.0, width):.1f}" '
+            f'height="{_CELL_HEIGHT - 6}">{title}</rect>'
+        )
+        start += width
+    label = ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares)
+    return (
+        f'<svg class="cell" viewBox="0 0 {_CELL_WIDTH} {_CELL_HEIGHT}" role="img" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    )
+
+
+def _parts(curve: Curve) -> list[list[float]]:
+    arrays = [curve.mean, *(t.y for t in curve.traces)]
+    if curve.low is not None and curve.high is not None:
+        arrays += [curve.low, curve.high]
+    return [array.tolist() for array in arrays]
+
+
+def _back(frame: svg.Frame, curve: Curve) -> str:
+    style = curve.arm.style
+    parts = [
+        svg.line(frame, t.x.tolist(), t.y.tolist(), style=style, thin=True) for t in curve.traces
+    ]
+    if curve.low is not None and curve.high is not None:
+        low, high = curve.low.tolist(), curve.high.tolist()
+        parts.append(svg.band(frame, curve.x.tolist(), low, high, style=style))
+    return "".join(parts)
+
+
+def _front(frame: svg.Frame, curve: Curve, axis: Axis) -> str:
+    style, xs, ys = curve.arm.style, curve.x.tolist(), curve.mean.tolist()
+    parts = [svg.line(frame, xs, ys, style=style, thin=False)]
+    stride = max(1, math.ceil(len(xs) / _MARKERS_A_CURVE))
+    # Markers of different curves are shifted, so that curves on top of each other show theirs.
+    chosen = set(range((style * stride) // 4 % max(stride, 1), len(xs), stride))
+    for i in sorted(chosen | ({len(xs) - 1} if xs else set())):
+        title = f"{curve.arm.variant}: {fixed(ys[i])} at {xs[i]:g} {AXIS_LABELS[axis]}"
+        parts.append(svg.marker(frame, xs[i], ys[i], style=style, title=title))
+    return "".join(parts)
+
+
+def _group(curve: Curve, body: str) -> str:
+    return f'<g data-v="{curve.arm.style}">{body}</g>' if body else ""
+
+
+def _seed_points(row: Row) -> list[tuple[float, float]]:
+    jobs = row.arm.done
+    found = []
+    for seed, value in row.values.items():
+        kl = jobs[seed].evals[-1].metrics.get("kl", math.nan) if jobs[seed].evals else math.nan
+        if math.isfinite(kl):
+            found.append((kl, value))
+    return found
+
+
+def _mean_point(frame: svg.Frame, row: Row) -> str:
+    assert row.final is not None and row.kl is not None
+    x, y, style = row.kl.mean, row.final.mean, row.arm.style
+    where = f" ({row.arm.panel})" if row.arm.panel else ""
+    title = f"{row.arm.variant}{where}: {with_range(row.final)} at KL {with_range(row.kl)}"
+    bars = ""
+    colour = f"s{style % svg.NUM_COLOURS}"
+    if row.kl.low is not None and row.kl.high is not None:
+        bars += (
+            f'<path class="range {colour}" d="M{frame.x(row.kl.low):.1f} {frame.y(y):.1f}'
+            f'H{frame.x(row.kl.high):.1f}"/>'
+        )
+    if row.final.low is not None and row.final.high is not None:
+        bars += (
+            f'<path class="range {colour}" d="M{frame.x(x):.1f} {frame.y(row.final.low):.1f}'
+            f'V{frame.y(row.final.high):.1f}"/>'
+        )
+    return bars + svg.marker(frame, x, y, style=style, title=title)
+
+
+def _mean(value: Estimate | None) -> float:
+    return math.nan if value is None else value.mean

@@ -1,0 +1,72 @@
+"""Resolved configurations side by side: what differs between arms, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlkit.report.arms import Arm, is_setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One option of one arm."""
+
+    text: str
+    differs: bool
+    """From the baseline of the same table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """A table of the options that differ, and the list of those that do not."""
+
+    keys: tuple[str, ...]
+    rows: tuple[tuple[Arm, tuple[Cell, ...]], ...]
+    shared: Mapping[str, str]
+
+
+def differences(arms: Sequence[Arm], *, baseline: str) -> Differences:
+    """Compare the configurations of the arms' first configured jobs."""
+    configs = {id(arm): _config(arm) for arm in arms}
+    known = [arm for arm in arms if configs[id(arm)]]
+    keys = dict.fromkeys(key for arm in known for key in configs[id(arm)])
+    differing = [key for key in keys if len({configs[id(arm)].get(key) for arm in known}) > 1]
+    reference = next((arm for arm in known if arm.variant == baseline), None)
+    base = configs[id(reference)] if reference else {}
+    rows = tuple(
+        (
+            arm,
+            tuple(
+                Cell(
+                    text=configs[id(arm)].get(key, "–"),
+                    differs=_differs(configs[id(arm)], base, key),
+                )
+                for key in differing
+            ),
+        )
+        for arm in known
+    )
+    shared = (
+        {key: configs[id(known[0])].get(key, "–") for key in keys if key not in differing}
+        if known
+        else {}
+    )
+    return Differences(keys=tuple(differing), rows=rows, shared=shared)
+
+
+def _differs(config: Mapping[str, str], base: Mapping[str, str], key: str) -> bool:
+    return bool(base) and config.get(key) != base.get(key)
+
+
+def _config(arm: Arm) -> dict[str, str]:
+    for job in arm.jobs:
+        if job.config:
+            return {key: _text(value) for key, value in job.config.items() if is_setting(key)}
+    return {}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,185 @@
+"""The figures of a report as PNG and SVG, for a paper: white ground, fixed sizes."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlkit.report.curves import AXIS_LABELS, Axis, curve, num_evals
+from rlkit.report.results import SUCCESS, Results, Row
+from rlkit.tracking.files import write_atomic
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 2)), (0, (6, 2, 1, 2)))
+_MARKERS = "os^DvP*"
+_MAX_COLUMNS = 4
+
+
+def draw_figures(results: Results, folder: Path) -> list[Path]:
+    """Write `curves`, `frontier` and `differences`, as far as there is something to draw.
+
+    Raises:
+        TrackingError: a file could not be written.
+    """
+    figures = {
+        "curves": _curves(results),
+        "frontier": _frontier(results),
+        "differences": _differences(results),
+    }
+    paths = []
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        for suffix in ("png", "svg"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, dpi=160, metadata=_metadata(suffix))
+            path = folder / f"{name}.{suffix}"
+            write_atomic(path, buffer.getvalue())
+            paths.append(path)
+    return paths
+
+
+def _curves(results: Results) -> Any | None:
+    arms = [row.arm for row in results.rows]
+    metric = SUCCESS if num_evals(arms) >= 3 else "reward"
+    label = results.metric_label if metric == results.metric else "training reward"
+    panels = {
+        panel: [c for row in rows if (c := curve(row.arm, metric, Axis.steps)) is not None]
+        for panel, rows in results.panels.items()
+    }
+    if not any(panels.values()):
+        return None
+    figure, axes = _grid(len(panels), label)
+    for axis, (panel, found) in zip(axes, panels.items(), strict=False):
+        for c in found:
+            style = c.arm.style
+            for trace in c.traces:
+                axis.plot(trace.x, trace.y, color=_colour(style), linewidth=0.6, alpha=0.5)
+            if c.low is not None and c.high is not None:
+                axis.fill_between(c.x, c.low, c.high, color=_colour(style), alpha=0.15, linewidth=0)
+            axis.plot(c.x, c.mean, label=c.arm.variant, **_line(style, max(1, len(c.x) // 5)))
+        axis.set_title(panel, fontsize=9, parse_math=False)
+        axis.set_xlabel(AXIS_LABELS[Axis.steps])
+    _legend(figure, axes)
+    return figure
+
+
+def _frontier(results: Results) -> Any | None:
+    rows = [row for row in results.rows if row.kl is not None and row.final is not None]
+    if not rows:
+        return None
+    tasks = any(panel.startswith("task") for panel in results.panels)
+    groups = (
+        {p: [r for r in rows if r.arm.panel == p] for p in results.panels} if tasks else {"": rows}
+    )
+    figure, axes = _grid(len(groups), results.metric_label)
+    for axis, (panel, found) in zip(axes, groups.items(), strict=False):
+        by_variant: dict[str, list[Row]] = {}
+        for row in found:
+            by_variant.setdefault(row.arm.variant, []).append(row)
+        for name, points in by_variant.items():
+            xs = [row.kl.mean for row in points if row.kl is not None]
+            ys = [row.final.mean for row in points if row.final is not None]
+            drawn = _line(points[0].arm.style, 1)
+            if len(points) == 1:
+                drawn |= {"linestyle": ""}
+            axis.plot(xs, ys, label=name, **drawn)
+        axis.set_title(panel, fontsize=9, parse_math=False)
+        axis.set_xlabel("KL(policy ‖ reference), nats a completion")
+    _legend(figure, axes)
+    return figure
+
+
+def _differences(results: Results) -> Any | None:
+    rows = [row for row in results.rows if row.comparison is not None]
+    if not rows:
+        return None
+    figure = _figure(width=7.0, height=1.1 + 0.28 * len(rows))
+    axis = figure.subplots()
+    axis.axvspan(-results.margin, results.margin, color="#dfe6ec", linewidth=0)
+    axis.axvline(0, color="#444444", linewidth=0.8)
+    for place, row in enumerate(rows):
+        assert row.comparison is not None
+        mean, low, high, _ = row.comparison.difference
+        colour = _colour(row.arm.style)
+        if low is not None and high is not None:
+            axis.plot([low, high], [place, place], color=colour, linewidth=2)
+        marker = _MARKERS[row.arm.style % len(_MARKERS)]
+        axis.plot([mean], [place], marker=marker, color=colour, markersize=6)
+    names = [f"{r.arm.variant}  {r.arm.panel}".strip() for r in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=8)
+    axis.invert_yaxis()
+    label = f"{results.metric_label}: difference to {results.baseline}"
+    axis.set_xlabel(f"{label} (strip: ±{results.margin:g})", fontsize=9, parse_math=False)
+    _tidy(axis)
+    return figure
+
+
+def _grid(count: int, label: str) -> tuple[Any, Sequence[Any]]:
+    columns = min(count, _MAX_COLUMNS)
+    lines = math.ceil(count / columns)
+    figure = _figure(width=max(5.0, 3.4 * columns), height=3.1 * lines + 0.5)
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    for axis in axes:
+        _tidy(axis)
+    for axis in axes[::columns]:
+        axis.set_ylabel(label, parse_math=False)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
+def _figure(*, width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: it keeps global state and wants a display
+    return figure
+
+
+def _tidy(axis: Any) -> None:
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    found: dict[str, Any] = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        for handle, label in zip(handles, labels, strict=True):
+            found.setdefault(label, handle)
+    if len(found) > 1:
+        legend = figure.legend(
+            list(found.values()),
+            list(found),
+            loc="outside lower center",
+            ncols=min(3, len(found)),
+            fontsize=8,
+            frameon=False,
+        )
+        for entry in legend.get_texts():
+            entry.set_parse_math(False)
+
+
+def _line(style: int, stride: int) -> dict[str, Any]:
+    return {
+        "color": _colour(style),
+        "linestyle": _DASHES[style % len(_DASHES)],
+        "marker": _MARKERS[style % len(_MARKERS)],
+        "markersize": 4,
+        "markevery": stride,
+        "linewidth": 1.6,
+    }
+
+
+def _colour(style: int) -> str:
+    return _COLOURS[style % len(_COLOURS)]
+
+
+def _metadata(suffix: str) -> dict[str, None]:
+    """Without the date: the same numbers give the same file."""
+    return {"Date": None} if suffix == "svg" else {}

@@ -1,0 +1,148 @@
+"""What the report is about: a sweep folder, one run, or any number of folders of runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from rlkit.report.job import Job, State, is_run, read_job
+from rlkit.tracking import Redactor
+
+_DEPTH = 4
+__all__ = ["Job", "Kind", "State", "Study", "StudyError", "load_study"]
+
+
+class StudyError(ValueError):
+    """There is nothing to report on; the message is one line."""
+
+
+class Kind(StrEnum):
+    """How the jobs came to be together."""
+
+    run = "run"
+    sweep = "sweep"
+    runs = "runs"
+    """Folders named on the command line, or found below one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """The jobs of a report, in the order they were asked for."""
+
+    kind: Kind
+    name: str
+    folder: Path | None
+    """Of the run or of the sweep; None when the jobs come from several places."""
+    command: str = ""
+    """What started the sweep; empty when unknown."""
+    created: str = ""
+    jobs: tuple[Job, ...]
+
+
+def load_study(paths: Sequence[Path]) -> Study:
+    """Read the jobs below `paths`: sweeps (`sweep.json`), runs, and folders of runs.
+
+    Raises:
+        StudyError: a path does not exist, holds no run, or its `sweep.json` is none.
+    """
+    if not paths:
+        raise StudyError("name a run folder, a sweep folder, or several of them")
+    for path in paths:
+        if not path.is_dir():
+            raise StudyError(f"there is no folder {path}")
+    if len(paths) == 1:
+        (path,) = paths
+        if (path / "sweep.json").exists():
+            return _sweep(path)
+        if is_run(path):
+            name = path.resolve().name
+            return Study(kind=Kind.run, name=name, folder=path, jobs=(read_job(path, job_id=name),))
+    return _runs(paths)
+
+
+def load_sides(paths: Sequence[Path]) -> Study:
+    """Each path as one side of a comparison: all its runs together are one variant.
+
+    Raises:
+        StudyError: as `load_study`.
+    """
+    names = _short_names(paths)
+    jobs = [
+        replace(job, id=f"{name}/{job.id}", overrides=(name, f"seed={job.seed}"))
+        for path, name in zip(paths, names, strict=True)
+        for job in load_study([path]).jobs
+    ]
+    return Study(kind=Kind.runs, name=" against ".join(names), folder=None, jobs=tuple(jobs))
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise StudyError("the same folder is named twice")
+
+
+def _sweep(folder: Path) -> Study:
+    path = folder / "sweep.json"
+    redactor = Redactor()
+    try:
+        record = json.loads(path.read_text())
+        if record["version"] != 1:
+            raise StudyError(f"{path} has version {record['version']}, this rlkit reads 1")
+        jobs = tuple(
+            read_job(
+                folder / str(job["folder"]),
+                job_id=str(job["id"]),
+                overrides=[str(text) for text in job["overrides"]],
+            )
+            for job in record["jobs"]
+        )
+        return Study(
+            kind=Kind.sweep,
+            name=str(record.get("name") or folder.resolve().name),
+            folder=folder,
+            command=redactor.text(" ".join(map(str, record.get("command", ())))),
+            created=str(record.get("created", "")),
+            jobs=jobs,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, StudyError):
+            raise
+        raise StudyError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _runs(paths: Sequence[Path]) -> Study:
+    jobs: list[Job] = []
+    for path in paths:
+        if (path / "sweep.json").exists():
+            jobs += _sweep(path).jobs
+            continue
+        folders = _run_folders(path, depth=_DEPTH)
+        if not folders:
+            raise StudyError(f"there is no run in {path}")
+        for folder in folders:
+            inside = folder.relative_to(path)
+            name = path.resolve().name
+            jobs.append(
+                read_job(folder, job_id=name if inside == Path(".") else f"{name}/{inside}")
+            )
+    names = [path.resolve().name for path in paths]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    folder = paths[0] if len(paths) == 1 else None
+    return Study(kind=Kind.runs, name=", ".join(names[:3]) + more, folder=folder, jobs=tuple(jobs))
+
+
+def _run_folders(folder: Path, *, depth: int) -> list[Path]:
+    """Run folders at or below `folder`, in the order of their names."""
+    if is_run(folder):
+        return [folder]
+    if depth == 0:
+        return []
+    below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [run for child in below for run in _run_folders(child, depth=depth - 1)]

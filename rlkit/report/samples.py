@@ -1,0 +1,98 @@
+"""What the policies wrote before and after training, on the same held-out prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlkit.report.arms import Arm
+from rlkit.report.job import Job
+from rlkit.report.text import fixed
+from rlkit.tracking import EvalRecord, SampleRow, read_samples
+from rlkit.tracking.completions import eval_path
+from rlkit.tracking.summary import clip, tail
+
+_NUM_PROMPTS = 3
+_MAX_ARMS = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """One completion as it is shown."""
+
+    text: str
+    caption: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One held-out prompt and its first sample before and after training."""
+
+    prompt: str
+    index: int
+    before: Text
+    after: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """The examples of one arm, of its first completed seed: not picked for their looks."""
+
+    arm: Arm
+    seed: int
+    examples: tuple[Example, ...]
+
+
+def galleries(arms: Sequence[Arm]) -> list[Gallery]:
+    """For each arm whose completions were kept, the first three held-out prompts."""
+    found = []
+    for arm in arms[:_MAX_ARMS]:
+        for seed, job in sorted(arm.done.items()):
+            examples = _examples(job)
+            if examples:
+                found.append(Gallery(arm=arm, seed=seed, examples=examples))
+                break
+    return found
+
+
+def _examples(job: Job) -> tuple[Example, ...]:
+    if len(job.evals) < 2:
+        return ()
+    before, after = (_first_samples(job.folder, job.evals[i]) for i in (0, -1))
+    shared = [index for index in before if index in after][:_NUM_PROMPTS]
+    return tuple(
+        Example(
+            prompt=tail(before[index].prompt),
+            index=index,
+            before=_text(before[index], job.evals[0], index),
+            after=_text(after[index], job.evals[-1], index),
+        )
+        for index in shared
+    )
+
+
+def _first_samples(folder: Path, record: EvalRecord) -> Mapping[int, SampleRow]:
+    path = eval_path(folder, record.label, record.step)
+    if not path.exists():
+        return {}
+    try:
+        rows = read_samples(path)
+    except (OSError, ValueError, TypeError, KeyError):  # a cut file is worth no report
+        return {}
+    found: dict[int, SampleRow] = {}
+    for row in rows:
+        found.setdefault(row.prompt_index, row)
+    return found
+
+
+def _text(row: SampleRow, record: EvalRecord, index: int) -> Text:
+    cut = ", cut at the length limit" if row.finish_reason == "length" else ""
+    reward = "no reward" if math.isnan(row.reward) else f"reward {fixed(row.reward, digits=2)}"
+    return Text(
+        text=clip(row.completion),
+        caption=f"{reward}, {row.num_tokens} tokens{cut}",
+        right=row.reward > 0,
+    )

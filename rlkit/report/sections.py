@@ -1,0 +1,128 @@
+"""The parts of the page that show numbers: result tables, learning curves, frontiers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlkit.report.arms import Arm
+from rlkit.report.charts import curves_chart, difference_cell, difference_scale, frontier_chart
+from rlkit.report.curves import Axis, Curve, curve, num_evals
+from rlkit.report.results import SUCCESS, Results, Row
+
+_CURVE_EVALS = 3
+_MORE = {
+    "eval/entropy": "entropy on held-out prompts, nats a token",
+    "eval/length_wrong": "length of wrong held-out answers, tokens",
+    "completions/mean_length": "completion length, tokens",
+    "entropy": "entropy of the training batches, nats a token",
+    "grad_norm": "gradient norm",
+    "clip_ratio/region_mean": "share of tokens outside the clip range",
+    "frac_reward_zero_std": "share of groups with equal rewards (no policy gradient)",
+    "pg_signal": "policy-gradient signal: mean |advantage|",
+    "sampling/ess": "effective sample size of sampler against trainer",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """One panel's chart, drawn over each axis it is offered on."""
+
+    panel: str
+    by_axis: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChartGroup:
+    """One quantity on every panel."""
+
+    title: str
+    charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One row of a result table with its drawn difference."""
+
+    row: Row
+    cell: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The results of one panel."""
+
+    panel: str
+    lines: tuple[Line, ...]
+    seeds: tuple[int, ...]
+    """Every seed that has a value, for the table of single values."""
+
+
+def result_tables(results: Results) -> list[Table]:
+    """One table a panel; difference cells share their scale over all panels."""
+    scale = difference_scale(results.rows, results.margin)
+    tables = []
+    for panel, rows in results.panels.items():
+        lines = []
+        for row in rows:
+            cell = ""
+            if row.comparison is not None:
+                cell = difference_cell(row.comparison.difference, scale, style=row.arm.style)
+            lines.append(Line(row=row, cell=cell))
+        seeds = sorted({seed for row in rows for seed in row.values})
+        tables.append(Table(panel=panel, lines=tuple(lines), seeds=tuple(seeds)))
+    return tables
+
+
+def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
+    """The main curves, over every axis, and further ones, over steps."""
+    panels = {panel: [row.arm for row in rows] for panel, rows in results.panels.items()}
+    names = {"reward": "training reward"}
+    evaluated = num_evals([arm for arms in panels.values() for arm in arms]) >= _CURVE_EVALS
+    if evaluated:
+        success = results.metric_label if results.metric == SUCCESS else "held-out success"
+        names = {SUCCESS: success, **names}
+        names["eval/kl"] = "KL(policy ‖ reference) on fresh samples, nats a completion"
+    main = [_group(panels, metric, title, list(Axis)) for metric, title in names.items()]
+    more = [
+        _group(panels, metric, title, [Axis.steps])
+        for metric, title in _MORE.items()
+        if evaluated or not metric.startswith("eval/")
+    ]
+    return [g for g in main if g is not None], [g for g in more if g is not None]
+
+
+def frontiers(results: Results) -> list[tuple[str, str]]:
+    """(panel, chart) of final value against KL; one chart for all panels that are not tasks."""
+    measured = [row for row in results.rows if row.kl is not None and row.final is not None]
+    if not measured:
+        return []
+    tasks = any(panel.startswith("task") for panel in results.panels)
+    title = f"{results.metric_label} against KL to the reference"
+    if not tasks:
+        return [("", frontier_chart(measured, title=title, connect=len(results.panels) > 1))]
+    return [
+        (panel, frontier_chart(found, title=f"{title}, {panel}", connect=False))
+        for panel in results.panels
+        if (found := [row for row in measured if row.arm.panel == panel])
+    ]
+
+
+def _group(
+    panels: Mapping[str, Sequence[Arm]], metric: str, title: str, axes: Sequence[Axis]
+) -> ChartGroup | None:
+    drawn = []
+    for panel, arms in panels.items():
+        by_axis = {}
+        for axis in axes:
+            curves = [c for arm in arms if (c := curve(arm, metric, axis)) is not None]
+            if any(_has_points(c) for c in curves):
+                name = f"{title}, {panel}" if panel else title
+                by_axis[axis.value] = curves_chart(curves, axis=axis, title=name)
+        if by_axis:
+            drawn.append(Chart(panel=panel, by_axis=by_axis))
+    return ChartGroup(title=title, charts=tuple(drawn)) if drawn else None
+
+
+def _has_points(found: Curve) -> bool:
+    return bool(len(found.x)) or bool(found.traces)

@@ -1,0 +1,188 @@
+"""A small vocabulary for inline SVG: frames with axes, lines, bands, markers; colours are CSS's.
+
+Sizes are CSS pixels of the viewBox; every text is escaped; nothing refers to anything outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 440, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 40
+NUM_COLOURS = 7
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+_RADIUS = 4.0
+# Unit outlines, one for each colour: the second channel of a point.
+_MARKERS = (
+    None,  # a circle
+    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    ((0, -1.25), (1.15, 0.85), (-1.15, 0.85)),
+    ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
+    ((0, 1.25), (1.15, -0.85), (-1.15, -0.85)),
+    ((-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4), (0.4, 1.2),
+     (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4)),
+    ((0, -1.35), (0.4, -0.45), (1.3, -0.4), (0.6, 0.2), (0.8, 1.1), (0, 0.6), (-0.8, 1.1),
+     (-0.6, 0.2), (-1.3, -0.4), (-0.4, -0.45)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """The data range of a chart and where it lies on the paper."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def x(self, value: float) -> float:
+        share = (value - self.x_low) / (self.x_high - self.x_low)
+        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y_low) / (self.y_high - self.y_low)
+        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
+
+
+def frame(xs: Iterable[float], ys: Iterable[float], *, zero_x: bool = False) -> Frame:
+    """A frame around the finite values, with a little air."""
+    x_low, x_high = _extent(xs, start=0.0 if zero_x else None)
+    y_low, y_high = _extent(ys)
+    air = 0.05 * (y_high - y_low)
+    side = 0.02 * (x_high - x_low)
+    return Frame(
+        x_low=x_low - (0 if zero_x else side),
+        x_high=x_high + side,
+        y_low=y_low - air,
+        y_high=y_high + air,
+    )
+
+
+def document(body: str, *, title: str, description: str) -> str:
+    """The `<svg>` element of a chart, with a name and a description for screen readers."""
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}: {escape(description)}">{body}</svg>'
+    )
+
+
+def axes(frame: Frame, *, x_label: str) -> str:
+    """Grid, tick labels and the name of the x axis; the y axis is named by the figure's caption."""
+    parts = []
+    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    y_ticks, x_ticks = ticks(frame.y_low, frame.y_high), ticks(frame.x_low, frame.x_high)
+    for value, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
+        y = frame.y(value)
+        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
+        parts.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 4:.1f}">{label}</text>')
+    for value, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
+        x = frame.x(value)
+        parts.append(f'<path class="grid" d="M{x:.1f} {bottom}v4"/>')
+        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 17}">{label}</text>')
+    parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')
+    middle = (_LEFT + right) / 2
+    parts.append(
+        f'<text class="label mid" x="{middle:.0f}" y="{HEIGHT - 6}">{escape(x_label)}</text>'
+    )
+    return "".join(parts)
+
+
+def line(frame: Frame, xs: Sequence[float], ys: Sequence[float], *, style: int, thin: bool) -> str:
+    """A line through the points, in the colour and the dash of a style."""
+    if len(xs) < 2:
+        return ""
+    dash = _DASHES[style % len(_DASHES)]
+    attribute = f' stroke-dasharray="{dash}"' if dash and not thin else ""
+    kind = "thin" if thin else "line"
+    return f'<path class="{kind} s{style % NUM_COLOURS}"{attribute} d="{_path(frame, xs, ys)}"/>'
+
+
+def band(
+    frame: Frame, xs: Sequence[float], low: Sequence[float], high: Sequence[float], *, style: int
+) -> str:
+    """The area between two curves."""
+    points = [*zip(xs, low, strict=True), *zip(reversed(xs), reversed(high), strict=True)]
+    path = _path(frame, [p[0] for p in points], [p[1] for p in points])
+    return f'<path class="band f{style % NUM_COLOURS}" d="{path}Z"/>'
+
+
+def marker(
+    frame: Frame, x: float, y: float, *, style: int, title: str = "", small: bool = False
+) -> str:
+    """A point in the colour and the shape of a style; `title` is shown on hovering."""
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return ""
+    label = f"<title>{escape(title)}</title>" if title else ""
+    kind = "dot" if small else "point"
+    return symbol(
+        frame.x(x), frame.y(y), style=style, kind=kind, inside=label, scale=0.6 if small else 1.0
+    )
+
+
+def symbol(
+    x: float, y: float, *, style: int, kind: str = "point", inside: str = "", scale: float = 1.0
+) -> str:
+    """The marker of a style at a place on the paper."""
+    outline = _MARKERS[style % len(_MARKERS)]
+    css = f'class="{kind} f{style % NUM_COLOURS}"'
+    radius = _RADIUS * scale
+    if outline is None:
+        return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">{inside}</circle>'
+    corners = " ".join(f"{x + radius * a:.1f},{y + radius * b:.1f}" for a, b in outline)
+    return f'<polygon {css} points="{corners}">{inside}</polygon>'
+
+
+def key(style: int) -> str:
+    """Line and marker of a style, for legends and tables."""
+    dash = _DASHES[style % len(_DASHES)]
+    attribute = f' stroke-dasharray="{dash}"' if dash else ""
+    stroke = f'<path class="line s{style % NUM_COLOURS}"{attribute} d="M1 7H33"/>'
+    return (
+        f'<svg class="key" viewBox="0 0 34 14" aria-hidden="true">{stroke}'
+        f"{symbol(17, 7, style=style)}</svg>"
+    )
+
+
+def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
+    """About `count` round numbers within [low, high]."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [i * step + 0.0 for i in range(first, last + 1)]
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """As few digits as tell the values apart."""
+    if any(abs(value) >= 10_000 for value in values):
+        return [f"{value / 1000:g}k" for value in values]
+    largest = max((abs(value) for value in values), default=0.0)
+    if 0 < largest < 0.001:
+        return [f"{value:.0e}" if value else "0" for value in values]
+    for digits in range(5):
+        texts = [f"{value:.{digits}f}" for value in values]
+        if all(math.isclose(float(t), v, abs_tol=1e-9) for t, v in zip(texts, values, strict=True)):
+            return [text.replace("-", "−") for text in texts]
+    return [f"{value:.3g}" for value in values]
+
+
+def _path(frame: Frame, xs: Sequence[float], ys: Sequence[float]) -> str:
+    points = [f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in zip(xs, ys, strict=True)]
+    return "M" + "L".join(points)
+
+
+def _extent(values: Iterable[float], *, start: float | None = None) -> tuple[float, float]:
+    known = [value for value in values if math.isfinite(value)]
+    if start is not None:
+        known.append(start)
+    if not known:
+        return 0.0, 1.0
+    low, high = min(known), max(known)
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        half = 0.05 * abs(high) or 0.5
+        return (low, high + 2 * half) if start is not None else (low - half, high + half)
+    return low, high
