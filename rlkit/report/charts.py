@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from rlkit.report import svg
 from rlkit.report.curves import AXIS_LABELS, Axis, Curve
@@ -31,11 +32,20 @@ class Scale:
         return 4 + min(1.0, max(0.0, share)) * (_CELL_WIDTH - 8)
 
 
-def curves_chart(curves: Sequence[Curve], *, axis: Axis, title: str) -> str:
-    """Mean curves with their bands; thin lines are single seeds."""
+class Way(NamedTuple):
+    """The way of one arm through KL and value, from the first evaluation to the last."""
+
+    style: int
+    kl: Sequence[float]
+    values: Sequence[float]
+
+
+def curves_chart(
+    curves: Sequence[Curve], *, axis: Axis, title: str, heights: Sequence[float]
+) -> str:
+    """Mean curves with their bands; thin lines are single seeds. `heights` span the y axis."""
     xs = [float(x) for c in curves for xs in (c.x, *(t.x for t in c.traces)) for x in xs]
-    ys = [float(y) for c in curves for part in _parts(c) for y in part]
-    frame = svg.frame(xs, ys)
+    frame = svg.frame(xs, heights)
     body = [svg.axes(frame, x_label=AXIS_LABELS[axis])]
     body += [_group(c, _back(frame, c)) for c in curves]
     body += [_group(c, _front(frame, c, axis)) for c in curves]
@@ -43,13 +53,16 @@ def curves_chart(curves: Sequence[Curve], *, axis: Axis, title: str) -> str:
     return svg.document("".join(body), title=title, description=description)
 
 
-def frontier_chart(rows: Sequence[Row], *, title: str, connect: bool) -> str:
+def frontier_chart(
+    rows: Sequence[Row], *, title: str, connect: bool = False, ways: Sequence[Way] = ()
+) -> str:
     """Final value against KL to the reference: a small point a seed, a large one the mean.
 
-    `connect` joins the means of a variant over its panels, in their order.
+    `connect` joins the means of a variant over its panels, in their order; `ways` are thin lines.
     """
     seeds = {id(row): _seed_points(row) for row in rows}
     points = [p for found in seeds.values() for p in found]
+    points += [p for way in ways for p in zip(way.kl, way.values, strict=True)]
     frame = svg.frame([p[0] for p in points], [p[1] for p in points])
     body = [svg.axes(frame, x_label="KL(policy ‖ reference), nats a completion")]
     shown = [row for row in rows if row.final is not None and row.kl is not None]
@@ -57,7 +70,11 @@ def frontier_chart(rows: Sequence[Row], *, title: str, connect: bool) -> str:
     for row in shown:
         by_variant.setdefault(row.arm.style, []).append(row)
     for style, found in by_variant.items():
-        parts = []
+        parts = [
+            svg.line(frame, way.kl, way.values, style=style, thin=True)
+            for way in ways
+            if way.style == style
+        ]
         if connect:
             xs, ys = [_mean(r.kl) for r in found], [_mean(r.final) for r in found]
             parts.append(svg.line(frame, xs, ys, style=style, thin=False))
@@ -131,11 +148,12 @@ def stack_cell(shares: Sequence[tuple[str, float]]) -> str:
     )
 
 
-def _parts(curve: Curve) -> list[list[float]]:
+def values_of(curve: Curve) -> list[float]:
+    """Every height that is drawn of a curve."""
     arrays = [curve.mean, *(t.y for t in curve.traces)]
     if curve.low is not None and curve.high is not None:
         arrays += [curve.low, curve.high]
-    return [array.tolist() for array in arrays]
+    return [float(y) for array in arrays for y in array]
 
 
 def _back(frame: svg.Frame, curve: Curve) -> str:

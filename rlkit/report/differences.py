@@ -14,7 +14,7 @@ class Cell:
 
     text: str
     differs: bool
-    """From the baseline of the same table."""
+    """From the baseline of the same panel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,18 +32,11 @@ def differences(arms: Sequence[Arm], *, baseline: str) -> Differences:
     known = [arm for arm in arms if configs[id(arm)]]
     keys = dict.fromkeys(key for arm in known for key in configs[id(arm)])
     differing = [key for key in keys if len({configs[id(arm)].get(key) for arm in known}) > 1]
-    reference = next((arm for arm in known if arm.variant == baseline), None)
-    base = configs[id(reference)] if reference else {}
+    bases = {arm.panel: configs[id(arm)] for arm in known if arm.variant == baseline}
     rows = tuple(
         (
             arm,
-            tuple(
-                Cell(
-                    text=configs[id(arm)].get(key, "–"),
-                    differs=_differs(configs[id(arm)], base, key),
-                )
-                for key in differing
-            ),
+            tuple(_cell(configs[id(arm)], bases.get(arm.panel, {}), key) for key in differing),
         )
         for arm in known
     )
@@ -55,8 +48,9 @@ def differences(arms: Sequence[Arm], *, baseline: str) -> Differences:
     return Differences(keys=tuple(differing), rows=rows, shared=shared)
 
 
-def _differs(config: Mapping[str, str], base: Mapping[str, str], key: str) -> bool:
-    return bool(base) and config.get(key) != base.get(key)
+def _cell(config: Mapping[str, str], base: Mapping[str, str], key: str) -> Cell:
+    differs = bool(base) and config.get(key) != base.get(key)
+    return Cell(text=config.get(key, "–"), differs=differs)
 
 
 def _config(arm: Arm) -> dict[str, str]:

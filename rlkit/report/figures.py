@@ -71,10 +71,9 @@ def _frontier(results: Results) -> Any | None:
     rows = [row for row in results.rows if row.kl is not None and row.final is not None]
     if not rows:
         return None
-    tasks = any(panel.startswith("task") for panel in results.panels)
-    groups = (
-        {p: [r for r in rows if r.arm.panel == p] for p in results.panels} if tasks else {"": rows}
-    )
+    groups = {"": rows}
+    if results.has_tasks:
+        groups = {panel: [r for r in rows if r.arm.panel == panel] for panel in results.panels}
     figure, axes = _grid(len(groups), results.metric_label)
     for axis, (panel, found) in zip(axes, groups.items(), strict=False):
         by_variant: dict[str, list[Row]] = {}

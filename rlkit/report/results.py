@@ -74,6 +74,11 @@ class Results:
     """Why there are none; empty when there are."""
 
     @property
+    def has_tasks(self) -> bool:
+        """Whether the panels are tasks, over which aggregates make sense."""
+        return any(panel.startswith("task") for panel in self.panels)
+
+    @property
     def rows(self) -> list[Row]:
         return [row for rows in self.panels.values() for row in rows]
 
@@ -209,7 +214,7 @@ def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:
     if len(values) < len(done):
         found.append(f"{len(done) - len(values)} without a finite value")
     if done and all(_never_moved(job) for job in done):
-        found.append("never moved: the gradient norm is exactly 0 at every step")
+        found.append("never moved: gradient norm exactly 0 at every step")
     return tuple(found)
 
 
@@ -220,7 +225,7 @@ def _never_moved(job: Job) -> bool:
 
 def _why_no_aggregates(panels: Mapping[str, Sequence[Row]]) -> str:
     if not all(panel.startswith("task") for panel in panels):
-        return "there is one task" if len(panels) < 2 else "the panels are not tasks"
+        return "the panels are not tasks"
     if len(panels) < MIN_TASKS:
         return f"it takes {MIN_TASKS} tasks, there are {len(panels)}"
     names = [{row.arm.variant for row in rows} for rows in panels.values()]

@@ -6,21 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlkit.report.arms import Arm
-from rlkit.report.charts import curves_chart, difference_cell, difference_scale, frontier_chart
+from rlkit.report.charts import (
+    Way,
+    curves_chart,
+    difference_cell,
+    difference_scale,
+    frontier_chart,
+    values_of,
+)
 from rlkit.report.curves import Axis, Curve, curve, num_evals
+from rlkit.report.load import Kind
 from rlkit.report.results import SUCCESS, Results, Row
 
 _CURVE_EVALS = 3
 _MORE = {
-    "eval/entropy": "entropy on held-out prompts, nats a token",
-    "eval/length_wrong": "length of wrong held-out answers, tokens",
-    "completions/mean_length": "completion length, tokens",
-    "entropy": "entropy of the training batches, nats a token",
-    "grad_norm": "gradient norm",
-    "clip_ratio/region_mean": "share of tokens outside the clip range",
-    "frac_reward_zero_std": "share of groups with equal rewards (no policy gradient)",
-    "pg_signal": "policy-gradient signal: mean |advantage|",
-    "sampling/ess": "effective sample size of sampler against trainer",
+    "eval/entropy": ("held-out entropy", "entropy on held-out prompts, nats a token"),
+    "eval/length_wrong": ("length of wrong answers", "length of wrong held-out answers, tokens"),
+    "completions/mean_length": ("length", "completion length, tokens"),
+    "entropy": ("entropy", "entropy of the training batches, nats a token"),
+    "grad_norm": ("gradient norm", "gradient norm"),
+    "clip_ratio/region_mean": ("clipping", "share of tokens outside the clip range"),
+    "frac_reward_zero_std": ("groups without signal", "share of groups with equal rewards"),
+    "pg_signal": ("policy-gradient signal", "policy-gradient signal: mean |advantage|"),
+    "sampling/ess": ("sampler mismatch", "effective sample size of sampler against trainer"),
 }
 
 
@@ -37,6 +45,7 @@ class ChartGroup:
     """One quantity on every panel."""
 
     title: str
+    short: str
     charts: tuple[Chart, ...]
 
 
@@ -83,10 +92,10 @@ def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
         success = results.metric_label if results.metric == SUCCESS else "held-out success"
         names = {SUCCESS: success, **names}
         names["eval/kl"] = "KL(policy ‖ reference) on fresh samples, nats a completion"
-    main = [_group(panels, metric, title, list(Axis)) for metric, title in names.items()]
+    main = [_group(panels, metric, "", title, list(Axis)) for metric, title in names.items()]
     more = [
-        _group(panels, metric, title, [Axis.steps])
-        for metric, title in _MORE.items()
+        _group(panels, metric, short, title, [Axis.steps])
+        for metric, (short, title) in _MORE.items()
         if evaluated or not metric.startswith("eval/")
     ]
     return [g for g in main if g is not None], [g for g in more if g is not None]
@@ -95,33 +104,55 @@ def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
 def frontiers(results: Results) -> list[tuple[str, str]]:
     """(panel, chart) of final value against KL; one chart for all panels that are not tasks."""
     measured = [row for row in results.rows if row.kl is not None and row.final is not None]
-    if not measured:
+    if not measured or (results.study.kind is Kind.run and not _ways(results, measured)):
         return []
-    tasks = any(panel.startswith("task") for panel in results.panels)
     title = f"{results.metric_label} against KL to the reference"
-    if not tasks:
-        return [("", frontier_chart(measured, title=title, connect=len(results.panels) > 1))]
+    if len(results.panels) > 1 and not results.has_tasks:
+        return [("", frontier_chart(measured, title=title, connect=True))]
     return [
-        (panel, frontier_chart(found, title=f"{title}, {panel}", connect=False))
+        (panel, frontier_chart(found, title=f"{title}, {panel}", ways=_ways(results, found)))
         for panel in results.panels
         if (found := [row for row in measured if row.arm.panel == panel])
     ]
 
 
+def _ways(results: Results, rows: Sequence[Row]) -> list[Way]:
+    """Through which KL and value each arm went: the means of the evaluations all seeds have."""
+    if results.metric != SUCCESS and not results.metric.startswith("eval/"):
+        return []
+    ways = []
+    for row in rows:
+        kl, value = (curve(row.arm, name, Axis.steps) for name in ("eval/kl", results.metric))
+        if kl is not None and value is not None and len(kl.x) == len(value.x) >= _CURVE_EVALS:
+            ways.append(Way(row.arm.style, kl.mean.tolist(), value.mean.tolist()))
+    return ways
+
+
 def _group(
-    panels: Mapping[str, Sequence[Arm]], metric: str, title: str, axes: Sequence[Axis]
+    panels: Mapping[str, Sequence[Arm]],
+    metric: str,
+    short: str,
+    title: str,
+    axes: Sequence[Axis],
 ) -> ChartGroup | None:
+    found = {
+        (panel, axis): [c for arm in arms if (c := curve(arm, metric, axis)) is not None]
+        for panel, arms in panels.items()
+        for axis in axes
+    }
+    # Panels share the vertical axis: they are there to be compared.
+    heights = [y for curves in found.values() for c in curves for y in values_of(c)]
     drawn = []
-    for panel, arms in panels.items():
-        by_axis = {}
-        for axis in axes:
-            curves = [c for arm in arms if (c := curve(arm, metric, axis)) is not None]
-            if any(_has_points(c) for c in curves):
-                name = f"{title}, {panel}" if panel else title
-                by_axis[axis.value] = curves_chart(curves, axis=axis, title=name)
+    for panel in panels:
+        name = f"{title}, {panel}" if panel else title
+        by_axis = {
+            axis.value: curves_chart(curves, axis=axis, title=name, heights=heights)
+            for axis in axes
+            if any(map(_has_points, curves := found[panel, axis]))
+        }
         if by_axis:
             drawn.append(Chart(panel=panel, by_axis=by_axis))
-    return ChartGroup(title=title, charts=tuple(drawn)) if drawn else None
+    return ChartGroup(title=title, short=short, charts=tuple(drawn)) if drawn else None
 
 
 def _has_points(found: Curve) -> bool:

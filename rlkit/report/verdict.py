@@ -114,10 +114,11 @@ def _comparisons(results: Results, judged: Sequence[Row], too_few: int) -> str:
         Verdict.inconclusive: "inconclusive",
     }
     parts = []
+    limit = _NAMED if len(results.panels) == 1 else 1
     for verdict, word in words.items():
         found = groups.get(verdict, [])
         if found:
-            parts.append(f"{len(found)} {word}{_examples(found, verdict)}")
+            parts.append(f"{len(found)} {word}{_examples(found, verdict, limit=limit)}")
     if too_few:
         parts.append(f"{too_few} with too few seeds")
     noun = count_of(len(judged) + too_few, "variant" if len(results.panels) == 1 else "comparison")
@@ -126,12 +127,12 @@ def _comparisons(results: Results, judged: Sequence[Row], too_few: int) -> str:
     )
 
 
-def _examples(rows: Sequence[Row], verdict: Verdict) -> str:
+def _examples(rows: Sequence[Row], verdict: Verdict, *, limit: int) -> str:
     if verdict is Verdict.inconclusive:
         return ""
     ordered = sorted(rows, key=lambda row: -abs(_difference(row)))
-    shown = [f"{_name(row)} {fixed(_difference(row), sign='+')}" for row in ordered[:_NAMED]]
-    more = ", …" if len(ordered) > _NAMED else ""
+    shown = [f"{_name(row)} {fixed(_difference(row), sign='+')}" for row in ordered[:limit]]
+    more = ", …" if len(ordered) > limit else ""
     return f" ({', '.join(shown)}{more})"
 
 
