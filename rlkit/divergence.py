@@ -60,9 +60,7 @@ class DivergenceMeter:
         spec = OutputSpec(entropy=True, full_kl=full_kl)
         kl: list[Tensor] = []
         entropy: list[Tensor] = []
-        for rows in microbatches(
-            batch.prompt_mask, batch.completion_mask, max_tokens=self.tokens_per_microbatch
-        ):
+        for rows in microbatches(batch, max_tokens=self.tokens_per_microbatch):
             micro = batch.rows(rows.to(self.device))
             adapter = self.learner.adapter
             out = self.learner.forward(

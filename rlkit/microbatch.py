@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
+
+from rlkit.types import RolloutBatch
 
 
 def microbatches(
-    prompt_mask: Bool[Tensor, "B P"],
-    completion_mask: Bool[Tensor, "B C"],
-    *,
-    max_tokens: int,
-    rows_per_unit: int = 1,
+    batch: RolloutBatch, *, max_tokens: int, rows_per_unit: int = 1, share_prompts: bool = True
 ) -> list[Tensor]:
-    """Row indices of each micro-batch; together they hold every row once.
+    """Row indices of each micro-batch; together they hold every row once, in order.
 
-    Units of `rows_per_unit` adjacent rows stay together. Units are sorted by length so that little
-    is padded, and packed greedily while rows x longest row <= `max_tokens`. A unit longer than the
-    budget gets a micro-batch of its own: the budget never drops a row.
+    Units of `rows_per_unit` adjacent rows stay together. A micro-batch takes the next unit while
+    its tokens are at most `max_tokens`; a longer unit gets a micro-batch of its own: the budget
+    never drops a row. Tokens are those of the prompts and completions, without padding; with
+    `share_prompts` the prompt of rows of one group in one micro-batch counts once, as it is
+    computed.
 
     `max_tokens` 0 = one micro-batch, whatever its size.
     Raises ValueError when the number of rows is not a multiple of `rows_per_unit`.
     """
-    lengths = (prompt_mask.sum(1) + completion_mask.sum(1)).cpu()
-    if len(lengths) % rows_per_unit:
-        raise ValueError(f"{len(lengths)} rows do not split into units of {rows_per_unit}")
+    num_rows = len(batch)
+    if num_rows % rows_per_unit:
+        raise ValueError(f"{num_rows} rows do not split into units of {rows_per_unit}")
     if max_tokens == 0:
-        return [torch.arange(len(lengths))]
-    units = lengths.view(-1, rows_per_unit).amax(1)
-    plan: list[list[int]] = []
-    for unit in torch.argsort(units, descending=True, stable=True).tolist():
-        # Sorted by length: the first unit of a micro-batch is its longest.
-        longest = int(units[plan[-1][0]]) if plan else 0
-        if plan and (len(plan[-1]) + 1) * rows_per_unit * longest <= max_tokens:
-            plan[-1].append(unit)
-        else:
-            plan.append([unit])
-    offsets = torch.arange(rows_per_unit)
-    return [(torch.tensor(sorted(p))[:, None] * rows_per_unit + offsets).flatten() for p in plan]
+        return [torch.arange(num_rows)]
+    columns = (batch.prompt_mask.sum(1), batch.completion_mask.sum(1), batch.group_ids)
+    rows = torch.stack(columns, dim=1).tolist()
+    starts: list[int] = []
+    used, groups = 0, set[int]()
+    for first in range(0, num_rows, rows_per_unit):
+        unit = rows[first : first + rows_per_unit]
+        added = _tokens(unit, groups if share_prompts else None)
+        if not starts or used + added > max_tokens:
+            starts.append(first)
+            used, groups = 0, set()
+            added = _tokens(unit, groups if share_prompts else None)
+        used += added
+    return list(torch.arange(num_rows).tensor_split(starts[1:]))
+
+
+def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
+    """Tokens that `unit` adds to a micro-batch which has the prompts of `groups`; adds its own."""
+    total = 0
+    for prompt, completion, group in unit:
+        total += completion
+        if groups is None or group not in groups:
+            total += prompt
+        if groups is not None:
+            groups.add(group)
+    return total

@@ -7,26 +7,26 @@ adapter with a linear value head. Logits over the vocabulary are never held for 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlkit.kernels.compact import spread
 from rlkit.kernels.kl import kl_exact
 from rlkit.kernels.logps import EntropyMode, selected_logps
 from rlkit.lora import LoRA, attach, init_adapter
-from rlkit.models.config import ModelConfig, Switch
+from rlkit.models.attention import packed_attention
+from rlkit.models.config import Checkpointing, ModelConfig, Switch
 from rlkit.models.families import Head, backbone_of, head_of
-from rlkit.models.hidden import can_share, completion_states, worth_sharing
+from rlkit.models.hidden import Scoring, completion_states, prepare
 from rlkit.models.load import BaseModel
+from rlkit.models.recompute import recomputed
+from rlkit.offload import Offload
 from rlkit.types import FullKL, OutputSpec, PolicyOutput, RolloutBatch
 
 CRITIC_PREFIX = "critic/"
@@ -55,7 +55,9 @@ class Policy:
     """The policy's LoRA tensors, float32 leaves."""
     critic: dict[str, Tensor] | None = None
     """The critic's LoRA tensors with `value_head.weight` (1, D) and `value_head.bias` (1,)."""
-    gradient_checkpointing: bool = False
+    offload: Offload | None = None
+    """Where the layers' inputs wait under `Checkpointing.offload`; None = on the device."""
+    gradient_checkpointing: Checkpointing = Checkpointing.off
     shared_prefix: Switch = Switch.auto
 
     def forward(
@@ -77,7 +79,10 @@ class Policy:
         """
         if spec.values and self.critic is None:
             raise ValueError("values need a critic, got a policy without one")
-        states = self._states(batch, adapter)
+        # Depends on neither grad mode nor adapter: policy and reference must take the same way.
+        share = self.shared_prefix is not Switch.off
+        scoring = prepare(self.model.config, batch, dtype=self.lora.dtype, share=share)
+        states = self._states(scoring, adapter)
         mask = batch.completion_mask
         result = selected_logps(
             states,
@@ -91,9 +96,9 @@ class Policy:
         )
         full_kl = values = None
         if spec.full_kl is not None:
-            full_kl = self._full_kl(batch, states, spec.full_kl, temperature)
+            full_kl = self._full_kl(scoring, states, spec.full_kl, temperature)
         if spec.values:
-            values = spread(self._values(batch), mask)
+            values = spread(self._values(scoring), mask)
         return PolicyOutput(
             logps=spread(result.logps, mask),
             entropy=None if result.entropy is None else spread(result.entropy, mask),
@@ -109,24 +114,25 @@ class Policy:
         critic = self.critic or {}
         return {**self.adapter, **{f"{CRITIC_PREFIX}{name}": leaf for name, leaf in critic.items()}}
 
-    def _states(self, batch: RolloutBatch, adapter: Mapping[str, Tensor] | None) -> Tensor:
-        # Does not depend on grad mode or adapter: policy and reference must take the same way.
-        share = (
-            self.shared_prefix is not Switch.off
-            and not self.gradient_checkpointing
-            and can_share(self.model.config, batch)
-            and (self.shared_prefix is Switch.on or worth_sharing(batch))
-        )
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        layers = _checkpointed(self.model, self.lora) if recompute else nullcontext()
-        with self.lora.active(adapter), layers:
-            return completion_states(backbone_of(self.model), batch, share=share)
+    def _states(self, scoring: Scoring, adapter: Mapping[str, Tensor] | None) -> Tensor:
+        with ExitStack() as stack:
+            stack.enter_context(self.lora.active(adapter))
+            stack.enter_context(packed_attention(self.model.config))
+            if self.gradient_checkpointing is not Checkpointing.off and torch.is_grad_enabled():
+                keeping = nullcontext if self.offload is None else self.offload.saved
+                stack.enter_context(recomputed(self.model, again=self._again, keeping=keeping))
+            return completion_states(backbone_of(self.model), scoring)
+
+    def _again(self) -> AbstractContextManager[None]:
+        """What the layers run in a second time: the adapter and the attention of the first time."""
+        _, adapter = self.lora.checkpoint_contexts()
+        return _both(adapter, packed_attention(self.model.config))
 
     def _full_kl(
-        self, batch: RolloutBatch, states: Tensor, spec: FullKL, temperature: float
+        self, scoring: Scoring, states: Tensor, spec: FullKL, temperature: float
     ) -> Tensor:
         with torch.no_grad():
-            ref_states = self._states(batch, None)
+            ref_states = self._states(scoring, None)
         return kl_exact(
             states,
             ref_states,
@@ -139,11 +145,11 @@ class Policy:
             bias=self.head.bias,
         )
 
-    def _values(self, batch: RolloutBatch) -> Tensor:
+    def _values(self, scoring: Scoring) -> Tensor:
         """V(state before the token) = w . h + b in float32, with the critic's adapter."""
         critic = self.critic or {}
         head = {VALUE_WEIGHT, VALUE_BIAS}
-        states = self._states(batch, {k: v for k, v in critic.items() if k not in head})
+        states = self._states(scoring, {k: v for k, v in critic.items() if k not in head})
         weight, bias = critic[VALUE_WEIGHT], critic[VALUE_BIAS]
         return F.linear(states.to(weight.dtype), weight, bias).squeeze(1)
 
@@ -159,6 +165,7 @@ def new_policy(
     lora = attach(base.model, config.lora, dtype=base.dtype)
     head = head_of(base.model)
     device = head.weight.device
+    offloads = base.gradient_checkpointing is Checkpointing.offload
     critic_tensors = None
     if critic is CriticChoice.lora:
         num_hidden = head.weight.shape[1]
@@ -170,6 +177,7 @@ def new_policy(
         head=head,
         adapter=init_adapter(lora, seed=seed, device=device),
         critic=critic_tensors,
+        offload=Offload(device) if offloads and device.type == "cuda" else None,
         gradient_checkpointing=base.gradient_checkpointing,
         shared_prefix=config.shared_prefix,
     )
@@ -185,32 +193,15 @@ def init_critic(
     return critic
 
 
+@contextmanager
+def _both(
+    first: AbstractContextManager[None], second: AbstractContextManager[None]
+) -> Iterator[None]:
+    with first, second:
+        yield
+
+
 def _entropy_mode(spec: OutputSpec) -> EntropyMode:
     if spec.entropy_grad:
         return EntropyMode.differentiable
     return EntropyMode.value if spec.entropy else EntropyMode.none
-
-
-@contextmanager
-def _checkpointed(model: PreTrainedModel, lora: LoRA) -> Iterator[None]:
-    """Decoder layers called inside keep their inputs only and run again in the backward pass.
-
-    Set for one forward pass instead of by `gradient_checkpointing_enable`: transformers looks at
-    these attributes in every call, drops the cache of generation where they are set, and wants the
-    whole model, dropout included, in training mode.
-    """
-    function = partial(
-        checkpoint,
-        use_reentrant=False,
-        preserve_rng_state=False,
-        context_fn=lora.checkpoint_contexts,
-    )
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = function  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.gradient_checkpointing = layer.training = False

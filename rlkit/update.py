@@ -62,12 +62,14 @@ class TrainState:
 
 
 class UpdateSettings(NamedTuple):
-    """How a batch is split and stepped on; of these only `optim` can change a number."""
+    """How a batch is split and stepped on; how it is split can change no number."""
 
     optim: OptimConfig
     total_updates: int
     temperature: float
     tokens_per_microbatch: int
+    share_prompts: bool = True
+    """Whether the learner computes equal prompts of a micro-batch once."""
 
 
 class UpdateResult(NamedTuple):
@@ -88,7 +90,7 @@ def score(
     """`batch` with the columns that `algorithm.needs`, computed without gradients."""
     columns: dict[Column, Tensor] = {}
     plan = microbatches(
-        batch.prompt_mask, batch.completion_mask, max_tokens=settings.tokens_per_microbatch
+        batch, max_tokens=settings.tokens_per_microbatch, share_prompts=settings.share_prompts
     )
     wanted = OutputSpec(values=Column.values in algorithm.needs)
     temperature = settings.temperature
@@ -165,11 +167,14 @@ def accumulate(
 
 
 def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
+    # A critic keeps a graph of its own beside the policy's until both run backward.
+    num_graphs = 2 if algorithm.outputs.values else 1
+    max_tokens = -(-settings.tokens_per_microbatch // num_graphs)
     plan = microbatches(
-        batch.rollout.prompt_mask,
-        batch.rollout.completion_mask,
-        max_tokens=settings.tokens_per_microbatch,
+        batch.rollout,
+        max_tokens=max_tokens,
         rows_per_unit=algorithm.rows_per_unit,
+        share_prompts=settings.share_prompts,
     )
     for rows in plan:
         yield rows.to(batch.advantages.device)

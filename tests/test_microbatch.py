@@ -4,49 +4,67 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from tiny_models import make_batch
 
 from rlkit.microbatch import microbatches
+from rlkit.types import RolloutBatch
 
 
-def masks(lengths: list[int]) -> tuple[Tensor, Tensor]:
-    prompt = torch.ones(len(lengths), 2, dtype=torch.bool)
-    completion = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
-    return prompt, completion
+def batch_of(
+    lengths: list[int], *, groups: list[int] | None = None, prompt: int = 2
+) -> RolloutBatch:
+    batch = make_batch([[3] * prompt for _ in lengths], [[4] * n for n in lengths])
+    if groups is not None:
+        batch.group_ids.copy_(torch.tensor(groups))
+    return batch
 
 
 @given(
-    st.lists(st.integers(1, 20), min_size=2, max_size=24).filter(lambda x: len(x) % 2 == 0),
+    st.lists(st.tuples(st.integers(1, 20), st.integers(0, 3)), min_size=2, max_size=24).filter(
+        lambda rows: len(rows) % 2 == 0
+    ),
     st.integers(1, 200),
     st.sampled_from([1, 2]),
+    st.booleans(),
 )
-def test_every_row_once_units_whole_budget_kept(lengths: list[int], budget: int, unit: int) -> None:
-    plan = microbatches(*masks(lengths), max_tokens=budget, rows_per_unit=unit)
-    assert sorted(torch.cat(plan).tolist()) == list(range(len(lengths)))
-    for rows in plan:
-        assert len(rows) % unit == 0
-        pairs = rows.view(-1, unit)
-        assert (pairs[:, 0] % unit == 0).all()
-        assert (pairs - pairs[:, :1] == torch.arange(unit)).all()
-        longest = max(lengths[i] + 2 for i in rows.tolist())
-        assert len(rows) * longest <= budget or len(rows) == unit
+def test_every_row_once_in_order_units_whole_budget_kept(
+    rows: list[tuple[int, int]], budget: int, unit: int, share: bool
+) -> None:
+    lengths, groups = [n for n, _ in rows], [g for _, g in rows]
+    batch = batch_of(lengths, groups=groups)
+    plan = microbatches(batch, max_tokens=budget, rows_per_unit=unit, share_prompts=share)
+    assert torch.cat(plan).tolist() == list(range(len(lengths)))
+
+    def tokens(index: list[int]) -> int:
+        prompts = len({groups[i] for i in index}) if share else len(index)
+        return sum(lengths[i] for i in index) + 2 * prompts
+
+    micro = [index.tolist() for index in plan]
+    for i, index in enumerate(micro):
+        assert len(index) % unit == 0
+        assert tokens(index) <= budget or len(index) == unit
+        if i + 1 < len(micro):  # no micro-batch ends before it has to
+            assert tokens(index + micro[i + 1][:unit]) > budget
 
 
-def test_one_microbatch_keeps_the_order_of_rows() -> None:
-    plan = microbatches(*masks([1, 5, 3]), max_tokens=1000)
-    assert [rows.tolist() for rows in plan] == [[0, 1, 2]]
+def test_padding_costs_nothing() -> None:
+    # 18 + 2 and 3 + 2 tokens: 25 in all, 40 if the short row were padded.
+    plan = microbatches(batch_of([18, 3]), max_tokens=25)
+    assert [rows.tolist() for rows in plan] == [[0, 1]]
 
 
-def test_long_and_short_rows_do_not_pad_each_other() -> None:
-    # 18 + 2 prompt tokens fill the budget alone; the three short rows share the next micro-batch.
-    plan = microbatches(*masks([1, 18, 2, 3]), max_tokens=20)
-    assert [rows.tolist() for rows in plan] == [[1], [0, 2, 3]]
+def test_a_shared_prompt_costs_once_in_each_micro_batch() -> None:
+    batch = batch_of([5, 5, 5, 5], groups=[0, 0, 0, 1], prompt=10)
+    shared = microbatches(batch, max_tokens=25)
+    assert [rows.tolist() for rows in shared] == [[0, 1, 2], [3]]
+    alone = microbatches(batch, max_tokens=25, share_prompts=False)
+    assert [rows.tolist() for rows in alone] == [[0], [1], [2], [3]]
 
 
 def test_no_budget_means_no_split() -> None:
-    assert [rows.tolist() for rows in microbatches(*masks([9, 1]), max_tokens=0)] == [[0, 1]]
+    assert [rows.tolist() for rows in microbatches(batch_of([9, 1]), max_tokens=0)] == [[0, 1]]
 
 
 def test_refuses_a_broken_unit() -> None:
     with pytest.raises(ValueError, match="3 rows do not split into units of 2"):
-        microbatches(*masks([1, 2, 3]), max_tokens=10, rows_per_unit=2)
+        microbatches(batch_of([1, 2, 3]), max_tokens=10, rows_per_unit=2)

@@ -1,0 +1,178 @@
+"""How the tokens of a packed row attend to each other, in the form that a kernel wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+
+from rlkit.models.packing import PackedRow, Segment
+
+_ALONE_FROM = 256
+"""Segments with at least as many queries get a bucket each: their padding would cost too much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ragged:
+    """S segments one after another, as FlashAttention wants them."""
+
+    key_tokens: Tensor | None
+    """(K,) the token of each segment's keys, one segment after another; None = each its own."""
+    query_ends: Tensor
+    """(S + 1,) int32: segment s has the queries from query_ends[s] to query_ends[s + 1]."""
+    key_ends: Tensor
+    """(S + 1,) int32, likewise."""
+    max_queries: int
+    max_keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """B segments padded to Q queries and K keys."""
+
+    query_tokens: Tensor
+    """(B * Q,)"""
+    key_tokens: Tensor
+    """(B * K,)"""
+    num_segments: int
+    biases: dict[int | None, Tensor]
+    """(B, 1, Q, K) additive masks by window (None: no window); empty for one segment that sees
+    nothing but itself: causal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padded:
+    """All segments, in buckets."""
+
+    buckets: tuple[Bucket, ...]
+    places: Tensor
+    """(T,) where each token's output is among the outputs of all buckets."""
+
+
+Packing = Ragged | Padded
+
+
+def packing_of(row: PackedRow, config: PreTrainedConfig, dtype: torch.dtype) -> Packing:
+    """How the tokens of `row` attend to each other, made once for all layers of a model."""
+    device = row.ids.device
+    if can_flash(config, device, dtype):
+        return _ragged(row.segments, device)
+    values = config.to_dict()
+    return _padded(
+        row.segments,
+        device,
+        dtype,
+        window=values.get("sliding_window"),
+        always_mask=values.get("attn_logit_softcapping") is not None,
+    )
+
+
+def can_flash(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether FlashAttention's kernel takes this model: Ampere or newer, 16 bit, no soft cap."""
+    values = config.to_dict()
+    head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    fits = head_dim % 8 == 0 and head_dim <= 256 and values.get("attn_logit_softcapping") is None
+    half = dtype in (torch.bfloat16, torch.float16)
+    return (
+        fits and half and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    )
+
+
+def _ragged(segments: Sequence[Segment], device: torch.device) -> Ragged:
+    queries, keys = [s.own.length for s in segments], [s.num_keys for s in segments]
+    sees_others = any(s.before for s in segments)
+    return Ragged(
+        key_tokens=torch.cat([_key_tokens(s) for s in segments]).to(device)
+        if sees_others
+        else None,
+        query_ends=_int32([0, *accumulate(queries)], device),
+        key_ends=_int32([0, *accumulate(keys)], device),
+        max_queries=max(queries),
+        max_keys=max(keys),
+    )
+
+
+def _padded(
+    segments: Sequence[Segment],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    window: int | None,
+    always_mask: bool,
+) -> Padded:
+    """Buckets of segments whose numbers of queries are within a factor of two."""
+    sizes = [_size_class(i, s) for i, s in enumerate(segments)]
+    order = sorted(range(len(segments)), key=lambda i: sizes[i])
+    buckets, places, start = (
+        [],
+        torch.empty(sum(s.own.length for s in segments), dtype=torch.long),
+        0,
+    )
+    for _, group in groupby(order, key=lambda i: sizes[i]):
+        members = [segments[i] for i in group]
+        width = max(s.own.length for s in members)
+        for row, segment in enumerate(members):
+            first, length = segment.own
+            places[first : first + length] = start + row * width + torch.arange(length)
+        start += len(members) * width
+        bucket = _bucket(members, device, dtype, window=window, always_mask=always_mask)
+        buckets.append(bucket)
+    return Padded(buckets=tuple(buckets), places=places.to(device))
+
+
+def _bucket(
+    members: Sequence[Segment],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    window: int | None,
+    always_mask: bool,
+) -> Bucket:
+    num_queries = max(s.own.length for s in members)
+    num_keys = max(s.num_keys for s in members)
+    own = [s.own.start + torch.arange(s.own.length) for s in members]
+    # Of padding, queries are dropped and keys lie in every query's future: their content is free.
+    query_tokens = torch.cat([F.pad(x, (0, num_queries - len(x)), value=int(x[-1])) for x in own])
+    seen = [_key_tokens(s) for s in members]
+    key_tokens = torch.cat([F.pad(x, (0, num_keys - len(x)), value=int(x[-1])) for x in seen])
+    offsets = torch.tensor([s.num_keys - s.own.length for s in members], device=device)
+    steps = torch.arange(num_queries, device=device)[:, None]
+    distance = offsets[:, None, None] + steps - torch.arange(num_keys, device=device)
+    windows = {None} | ({window} if window is not None and window < num_keys else set())
+    causal = len(members) == 1 and not members[0].before and windows == {None}
+    biases = {} if causal and not always_mask else {w: _bias(distance, w, dtype) for w in windows}
+    return Bucket(
+        query_tokens=query_tokens.to(device),
+        key_tokens=key_tokens.to(device),
+        num_segments=len(members),
+        biases=biases,
+    )
+
+
+def _bias(distance: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(B, 1, Q, K) additive mask of the (B, Q, K) places from each key on to the query."""
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    # CUDA's attention kernels copy a mask whose rows are not aligned to 16 elements, per layer.
+    num_keys = distance.shape[2]
+    aligned = -(-num_keys // 16) * 16
+    bias = torch.zeros(*distance.shape[:2], aligned, dtype=dtype, device=distance.device)
+    return bias[..., :num_keys].masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _size_class(index: int, segment: Segment) -> tuple[int, int]:
+    length = segment.own.length
+    return (0, length.bit_length()) if length < _ALONE_FROM else (1, index)
+
+
+def _key_tokens(segment: Segment) -> Tensor:
+    """The tokens that the last token of `segment` sees, itself included, in their order."""
+    return torch.cat([torch.arange(s, s + n) for s, n in (*segment.before, segment.own)])
+
+
+def _int32(values: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32).to(device)

@@ -1,0 +1,138 @@
+"""Rows of a batch as one row of tokens without padding; what prompts share is in it once.
+
+    prefix | rest of prompt 0 | completion 0 | completion 1 | rest of prompt 1 | ...
+
+A segment attends to itself, causally, and to all of the segments that precede it in its own row of
+the batch: a completion to its prompt's rest and to the prefix that all prompts begin with. So every
+token sees what it would see in a row of its own, at the same position, and gradients flow through.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlkit.types import RolloutBatch
+
+_MIN_PREFIX = 16
+"""Shorter prefixes, common to different prompts, are computed with each prompt."""
+
+
+class Span(NamedTuple):
+    """Adjacent tokens of a packed row."""
+
+    start: int
+    length: int
+
+
+class Segment(NamedTuple):
+    """Adjacent tokens that attend to each other causally, and to all of `before`."""
+
+    own: Span
+    before: tuple[Span, ...] = ()
+
+    @property
+    def num_keys(self) -> int:
+        """Keys of the segment's last token."""
+        return self.own.length + sum(span.length for span in self.before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRow:
+    """T tokens of a batch with N completion tokens."""
+
+    ids: Tensor
+    """(T,)"""
+    positions: Tensor
+    """(T,) place of each token in its own row of the batch."""
+    segments: tuple[Segment, ...]
+    """Each token belongs to one segment; in order."""
+    predictors: Tensor
+    """(N,) the token from whose state each completion token is predicted, row by row."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
+    """Pack `batch`; with `share`, equal prompts and a common prefix occur once.
+
+    The last token of a row predicts nothing and is left out.
+    Raises ValueError when a prompt is empty: its first token has no state before it.
+    """
+    prompts = _ragged(batch.prompt_ids, batch.prompt_mask)
+    completions = _ragged(batch.completion_ids, batch.completion_mask)
+    if not all(prompts):
+        raise ValueError("every prompt must have at least one token, got an empty one")
+    users = Counter(prompts)
+    builder = _Builder()
+    prefix = _common_prefix(list(users)) if share else ()
+    common = (builder.add(prefix, position=0, before=()),) if prefix else ()
+    ends: dict[tuple[int, ...], tuple[Span, ...]] = {}
+    for prompt, completion in zip(prompts, completions, strict=True):
+        rest = prompt[len(prefix) :]
+        if not share or users[prompt] == 1:
+            span = builder.add(rest + completion[:-1], position=len(prefix), before=common)
+            builder.predict_from(span.start + len(rest) - 1, len(completion))
+            continue
+        if prompt not in ends:
+            ends[prompt] = (*common, builder.add(rest, position=len(prefix), before=common))
+        last = ends[prompt][-1]
+        if completion:
+            builder.predict_from(last.start + last.length - 1, 1)
+        if len(completion) > 1:
+            span = builder.add(completion[:-1], position=len(prompt), before=ends[prompt])
+            builder.predict_from(span.start, span.length)
+    return builder.build(batch.prompt_ids.device)
+
+
+class _Builder:
+    """Collects segments."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        self.predictors: list[int] = []
+
+    def add(self, ids: Sequence[int], *, position: int, before: tuple[Span, ...]) -> Span:
+        """Append a segment whose first token is at `position` of its row."""
+        span = Span(len(self.ids), len(ids))
+        self.ids.extend(ids)
+        self.positions.extend(range(position, position + len(ids)))
+        self.segments.append(Segment(span, before))
+        return span
+
+    def predict_from(self, start: int, count: int) -> None:
+        """`count` completion tokens are predicted from the tokens from `start` on."""
+        self.predictors.extend(range(start, start + count))
+
+    def build(self, device: torch.device) -> PackedRow:
+        columns = (self.ids, self.positions, self.predictors)
+        ids, positions, predictors = (torch.tensor(c, dtype=torch.long).to(device) for c in columns)
+        return PackedRow(
+            ids=ids, positions=positions, segments=tuple(self.segments), predictors=predictors
+        )
+
+
+def _ragged(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+    """The ids under `mask`, row by row."""
+    kept = iter(ids[mask].tolist())
+    return [tuple(next(kept) for _ in range(n)) for n in mask.sum(1).tolist()]
+
+
+def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What several different prompts all begin with, if it is long; every prompt is longer."""
+    if len(prompts) < 2:
+        return ()
+    # What the least and the greatest of sorted sequences share, all between them share as well.
+    first, last = min(prompts), max(prompts)
+    length = min(len(first), len(last))
+    agree = next((i for i in range(length) if first[i] != last[i]), length)
+    agree = min(agree, min(map(len, prompts)) - 1)
+    return first[:agree] if agree >= _MIN_PREFIX else ()

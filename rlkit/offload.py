@@ -1,0 +1,177 @@
+"""Tensors that a backward pass will need, kept in host memory meanwhile; copies beside compute.
+
+    compute  | layer 1    | layer 2    | ...        | layer 2 back  | layer 1 back |
+    to host     | input 1    | input 2    |
+    to device                                 | input 2 | input 1    |
+
+`Offload.saved()` is a context like `torch.autograd.graph.save_on_cpu`, but: copies run on a stream
+of their own for each direction and wait for events on the device, never in the host; the backward
+pass asks for the tensor before the one it needs; the newest tensor, which the backward pass wants
+first, stays; and the page-locked memory is kept from step to step. Values come back bitwise.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 512
+_MIN_SLAB = 2**24
+_TENSORS_PER_SLAB = 8
+
+
+class HostStack:
+    """Host memory in slabs, page-locked for CUDA: taken in order, free again once all of it is.
+
+    A slab is at least eight times its first tensor: torch's page-locked memory comes in powers of
+    two, and so at most an eighth of it is lost.
+    """
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned
+        self._slabs: list[Tensor] = []
+        self._slab = self._offset = self._live = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all slabs."""
+        return sum(slab.numel() for slab in self._slabs)
+
+    @property
+    def num_live(self) -> int:
+        """Buffers taken and not released."""
+        return self._live
+
+    def take(self, num_bytes: int) -> Tensor:
+        """`num_bytes` bytes (uint8) that nobody else has before `release`."""
+        size = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        while self._slab < len(self._slabs) and not self._fits(size):
+            self._slab, self._offset = self._slab + 1, 0
+        if self._slab == len(self._slabs):
+            wanted = max(_MIN_SLAB, _TENSORS_PER_SLAB * size)
+            rounded = 1 << (wanted - 1).bit_length()
+            self._slabs.append(torch.empty(rounded, dtype=torch.uint8, pin_memory=self._pinned))
+        start, self._offset = self._offset, self._offset + size
+        self._live += 1
+        return self._slabs[self._slab][start : start + num_bytes]
+
+    def release(self) -> bool:
+        """Give one buffer back; True when it was the last one out."""
+        self._live -= 1
+        if self._live == 0:
+            self._slab = self._offset = 0
+        return self._live == 0
+
+    def _fits(self, size: int) -> bool:
+        return self._offset + size <= self._slabs[self._slab].numel()
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class _Saved:
+    """One tensor of the autograd graph, wherever it is at the moment."""
+
+    on_device: Tensor | None
+    """The tensor, or the copy that is on its way back."""
+    ready: Any
+    """Event after which `on_device` may be read."""
+    before: weakref.ReferenceType[_Saved] | None
+    """What was saved before this: the backward pass wants it next."""
+    on_host: Tensor | None = None
+
+
+class Offload:
+    """Moves what autograd saves inside `saved` to the host and back. One device, one thread."""
+
+    def __init__(self, device: torch.device, *, min_bytes: int = 2**20) -> None:
+        """Smaller tensors than `min_bytes` stay where they are."""
+        self.host = HostStack(pinned=device.type == "cuda")
+        self._device = device
+        self._min_bytes = min_bytes
+        # The CPU has streams and events as well, which do nothing: the same code runs there.
+        self._backend: Any = torch.get_device_module(device)
+        self._to_host: Any = self._backend.Stream()
+        self._to_device: Any = self._backend.Stream()
+        self._newest: weakref.ReferenceType[_Saved] | None = None
+        # Device memory that a copy still reads or writes, with the event of its end. Memory goes
+        # back to the compute stream's pool when its last reference goes: not before that event.
+        self._in_flight: list[tuple[Tensor, Any]] = []
+
+    def saved(self) -> AbstractContextManager[object]:
+        """Tensors saved for a backward pass inside go to the host, all but the newest one."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def _pack(self, tensor: Tensor) -> _Saved | Tensor:
+        here = tensor.device.type == self._device.type and tensor.is_contiguous()
+        if not here or tensor.nbytes < self._min_bytes:
+            return tensor
+        previous = None if self._newest is None else self._newest()
+        if previous is not None and previous.on_host is None:
+            self._send(previous)
+        saved = _Saved(tensor, self._event(self._compute()), self._newest)
+        self._newest = weakref.ref(saved)
+        return saved
+
+    def _unpack(self, saved: _Saved | Tensor) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        if saved.on_device is None:
+            self._fetch(saved)
+        tensor, compute = saved.on_device, self._compute()
+        assert tensor is not None
+        compute.wait_event(saved.ready)
+        if saved.on_host is not None:
+            saved.on_device = None  # the caller has it; a second backward pass fetches it again
+        before = None if saved.before is None else saved.before()
+        if before is not None and before.on_device is None:
+            self._fetch(before)
+        return tensor
+
+    def _send(self, saved: _Saved) -> None:
+        """Start the copy to the host; the device's memory is given up once it is done."""
+        tensor = saved.on_device
+        assert tensor is not None
+        self._wait_for_copies()
+        buffer = self.host.take(tensor.nbytes)
+        weakref.finalize(saved, self._release)
+        saved.on_host = buffer.view(tensor.dtype).view(tensor.shape)
+        self._to_host.wait_event(saved.ready)
+        with self._backend.stream(self._to_host):
+            saved.on_host.copy_(tensor, non_blocking=True)
+        self._in_flight.append((tensor, self._event(self._to_host)))
+        saved.on_device = None
+
+    def _fetch(self, saved: _Saved) -> None:
+        """Start the copy to the device."""
+        assert saved.on_host is not None
+        self._wait_for_copies()
+        # Allocated for the compute stream, whose earlier work may still use the same memory.
+        saved.on_device = torch.empty_like(saved.on_host, device=self._device)
+        self._to_device.wait_stream(self._compute())
+        with self._backend.stream(self._to_device):
+            saved.on_device.copy_(saved.on_host, non_blocking=True)
+        saved.ready = self._event(self._to_device)
+        self._in_flight.append((saved.on_device, saved.ready))
+
+    def _wait_for_copies(self) -> None:
+        """Hold back the compute stream, not the host, so that their device memory can be reused."""
+        for _, done in self._in_flight:
+            self._compute().wait_event(done)
+        self._in_flight.clear()
+
+    def _release(self) -> None:
+        if self.host.release():
+            # What comes back in vain, after an error, must not meet the next step's copies.
+            self._to_host.wait_stream(self._to_device)
+
+    def _compute(self) -> Any:
+        return self._backend.current_stream()
+
+    def _event(self, stream: Any) -> Any:
+        event = self._backend.Event()
+        event.record(stream)
+        return event
