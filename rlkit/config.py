@@ -22,10 +22,12 @@ from rlkit import algorithms, generation, models, rewards, tabular, tasks, track
 from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
 from rlkit.divergence import EvalKL
 from rlkit.generation import GeneratorConfig
+from rlkit.launch.settings import IsolatedConfig
 from rlkit.memory import MemoryConfig
 from rlkit.models import ModelConfig
 from rlkit.optim import OptimConfig
 from rlkit.rewards import RewardConfig
+from rlkit.schema import Schema
 from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
 
@@ -143,11 +145,17 @@ def register() -> None:
     """Put every schema into Hydra's config store; idempotent."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for package in (algorithms, generation, models, rewards, tabular, tasks, tracking):
-        for schema in package.SCHEMAS:
-            store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
+    for schema in schemas():
+        store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
     store.store(group="schema/optim", name="optim", node=OptimConfig)
     store.store(group="schema/memory", name="memory", node=MemoryConfig)
+    store.store(group="hydra/launcher", name="isolated", node=IsolatedConfig)
+
+
+def schemas() -> list[Schema]:
+    """The dataclass of every option of every group."""
+    packages = (algorithms, generation, models, rewards, tabular, tasks, tracking)
+    return [schema for package in packages for schema in package.SCHEMAS]
 
 
 def load(composed: DictConfig) -> Config:

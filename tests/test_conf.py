@@ -11,7 +11,8 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from rlkit.config import Config, ConfigError, flatten, identity_hash, load, register
-from rlkit.launch.preflight import job_folder, preflight
+from rlkit.launch.preflight import preflight
+from rlkit.launch.sweep_folder import sweep_name
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -138,8 +139,8 @@ def test_own_config_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["a=1,b=2", "x=/etc/passwd", "../../up", "a\0b", "é" * 300, "-m", ""]
 )
-def test_job_folders_are_one_safe_component(name: str) -> None:
-    folder = job_folder(name)
+def test_sweep_folders_are_one_safe_component(name: str) -> None:
+    folder = sweep_name(name, [])
     assert 0 < len(folder.encode()) <= 120
     assert folder not in (".", "..") and "/" not in folder and "\0" not in folder
 

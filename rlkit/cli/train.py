@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from rlkit.cli import UsageError
 from rlkit.config import ConfigError, load, register
-from rlkit.launch.preflight import preflight
+from rlkit.launch.preflight import plan
 
 SUMMARY = "train (the default command)"
 
@@ -22,7 +20,11 @@ def run(arguments: Sequence[str]) -> int:
     """Check every job, then run them; the exit code of the worst job."""
     register()
     try:
-        preflight(arguments)
+        checked = plan(arguments)
+        if checked.multirun and checked.jobs:
+            from rlkit.launch.sweep import run_sweep
+
+            return run_sweep(checked, arguments)
     except ConfigError as error:
         raise UsageError(str(error)) from error
     codes: list[int] = []
@@ -31,9 +33,6 @@ def run(arguments: Sequence[str]) -> int:
         from rlkit.launch.job import run_job
 
         config = load(composed)
-        hydra_config = HydraConfig.get()
-        if hydra_config.mode is RunMode.MULTIRUN:
-            config.run_dir = str(hydra_config.runtime.output_dir)
         codes.append(run_job(config, run_dir=Path(config.run_dir)))
 
     sys.argv = ["rlkit", *arguments]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -18,33 +18,55 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlkit.config import Config, ConfigError, Resume, did_you_mean, flatten, load, require
+from rlkit.launch.composing import Composer, compose_job
+from rlkit.launch.sweep_folder import Job
 
 # Flags that make Hydra print something instead of running jobs.
 _PRINTING = ("help", "hydra_help", "cfg", "shell_completion", "info")
-_MAX_NAME = 120
+
+
+class Plan(NamedTuple):
+    """What a command line asks for, checked."""
+
+    jobs: list[Job]
+    """No two with the same configuration."""
+    multirun: bool
+    label: str = ""
+    """The experiment's name, or the task's."""
+    hydra: DictConfig | None = None
+    """Hydra's own part of a sweep's configuration."""
 
 
 def preflight(arguments: Sequence[str]) -> list[Config]:
-    """The configuration of every job that `arguments` stand for.
+    """The configuration of every job that `arguments` stand for; `plan` tells more of them."""
+    return [job.config for job in plan(arguments).jobs]
+
+
+def plan(arguments: Sequence[str]) -> Plan:
+    """Compose and check every job that `arguments` stand for.
 
     Raises ConfigError with one line: the first broken rule, its key and value, and a sweep's job.
     """
     parsed = get_args_parser().parse_args(list(arguments))
     if any(getattr(parsed, flag) for flag in _PRINTING):
-        return []
+        return Plan([], multirun=bool(parsed.multirun))
     setup_globals()
-    _register_resolvers()
     overrides = list(parsed.overrides)
     extra: list[str] = []
     if parsed.config_dir:
         extra.append(f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]")
     with initialize_config_module("rlkit.conf", version_base="1.3"):
         if not parsed.multirun:
-            config = _check(overrides + extra)
+            config = _check(overrides + extra, compose_job)
             check_run_dir(config)
-            return [config]
-        jobs = _expand(overrides, extra)
-        return [_check(job + extra, job=job) for job in jobs]
+            return Plan([Job.of(config, overrides)], multirun=False)
+        hydra, expanded = _expand(overrides, extra)
+        composer = Composer()
+        checked = [_check(job + extra, composer, job=job) for job in expanded]
+    own = [[o for o in job if not o.startswith("hydra")] for job in expanded]
+    jobs = {job.id: job for job in map(Job.of, checked, own)}
+    label = hydra.runtime.choices.get("experiment") or checked[0].task.name
+    return Plan(list(jobs.values()), multirun=True, label=label, hydra=hydra)
 
 
 def check_run_dir(config: Config) -> None:
@@ -61,18 +83,23 @@ def check_run_dir(config: Config) -> None:
         require(saved, "run_dir", "a run with checkpoints, as resume=must says", folder)
 
 
-def _check(overrides: Sequence[str], *, job: Sequence[str] | None = None) -> Config:
+def _check(
+    overrides: Sequence[str],
+    composer: Callable[[Sequence[str]], DictConfig],
+    *,
+    job: Sequence[str] | None = None,
+) -> Config:
     where = "" if job is None else f"sweep not started; job [{', '.join(job)}]: "
     try:
-        return load(compose("config", overrides=list(overrides)))
+        return load(composer(overrides))
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{where}{_one_line(error, overrides)}") from error
 
 
-def _expand(overrides: Sequence[str], extra: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job of a sweep, `hydra.sweeper.params` of an experiment included."""
+def _expand(overrides: Sequence[str], extra: Sequence[str]) -> tuple[DictConfig, list[list[str]]]:
+    """Hydra's configuration and the overrides of every job, an experiment's grid included."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
         parsed = parser.parse_overrides(list(overrides))
@@ -84,7 +111,7 @@ def _expand(overrides: Sequence[str], extra: Sequence[str]) -> list[list[str]]:
         batches = BasicSweeper.split_arguments(every, max_batch_size=None)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"sweep not started: {_one_line(error, overrides)}") from error
-    return [list(job) for batch in batches for job in batch]
+    return whole.hydra, [list(job) for batch in batches for job in batch]
 
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
@@ -119,19 +146,7 @@ def _known_keys(wrong: str, overrides: Sequence[str]) -> list[str]:
     """Every key of the configuration, composed without the overrides of the wrong one."""
     kept = [o for o in overrides if wrong.split(".")[-1] not in o.split("=")[0]]
     try:
-        config = load(compose("config", overrides=kept))
+        config = load(compose_job(kept))
     except (ConfigError, HydraException, OmegaConfBaseException):
         return []
     return sorted(flatten(config))
-
-
-def job_folder(override_dirname: str) -> str:
-    """One safe path component that names a sweep job by its overrides; long names end in a hash."""
-    name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", override_dirname).strip(".") or "job"
-    if len(name) <= _MAX_NAME:
-        return name
-    return f"{name[: _MAX_NAME - 13]}-{hashlib.sha256(override_dirname.encode()).hexdigest()[:12]}"
-
-
-def _register_resolvers() -> None:
-    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)

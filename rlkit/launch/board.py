@@ -1,0 +1,175 @@
+"""A sweep on a terminal: a table redrawn in place, or a line for every job that ends."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rlkit.launch.outcome import OUTPUT
+from rlkit.launch.rows import FAILED, OVER, Row, Stand, seconds_left
+from rlkit.tracking.columns import fixed, seconds
+
+_REDRAW_S = 0.5
+_HEARTBEAT_S = 60.0
+_FULL_TABLE = 40
+_STYLES = {
+    Stand.waiting: "dim",
+    Stand.running: "cyan",
+    Stand.done: "green",
+    Stand.earlier: "dim green",
+    Stand.failed: "bold red",
+    Stand.failed_earlier: "red",
+    Stand.interrupted: "yellow",
+}
+
+
+class Board:
+    """Shows the rows of a sweep while it runs, and what became of them at its end."""
+
+    def __init__(self, console: Console, rows: Sequence[Row], *, live: bool) -> None:
+        self.rows = rows
+        self.slots = 1
+        self._console = console
+        self._began = self._drawn = self._spoke = time.monotonic()
+        self._estimated = False
+        self._live: Live | None = None
+        if live:
+            self._live = Live(console=console, auto_refresh=False, get_renderable=self.render)
+
+    def start(self) -> None:
+        """Say what is going to happen."""
+        counts = Counter(row.stand for row in self.rows)
+        parts = [f"{len(self.rows)} jobs"]
+        parts += [
+            f"{counts[s]} {s.value}" for s in (Stand.earlier, Stand.failed_earlier) if counts[s]
+        ]
+        if waiting := counts[Stand.waiting]:
+            resumed = sum(row.stand is Stand.waiting and row.first_step > 0 for row in self.rows)
+            parts.append(f"{waiting} to run" + (f" ({resumed} resumed)" if resumed else ""))
+            parts.append(f"{min(self.slots, waiting)} at once")
+        self._say(", ".join(parts))
+        if self._live:
+            self._live.start()
+
+    def started(self, row: Row) -> None:
+        """A job has been given a process."""
+        if row.gpu:
+            self._say(f"started [GPU {row.gpu}] {row.label}", plain_only=True)
+
+    def ended(self, row: Row) -> None:
+        """A job's process has ended; failures name the cause and the file with the rest."""
+        over = sum(row.stand in OVER for row in self.rows)
+        left = seconds_left(self.rows, slots=self.slots)
+        if not self._estimated and left is not None and over < len(self.rows):
+            self._estimated = True
+            self._say(
+                f"a job takes about {seconds(row.seconds)}: about {seconds(left)} for the rest"
+            )
+        text = f"[{over}/{len(self.rows)}] {row.stand.value} in {seconds(row.seconds)}: {row.label}"
+        if row.stand is Stand.done:
+            self._say(f"{text}, reward {fixed(row.reward)}", plain_only=True)
+        else:
+            self._say(f"{text}: {row.message}", plain_only=row.stand is Stand.interrupted)
+        if row.stand is Stand.failed:
+            self._say(f"    see {where(row.folder)}")
+
+    def refresh(self) -> None:
+        """Redraw if it is time to; on a pipe, a line a minute when nothing else is said."""
+        now = time.monotonic()
+        if self._live and now > self._drawn + _REDRAW_S:
+            self._drawn = now
+            self._look()
+            self._live.refresh()
+        if not self._live and now > self._spoke + _HEARTBEAT_S:
+            self._look()
+            for row in self.rows:
+                if row.stand is Stand.running:
+                    step = f"step {row.step}/{row.steps}, reward {fixed(row.reward)}"
+                    self._say(f"running {seconds(row.elapsed())}: {row.label}, {step}")
+
+    def close(self) -> None:
+        """Leave the last frame and print the result of every job."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+        self._console.print(self._table(self.rows, final=True))
+        self._console.print(self._summary())
+
+    def render(self) -> RenderableType:
+        """The table of the jobs that fit, those that are not over first to stay, and the totals."""
+        room = max(4, self._console.size.height - 6)
+        return Group(self._table(self._visible(room), final=False), self._summary())
+
+    def _visible(self, room: int) -> list[Row]:
+        """All rows if there is room, else failures and what runs, then the next and last ones."""
+        if len(self.rows) <= room:
+            return list(self.rows)
+        order = (Stand.running, Stand.failed, Stand.waiting, Stand.interrupted, Stand.done)
+        ranked = sorted(
+            self.rows, key=lambda r: order.index(r.stand) if r.stand in order else len(order)
+        )
+        kept = {id(row) for row in ranked[:room]}
+        return [row for row in self.rows if id(row) in kept]
+
+    def _table(self, rows: Sequence[Row], *, final: bool) -> RenderableType:
+        if final and len(rows) > _FULL_TABLE:
+            rows = [row for row in rows if row.stand not in (Stand.done, Stand.earlier)]
+            if not rows:
+                return Group()
+        gpus = any(row.gpu for row in rows)
+        table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+        table.add_column("job", overflow="fold")
+        table.add_column("state", no_wrap=True)
+        for title in ("step", "reward", "time", *(["GPU"] if gpus else [])):
+            table.add_column(title, justify="right", no_wrap=True)
+        if final and any(row.stand in FAILED for row in rows):
+            table.add_column("cause", overflow="fold")
+        for row in rows:
+            elapsed = row.elapsed()
+            cells = [f"{row.step}/{row.steps}" if row.step else "", ""]
+            cells[1] = "" if row.reward is None else fixed(row.reward)
+            cells.append(seconds(elapsed) if elapsed else "")
+            cells += [row.gpu] if gpus else []
+            cells += (
+                [f"{row.message}; {where(row.folder)}"] if row.stand in FAILED and final else []
+            )
+            stand = Text(row.stand.value, style=_STYLES[row.stand])
+            table.add_row(Text(row.label), stand, *map(Text, cells))
+        return table
+
+    def _summary(self) -> Text:
+        counts = Counter(row.stand for row in self.rows)
+        text = Text("  ").join(
+            Text(f"{counts[stand]} {stand.value}", style=_STYLES[stand])
+            for stand in Stand
+            if counts[stand]
+        )
+        text.append(f"  {seconds(time.monotonic() - self._began)}")
+        left = seconds_left(self.rows, slots=self.slots)
+        if left:
+            text.append(f", about {seconds(left)} left")
+        return text
+
+    def _look(self) -> None:
+        for row in self.rows:
+            if row.stand is Stand.running:
+                row.look()
+
+    def _say(self, text: str, *, plain_only: bool = False) -> None:
+        if self._live and plain_only:
+            return
+        self._spoke = time.monotonic()
+        self._console.print(Text(text), soft_wrap=True, highlight=False)
+
+
+def where(folder: Path) -> Path:
+    """The file that tells most about a failed job."""
+    log = folder / "log.txt"
+    return log if log.exists() else folder / OUTPUT

@@ -1,0 +1,71 @@
+"""The process of one job: what it does between its birth and `run_job`, and its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from rlkit.launch.outcome import OUTPUT
+
+_PR_SET_PDEATHSIG = 1
+INTERRUPTED = 130
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def die_with(parent: int) -> None:
+    """Ask Linux to SIGKILL this process as soon as `parent`, its parent, is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before it could be watched
+        os._exit(1)
+
+
+def settle_in(folder: Path, *, parent: int) -> None:
+    """Make this new process the job's own: its session, its signals, its output, its end."""
+    os.setsid()
+    die_with(parent)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(OSError):  # rather this job than the launcher when memory runs out
+        Path("/proc/self/oom_score_adj").write_text("500")
+    null = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for source, target in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(output)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def run(packed: str, folder: Path) -> int:
+    """Train the packed configuration in `folder`, from its newest checkpoint if it has one."""
+    sys.argv = ["rlkit"]
+    try:
+        from rlkit.config import Resume
+        from rlkit.launch.job import run_job
+        from rlkit.launch.packed import unpack
+
+        config = unpack(packed)
+        config.run_dir = str(folder)
+        config.resume = Resume.auto
+        return run_job(config, run_dir=folder)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()  # to output.txt, whose last line becomes the reason
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+
+
+def main(folder: str) -> None:
+    """A fresh interpreter's way in: the configuration is on standard input."""
+    packed = sys.stdin.read()
+    sys.exit(run(packed, Path(folder)))

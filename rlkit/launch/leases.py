@@ -1,0 +1,119 @@
+"""Shares of GPUs that all sweeps of a user on this machine take from one store of file locks.
+
+    <tmp>/rlkit-<uid>/gpu/<name>/mutex     held while the leases of a card are counted
+    <tmp>/rlkit-<uid>/gpu/<name>/*.lease   one lease: its share in millionths; valid while locked
+
+A lock goes with the processes that hold it, however they end, so no lease outlives its job and none
+has to be cleaned up by hand.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from rlkit.launch.devices import GPU
+
+WHOLE = 1_000_000
+
+
+def store() -> Path:
+    """The folder of this user's leases: of this machine, not of a home that machines share."""
+    folder = Path(tempfile.gettempdir()) / f"rlkit-{os.getuid()}" / "gpu"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.parent.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder.parent} belongs to another user")
+    return folder
+
+
+class Lease:
+    """A share of one card, held until `close`, and by every process that got its descriptor."""
+
+    def __init__(self, gpu: GPU, path: Path, descriptor: int) -> None:
+        self.gpu = gpu
+        self.descriptor = descriptor
+        self._path = path
+
+    def close(self) -> None:
+        """Give the share back; idempotent."""
+        if self.descriptor >= 0:
+            self._path.unlink(missing_ok=True)
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def take(gpus: Sequence[GPU], *, jobs_per_gpu: int, folder: Path) -> Lease | None:
+    """A share of 1 / `jobs_per_gpu` of the least used of `gpus`, or None when no card has it."""
+    share = WHOLE // jobs_per_gpu
+    cards = {gpu: folder / _safe(gpu.name) for gpu in gpus}
+    for gpu in sorted(gpus, key=lambda gpu: used(cards[gpu])):
+        with _mutex(cards[gpu]):
+            if _count(cards[gpu]) + share <= WHOLE:
+                return _new_lease(gpu, cards[gpu], share)
+    return None
+
+
+def used(card: Path) -> int:
+    """Millionths of the card with this folder that valid leases hold."""
+    with _mutex(card):
+        return _count(card)
+
+
+def _new_lease(gpu: GPU, card: Path, share: int) -> Lease:
+    path = card / f"{os.getpid()}-{secrets.token_hex(4)}.lease"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.write(descriptor, str(share).encode())
+    return Lease(gpu, path, descriptor)
+
+
+def _count(card: Path) -> int:
+    # Only under the mutex: a lease that is being made is not locked yet, and would be removed.
+    return sum(_share(path) for path in card.glob("*.lease"))
+
+
+def _share(path: Path) -> int:
+    """What a lease holds: 0, and it is removed, when no process holds its lock any more."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return 0
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(descriptor, 16) or WHOLE)
+    else:
+        path.unlink(missing_ok=True)
+        return 0
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _mutex(card: Path) -> Iterator[None]:
+    card.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (card / "mutex").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "gpu"

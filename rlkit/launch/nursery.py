@@ -1,0 +1,155 @@
+"""The process that all jobs of a launcher are children of, and what the launcher says to it.
+
+It imports what jobs need once and never touches CUDA, so that a fork of it is a process like a new
+one, 10 ms old instead of seconds. It dies with the launcher, and every job dies with it: SIGKILL
+to the launcher leaves no orphan. Jobs on a GPU replace the fork by a new interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlkit.launch.child import INTERRUPTED, STOP_SIGNALS, die_with, run, settle_in
+
+MESSAGE_BYTES = 1 << 20
+# A nursery or a fresh job imports what the launcher would, however rlkit came onto its path.
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from {module} import main; main(*sys.argv[2:])"
+)
+_PRELOAD = (
+    "rlkit.launch.job", "rlkit.launch.packed", "rlkit.model_run", "rlkit.tabular.run",
+    "torch._dynamo", "rlkit.tracking.plot", "pyarrow.parquet",
+)  # fmt: skip
+
+
+def boot(module: str, *arguments: str) -> list[str]:
+    """The command of a new interpreter that runs `main` of a module."""
+    code = _BOOT.format(module=module)
+    return [sys.executable, "-c", code, json.dumps(sys.path), *arguments]
+
+
+def main(descriptor: str, parent: str, preload: str) -> None:
+    """Serve the launcher at the other end of a socket until it hangs up."""
+    die_with(int(parent))
+    # The launcher decides. Blocked rather than ignored: a signal that meets a job between its fork
+    # and its handlers waits for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    channel = socket.socket(fileno=int(descriptor))
+    if preload == "warm":
+        for module in _PRELOAD:
+            importlib.import_module(module)
+        gc.collect()
+        gc.freeze()  # keeps the garbage collectors of the jobs off the pages they share
+    _Nursery(channel).serve()
+
+
+class _Nursery:
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._children: set[int] = set()
+        self._pid = os.getpid()
+
+    def serve(self) -> None:
+        """Start, signal and bury until the launcher hangs up."""
+        bell, ringer = os.pipe()
+        for end in (bell, ringer):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(ringer)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self._say({"ready": True})
+        while True:
+            ready, _, _ = select.select([self._channel, bell], [], [])
+            if bell in ready:
+                os.read(bell, 4096)
+                self._bury()
+            if self._channel in ready:
+                message, descriptors, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 4)
+                if not message:
+                    sys.exit(0)
+                self._obey(json.loads(message), descriptors)
+
+    def _obey(self, order: dict[str, Any], descriptors: Sequence[int]) -> None:
+        if "signal" in order:
+            pid = order["pid"]
+            if pid in self._children:  # not buried, so the number is still its own
+                with contextlib.suppress(ProcessLookupError):
+                    (os.killpg if order["group"] else os.kill)(pid, order["signal"])
+            return
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._say({"refused": order["id"], "error": str(error)})
+        else:
+            if pid == 0:
+                self._become(order, descriptors)
+            self._children.add(pid)
+            self._say({"started": order["id"], "pid": pid})
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _become(self, order: dict[str, Any], descriptors: Sequence[int]) -> None:
+        """In the fork: turn into the job, and never come back."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            self._channel.close()
+            folder = Path(order["folder"])
+            settle_in(folder, parent=self._pid)
+            os.environ.update(order["environ"])
+            if order["fresh"]:
+                for descriptor in descriptors:  # the lease goes along
+                    os.set_inheritable(descriptor, True)
+                _feed(order["config"])
+                command = boot("rlkit.launch.child", str(folder))
+                os.execv(command[0], command)
+            code = run(order["config"], folder)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        finally:
+            sys.exit(code)
+
+    def _bury(self) -> None:
+        """Report every child that has ended, after killing what it left of its process group."""
+        while self._children:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return
+            pid = ended.si_pid
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+            _, status, usage = os.wait4(pid, 0)
+            self._children.discard(pid)
+            self._say(
+                {
+                    "exited": pid,
+                    "code": os.waitstatus_to_exitcode(status),
+                    "cpu_seconds": usage.ru_utime + usage.ru_stime,
+                }
+            )
+
+    def _say(self, reply: dict[str, Any]) -> None:
+        try:
+            self._channel.send(json.dumps(reply).encode())
+        except OSError:  # the launcher is gone; so are the jobs, a moment from now
+            sys.exit(0)
+
+
+def _feed(text: str) -> None:
+    """Make `text` the standard input of this process."""
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        os.dup2(file.fileno(), 0)

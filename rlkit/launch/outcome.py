@@ -1,0 +1,98 @@
+"""What became of a job: read from its folder, and written there for a process that could not."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from rlkit.run_folder import write_status
+from rlkit.tracking import Status
+
+OUTPUT = "output.txt"
+_DONE = "DONE"
+_TAIL_BYTES = 4096
+
+
+class JobState(StrEnum):
+    """Where a job stands between two launches."""
+
+    new = "new"
+    partial = "partial"
+    """Interrupted, or its process died without a word: goes on from its newest checkpoint."""
+    failed = "failed"
+    done = "done"
+
+
+class Recorded(NamedTuple):
+    """What `status.json` says; `status` is None when there is none that can be read."""
+
+    status: Status | None
+    message: str
+    pid: int
+
+
+def state_of(folder: Path) -> JobState:
+    """Where the job in `folder` stands, if no process is working on it."""
+    if (folder / _DONE).exists():
+        return JobState.done
+    recorded = read_status(folder)
+    if recorded.status is Status.completed:  # it died between its last word and the mark
+        (folder / _DONE).touch()
+        return JobState.done
+    if recorded.status is Status.failed:
+        return JobState.failed
+    return JobState.new if recorded.status is None else JobState.partial
+
+
+def read_status(folder: Path) -> Recorded:
+    """What `status.json` in `folder` says."""
+    try:
+        record = json.loads((folder / "status.json").read_text())
+        return Recorded(Status(record["status"]), str(record["message"]), int(record["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Recorded(None, "", 0)
+
+
+def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Recorded:
+    """Record how process `pid` left the job in `folder`, and mark a completed job as done.
+
+    Where that process wrote no outcome of its own, `status.json` gets `otherwise` and `message`.
+    """
+    own = read_status(folder)
+    if own.pid == pid and own.status is Status.completed:
+        (folder / _DONE).touch()
+        return own
+    if own.pid == pid and own.status in (Status.failed, Status.interrupted):
+        return own
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process runs this job: its record is not ours to change
+            return Recorded(otherwise, message, pid)
+        write_status(folder, otherwise, message=message)
+    return Recorded(otherwise, message, pid)
+
+
+def cause_of_death(folder: Path, code: int) -> str:
+    """One line on a process that wrote no outcome; `code` is negative for a signal."""
+    if code < 0:
+        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    said = last_line(folder / OUTPUT)
+    return f"exit code {code}: {said}" if said else f"exit code {code}"
+
+
+def last_line(file: Path) -> str:
+    """The last line with text in it, at most 300 characters; empty when there is none."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("rlkit: ")[:300] if lines else ""

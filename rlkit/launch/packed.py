@@ -1,0 +1,31 @@
+"""A configuration as JSON and back, exactly: what a job's process is started with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass
+
+from omegaconf import OmegaConf
+
+from rlkit.config import Config, load, schemas
+
+
+def pack(config: Config) -> str:
+    """JSON of the values and, for each group, the name of the dataclass that holds them."""
+    groups = {f.name: getattr(config, f.name) for f in fields(config)}
+    classes = {name: type(v).__name__ for name, v in groups.items() if is_dataclass(v)}
+    container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return json.dumps({"classes": classes, "values": container})
+
+
+def unpack(text: str) -> Config:
+    """The checked configuration that `pack` wrote; raises ConfigError with one line."""
+    packed = json.loads(text)
+    nodes = {(schema.group, schema.node.__name__): schema.node for schema in schemas()}
+    root = OmegaConf.structured(Config)
+    for group, name in packed["classes"].items():
+        if (group, name) in nodes:
+            root[group] = OmegaConf.structured(nodes[group, name])
+    merged = OmegaConf.merge(root, packed["values"])
+    assert OmegaConf.is_dict(merged)
+    return load(merged)

@@ -1,0 +1,144 @@
+"""The launcher's end of the nursery: start and signal jobs, hear of their ends. Nothing blocks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlkit.launch.leases import Lease
+from rlkit.launch.nursery import MESSAGE_BYTES, boot
+
+
+class Started(NamedTuple):
+    """The process of a job is there."""
+
+    job: str
+    pid: int
+
+
+class Refused(NamedTuple):
+    """The system had no process for a job."""
+
+    job: str
+    reason: str
+
+
+class Exited(NamedTuple):
+    """The process of a job is gone; `code` is negative for a signal."""
+
+    pid: int
+    code: int
+    cpu_seconds: float
+
+
+class Lost(NamedTuple):
+    """The nursery died and took its jobs along."""
+
+
+Event = Started | Refused | Exited | Lost
+
+
+class Processes:
+    """All processes of a launcher. A nursery is started when there is none."""
+
+    def __init__(self, *, warm: bool, log: Path) -> None:
+        self._warm = warm
+        self._log = log
+        self._channel, self._nursery = self._new()
+
+    def start(
+        self,
+        job: str,
+        *,
+        packed: str,
+        folder: Path,
+        environ: Mapping[str, str],
+        fresh: bool,
+        lease: Lease | None,
+    ) -> None:
+        """Ask for the process of a job; a Started or Refused answers. It shares the lease."""
+        order = {
+            "id": job,
+            "config": packed,
+            "folder": str(folder),
+            "environ": dict(environ),
+            "fresh": fresh,
+        }
+        descriptors = [lease.descriptor] if lease else []
+        self._send(order, descriptors)
+
+    def signal(self, pid: int, number: signal.Signals, *, group: bool) -> None:
+        """Signal a job, or its whole process group; nothing happens when it is gone."""
+        self._send({"pid": pid, "signal": int(number), "group": group}, [])
+
+    def events(self, *, timeout_s: float) -> list[Event]:
+        """What happened since the last call; waits up to `timeout_s` for something to."""
+        found: list[Event] = []
+        self._channel.settimeout(timeout_s)
+        while True:
+            try:
+                message = self._channel.recv(MESSAGE_BYTES)
+            except (TimeoutError, BlockingIOError):
+                return found
+            except OSError:
+                message = b""
+            if not message:
+                self._restart()
+                return [*found, Lost()]
+            found += _event(json.loads(message))
+            self._channel.settimeout(0)
+
+    def close(self) -> None:
+        """End the nursery and with it every job that is left."""
+        self._channel.close()
+        try:
+            self._nursery.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._nursery.kill()
+            self._nursery.wait()
+
+    def _send(self, order: Mapping[str, Any], descriptors: list[int]) -> None:
+        self._channel.settimeout(60)  # a nursery that is importing answers later, not never
+        try:
+            socket.send_fds(self._channel, [json.dumps(order).encode()], descriptors)
+        except OSError:
+            return  # the next `events` finds the nursery gone
+
+    def _restart(self) -> None:
+        self.close()
+        time.sleep(1)  # what killed it may still be there
+        self._channel, self._nursery = self._new()
+
+    def _new(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
+        with theirs, self._log.open("ab") as log:
+            preload = "warm" if self._warm else "cold"
+            arguments = (str(theirs.fileno()), str(os.getpid()), preload)
+            nursery = subprocess.Popen(
+                boot("rlkit.launch.nursery", *arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the launcher
+            )
+        return ours, nursery
+
+
+def _event(reply: dict[str, Any]) -> list[Event]:
+    if "started" in reply:
+        return [Started(reply["started"], reply["pid"])]
+    if "refused" in reply:
+        return [Refused(reply["refused"], reply["error"])]
+    if "exited" in reply:
+        return [Exited(reply["exited"], reply["code"], reply["cpu_seconds"])]
+    return []

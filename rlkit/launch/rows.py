@@ -1,0 +1,101 @@
+"""One job as a sweep shows it: what it is, where it stands, how it ended."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from rlkit.launch.sweep_folder import Job
+from rlkit.tracking.files import number
+
+_TAIL_BYTES = 1 << 16
+
+
+class Stand(StrEnum):
+    """Where a job of this launch stands."""
+
+    waiting = "waiting"
+    running = "running"
+    done = "done"
+    earlier = "done before"
+    """Finished by an earlier launch: skipped."""
+    failed = "failed"
+    failed_earlier = "failed before"
+    """Failed in an earlier launch and not retried."""
+    interrupted = "interrupted"
+
+
+OVER = (Stand.done, Stand.earlier, Stand.failed, Stand.failed_earlier, Stand.interrupted)
+FAILED = (Stand.failed, Stand.failed_earlier)
+
+
+@dataclass(kw_only=True, slots=True)
+class Row:
+    """What is known of a job; `look` brings step and reward up to date."""
+
+    label: str
+    """The overrides that tell it from the other jobs."""
+    folder: Path
+    steps: int
+    stand: Stand = Stand.waiting
+    step: int = 0
+    reward: float | None = None
+    gpu: str = ""
+    message: str = ""
+    began: float = 0.0
+    """Monotonic seconds."""
+    seconds: float = 0.0
+    """It ran for, in this launch."""
+    cpu_seconds: float = 0.0
+    first_step: int = field(default=0)
+    """Steps that an earlier launch had done."""
+
+    def look(self) -> None:
+        """Read the newest line of the job's metrics."""
+        line = _last_record(self.folder / "metrics.jsonl")
+        if line is not None:
+            self.step = int(number(line["step"])) + 1
+            self.reward = number(line.get("reward"))
+
+    def elapsed(self) -> float:
+        """Seconds of this launch, up to now for a running job."""
+        return time.monotonic() - self.began if self.stand is Stand.running else self.seconds
+
+
+def labels(jobs: Sequence[Job]) -> list[str]:
+    """For each job the overrides that not all jobs share; all of them when there is one job."""
+    seen = Counter(override for job in jobs for override in set(job.overrides))
+    texts = []
+    for job in jobs:
+        own = [o for o in job.overrides if seen[o] < len(jobs)]
+        texts.append(" ".join(own or job.overrides) or "defaults")
+    return texts
+
+
+def seconds_left(rows: Sequence[Row], *, slots: int) -> float | None:
+    """From the mean time of the jobs that this launch has finished; None before the first."""
+    finished = [row.seconds for row in rows if row.stand is Stand.done]
+    if not finished:
+        return None
+    typical = sum(finished) / len(finished)
+    work = sum(typical for row in rows if row.stand is Stand.waiting)
+    running = [row for row in rows if row.stand is Stand.running]
+    work += sum(max(0.0, typical - row.elapsed()) for row in running)
+    return work / max(1, min(slots, sum(r.stand not in OVER for r in rows)))
+
+
+def _last_record(file: Path) -> dict[str, object] | None:
+    """The last whole line of a JSON-lines file; None when there is none."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
+            lines = stream.read().rpartition(b"\n")[0].splitlines()
+        record = json.loads(lines[-1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "step" in record else None

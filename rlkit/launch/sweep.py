@@ -1,0 +1,101 @@
+"""`rlkit -m`: a checked plan, a folder that knows its jobs, and a launcher to run them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlkit.config import ConfigError
+from rlkit.launch.board import Board
+from rlkit.launch.devices import GPU, find_gpus, num_cores
+from rlkit.launch.isolated import Isolated
+from rlkit.launch.preflight import Plan
+from rlkit.launch.rows import FAILED, Row, Stand, labels
+from rlkit.launch.settings import BoardMode, IsolatedConfig
+from rlkit.launch.sweep_folder import hold, job_folder, sweep_name, write_sweep
+from rlkit.tracking.build import Terminal
+
+_AUTO = "auto"
+_PIPE_WIDTH = 160
+_FAILED, _INTERRUPTED = 1, 130
+
+
+def run_sweep(plan: Plan, arguments: Sequence[str]) -> int:
+    """Run what is left of `plan`: 0 = all are done now, 1 = one failed, 130 = stopped.
+
+    Raises ConfigError with one line when the sweep cannot start.
+    """
+    assert plan.hydra is not None
+    choices = plan.hydra.runtime.choices
+    if (sweeper := choices.get("hydra/sweeper")) != "basic":
+        raise ConfigError(f"hydra/sweeper must be basic: grids are expanded first, got {sweeper}")
+    sweep = sweep_folder_of(plan)
+    with hold(sweep):
+        write_sweep(sweep, name=sweep.name, command=["rlkit", *arguments], jobs=plan.jobs)
+        settings = _settings(plan.hydra)
+        rows = _rows(plan, sweep)
+        console = Terminal(file=sys.stdout)
+        if not console.is_terminal:
+            console = Terminal(file=sys.stdout, width=_PIPE_WIDTH)
+        live = settings.board is BoardMode.live
+        live = live or (settings.board is BoardMode.auto and console.is_terminal)
+        board = Board(console, rows, live=live)
+        gpus, cores = _gpus(settings), num_cores()
+        launch = Isolated(sweep, plan.jobs, settings, board, gpus=gpus, cores=cores)
+        board.slots = launch.slots
+        console.print(f"sweep {sweep}", soft_wrap=True, highlight=False)
+        board.start()
+        try:
+            launch.run()
+        finally:
+            board.close()
+        console.print(f"report: rlkit report {sweep}", soft_wrap=True, highlight=False)
+    return exit_code(rows)
+
+
+def sweep_folder_of(plan: Plan) -> Path:
+    """`hydra.sweep.dir`, by default named by the experiment or task and by the set of jobs."""
+    assert plan.hydra is not None
+    chosen = str(plan.hydra.sweep.dir)
+    return Path("sweeps") / sweep_name(plan.label, plan.jobs) if chosen == _AUTO else Path(chosen)
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """Of the worst job: failed, then not done."""
+    if any(row.stand in FAILED for row in rows):
+        return _FAILED
+    unfinished = any(row.stand not in (Stand.done, Stand.earlier) for row in rows)
+    return _INTERRUPTED if unfinished else 0
+
+
+def _rows(plan: Plan, sweep: Path) -> list[Row]:
+    texts = labels(plan.jobs)
+    return [
+        Row(label=text, folder=job_folder(sweep, job.id), steps=job.config.steps)
+        for job, text in zip(plan.jobs, texts, strict=True)
+    ]
+
+
+def _settings(hydra: DictConfig) -> IsolatedConfig:
+    try:
+        settings = OmegaConf.to_object(hydra.launcher)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(settings, IsolatedConfig)
+    return settings
+
+
+def _gpus(settings: IsolatedConfig) -> list[GPU]:
+    """The cards to use; a name that nvidia-smi does not know is taken as it is."""
+    cards = find_gpus(os.environ)
+    if not settings.gpus:
+        return cards
+    known = {card.label: card for card in cards} | {card.name: card for card in cards}
+    return [known.get(name, GPU(name=name, label=name, bytes=0)) for name in settings.gpus]

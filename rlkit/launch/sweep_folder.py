@@ -1,0 +1,118 @@
+"""The folder of a sweep: which jobs it has, and where each of them lives.
+
+    sweep.json            version, name, command, created, jobs: id, overrides, folder
+    jobs/<id>/            a run folder; an empty DONE in it when the run is complete
+    jobs/<id>/output.txt  what the job's processes printed
+
+A job's id is the hash of its configuration. So the same job has the same folder whichever sweep
+command names it, another configuration never has it, and running a command twice finds its jobs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlkit.config import Config, ConfigError, flatten
+from rlkit.tracking import Redactor
+from rlkit.tracking.files import write_atomic
+
+# Where a run lives and how it is watched. Steps and memory do count: another number of steps is
+# another result to report.
+_NOT_HASHED = ("run_dir", "resume", "tracker")
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    id: str
+    overrides: tuple[str, ...]
+    """The whole command line of this job: `kl=none`, `seed=0`, ..."""
+    config: Config
+
+    @classmethod
+    def of(cls, config: Config, overrides: Sequence[str]) -> Job:
+        """The job that runs `config`."""
+        return cls(job_id(config), tuple(overrides), config)
+
+
+def job_id(config: Config) -> str:
+    """Twelve hex digits that differ when two runs differ in more than place and appearance."""
+    leaves = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in _NOT_HASHED}
+    return _digest(json.dumps(leaves, sort_keys=True, default=str))
+
+
+def sweep_name(label: str, jobs: Sequence[Job]) -> str:
+    """One safe path component: `label` and a hash of the set of jobs, whatever their order."""
+    safe = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", label)[:80].strip("._-") or "sweep"
+    return f"{safe}-{_digest(' '.join(sorted({job.id for job in jobs})))[:8]}"
+
+
+def job_folder(sweep: Path, id: str) -> Path:
+    """Where the job with this id lives."""
+    return sweep / "jobs" / id
+
+
+def write_sweep(sweep: Path, *, name: str, command: Sequence[str], jobs: Sequence[Job]) -> None:
+    """Write `sweep.json`; jobs of an earlier command in the same folder stay listed.
+
+    Raises ConfigError when an earlier `sweep.json` is damaged, TrackingError when it cannot be
+    written.
+    """
+    before = read_sweep(sweep)
+    known = {job.id for job in jobs}
+    kept = [entry for entry in before.get("jobs", []) if entry["id"] not in known]
+    entries = [
+        {"id": job.id, "overrides": list(job.overrides), "folder": f"jobs/{job.id}"} for job in jobs
+    ]
+    redactor = Redactor.collect(environ=os.environ, argv=command)
+    record = {
+        "version": 1,
+        "name": name,
+        "command": [redactor.text(argument) for argument in command],
+        "created": before.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
+        "jobs": kept + entries,
+    }
+    (sweep / "jobs").mkdir(parents=True, exist_ok=True)
+    write_atomic(sweep / "sweep.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+def read_sweep(sweep: Path) -> dict[str, Any]:
+    """What `sweep.json` holds, empty when there is none; raises ConfigError when it is damaged."""
+    file = sweep / "sweep.json"
+    try:
+        record = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("jobs"), list):
+        raise ConfigError(f"{file} must be the record of a sweep")
+    return record
+
+
+@contextmanager
+def hold(sweep: Path) -> Iterator[None]:
+    """Keep other launchers out of `sweep`; raises ConfigError when there is one at work.
+
+    The lock goes with the process, however it ends.
+    """
+    sweep.mkdir(parents=True, exist_ok=True)
+    with (sweep / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"the sweep in {sweep} is being run by another process") from error
+        yield
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
