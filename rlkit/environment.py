@@ -29,8 +29,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware() -> dict[str, str]:
-    """System, processor, memory and CUDA devices."""
+def hardware(*, devices: bool = True) -> dict[str, str]:
+    """System, processor, memory; and CUDA `devices`, which starts CUDA in this process."""
     import psutil
     import torch
 
@@ -40,7 +40,7 @@ def hardware() -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "cuda": torch.version.cuda or "none",
     }
-    for i in range(torch.cuda.device_count()):
+    for i in range(torch.cuda.device_count() if devices else 0):
         device = torch.cuda.get_device_properties(i)
         found[f"gpu {i}"] = f"{device.name}, {device.total_memory / 2**30:.1f} GiB"
     return found

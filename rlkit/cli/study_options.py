@@ -14,7 +14,8 @@ from rlkit.report.build import ReportOptions
 HELP = """\
   baseline=NAME    variant the others are compared with (default: the first); its whole name, or
                    overrides that it alone has
-  panel=KEY,KEY    options that split the study into panels compared apart (default: the task)
+  panel=KEY,KEY    options that split the study into panels compared apart, or none (default: the
+                   task where it differs; else the one number among several options that differ)
   metric=NAME      success (last held-out evaluation), eval/NAME, or a metric of the steps
   margin=0.02      differences within it count as similar; fix it before looking"""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +17,10 @@ import torch
 from rlkit import checkpoint
 from rlkit.compute import choose_threads
 from rlkit.config import Config, ConfigError, flatten
-from rlkit.environment import versions
+from rlkit.environment import hardware, versions
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
+from rlkit.report.build import write_page
 from rlkit.run_folder import claim, write_outcome
 from rlkit.stopping import Interrupted, StopRequest, stop_on_signals
 from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
@@ -44,6 +47,8 @@ def run_job(config: Config, *, run_dir: Path) -> int:
                 with claim(config, run_dir), _tracker(config, run_dir) as tracker:
                     outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
                     write_outcome(run_dir, outcome)
+                    if config.tracker.report:
+                        write_page(run_dir)
                     tracker.finish(outcome)
                     return EXIT_CODES[outcome.status]
     except ConfigError as error:
@@ -67,7 +72,8 @@ def _train(
     try:
         state = _resume(state, trainer, tracker)
         info = prepared.info(run_dir=run_dir, versions=versions(), first_step=state.step)
-        tracker.start(info)
+        there = hardware(devices=info.device != "cpu")
+        tracker.start(replace(info, hardware=there, command=shlex.join(sys.argv)))
         state = trainer.fit(state, stop=stop)
         prepared.save_adapter(run_dir / "adapter")
     except Interrupted as interrupted:

@@ -35,24 +35,26 @@ def is_setting(key: str) -> bool:
     return key.split(".")[0] not in _NOT_A_VARIANT
 
 
-def arms_of(jobs: Sequence[Job], *, panel_keys: Sequence[str] = ()) -> list[Arm]:
+def arms_of(jobs: Sequence[Job], *, panel_keys: Sequence[str] | None = None) -> list[Arm]:
     """Group `jobs` into arms, in the order of their first jobs.
 
-    Panels are made by `panel_keys`, overrides or leaves of the configuration; without any, by the
-    task where it differs. Variants take their names from the overrides that are not common to
+    Panels are made by `panel_keys`, overrides or leaves of the configuration. Without any
+    (None), by the task where it differs; else, where the overrides span a grid of which one option
+    alone is a number, by that one. Variants take their names from the overrides that are not common to
     all; jobs without overrides (plain run folders) from their configurations. Runs that agree in
     everything, the seed included, are kept apart by their ids.
 
     Raises:
         StudyError: a key of `panel_keys` that no job knows.
     """
-    choices = [_choices(job) for job in jobs]
-    if not all(job.overrides for job in jobs):
-        choices = [_leaves(job) for job in jobs]
+    asked = all(job.overrides for job in jobs)
+    choices = [_choices(job) if asked else _leaves(job) for job in jobs]
     varying = _varying(choices)
-    panels = list(panel_keys) or [key for key in varying if key.split(".")[0] == "task"]
+    panels = list(panel_keys or ())
+    if panel_keys is None:
+        panels = _tasks(varying) or (_number(choices, varying) if asked else [])
     known = {key for choice in choices for key in choice} | {k for j in jobs for k in j.config}
-    for key in panel_keys:
+    for key in panel_keys or ():
         if key not in known:
             raise StudyError(f"panel must be an option of the jobs, got {key}; {_offer(varying)}")
     hidden = {key for key in varying if any(key == p or key.startswith(f"{p}.") for p in panels)}
@@ -113,6 +115,24 @@ def _varying(choices: Sequence[Mapping[str, str]]) -> list[str]:
     known = [choice for choice in choices if choice]
     keys = dict.fromkeys(key for choice in known for key in choice)
     return [key for key in keys if len({choice.get(key) for choice in known}) > 1]
+
+
+def _tasks(varying: Sequence[str]) -> list[str]:
+    return [key for key in varying if key.split(".")[0] == "task"]
+
+
+def _number(choices: Sequence[Mapping[str, str]], varying: Sequence[str]) -> list[str]:
+    """The one numerical option of a grid of several."""
+    numbers = [key for key in varying if all(_is_number(c.get(key, "")) for c in choices)]
+    return numbers if len(numbers) == 1 and len(varying) > 1 else []
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _panel(job: Job, choice: Mapping[str, str], keys: Sequence[str]) -> str:

@@ -39,8 +39,8 @@ class ReportOptions:
     baseline: str | None = None
     """Variant the others are compared with; None = the first one."""
     panel: str | None = None
-    """Options, separated by commas, that split the study into panels compared apart; None = the
-    task where it differs."""
+    """Options, separated by commas, that split the study into panels compared apart, or `none`;
+    None = the task where it differs, else the one number among several options that differ."""
     metric: str = SUCCESS
     """Final value to compare: success, eval/NAME, or a metric of the steps."""
     margin: float = 0.02
@@ -51,8 +51,11 @@ class ReportOptions:
     """Write PNG, SVG, CSV and Parquet files beside the page."""
 
     @property
-    def panel_keys(self) -> list[str]:
-        return [key.strip() for key in (self.panel or "").split(",") if key.strip()]
+    def panel_keys(self) -> list[str] | None:
+        """What `analyse` is told; None leaves the choice to it."""
+        if self.panel is None:
+            return None
+        return [] if self.panel == "none" else [key.strip() for key in self.panel.split(",")]
 
 
 def write_report(paths: Sequence[Path], options: ReportOptions) -> tuple[Path, str]:

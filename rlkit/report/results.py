@@ -89,7 +89,7 @@ def analyse(
     metric: str = SUCCESS,
     margin: float = 0.02,
     baseline: str | None = None,
-    panel_keys: Sequence[str] = (),
+    panel_keys: Sequence[str] | None = None,
 ) -> Results:
     """Compare the arms of `study` by the final value of `metric`.
 

@@ -70,6 +70,10 @@ class RunInfo:
     """The resolved configuration, flat: `algorithm.clip_low` -> 0.2."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of rlkit, Python, torch and so on; `commit` too when known."""
+    hardware: Mapping[str, str] = field(default_factory=dict)
+    """System, processor, memory, devices."""
+    command: str = ""
+    """What was typed to start the run."""
     warnings: tuple[str, ...] = ()
     """What was found odd while the run was being set up."""
 

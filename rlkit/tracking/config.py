@@ -41,6 +41,8 @@ class TrackerConfig:
     """Keep every sampled completion as Parquet, about 1 kB a sample."""
     plot: bool = True
     """Draw the curves at the end, as PNG and SVG."""
+    report: bool = True
+    """Write report.html at the end; `rlkit report` does it at any time."""
     metrics_every: int = 1
     """Steps between the lines of `metrics.jsonl`, >= 1; the first and the last step are always
     there. Each line is flushed to the disk, which dominates steps of a few milliseconds."""

@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class LocalTracker:
-    """Writes `metrics.jsonl`, `evals.jsonl`, `completions/`, `log.txt` and the curves.
+    """Writes `run.json`, `metrics.jsonl`, `evals.jsonl`, `completions/`, `log.txt` and the curves.
 
     Metrics and evaluations must get through: a failure raises TrackingError.
     Completions, log and curves are worth less than the run: a failure is logged once.
@@ -80,6 +80,9 @@ class LocalTracker:
             ):
                 path.unlink()
         resumed = f", resumed at step {first}" if first else ""
+        write_atomic(
+            self._run_dir / "run.json", (encode(_about(info, self._redactor)) + "\n").encode()
+        )
         MESSAGES.info("run %s: %s on %s%s", info.name, info.algorithm, info.task, resumed)
         MESSAGES.info("config %s", json.dumps(self._redactor.config(info.config), default=str))
         MESSAGES.info("versions %s", json.dumps(dict(info.versions)))
@@ -148,6 +151,22 @@ class LocalTracker:
         path = self._run_dir / "evals.jsonl"
         if self._evals or path.exists():
             write_atomic(path, "".join(encode(line) + "\n" for line in self._evals).encode())
+
+
+def _about(info: RunInfo, redactor: Redactor) -> dict[str, object]:
+    """What a report must know besides the configuration."""
+    return {
+        "name": info.name,
+        "task": info.task,
+        "model": redactor.text(info.model),
+        "algorithm": info.algorithm,
+        "device": info.device,
+        "dtype": info.dtype,
+        "num_steps": info.num_steps,
+        "command": redactor.text(info.command),
+        "hardware": info.hardware,
+        "versions": info.versions,
+    }
 
 
 _EVAL_FIELDS = (

@@ -43,7 +43,7 @@ def print_summary(
             console.print(panel)
     if rewards:
         console.print(sparkline(rewards, width=min(60, console.width - 30)))
-    files = [("curves", "curves.png"), ("run folder", "")]
+    files = [("report", "report.html"), ("curves", "curves.png"), ("run folder", "")]
     if outcome.status is Status.failed:
         files.insert(0, ("traceback", "log.txt"))
     for label, name in files:
