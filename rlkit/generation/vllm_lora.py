@@ -1,8 +1,8 @@
 """LoRA into a running vLLM engine: its own buffers are written in place, without disk or merging.
 
-Per adapter one request name and version, one integer id and one slot. vLLM finds the slot by the
-id, which stays; the prefix cache hashes the name, which carries the version, so that no key-value
-block of an earlier version is ever reused, and nothing has to be reset.
+Each adapter has one integer id and one slot of vLLM, and a name that carries its version. vLLM
+finds the slot by the id, which stays; the prefix cache hashes the name, which each load makes new,
+so that no key-value block of an earlier version is ever reused, and nothing has to be reset.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ class LoRAInjector:
         """`layers`: the adapted layers as the Hugging Face model names them.
 
         `scale` is s of y = W x + s B (A x); `key(layer, "A" or "B")` names a tensor of `load`, as
-        PEFT does. Every `verify_every` loads, from the first on, what vLLM holds is compared with
-        what it was given, bit for bit; 0 = never. The engine must have a free LoRA slot.
+        PEFT does. Every `verify_every` loads in place, from the first on, what vLLM holds is
+        compared with what it was given, bit for bit; 0 = never. Needs a free LoRA slot.
         """
-        self.name = name
         self.int_id = int_id
         self.layers = tuple(layers)
         self.rank = rank
         self.scale = scale
         self.mode = Mode.in_place
         self.llm = llm
+        self._name = f"{name}{self._call('rlkit_new_user')}"
         self._verify_every = verify_every
         self._num_loads = 0
         self._request: LoRARequest | None = None
@@ -90,9 +90,8 @@ class LoRAInjector:
         return self._request
 
     def load(self, tensors: Mapping[str, Tensor], version: int) -> Injection:
-        """Sample with `tensors` (PEFT's keys) from the next request on.
+        """Sample with `tensors` (PEFT's keys), which are `version`, from the next request on.
 
-        Equal versions must mean equal tensors: the prefix cache keeps what it knows of a version.
         Raises ValueError when keys or shapes do not fit and RuntimeError while requests run.
         """
         if self.llm.llm_engine.has_unfinished_requests():
@@ -106,16 +105,18 @@ class LoRAInjector:
             arguments = (self.int_id, self.layers, factors, self.scale)
             bound, rebound = self._call("rlkit_write", *arguments)
         else:
+            # vLLM's own loaders; where its buffers are, an unknown version need not tell.
+            bound = len(self.layers)
             if self.mode is Mode.tensors:
                 self._call("rlkit_load", self.int_id, self._scaled(factors), self.rank)
             else:
                 self._load_from_disk(factors, request)
-            bound = self._call("rlkit_bound", self.int_id)
         _wait(factors[0].device)
         if bound != len(self.layers):
             raise RuntimeError(f"vLLM must hold {len(self.layers)} adapted layers, got {bound}")
         seconds = time.perf_counter() - begin
-        if self._verify_every and self._num_loads % self._verify_every == 0:
+        in_place = self.mode is Mode.in_place
+        if in_place and self._verify_every and self._num_loads % self._verify_every == 0:
             self._verify(tensors)
         self._num_loads += 1
         self._request = request
@@ -158,7 +159,9 @@ class LoRAInjector:
     def _make_request(self, version: int) -> LoRARequest:
         from vllm.lora.request import LoRARequest
 
-        return LoRARequest(f"{self.name}-v{version}", self.int_id, self._path())
+        # The count as well: a version may be loaded again with other tensors, after a resume.
+        name = f"{self._name}-v{version}.{self._num_loads}"
+        return LoRARequest(name, self.int_id, self._path())
 
     def _path(self) -> str:
         if self.mode is not Mode.disk:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,35 +116,36 @@ class _Trial:
         self.score = score
         self.adapters = adapters
         self.held: dict[str, Tensor] = {}
-        """vLLM's buffers under the last adapter, from the first way that passed."""
+        """vLLM's buffers after the last adapter was written in place, if that passed."""
         self.error = float("nan")
-        """Of that way."""
+        """In place."""
         self.rows: list[ProbeRow] = []
 
     def verdict(self, mode: Mode, tolerance: float) -> Verdict:
         self.injector.mode = mode
         try:
-            error, problem = self._outcome(mode, tolerance)
+            error, problem = self._outcome(tolerance)
         except Exception as reason:  # an unknown vLLM may fail in any way: the next one is tried
             error, problem = float("nan"), f"{type(reason).__name__}: {_first_line(reason)}"
         self.injector.unload()
         return Verdict(mode, error, problem)
 
-    def _outcome(self, mode: Mode, tolerance: float) -> tuple[float, str]:
+    def _outcome(self, tolerance: float) -> tuple[float, str]:
         if self.held:
             # The same bits in the same buffers sample the same: no need to see it again.
-            self.injector.load(self.adapters[-1], version=_version(mode, 1))
+            self.injector.load(self.adapters[-1], version=-1)
             held = self.injector.slot()
             wrong = [name for name, bits in self.held.items() if not torch.equal(bits, held[name])]
             return self.error, f"other bits in {len(wrong)} buffers ({wrong[0]})" if wrong else ""
         error = 0.0
-        for number, adapter in enumerate(self.adapters):
-            self.injector.load(adapter, version=_version(mode, number))
-            self.rows, logps = sample(self.injector)
+        for adapter in self.adapters:
+            self.injector.load(adapter, version=-1)
+            self.rows, logps = sample(self.injector.llm, self.injector.request)
             error = max(error, mean_difference(logps, self.score(adapter, self.rows)))
         if not error <= tolerance:
             return error, f"off by {error:.1e}"
-        self.error, self.held = error, self.injector.slot()
+        if self.injector.mode is Mode.in_place:
+            self.error, self.held = error, self.injector.slot()
         return error, ""
 
     def effect(self) -> float:
@@ -168,15 +169,15 @@ def random_adapter(like: Mapping[str, Tensor], scale: float, seed: int) -> dict[
     return adapter
 
 
-def sample(injector: LoRAInjector) -> tuple[list[ProbeRow], list[list[float]]]:
-    """Probe prompts with a few tokens sampled under the injector's adapter, and vLLM's logps.
+def sample(llm: Any, request: Any) -> tuple[list[ProbeRow], list[list[float]]]:
+    """Probe prompts with a few tokens sampled under a `LoRARequest`, and vLLM's logps.
 
     The prompts, always the same, span more than two blocks of the prefix cache: an adapter that
     finds the blocks of another one gives itself away.
     """
     from vllm import SamplingParams
 
-    config = injector.llm.llm_engine.vllm_config
+    config = llm.llm_engine.vllm_config
     vocabulary = config.model_config.get_vocab_size()
     longest = config.model_config.max_model_len - _NUM_TOKENS
     length = min(2 * config.cache_config.block_size + 3, longest)
@@ -187,10 +188,10 @@ def sample(injector: LoRAInjector) -> tuple[list[ProbeRow], list[list[float]]]:
     options = SamplingParams(
         max_tokens=_NUM_TOKENS, ignore_eos=True, seed=0, logprobs=0, detokenize=False
     )
-    outputs = injector.llm.generate(
+    outputs = llm.generate(
         [{"prompt_token_ids": list(prompt)} for prompt in prompts],
         options,
-        lora_request=injector.request,
+        lora_request=request,
         use_tqdm=False,
     )
     samples = [output.outputs[0] for output in outputs]
@@ -223,6 +224,8 @@ def explain_mismatch(
     begin = f"sampling logps are off the trainer's by {error:.2g} a token (expected <= {limit:.2g})"
     if injector.request is None:
         return f"{begin}: vLLM samples without any adapter; load_adapter was not called"
+    if injector.mode is not Mode.in_place:
+        return f"{begin}; the adapter went to vLLM by way of {injector.mode.value}"
     if wrong := injector.differences(tensors):
         return (
             f"{begin}: vLLM holds another adapter than the trainer's ({len(wrong)} tensors differ, "
@@ -232,11 +235,6 @@ def explain_mismatch(
         f"{begin}: the adapter in vLLM is the trainer's bit for bit, so the base weights, the "
         "sampling options (top_p, top_k, min_p, extra fields) or 8-bit keys and values differ"
     )
-
-
-def _version(mode: Mode, number: int) -> int:
-    """Names that no policy version has, and each used once: nothing cached can be reused."""
-    return -1 - 10 * list(Mode).index(mode) - number
 
 
 def _first_line(error: Exception) -> str:

@@ -32,6 +32,18 @@ class Written(NamedTuple):
     """Whether vLLM had dropped or moved the adapter, so that its slot was set up again."""
 
 
+class Part(NamedTuple):
+    """The LoRA buffers of one layer as the trainer knows it: q_proj, not qkv_proj."""
+
+    owner: str
+    """Name of vLLM's module, which may be fused."""
+    module: Any
+    a: Tensor
+    """(slots, 1, R, in)."""
+    b: Tensor
+    """(slots, 1, out, R), the scale folded in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """Where one adapter lives: views of the stacked buffers, cached between writes."""
@@ -66,6 +78,11 @@ class WorkerExtension:
 
     model_runner: Any
 
+    def rlkit_new_user(self) -> int:
+        """A number that no other caller of this engine has."""
+        self._rlkit_users = 1 + (self._rlkit_users if hasattr(self, "_rlkit_users") else 0)
+        return self._rlkit_users
+
     def rlkit_bind(self, int_id: int, layers: tuple[str, ...], rank: int) -> Slot:
         """Register adapter `int_id`, all zero, and look up where the factors of `layers` go.
 
@@ -80,7 +97,8 @@ class WorkerExtension:
             self.model_runner.lora_manager.add_dummy_lora(request, 1)
         manager.activate_adapter(int_id)
         manager.pin_adapter(int_id)
-        slot = _resolve(manager, int_id, layers, rank)
+        index = manager.lora_index_to_id.index(int_id)
+        slot = _resolve(self.rlkit_parts(), index, layers, rank)
         torch._foreach_zero_([buffer[slot.index] for buffer in _buffers(slot.owners)])
         self._rlkit_slots()[int_id] = slot
         return slot
@@ -133,11 +151,19 @@ class WorkerExtension:
         self._rlkit_slots().pop(int_id, None)
         self._rlkit_manager().remove_adapter(int_id)
 
-    def rlkit_bound(self, int_id: int) -> int:
-        """The layers and parts for which adapter `int_id` holds any A but zero."""
+    def rlkit_parts(self) -> dict[str, Part]:
+        """The LoRA buffers by the trainer's layer names."""
         manager = self._rlkit_manager()
-        index = manager.lora_index_to_id.index(int_id)
-        return sum(bool(a[index].any()) for _, _, a, _ in _parts(manager).values())
+        parts: dict[str, Part] = {}
+        for name, module in manager.modules.items():
+            if not isinstance(module.lora_a_stacked, tuple):
+                continue  # the embedding and the head are stored otherwise; rlkit adapts neither
+            parent, _, leaf = name.rpartition(".")
+            leaves = manager.packed_modules_mapping.get(leaf, [leaf])
+            stacks = zip(module.lora_a_stacked, module.lora_b_stacked, strict=True)
+            for part, (a, b) in zip(leaves, stacks, strict=True):
+                parts[f"{parent}.{part}" if parent else part] = Part(name, module, a, b)
+        return parts
 
     def rlkit_slot(self, int_id: int) -> dict[str, Tensor]:
         """Copies of the whole slot of `int_id`, unused ranks included, by layer, part and factor.
@@ -148,8 +174,8 @@ class WorkerExtension:
         index = manager.lora_index_to_id.index(int_id)
         return {
             f"{layer}.{factor}": stack[index, 0].clone()
-            for layer, (_, _, a, b) in _parts(manager).items()
-            for factor, stack in (("A", a), ("B", b))
+            for layer, part in self.rlkit_parts().items()
+            for factor, stack in (("A", part.a), ("B", part.b))
         }
 
     def rlkit_parameters(self) -> dict[str, Tensor]:
@@ -205,43 +231,26 @@ class WorkerExtension:
         return self._rlkit_slot_table
 
 
-def _parts(manager: Any) -> dict[str, tuple[str, Any, Tensor, Tensor]]:
-    """By the trainer's layer name: name of vLLM's module, the module, and the part's A and B."""
-    parts: dict[str, tuple[str, Any, Tensor, Tensor]] = {}
-    for name, module in manager.modules.items():
-        if not isinstance(module.lora_a_stacked, tuple):
-            continue  # the embedding and the head are stored otherwise; rlkit adapts neither
-        parent, _, leaf = name.rpartition(".")
-        leaves = manager.packed_modules_mapping.get(leaf, [leaf])
-        for i, part in enumerate(leaves):
-            layer = f"{parent}.{part}" if parent else part
-            parts[layer] = (name, module, module.lora_a_stacked[i], module.lora_b_stacked[i])
-    return parts
-
-
-def _resolve(manager: Any, int_id: int, layers: tuple[str, ...], rank: int) -> Slot:
-    index = manager.lora_index_to_id.index(int_id)
-    parts = _parts(manager)
+def _resolve(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], rank: int) -> Slot:
     if missing := [layer for layer in layers if layer not in parts]:
         raise ValueError(
             f"every adapted layer must have LoRA buffers in vLLM, got {len(missing)} without: "
             f"{', '.join(missing[:3])}"
         )
     factors: list[Tensor] = []
-    owners: dict[str, tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
     for layer in layers:
         _, _, a, b = parts[layer]
         if rank > a.shape[2]:
             raise ValueError(f"the adapter's rank must be <= {a.shape[2]}, got {rank}")
         factors += [a[index, 0, :rank], b[index, 0, :, :rank]]
-    for name, module, _, _ in parts.values():
-        owners[name] = (module, module.lora_a_stacked, module.lora_b_stacked)
+    modules = {part.owner: part.module for part in parts.values()}
+    owners = tuple((m, m.lora_a_stacked, m.lora_b_stacked) for m in modules.values())
     return Slot(
         index=index,
         layers=layers,
         factors=tuple(factors),
-        owners=tuple(owners.values()),
-        addresses=tuple(t.data_ptr() for t in _buffers(owners.values())),
+        owners=owners,
+        addresses=tuple(buffer.data_ptr() for buffer in _buffers(owners)),
     )
 
 
