@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlkit.optim import restore_state, state_tensors
+
 _FILES = ("adapter.safetensors", "optimizer.safetensors")
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -54,7 +56,7 @@ class Checkpoint:
 
     parameters: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
-    """`{parameter}/{exp_avg, exp_avg_sq, step}`."""
+    """`{parameter}/{exp_avg, exp_avg_sq, step}`, or what else the optimiser keeps."""
     progress: Progress
 
 
@@ -114,11 +116,7 @@ def moments_of(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The optimiser's state tensors by parameter name; empty before the first update."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    return state_tensors(optimizer, parameters)
 
 
 def restore_moments(
@@ -126,12 +124,11 @@ def restore_moments(
     parameters: Mapping[str, Tensor],
     moments: Mapping[str, Tensor],
 ) -> None:
-    """Put `moments` back; raises CheckpointError on a name that no parameter has."""
-    for full_name, value in moments.items():
-        name, _, key = full_name.rpartition("/")
-        if name not in parameters:
-            raise CheckpointError(f"optimizer state for an unknown parameter: {name}")
-        optimizer.state[parameters[name]][key] = value.clone()
+    """Put `moments` back; raises CheckpointError where they do not fit the optimiser."""
+    try:
+        restore_state(optimizer, parameters, moments)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def step_folder(folder: Path, step: int) -> Path:

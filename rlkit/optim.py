@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,21 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor
+
+_CONSTANTS = ("qmap1", "qmap2")
+"""bitsandbytes' tables of the values that 8 bits stand for, the same for all parameters."""
+_ADAMW_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class OptimKind(StrEnum):
+    """Where and how AdamW keeps its two moments; 8 bits: Dettmers et al. 2022, arXiv:2110.02861."""
+
+    adamw = "adamw"
+    """float32, 8 bytes a parameter."""
+    adamw8bit = "adamw8bit"
+    """8 bits in blocks of 256 with a float32 scale each, 2 bytes a parameter; bitsandbytes."""
+    paged_adamw8bit = "paged_adamw8bit"
+    """The same in memory that CUDA moves to the host when the device's is short."""
 
 
 class Schedule(StrEnum):
@@ -23,6 +39,8 @@ class Schedule(StrEnum):
 class OptimConfig:
     """AdamW on the adapter, and how often it steps on one rollout batch."""
 
+    kind: OptimKind = OptimKind.adamw
+    """Format of the moments; those of fewer than 4096 parameters are always float32."""
     learning_rate: float = 1e-3
     """Peak learning rate, > 0. LoRA wants about ten times the rate of full fine-tuning."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
@@ -45,6 +63,9 @@ class OptimConfig:
     """Consecutive updates skipped for a non-finite gradient before the run stops, >= 1."""
 
     def __post_init__(self) -> None:
+        if self.kind is not OptimKind.adamw and importlib.util.find_spec("bitsandbytes") is None:
+            rule = "adamw without bitsandbytes (pip install 'rlkit[quant]')"
+            _require(False, "kind", rule, self.kind.value)
         _require(self.learning_rate > 0, "learning_rate", "> 0", self.learning_rate)
         valid_betas = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         _require(valid_betas, "betas", "two numbers in [0, 1)", self.betas)
@@ -87,21 +108,78 @@ def build_optimizer(
     config: OptimConfig,
     *,
     rate_factor: Callable[[str], float] = lambda name: 1.0,
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """AdamW over the named tensors, in their order.
 
     `rate_factor` multiplies the learning rate of a tensor, by its name; tensors of one factor form
     a parameter group, which keeps it as `rate_factor`.
     """
-    groups: dict[float, list[Tensor]] = {}
+    by_factor: dict[float, list[Tensor]] = {}
     for name, parameter in parameters.items():
-        groups.setdefault(rate_factor(name), []).append(parameter)
-    beta1, beta2 = config.betas
-    return torch.optim.AdamW(
-        [{"params": leaves, "rate_factor": factor} for factor, leaves in groups.items()],
-        lr=config.learning_rate,
-        betas=(beta1, beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
+        by_factor.setdefault(rate_factor(name), []).append(parameter)
+    groups = [{"params": leaves, "rate_factor": factor} for factor, leaves in by_factor.items()]
+    betas = (config.betas[0], config.betas[1])
+    rate, eps, decay = config.learning_rate, config.eps, config.weight_decay
+    if config.kind is OptimKind.adamw:
+        return torch.optim.AdamW(
+            groups, lr=rate, betas=betas, eps=eps, weight_decay=decay, fused=True
+        )
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+    on_cuda = any(parameter.is_cuda for parameter in parameters.values())
+    paged = config.kind is OptimKind.paged_adamw8bit and on_cuda
+    make = PagedAdamW8bit if paged else AdamW8bit
+    optimizer: torch.optim.Optimizer = make(
+        groups, lr=rate, betas=betas, eps=eps, weight_decay=decay
     )
+    return optimizer
+
+
+def state_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The optimiser's state by `{parameter}/{key}`; empty before the first update."""
+    return {
+        f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if key not in _CONSTANTS
+    }
+
+
+def restore_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Put what `state_tensors` returned into a fresh optimiser of the same kind, bitwise.
+
+    Raises ValueError on a name that no parameter has, or on the state of another kind.
+    """
+    _create_state(optimizer)
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in parameters:
+            raise ValueError(f"optimizer state for an unknown parameter: {name}")
+        state = optimizer.state[parameters[name]]
+        created = state.get(key)
+        if isinstance(created, int):
+            state[key] = int(value)
+        elif isinstance(created, Tensor):
+            if created.shape != value.shape or created.dtype != value.dtype:
+                raise ValueError(f"optimizer state of another optim.kind: {full_name}")
+            created.copy_(value)
+        elif isinstance(optimizer, torch.optim.AdamW) and key in _ADAMW_KEYS:
+            state[key] = value.clone()
+        else:
+            raise ValueError(f"optimizer state of another optim.kind: {full_name}")
+
+
+def _create_state(optimizer: torch.optim.Optimizer) -> None:
+    """bitsandbytes' state before the first update, in its own kinds of memory; torch needs none."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return
+    create: Callable[..., None] = optimizer.init_state  # type: ignore[attr-defined]
+    for group_index, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            create(group, parameter, group_index, index)
