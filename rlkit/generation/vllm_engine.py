@@ -56,6 +56,7 @@ class EngineSpec:
     rows: int
     """Completions of one training step."""
     lora_rank: int
+    """0 = an engine without adapters."""
     lora_modules: tuple[str, ...]
     """Last parts of the names of the adapted layers: q_proj, up_proj, ..."""
     allow_remote_code: bool = False
@@ -161,9 +162,16 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
         from rlkit.generation.vllm_cpu import prepare_cpu
 
         prepare_cpu()
-    sizes: dict[str, int] = {}
+    options: dict[str, Any] = {}
     if block_size := _block_size(config, spec):
-        sizes["block_size"] = block_size
+        options["block_size"] = block_size
+    if spec.lora_rank:
+        options |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": slot_rank(spec.lora_rank),
+            "lora_target_modules": list(spec.lora_modules),
+        }
     eager = on_cpu if config.enforce_eager is None else config.enforce_eager
     return vllm.LLM(
         model=spec.location,
@@ -181,22 +189,18 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
         kv_cache_dtype=config.kv_cache_dtype.value,
         enable_prefix_caching=True,
         enforce_eager=eager,
-        enable_lora=True,
-        max_loras=1,
-        max_lora_rank=slot_rank(spec.lora_rank),
-        lora_target_modules=list(spec.lora_modules),
         logprobs_mode="processed_logprobs",
         stream_interval=_STREAM_INTERVAL,
         enable_sleep_mode=config.release_kv_cache or config.weights is Weights.sleep,
         worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension",
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        **sizes,
+        **options,
     )
 
 
 def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
-    slot_rank(spec.lora_rank)
+    slot_rank(max(spec.lora_rank, 1))
     if spec.dtype not in _DTYPES:
         raise ValueError(f"model.dtype must be bf16, fp16 or fp32 for vLLM, got {spec.dtype}")
     context = getattr(spec.hf_config.get_text_config(), "max_position_embeddings", None)

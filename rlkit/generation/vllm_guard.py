@@ -63,6 +63,9 @@ def configure_environment() -> None:
     FlashInfer's sampler is turned off where FlashInfer is missing: vLLM 0.24 would import it.
     """
     os.environ.update(_SETTINGS)
+    if torch.cuda.is_available():
+        # The runner that draws seeded samples in one kernel; the older one draws row by row.
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
     # It warns about every run with adapters: that theirs would be another tokenizer.
     logging.getLogger("vllm.v1.engine.input_processor").setLevel(logging.ERROR)
     try:

@@ -1,0 +1,147 @@
+"""What generation costs beside its decoding: rlkit, plain vLLM and TRL on the same work.
+
+    python -m rlkit.bench.generation [--shape qwen2.5-1.5b] [--sides rlkit,vllm,trl] [--out FILE]
+
+A random model of the shape, LoRA on all linear layers, prompts of 128 tokens. Each side runs in a
+process of its own and samples exactly the same number of tokens. rlkit runs twice: with an empty
+compile cache and with a warm one. Prints a table and writes JSON with versions and hardware.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlkit.bench.generation_sides import SIDES, Work
+from rlkit.bench.random_model import SHAPES, write_random_model
+from rlkit.environment import hardware, versions
+
+_MARK = "rlkit.bench.result "
+Result = dict[str, Any]
+
+
+def main() -> None:
+    """Run the sides, or, as their child, one of them."""
+    options = _arguments()
+    if options.child:
+        work = _work(Path(options.folder), options)
+        print(_MARK + json.dumps(SIDES[options.child](work)), flush=True)
+        return
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    results: dict[str, Result] = {}
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
+        folder = Path(root) / options.shape
+        write_random_model(folder, options.shape, dtype=dtype)
+        cache = Path(root) / "vllm-cache"
+        for side in options.sides.split(","):
+            name = f"{side} (cold)" if side == "rlkit" and options.cold else side
+            results[name] = _run(side, folder, cache, options)
+            if name != side:
+                results[side] = _run(side, folder, cache, options)
+    report = {
+        "command": " ".join(["python -m rlkit.bench.generation", *sys.argv[1:]]),
+        "work": _work(Path(options.shape), options)._asdict() | {"folder": options.shape},
+        "versions": versions(),
+        "hardware": hardware(),
+        "results": results,
+    }
+    print(table(results))
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=2, default=str) + "\n")
+
+
+def table(results: dict[str, Result]) -> str:
+    """One column a side; medians."""
+    rows = [
+        ("LoRA sync, ms", lambda r: _number(r.get("sync_ms"), "{:.2f}")),
+        ("generation, s", lambda r: _number(_median(r.get("generation_s")), "{:.2f}")),
+        ("base weights, GB", lambda r: _number(r.get("base_weight_bytes"), "{:.2f}", 1e-9)),
+        ("start to first token, s", lambda r: _number(r.get("first_token_s"), "{:.1f}")),
+    ]
+    lines = ["| | " + " | ".join(results) + " |", "| --- |" + " --- |" * len(results)]
+    for title, cell in rows:
+        lines.append(f"| {title} | " + " | ".join(cell(r) for r in results.values()) + " |")
+    failed = [f"{name}: {r['error']}" for name, r in results.items() if "error" in r]
+    return "\n".join([*lines, *failed])
+
+
+def _run(side: str, folder: Path, cache: Path, options: argparse.Namespace) -> Result:
+    """One side in a fresh process; what it said when it fails."""
+    command = [sys.executable, "-m", "rlkit.bench.generation", "--child", side]
+    command += ["--folder", str(folder), *_passed_on(options)]
+    environment = os.environ | {
+        "VLLM_CACHE_ROOT": str(cache),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=options.timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no result within {options.timeout_s} s"}
+    for line in done.stdout.splitlines():
+        if line.startswith(_MARK):
+            result: Result = json.loads(line.removeprefix(_MARK))
+            print(f"{side}: {json.dumps(result)[:400]}", flush=True)
+            return result
+    print(done.stdout[-3000:], done.stderr[-3000:], sep="\n", flush=True)
+    return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+
+
+def _work(folder: Path, options: argparse.Namespace) -> Work:
+    return Work(
+        folder=folder,
+        num_prompts=options.prompts,
+        num_samples=options.samples,
+        new_tokens=options.new_tokens,
+        rank=options.rank,
+        repeats=options.repeats,
+        syncs=options.syncs,
+    )
+
+
+_COUNTS = {"prompts": 8, "samples": 8, "new_tokens": 512, "rank": 16, "repeats": 3, "syncs": 20}
+
+
+def _passed_on(options: argparse.Namespace) -> list[str]:
+    return [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in _COUNTS]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m rlkit.bench.generation")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
+    parser.add_argument("--sides", default="rlkit,vllm,trl")
+    parser.add_argument("--warm-only", dest="cold", action="store_false", help="rlkit once")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="of each side")
+    for name, default in _COUNTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--child", choices=sorted(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _median(values: list[float] | None) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _number(value: float | None, form: str, factor: float = 1.0) -> str:
+    return "–" if value is None else form.format(value * factor)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The sides of `rlkit.bench.generation`, each run in a process of its own; results are plain dicts.
+
+rlkit   the engine of generator=vllm with shared weights, and the adapter edited in place
+vllm    the same engine without adapters: what LoRA costs
+trl     TRL's colocated vLLM: the adapter merged into the trainer's weights and all of them pushed
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from rlkit.generation import VLLMGeneratorConfig, sample_seed
+from rlkit.generation.vllm_config import VLLMSamplingOptions, Weights
+from rlkit.generation.vllm_engine import Engine, EngineSpec, start_engine
+from rlkit.generation.vllm_generator import VLLMGenerator
+from rlkit.lora import LoRA, attach, init_adapter
+from rlkit.models.config import LoRAConfig
+from rlkit.types import Prompt, SamplingConfig
+
+_PROMPT_TOKENS = 128
+
+
+class Work(NamedTuple):
+    """What every side does."""
+
+    folder: Path
+    num_prompts: int
+    num_samples: int
+    new_tokens: int
+    rank: int
+    repeats: int
+    syncs: int
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Prompts that differ from the second token on."""
+        return [
+            Prompt(
+                index=n,
+                ids=(7, *((11 * n + 3 * i) % 250 for i in range(_PROMPT_TOKENS - 1))),
+                text="",
+            )
+            for n in range(self.num_prompts)
+        ]
+
+
+def rlkit_side(work: Work) -> dict[str, object]:
+    """Start, injection, generation and the bytes of the base weights, as in a run of rlkit."""
+    from rlkit.generation.vllm_lora import LoRAInjector
+    from rlkit.generation.vllm_weights import weight_views
+    from rlkit.models.views import model_on_views
+
+    hf_config, device, dtype = _setting(work)
+    begin = time.perf_counter()
+    engine, config = _engine(work, hf_config, device, dtype, rank=work.rank)
+    views = weight_views(engine.llm)
+    model = model_on_views(
+        hf_config, views, str(work.folder), dtype=dtype, device=device, attention="sdpa"
+    )
+    lora = attach(model, LoRAConfig(rank=work.rank, alpha=2.0 * work.rank), dtype=dtype)
+    injector = LoRAInjector(
+        engine.llm, tuple(lora.shapes), rank=work.rank, scale=lora.config.scale, key=lora.key
+    )
+    adapter = _random_adapter(lora, device)
+    generator = VLLMGenerator(engine, injector, stop_token_ids=frozenset(), config=config)
+    generator.load_adapter(adapter, 0)
+    _generate(generator, work, new_tokens=1)
+    first_token = time.perf_counter() - begin
+    syncs = []
+    for version in range(1, work.syncs + 1):
+        for tensor in adapter.values():
+            tensor.mul_(1.001)
+        _wait()
+        start = time.perf_counter()
+        generator.load_adapter(adapter, version)
+        _wait()
+        syncs.append(1e3 * (time.perf_counter() - start))
+    result = {
+        "sync_ms": statistics.median(syncs),
+        "sync_ms_all": syncs,
+        "sync_bytes": sum(t.numel() for t in adapter.values()) * dtype.itemsize,
+        "generation_s": _timed(
+            lambda: _generate(generator, work, new_tokens=work.new_tokens), work
+        ),
+        "first_token_s": first_token,
+        "base_weight_bytes": _distinct_bytes([*views.values(), *model.parameters()]),
+        "one_copy_bytes": _distinct_bytes([*views.values()]),
+        "runner": _runner(engine),
+    }
+    generator.close()
+    return result
+
+
+def vllm_side(work: Work) -> dict[str, object]:
+    """The same engine and requests without LoRA."""
+    hf_config, device, dtype = _setting(work)
+    engine, config = _engine(work, hf_config, device, dtype, rank=0)
+    generator = VLLMGenerator(engine, NoAdapter(), stop_token_ids=frozenset(), config=config)
+    _generate(generator, work, new_tokens=1)
+    seconds = _timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
+    generator.close()
+    return {"generation_s": seconds}
+
+
+def trl_side(work: Work) -> dict[str, object]:
+    """TRL's own class, as its GRPO trainer uses it with a PEFT model in colocate mode."""
+    from accelerate import Accelerator
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    _, device, dtype = _setting(work)
+    begin = time.perf_counter()
+    base = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype).to(device)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(
+        base, LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=targets)
+    )
+    rows = work.num_prompts * work.num_samples
+    generation = VLLMGeneration(
+        model,
+        Accelerator(),
+        AutoTokenizer.from_pretrained(work.folder),
+        gpu_memory_utilization=0.3,
+        max_model_length=_PROMPT_TOKENS + work.new_tokens,
+        max_num_seqs=rows,
+        max_completion_length=work.new_tokens,
+        generation_kwargs={"ignore_eos": True},
+    )
+    generation.sync_weights()
+    prompts = [list(p.ids) for p in work.prompts for _ in range(work.num_samples)]
+
+    def generate(new_tokens: int) -> None:
+        generation.max_completion_length = new_tokens
+        generation.generate(prompts, None, work.num_samples)
+
+    generate(1)
+    first_token = time.perf_counter() - begin
+    syncs = []
+    for _ in range(work.syncs):
+        _wait()
+        start = time.perf_counter()
+        generation.sync_weights()
+        _wait()
+        syncs.append(1e3 * (time.perf_counter() - start))
+    engine_model = generation.llm.llm_engine.model_executor.driver_worker.model_runner.model
+    trained = [p for n, p in model.named_parameters() if "lora_" not in n]
+    return {
+        "sync_ms": statistics.median(syncs),
+        "sync_ms_all": syncs,
+        "generation_s": _timed(lambda: generate(work.new_tokens), work),
+        "first_token_s": first_token,
+        "base_weight_bytes": _distinct_bytes([*trained, *engine_model.parameters()]),
+    }
+
+
+SIDES: dict[str, Callable[[Work], dict[str, object]]] = {
+    "rlkit": rlkit_side,
+    "vllm": vllm_side,
+    "trl": trl_side,
+}
+
+
+class NoAdapter:
+    """Stands where a LoRAInjector does in an engine without adapters."""
+
+    request = None
+
+
+def _setting(work: Work) -> tuple[PreTrainedConfig, torch.device, torch.dtype]:
+    hf_config: PreTrainedConfig = AutoConfig.from_pretrained(work.folder)
+    if torch.cuda.is_available():
+        return hf_config, torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
+    return hf_config, torch.device("cpu"), torch.float32
+
+
+def _engine(
+    work: Work,
+    hf_config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    rank: int,
+) -> tuple[Engine, VLLMGeneratorConfig]:
+    rows = work.num_prompts * work.num_samples
+    config = VLLMGeneratorConfig(
+        weights=Weights.shared,
+        max_num_seqs=rows,
+        sampling=VLLMSamplingOptions(extra={"ignore_eos": True}),
+    )
+    spec = EngineSpec(
+        location=str(work.folder),
+        revision=None,
+        hf_config=hf_config,
+        dtype=dtype,
+        device=device,
+        max_prompt_length=_PROMPT_TOKENS,
+        max_completion_length=work.new_tokens,
+        rows=rows,
+        lora_rank=rank,
+        lora_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    )
+    return start_engine(config, spec, say=print), config
+
+
+def _generate(generator: VLLMGenerator, work: Work, *, new_tokens: int) -> None:
+    seeds = [
+        [sample_seed(0, 0, n, i) for i in range(work.num_samples)] for n in range(work.num_prompts)
+    ]
+    groups = generator.generate(
+        work.prompts,
+        num_samples=work.num_samples,
+        sampling=SamplingConfig(max_completion_length=new_tokens),
+        seeds=seeds,
+    )
+    tokens = {len(rollout.completion_ids) for group in groups for rollout in group}
+    assert tokens == {new_tokens}, "every side must sample the same number of tokens"
+
+
+def _random_adapter(lora: LoRA, device: torch.device) -> dict[str, Tensor]:
+    adapter = {k: t.detach() for k, t in init_adapter(lora, seed=0, device=device).items()}
+    for key, tensor in adapter.items():
+        if ".lora_B." in key:
+            tensor.normal_(0.0, 1e-3)
+    return adapter
+
+
+def _timed(generate: Callable[[], None], work: Work) -> list[float]:
+    """Seconds of each repetition, after one to warm up."""
+    generate()
+    seconds = []
+    for _ in range(work.repeats):
+        _wait()
+        start = time.perf_counter()
+        generate()
+        _wait()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _distinct_bytes(tensors: list[Tensor]) -> int:
+    """Bytes of the storages behind `tensors`, each counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _runner(engine: Engine) -> str:
+    config: Any = engine.llm.llm_engine.vllm_config
+    return "V2" if getattr(config, "use_v2_model_runner", False) else "V1"
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
