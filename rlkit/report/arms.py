@@ -38,9 +38,9 @@ def is_setting(key: str) -> bool:
 def arms_of(jobs: Sequence[Job], *, panel_keys: Sequence[str] | None = None) -> list[Arm]:
     """Group `jobs` into arms, in the order of their first jobs.
 
-    Panels are made by `panel_keys`, overrides or leaves of the configuration. Without any
-    (None), by the task where it differs; else, where the overrides span a grid of which one option
-    alone is a number, by that one. Variants take their names from the overrides that are not common to
+    Panels are made by `panel_keys`, overrides or leaves of the configuration. Without any (None),
+    by the task where it differs; else, where the overrides span a grid of which one option alone
+    is a number, by that one. Variants take their names from the overrides that are not common to
     all; jobs without overrides (plain run folders) from their configurations. Runs that agree in
     everything, the seed included, are kept apart by their ids.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup, escape
 
 from rlkit.report import charts, svg, text
 from rlkit.report.arms import Arm
@@ -96,13 +98,15 @@ def build_page(results: Results, *, command: str = "") -> str:
     arms = [row.arm for row in results.rows]
     page = importlib.resources.files("rlkit.report").joinpath("page")
     loader = jinja2.FunctionLoader(lambda name: page.joinpath(name).read_text(encoding="utf-8"))
-    template = jinja2.Environment(
+    pages = jinja2.Environment(
         loader=loader,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    ).get_template("report.html.j2")
+    )
+    pages.filters["soft"] = soft
+    template = pages.get_template("report.html.j2")
     main, more = curve_groups(results)
     return template.render(
         study=study,
@@ -130,6 +134,11 @@ def build_page(results: Results, *, command: str = "") -> str:
         style=page.joinpath("style.css").read_text(encoding="utf-8"),
         script=page.joinpath("script.js").read_text(encoding="utf-8"),
     )
+
+
+def soft(name: str) -> Markup:
+    """A name that may break after its joints, instead of anywhere."""
+    return Markup(re.sub(r"([=_./,](?=\w))", r"\1<wbr>", str(escape(name))))
 
 
 def analyse_with(study: Study, options: ReportOptions) -> Results:

@@ -25,6 +25,15 @@ BASE = {
     "model": {"source": "starter", "hub_token": "hf_canary123456"},
 }
 
+FINALS = {
+    "kl=reverse_k3": [0.90, 0.92, 0.94, 0.91, 0.93],
+    "kl=unsloth_full_reverse": [0.905, 0.918, 0.946, 0.912, 0.929],
+    "kl=none": [0.96, 0.97, 0.99, 0.975, 0.985],
+    "ratio=no_detach": [0.2] * 5,
+    "kl=reverse_k1_reward": [0.88],
+}
+"""Success after training, by variant and seed."""
+
 
 def write_run(
     folder: Path,
@@ -78,8 +87,8 @@ def write_run(
             )
     tracker.message(Level.info, "over")
     tracker.close(5.0)
-    record_ = {"status": status.value, "message": message, "pid": 1, "time": 1.0}
-    (folder / "status.json").write_text(json.dumps(record_))
+    ended = {"status": status.value, "message": message, "pid": 1, "time": 1.0}
+    (folder / "status.json").write_text(json.dumps(ended))
     if status is Status.completed:
         (folder / "DONE").touch()
 
@@ -89,11 +98,11 @@ def write_sweep(
 ) -> None:
     """`sweep.json` for jobs given as (id, overrides)."""
     folder.mkdir(parents=True, exist_ok=True)
-    record_ = {
+    contract = {
         "version": 1,
         "name": name,
         "command": ["rlkit", "-m", "kl=reverse_k3,none", "seed=range(5)"],
         "created": "2026-11-21T17:00:00+00:00",
         "jobs": [{"id": i, "overrides": list(o), "folder": f"jobs/{i}"} for i, o in jobs],
     }
-    (folder / "sweep.json").write_text(json.dumps(record_))
+    (folder / "sweep.json").write_text(json.dumps(contract))

@@ -1,0 +1,211 @@
+"""The page: valid, self-contained, with the numbers in it, for every kind of study."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import cast
+
+import pyarrow.parquet as pq
+import pytest
+from made_up_sweep import FINALS, write_run
+
+from rlkit.report.build import ReportOptions, write_page, write_report
+from rlkit.tracking import Status
+
+_VOID = {"meta", "link", "input", "br", "wbr", "hr", "img"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order; collects ids, references and the text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.scripts = 0
+        self.text: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.scripts += tag == "script"
+        if tag not in _VOID:
+            self.open.append(tag)
+        if values.get("id"):
+            self.ids.append(str(values["id"]))
+        for name in ("href", "src", "xlink:href", "action", "data", "srcset", "poster"):
+            if name in values:
+                self.references.append(str(values[name]))
+        assert not any(name.startswith("on") for name in values), values
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in _VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join("".join(self.text).split())
+
+
+def check(path: Path) -> Page:
+    source = path.read_text()
+    page = Page(source)
+    assert len(page.ids) == len(set(page.ids))
+    for reference in page.references:
+        assert reference.startswith("#") or reference == "data:,", reference
+        if reference.startswith("#"):
+            assert reference[1:] in page.ids
+    assert not re.search(r"url\(|@import|https?://|//cdn|fetch\(|XMLHttpRequest|import\(", source)
+    assert not re.search(r"\bnan\b", source, flags=re.IGNORECASE)
+    assert "Undefined" not in source and "None" not in page.words
+    return page
+
+
+@pytest.fixture(scope="module")
+def page_of_sweep(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out")
+    path, _ = write_report([sweep], ReportOptions(out=str(out)))
+    return path
+
+
+def test_the_page_of_a_sweep_holds_its_numbers(page_of_sweep: Path) -> None:
+    page = check(page_of_sweep)
+    for finals in FINALS.values():
+        assert f"{sum(finals) / len(finals):.3f}" in page.words
+    for text in ("+0.056", "−0.720", "similar", "higher", "lower", "too few seeds", "inconclusive"):
+        assert text in page.words
+    assert "never moved: gradient norm exactly 0 at every step" in page.words
+    assert "21 of 25 jobs completed" in page.words
+    assert page_of_sweep.stat().st_size < 600_000
+
+
+def test_what_failed_is_shown_and_nothing_a_run_wrote_is_code(page_of_sweep: Path) -> None:
+    page = check(page_of_sweep)
+    assert "OutOfMemoryError: <script>alert(1)</script> & co" in page.words
+    assert page.scripts == 1
+    assert "not started" in page.words and "SIGINT after step 4" in page.words
+    # rich markup, chat templates and tags in completions are text as well
+    assert "<|im_start|>user" in page.words and "<answer>w1000</answer>" in page.words
+    assert "hf_canary123456" not in page_of_sweep.read_text()
+
+
+def test_configurations_differ_where_they_do(page_of_sweep: Path) -> None:
+    source = page_of_sweep.read_text()
+    assert "<mark>no_detach</mark>" in source and "<mark>reverse_k3</mark>" not in source
+    assert "kl.beta = 0.04" in source
+
+
+def test_curves_come_over_steps_samples_and_seconds_and_can_be_hidden(page_of_sweep: Path) -> None:
+    source = page_of_sweep.read_text()
+    for axis in ("steps", "samples", "seconds"):
+        # success, training reward, KL
+        assert source.count(f'<div class="on-{axis}"><svg') == 3
+    assert source.count("data-toggle=") == 5
+    assert source.count('aria-label="held-out success: 5 curves over training steps"') == 1
+
+
+def test_a_keyboard_finds_everything(page_of_sweep: Path) -> None:
+    source = page_of_sweep.read_text()
+    assert source.index('class="skip" href="#main"') < source.index("<header")
+    for block in re.findall(r'<div class="scroll"[^>]*>', source):
+        assert 'tabindex="0"' in block and "aria-label=" in block
+    for drawing in re.findall(r"<svg[^>]*>", source):
+        assert "aria-label=" in drawing or 'aria-hidden="true"' in drawing
+    assert ":focus-visible" in source
+
+
+def test_data_and_figures_lie_beside_the_page(page_of_sweep: Path) -> None:
+    folder = page_of_sweep.parent / "report"
+    names = {path.name for path in folder.iterdir()}
+    figures = {f"{n}.{s}" for n in ("curves", "frontier", "differences") for s in ("png", "svg")}
+    tables = {
+        f"{n}.{s}" for n in ("runs", "variants", "evals", "steps") for s in ("csv", "parquet")
+    }
+    assert names == figures | tables
+    for name in figures:
+        data = (folder / name).read_bytes()
+        assert data.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
+    with io.StringIO((folder / "runs.csv").read_text()) as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 25
+    found = [float(run["success"]) for run in runs if run["variant"] == "kl=none"]
+    assert found == pytest.approx(FINALS["kl=none"])
+    assert [run["state"] for run in runs[-4:]] == [
+        "failed",
+        "running",
+        "interrupted",
+        "not started",
+    ]
+    steps = pq.read_table(folder / "steps.parquet").to_pylist()
+    assert len(steps) == 21 * 12 + 3 * 5
+    assert cast(float, steps[11]["samples"]) == 576.0
+    variants = pq.read_table(folder / "variants.parquet").to_pylist()
+    assert [v["verdict"] for v in variants] == [
+        None,
+        "similar",
+        "higher",
+        "lower",
+        "too few seeds",
+    ]
+
+
+def test_the_same_study_gives_the_same_data_twice(page_of_sweep: Path, sweep: Path) -> None:
+    folder = page_of_sweep.parent / "report"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_report([sweep], ReportOptions(out=str(page_of_sweep.parent)))
+    for name in ("runs.csv", "variants.csv", "steps.csv", "evals.csv"):
+        assert (folder / name).read_bytes() == before[name]
+
+
+def test_the_page_of_one_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", seed=0, final=0.91, evals=(0, 4, 12), completions=True)
+    path = write_page(tmp_path / "run")
+    assert path == tmp_path / "run" / "report.html"
+    page = check(path)
+    assert "Held-out success 0.200 → 0.910" in page.words
+    assert "over 64 prompts" in page.words
+    assert "Completions before and after" in page.words
+    assert "Across tasks" not in page.words and "paired by seed, against" not in page.words
+    assert sorted(p.name for p in (tmp_path / "run").glob("report*")) == ["report.html"]
+
+
+@pytest.mark.parametrize("status", [Status.failed, Status.interrupted, Status.running])
+def test_the_page_of_a_run_without_a_single_step(tmp_path: Path, status: Status) -> None:
+    write_run(tmp_path / "run", seed=0, final=0.9, steps=0, evals=(), status=status, message="why")
+    path = write_page(tmp_path / "run")
+    assert path is not None
+    page = check(path)
+    assert "No run has completed yet." in page.words and "why" in page.words
+
+
+def test_pages_of_one_variant_of_nan_and_of_no_kl(tmp_path: Path) -> None:
+    for seed in range(5):
+        write_run(tmp_path / f"runs/{seed}", seed=seed, final=0.9, kl=None, bad=seed == 0)
+    path, headline = write_report([tmp_path / "runs"], ReportOptions())
+    page = check(path)
+    assert headline == "Held-out success 0.200 → 0.900, 4 seeds."
+    assert "1 without a finite value" in page.words
+    assert "Reward against KL" not in page.words
+    assert path == tmp_path / "runs" / "report.html"
+
+
+def test_a_page_that_cannot_be_written_does_not_raise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert write_page(tmp_path / "nowhere") is None
+    assert "the report was not written" in caplog.text

@@ -1,0 +1,190 @@
+"""The numbers of a report against numbers worked out here from the finals the runs were given."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_sweep import FINALS, write_run, write_sweep
+from scipy import stats
+
+from rlkit.report.curves import Axis, curve
+from rlkit.report.load import StudyError, load_study
+from rlkit.report.results import Results, analyse
+from rlkit.report.verdict import headline
+from rlkit.stats import Verdict
+from rlkit.tracking import Status
+
+
+@pytest.fixture(scope="module")
+def results(sweep: Path) -> Results:
+    return analyse(load_study([sweep]))
+
+
+def test_means_intervals_and_paired_differences(results: Results) -> None:
+    rows = {row.arm.variant: row for row in results.panels[""]}
+    base = np.array(FINALS["kl=reverse_k3"])
+    for name in ("kl=unsloth_full_reverse", "kl=none", "ratio=no_detach"):
+        row, finals = rows[name], np.array(FINALS[name])
+        assert row.final is not None and row.comparison is not None
+        assert row.final.mean == pytest.approx(finals.mean())
+        difference = row.comparison.difference
+        assert difference.mean == pytest.approx((finals - base).mean())
+        assert difference.low is not None and difference.high is not None
+        assert min(finals - base) - 1e-12 <= difference.low <= difference.mean
+        assert difference.mean <= difference.high <= max(finals - base) + 1e-12
+        assert row.start == pytest.approx(0.2)
+    assert rows["kl=reverse_k3"].is_baseline and rows["kl=reverse_k3"].comparison is None
+
+
+def test_p_values_are_holm_adjusted_t_tests_of_the_pairs(results: Results) -> None:
+    names = ["kl=unsloth_full_reverse", "kl=none", "ratio=no_detach"]
+    raw = [stats.ttest_rel(FINALS[n], FINALS["kl=reverse_k3"]).pvalue for n in names]
+    order = np.argsort(raw)
+    adjusted = np.maximum.accumulate(np.array(raw)[order] * np.array([3, 2, 1]))
+    rows = {row.arm.variant: row for row in results.panels[""]}
+    for index, value in zip(order, adjusted, strict=True):
+        comparison = rows[names[index]].comparison
+        assert comparison is not None
+        assert comparison.p_different == pytest.approx(min(1.0, value))
+
+
+def test_verdicts_and_remarks(results: Results) -> None:
+    rows = {row.arm.variant: row for row in results.panels[""]}
+    verdicts = {n: r.comparison.verdict for n, r in rows.items() if r.comparison is not None}
+    assert verdicts == {
+        "kl=unsloth_full_reverse": Verdict.similar,
+        "kl=none": Verdict.higher,
+        "ratio=no_detach": Verdict.lower,
+        "kl=reverse_k1_reward": Verdict.too_few,
+    }
+    assert rows["ratio=no_detach"].remarks == (
+        "never moved: gradient norm exactly 0 at every step",
+    )
+    assert rows["kl=reverse_k1_reward"].remarks == (
+        "1 failed, 1 interrupted, 1 running, 1 not started",
+    )
+    assert rows["kl=reverse_k1_reward"].final == (pytest.approx(0.88), None, None, 1)
+
+
+def test_kl_is_the_evaluations_never_the_losss(results: Results) -> None:
+    rows = {row.arm.variant: row for row in results.panels[""]}
+    for index, name in enumerate(FINALS):
+        found = rows[name].kl
+        assert found is not None
+        # The steps' own `kl` (0.004 * 11 ** 1.5) plays no part.
+        assert found.mean == pytest.approx(0.0 if name == "ratio=no_detach" else 1.0 + index)
+
+
+def test_the_headline_claims_what_the_seeds_allow(results: Results) -> None:
+    assert headline(results) == (
+        "21 of 25 jobs completed. Held-out success against kl=reverse_k3, 4 variants: "
+        "1 higher (kl=none +0.056); 1 lower (ratio=no_detach −0.720); "
+        "1 similar (within ±0.02) (kl=unsloth_full_reverse +0.002); 1 with too few seeds."
+    )
+
+
+def test_a_narrower_margin_makes_similar_inconclusive(sweep: Path) -> None:
+    found = analyse(load_study([sweep]), margin=0.001)
+    rows = {row.arm.variant: row for row in found.panels[""]}
+    comparison = rows["kl=unsloth_full_reverse"].comparison
+    assert comparison is not None and comparison.verdict is Verdict.inconclusive
+    with pytest.raises(StudyError, match=r"margin must be > 0, got 0"):
+        analyse(load_study([sweep]), margin=0.0)
+
+
+def test_another_metric_and_another_baseline(sweep: Path) -> None:
+    found = analyse(load_study([sweep]), metric="eval/kl", baseline="kl=none")
+    rows = {row.arm.variant: row for row in found.panels[""]}
+    comparison = rows["kl=reverse_k3"].comparison
+    assert comparison is not None
+    assert comparison.difference.mean == pytest.approx(1.0 - 3.0)
+    with pytest.raises(StudyError, match="metric must be one the runs have, got rward"):
+        analyse(load_study([sweep]), metric="rward")
+
+
+def test_curves_are_means_over_completed_seeds(results: Results) -> None:
+    arm = results.panels[""][0].arm
+    found = curve(arm, "success", Axis.samples)
+    assert found is not None and found.low is not None
+    np.testing.assert_allclose(found.x, [0, 192, 384, 576])
+    finals = np.array(FINALS[arm.variant])
+    expected = [np.mean(0.2 + (finals - 0.2) * s / 12) for s in (0, 4, 8, 12)]
+    np.testing.assert_allclose(found.mean, expected)
+    assert found.traces == ()
+
+
+def test_few_or_unfinished_seeds_are_drawn_one_by_one(results: Results) -> None:
+    arm = results.panels[""][4].arm
+    found = curve(arm, "reward", Axis.steps)
+    assert found is not None and found.low is None
+    assert sorted(len(t.x) for t in found.traces) == [5, 5, 5, 12]
+    assert len(found.mean) == 12
+
+
+def test_a_seed_that_became_nan_is_left_out_and_said_so(tmp_path: Path) -> None:
+    jobs = []
+    for seed in range(6):
+        jobs.append((f"{seed:012x}", ["kl=none", f"seed={seed}"]))
+        write_run(tmp_path / "s/jobs" / jobs[-1][0], seed=seed, final=0.9, bad=seed == 2)
+    write_sweep(tmp_path / "s", jobs)
+    (row,) = analyse(load_study([tmp_path / "s"])).rows
+    assert sorted(row.values) == [0, 1, 3, 4, 5]
+    assert row.remarks == ("1 without a finite value",)
+    assert row.final is not None and row.final.mean == pytest.approx(0.9)
+
+
+def test_aggregates_over_three_tasks_of_five_seeds(tmp_path: Path) -> None:
+    finals = {"algorithm=a": 0.5, "algorithm=b": 0.7}
+    jobs = []
+    for task in ("x", "y", "z"):
+        for variant, final in finals.items():
+            for seed in range(5):
+                name = f"{task}{variant[-1]}{seed:010x}"
+                jobs.append((name, [f"task={task}", variant, f"seed={seed}"]))
+                value = final + 0.01 * seed + (0.3 if task == "z" else 0.0)
+                write_run(tmp_path / "s/jobs" / name, seed=seed, final=value)
+    write_sweep(tmp_path / "s", jobs)
+    found = analyse(load_study([tmp_path / "s"]))
+    assert found.no_aggregates == ""
+    first, second = found.aggregates
+    scores = [0.5 + 0.01 * s + d for d in (0, 0, 0.3) for s in range(5)]
+    assert first.iqm.mean == pytest.approx(stats.trim_mean(scores, 0.25))
+    assert first.improvement is None
+    assert second.improvement == (1.0, 1.0, 1.0, 3)
+    fewer = load_study([tmp_path / "s"])
+    assert "takes 3 tasks, there are 1" not in headline(analyse(fewer))
+
+
+def test_without_enough_tasks_or_seeds_there_is_a_reason(tmp_path: Path) -> None:
+    jobs = []
+    for task in ("x", "y", "z"):
+        name = f"{task:0>12}"
+        jobs.append((name, [f"task={task}", "algorithm=a", "seed=0"]))
+        write_run(tmp_path / "s/jobs" / name, seed=0, final=0.9)
+    write_sweep(tmp_path / "s", jobs)
+    found = analyse(load_study([tmp_path / "s"]))
+    assert found.aggregates == []
+    assert found.no_aggregates == ("it takes 5 seeds of every variant on every task, one has 1")
+
+
+def test_headlines_of_other_studies(tmp_path: Path) -> None:
+    write_run(tmp_path / "one", seed=0, final=0.9, status=Status.failed, steps=2, evals=(0,))
+    assert headline(analyse(load_study([tmp_path / "one"]))) == (
+        "0 of 1 job completed. No run has completed yet."
+    )
+    for seed in range(2):
+        for name, final in (("a", 0.9), ("b", 0.8)):
+            options = {"kl": {"estimator": name}}
+            write_run(tmp_path / f"few/{name}{seed}", seed=seed, final=final, options=options)
+    assert headline(analyse(load_study([tmp_path / "few"]))) == (
+        "At most 2 seeds a variant: points, no intervals and no verdict (that takes 5). "
+        "Highest mean held-out success: kl.estimator=a, 0.900."
+    )
+    write_run(tmp_path / "done", seed=0, final=0.9)
+    text = headline(analyse(load_study([tmp_path / "done"])))
+    assert text.startswith("Held-out success 0.200 → 0.900 (+")
+    assert text.endswith("One seed: it says nothing about others.")
+    assert not math.isnan(float(text.split()[2]))
