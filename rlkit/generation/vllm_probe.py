@@ -18,9 +18,10 @@ from torch import Tensor
 from rlkit.generation.vllm_lora import LoRAInjector, Mode
 
 _NUM_PROMPTS, _NUM_TOKENS = 2, 8
-_STRENGTH = 0.4
-"""Size of a random adapter's update in units of its input. Moves logps by tenths of a nat to
-several, far above rounding, without driving probabilities to 0 or 1."""
+_STRENGTHS = (0.4, 0.8, 1.6, 3.2)
+"""Sizes of a random adapter's update in units of its input, tried until the effect is clear."""
+_CLEAR = 4.0
+"""How many times the tolerance an adapter must move the logps, for the test to tell anything."""
 
 
 class ProbeRow(NamedTuple):
@@ -51,7 +52,7 @@ class SelfTest:
     mode: Mode
     verdicts: tuple[Verdict, ...]
     effect: float
-    """Mean |logp(adapter) - logp(base)|: how much there was to get wrong."""
+    """Mean |logp(adapter) - logp(base)|, by the trainer: how much there was to get wrong."""
     tolerance: float
     num_layers: int
     seconds: float
@@ -88,9 +89,16 @@ def self_test(
     Raises RuntimeError when no way gives the trainer's logps.
     """
     begin = time.perf_counter()
-    trial = _Trial(injector, score, [random_adapter(like, injector.scale, s) for s in (1, 2)])
+    prompts = probe_prompts(injector.llm)
+    for strength in _STRENGTHS:
+        adapters = [
+            random_adapter(like, injector.scale, seed=seed, strength=strength) for seed in (1, 2)
+        ]
+        effect = _effect(score, adapters[0], prompts)
+        if effect >= _CLEAR * tolerance:
+            break
+    trial = _Trial(injector, score, adapters)
     verdicts = [trial.verdict(mode, tolerance) for mode in Mode]
-    effect = trial.effect()
     passed = [verdict.mode for verdict in verdicts if not verdict.problem]
     if not passed:
         found = "; ".join(f"{v.mode.value}: {v.problem}" for v in verdicts)
@@ -119,7 +127,6 @@ class _Trial:
         """vLLM's buffers after the last adapter was written in place, if that passed."""
         self.error = float("nan")
         """In place."""
-        self.rows: list[ProbeRow] = []
 
     def verdict(self, mode: Mode, tolerance: float) -> Verdict:
         self.injector.mode = mode
@@ -140,51 +147,51 @@ class _Trial:
         error = 0.0
         for adapter in self.adapters:
             self.injector.load(adapter, version=-1)
-            self.rows, logps = sample(self.injector.llm, self.injector.request)
-            error = max(error, mean_difference(logps, self.score(adapter, self.rows)))
+            rows, logps = sample(self.injector.llm, self.injector.request)
+            error = max(error, mean_difference(logps, self.score(adapter, rows)))
         if not error <= tolerance:
             return error, f"off by {error:.1e}"
         if self.injector.mode is Mode.in_place:
             self.error, self.held = error, self.injector.slot()
         return error, ""
 
-    def effect(self) -> float:
-        """Mean |logp(adapter) - logp(base)| of the tokens sampled last, by the trainer."""
-        if not self.rows:
-            return float("nan")
-        with_adapter = self.score(self.adapters[-1], self.rows)
-        return mean_difference(with_adapter, self.score(None, self.rows))
 
-
-def random_adapter(like: Mapping[str, Tensor], scale: float, seed: int) -> dict[str, Tensor]:
-    """A and B normal, so that an update has `_STRENGTH` times the size of the layer's input."""
+def random_adapter(
+    like: Mapping[str, Tensor], scale: float, *, seed: int, strength: float
+) -> dict[str, Tensor]:
+    """A and B normal, so that an update has `strength` times the size of the layer's input."""
     generator = torch.Generator().manual_seed(seed)
     adapter = {}
     for key, tensor in like.items():
         rows, columns = tensor.shape
         is_a = ".lora_A." in key
-        size = columns**-0.5 if is_a else _STRENGTH / (scale * columns**0.5)
+        size = columns**-0.5 if is_a else strength / (scale * columns**0.5)
         values = torch.randn(rows, columns, generator=generator) * size
         adapter[key] = values.to(tensor.device, torch.float32)
     return adapter
 
 
-def sample(llm: Any, request: Any) -> tuple[list[ProbeRow], list[list[float]]]:
-    """Probe prompts with a few tokens sampled under a `LoRARequest`, and vLLM's logps.
+def probe_prompts(llm: Any) -> list[tuple[int, ...]]:
+    """A few prompts of ids all over the vocabulary, always the same.
 
-    The prompts, always the same, span more than two blocks of the prefix cache: an adapter that
-    finds the blocks of another one gives itself away.
+    They span more than two blocks of the prefix cache: an adapter that finds the blocks of another
+    one gives itself away.
     """
-    from vllm import SamplingParams
-
     config = llm.llm_engine.vllm_config
     vocabulary = config.model_config.get_vocab_size()
     longest = config.model_config.max_model_len - _NUM_TOKENS
     length = min(2 * config.cache_config.block_size + 3, longest)
-    prompts = [
+    return [
         tuple((101 * i * i + 7919 * i + 13 * n) % vocabulary for i in range(1, length + 1))
         for n in range(_NUM_PROMPTS)
     ]
+
+
+def sample(llm: Any, request: Any) -> tuple[list[ProbeRow], list[list[float]]]:
+    """The probe prompts with a few tokens sampled under a `LoRARequest`, and vLLM's logps."""
+    from vllm import SamplingParams
+
+    prompts = probe_prompts(llm)
     options = SamplingParams(
         max_tokens=_NUM_TOKENS, ignore_eos=True, seed=0, logprobs=0, detokenize=False
     )
@@ -235,6 +242,14 @@ def explain_mismatch(
         f"{begin}: the adapter in vLLM is the trainer's bit for bit, so the base weights, the "
         "sampling options (top_p, top_k, min_p, extra fields) or 8-bit keys and values differ"
     )
+
+
+def _effect(
+    score: Score, adapter: Mapping[str, Tensor], prompts: Sequence[tuple[int, ...]]
+) -> float:
+    split = max(1, len(prompts[0]) - _NUM_TOKENS)
+    rows = [ProbeRow(prompt[:split], prompt[split:]) for prompt in prompts]
+    return mean_difference(score(adapter, rows), score(None, rows))
 
 
 def _first_line(error: Exception) -> str:
