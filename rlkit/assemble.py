@@ -18,6 +18,7 @@ from rlkit.divergence import DivergenceMeter, EvalKL
 from rlkit.engines import Loaded, choose_generator, load_base
 from rlkit.evaluate import Evaluator
 from rlkit.generation import Progress, sample_seed, sampling_config
+from rlkit.loss_scale import FLOAT16
 from rlkit.parts import Parts, render_prompts
 from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
 from rlkit.prompts import without_overlong
@@ -145,7 +146,10 @@ def _with_model(start: _Start, loaded: Loaded, say: Callable[[str], None]) -> Pa
 
 def initial_state(parts: Parts) -> TrainState:
     """The state before the first step."""
-    return new_state(parts.policy, parts.config, critic_prefix=CRITIC_PREFIX)
+    state = new_state(parts.policy, parts.config, critic_prefix=CRITIC_PREFIX)
+    if parts.base.dtype is torch.float16:
+        state.loss_scale = FLOAT16
+    return state
 
 
 def make_generator(parts: Parts, tracker: Tracker, stop: StopRequest) -> Generator:

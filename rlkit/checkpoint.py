@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlkit.loss_scale import UNSCALED, LossScale
 from rlkit.optim import restore_state, state_tensors
 
 _FILES = ("adapter.safetensors", "optimizer.safetensors")
@@ -48,6 +49,7 @@ class Progress:
     """Completions sampled so far."""
     train_seconds: float = field(default=0.0, compare=False)
     """Seconds of the steps so far."""
+    loss_scale: LossScale = UNSCALED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,9 @@ def load(path: Path, *, device: torch.device) -> Checkpoint:
     state_file = path / "state.json"
     try:
         state = json.loads(state_file.read_text())
-        progress = Progress(**state["progress"])
+        fields = state["progress"]
+        scale = LossScale(*fields.pop("loss_scale", ()))
+        progress = Progress(**fields, loss_scale=scale)
         hashes: dict[str, str] = state["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{state_file} cannot be read: {error}") from error

@@ -137,7 +137,8 @@ class Offload:
         assert tensor is not None
         self._wait_for_copies()
         buffer = self.host.take(tensor.nbytes)
-        weakref.finalize(saved, self._release)
+        # Not at exit, when the device may be gone.
+        weakref.finalize(saved, self._release).atexit = False
         saved.on_host = buffer.view(tensor.dtype).view(tensor.shape)
         self._to_host.wait_event(saved.ready)
         with self._backend.stream(self._to_host):
@@ -175,3 +176,12 @@ class Offload:
         event = self._backend.Event()
         event.record(stream)
         return event
+
+
+def boundary_bytes(*, num_tokens: int, num_hidden: int, itemsize: int) -> int:
+    """Bytes of one decoder layer's input: what checkpointing keeps of each layer.
+
+    Under `Offload` the host holds one for each layer but the last, in slabs (`HostStack`), and the
+    device three: the layer's own, and one on its way each to and from the host.
+    """
+    return num_tokens * num_hidden * itemsize

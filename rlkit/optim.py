@@ -124,7 +124,7 @@ def build_optimizer(
         return torch.optim.AdamW(
             groups, lr=rate, betas=betas, eps=eps, weight_decay=decay, fused=True
         )
-    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 
     on_cuda = any(parameter.is_cuda for parameter in parameters.values())
     paged = config.kind is OptimKind.paged_adamw8bit and on_cuda

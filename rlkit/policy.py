@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from rlkit.kernels._head import WORKSPACE_BYTES
 from rlkit.kernels.compact import spread
 from rlkit.kernels.kl import kl_exact
 from rlkit.kernels.logps import EntropyMode, selected_logps
@@ -59,6 +60,8 @@ class Policy:
     """Where the layers' inputs wait under `Checkpointing.offload`; None = on the device."""
     gradient_checkpointing: Checkpointing = Checkpointing.off
     shared_prefix: Switch = Switch.auto
+    workspace_bytes: int = WORKSPACE_BYTES
+    """Bound on the temporary memory of the head's kernels."""
 
     def forward(
         self,
@@ -93,6 +96,7 @@ class Policy:
             softcap=self.head.softcap,
             bias=self.head.bias,
             entropy=_entropy_mode(spec),
+            workspace_bytes=self.workspace_bytes,
         )
         full_kl = values = None
         if spec.full_kl is not None:
@@ -143,6 +147,7 @@ class Policy:
             logit_scale=self.head.logit_scale,
             softcap=self.head.softcap,
             bias=self.head.bias,
+            workspace_bytes=self.workspace_bytes,
         )
 
     def _values(self, scoring: Scoring) -> Tensor:
@@ -155,7 +160,12 @@ class Policy:
 
 
 def new_policy(
-    base: BaseModel, config: ModelConfig, *, seed: int, critic: CriticChoice = CriticChoice.none
+    base: BaseModel,
+    config: ModelConfig,
+    *,
+    seed: int,
+    critic: CriticChoice = CriticChoice.none,
+    workspace_bytes: int = WORKSPACE_BYTES,
 ) -> Policy:
     """A policy that starts as `base` exactly (B = 0); its adapters depend on `seed` alone.
 
@@ -180,6 +190,7 @@ def new_policy(
         offload=Offload(device) if offloads and device.type == "cuda" else None,
         gradient_checkpointing=base.gradient_checkpointing,
         shared_prefix=config.shared_prefix,
+        workspace_bytes=workspace_bytes,
     )
 
 

@@ -6,6 +6,7 @@ from rlkit.algorithms import GroupFilter
 from rlkit.algorithms.ppo import PPOConfig
 from rlkit.config import Config, identity_hash
 from rlkit.generation import sample_seed
+from rlkit.models.config import Switch
 from rlkit.optim import build_optimizer
 from rlkit.trainer import Schedule
 from rlkit.types import Setting
@@ -46,6 +47,7 @@ def update_settings(config: Config) -> UpdateSettings:
         total_updates=config.steps * config.optim.updates_per_batch,
         temperature=config.generator.sampling.temperature,
         tokens_per_microbatch=config.memory.tokens_per_microbatch,
+        share_prompts=config.model.shared_prefix is not Switch.off,
     )
 
 

@@ -166,6 +166,7 @@ class Trainer:
             config_hash=self.schedule.config_hash,
             samples=state.samples,
             train_seconds=state.train_seconds,
+            loss_scale=state.loss_scale,
         )
         path = checkpoint.save(
             self.run_dir / "checkpoints",
@@ -214,6 +215,7 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     state.skipped_in_row = saved.progress.skipped_in_row
     state.samples = saved.progress.samples
     state.train_seconds = saved.progress.train_seconds
+    state.loss_scale = saved.progress.loss_scale
     return state
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlkit.loss_scale import UNSCALED, LossScale
 from rlkit.microbatch import microbatches
 from rlkit.optim import OptimConfig, learning_rate
 from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatch, TrainBatch
@@ -57,6 +58,8 @@ class TrainState:
     """Completions sampled so far, those that a filter dropped included."""
     train_seconds: float = 0.0
     """Seconds of the steps so far, evaluations excluded."""
+    loss_scale: LossScale = UNSCALED
+    """1 but for a policy that computes in float16."""
     updating: bool = False
     """True while a step's updates are under way: the parameters belong to no finished step."""
 
@@ -134,15 +137,36 @@ def train_step(
 
     Raises NonFiniteGradients after `optim.max_skipped_updates` such updates in a row.
     """
-    state.optimizer.zero_grad(set_to_none=True)
-    metrics, logps = accumulate(state.learner, batch, algorithm, settings)
-    return state, UpdateResult(metrics | _apply(state, settings), logps)
+    scale = state.loss_scale
+    while True:
+        state.optimizer.zero_grad(set_to_none=True)
+        metrics, logps = accumulate(
+            state.learner, batch, algorithm, settings, loss_scale=scale.value
+        )
+        norms = _clip(state.optimizer, settings.optim, loss_scale=scale.value)
+        finite = all(map(math.isfinite, norms))
+        # Too large a scale costs another pass over the same batch, never the update.
+        if finite or scale.value == 1.0 or not math.isfinite(metrics["loss"]):
+            break
+        scale = scale.smaller()
+    if finite:  # else the scale was not to blame
+        state.loss_scale = scale.after_update()
+    if scale.limit > 1.0:
+        metrics["loss_scale"] = scale.value
+    return state, UpdateResult(metrics | _apply(state, settings, norms), logps)
 
 
 def accumulate(
-    learner: Learner, batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings
+    learner: Learner,
+    batch: TrainBatch,
+    algorithm: Algorithm,
+    settings: UpdateSettings,
+    *,
+    loss_scale: float = 1.0,
 ) -> tuple[dict[str, float], Tensor]:
     """Add the gradient of the loss on `batch` to the leaves' `.grad`, one micro-batch at a time.
+
+    The gradient is that of `loss_scale` times the loss; what is returned is not scaled.
 
     Returns the metrics with `loss` among them, and the logps (B C), detached.
     """
@@ -157,7 +181,8 @@ def accumulate(
             spec=algorithm.outputs,
         )
         loss, metrics = algorithm.loss(output, micro)
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaled = loss if loss_scale == 1.0 else loss * loss_scale
+        scaled.backward()  # type: ignore[no-untyped-call]
         logps[index] = output.logps.detach().to(logps.dtype)
         for name, value in {**metrics, "loss": loss.detach()}.items():
             sums[name] += value
@@ -180,15 +205,25 @@ def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> 
         yield rows.to(batch.advantages.device)
 
 
-def _apply(state: TrainState, settings: UpdateSettings) -> dict[str, float]:
-    """Clip, guard and step; returns `grad_norm`, `learning_rate` and `skipped_updates`."""
+def _clip(
+    optimizer: torch.optim.Optimizer, optim: OptimConfig, *, loss_scale: float
+) -> list[float]:
+    """Undo `loss_scale`, clip, and return the norm before clipping, of each parameter group."""
+    norms = []
+    for group in optimizer.param_groups:
+        gradients = [leaf.grad for leaf in group["params"] if leaf.grad is not None]
+        if loss_scale != 1.0 and gradients:
+            torch._foreach_mul_(gradients, 1.0 / loss_scale)
+        # Each group by itself: a critic's large gradients must not shrink the policy's.
+        norm = torch.nn.utils.clip_grad_norm_(group["params"], optim.max_grad_norm, foreach=True)
+        norms.append(float(norm))
+    return norms
+
+
+def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) -> dict[str, float]:
+    """Guard and step; returns `grad_norm`, `learning_rate` and `skipped_updates`."""
     optim = settings.optim
     rate = learning_rate(optim, update=state.updates, total_updates=settings.total_updates)
-    # Each group by itself: a critic's large gradients must not shrink the policy's.
-    norms = [
-        float(torch.nn.utils.clip_grad_norm_(group["params"], optim.max_grad_norm, foreach=True))
-        for group in state.optimizer.param_groups
-    ]
     finite = all(map(math.isfinite, norms))
     if finite:
         for group in state.optimizer.param_groups:

@@ -38,7 +38,8 @@ ALLOWED = {
     "tracking": {"types"},
     "stats": set(),
     "report": {"stats", "tracking"},
-    "update": {"types", "microbatch", "optim"},
+    "loss_scale": set(),
+    "update": {"types", "microbatch", "optim", "loss_scale"},
     "replay": {"types", "update"},
 }
 MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION = 300, 150, 50
