@@ -1,4 +1,7 @@
-"""The process of one job: what it does between its birth and `run_job`, and its exit code."""
+"""The process of one job: what it does between its birth and `run_job`, and its exit code.
+
+Light to import: nothing of rlkit may come before `die_with`.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from rlkit.launch.outcome import OUTPUT
-
+OUTPUT = "output.txt"
+"""What the processes of a job printed, in its folder."""
 _PR_SET_PDEATHSIG = 1
 INTERRUPTED = 130
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

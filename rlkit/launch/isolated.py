@@ -71,7 +71,12 @@ class Isolated:
                         self._handle(event)
                     self._stops.enforce(self._live.values(), processes)
                     self._board.refresh()
+                    if self._stops.reason and not any(live.pid for live in self._live.values()):
+                        return  # the nursery is still importing: no job has begun
         finally:
+            for live in list(self._live.values()):
+                live.row.stand = Stand.waiting
+                self._release(live)
             processes.close()
 
     def _enlist(self, job: Job) -> None:

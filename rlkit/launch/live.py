@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from rlkit.launch.child import OUTPUT
 from rlkit.launch.leases import Lease
-from rlkit.launch.outcome import OUTPUT
 from rlkit.launch.processes import Processes
 from rlkit.launch.rows import Row
 from rlkit.launch.settings import IsolatedConfig

@@ -71,11 +71,11 @@ class _Nursery:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         self._say({"ready": True})
         while True:
-            ready, _, _ = select.select([self._channel, bell], [], [])
+            ready, _, _ = select.select([self._channel.fileno(), bell], [], [])
             if bell in ready:
                 os.read(bell, 4096)
                 self._bury()
-            if self._channel in ready:
+            if self._channel.fileno() in ready:
                 message, descriptors, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 4)
                 if not message:
                     sys.exit(0)

@@ -9,10 +9,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from rlkit.launch.child import OUTPUT
 from rlkit.run_folder import write_status
 from rlkit.tracking import Status
 
-OUTPUT = "output.txt"
 _DONE = "DONE"
 _TAIL_BYTES = 4096
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields, is_dataclass
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from rlkit.config import Config, load, schemas
 
@@ -27,5 +27,5 @@ def unpack(text: str) -> Config:
         if (group, name) in nodes:
             root[group] = OmegaConf.structured(nodes[group, name])
     merged = OmegaConf.merge(root, packed["values"])
-    assert OmegaConf.is_dict(merged)
+    assert isinstance(merged, DictConfig)
     return load(merged)

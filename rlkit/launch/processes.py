@@ -98,11 +98,8 @@ class Processes:
     def close(self) -> None:
         """End the nursery and with it every job that is left."""
         self._channel.close()
-        try:
-            self._nursery.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._nursery.kill()
-            self._nursery.wait()
+        self._nursery.kill()
+        self._nursery.wait()
 
     def _send(self, order: Mapping[str, Any], descriptors: list[int]) -> None:
         self._channel.settimeout(60)  # a nursery that is importing answers later, not never
