@@ -20,6 +20,9 @@ from rlkit.evaluate import Evaluator
 from rlkit.generation import Progress, sample_seed, sampling_config
 from rlkit.loss_scale import FLOAT16
 from rlkit.parts import Parts, render_prompts
+from rlkit.plan.device import Meter
+from rlkit.plan.of_config import Planned
+from rlkit.plan.run import plan_run, try_worst_step
 from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
 from rlkit.prompts import without_overlong
 from rlkit.rewards import reward_specs
@@ -85,21 +88,27 @@ def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
     start = _Start(config, device, task, setting, algorithm, first, rewards, resources)
     try:
         rewards.start()
+        meter = Meter.start(device)
+        planned = plan_run(config, algorithm, device=device, say=say)
         loaded = load_base(
-            config,
+            planned.config,
             device=device,
             longest=(task.max_prompt_length, task.max_completion_length),
             say=say,
         )
         if loaded.engine is not None:
             resources.callback(loaded.engine.close)
-        return _with_model(start, loaded, say)
+        parts = _with_model(start, planned, loaded, meter, say)
+        try_worst_step(parts, say=say)
+        return parts
     except BaseException:
         resources.close()
         raise
 
 
-def _with_model(start: _Start, loaded: Loaded, say: Callable[[str], None]) -> Parts:
+def _with_model(
+    start: _Start, planned: Planned, loaded: Loaded, meter: Meter, say: Callable[[str], None]
+) -> Parts:
     config, task, base = start.config, start.task, loaded.base
     options = config.generator.sampling
     sampling = sampling_config(options, max_completion_length=task.max_completion_length)
@@ -124,16 +133,24 @@ def _with_model(start: _Start, loaded: Loaded, say: Callable[[str], None]) -> Pa
     say(f"first prompt, {len(eval_prompts[0].ids)} tokens: {eval_prompts[0].text!r}")
     say(f"its token ids: {' '.join(map(str, eval_prompts[0].ids))}")
     critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
-    policy = new_policy(base, config.model, seed=config.seed, critic=critic)
+    policy = new_policy(
+        base,
+        config.model,
+        seed=config.seed,
+        critic=critic,
+        workspace_bytes=planned.plan.choice.workspace_bytes,
+    )
     return Parts(
         config=config,
+        planned=planned,
+        meter=meter,
         device=start.device,
         base=base,
         policy=policy,
         task=task,
         rewards=start.rewards,
         engine=loaded.engine,
-        injector=bind_adapter(config.generator, loaded.engine, base, policy, say=say),
+        injector=bind_adapter(planned.config.generator, loaded.engine, base, policy, say=say),
         resources=start.resources,
         algorithm=start.algorithm,
         warmup=start.warmup,
@@ -187,7 +204,7 @@ def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: 
     )
     return Trainer(
         algorithm=parts.algorithm_at,
-        settings=update_settings(config),
+        settings=update_settings(parts.planned.config),
         schedule=schedule_of(config),
         collector=collector,
         generator=generator,

@@ -14,6 +14,8 @@ from rlkit.algorithms import Warmup
 from rlkit.config import Config
 from rlkit.lora_files import save_adapter
 from rlkit.models.load import BaseModel
+from rlkit.plan.device import Meter
+from rlkit.plan.of_config import Planned
 from rlkit.policy import Policy
 from rlkit.prompts import render_all
 from rlkit.rewards.pool import RewardPool
@@ -30,6 +32,11 @@ class Parts:
     """The expensive and the checked: what a run needs before it has a folder."""
 
     config: Config
+    """As the user wrote it, `auto` resolved: the run's identity."""
+    planned: Planned
+    """The memory plan, and the configuration that asks for exactly what it gives."""
+    meter: Meter
+    """Measures what the run takes of the device."""
     device: torch.device
     base: BaseModel
     policy: Policy

@@ -34,7 +34,7 @@ from rlkit.models.templates import choose_template
 from rlkit.models.views import model_on_views
 
 _TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
-_CHECKPOINTING_FROM = 1_000_000_000
+RECOMPUTES_FROM = 1_000_000_000
 """Parameters from which activations, not weights, decide what fits (a rule of thumb)."""
 _NOT_QUANTISED = QuantConfig()
 
@@ -131,7 +131,7 @@ def resolve_checkpointing(
     if wanted is not Checkpointing.auto:
         return wanted, f"gradient checkpointing: {wanted.value}"
     billions = model.num_parameters() / 1e9
-    large = device.type == "cuda" and model.num_parameters() >= _CHECKPOINTING_FROM
+    large = device.type == "cuda" and model.num_parameters() >= RECOMPUTES_FROM
     state = Checkpointing.on if large else Checkpointing.off
     return state, f"gradient checkpointing: {state.value} (auto: {billions:.2f}B, {device.type})"
 

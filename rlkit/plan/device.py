@@ -1,0 +1,53 @@
+"""What a device has and what a run takes of it, by the device's own count."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from rlkit.plan.choose import CONTEXT_BYTES
+
+
+def available_bytes(device: torch.device) -> int:
+    """What this process can still take, its CUDA context included: that exists already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + CONTEXT_BYTES
+    return int(psutil.virtual_memory().available)
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Measures from where the run began: memory that others hold is not the run's."""
+
+    device: torch.device
+    before: int
+    """Bytes in use on the device (CPU: of this process) before the run took any."""
+
+    @classmethod
+    def start(cls, device: torch.device) -> Meter:
+        """Begin here."""
+        if device.type == "cuda":
+            torch.cuda.init()
+            return cls(device, max(0, _used(device) - CONTEXT_BYTES))
+        return cls(device, psutil.Process().memory_info().rss)
+
+    def peak(self) -> int:
+        """Most bytes of the run at once so far.
+
+        CUDA: the allocator's peak of reserved memory and whatever is in use outside of it now,
+        the context included. CPU: the process's largest resident size.
+        """
+        if self.device.type != "cuda":
+            unit = 1 if sys.platform == "darwin" else 1024
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - self.before
+        outside = _used(self.device) - torch.cuda.memory_reserved(self.device)
+        return outside + torch.cuda.max_memory_reserved(self.device) - self.before
+
+
+def _used(device: torch.device) -> int:
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free

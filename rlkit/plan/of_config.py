@@ -1,0 +1,161 @@
+"""The plan of a configuration: what it demands, and what it gets changed to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from rlkit.config import Config
+from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
+from rlkit.generation.vllm_config import KVCacheDType, Weights
+from rlkit.models.load import RECOMPUTES_FROM, resolve_dtype
+from rlkit.models.source import SourceKind, kind_of, locate
+from rlkit.plan.choose import Plan, Request, make_plan
+from rlkit.plan.device import available_bytes
+from rlkit.plan.work import Sampler, Work
+from rlkit.types import Algorithm
+
+Say = Callable[[str], None]
+_SAMPLERS = {
+    Weights.auto: Sampler.vllm,
+    Weights.shared: Sampler.vllm,
+    Weights.separate: Sampler.vllm_separate,
+    Weights.sleep: Sampler.vllm_sleep,
+}
+_MOST_SEQS = 256
+"""Completions that vLLM decodes at once unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan with what it was made for."""
+
+    work: Work
+    plan: Plan
+    config: Config
+    """What the run is loaded with: the user's, asking for exactly what the plan gives. The user's
+    own stays as it is: a run resumed on another card is still the same run."""
+
+
+def planned(
+    config: Config, algorithm: Algorithm, *, device: torch.device, budget: int | None, say: Say
+) -> Planned:
+    """The plan of `config` on `device`; raises DoesNotFit, with one line.
+
+    `budget` None: `memory.budget`, at most what is free.
+    """
+    dtype, _ = resolve_dtype(config.model.dtype, device)
+    hf_config = model_config(config, say=say)
+    work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
+    if budget is None:
+        budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
+    plan = make_plan(work, request_of(config, work), budget=budget)
+    return Planned(work=work, plan=plan, config=with_plan(config, plan))
+
+
+def model_config(config: Config, *, say: Say) -> PreTrainedConfig:
+    """The architecture of `model.source`; its weights stay where they are."""
+    model = config.model
+    options: dict[str, Any] = {"trust_remote_code": model.allow_remote_code}
+    if kind_of(model.source) is SourceKind.hub:
+        options["revision"] = model.revision or "main"
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(locate(model, say=say), **options)
+    except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model.source must hold a model, got {model.source}: {reason}") from error
+    return found
+
+
+def work_of(
+    config: Config,
+    algorithm: Algorithm,
+    hf_config: PreTrainedConfig,
+    dtype: torch.dtype,
+    *,
+    on_cuda: bool,
+) -> Work:
+    """What one step of `config` demands at most."""
+    generator, task = config.generator, config.task
+    return Work(
+        hf_config=hf_config,
+        dtype=dtype,
+        quant=config.memory.quant,
+        lora=config.model.lora,
+        optim=config.optim.kind,
+        sampler=_sampler(generator),
+        releases_kv=isinstance(generator, VLLMGeneratorConfig) and generator.release_kv_cache,
+        kv_value_bytes=_kv_value_bytes(generator, dtype),
+        num_prompts=config.prompts_per_step,
+        group_size=config.algorithm.group_size,
+        max_prompt=task.max_prompt_length,
+        max_completion=task.max_completion_length,
+        max_at_once=_at_once(generator, task.max_prompt_length + task.max_completion_length),
+        rows_per_unit=algorithm.rows_per_unit,
+        critic=algorithm.outputs.values,
+        full_kl=algorithm.outputs.full_kl is not None,
+        on_cuda=on_cuda,
+    )
+
+
+def request_of(config: Config, work: Work) -> Request:
+    """What `config` leaves to the plan."""
+    generator = config.generator
+    num_parameters = sum(p.numel() for p in work.model.parameters())
+    return Request(
+        tokens_per_microbatch=config.memory.tokens_per_microbatch,
+        checkpointing=config.model.gradient_checkpointing,
+        kv_cache_bytes=(
+            generator.kv_cache_bytes if isinstance(generator, VLLMGeneratorConfig) else 0
+        ),
+        prefers_recomputation=work.on_cuda and num_parameters >= RECOMPUTES_FROM,
+    )
+
+
+def with_plan(config: Config, plan: Plan) -> Config:
+    """A copy of `config` that asks for exactly what `plan` gives."""
+    choice, generator = plan.choice, config.generator
+    if isinstance(generator, VLLMGeneratorConfig):
+        generator = replace(
+            generator,
+            kv_cache_bytes=plan.kv_cache_bytes,
+            max_num_seqs=generator.max_num_seqs or choice.at_once,
+        )
+    elif isinstance(generator, HFGeneratorConfig):
+        generator = replace(generator, max_rows=min(generator.max_rows, choice.at_once))
+    return replace(
+        config,
+        generator=generator,
+        model=replace(config.model, gradient_checkpointing=choice.checkpointing),
+        memory=replace(
+            config.memory,
+            tokens_per_microbatch=min(
+                config.memory.tokens_per_microbatch, choice.tokens_per_microbatch
+            ),
+        ),
+    )
+
+
+def _sampler(generator: GeneratorConfig) -> Sampler:
+    if isinstance(generator, VLLMGeneratorConfig):
+        return _SAMPLERS[generator.weights]
+    return Sampler.hf if isinstance(generator, HFGeneratorConfig) else Sampler.elsewhere
+
+
+def _kv_value_bytes(generator: GeneratorConfig, dtype: torch.dtype) -> int:
+    if isinstance(generator, VLLMGeneratorConfig):
+        return dtype.itemsize if generator.kv_cache_dtype is KVCacheDType.auto else 1
+    return dtype.itemsize
+
+
+def _at_once(generator: GeneratorConfig, row_tokens: int) -> int:
+    if isinstance(generator, HFGeneratorConfig):
+        return max(1, min(generator.max_rows, generator.max_tokens // row_tokens))
+    if isinstance(generator, VLLMGeneratorConfig):
+        return generator.max_num_seqs or _MOST_SEQS
+    return 1

@@ -1,0 +1,118 @@
+"""The worst step on the device itself, before the first one: what it needs shows now, not at night.
+
+Forward and backward of the longest prompt and completion as often as a micro-batch holds them, with
+the real policy and the real loss. Nothing changes: no optimiser step, gradients dropped, random
+generators put back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rlkit.plan.choose import GB, Plan
+from rlkit.plan.device import Meter
+from rlkit.plan.sizes import moment_bytes
+from rlkit.plan.work import Work
+from rlkit.policy import Policy
+from rlkit.types import Algorithm, Column, RolloutBatch, TrainBatch, with_denominators
+
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worst:
+    """The largest micro-batch that a run can meet."""
+
+    num_rows: int
+    max_prompt: int
+    max_completion: int
+    temperature: float
+    reserve_bytes: int
+    """Held meanwhile in place of what comes later: the optimiser's moments."""
+
+
+def worst_of(plan: Plan, work: Work, *, temperature: float) -> Worst:
+    """As many rows of full length as a micro-batch of `plan` takes."""
+    fitting = min(plan.choice.tokens_per_microbatch // work.row_tokens, work.num_rows)
+    return Worst(
+        num_rows=max(1, fitting // work.rows_per_unit) * work.rows_per_unit,
+        max_prompt=work.max_prompt,
+        max_completion=work.max_completion,
+        temperature=temperature,
+        reserve_bytes=moment_bytes(work.num_trained, work.optim),
+    )
+
+
+def rehearse(policy: Policy, algorithm: Algorithm, worst: Worst, meter: Meter) -> int:
+    """Bytes of the run at the peak of the worst step; raises ValueError when they are not there."""
+    device = meter.device
+    devices = [device] if device.type == "cuda" else []
+    leaves = policy.named_parameters().values()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            reserve = torch.empty(worst.reserve_bytes, dtype=torch.uint8, device=device)
+            _forward_backward(policy, algorithm, _worst_batch(policy, algorithm, worst), worst)
+            del reserve
+            peak = meter.peak()
+        except torch.OutOfMemoryError as error:
+            peak = meter.peak()
+            raise ValueError(
+                f"memory must hold the longest prompt and completion, got out of memory at "
+                f"{peak / GB:.2f} GB; memory.budget={0.9 * peak / GB:.1f}GB plans with less"
+            ) from error
+        finally:
+            for leaf in leaves:
+                leaf.grad = None
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return peak
+
+
+def _forward_backward(
+    policy: Policy, algorithm: Algorithm, batch: TrainBatch, worst: Worst
+) -> None:
+    output = policy.forward(
+        batch.rollout,
+        adapter=policy.adapter,
+        temperature=worst.temperature,
+        spec=algorithm.outputs,
+    )
+    loss = algorithm.loss(output, batch).loss
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _worst_batch(policy: Policy, algorithm: Algorithm, worst: Worst) -> TrainBatch:
+    device = policy.head.weight.device
+    rows, prompt, completion = worst.num_rows, worst.max_prompt, worst.max_completion
+    words = policy.head.weight.shape[0]
+    generator = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(words, (rows, prompt + completion), generator=generator).to(device)
+    mask = torch.ones(rows, prompt + completion, dtype=torch.bool, device=device)
+    zeros = torch.zeros(rows, completion, device=device)
+    rollout = RolloutBatch(
+        prompt_ids=ids[:, :prompt],
+        prompt_mask=mask[:, :prompt],
+        completion_ids=ids[:, prompt:],
+        completion_mask=mask[:, prompt:],
+        sampling_logps=zeros,
+        rewards=zeros[:, 0],
+        reward_components=zeros[:, :1],
+        reward_weights=torch.ones(1, device=device),
+        group_ids=torch.arange(rows, device=device),  # no prompt is shared
+        truncated=mask[:, 0],
+        policy_version=torch.zeros(rows, dtype=torch.long, device=device),
+        old_logps=zeros if Column.old_logps in algorithm.needs else None,
+        ref_logps=zeros if Column.ref_logps in algorithm.needs else None,
+        values=zeros if Column.values in algorithm.needs else None,
+    )
+    batch = TrainBatch(
+        rollout=rollout,
+        loss_mask=rollout.completion_mask,
+        advantages=zeros + 1.0,
+        returns=zeros if algorithm.outputs.values else None,
+        num_tokens=1,
+        num_sequences=1,
+    )
+    return with_denominators(batch)

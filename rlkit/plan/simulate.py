@@ -1,0 +1,225 @@
+"""Activation memory of one micro-batch, from the model's own code on tensors without storage.
+
+Two and three decoder layers, with adapters, recomputation and head, run forward and backward on
+the meta device; what the third layer adds, every further layer adds too, so
+
+    peak(L) = peak(2) + (L - 2) (peak(3) - peak(2)).
+
+Nothing is allocated and nothing is computed: a 70B model takes as long as a small one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.modeling_utils import AttentionInterface
+
+from rlkit.lora import attach
+from rlkit.models.config import Checkpointing, LoRAConfig
+from rlkit.models.families import backbone_of, head_of
+from rlkit.models.quantize import quantisable
+from rlkit.models.recompute import recomputed
+from rlkit.plan.live import LiveBytes
+
+_RETAINED_BY_OFFLOAD = 3
+"""Layer inputs on the device at once: the newest, one that leaves and one that comes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingWork:
+    """One micro-batch of forward and backward."""
+
+    num_tokens: int
+    """Tokens that go through the layers, padding included."""
+    num_scored: int
+    """Completion tokens, whose logps are wanted."""
+    dtype: torch.dtype
+    in_nf4: bool
+    """Whether linear layers are dequantised for every product."""
+    lora: LoRAConfig
+    checkpointing: Checkpointing
+    """Not `auto`."""
+    ragged: bool
+    """Attention by one kernel over a packed row (CUDA, 16 bits), else over padded copies."""
+    with_gradient: bool = True
+    """False: forward alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peaks:
+    """Most bytes alive beside weights, adapters, gradients and optimiser."""
+
+    layers: int
+    """At any time, the log-prob kernel's workspace left out."""
+    head: int
+    """When that workspace is taken."""
+    workspace: int
+    """What it would take without a bound."""
+
+    def with_workspace(self, limit: int) -> int:
+        """The peak when the workspace is at most `limit` bytes."""
+        return max(self.layers, self.head + min(self.workspace, limit))
+
+
+def peaks(config: PreTrainedConfig, work: TrainingWork) -> Peaks:
+    """The peaks of `work` for the whole model."""
+    layers = int(config.num_hidden_layers)
+    if layers <= 2:
+        return _peaks_of(config, work, num_layers=layers)
+    two, three = (_peaks_of(config, work, num_layers=n) for n in (2, 3))
+    on_host = 0
+    if work.checkpointing is Checkpointing.offload and work.with_gradient:
+        boundary = work.num_tokens * int(config.hidden_size) * work.dtype.itemsize
+        on_host = max(0, layers - _RETAINED_BY_OFFLOAD) * boundary
+    return Peaks(
+        layers=two.layers + (layers - 2) * (three.layers - two.layers) - on_host,
+        head=two.head + (layers - 2) * (three.head - two.head) - on_host,
+        workspace=two.workspace,
+    )
+
+
+def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) -> Peaks:
+    with torch.device("meta"), ExitStack() as stack:
+        model = _meta_model(config, work, num_layers=num_layers)
+        head = head_of(model).weight
+        lora = attach(model, work.lora, dtype=work.dtype)
+        shapes = lora.expected_shapes()
+        adapter = {key: torch.zeros(shape, requires_grad=True) for key, shape in shapes.items()}
+        for leaf in adapter.values():
+            leaf.grad = torch.zeros_like(leaf)  # counted with the adapter, not here
+        inputs = torch.zeros(1, work.num_tokens, dtype=torch.long)
+        live = stack.enter_context(LiveBytes())
+        stack.enter_context(torch.set_grad_enabled(work.with_gradient))
+        stack.enter_context(lora.active(adapter))
+        if work.with_gradient and work.checkpointing is not Checkpointing.off:
+            stack.enter_context(recomputed(model, again=lambda: lora.checkpoint_contexts()[1]))
+        embedded = model.get_input_embeddings()(inputs)
+        states = backbone_of(model)(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        del embedded
+        rows = torch.zeros(work.num_scored, dtype=torch.long)
+        logps = _Head.apply(states.flatten(0, 1).index_select(0, rows))
+        del states
+        at_head = live.now
+        if work.with_gradient:
+            logps.sum().backward()
+        row_bytes = head_row_bytes(head.shape[0], head.shape[1], work.dtype)
+        return Peaks(layers=live.peak, head=at_head, workspace=work.num_scored * row_bytes)
+
+
+def _meta_model(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) -> Any:
+    values = {k: v for k, v in config.to_dict().items() if k != "quantization_config"}
+    values["num_hidden_layers"] = num_layers
+    if values.get("layer_types"):
+        values["layer_types"] = values["layer_types"][:num_layers]
+    small = type(config).from_dict(values)
+    auto: Any = AutoModelForCausalLM
+    with _default_dtype(work.dtype):
+        model = auto.from_config(small, attn_implementation=_ATTENTION[work.ragged])
+    model.requires_grad_(False).train(False)
+    if work.in_nf4:
+        for layer in quantisable(model).values():
+            layer.forward = _dequantising(layer)
+    return model
+
+
+def _dequantising(layer: nn.Linear) -> Any:
+    """`layer.forward` as bitsandbytes does it: a 16-bit weight for the time of the product."""
+
+    def forward(x: Tensor) -> Tensor:
+        out: Tensor = _Dequantised.apply(x, layer.weight)
+        return out if layer.bias is None else out + layer.bias
+
+    return forward
+
+
+class _Dequantised(torch.autograd.Function):
+    """x W^T with a temporary copy of W in each direction."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, torch.empty_like(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] @ torch.empty_like(ctx.weight), None
+
+
+class _Attention(torch.autograd.Function):
+    """What FlashAttention allocates and keeps: inputs, outputs, one float32 a query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:2], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, *_ = ctx.saved_tensors
+        sums = torch.empty_like(q, dtype=torch.float32), torch.empty_like(q), torch.empty_like(q)
+        del sums  # of dq in float32, and of dk and dv for each head of a group
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _attend(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: object, **_options: object
+) -> tuple[Tensor, None]:
+    """(1, T, H, d) from (1, H, T, d), as `rlkit.models.attention.attend` does it."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    out: Tensor = _Attention.apply(q, k, v)
+    return out[None], None
+
+
+def _attend_padded(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: object, **_options: object
+) -> tuple[Tensor, None]:
+    q, k, v = (x[0].transpose(0, 1).clone() for x in (query, key, value))
+    out: Tensor = _Attention.apply(q, k, v)
+    return out.clone().clone()[None], None
+
+
+_ATTENTION = {True: "rlkit_simulated_ragged", False: "rlkit_simulated_padded"}
+AttentionInterface.register(_ATTENTION[True], _attend)
+AttentionInterface.register(_ATTENTION[False], _attend_padded)
+
+
+class _Head(torch.autograd.Function):
+    """What the log-prob kernel keeps: one direction a row, to go back along."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor) -> Tensor:
+        ctx.direction = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        return torch.empty(len(hidden), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_grads: Tensor) -> Tensor:
+        direction, ctx.direction = ctx.direction, None
+        out: Tensor = direction.mul_(2.0)  # in place, as the kernel does
+        return out
+
+
+def head_row_bytes(num_words: int, hidden_size: int, dtype: torch.dtype) -> int:
+    """Temporary bytes of one scored token: kernels/_triton_launch.py, kernels/_logps_torch.py."""
+    if dtype is torch.bfloat16:
+        return 2 * num_words + 4 * hidden_size + 8 * (num_words // 128 + 2)
+    return 3 * 4 * num_words
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,82 @@
+"""Bytes of what stays on the device: weights, adapters, optimiser, keys and values. Arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from rlkit.lora import target_layers
+from rlkit.models.config import LoRAConfig, QuantConfig, QuantKind
+from rlkit.models.quantize import (
+    kept_layers,
+    nf4_bytes,
+    quantisable,
+    saved_quantization,
+)
+from rlkit.optim import OptimKind
+
+_MOMENT_BYTES = {
+    OptimKind.adamw: 8.0,
+    OptimKind.adamw8bit: 2.0 + 2 * 4 / 256,
+    OptimKind.paged_adamw8bit: 0.0,
+}
+"""Device memory of both moments per parameter; paged moments may live in the host's."""
+
+
+def weight_bytes(
+    model: nn.Module, config: PreTrainedConfig, dtype: torch.dtype, quant: QuantConfig
+) -> int:
+    """Parameters and quantisation states of the base model; `model` is on the meta device."""
+    in_nf4 = nf4_layers(model, config, quant)
+    double_quant = _double_quant(config, quant)
+    total = 0
+    for name, parameter in model.named_parameters():  # tied ones once
+        if name.removesuffix(".weight") in in_nf4:
+            total += nf4_bytes(parameter.numel(), double_quant=double_quant)
+        else:
+            total += parameter.numel() * dtype.itemsize
+    return total
+
+
+def nf4_layers(model: nn.Module, config: PreTrainedConfig, quant: QuantConfig) -> set[str]:
+    """Names of the layers that are 4-bit once `model` is loaded with `quant`."""
+    layers = quantisable(model)
+    saved = saved_quantization(config)
+    if saved is not None:
+        skip = saved.get("llm_int8_skip_modules") or []
+        return {name for name in layers if should_convert_module(name, list(skip))}
+    if quant.kind is QuantKind.none:
+        return set()
+    return set(layers) - set(kept_layers(layers, quant.skip))
+
+
+def num_adapter_parameters(model: nn.Module, lora: LoRAConfig) -> int:
+    """Entries of all A (r, in) and B (out, r)."""
+    layers = target_layers(model, lora)
+    return sum(lora.rank * (m.in_features + m.out_features) for m in layers.values())
+
+
+def moment_bytes(num_parameters: int, kind: OptimKind) -> int:
+    """AdamW's two moments."""
+    return int(num_parameters * _MOMENT_BYTES[kind])
+
+
+def kv_bytes_per_token(config: PreTrainedConfig, *, bytes_per_value: int) -> int:
+    """Keys and values of one token in all layers."""
+    text: Any = config.get_text_config()
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    return 2 * int(text.num_hidden_layers) * int(kv_heads) * int(head_dim) * bytes_per_value
+
+
+def _double_quant(config: PreTrainedConfig, quant: QuantConfig) -> bool:
+    saved: Mapping[str, Any] | None = saved_quantization(config)
+    if saved is None:
+        return quant.double_quant
+    return bool(saved.get("bnb_4bit_use_double_quant"))

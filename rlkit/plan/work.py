@@ -1,0 +1,141 @@
+"""What the plan knows of a run before anything is loaded, and its sizes, each computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig
+from rlkit.models.quantize import is_nf4, meta_model
+from rlkit.optim import OptimKind
+from rlkit.plan import sizes
+from rlkit.plan.simulate import Peaks, TrainingWork, peaks
+
+
+class Sampler(StrEnum):
+    """Who samples, as far as memory goes."""
+
+    hf = "hf"
+    """transformers on the trainer's weights; keys and values live during sampling only."""
+    vllm = "vllm"
+    """vLLM in this process on the same weights."""
+    vllm_separate = "vllm_separate"
+    """vLLM with weights of its own, always on the device."""
+    vllm_sleep = "vllm_sleep"
+    """vLLM with weights of its own, on the device while it samples."""
+    elsewhere = "elsewhere"
+    """A server: nothing on this device."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """One run's demands. Sizes that cost a look at the model are computed at the first use."""
+
+    hf_config: PreTrainedConfig
+    dtype: torch.dtype
+    quant: QuantConfig
+    lora: LoRAConfig
+    optim: OptimKind
+    sampler: Sampler
+    releases_kv: bool
+    """Whether an engine gives its cache back before the update."""
+    kv_value_bytes: int
+    """Of one key or value entry."""
+    num_prompts: int
+    """Of a step."""
+    group_size: int
+    max_prompt: int
+    max_completion: int
+    max_at_once: int
+    """Most completions sampled at once."""
+    rows_per_unit: int
+    """Completions that must share a micro-batch."""
+    critic: bool
+    """A second adapter."""
+    full_kl: bool
+    """Whether a loss looks at the whole vocabulary of policy and reference."""
+    on_cuda: bool
+    _peaks: dict[tuple[int, Checkpointing, bool], Peaks] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @property
+    def row_tokens(self) -> int:
+        """Longest prompt and completion."""
+        return self.max_prompt + self.max_completion
+
+    @property
+    def num_rows(self) -> int:
+        """Completions of a step."""
+        return self.num_prompts * self.group_size
+
+    @property
+    def unit_tokens(self) -> int:
+        """Tokens of the longest unit: no micro-batch is smaller in the worst case.
+
+        With a critic twice as many, as its graph lives beside the policy's.
+        """
+        return self.rows_per_unit * self.row_tokens * (2 if self.critic else 1)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """Names and shapes."""
+        return meta_model(self.hf_config)
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """The base model."""
+        return sizes.weight_bytes(self.model, self.hf_config, self.dtype, self.quant)
+
+    @cached_property
+    def num_trained(self) -> int:
+        """Trained parameters: adapters of policy and critic."""
+        adapters = 2 if self.critic else 1
+        return adapters * sizes.num_adapter_parameters(self.model, self.lora)
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Keys and values of one token."""
+        return sizes.kv_bytes_per_token(self.hf_config, bytes_per_value=self.kv_value_bytes)
+
+    @property
+    def num_words(self) -> int:
+        """V."""
+        return int(self.hf_config.get_text_config().vocab_size)
+
+    def activation_bytes(
+        self, num_tokens: int, *, checkpointing: Checkpointing, workspace_bytes: int
+    ) -> int:
+        """Peak of one micro-batch: activations, log-prob workspace, temporary weights."""
+        peak = self._simulated(num_tokens, checkpointing).with_workspace(workspace_bytes)
+        if self.full_kl:  # states of the reference, and their share of the gradient
+            peak += 2 * num_tokens * int(self.hf_config.hidden_size) * self.dtype.itemsize
+        return peak
+
+    def prefill_bytes(self, num_tokens: int) -> int:
+        """Peak of a forward pass without gradients."""
+        return self._simulated(num_tokens, Checkpointing.off, with_gradient=False).layers
+
+    def _simulated(
+        self, num_tokens: int, checkpointing: Checkpointing, *, with_gradient: bool = True
+    ) -> Peaks:
+        key = (num_tokens, checkpointing, with_gradient)
+        if key not in self._peaks:
+            scored = num_tokens * self.max_completion // self.row_tokens
+            work = TrainingWork(
+                num_tokens=num_tokens,
+                num_scored=max(1, scored) if with_gradient else 1,
+                dtype=self.dtype,
+                in_nf4=is_nf4(self.quant, self.hf_config),
+                lora=self.lora,
+                checkpointing=checkpointing,
+                ragged=self.on_cuda and self.dtype is not torch.float32,
+                with_gradient=with_gradient,
+            )
+            self._peaks[key] = peaks(self.hf_config, work)
+        return self._peaks[key]
