@@ -12,7 +12,11 @@ from rlkit.oracle.training import task, train
 START = float(targets.expected_reward(task())(task().table))
 
 
-@pytest.mark.parametrize("name", options("algorithm"))
+# The seed's runs whose policy gradient is 0: their KL terms are stationary at the reference.
+DEAD = [f"unsloth_2025_{name}" for name in ("full_no_detach", "log_weighted", "no_detach")]
+
+
+@pytest.mark.parametrize("name", [name for name in options("algorithm") if name not in DEAD])
 def test_every_preset_learns(name: str) -> None:
     """From 0.131 to more than twice that in 20 steps of 32 completions, two updates each."""
     result = train(composed(f"algorithm={name}"), seed=0, steps=20, updates=2)
@@ -20,8 +24,8 @@ def test_every_preset_learns(name: str) -> None:
     assert result.kl > 0.01
 
 
-def test_without_detach_the_policy_stays_at_the_reference() -> None:
-    objective = composed("algorithm=unsloth_2025", "ratio=no_detach")
-    result = train(objective, seed=0, steps=20)
+@pytest.mark.parametrize("name", DEAD)
+def test_without_a_ratio_the_policy_stays_at_the_reference(name: str) -> None:
+    result = train(composed(f"algorithm={name}"), seed=0, steps=20)
     assert result.reward == START
     assert result.kl == 0.0
