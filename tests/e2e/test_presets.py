@@ -19,7 +19,9 @@ OPTIONS = [
 
 
 # Their policy gradient is 0 and their KL term stationary at the reference, as the seed's was.
-DEAD = [f"algorithm=unsloth_2025_{name}" for name in ("full_no_detach", "log_weighted", "no_detach")]
+DEAD = [
+    f"algorithm=unsloth_2025_{name}" for name in ("full_no_detach", "log_weighted", "no_detach")
+]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
