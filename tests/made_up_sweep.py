@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def write_run(
     seed: int,
     final: float,
     kl: float | None = 1.5,
-    options: dict[str, dict[str, object]] | None = None,
+    options: Mapping[str, Mapping[str, object]] | None = None,
     steps: int = 12,
     status: Status = Status.completed,
     message: str = "",

@@ -62,7 +62,7 @@ def _runs(results: Results) -> list[Record]:
 
 
 def _variants(results: Results) -> list[Record]:
-    records = []
+    records: list[Record] = []
     for row in results.rows:
         comparison = row.comparison
         records.append(

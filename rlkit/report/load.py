@@ -126,12 +126,11 @@ def _runs(paths: Sequence[Path]) -> Study:
         folders = _run_folders(path, depth=_DEPTH)
         if not folders:
             raise StudyError(f"there is no run in {path}")
-        for folder in folders:
-            inside = folder.relative_to(path)
-            name = path.resolve().name
-            jobs.append(
-                read_job(folder, job_id=name if inside == Path(".") else f"{name}/{inside}")
-            )
+        name = path.resolve().name
+        for found in folders:
+            inside = found.relative_to(path)
+            job_id = name if inside == Path(".") else f"{name}/{inside}"
+            jobs.append(read_job(found, job_id=job_id))
     names = [path.resolve().name for path in paths]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     folder = paths[0] if len(paths) == 1 else None

@@ -16,6 +16,7 @@ from rlkit.stats import (
     Comparison,
     Estimate,
     Paired,
+    Verdict,
     compare_all,
     estimate,
     stratified_improvement,
@@ -46,6 +47,11 @@ class Row:
     comparison: Comparison | None
     """None for the baseline, and where no seed is shared with it."""
     remarks: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the comparison with the baseline says."""
+        return None if self.comparison is None else self.comparison.verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,10 +68,10 @@ class Table:
 
 
 def result_tables(results: Results) -> list[Table]:
-    """One table a panel; difference cells share their scale over all panels."""
-    scale = difference_scale(results.rows, results.margin)
+    """One table a panel; the difference cells of a table share their scale."""
     tables = []
     for panel, rows in results.panels.items():
+        scale = difference_scale(rows, results.margin)
         lines = []
         for row in rows:
             cell = ""

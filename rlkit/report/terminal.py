@@ -18,7 +18,7 @@ from rlkit.tracking.columns import seconds
 from rlkit.tracking.intervals import change
 from rlkit.tracking.summary import printable
 
-_STYLES = {Verdict.higher: "bold green", Verdict.lower: "bold red", Verdict.similar: "bold"}
+_STYLES = {Verdict.above: "bold green", Verdict.below: "bold red", Verdict.similar: "bold"}
 _MAX_OPTIONS = 20
 
 

@@ -10,10 +10,13 @@ NONE = "–"
 
 
 def fixed(value: float | None, *, digits: int = 3, sign: str = "") -> str:
-    """`digits` decimals; scientific where that would show too little, `–` where there is none."""
+    """`digits` decimals; one more or scientific where those show nothing, `–` for no value."""
     if value is None or not math.isfinite(value):
         return NONE
-    if value != 0 and (abs(value) < 0.5 * 10**-digits or abs(value) >= 100_000):
+    smallest = 0.5 * 10.0**-digits
+    if smallest / 10 <= abs(value) < smallest:
+        digits += 1
+    elif value != 0 and (abs(value) < smallest / 10 or abs(value) >= 100_000):
         return f"{value:{sign}.1e}".replace("-", "−")
     return f"{value:{sign}.{digits}f}".replace("-", "−")
 

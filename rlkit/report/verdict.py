@@ -44,7 +44,7 @@ def _verdict(results: Results, done: int) -> str:
     if len(rows) == 1:
         return _one_arm(results, rows[0])
     compared = [row for row in rows if row.comparison is not None]
-    judged = [row for row in compared if row.comparison.verdict is not Verdict.too_few]
+    judged = [row for row in compared if row.verdict is not Verdict.too_few]
     if not judged:
         return _points(results, rows)
     return _comparisons(results, judged, len(compared) - len(judged))
@@ -76,7 +76,7 @@ def _one_run(job: Job) -> str:
 
 def _one_arm(results: Results, row: Row) -> str:
     assert row.final is not None
-    seeds = count_of(row.final.count, "seed")
+    seeds = count_of(row.final.size, "seed")
     text = f"{_capital(results.metric_label)} {fixed(row.start)} → {with_range(row.final)}, {seeds}"
     jobs = row.arm.done
     if results.metric == SUCCESS:
@@ -94,7 +94,7 @@ def _one_arm(results: Results, row: Row) -> str:
 def _points(results: Results, rows: Sequence[Row]) -> str:
     best = max(rows, key=lambda row: -math.inf if row.final is None else row.final.mean)
     assert best.final is not None
-    fewest = max(row.final.count for row in rows if row.final is not None)
+    fewest = max(row.final.size for row in rows if row.final is not None)
     return (
         f"At most {count_of(fewest, 'seed')} a variant: points, no intervals and no verdict "
         f"(that takes {MIN_SEEDS}). Highest mean {results.metric_label}: {_name(best)}, "
@@ -108,8 +108,8 @@ def _comparisons(results: Results, judged: Sequence[Row], too_few: int) -> str:
         assert row.comparison is not None
         groups.setdefault(row.comparison.verdict, []).append(row)
     words = {
-        Verdict.higher: "higher",
-        Verdict.lower: "lower",
+        Verdict.above: "higher",
+        Verdict.below: "lower",
         Verdict.similar: f"similar (within ±{results.margin:g})",
         Verdict.inconclusive: "inconclusive",
     }

@@ -37,7 +37,7 @@ def probability_of_improvement(scores: Sequence[float], baseline: Sequence[float
 def stratified_iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
     """IQM over all runs of all tasks; seeds are resampled within each task (10,000 times).
 
-    `count` is the number of runs.
+    `size` is the number of runs.
 
     Raises:
         ValueError: no task, a task without scores, or a score that is not finite.
@@ -55,7 +55,7 @@ def stratified_improvement(
 ) -> Estimate:
     """Mean over tasks of P(X > Y); X and Y are resampled independently within each task.
 
-    `count` is the number of tasks.
+    `size` is the number of tasks.
 
     Raises:
         ValueError: other numbers of tasks, no task, one without scores, or a score not finite.

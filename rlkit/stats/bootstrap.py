@@ -24,7 +24,8 @@ class Estimate(NamedTuple):
     mean: float
     low: float | None
     high: float | None
-    count: int
+    size: int
+    """Values behind it: seeds, runs or tasks."""
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -17,9 +17,9 @@ class Verdict(StrEnum):
 
     similar = "similar"
     """TOST: the mean difference lies within the margin, whether or not it is 0."""
-    higher = "higher"
+    above = "higher"
     """The mean difference is above 0, and not shown to lie within the margin."""
-    lower = "lower"
+    below = "lower"
     inconclusive = "inconclusive"
     """Neither a difference nor similarity is shown."""
     too_few = "too few seeds"
@@ -76,5 +76,5 @@ def _verdict(difference: float, p_different: float, p_outside: float) -> Verdict
     if p_outside < ALPHA:
         return Verdict.similar
     if p_different < ALPHA:
-        return Verdict.higher if difference > 0 else Verdict.lower
+        return Verdict.above if difference > 0 else Verdict.below
     return Verdict.inconclusive

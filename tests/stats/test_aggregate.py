@@ -51,7 +51,7 @@ def test_the_stratified_iqm_interval_is_that_of_all_resamples() -> None:
     ]
     found = stratified_iqm(tasks)
     assert found.mean == pytest.approx(np.mean([0.2, 0.5, 0.4, 0.7]))
-    assert found.count == 6
+    assert found.size == 6
     low, high = np.quantile(every, [0.025, 0.975])
     assert found.low == pytest.approx(low, abs=0.011)
     assert found.high == pytest.approx(high, abs=0.011)
@@ -70,7 +70,7 @@ def test_the_stratified_improvement_interval_is_that_of_all_resamples() -> None:
     low, high = np.quantile(every, [0.025, 0.975])
     assert found.low == pytest.approx(low, abs=0.02)
     assert found.high == pytest.approx(high, abs=0.02)
-    assert found.count == 2
+    assert found.size == 2
 
 
 def test_strata_are_resampled_apart() -> None:

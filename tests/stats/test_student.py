@@ -97,8 +97,8 @@ def test_verdicts() -> None:
     found = compare_all(pairs, margin=0.02)
     assert {name: c.verdict for name, c in found.items()} == {
         "same": Verdict.similar,
-        "better": Verdict.higher,
-        "worse": Verdict.lower,
+        "better": Verdict.above,
+        "worse": Verdict.below,
         "noisy": Verdict.inconclusive,
         "small but sure": Verdict.similar,
         "few": Verdict.too_few,
