@@ -35,7 +35,8 @@ class Board:
 
     def __init__(self, console: Console, rows: Sequence[Row], *, live: bool) -> None:
         self.rows = rows
-        self.slots = 1
+        self.slots = 0
+        """Jobs at once; 0 = another engine decides."""
         self._console = console
         self._began = self._drawn = self._spoke = time.monotonic()
         self._estimated = False
@@ -53,7 +54,7 @@ class Board:
         if waiting := counts[Stand.waiting]:
             resumed = sum(row.stand is Stand.waiting and row.first_step > 0 for row in self.rows)
             parts.append(f"{waiting} to run" + (f" ({resumed} resumed)" if resumed else ""))
-            parts.append(f"{min(self.slots, waiting)} at once")
+            parts += [f"{min(self.slots, waiting)} at once"] if self.slots else []
         self._say(", ".join(parts))
         if self._live:
             self._live.start()

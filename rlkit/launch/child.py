@@ -68,7 +68,12 @@ def run(packed: str, folder: Path) -> int:
                 stream.flush()
 
 
-def main(folder: str) -> None:
-    """A fresh interpreter's way in: the configuration is on standard input."""
+def main(folder: str, parent: str = "") -> None:
+    """A fresh interpreter's way in, with the configuration on standard input.
+
+    `parent` is the process to die with, if a nursery has not seen to that.
+    """
     packed = sys.stdin.read()
+    if parent:
+        settle_in(Path(folder), parent=int(parent))
     sys.exit(run(packed, Path(folder)))

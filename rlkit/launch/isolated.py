@@ -11,7 +11,7 @@ from pathlib import Path
 from rlkit.config import Config, DeviceChoice
 from rlkit.launch import leases
 from rlkit.launch.board import Board
-from rlkit.launch.devices import GPU
+from rlkit.launch.devices import GPU, num_cores
 from rlkit.launch.live import Live, Stops
 from rlkit.launch.outcome import JobState, cause_of_death, settle, state_of
 from rlkit.launch.packed import pack
@@ -30,9 +30,22 @@ _STANDS = {
 }
 
 
-class Isolated:
-    """One launch of a sweep; `run` is the whole of it."""
+def run_isolated(
+    sweep: Path,
+    jobs: Sequence[Job],
+    settings: IsolatedConfig,
+    board: Board,
+    *,
+    gpus: Sequence[GPU],
+) -> None:
+    """Run what is left of the sweep; what became of the jobs is in the board's rows."""
+    launch = _Launch(sweep, jobs, settings, board, gpus=gpus, cores=num_cores())
+    board.slots = launch.slots
+    board.start()
+    launch.run()
 
+
+class _Launch:
     def __init__(
         self,
         sweep: Path,

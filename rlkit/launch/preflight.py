@@ -35,6 +35,10 @@ class Plan(NamedTuple):
     """The experiment's name, or the task's."""
     hydra: DictConfig | None = None
     """Hydra's own part of a sweep's configuration."""
+    hydra_overrides: tuple[str, ...] = ()
+    """What of the command line is about it."""
+    retry_failed: bool = False
+    """`hydra.launcher.retry_failed` for launchers that do not have it."""
 
 
 def preflight(arguments: Sequence[str]) -> list[Config]:
@@ -60,13 +64,34 @@ def plan(arguments: Sequence[str]) -> Plan:
             config = _check(overrides + extra, compose_job)
             check_run_dir(config)
             return Plan([Job.of(config, overrides)], multirun=False)
+        retry, overrides = _without_retry(overrides)
         hydra, expanded = _expand(overrides, extra)
         composer = Composer()
         checked = [_check(job + extra, composer, job=job) for job in expanded]
-    own = [[o for o in job if not o.startswith("hydra")] for job in expanded]
+    own = [[o for o in job if not _is_hydras(o)] for job in expanded]
     jobs = {job.id: job for job in map(Job.of, checked, own)}
     label = hydra.runtime.choices.get("experiment") or checked[0].task.name
-    return Plan(list(jobs.values()), multirun=True, label=label, hydra=hydra)
+    return Plan(
+        list(jobs.values()),
+        multirun=True,
+        label=label,
+        hydra=hydra,
+        hydra_overrides=(*filter(_is_hydras, overrides), *extra),
+        retry_failed=retry,
+    )
+
+
+def _is_hydras(override: str) -> bool:
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def _without_retry(overrides: Sequence[str]) -> tuple[bool, list[str]]:
+    """`hydra.launcher.retry_failed` taken out for launchers whose options are not ours."""
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")]
+    if chosen in ([], ["isolated"]):
+        return False, list(overrides)
+    option = "hydra.launcher.retry_failed=true"
+    return option in overrides, [o for o in overrides if o != option]
 
 
 def check_run_dir(config: Config) -> None:

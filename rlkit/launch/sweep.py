@@ -12,8 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlkit.config import ConfigError
 from rlkit.launch.board import Board
-from rlkit.launch.devices import GPU, find_gpus, num_cores
-from rlkit.launch.isolated import Isolated
+from rlkit.launch.devices import GPU, find_gpus
+from rlkit.launch.engine import run_on_engine
+from rlkit.launch.isolated import run_isolated
 from rlkit.launch.preflight import Plan
 from rlkit.launch.rows import FAILED, Row, Stand, labels
 from rlkit.launch.settings import BoardMode, IsolatedConfig
@@ -36,22 +37,22 @@ def run_sweep(plan: Plan, arguments: Sequence[str]) -> int:
         raise ConfigError(f"hydra/sweeper must be basic: grids are expanded first, got {sweeper}")
     sweep = sweep_folder_of(plan)
     with hold(sweep):
-        write_sweep(sweep, name=sweep.name, command=["rlkit", *arguments], jobs=plan.jobs)
-        settings = _settings(plan.hydra)
         rows = _rows(plan, sweep)
+        settings = _settings(plan.hydra) if choices.get("hydra/launcher") == "isolated" else None
+        write_sweep(sweep, name=sweep.name, command=["rlkit", *arguments], jobs=plan.jobs)
         console = Terminal(file=sys.stdout)
         if not console.is_terminal:
             console = Terminal(file=sys.stdout, width=_PIPE_WIDTH)
-        live = settings.board is BoardMode.live
-        live = live or (settings.board is BoardMode.auto and console.is_terminal)
-        board = Board(console, rows, live=live)
-        gpus, cores = _gpus(settings), num_cores()
-        launch = Isolated(sweep, plan.jobs, settings, board, gpus=gpus, cores=cores)
-        board.slots = launch.slots
         console.print(f"sweep {sweep}", soft_wrap=True, highlight=False)
-        board.start()
+        mode = settings.board if settings else BoardMode.plain  # other launchers print as well
+        live = mode is BoardMode.live or (mode is BoardMode.auto and console.is_terminal)
+        board = Board(console, rows, live=live)
         try:
-            launch.run()
+            if settings:
+                run_isolated(sweep, plan.jobs, settings, board, gpus=_gpus(settings))
+            else:
+                overrides, retry = plan.hydra_overrides, plan.retry_failed
+                run_on_engine(sweep, plan.jobs, overrides, board, retry=retry)
         finally:
             board.close()
         console.print(f"report: rlkit report {sweep}", soft_wrap=True, highlight=False)
