@@ -51,6 +51,20 @@ class KVCacheDType(StrEnum):
     fp8_e5m2 = "fp8_e5m2"
 
 
+class Compilation(StrEnum):
+    """How vLLM runs the model's forward pass."""
+
+    auto = "auto"
+    """`graphs` on CUDA, `eager` on a CPU, where compiling takes minutes."""
+    eager = "eager"
+    """Operation by operation."""
+    graphs = "graphs"
+    """CUDA graphs of vLLM's own kernels for decoding; prompts run operation by operation."""
+    inductor = "inductor"
+    """vLLM's default: torch.compile, and CUDA graphs of what it makes. Minutes until its cache is
+    warm."""
+
+
 @dataclass(kw_only=True, slots=True)
 class VLLMSamplingOptions(SamplingOptions):
     """The sampling distribution, with whatever else vLLM knows."""
@@ -82,8 +96,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
     CPU. More wait their turn; it bounds the memory of logits and log-probs."""
     max_num_batched_tokens: int = 0
     """Most tokens of one engine step. >= 0; 0 = 8192 on CUDA and 2048 on a CPU."""
-    enforce_eager: bool | None = None
-    """No compilation and no CUDA graphs: None = only on a CPU, where compiling takes minutes."""
+    compilation: Compilation = Compilation.auto
     block_size: int = 0
     """Tokens of a block of the key-value cache, the grain of prefix caching. 0 = vLLM's own choice
     on CUDA, 32 on a CPU, whose 128 would hardly ever share a prompt."""

@@ -14,12 +14,18 @@ import torch
 from transformers import PreTrainedConfig
 
 from rlkit.generation.vllm_config import (
+    Compilation,
     VLLMGeneratorConfig,
     Weights,
     is_installed,
     slot_rank,
 )
-from rlkit.generation.vllm_guard import configure_environment, output_captured, process_state_kept
+from rlkit.generation.vllm_guard import (
+    configure_environment,
+    log_written,
+    output_captured,
+    process_state_kept,
+)
 from rlkit.generation.vllm_memory import (
     GIB,
     OVERHEAD_BYTES,
@@ -104,7 +110,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     say(f"starting vLLM {version()}: {_gib(budget.kv_cache_bytes)} for keys and values ...")
     configure_environment()
     _collect_garbage()
-    with process_state_kept(), output_captured() as output:
+    with process_state_kept(), output_captured() as output, log_written():
         try:
             llm, problem = _build(config, spec, budget), ""
         except (ValueError, RuntimeError, NotImplementedError, MemoryError) as error:
@@ -172,7 +178,12 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
             "max_lora_rank": slot_rank(spec.lora_rank),
             "lora_target_modules": list(spec.lora_modules),
         }
-    eager = on_cpu if config.enforce_eager is None else config.enforce_eager
+    compilation = config.compilation
+    if compilation is Compilation.auto:
+        compilation = Compilation.eager if on_cpu else Compilation.graphs
+    if compilation is Compilation.graphs:
+        # 0: no torch.compile. Without it vLLM 0.24 can capture whole decoding steps only.
+        options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     return vllm.LLM(
         model=spec.location,
         revision=spec.revision,
@@ -188,7 +199,7 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
         gpu_memory_utilization=_memory_share(spec, budget),
         kv_cache_dtype=config.kv_cache_dtype.value,
         enable_prefix_caching=True,
-        enforce_eager=eager,
+        enforce_eager=compilation is Compilation.eager,
         logprobs_mode="processed_logprobs",
         stream_interval=_STREAM_INTERVAL,
         enable_sleep_mode=config.release_kv_cache or config.weights is Weights.sleep,
@@ -210,6 +221,8 @@ def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
             f"model's context, got {max_model_len(spec)}"
         )
     if spec.device.type == "cpu":
+        if config.compilation is Compilation.graphs:
+            raise ValueError("generator.compilation must be eager or inductor on a CPU, got graphs")
         if config.weights is Weights.sleep:
             raise ValueError("generator.weights must be shared or separate on a CPU, got sleep")
         if config.release_kv_cache:

@@ -97,6 +97,25 @@ def output_captured() -> Iterator[list[str]]:
             captured.append(file.read().decode(errors="replace"))
 
 
+@contextmanager
+def log_written() -> Iterator[None]:
+    """vLLM's log from INFO on goes to standard error during the body, each line with its time."""
+    logger, handler = logging.getLogger("vllm"), logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%T")
+    )
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
 def _flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
