@@ -112,7 +112,8 @@ class Offload:
         previous = None if self._newest is None else self._newest()
         if previous is not None and previous.on_host is None:
             self._send(previous)
-        saved = _Saved(tensor, self._event(self._compute()), self._newest)
+        # Detached: a tensor in flight must not keep alive the graph that it came from.
+        saved = _Saved(tensor.detach(), self._event(self._compute()), self._newest)
         self._newest = weakref.ref(saved)
         return saved
 

@@ -61,15 +61,10 @@ def packing_of(row: PackedRow, config: PreTrainedConfig, dtype: torch.dtype) -> 
     """How the tokens of `row` attend to each other, made once for all layers of a model."""
     device = row.ids.device
     if can_flash(config, device, dtype):
-        return _ragged(row.segments, device)
+        return ragged_of(row.segments, device)
     values = config.to_dict()
-    return _padded(
-        row.segments,
-        device,
-        dtype,
-        window=values.get("sliding_window"),
-        always_mask=values.get("attn_logit_softcapping") is not None,
-    )
+    window, cap = values.get("sliding_window"), values.get("attn_logit_softcapping")
+    return padded_of(row.segments, device, dtype, window=window, softcap=cap is not None)
 
 
 def can_flash(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
@@ -77,19 +72,19 @@ def can_flash(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
     values = config.to_dict()
     head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
     fits = head_dim % 8 == 0 and head_dim <= 256 and values.get("attn_logit_softcapping") is None
-    half = dtype in (torch.bfloat16, torch.float16)
-    return (
-        fits and half and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-    )
+    if not fits or device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _ragged(segments: Sequence[Segment], device: torch.device) -> Ragged:
+def ragged_of(segments: Sequence[Segment], device: torch.device) -> Ragged:
+    """All segments for FlashAttention."""
+    key_tokens = None
+    if any(s.before for s in segments):
+        key_tokens = torch.cat([_key_tokens(s) for s in segments]).to(device)
     queries, keys = [s.own.length for s in segments], [s.num_keys for s in segments]
-    sees_others = any(s.before for s in segments)
     return Ragged(
-        key_tokens=torch.cat([_key_tokens(s) for s in segments]).to(device)
-        if sees_others
-        else None,
+        key_tokens=key_tokens,
         query_ends=_int32([0, *accumulate(queries)], device),
         key_ends=_int32([0, *accumulate(keys)], device),
         max_queries=max(queries),
@@ -97,22 +92,19 @@ def _ragged(segments: Sequence[Segment], device: torch.device) -> Ragged:
     )
 
 
-def _padded(
+def padded_of(
     segments: Sequence[Segment],
     device: torch.device,
     dtype: torch.dtype,
     *,
-    window: int | None,
-    always_mask: bool,
+    window: int | None = None,
+    softcap: bool = False,
 ) -> Padded:
     """Buckets of segments whose numbers of queries are within a factor of two."""
     sizes = [_size_class(i, s) for i, s in enumerate(segments)]
     order = sorted(range(len(segments)), key=lambda i: sizes[i])
-    buckets, places, start = (
-        [],
-        torch.empty(sum(s.own.length for s in segments), dtype=torch.long),
-        0,
-    )
+    places = torch.empty(sum(s.own.length for s in segments), dtype=torch.long)
+    buckets, start = [], 0
     for _, group in groupby(order, key=lambda i: sizes[i]):
         members = [segments[i] for i in group]
         width = max(s.own.length for s in members)
@@ -120,7 +112,7 @@ def _padded(
             first, length = segment.own
             places[first : first + length] = start + row * width + torch.arange(length)
         start += len(members) * width
-        bucket = _bucket(members, device, dtype, window=window, always_mask=always_mask)
+        bucket = _bucket(members, device, dtype, window=window, softcap=softcap)
         buckets.append(bucket)
     return Padded(buckets=tuple(buckets), places=places.to(device))
 
@@ -131,7 +123,7 @@ def _bucket(
     dtype: torch.dtype,
     *,
     window: int | None,
-    always_mask: bool,
+    softcap: bool,
 ) -> Bucket:
     num_queries = max(s.own.length for s in members)
     num_keys = max(s.num_keys for s in members)
@@ -145,7 +137,7 @@ def _bucket(
     distance = offsets[:, None, None] + steps - torch.arange(num_keys, device=device)
     windows = {None} | ({window} if window is not None and window < num_keys else set())
     causal = len(members) == 1 and not members[0].before and windows == {None}
-    biases = {} if causal and not always_mask else {w: _bias(distance, w, dtype) for w in windows}
+    biases = {} if causal and not softcap else {w: _bias(distance, w, dtype) for w in windows}
     return Bucket(
         query_tokens=query_tokens.to(device),
         key_tokens=key_tokens.to(device),
