@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     from rlkit.report.load import StudyError, load_sides, load_study
     from rlkit.report.terminal import print_results
 
-    paths, options = parse(arguments, known=("baseline", "panel", "metric", "margin"))
+    paths, options = parse(arguments, known=("baseline", "panel", "metric", "margin", "at"))
     try:
         study = load_sides(paths) if len(paths) > 1 else load_study(paths)
         results = analyse_with(study, options)

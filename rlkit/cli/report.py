@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     from rlkit.report.load import StudyError
     from rlkit.tracking import TrackingError
 
-    known = ("baseline", "panel", "metric", "margin", "out", "figures")
+    known = ("baseline", "panel", "metric", "margin", "at", "out", "figures")
     paths, options = parse(arguments, known=known)
     try:
         page, headline = write_report(paths, options)

@@ -10,6 +10,7 @@ import yaml
 
 from rlkit.cli import UsageError
 from rlkit.report.build import ReportOptions
+from rlkit.report.measure import At
 
 HELP = """\
   baseline=NAME    variant the others are compared with (default: the first); its whole name, or
@@ -17,6 +18,7 @@ HELP = """\
   panel=KEY,KEY    options that split the study into panels compared apart, or none (default: the
                    task where it differs; else the one number among several options that differ)
   metric=NAME      success (last held-out evaluation), eval/NAME, or a metric of the steps
+  at=samples       compare at equal samples, or at equal seconds of training, not at the end
   margin=0.02      differences within it count as similar; fix it before looking"""
 
 
@@ -47,9 +49,17 @@ def parse(arguments: Sequence[str], *, known: Sequence[str]) -> tuple[list[Path]
             options.panel = value
         elif name == "metric":
             options.metric = value
+        elif name == "at":
+            options.at = _at(value)
         elif name == "out":
             options.out = value
     return paths, options
+
+
+def _at(value: str) -> At:
+    if value not in list(At):
+        raise UsageError(f"at must be one of {', '.join(At)}, got {value}")
+    return At(value)
 
 
 def _number(name: str, value: str) -> float:

@@ -23,7 +23,8 @@ from rlkit.report.export import export_tables
 from rlkit.report.figures import draw_figures
 from rlkit.report.job import State
 from rlkit.report.load import Kind, Study, load_study
-from rlkit.report.results import SUCCESS, Results, analyse
+from rlkit.report.measure import SUCCESS, At
+from rlkit.report.results import Results, analyse
 from rlkit.report.samples import galleries
 from rlkit.report.sections import curve_groups, frontiers, result_tables
 from rlkit.report.verdict import counts, headline
@@ -47,6 +48,8 @@ class ReportOptions:
     """Final value to compare: success, eval/NAME, or a metric of the steps."""
     margin: float = 0.02
     """Differences within ±margin count as similar, > 0; to be fixed before looking."""
+    at: At = At.end
+    """end, samples or seconds: compare after training, or at equal budgets."""
     out: str | None = None
     """Folder for the page, its figures and data; None = the sweep's or the run's own."""
     figures: bool = True
@@ -148,6 +151,7 @@ def analyse_with(study: Study, options: ReportOptions) -> Results:
         margin=options.margin,
         baseline=options.baseline,
         panel_keys=options.panel_keys,
+        at=options.at,
     )
 
 
@@ -158,6 +162,7 @@ def _command(paths: Sequence[Path], options: ReportOptions) -> str:
         "panel": (options.panel, default.panel),
         "metric": (options.metric, default.metric),
         "margin": (options.margin, default.margin),
+        "at": (options.at.value, default.at.value),
     }
     given = [f"{name}={value}" for name, (value, usual) in chosen.items() if value != usual]
     return shlex.join(["rlkit", "report", *map(str, paths), *given])

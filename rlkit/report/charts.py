@@ -184,13 +184,7 @@ def _group(curve: Curve, body: str) -> str:
 
 
 def _seed_points(row: Row) -> list[tuple[float, float]]:
-    jobs = row.arm.done
-    found = []
-    for seed, value in row.values.items():
-        kl = jobs[seed].evals[-1].metrics.get("kl", math.nan) if jobs[seed].evals else math.nan
-        if math.isfinite(kl):
-            found.append((kl, value))
-    return found
+    return [(row.kls[seed], value) for seed, value in row.values.items() if seed in row.kls]
 
 
 def _mean_point(frame: svg.Frame, row: Row) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlkit.report.arms import Arm
 from rlkit.report.job import Job
-from rlkit.report.results import finite_mean
+from rlkit.report.measure import finite_mean
 from rlkit.tracking import Phase
 
 PHASES = (*(phase.value for phase in Phase if phase is not Phase.evaluate), "other")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rlkit.report.arms import Arm
 from rlkit.report.job import Job
-from rlkit.report.results import SUCCESS, eval_value
+from rlkit.report.measure import SUCCESS, eval_value
 from rlkit.stats import MIN_SEEDS, mean_band
 
 Floats = NDArray[np.float64]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlkit.report.arms import Arm
 from rlkit.report.job import Job
-from rlkit.report.results import Results, final_value
+from rlkit.report.results import Results
 from rlkit.stats import Estimate
 from rlkit.tracking.files import write_atomic
 
@@ -51,8 +51,8 @@ def _runs(results: Results) -> list[Record]:
             "state": job.state.value,
             "message": job.message,
             "folder": str(job.folder),
-            results.metric: _known(final_value(job, results.metric)),
-            "kl": _known(final_value(job, "eval/kl")),
+            results.metric: row.values.get(job.seed) if job.done else None,
+            "kl": row.kls.get(job.seed) if job.done else None,
             "samples": _last(job, "samples"),
             "seconds": _last(job, "seconds"),
         }

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.report.curves import AXIS_LABELS, Axis, curve, num_evals
-from rlkit.report.results import SUCCESS, Results, Row
+from rlkit.report.measure import SUCCESS
+from rlkit.report.results import Results, Row
 from rlkit.tracking.files import write_atomic
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -45,7 +46,7 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
 def _curves(results: Results) -> Any | None:
     arms = [row.arm for row in results.rows]
     metric = SUCCESS if num_evals(arms) >= 3 else "reward"
-    label = results.metric_label if metric == results.metric else "training reward"
+    label = results.success_label if metric == SUCCESS else "training reward"
     panels = {
         panel: [c for row in rows if (c := curve(row.arm, metric, Axis.steps)) is not None]
         for panel, rows in results.panels.items()
@@ -156,7 +157,7 @@ def _legend(figure: Any, axes: Sequence[Any]) -> None:
             list(found.values()),
             list(found),
             loc="outside lower center",
-            ncols=min(3, len(found)),
+            ncols=max(1, min(len(found), int(figure.get_figwidth() // 2.6))),
             fontsize=8,
             frameon=False,
         )

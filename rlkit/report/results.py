@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import NamedTuple
 
 from rlkit.report.arms import Arm, arms_of, panels_of, pick_baseline
 from rlkit.report.job import Job, State
 from rlkit.report.load import Study, StudyError
+from rlkit.report.measure import (
+    EVAL_COST,
+    SUCCESS,
+    At,
+    budget,
+    finite_mean,
+    mean_reward,
+    start_value,
+    value,
+)
 from rlkit.stats import (
     MIN_SEEDS,
     Comparison,
@@ -22,11 +31,9 @@ from rlkit.stats import (
     stratified_improvement,
     stratified_iqm,
 )
-from rlkit.tracking import EvalRecord
 
-SUCCESS = "success"
 MIN_TASKS = 3
-_LAST_SHARE = 0.1
+_AT_LABELS = {At.end: "", At.samples: " at equal samples", At.seconds: " at equal training time"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +47,9 @@ class Row:
     final: Estimate | None
     start: float
     """Mean over seeds before training; NaN when it was not measured."""
+    kls: Mapping[int, float]
+    """KL to the reference by seed, from the evaluation's own estimator, nats a completion."""
     kl: Estimate | None
-    """KL to the reference by the evaluation's own estimator, nats a completion."""
     training: Estimate | None
     """Mean reward over the whole of training: the area under the curve over its length."""
     comparison: Comparison | None
@@ -73,11 +81,19 @@ class Results:
     metric: str
     metric_label: str
     margin: float
+    at: At
+    limits: Mapping[str, float]
+    """Budget at which each panel is compared; infinite for `At.end`."""
     baseline: str
     panels: Mapping[str, list[Row]]
     aggregates: list[Aggregate]
     no_aggregates: str
     """Why there are none; empty when there are."""
+
+    @property
+    def success_label(self) -> str:
+        """What the evaluations' success is: a rate of samples, or an exact expectation."""
+        return _label(SUCCESS, self.study.jobs)
 
     @property
     def has_tasks(self) -> bool:
@@ -96,8 +112,9 @@ def analyse(
     margin: float = 0.02,
     baseline: str | None = None,
     panel_keys: Sequence[str] | None = None,
+    at: At = At.end,
 ) -> Results:
-    """Compare the arms of `study` by the final value of `metric`.
+    """Compare the arms of `study` by the value of `metric` after training, or `at` a budget.
 
     `metric` is `success` (the last held-out evaluation), `eval/...` for another number of that
     evaluation, or a metric of the steps (its mean over the last tenth of them).
@@ -109,20 +126,27 @@ def analyse(
         raise StudyError(f"margin must be > 0, got {margin}")
     arms = arms_of(study.jobs, panel_keys=panel_keys)
     done = [job for job in study.jobs if job.done]
-    if done and all(math.isnan(final_value(job, metric)) for job in done):
-        known = sorted({name for job in done for name in (*_eval_names(job), *job.steps)})
-        raise StudyError(f"metric must be one the runs have, got {metric}; {', '.join(known)}")
+    _check(metric, at, done)
     chosen = pick_baseline(arms, baseline)
+    groups = panels_of(arms)
+    limits = {
+        panel: budget([job for arm in found for job in arm.done.values()], at)
+        for panel, found in groups.items()
+    }
     panels = {
-        panel: _panel_rows(found, baseline=chosen, metric=metric, margin=margin)
-        for panel, found in panels_of(arms).items()
+        panel: _panel_rows(
+            found, baseline=chosen, margin=margin, read=_Reading(metric, at, limits[panel])
+        )
+        for panel, found in groups.items()
     }
     reason = _why_no_aggregates(panels)
     return Results(
         study=study,
         metric=metric,
-        metric_label=_label(metric, done),
+        metric_label=_label(metric, done) + _AT_LABELS[at],
         margin=margin,
+        at=at,
+        limits=limits,
         baseline=chosen,
         panels=panels,
         aggregates=[] if reason else _aggregates(panels, chosen),
@@ -130,31 +154,38 @@ def analyse(
     )
 
 
-def final_value(job: Job, metric: str) -> float:
-    """A job's value of `metric` after training; NaN when it was not measured."""
-    if metric == SUCCESS or metric.startswith("eval/"):
-        return eval_value(job.evals[-1], metric) if _was_trained(job) else math.nan
-    column = job.steps.get(metric)
-    if column is None or not len(column):
-        return math.nan
-    return float(column[-max(1, math.ceil(_LAST_SHARE * len(column))) :].mean())
+class _Reading(NamedTuple):
+    """What is read of every job of a panel, and where."""
+
+    metric: str
+    at: At
+    limit: float
+
+    def values(self, arm: Arm, metric: str) -> dict[int, float]:
+        """The finite values of an arm by seed."""
+        found = {s: value(j, metric, at=self.at, limit=self.limit) for s, j in arm.done.items()}
+        return _finite(found)
+
+    def rewards(self, arm: Arm) -> dict[int, float]:
+        """Mean training reward by seed."""
+        found = {s: mean_reward(j, at=self.at, limit=self.limit) for s, j in arm.done.items()}
+        return _finite(found)
 
 
-def eval_value(record: EvalRecord, metric: str) -> float:
-    """One number of one evaluation; NaN when it was not measured."""
-    if metric == SUCCESS:
-        return record.interval.mean
-    return record.metrics.get(metric.removeprefix("eval/"), math.nan)
+def _check(metric: str, at: At, done: Sequence[Job]) -> None:
+    """Raise StudyError unless some completed job, if there is one, can be read."""
+    if done and all(math.isnan(value(job, metric)) for job in done):
+        known = sorted({name for job in done for name in (*_eval_names(job), *job.steps)})
+        raise StudyError(f"metric must be one the runs have, got {metric}; {', '.join(known)}")
+    if at is At.end or not (metric == SUCCESS or metric.startswith("eval/")):
+        return
+    for job in done:
+        if any(EVAL_COST[at] not in record.metrics for record in job.evals):
+            raise StudyError(f"at must be end: {job.id} did not record {at.value} of evaluations")
 
 
-def finite_mean(values: Sequence[float]) -> float:
-    """Mean of the finite values; NaN when there is none."""
-    kept = [value for value in values if math.isfinite(value)]
-    return math.fsum(kept) / len(kept) if kept else math.nan
-
-
-def _panel_rows(arms: Sequence[Arm], *, baseline: str, metric: str, margin: float) -> list[Row]:
-    values = {arm.variant: _finals(arm, metric) for arm in arms}
+def _panel_rows(arms: Sequence[Arm], *, baseline: str, margin: float, read: _Reading) -> list[Row]:
+    values = {arm.variant: read.values(arm, read.metric) for arm in arms}
     against = values.get(baseline, {})
     pairs: dict[str, Paired] = {}
     for name, found in values.items():
@@ -163,49 +194,33 @@ def _panel_rows(arms: Sequence[Arm], *, baseline: str, metric: str, margin: floa
             pairs[name] = Paired([found[s] for s in shared], [against[s] for s in shared])
     compared = compare_all(pairs, margin=margin) if pairs else {}
     return [
-        Row(
-            arm=arm,
-            is_baseline=arm.variant == baseline,
-            values=values[arm.variant],
-            final=_estimate(values[arm.variant]),
-            start=finite_mean([_start(job, metric) for job in arm.done.values()]),
-            kl=_estimate(_finals(arm, "eval/kl")),
-            training=_estimate(_finite({s: _area(j) for s, j in arm.done.items()})),
-            comparison=compared.get(arm.variant),
-            remarks=_remarks(arm, values[arm.variant]),
-        )
+        _row(arm, read, is_baseline=arm.variant == baseline, comparison=compared.get(arm.variant))
         for arm in arms
     ]
 
 
-def _finals(arm: Arm, metric: str) -> dict[int, float]:
-    found = {seed: final_value(job, metric) for seed, job in sorted(arm.done.items())}
-    return _finite(found)
+def _row(arm: Arm, read: _Reading, *, is_baseline: bool, comparison: Comparison | None) -> Row:
+    values, kls = read.values(arm, read.metric), read.values(arm, "eval/kl")
+    return Row(
+        arm=arm,
+        is_baseline=is_baseline,
+        values=values,
+        final=_estimate(values),
+        start=finite_mean([start_value(job, read.metric) for job in arm.done.values()]),
+        kls=kls,
+        kl=_estimate(kls),
+        training=_estimate(read.rewards(arm)),
+        comparison=comparison,
+        remarks=_remarks(arm, values),
+    )
 
 
 def _finite(values: Mapping[int, float]) -> dict[int, float]:
-    return {seed: value for seed, value in values.items() if math.isfinite(value)}
+    return {seed: values[seed] for seed in sorted(values) if math.isfinite(values[seed])}
 
 
 def _estimate(values: Mapping[int, float]) -> Estimate | None:
     return estimate(list(values.values())) if values else None
-
-
-def _was_trained(job: Job) -> bool:
-    return bool(job.evals) and job.evals[-1].step > 0
-
-
-def _start(job: Job, metric: str) -> float:
-    if metric == SUCCESS or metric.startswith("eval/"):
-        first = job.evals[0] if job.evals and job.evals[0].step == 0 else None
-        return eval_value(first, metric) if first else math.nan
-    column = job.steps.get(metric)
-    return float(column[0]) if column is not None and len(column) else math.nan
-
-
-def _area(job: Job) -> float:
-    column = job.steps.get("reward")
-    return float(np.mean(column)) if column is not None and len(column) else math.nan
 
 
 def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:

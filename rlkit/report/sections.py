@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,9 @@ from rlkit.report.charts import (
 )
 from rlkit.report.curves import Axis, Curve, curve, num_evals
 from rlkit.report.load import Kind
-from rlkit.report.results import SUCCESS, Results, Row
+from rlkit.report.measure import SUCCESS, At
+from rlkit.report.results import Results, Row
+from rlkit.report.text import duration, whole
 
 _CURVE_EVALS = 3
 _MORE = {
@@ -62,6 +65,8 @@ class Table:
     """The results of one panel."""
 
     panel: str
+    budget: str
+    """Where its variants are compared; empty for the end of training."""
     lines: tuple[Line, ...]
     seeds: tuple[int, ...]
     """Every seed that has a value, for the table of single values."""
@@ -79,8 +84,24 @@ def result_tables(results: Results) -> list[Table]:
                 cell = difference_cell(row.comparison.difference, scale, style=row.arm.style)
             lines.append(Line(row=row, cell=cell))
         seeds = sorted({seed for row in rows for seed in row.values})
-        tables.append(Table(panel=panel, lines=tuple(lines), seeds=tuple(seeds)))
+        tables.append(
+            Table(
+                panel=panel,
+                budget=_budget(results, panel),
+                lines=tuple(lines),
+                seeds=tuple(seeds),
+            )
+        )
     return tables
+
+
+def _budget(results: Results, panel: str) -> str:
+    limit = results.limits[panel]
+    if results.at is At.end or not math.isfinite(limit):
+        return ""
+    if results.at is At.samples:
+        return f"{whole(limit)} completions sampled"
+    return f"{duration(limit)} of training"
 
 
 def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
@@ -89,8 +110,7 @@ def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
     names = {"reward": "training reward"}
     evaluated = num_evals([arm for arms in panels.values() for arm in arms]) >= _CURVE_EVALS
     if evaluated:
-        success = results.metric_label if results.metric == SUCCESS else "held-out success"
-        names = {SUCCESS: success, **names}
+        names = {SUCCESS: results.success_label, **names}
         names["eval/kl"] = "KL(policy ‖ reference) on fresh samples, nats a completion"
     main = [_group(panels, metric, "", title, list(Axis)) for metric, title in names.items()]
     more = [
@@ -118,7 +138,7 @@ def frontiers(results: Results) -> list[tuple[str, str]]:
 
 def _ways(results: Results, rows: Sequence[Row]) -> list[Way]:
     """Through which KL and value each arm went: the means of the evaluations all seeds have."""
-    if results.metric != SUCCESS and not results.metric.startswith("eval/"):
+    if results.at is not At.end or not _is_eval(results.metric):
         return []
     ways = []
     for row in rows:
@@ -153,6 +173,10 @@ def _group(
         if by_axis:
             drawn.append(Chart(panel=panel, by_axis=by_axis))
     return ChartGroup(title=title, short=short, charts=tuple(drawn)) if drawn else None
+
+
+def _is_eval(metric: str) -> bool:
+    return metric == SUCCESS or metric.startswith("eval/")
 
 
 def _has_points(found: Curve) -> bool:

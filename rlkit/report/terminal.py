@@ -10,7 +10,8 @@ from rich.text import Text
 
 from rlkit.report.differences import Differences, differences
 from rlkit.report.load import Kind
-from rlkit.report.results import SUCCESS, Results, Row
+from rlkit.report.measure import SUCCESS
+from rlkit.report.results import Results, Row
 from rlkit.report.text import fixed, p_value, with_range
 from rlkit.report.verdict import headline
 from rlkit.stats import Verdict

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from rlkit.report.job import Job
 from rlkit.report.load import Study
-from rlkit.report.results import SUCCESS, Results, Row, eval_value
+from rlkit.report.measure import SUCCESS, At, eval_value
+from rlkit.report.results import Results, Row
 from rlkit.report.text import count_of, fixed, with_range
 from rlkit.stats import MIN_SEEDS, Verdict, estimate
 from rlkit.tracking.intervals import change
@@ -79,7 +80,7 @@ def _one_arm(results: Results, row: Row) -> str:
     seeds = count_of(row.final.size, "seed")
     text = f"{_capital(results.metric_label)} {fixed(row.start)} → {with_range(row.final)}, {seeds}"
     jobs = row.arm.done
-    if results.metric == SUCCESS:
+    if results.metric == SUCCESS and results.at is At.end:
         gains = [
             eval_value(job.evals[-1], SUCCESS) - eval_value(job.evals[0], SUCCESS)
             for job in jobs.values()

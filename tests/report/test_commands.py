@@ -30,7 +30,8 @@ def test_report_prints_the_headline_and_the_page(
         (["report", "margn=1"], "margn is not an option; there are baseline, panel, metric"),
         (["report", "margin=small"], "margin must be a number, got small"),
         (["report", "figures=7"], "figures must be true or false, got 7"),
-        (["compare", "out=x"], "out is not an option; there are baseline, panel, metric, margin"),
+        (["report", "at=dawn"], "at must be one of end, samples, seconds, got dawn"),
+        (["compare", "out=x"], "out is not an option; there are baseline, panel, metric"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from scipy import stats
 
 from rlkit.report.curves import Axis, curve
 from rlkit.report.load import StudyError, load_study
+from rlkit.report.measure import At
 from rlkit.report.results import Results, analyse
 from rlkit.report.verdict import headline
 from rlkit.stats import Verdict
@@ -105,6 +107,49 @@ def test_another_metric_and_another_baseline(sweep: Path) -> None:
     assert comparison.difference.mean == pytest.approx(1.0 - 3.0)
     with pytest.raises(StudyError, match="metric must be one the runs have, got rward"):
         analyse(load_study([sweep]), metric="rward")
+
+
+def test_equal_budgets_are_those_that_every_completed_run_has(tmp_path: Path) -> None:
+    jobs = []
+    for index, (variant, final) in enumerate((("kl=a", 0.8), ("kl=b", 0.9))):
+        for seed in range(5):
+            name = f"{index:06x}{seed:06x}"
+            jobs.append((name, [variant, f"seed={seed}"]))
+            folder = tmp_path / "s/jobs" / name
+            write_run(folder, seed=seed, final=final + 0.01 * seed, evals=(0, 4, 8, 12))
+            if variant == "kl=b":  # costs twice the time
+                for file in ("metrics.jsonl", "evals.jsonl"):
+                    lines = [json.loads(x) for x in (folder / file).read_text().splitlines()]
+                    slower = {"time/step": 35.16} if file == "metrics.jsonl" else {}
+                    lines = [
+                        x | slower | ({"time/train": 2 * x["time/train"]} if not slower else {})
+                        for x in lines
+                    ]
+                    (folder / file).write_text("".join(json.dumps(x) + "\n" for x in lines))
+    write_sweep(tmp_path / "s", jobs)
+    study = load_study([tmp_path / "s"])
+    first, second = analyse(study, at=At.seconds).rows
+    # Both have 17.5 s x 12: all of a's training, half of b's.
+    assert analyse(study, at=At.seconds).limits[""] == pytest.approx(210.0)
+    assert first.final is not None and second.final is not None
+    assert first.final.mean == pytest.approx(0.82)
+    assert second.final.mean == pytest.approx(0.2 + (0.92 - 0.2) / 2)
+    assert second.kl is not None and second.kl.mean == pytest.approx(0.75)
+    assert second.verdict is Verdict.below
+    first, second = analyse(study, at=At.samples).rows
+    assert second.final is not None and second.final.mean == pytest.approx(0.92)
+    assert "held-out success at equal samples" in headline(analyse(study, at=At.samples)).lower()
+
+
+def test_equal_budgets_need_evaluations_that_say_their_cost(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", seed=0, final=0.9)
+    lines = [json.loads(x) for x in (tmp_path / "run/evals.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["samples"]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "run/evals.jsonl").write_text(text)
+    with pytest.raises(StudyError, match="at must be end: run did not record samples"):
+        analyse(load_study([tmp_path / "run"]), at=At.samples)
 
 
 def test_curves_are_means_over_completed_seeds(results: Results) -> None:

@@ -1,0 +1,105 @@
+"""What one job came to: its value of a metric after training, or at an equal budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlkit.report.job import Job
+from rlkit.tracking import EvalRecord
+
+Floats = NDArray[np.float64]
+SUCCESS = "success"
+_LAST_SHARE = 0.1
+_ALL = math.inf
+
+
+class At(StrEnum):
+    """Where along training the variants are compared."""
+
+    end = "end"
+    """After each run's own last step."""
+    samples = "samples"
+    """At as many sampled completions as every completed run of the panel has."""
+    seconds = "seconds"
+    """At as many seconds of training, evaluations excluded, as every completed run has."""
+
+
+EVAL_COST = {At.samples: "samples", At.seconds: "time/train"}
+"""Names of the budgets in an evaluation; the steps call them as `At` does."""
+
+
+def budget(jobs: Sequence[Job], at: At) -> float:
+    """The largest budget that all of `jobs` have spent; infinite for `At.end`."""
+    if at is At.end:
+        return _ALL
+    spent = [float(job.steps[at.value][-1]) for job in jobs if len(job.steps.get("step", ()))]
+    for job in jobs:
+        if is_trained(job):
+            spent.append(job.evals[-1].metrics.get(EVAL_COST[at], math.inf))
+    return min(spent, default=_ALL)
+
+
+def value(job: Job, metric: str, *, at: At = At.end, limit: float = _ALL) -> float:
+    """A job's value of `metric` at `limit`; NaN when it was not measured.
+
+    Numbers of evaluations are interpolated between the two around `limit`; metrics of the steps
+    are means over the last tenth of the steps up to there.
+    """
+    if metric == SUCCESS or metric.startswith("eval/"):
+        if not is_trained(job):
+            return math.nan
+        if at is At.end:
+            return eval_value(job.evals[-1], metric)
+        xs = [record.metrics.get(EVAL_COST[at], math.nan) for record in job.evals]
+        ys = [eval_value(record, metric) for record in job.evals]
+        return float(np.interp(limit, xs, ys)) if np.isfinite(xs).all() else math.nan
+    column = _until(job, metric, at, limit)
+    if not len(column):
+        return math.nan
+    return float(column[-max(1, math.ceil(_LAST_SHARE * len(column))) :].mean())
+
+
+def mean_reward(job: Job, *, at: At = At.end, limit: float = _ALL) -> float:
+    """Mean training reward up to `limit`: the area under the curve over its length."""
+    column = _until(job, "reward", at, limit)
+    return float(column.mean()) if len(column) else math.nan
+
+
+def start_value(job: Job, metric: str) -> float:
+    """A job's value of `metric` before training; NaN when it was not measured."""
+    if metric == SUCCESS or metric.startswith("eval/"):
+        first = job.evals[0] if job.evals and job.evals[0].step == 0 else None
+        return eval_value(first, metric) if first else math.nan
+    column = job.steps.get(metric)
+    return float(column[0]) if column is not None and len(column) else math.nan
+
+
+def eval_value(record: EvalRecord, metric: str) -> float:
+    """One number of one evaluation; NaN when it was not measured."""
+    if metric == SUCCESS:
+        return record.interval.mean
+    return record.metrics.get(metric.removeprefix("eval/"), math.nan)
+
+
+def is_trained(job: Job) -> bool:
+    """Whether its last evaluation saw a policy that had been updated."""
+    return bool(job.evals) and job.evals[-1].step > 0
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """Mean of the finite values; NaN when there is none."""
+    kept = [value for value in values if math.isfinite(value)]
+    return math.fsum(kept) / len(kept) if kept else math.nan
+
+
+def _until(job: Job, metric: str, at: At, limit: float) -> Floats:
+    column = job.steps.get(metric, np.zeros(0))
+    if at is At.end or not len(column):
+        return column
+    kept: Floats = column[job.steps[at.value] <= limit * (1 + 1e-9)]
+    return kept
