@@ -53,7 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "vocab_size": 512,
+        "vocab_size": 257,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
     },
