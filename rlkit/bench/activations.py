@@ -1,0 +1,215 @@
+"""What keeping, recomputing and offloading activations cost, and what packing and sharing save.
+
+`python -m rlkit.bench.activations out.json` on a CUDA device: random weights of real shapes, the
+policy's own forward and backward pass. Tables in docs/memory/activations.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+
+from rlkit.collate import collate
+from rlkit.lora import LoRAConfig, attach, init_adapter
+from rlkit.models.config import Checkpointing, Switch
+from rlkit.models.families import backbone_of, head_of
+from rlkit.offload import Offload
+from rlkit.policy import Policy
+from rlkit.types import FinishReason, Prompt, Rollout, RolloutBatch, ScoredRollout
+
+QWEN_1_5B = Qwen2Config(
+    vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+    num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=32768,
+    tie_word_embeddings=True,
+)  # fmt: skip
+LLAMA_8B_8_LAYERS = LlamaConfig(
+    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=8,
+    num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072,
+    rope_theta=5e5, tie_word_embeddings=False,
+)  # fmt: skip
+MODES = (Checkpointing.off, Checkpointing.on, Checkpointing.offload)
+_REPEATS = 5
+
+
+def new_policy(config: PreTrainedConfig, device: torch.device) -> Policy:
+    """A bf16 policy of random weights whose adapter does something."""
+    torch.manual_seed(0)
+    auto: Any = AutoModelForCausalLM
+    with device:
+        model = auto.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model.requires_grad_(False).train(False)
+    lora = attach(model, LoRAConfig(rank=16), dtype=torch.bfloat16)
+    adapter = init_adapter(lora, seed=0, device=device)
+    for name, leaf in adapter.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(leaf, std=0.01)
+    return Policy(model=model, lora=lora, head=head_of(model), adapter=adapter)
+
+
+def batch_of(
+    prompts: Sequence[int], completions: Sequence[int], *, group: int, device: torch.device
+) -> RolloutBatch:
+    """Random tokens: prompts of these lengths, each with `group` of the completions' lengths."""
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(10, 30000, (length,), generator=generator).tolist())
+
+    groups = []
+    for i, length in enumerate(prompts):
+        prompt = Prompt(index=i, ids=ids(length), text="")
+        group_lengths = completions[i * group : (i + 1) * group]
+        groups.append([_sample(prompt, s, ids(n)) for s, n in enumerate(group_lengths)])
+    return collate(groups, reward_weights=(), pad_token_id=0, device=device)
+
+
+def _sample(prompt: Prompt, index: int, ids: tuple[int, ...]) -> ScoredRollout:
+    rollout = Rollout(
+        prompt=prompt,
+        sample_index=index,
+        completion_ids=ids,
+        sampling_logps=(0.0,) * len(ids),
+        finish_reason=FinishReason.length,
+        policy_version=0,
+    )
+    return ScoredRollout(rollout=rollout, text="", components=(), reward=0.0)
+
+
+def step(policy: Policy, batch: RolloutBatch) -> dict[str, Tensor]:
+    """Gradient of the sum of the logps on `batch`."""
+    for leaf in policy.adapter.values():
+        leaf.grad = None
+    out = policy.forward(batch, adapter=policy.adapter, temperature=1.0)
+    torch.autograd.backward(out.logps.sum())
+    return {name: leaf.grad for name, leaf in policy.adapter.items() if leaf.grad is not None}
+
+
+def measured(run: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds (median after two warm-ups) and what the allocator held at most, GiB."""
+    for _ in range(2):
+        run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    peak = torch.cuda.max_memory_allocated()
+    return {
+        "ms": statistics.median(times),
+        "ms_min": min(times),
+        "peak_gib": peak / 2**30,
+        "above_weights_gib": (peak - before) / 2**30,
+    }
+
+
+def checkpointing(policy: Policy, lengths: Sequence[int], device: torch.device) -> list[object]:
+    """Off, on and offload at one sequence of each of `lengths` tokens."""
+    rows: list[object] = []
+    offload = Offload(device)
+    for length in lengths:
+        batch = batch_of([64], [length - 64], group=1, device=device)
+        for mode in MODES:
+            wanted = offload if mode is Checkpointing.offload else None
+            one = replace(policy, gradient_checkpointing=mode, offload=wanted)
+            try:
+                numbers = measured(partial(step, one, batch))
+            except torch.OutOfMemoryError:
+                numbers = {}
+            host = offload.host.num_bytes / 2**30 if wanted else 0.0
+            rows.append({"tokens": length, "mode": mode.value, "host_gib": host, **numbers})
+            print(rows[-1], flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+    return rows
+
+
+def bitwise(policy: Policy, device: torch.device) -> dict[str, object]:
+    """Gradients of offload against on: bits that differ, and those of on against itself."""
+    batch = batch_of([512, 300], [3000, 900, 40, 2500], group=2, device=device)
+    on = replace(policy, gradient_checkpointing=Checkpointing.on)
+    offload = replace(on, gradient_checkpointing=Checkpointing.offload, offload=Offload(device))
+    result: dict[str, object] = {}
+    for deterministic in (True, False):
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        first = {k: v.clone() for k, v in step(on, batch).items()}
+        for label, other in (("on", on), ("offload", offload)):
+            for _ in range(3):
+                again = step(other, batch)
+            unequal = sum(int((again[k] != first[k]).sum()) for k in first)
+            result[f"{label}, deterministic={deterministic}"] = unequal
+    result["numbers"] = sum(v.numel() for v in first.values())
+    torch.use_deterministic_algorithms(False)
+    return result
+
+
+def packing(policy: Policy, device: torch.device) -> dict[str, object]:
+    """Ragged rows packed against padded, and shared prompts against repeated ones."""
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(64, 2048, (16,), generator=generator).tolist()
+    ragged = batch_of([256] * 16, lengths, group=1, device=device)
+    result: dict[str, object] = {"lengths": lengths}
+    result["packed"] = measured(partial(step, policy, ragged))
+    result["padded"] = measured(partial(_padded_step, policy, ragged))
+    for prompt, completion in ((256, 512), (1024, 256), (4096, 256)):
+        batch = batch_of([prompt], [completion] * 8, group=8, device=device)
+        for way in (Switch.on, Switch.off):
+            one = replace(policy, shared_prefix=way)
+            key = f"8 x {completion} after {prompt}, shared_prefix={way.value}"
+            result[key] = measured(partial(step, one, batch))
+    return result
+
+
+def _padded_step(policy: Policy, batch: RolloutBatch) -> None:
+    """The same rows as a right-padded batch through transformers' own attention (sdpa, causal)."""
+    for leaf in policy.adapter.values():
+        leaf.grad = None
+    ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
+    with policy.lora.active(policy.adapter):
+        states = backbone_of(policy.model)(input_ids=ids, use_cache=False).last_hidden_state
+    # The head costs the same both ways and is left out here: only the packed side pays it.
+    torch.autograd.backward(states.float().sum())
+
+
+def main(out: Path) -> None:
+    """Run everything and write JSON after each part."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    record: dict[str, object] = {
+        "device": torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "command": "python -m rlkit.bench.activations",
+    }
+
+    def save(key: str, value: object) -> None:
+        record[key] = value
+        out.write_text(json.dumps(record, indent=2) + "\n")
+        print(key, value, flush=True)
+
+    policy = new_policy(QWEN_1_5B, device)
+    save("bitwise", bitwise(policy, device))
+    save("qwen2.5-1.5b", checkpointing(policy, (4096, 20480), device))
+    save("packing, qwen2.5-1.5b", packing(policy, device))
+    del policy
+    gc.collect()
+    torch.cuda.empty_cache()
+    policy = new_policy(LLAMA_8B_8_LAYERS, device)
+    save("llama-3.1-8b, 8 of 32 layers", checkpointing(policy, (4096, 20480), device))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
