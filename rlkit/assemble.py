@@ -22,7 +22,7 @@ from rlkit.loss_scale import FLOAT16
 from rlkit.parts import Parts, render_prompts
 from rlkit.plan.device import Meter
 from rlkit.plan.of_config import Planned
-from rlkit.plan.run import plan_run, try_worst_step
+from rlkit.plan.run import plan_run, try_worst_step, verdict
 from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
 from rlkit.prompts import without_overlong
 from rlkit.rewards import reward_specs
@@ -100,6 +100,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
             resources.callback(loaded.engine.close)
         parts = _with_model(start, planned, loaded, meter, say)
         try_worst_step(parts, say=say)
+        resources.callback(lambda: say(verdict(parts)))
         return parts
     except BaseException:
         resources.close()
@@ -177,7 +178,7 @@ def make_generator(parts: Parts, tracker: Tracker, stop: StopRequest) -> Generat
         tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
     generator = new_generator(
-        parts.config.generator,
+        parts.planned.config.generator,
         parts.base,
         parts.policy,
         engine=parts.engine,
@@ -214,6 +215,7 @@ def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: 
         pad_token_id=parts.base.tokenizer.pad_token_id,
         device=parts.device,
         run_dir=run_dir,
+        planned_bytes=parts.planned.plan.peak,
     )
 
 

@@ -57,6 +57,8 @@ class Trainer:
     pad_token_id: int
     device: torch.device
     run_dir: Path
+    planned_bytes: int = 0
+    """Peak that the memory plan foresaw, for comparison; 0 = there was no plan."""
 
     def fit(self, state: TrainState, *, stop: StopRequest) -> TrainState:
         """Train from `state` to the last step; raises Interrupted at a safe point when asked to.
@@ -130,6 +132,8 @@ class Trainer:
         sampled = float(batch.completion_mask.sum())
         metrics |= timings | {"speed/tokens_per_second": sampled / timings["time/step"]}
         metrics |= memory_metrics(self.device)
+        if self.planned_bytes:
+            metrics["memory/planned_bytes"] = float(self.planned_bytes)
         rows = sample_rows(groups, step=state.step, batch=train_batch)
         self.tracker.step(StepRecord(step=state.step, metrics=metrics, samples=rows))
         state.step += 1
@@ -245,10 +249,14 @@ def critic_metrics(batch: TrainBatch) -> dict[str, float]:
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
-    """Peak resident memory of this process, and the allocator's peak of this step on CUDA."""
+    """Peak resident memory of this process; on CUDA, of this step, the allocator's peak and what
+    the device counts: the allocator's peak of reserved memory and all that is in use beside it."""
     kib = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
     metrics = {"memory/rss_bytes": float(peak)}
     if device.type == "cuda":
         metrics["memory/cuda_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.max_memory_reserved(device) - torch.cuda.memory_reserved(device)
+        metrics["memory/device_peak_bytes"] = float(total - free + reserved)
     return metrics

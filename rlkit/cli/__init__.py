@@ -15,6 +15,7 @@ from typing import Protocol, cast
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
     "chat": "rlkit.cli.chat",
+    "check": "rlkit.cli.check",
     "compare": "rlkit.cli.compare",
     "env": "rlkit.cli.env",
     "generate": "rlkit.cli.generate",

@@ -31,7 +31,7 @@ from rlkit.models.quantize import (
 from rlkit.models.quiet import no_progress_bars
 from rlkit.models.source import SourceKind, kind_of, locate
 from rlkit.models.templates import choose_template
-from rlkit.models.views import model_on_views
+from rlkit.models.views import model_on_views, shared_bytes
 
 _TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
 RECOMPUTES_FROM = 1_000_000_000
@@ -116,6 +116,8 @@ def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str
         return _TORCH_DTYPES[wanted], f"dtype: {wanted.value} (model.dtype)"
     if device.type != "cuda":
         return torch.float32, f"dtype: fp32 (auto: {device.type})"
+    if not torch.cuda.is_available():
+        return torch.bfloat16, "dtype: bf16 (auto: there is no card here to ask)"
     name = torch.cuda.get_device_name(device)
     with torch.cuda.device(device):
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -175,7 +177,8 @@ def _load_on(
         model = model_on_views(
             hf_config, weights, location, dtype=dtype, device=device, attention=attention
         )
-        return model, ()
+        size = shared_bytes(model, weights) / 1e9
+        return model, (f"base: {size:.2f} GB of weights shared with vLLM, no second copy",)
     if not is_nf4(quant, hf_config):
         model = _load_weights(location, hf_config, config, dtype=dtype, options=options)
         torch.nn.Module.to(model, device)

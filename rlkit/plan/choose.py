@@ -25,6 +25,10 @@ _LOGITS_COPIES = 4
 """Float32 arrays of rows x vocabulary that sampling holds at once."""
 
 
+_MARGIN = 0.03
+"""Share of the budget left free: allocators round up and leave holes."""
+
+
 class Part(NamedTuple):
     """One line of the plan."""
 
@@ -74,7 +78,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the device has enough."""
-        return self.peak <= self.budget
+        return self.peak <= (1.0 - _MARGIN) * self.budget
 
 
 class DoesNotFit(ValueError):
@@ -101,7 +105,7 @@ def make_plan(work: Work, request: Request, *, budget: int) -> Plan:
     if not least.fits:
         raise DoesNotFit(_refusal(work, request, least))
     for choice in _choices(work, request):
-        if _sampling_bytes(work, request, choice) > budget:
+        if _sampling_bytes(work, request, choice) > (1.0 - _MARGIN) * budget:
             continue
         plan = _plan(work, request, choice, budget)
         if plan.fits:
@@ -223,7 +227,7 @@ def _kv_bytes(work: Work, request: Request, at_once: int) -> int:
 
 
 def _refusal(work: Work, request: Request, least: Plan) -> str:
-    need, have = least.peak / GB, least.budget / GB
+    need, have = least.peak / (1.0 - _MARGIN) / GB, least.budget / GB
     text = f"memory must be at least {need:.2f} GB for this run, got {have:.2f} GB"
     for key, other, asked in _remedies(work, request):
         plan = least_plan(other, asked, budget=least.budget)

@@ -7,7 +7,7 @@ generators put back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -85,24 +85,16 @@ def _forward_backward(
 
 def _worst_batch(policy: Policy, algorithm: Algorithm, worst: Worst) -> TrainBatch:
     device = policy.head.weight.device
-    rows, prompt, completion = worst.num_rows, worst.max_prompt, worst.max_completion
-    words = policy.head.weight.shape[0]
-    generator = torch.Generator().manual_seed(_SEED)
-    ids = torch.randint(words, (rows, prompt + completion), generator=generator).to(device)
-    mask = torch.ones(rows, prompt + completion, dtype=torch.bool, device=device)
-    zeros = torch.zeros(rows, completion, device=device)
-    rollout = RolloutBatch(
-        prompt_ids=ids[:, :prompt],
-        prompt_mask=mask[:, :prompt],
-        completion_ids=ids[:, prompt:],
-        completion_mask=mask[:, prompt:],
-        sampling_logps=zeros,
-        rewards=zeros[:, 0],
-        reward_components=zeros[:, :1],
-        reward_weights=torch.ones(1, device=device),
+    rows = worst.num_rows
+    rollout = full_batch(
+        (rows, worst.max_prompt, worst.max_completion),
+        num_words=policy.head.weight.shape[0],
+        device=device,
+    )
+    zeros = torch.zeros_like(rollout.sampling_logps)
+    rollout = replace(
+        rollout,
         group_ids=torch.arange(rows, device=device),  # no prompt is shared
-        truncated=mask[:, 0],
-        policy_version=torch.zeros(rows, dtype=torch.long, device=device),
         old_logps=zeros if Column.old_logps in algorithm.needs else None,
         ref_logps=zeros if Column.ref_logps in algorithm.needs else None,
         values=zeros if Column.values in algorithm.needs else None,
@@ -116,3 +108,28 @@ def _worst_batch(policy: Policy, algorithm: Algorithm, worst: Worst) -> TrainBat
         num_sequences=1,
     )
     return with_denominators(batch)
+
+
+def full_batch(
+    shape: tuple[int, int, int], *, num_words: int, device: torch.device
+) -> RolloutBatch:
+    """One group of random ids: (rows, prompt tokens, completion tokens), all of full length."""
+    rows, prompt, completion = shape
+    generator = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(num_words, (rows, prompt + completion), generator=generator).to(device)
+    mask = torch.ones(rows, prompt + completion, dtype=torch.bool, device=device)
+    zeros = torch.zeros(rows, completion, device=device)
+    rewards = torch.arange(rows, dtype=torch.float32, device=device)
+    return RolloutBatch(
+        prompt_ids=ids[:, :prompt],
+        prompt_mask=mask[:, :prompt],
+        completion_ids=ids[:, prompt:],
+        completion_mask=mask[:, prompt:],
+        sampling_logps=zeros,
+        rewards=rewards,
+        reward_components=rewards[:, None],
+        reward_weights=torch.ones(1, device=device),
+        group_ids=torch.zeros(rows, dtype=torch.long, device=device),
+        truncated=mask[:, 0],
+        policy_version=torch.zeros(rows, dtype=torch.long, device=device),
+    )

@@ -1,0 +1,40 @@
+"""`rlkit check`: what a run would take, without running it; no GPU needed with a budget."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+SUMMARY = "memory plan of a run, before anything is loaded"
+_USAGE = """\
+rlkit check [OVERRIDES]                         what a run takes here
+rlkit check memory.budget=24GB [OVERRIDES]      what it would take on such a card; no GPU needed
+rlkit check --table                             the headline models, their budgets and plans
+
+OVERRIDES are those of a run. Exit code 1 when it does not fit; the message names the cheapest
+change that would make it fit."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the plan; 0 = it fits, 1 = it does not."""
+    if {"-h", "--help"} & set(arguments):
+        print(_USAGE)
+        return 0
+    from rlkit.cli import UsageError
+    from rlkit.cli.check_run import headline_table, plan_lines
+    from rlkit.config import ConfigError
+    from rlkit.plan.choose import DoesNotFit
+
+    if list(arguments) == ["--table"]:
+        for line in headline_table():
+            print(line)
+        return 0
+    try:
+        for line in plan_lines(arguments):
+            print(line)
+    except DoesNotFit as error:
+        print(f"rlkit: {error}", file=sys.stderr)
+        return 1
+    except (ConfigError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    return 0
