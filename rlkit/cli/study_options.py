@@ -17,7 +17,8 @@ HELP = """\
                    overrides that it alone has
   panel=KEY,KEY    options that split the study into panels compared apart, or none (default: the
                    task where it differs; else the one number among several options that differ)
-  metric=NAME      success (last held-out evaluation), eval/NAME, or a metric of the steps
+  metric=NAME      success (last held-out evaluation), auc (area under its curve), eval/NAME, or a
+                   metric of the steps
   at=samples       compare at equal samples, or at equal seconds of training, not at the end
   margin=0.02      differences within it count as similar; fix it before looking"""
 

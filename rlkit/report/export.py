@@ -50,7 +50,7 @@ def _runs(results: Results) -> list[Record]:
             **_who(row.arm, job),
             "state": job.state.value,
             "message": job.message,
-            "folder": str(job.folder),
+            "folder": _place(results, job),
             results.metric: row.values.get(job.seed) if job.done else None,
             "kl": row.kls.get(job.seed) if job.done else None,
             "samples": _last(job, "samples"),
@@ -127,6 +127,14 @@ def _estimate(name: str, found: Estimate | None) -> Record:
 def _last(job: Job, name: str) -> float | None:
     column = job.steps.get(name)
     return _known(float(column[-1])) if column is not None and len(column) else None
+
+
+def _place(results: Results, job: Job) -> str:
+    """Below the study's folder, where it is: published data should not name a home directory."""
+    root = results.study.folder
+    if root is not None and job.folder.is_relative_to(root):
+        return str(job.folder.relative_to(root))
+    return str(job.folder)
 
 
 def _known(value: float) -> float | None:

@@ -14,6 +14,8 @@ from rlkit.tracking import EvalRecord
 
 Floats = NDArray[np.float64]
 SUCCESS = "success"
+AREA = "auc"
+"""Area under the curve of success over samples, divided by its length: how early it was learnt."""
 _LAST_SHARE = 0.1
 _ALL = math.inf
 
@@ -50,9 +52,11 @@ def value(job: Job, metric: str, *, at: At = At.end, limit: float = _ALL) -> flo
     Numbers of evaluations are interpolated between the two around `limit`; metrics of the steps
     are means over the last tenth of the steps up to there.
     """
-    if metric == SUCCESS or metric.startswith("eval/"):
+    if of_evaluations(metric):
         if not is_trained(job):
             return math.nan
+        if metric == AREA:
+            return _area(job, at, limit)
         if at is At.end:
             return eval_value(job.evals[-1], metric)
         xs = [record.metrics.get(EVAL_COST[at], math.nan) for record in job.evals]
@@ -72,7 +76,7 @@ def mean_reward(job: Job, *, at: At = At.end, limit: float = _ALL) -> float:
 
 def start_value(job: Job, metric: str) -> float:
     """A job's value of `metric` before training; NaN when it was not measured."""
-    if metric == SUCCESS or metric.startswith("eval/"):
+    if of_evaluations(metric):
         first = job.evals[0] if job.evals and job.evals[0].step == 0 else None
         return eval_value(first, metric) if first else math.nan
     column = job.steps.get(metric)
@@ -86,6 +90,11 @@ def eval_value(record: EvalRecord, metric: str) -> float:
     return record.metrics.get(metric.removeprefix("eval/"), math.nan)
 
 
+def of_evaluations(metric: str) -> bool:
+    """Whether a metric comes from held-out evaluations, not from the steps."""
+    return metric in (SUCCESS, AREA) or metric.startswith("eval/")
+
+
 def is_trained(job: Job) -> bool:
     """Whether its last evaluation saw a policy that had been updated."""
     return bool(job.evals) and job.evals[-1].step > 0
@@ -95,6 +104,19 @@ def finite_mean(values: Sequence[float]) -> float:
     """Mean of the finite values; NaN when there is none."""
     kept = [value for value in values if math.isfinite(value)]
     return math.fsum(kept) / len(kept) if kept else math.nan
+
+
+def _area(job: Job, at: At, limit: float) -> float:
+    cost = EVAL_COST[At.samples if at is At.end else at]
+    xs = np.array([record.metrics.get(cost, math.nan) for record in job.evals])
+    ys = np.array([eval_value(record, SUCCESS) for record in job.evals])
+    end = min(limit, float(xs[-1]))
+    if not np.isfinite(xs).all() or end <= xs[0]:
+        return math.nan
+    inside = xs < end
+    ys = np.append(ys[inside], np.interp(end, xs, ys))
+    xs = np.append(xs[inside], end)
+    return float((np.diff(xs) * (ys[1:] + ys[:-1]) / 2).sum() / (end - xs[0]))
 
 
 def _until(job: Job, metric: str, at: At, limit: float) -> Floats:

@@ -11,12 +11,14 @@ from rlkit.report.arms import Arm, arms_of, panels_of, pick_baseline
 from rlkit.report.job import Job, State
 from rlkit.report.load import Study, StudyError
 from rlkit.report.measure import (
+    AREA,
     EVAL_COST,
     SUCCESS,
     At,
     budget,
     finite_mean,
     mean_reward,
+    of_evaluations,
     start_value,
     value,
 )
@@ -116,8 +118,9 @@ def analyse(
 ) -> Results:
     """Compare the arms of `study` by the value of `metric` after training, or `at` a budget.
 
-    `metric` is `success` (the last held-out evaluation), `eval/...` for another number of that
-    evaluation, or a metric of the steps (its mean over the last tenth of them).
+    `metric` is `success` (the last held-out evaluation), `auc` (area under its curve over
+    samples), `eval/...` for another number of the last evaluation, or a metric of the steps (its
+    mean over the last tenth of them).
 
     Raises:
         StudyError: `baseline`, `panel_keys` or `metric` name nothing there is, or `margin` <= 0.
@@ -177,7 +180,7 @@ def _check(metric: str, at: At, done: Sequence[Job]) -> None:
     if done and all(math.isnan(value(job, metric)) for job in done):
         known = sorted({name for job in done for name in (*_eval_names(job), *job.steps)})
         raise StudyError(f"metric must be one the runs have, got {metric}; {', '.join(known)}")
-    if at is At.end or not (metric == SUCCESS or metric.startswith("eval/")):
+    if at is At.end or not of_evaluations(metric):
         return
     for job in done:
         if any(EVAL_COST[at] not in record.metrics for record in job.evals):
@@ -279,13 +282,13 @@ def _aggregates(panels: Mapping[str, Sequence[Row]], baseline: str) -> list[Aggr
 
 
 def _eval_names(job: Job) -> list[str]:
-    return [SUCCESS, *(f"eval/{name}" for record in job.evals for name in record.metrics)]
+    return [SUCCESS, AREA, *(f"eval/{name}" for record in job.evals for name in record.metrics)]
 
 
 def _label(metric: str, jobs: Sequence[Job]) -> str:
     records = [job.evals[-1] for job in jobs if job.evals]
-    if metric != SUCCESS:
-        return metric if metric.startswith("eval/") else f"{metric}, end of training"
-    if records and all(record.samples_per_prompt == 0 for record in records):
-        return "expected reward (exact)"
-    return "held-out success"
+    exact = bool(records) and all(record.samples_per_prompt == 0 for record in records)
+    success = "expected reward (exact)" if exact else "held-out success"
+    if metric == AREA:
+        return f"area under {success}"
+    return success if metric == SUCCESS else metric

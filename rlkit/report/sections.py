@@ -138,7 +138,7 @@ def frontiers(results: Results) -> list[tuple[str, str]]:
 
 def _ways(results: Results, rows: Sequence[Row]) -> list[Way]:
     """Through which KL and value each arm went: the means of the evaluations all seeds have."""
-    if results.at is not At.end or not _is_eval(results.metric):
+    if results.at is not At.end or not _is_point(results.metric):
         return []
     ways = []
     for row in rows:
@@ -175,7 +175,8 @@ def _group(
     return ChartGroup(title=title, short=short, charts=tuple(drawn)) if drawn else None
 
 
-def _is_eval(metric: str) -> bool:
+def _is_point(metric: str) -> bool:
+    """Whether every evaluation has a value of `metric`."""
     return metric == SUCCESS or metric.startswith("eval/")
 
 

@@ -48,6 +48,13 @@ def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def short(seconds: float) -> str:
+    """Seconds with two decimals; `< 0.01` where those show nothing."""
+    if not math.isfinite(seconds):
+        return NONE
+    return "< 0.01" if 0 < seconds < 0.005 else f"{max(0.0, seconds):.2f}"
+
+
 def duration(seconds: float) -> str:
     """`41 s`, `3m05s`, `2h10m`."""
     if not math.isfinite(seconds):

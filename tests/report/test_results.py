@@ -13,7 +13,7 @@ from scipy import stats
 
 from rlkit.report.curves import Axis, curve
 from rlkit.report.load import StudyError, load_study
-from rlkit.report.measure import At
+from rlkit.report.measure import At, value
 from rlkit.report.results import Results, analyse
 from rlkit.report.verdict import headline
 from rlkit.stats import Verdict
@@ -47,10 +47,10 @@ def test_p_values_are_holm_adjusted_t_tests_of_the_pairs(results: Results) -> No
     order = np.argsort(raw)
     adjusted = np.maximum.accumulate(np.array(raw)[order] * np.array([3, 2, 1]))
     rows = {row.arm.variant: row for row in results.panels[""]}
-    for index, value in zip(order, adjusted, strict=True):
+    for index, p in zip(order, adjusted, strict=True):
         comparison = rows[names[index]].comparison
         assert comparison is not None
-        assert comparison.p_different == pytest.approx(min(1.0, value))
+        assert comparison.p_different == pytest.approx(min(1.0, p))
 
 
 def test_verdicts_and_remarks(results: Results) -> None:
@@ -139,6 +139,17 @@ def test_equal_budgets_are_those_that_every_completed_run_has(tmp_path: Path) ->
     first, second = analyse(study, at=At.samples).rows
     assert second.final is not None and second.final.mean == pytest.approx(0.92)
     assert "held-out success at equal samples" in headline(analyse(study, at=At.samples)).lower()
+
+
+def test_the_area_under_the_curve_by_hand(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", seed=0, final=0.8, evals=(0, 4, 12))
+    study = load_study([tmp_path / "run"])
+    (row,) = analyse(study, metric="auc").rows
+    # A straight line from .2 to .8, whatever the distance of the evaluations.
+    assert row.final is not None and row.final.mean == pytest.approx(0.5)
+    job = study.jobs[0]
+    # Up to half of the samples it rises to .5 only.
+    assert value(job, "auc", at=At.samples, limit=288.0) == pytest.approx(0.35)
 
 
 def test_equal_budgets_need_evaluations_that_say_their_cost(tmp_path: Path) -> None:
