@@ -24,7 +24,7 @@ from rlkit.types import Algorithm, Prompt, SamplingConfig, Setting
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm_engine import Engine
-    from rlkit.generation.vllm_lora import LoRAInjector
+    from rlkit.generation.vllm_lora import Injector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Parts:
     rewards: RewardPool
     engine: Engine | None
     """The generator's own engine, started before the model whose weights it may share."""
-    injector: LoRAInjector | None
+    injector: Injector | None
     """Hands the adapter to `engine`."""
     resources: ExitStack
     """Ends reward processes, engine and generator, the last started first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,18 @@ from rlkit.types import Generator, RolloutBatch
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm_engine import Engine
-    from rlkit.generation.vllm_lora import LoRAInjector
+    from rlkit.generation.vllm_lora import Injector
     from rlkit.generation.vllm_probe import ProbeRow, Score
 
 Say = Callable[[str], None]
+_WATCH_EVERY = 25
+"""Updates between two comparisons of vLLM with the trainer; one takes some tens of ms."""
+_log = logging.getLogger(__name__)
 
 
 def bind_adapter(
     config: GeneratorConfig, engine: Engine | None, base: BaseModel, policy: Policy, *, say: Say
-) -> LoRAInjector | None:
+) -> Injector | None:
     """What hands the policy's adapter to `engine`, chosen by a self-test; None without an engine.
 
     Raises ConfigError when vLLM does not sample from what the trainer scores.
@@ -41,6 +45,7 @@ def bind_adapter(
         return None
     from rlkit.generation.vllm_lora import LoRAInjector
     from rlkit.generation.vllm_probe import mismatch_limit, self_test
+    from rlkit.generation.vllm_watch import WatchedInjector
 
     lora = policy.lora
     injector = LoRAInjector(
@@ -57,7 +62,9 @@ def bind_adapter(
         say(str(self_test(injector, score, like=policy.adapter, tolerance=tolerance)))
     except RuntimeError as error:
         raise ConfigError(f"generator must be hf for this model: {error}") from error
-    return injector
+    return WatchedInjector(
+        injector, score, tolerance=tolerance, every=_WATCH_EVERY, warn=_log.warning
+    )
 
 
 def policy_score(policy: Policy) -> Score:
@@ -82,7 +89,7 @@ def new_generator(
     policy: Policy,
     *,
     engine: Engine | None,
-    injector: LoRAInjector | None,
+    injector: Injector | None,
     progress: ProgressCallback,
 ) -> Generator:
     """The generator that `config` describes; `progress` may end a call of `generate`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     Phi3Config,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
@@ -34,7 +35,7 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-CONFIGS = {
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SIZES, tie_word_embeddings=False),
     "qwen2_tied": lambda: Qwen2Config(**_SIZES | {"hidden_size": 128}, tie_word_embeddings=True),
     "qwen3": lambda: Qwen3Config(**_SIZES, tie_word_embeddings=False),
@@ -45,7 +46,9 @@ CONFIGS = {
 def save_tiny(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> str:
     """A random model of `family` in Hugging Face format; biases and norms are random as well."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=dtype)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        CONFIGS[family](), dtype=dtype
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -55,7 +58,7 @@ def save_tiny(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> 
 
 
 @contextmanager
-def tiny_llm(location: str, *, dtype: str = "float32", max_loras: int = 1) -> Iterator[Any]:
+def tiny_llm(location: str, *, dtype: Any = "float32", max_loras: int = 1) -> Iterator[Any]:
     """A bare `vllm.LLM` with rlkit's worker extension and LoRA slots of rank 16."""
     from rlkit.generation.vllm_cpu import prepare_cpu
     from rlkit.generation.vllm_guard import configure_environment, process_state_kept

@@ -21,14 +21,16 @@ def prepare_cpu() -> None:
     The rank of a sampled token is counted as it is: compiling that one line takes 10 to 30 s.
     """
     import vllm._custom_ops as ops
-    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-    from vllm.v1.sample import sampler
+    from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.v1.sample import sampler as sampler_module
 
+    wrapper: Any = punica_cpu.PunicaWrapperCPU
+    sampler: Any = sampler_module
     ops._supports_onednn = False
     sampler.batched_count_greater_than = _count_greater
-    if PunicaWrapperCPU.add_lora_linear is not _add_lora_linear:
-        PunicaWrapperCPU.update_metadata = _noting_slots(PunicaWrapperCPU.update_metadata)
-        PunicaWrapperCPU.add_lora_linear = _add_lora_linear
+    if wrapper.add_lora_linear is not _add_lora_linear:
+        wrapper.update_metadata = _noting_slots(wrapper.update_metadata)
+        wrapper.add_lora_linear = _add_lora_linear
 
 
 def _count_greater(x: Tensor, values: Tensor) -> Tensor:

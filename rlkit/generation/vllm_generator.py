@@ -18,7 +18,7 @@ from rlkit.generation.vllm_engine import Engine
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
-    from rlkit.generation.vllm_lora import LoRAInjector
+    from rlkit.generation.vllm_lora import Injector
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class VLLMGenerator:
     def __init__(
         self,
         engine: Engine,
-        injector: LoRAInjector,
+        injector: Injector,
         *,
         stop_token_ids: frozenset[int],
         config: VLLMGeneratorConfig,

@@ -8,13 +8,14 @@ so that no key-value block of an earlier version is ever reused, and nothing has
 from __future__ import annotations
 
 import json
+import operator
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +51,17 @@ class Injection:
     """Whether vLLM had dropped or moved the adapter, so that its slot was set up again."""
 
 
+class Injector(Protocol):
+    """What a generator needs: `LoRAInjector`, or one that is watched."""
+
+    @property
+    def request(self) -> LoRARequest | None:
+        """What requests must carry to use the adapter as last loaded; None before the first."""
+
+    def load(self, tensors: Mapping[str, Tensor], version: int) -> Injection:
+        """Sample with `tensors`, which are `version`, from the next request on."""
+
+
 class LoRAInjector:
     """Keeps one adapter of one engine up to date. Several adapters: one injector and id each."""
 
@@ -82,6 +94,8 @@ class LoRAInjector:
         self._num_loads = 0
         self._request: LoRARequest | None = None
         self._keys = [key(layer, factor) for layer in layers for factor in "AB"]
+        self._checked: list[Tensor] = []
+        """The tensors of the last load: the same ones need no second look."""
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -196,23 +210,26 @@ class LoRAInjector:
 
     def _scaled(self, factors: Sequence[Tensor]) -> dict[str, Tensor]:
         """PEFT's tensors with the scale folded into B before it is rounded, as in place."""
-        values = [t * self.scale if i % 2 else t for i, t in enumerate(factors)]
+        values = [t.detach() * self.scale if i % 2 else t.detach() for i, t in enumerate(factors)]
         return dict(zip(self._keys, values, strict=True))
 
     def _factors(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """A and B of each layer in turn; raises ValueError unless `tensors` are exactly those."""
+        factors = [tensors[key] for key in self._keys if key in tensors]
+        if len(factors) == len(tensors) and _same(factors, self._checked):
+            return factors
         missing = [key for key in self._keys if key not in tensors]
         unexpected = set(tensors) - set(self._keys)
         if missing or unexpected:
             what, keys = ("is missing", missing) if missing else ("has unexpected", [*unexpected])
             raise ValueError(f"the adapter {what} tensors: {', '.join(keys[:3])} ({len(keys)})")
-        factors = [tensors[key].detach() for key in self._keys]
         for layer, a, b in zip(self.layers, *_pairs(factors), strict=True):
             if a.shape[0] != self.rank or b.shape[1] != self.rank:
                 raise ValueError(
                     f"A and B of {layer} must have rank {self.rank}, "
                     f"got shapes {tuple(a.shape)} and {tuple(b.shape)}"
                 )
+        self._checked = factors
         return factors
 
     def _call(self, method: str, *arguments: Any) -> Any:
@@ -221,6 +238,10 @@ class LoRAInjector:
 
 def _pairs(factors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     return factors[::2], factors[1::2]
+
+
+def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return len(left) == len(right) and all(map(operator.is_, left, right))
 
 
 def _wait(device: torch.device) -> None:

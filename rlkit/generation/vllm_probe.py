@@ -1,4 +1,4 @@
-"""Does vLLM sample from the policy that the trainer scores? Asked at the start and while training.
+"""Does vLLM sample from the policy that the trainer scores? Asked at the start of a run.
 
 Every way of handing over an adapter is tried with random adapters on probe prompts: vLLM's sampled
 logps must equal the trainer's own on the same tokens, and what the ways leave in vLLM's buffers
@@ -217,31 +217,6 @@ def mean_difference(left: Sequence[Sequence[float]], right: Sequence[Sequence[fl
     """Mean |left - right| over all tokens."""
     pairs = [pair for a, b in zip(left, right, strict=True) for pair in zip(a, b, strict=True)]
     return sum(abs(a - b) for a, b in pairs) / len(pairs)
-
-
-def explain_mismatch(
-    injector: LoRAInjector, tensors: Mapping[str, Tensor], *, error: float, limit: float
-) -> str | None:
-    """One line on what is probably wrong when sampling logps are off by `error`; None within limit.
-
-    `error` is the mean |sampling logp - logp| of a step's tokens under the same `tensors`.
-    """
-    if error <= limit:
-        return None
-    begin = f"sampling logps are off the trainer's by {error:.2g} a token (expected <= {limit:.2g})"
-    if injector.request is None:
-        return f"{begin}: vLLM samples without any adapter; load_adapter was not called"
-    if injector.mode is not Mode.in_place:
-        return f"{begin}; the adapter went to vLLM by way of {injector.mode.value}"
-    if wrong := injector.differences(tensors):
-        return (
-            f"{begin}: vLLM holds another adapter than the trainer's ({len(wrong)} tensors differ, "
-            f"{wrong[0]} first); load_adapter must follow every update"
-        )
-    return (
-        f"{begin}: the adapter in vLLM is the trainer's bit for bit, so the base weights, the "
-        "sampling options (top_p, top_k, min_p, extra fields) or 8-bit keys and values differ"
-    )
 
 
 def _effect(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -55,8 +55,10 @@ class Slot:
     """A (r, in) and B (out, r) of each layer in turn."""
     owners: tuple[tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]], ...]
     """Each wrapped module with its A and B buffers as they were."""
+    buffers: tuple[Tensor, ...]
+    """All buffers of `owners`."""
     addresses: tuple[int, ...]
-    """Of all buffers of `owners`."""
+    """Theirs."""
 
     def valid(self, manager: Any, int_id: int, layers: Sequence[str], rank: int) -> bool:
         """Whether vLLM still holds the adapter, in this slot, in these buffers."""
@@ -66,11 +68,17 @@ class Slot:
             and manager.lora_index_to_id[self.index] == int_id
             and int_id in manager.list_adapters()
             and all(m.lora_a_stacked is a and m.lora_b_stacked is b for m, a, b in self.owners)
-            and all(
-                tensor.data_ptr() == address
-                for tensor, address in zip(_buffers(self.owners), self.addresses, strict=True)
-            )
+            and self.addresses == tuple(buffer.data_ptr() for buffer in self.buffers)
         )
+
+
+@dataclass(slots=True)
+class _State:
+    """What the extension keeps for one engine."""
+
+    slots: dict[int, Slot] = field(default_factory=dict)
+    """By the adapter's id."""
+    users: int = 0
 
 
 class WorkerExtension:
@@ -80,8 +88,8 @@ class WorkerExtension:
 
     def rlkit_new_user(self) -> int:
         """A number that no other caller of this engine has."""
-        self._rlkit_users = 1 + (self._rlkit_users if hasattr(self, "_rlkit_users") else 0)
-        return self._rlkit_users
+        self._rlkit_state().users += 1
+        return self._rlkit_state().users
 
     def rlkit_bind(self, int_id: int, layers: tuple[str, ...], rank: int) -> Slot:
         """Register adapter `int_id`, all zero, and look up where the factors of `layers` go.
@@ -99,7 +107,7 @@ class WorkerExtension:
         manager.pin_adapter(int_id)
         index = manager.lora_index_to_id.index(int_id)
         slot = _resolve(self.rlkit_parts(), index, layers, rank)
-        torch._foreach_zero_([buffer[slot.index] for buffer in _buffers(slot.owners)])
+        torch._foreach_zero_([buffer[slot.index] for buffer in slot.buffers])
         self._rlkit_slots()[int_id] = slot
         return slot
 
@@ -225,10 +233,13 @@ class WorkerExtension:
         return self.model_runner.lora_manager._adapter_manager
 
     def _rlkit_slots(self) -> dict[int, Slot]:
+        return self._rlkit_state().slots
+
+    def _rlkit_state(self) -> _State:
         # vLLM calls no __init__ of an extension.
-        if not hasattr(self, "_rlkit_slot_table"):
-            self._rlkit_slot_table: dict[int, Slot] = {}
-        return self._rlkit_slot_table
+        if not hasattr(self, "_rlkit_state_"):
+            self._rlkit_state_ = _State()
+        return self._rlkit_state_
 
 
 def _resolve(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], rank: int) -> Slot:
@@ -245,17 +256,15 @@ def _resolve(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], ran
         factors += [a[index, 0, :rank], b[index, 0, :, :rank]]
     modules = {part.owner: part.module for part in parts.values()}
     owners = tuple((m, m.lora_a_stacked, m.lora_b_stacked) for m in modules.values())
+    buffers = tuple(buffer for _, a, b in owners for buffer in (*a, *b))
     return Slot(
         index=index,
         layers=layers,
         factors=tuple(factors),
         owners=owners,
-        addresses=tuple(buffer.data_ptr() for buffer in _buffers(owners)),
+        buffers=buffers,
+        addresses=tuple(buffer.data_ptr() for buffer in buffers),
     )
-
-
-def _buffers(owners: Any) -> list[Tensor]:
-    return [buffer for _, a, b in owners for buffer in (*a, *b)]
 
 
 def _hf_views(
@@ -265,7 +274,7 @@ def _hf_views(
     parts = model.packed_modules_mapping.get(leaf, [leaf])
     data = parameter.detach()
     if len(parts) > 1 and data.shape[0] == sum(module.output_sizes):
-        pieces = data.split(list(module.output_sizes))
+        pieces = torch.split(data, list(module.output_sizes))
         return {f"{parent}.{part}.{kind}": p for part, p in zip(parts, pieces, strict=True)}
     if hasattr(module, "org_vocab_size"):
         data = data[: module.org_vocab_size]

@@ -34,8 +34,7 @@ def model_on_views(
             config, dtype=dtype, attn_implementation=attention
         )
     for name, parameter in list(model.named_parameters()):
-        view = views.get(name)
-        _check(name, view, parameter, dtype, device)
+        view = _checked(name, views.get(name), parameter, dtype, device)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(view, requires_grad=False))
     for module in model.modules():
@@ -44,7 +43,6 @@ def model_on_views(
     model.tie_weights()
     with suppress(OSError):  # without a file, what the model's own configuration says stays
         model.generation_config = GenerationConfig.from_pretrained(location)
-    shared_bytes(model, views)
     return model
 
 
@@ -61,18 +59,17 @@ def shared_bytes(model: nn.Module, views: Mapping[str, Tensor]) -> int:
     return sum(seen.values())
 
 
-def _check(
+def _checked(
     name: str, view: Tensor | None, parameter: Tensor, dtype: torch.dtype, device: torch.device
-) -> None:
+) -> Tensor:
     wanted = (tuple(parameter.shape), dtype, device.type)
-    got = None if view is None else (tuple(view.shape), view.dtype, view.device.type)
-    if got != wanted:
-        shape, kind, place = wanted
-        problem = "none" if got is None else f"{got[0]} {got[1]} on {got[2]}"
-        raise ValueError(
-            f"generator.weights=shared needs {name} of shape {shape} in {kind} on {place}, "
-            f"got {problem}; set generator.weights=separate"
-        )
+    if view is not None and (tuple(view.shape), view.dtype, view.device.type) == wanted:
+        return view
+    got = "none" if view is None else f"{tuple(view.shape)} {view.dtype} on {view.device.type}"
+    raise ValueError(
+        f"generator.weights=shared needs {name} of shape {wanted[0]} in {dtype} on {device.type}, "
+        f"got {got}; set generator.weights=separate"
+    )
 
 
 @contextmanager
@@ -83,10 +80,10 @@ def _parameters_on_meta() -> Iterator[None]:
     """
     register = nn.Module.register_parameter
 
-    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
-        register(module, name, parameter)
+    def without_memory(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.to("meta"), requires_grad=False)
+        register(self, name, param)
 
     nn.Module.register_parameter = without_memory  # type: ignore[method-assign]
     try:

@@ -29,13 +29,13 @@ from vllm_models import (
 from rlkit.generation.vllm_config import is_installed
 from rlkit.generation.vllm_lora import LoRAInjector, Mode
 from rlkit.generation.vllm_probe import (
-    explain_mismatch,
     mean_difference,
     mismatch_limit,
     sample,
     self_test,
 )
-from rlkit.generation.vllm_weights import forget_prefixes
+from rlkit.generation.vllm_watch import WatchedInjector, explain_mismatch
+from rlkit.generation.vllm_weights import forget_prefixes, weight_views
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
 LIMIT = mismatch_limit(torch.float32)
@@ -80,7 +80,8 @@ def smol(engine: Any, starter_hf: PreTrainedModel) -> Iterator[Pair]:
 @pytest.fixture(scope="module")
 def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     location = save_tiny(tmp_path_factory.mktemp("tiny"), "llama")
-    hf = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32).eval()
+    hf = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+    hf.train(False)
     with tiny_llm(location, max_loras=2) as llm:
         yield Pair(llm, hf)
 
@@ -227,13 +228,12 @@ def test_several_adapters_and_the_base_model_in_one_batch(tiny: Pair) -> None:
         lora_request=requests,
         use_tqdm=False,
     )
-    for prompt, output, tensors in zip(
-        prompts, outputs, [adapters[0], None, adapters[1]], strict=True
-    ):
+    used = [adapters[0], None, adapters[1]]
+    for prompt, output, active in zip(prompts, outputs, used, strict=True):
         sampled = output.outputs[0]
         pairs = zip(sampled.logprobs, sampled.token_ids, strict=True)
         logps = [[step[token].logprob for step, token in pairs]]
-        truth = tiny.score(tensors, [(prompt, tuple(sampled.token_ids))])
+        truth = tiny.score(active, [(prompt, tuple(sampled.token_ids))])
         assert mean_difference(logps, truth) <= 1e-4
 
 
@@ -301,6 +301,29 @@ def test_no_change_while_requests_run(tiny: Pair) -> None:
     while engine.has_unfinished_requests():
         engine.step()
     injector.load(tensors, 0)
+
+
+def test_a_watched_injector_warns_when_vllm_drifts(tiny: Pair) -> None:
+    warnings: list[str] = []
+    watched = WatchedInjector(
+        tiny.injector(), tiny.score, tolerance=LIMIT, every=2, warn=warnings.append
+    )
+    tensors = tiny.adapter(tiny.injector(), seed=9)
+    for version in range(3):
+        watched.load(tensors, version)
+        assert tiny.error(watched.request, tensors) <= 1e-4
+    assert warnings == []
+    # The base weights move in vLLM alone: no look at the adapter could show it.
+    weight = weight_views(tiny.llm)["model.layers.0.mlp.down_proj.weight"]
+    weight.mul_(-1.0)
+    watched.load(tensors, 3)  # not looked at
+    assert warnings == []
+    watched.load(tensors, 4)
+    weight.mul_(-1.0)
+    forget_prefixes(tiny.llm)
+    (line,) = warnings
+    assert line.startswith("version 4: sampling logps are off the trainer's by")
+    assert "bit for bit, so the base weights" in line
 
 
 def test_self_test_falls_back(tiny: Pair) -> None:

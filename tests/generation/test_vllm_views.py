@@ -55,7 +55,9 @@ def shared(llm: Any, location: str, dtype: torch.dtype = torch.float32) -> Share
     config = AutoConfig.from_pretrained(location)
     hf = model_on_views(config, views, location, dtype=dtype, device=CPU, attention="sdpa")
     own = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, attn_implementation="sdpa")
-    return Shared(llm, hf.eval(), own.eval(), views)
+    hf.train(False)
+    own.train(False)
+    return Shared(llm, hf, own, views)
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -173,7 +175,7 @@ def test_pushing_all_weights_keeps_addresses_views_and_adapter(llama: Shared) ->
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in llama.own.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     pushed = push_weights(llama.llm, dict(llama.own.named_parameters()))
     assert pushed == sum(p.nbytes for p in llama.own.parameters())
     after = in_worker(

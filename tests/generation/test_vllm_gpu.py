@@ -1,0 +1,186 @@
+"""On a CUDA device, with CUDA graphs: what the CPU tests prove, sleeping caches, 8-bit keys."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from vllm_models import LEAVES, SCALE, key, linear_layers, logps_of, merged, random_lora
+
+from rlkit.generation import VLLMGeneratorConfig
+from rlkit.generation.vllm_config import KVCacheDType, is_installed
+from rlkit.generation.vllm_lora import LoRAInjector, Mode
+from rlkit.generation.vllm_probe import mean_difference, mismatch_limit, sample, self_test
+from rlkit.generation.vllm_weights import forget_prefixes, kv_sleep, kv_wake, weight_views
+from rlkit.models.views import model_on_views, shared_bytes
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not is_installed(), reason="vLLM is not installed"),
+]
+
+
+class Cuda(NamedTuple):
+    """An engine, the model on its weights, and one loaded from the files, in bfloat16."""
+
+    llm: Any
+    hf: PreTrainedModel
+    own: PreTrainedModel
+    views: dict[str, Tensor]
+    added_bytes: int
+    """What the model on the engine's weights takes beside them."""
+
+    def injector(self, scale: float = SCALE) -> LoRAInjector:
+        return LoRAInjector(self.llm, linear_layers(self.own), rank=16, scale=scale, key=key)
+
+    def adapter(self, seed: int) -> dict[str, Tensor]:
+        tensors = random_lora(self.own, linear_layers(self.own), rank=16, seed=seed)
+        return {name: tensor.cuda() for name, tensor in tensors.items()}
+
+    def score(self, tensors: Any, rows: Any) -> list[list[float]]:
+        with merged(self.own, tensors):
+            return logps_of(self.own, rows)
+
+    def error(self, request: Any, tensors: dict[str, Tensor] | None) -> float:
+        rows, logps = sample(self.llm, request)
+        return mean_difference(logps, self.score(tensors, rows))
+
+
+@pytest.fixture(scope="module", params=[KVCacheDType.auto, KVCacheDType.fp8], ids=str)
+def cuda(request: pytest.FixtureRequest, starter: str) -> Iterator[Cuda]:
+    from rlkit.generation.vllm_engine import EngineSpec, start_engine
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    config = VLLMGeneratorConfig(
+        release_kv_cache=True, kv_cache_bytes=2**30, kv_cache_dtype=request.param
+    )
+    spec = EngineSpec(
+        location=starter,
+        revision=None,
+        hf_config=AutoConfig.from_pretrained(starter),
+        dtype=torch.bfloat16,
+        device=device,
+        max_prompt_length=128,
+        max_completion_length=128,
+        rows=8,
+        lora_rank=16,
+        lora_modules=LEAVES,
+    )
+    engine = start_engine(config, spec, say=print)
+    before = torch.cuda.memory_allocated()
+    views = weight_views(engine.llm)
+    hf = model_on_views(
+        spec.hf_config, views, starter, dtype=torch.bfloat16, device=device, attention="sdpa"
+    )
+    hf.train(False)
+    added = torch.cuda.memory_allocated() - before
+    own = AutoModelForCausalLM.from_pretrained(
+        starter, dtype=torch.bfloat16, attn_implementation="sdpa"
+    )
+    own.to(device).train(False)
+    yield Cuda(engine.llm, hf, own, views, added)
+    engine.close()
+
+
+def limit_of(cuda: Cuda) -> float:
+    cache = cuda.llm.llm_engine.vllm_config.cache_config.cache_dtype
+    return mismatch_limit(torch.bfloat16, kv_cache_bits=16 if cache == "auto" else 8)
+
+
+def token_ids() -> Tensor:
+    return (torch.arange(120).view(2, 60) * 397 % 49152).cuda()
+
+
+def test_shared_weights(cuda: Cuda) -> None:
+    assert shared_bytes(cuda.hf, cuda.views) == 269_030_016
+    assert cuda.added_bytes < 2**20
+    ids = token_ids()
+    with torch.no_grad():
+        assert torch.equal(cuda.hf(ids).logits, cuda.own(ids).logits)
+
+
+def test_self_test_and_versions(cuda: Cuda, record_property: Any) -> None:
+    injector = cuda.injector()
+    found = self_test(injector, cuda.score, like=cuda.adapter(0), tolerance=limit_of(cuda))
+    record_property("self_test", str(found))
+    assert found.mode is Mode.in_place
+    assert [verdict.problem for verdict in found.verdicts] == ["", "", ""]
+    for version in range(3):
+        tensors = cuda.adapter(version)
+        assert injector.load(tensors, version).bound_modules == 210
+        assert injector.differences(tensors) == []
+        error = cuda.error(injector.request, tensors)
+        record_property(f"error_{version}", error)
+        assert error < limit_of(cuda)
+    old, last = injector.request, cuda.adapter(3)
+    assert cuda.error(old, None) > 0.6
+    injector.load(last, 2)
+    rows, logps = sample(cuda.llm, old)  # the old name: stale keys and values
+    assert mean_difference(logps, cuda.score(last, rows)) > 0.6
+    assert cuda.error(injector.request, last) < limit_of(cuda)
+
+
+def test_200_injections_take_no_memory(cuda: Cuda, record_property: Any) -> None:
+    injector = cuda.injector()
+    adapters = [cuda.adapter(seed) for seed in (1, 2)]
+    cuda.error(_loaded(injector, adapters[0], 0), adapters[0])
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    seconds = []
+    for version in range(200):
+        seconds.append(injector.load(adapters[version % 2], version).seconds)
+        if version % 50 == 0:
+            assert cuda.error(injector.request, adapters[version % 2]) < limit_of(cuda)
+    assert torch.cuda.memory_allocated() == before
+    record_property("sync_ms", 1e3 * statistics.median(seconds))
+    assert statistics.median(seconds) < 1e-3
+
+
+def test_a_sleeping_cache_leaves_the_trainer_its_weights(cuda: Cuda, record_property: Any) -> None:
+    injector = cuda.injector()
+    tensors = cuda.adapter(5)
+    request = _loaded(injector, tensors, 0)
+    before = sample(cuda.llm, request)
+    ids = token_ids()
+    with torch.no_grad():
+        logits = cuda.hf(ids).logits
+    free = torch.cuda.mem_get_info()[0]
+    freed = kv_sleep(cuda.llm)
+    gained = torch.cuda.mem_get_info()[0] - free
+    record_property("freed_bytes", freed)
+    assert freed >= 2**30 and gained >= freed
+    # Somebody else uses the memory in between, and leaves NaN in it.
+    ballast = torch.full((freed // 2,), float("nan"), dtype=torch.bfloat16, device="cuda")
+    with torch.no_grad():
+        assert torch.equal(cuda.hf(ids).logits, logits)
+    del ballast
+    torch.cuda.empty_cache()
+    kv_wake(cuda.llm)
+    assert sample(cuda.llm, request) == before
+    assert injector.differences(tensors) == []
+    assert not injector.load(tensors, 1).rebound
+
+
+def test_a_step_on_the_views_is_a_step_of_vllm(cuda: Cuda) -> None:
+    name = "model.layers.3.mlp.down_proj.weight"
+    kept = cuda.views[name].clone()
+    assert cuda.error(None, None) < limit_of(cuda)
+    with torch.no_grad():
+        for model in (cuda.hf, cuda.own):
+            model.get_parameter(name).mul_(-1.0)
+    forget_prefixes(cuda.llm)
+    assert cuda.error(None, None) < limit_of(cuda)  # with CUDA graphs captured before
+    with torch.no_grad():
+        for model in (cuda.hf, cuda.own):
+            model.get_parameter(name).copy_(kept)
+    forget_prefixes(cuda.llm)
+
+
+def _loaded(injector: LoRAInjector, tensors: dict[str, Tensor], version: int) -> Any:
+    injector.load(tensors, version)
+    return injector.request
