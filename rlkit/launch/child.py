@@ -62,10 +62,6 @@ def run(packed: str, folder: Path) -> int:
     except Exception:
         traceback.print_exc()  # to output.txt, whose last line becomes the reason
         return 1
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
 
 
 def main(folder: str, parent: str = "") -> None:
