@@ -97,9 +97,8 @@ def step(policy: Policy, batch: RolloutBatch) -> dict[str, Tensor]:
 
 
 def measured(run: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds (median after two warm-ups) and what the allocator held at most, GiB."""
-    for _ in range(2):
-        run()
+    """Milliseconds (median after a warm-up) and what the allocator held at most, GiB."""
+    run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
