@@ -31,7 +31,8 @@ class ChatTemplate(StrEnum):
 
 
 class AttentionImpl(StrEnum):
-    """transformers' attention implementation."""
+    """transformers' attention implementation, for `generator=hf`; scoring packs rows and has its
+    own (rlkit/models/attention.py)."""
 
     auto = "auto"
     """sdpa; eager for models that cap attention scores (Gemma 2), which sdpa cannot."""

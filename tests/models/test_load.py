@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import random_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
-from rlkit.models import AttentionImpl, ChatTemplate, DType, ModelConfig, Switch
+from rlkit.models import AttentionImpl, ChatTemplate, DType, ModelConfig
+from rlkit.models.config import Checkpointing
 from rlkit.models.load import BaseModel, load_model, resolve_checkpointing, resolve_dtype
 
 CPU = torch.device("cpu")
@@ -80,14 +81,17 @@ def test_auto_dtype_on_cuda() -> None:
 def test_checkpointing_is_automatic_by_size_and_device(folder: Path) -> None:
     model = load(folder).model
     auto = ModelConfig()
-    assert resolve_checkpointing(auto, model, CPU)[0] is False
-    assert resolve_checkpointing(auto, model, torch.device("cuda"))[0] is False
+    off, on = Checkpointing.off, Checkpointing.on
+    assert resolve_checkpointing(auto, model, CPU)[0] is off
+    assert resolve_checkpointing(auto, model, torch.device("cuda"))[0] is off
     with torch.device("meta"):
         large = tiny_model("llama", vocab_size=32_000_000)
-    assert resolve_checkpointing(auto, large, torch.device("cuda"))[0] is True
-    assert resolve_checkpointing(auto, large, CPU)[0] is False
-    on = ModelConfig(gradient_checkpointing=Switch.on)
-    assert resolve_checkpointing(on, model, CPU) == (True, "gradient checkpointing: on")
+    assert resolve_checkpointing(auto, large, torch.device("cuda"))[0] is on
+    assert resolve_checkpointing(auto, large, CPU)[0] is off
+    for wanted in (off, on, Checkpointing.offload):
+        config = ModelConfig(gradient_checkpointing=wanted)
+        reason = f"gradient checkpointing: {wanted.value}"
+        assert resolve_checkpointing(config, model, CPU) == (wanted, reason)
 
 
 def test_attention_is_eager_where_scores_are_capped(tmp_path: Path, folder: Path) -> None:
@@ -170,9 +174,7 @@ def test_a_folder_without_tokenizer(folder: Path) -> None:
         load(folder)
 
 
-def test_options_that_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match=r"model.shared_prefix must not be on"):
-        ModelConfig(shared_prefix=Switch.on, gradient_checkpointing=Switch.on)
+def test_a_source_is_needed() -> None:
     with pytest.raises(ValueError, match=r"model.source must name a model"):
         ModelConfig(source=" ")
 
