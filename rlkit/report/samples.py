@@ -24,7 +24,6 @@ class Text:
 
     text: str
     caption: str
-    right: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +66,8 @@ def _examples(job: Job) -> tuple[Example, ...]:
         Example(
             prompt=tail(before[index].prompt),
             index=index,
-            before=_text(before[index], job.evals[0], index),
-            after=_text(after[index], job.evals[-1], index),
+            before=_text(before[index]),
+            after=_text(after[index]),
         )
         for index in shared
     )
@@ -88,11 +87,10 @@ def _first_samples(folder: Path, record: EvalRecord) -> Mapping[int, SampleRow]:
     return found
 
 
-def _text(row: SampleRow, record: EvalRecord, index: int) -> Text:
+def _text(row: SampleRow) -> Text:
     cut = ", cut at the length limit" if row.finish_reason == "length" else ""
     reward = "no reward" if math.isnan(row.reward) else f"reward {fixed(row.reward, digits=2)}"
     return Text(
         text=clip(row.completion),
         caption=f"{reward}, {row.num_tokens} tokens{cut}",
-        right=row.reward > 0,
     )

@@ -78,7 +78,9 @@ def _one_run(job: Job) -> str:
 def _one_arm(results: Results, row: Row) -> str:
     assert row.final is not None
     seeds = count_of(row.final.size, "seed")
-    text = f"{_capital(results.metric_label)} {fixed(row.start)} → {with_range(row.final)}, {seeds}"
+    of = f" of {_name(row)}" if len(results.rows) > 1 else ""
+    label = f"{_capital(results.metric_label)}{of}"
+    text = f"{label} {fixed(row.start)} → {with_range(row.final)}, {seeds}"
     jobs = row.arm.done
     if results.metric == SUCCESS and results.at is At.end:
         gains = [
