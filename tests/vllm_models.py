@@ -52,7 +52,7 @@ def save_tiny(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> 
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
-                parameter += 0.3 * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
     model.save_pretrained(folder)
     return str(folder)
 

@@ -40,7 +40,7 @@ class Cuda(NamedTuple):
 
     def adapter(self, seed: int) -> dict[str, Tensor]:
         tensors = random_lora(self.own, linear_layers(self.own), rank=16, seed=seed)
-        return {name: tensor.cuda() for name, tensor in tensors.items()}
+        return {name: tensor.to(self.own.device) for name, tensor in tensors.items()}
 
     def score(self, tensors: Any, rows: Any) -> list[list[float]]:
         with merged(self.own, tensors):
@@ -82,7 +82,8 @@ def cuda(request: pytest.FixtureRequest, starter: str) -> Iterator[Cuda]:
     own = AutoModelForCausalLM.from_pretrained(
         starter, dtype=torch.bfloat16, attn_implementation="sdpa"
     )
-    own.to(device).train(False)
+    torch.nn.Module.to(own, device)
+    own.train(False)
     yield Cuda(engine.llm, hf, own, views, added)
     engine.close()
 
@@ -92,14 +93,14 @@ def limit_of(cuda: Cuda) -> float:
     return mismatch_limit(torch.bfloat16, kv_cache_bits=8 if "fp8" in str(cache) else 16)
 
 
-def token_ids() -> Tensor:
-    return (torch.arange(120).view(2, 60) * 397 % 49152).cuda()
+def token_ids(device: torch.device) -> Tensor:
+    return torch.arange(120, device=device).view(2, 60) * 397 % 49152
 
 
 def test_shared_weights(cuda: Cuda) -> None:
     assert shared_bytes(cuda.hf, cuda.views) == 269_030_016
     assert cuda.added_bytes < 2**20
-    ids = token_ids()
+    ids = token_ids(cuda.own.device)
     with torch.no_grad():
         assert torch.equal(cuda.hf(ids).logits, cuda.own(ids).logits)
 
@@ -146,7 +147,7 @@ def test_a_sleeping_cache_leaves_the_trainer_its_weights(cuda: Cuda, record_prop
     tensors = cuda.adapter(5)
     request = _loaded(injector, tensors, 0)
     before = sample(cuda.llm, request)
-    ids = token_ids()
+    ids = token_ids(cuda.own.device)
     with torch.no_grad():
         logits = cuda.hf(ids).logits
     free = torch.cuda.mem_get_info()[0]
