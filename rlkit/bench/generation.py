@@ -24,6 +24,7 @@ import torch
 from rlkit.bench.generation_sides import SIDES, Work
 from rlkit.bench.random_model import SHAPES, write_random_model
 from rlkit.environment import hardware, versions
+from rlkit.generation.vllm_config import Compilation
 
 _MARK = "rlkit.bench.result "
 Result = dict[str, Any]
@@ -111,6 +112,7 @@ def _work(folder: Path, options: argparse.Namespace) -> Work:
         rank=options.rank,
         repeats=options.repeats,
         syncs=options.syncs,
+        compilation=Compilation(options.compilation),
     )
 
 
@@ -118,7 +120,8 @@ _COUNTS = {"prompts": 8, "samples": 8, "new_tokens": 512, "rank": 16, "repeats":
 
 
 def _passed_on(options: argparse.Namespace) -> list[str]:
-    return [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in _COUNTS]
+    names = [*_COUNTS, "compilation"]
+    return [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
 
 
 def _arguments() -> argparse.Namespace:
@@ -126,6 +129,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
     parser.add_argument("--sides", default="rlkit,vllm,trl")
     parser.add_argument("--warm-only", dest="cold", action="store_false", help="rlkit once")
+    parser.add_argument("--compilation", choices=list(Compilation), default=Compilation.auto)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--timeout-s", type=float, default=300.0, help="of each side")
     for name, default in _COUNTS.items():

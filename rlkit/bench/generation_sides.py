@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rlkit.generation import VLLMGeneratorConfig, sample_seed
-from rlkit.generation.vllm_config import VLLMSamplingOptions, Weights
+from rlkit.generation.vllm_config import Compilation, VLLMSamplingOptions, Weights
 from rlkit.generation.vllm_engine import Engine, EngineSpec, start_engine
 from rlkit.generation.vllm_generator import VLLMGenerator
 from rlkit.lora import LoRA, attach, init_adapter
@@ -38,6 +38,8 @@ class Work(NamedTuple):
     rank: int
     repeats: int
     syncs: int
+    compilation: Compilation = Compilation.auto
+    """Of rlkit's engine; TRL leaves it to vLLM, which is `inductor`."""
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -193,6 +195,7 @@ def _engine(
     rows = work.num_prompts * work.num_samples
     config = VLLMGeneratorConfig(
         weights=Weights.shared,
+        compilation=work.compilation,
         max_num_seqs=rows,
         sampling=VLLMSamplingOptions(extra={"ignore_eos": True}),
     )

@@ -3,13 +3,13 @@
 Random NF4 weights are made on the device; the plan is made for the row's target, and everything
 above the target is taken away first by one plain allocation, so that a run that needs more fails.
 What is measured is what the device counts as used by this process, its CUDA context included.
-Each row runs in a process of its own. `--tiny` runs small shapes, on a CPU as well.
+Each row has a process of its own; they start together and take turns with the device. `--tiny` runs
+small shapes, on a CPU as well.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import platform
 import subprocess
@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,14 @@ import torch
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.bench.card import leave, used_before_this_process
 from rlkit.bench.random_nf4 import random_nf4
 from rlkit.generation import HFGeneratorConfig
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import ModelConfig
 from rlkit.models.load import BaseModel
 from rlkit.optim import OptimConfig, build_optimizer
-from rlkit.plan.choose import CONTEXT_BYTES, GB, Plan, make_plan
+from rlkit.plan.choose import GB, Plan, make_plan
 from rlkit.plan.device import Meter
 from rlkit.plan.headline import ROWS, Headline
 from rlkit.plan.rehearse import full_batch
@@ -40,7 +40,8 @@ from rlkit.policy import Policy, new_policy
 from rlkit.types import Prompt, SamplingConfig, Setting
 from rlkit.update import TrainState, UpdateSettings, score, train_step
 
-_STEPS = 2
+_LONG = 50_000
+"""Tokens of a step from which one update is enough: its first kernel launches do not matter."""
 _SAMPLED = 16
 """Tokens decoded with full caches to see the peak of sampling; the rest takes time, not memory."""
 
@@ -67,12 +68,16 @@ class Measured:
     update_ms: float
     decode_ms: float
     """Of one token of all rows, with full caches."""
+    sequences: int
+    """Of full length, in the update and the reference's scoring that were timed."""
     tokens_per_microbatch: int
     checkpointing: str
     at_once: int
     optim: str
     device: str
     torch: str
+    problem: str
+    """What did not fit into the target; empty = nothing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,36 +87,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--tiny", action="store_true", help="small shapes: a test of this program")
     parser.add_argument("--no-sampling", action="store_true", help="the updates alone")
+    parser.add_argument(
+        "--sequences",
+        type=int,
+        help="update on N only, at least a micro-batch: the same memory in less time",
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one is not None:
-        row = next(row for row in ROWS if row.name == options.one)
-        measured = measure(tiny(row) if options.tiny else row, sampling=not options.no_sampling)
-        options.json.write_text(json.dumps(asdict(measured)))
-        return 0
+        return _one(options)
     wanted = [r for r in ROWS if any(part in r.name for part in options.rows.split(","))]
-    results = [_in_a_process(row, options) for row in wanted]
-    print(table([r for r in results if r is not None]))
-    if options.json is not None:
-        command = " ".join(["python -m rlkit.bench.memory", *(arguments or sys.argv[1:])])
-        found = {"command": command, "rows": results, "python": platform.python_version()}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0 if all(results) else 1
+    command = " ".join(["python -m rlkit.bench.memory", *(arguments or sys.argv[1:])])
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}.json" for i in range(len(wanted))]
+        started = [_start(row, path, options) for row, path in zip(wanted, paths, strict=True)]
+        for row, path, process in zip(wanted, paths, started, strict=True):
+            process.communicate(b"go\n")
+            if process.returncode != 0:
+                print(f"{row.name}: failed, see above")
+                continue
+            results.append(json.loads(path.read_text()))
+            print(table(results[-1:]), flush=True)
+            if options.json is not None:
+                found = {"command": command, "python": platform.python_version(), "rows": results}
+                options.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(results))
+    return 0 if len(results) == len(wanted) else 1
 
 
-def _in_a_process(row: Headline, options: argparse.Namespace) -> dict[str, Any] | None:
+def _start(row: Headline, path: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """A process that has imported and planned, and waits for a line before it uses the device."""
     flags = [
         f for f, on in (("--tiny", options.tiny), ("--no-sampling", options.no_sampling)) if on
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "row.json"
-        command = [sys.executable, "-m", "rlkit.bench.memory", "--one", row.name]
-        done = subprocess.run([*command, *flags, "--json", str(path)], check=False)
-        if done.returncode != 0:
-            print(f"{row.name}: failed, see above")
-            return None
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+    if options.sequences is not None:
+        flags += ["--sequences", str(options.sequences)]
+    command = [sys.executable, "-m", "rlkit.bench.memory", "--one", row.name, "--json", str(path)]
+    return subprocess.Popen([*command, *flags], stdin=subprocess.PIPE)
+
+
+def _one(options: argparse.Namespace) -> int:
+    row = next(row for row in ROWS if row.name == options.one)
+    row = tiny(row) if options.tiny else row
+    on_cuda = torch.cuda.is_available()
+    work = replace(row.work(), on_cuda=on_cuda)
+    plan = make_plan(work, row.request(), budget=int(row.target * GB))
+    sys.stdin.readline()
+    if on_cuda:
+        # Long sequences want large blocks: with fixed segments the holes alone would not fit.
+        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    whole = plan.choice.tokens_per_microbatch // work.row_tokens
+    sequences = min(max(options.sequences or row.rows, whole), row.rows)
+    measured = measure(row, plan, sequences=sequences, sampling=not options.no_sampling)
+    options.json.write_text(json.dumps(asdict(measured)))
+    return 0
 
 
 def tiny(row: Headline) -> Headline:
@@ -127,14 +157,12 @@ def tiny(row: Headline) -> Headline:
     return replace(row, shape=shape, max_prompt=24, max_completion=40, target=2.0)
 
 
-def measure(row: Headline, *, sampling: bool) -> Measured:
-    """Plan, cap, build, sample a little, update twice."""
+def measure(row: Headline, plan: Plan, *, sequences: int, sampling: bool) -> Measured:
+    """Cap the card, build the model, update, sample a little."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = _used_before_this_process()
+    before = used_before_this_process()
     budget = int(row.target * GB)
-    work = replace(row.work(), on_cuda=device.type == "cuda")
-    plan = make_plan(work, row.request(), budget=budget)
-    ballast = _leave(budget, before) if device.type == "cuda" else 0
+    ballast = leave(budget, before) if device.type == "cuda" else 0
     meter = Meter(device, before + ballast if device.type == "cuda" else Meter.start(device).before)
     context = meter.peak()
     start = time.perf_counter()
@@ -143,15 +171,18 @@ def measure(row: Headline, *, sampling: bool) -> Measured:
     optimizer = build_optimizer(policy.named_parameters(), settings)
     state = TrainState(learner=policy, optimizer=optimizer)
     load_ms = _milliseconds(start, device)
-    score_ms, update_ms = _train(state, row, plan, settings, device)
+    score_ms, update_ms = _train(state, replace(row, rows=sequences), plan, settings, device)
     training = meter.peak()
     allocated = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    sampled, decode_ms = (0, 0.0)
+    sampled, decode_ms, problem = 0, 0.0, ""
     if sampling:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        decode_ms = _sample(row, plan, policy, device)
+        try:
+            decode_ms = _sample(row, plan, policy, device)
+        except torch.OutOfMemoryError as error:
+            problem = f"sampling: {str(error).splitlines()[0]}"
         sampled = meter.peak()
     return Measured(
         name=row.name,
@@ -167,6 +198,8 @@ def measure(row: Headline, *, sampling: bool) -> Measured:
         score_ms=score_ms,
         update_ms=update_ms,
         decode_ms=decode_ms,
+        sequences=sequences,
+        problem=problem,
         tokens_per_microbatch=plan.choice.tokens_per_microbatch,
         checkpointing=plan.choice.checkpointing.value,
         at_once=plan.choice.at_once,
@@ -194,22 +227,21 @@ def _policy(row: Headline, plan: Plan, device: torch.device) -> Policy:
 def _train(
     state: TrainState, row: Headline, plan: Plan, optim: OptimConfig, device: torch.device
 ) -> tuple[float, float]:
-    """Milliseconds of scoring the reference, and of one update, the second time."""
+    """Milliseconds of scoring the reference and of one update; the second time if that is short."""
     algorithm = build(
         Objective(GRPOConfig(group_size=row.rows), KLConfig(), RatioConfig(), CorrectionConfig()),
         Setting(group_size=row.rows, max_completion_length=row.max_completion, updates_per_batch=1),
     )
     settings = UpdateSettings(
         optim=optim,
-        total_updates=_STEPS,
+        total_updates=2,
         temperature=1.0,
         tokens_per_microbatch=plan.choice.tokens_per_microbatch,
     )
     shape = (row.rows, row.max_prompt, row.max_completion)
     rollout = full_batch(shape, num_words=row.shape["vocab_size"], device=device)
-    rollout = replace(rollout, prompt_ids=rollout.prompt_ids[:1].expand(row.rows, -1).contiguous())
     score_ms = update_ms = 0.0
-    for _ in range(_STEPS):
+    for _ in range(1 if row.rows * (row.max_prompt + row.max_completion) > _LONG else 2):
         start = time.perf_counter()
         scored = score(state.learner, rollout, algorithm, settings)
         score_ms = _milliseconds(start, device)
@@ -245,36 +277,6 @@ def _sample(row: Headline, plan: Plan, policy: Policy, device: torch.device) -> 
     return _milliseconds(start, device) / _SAMPLED
 
 
-def _leave(budget: int, before: int) -> int:
-    """Take everything of the card but `budget` bytes, outside of torch; returns what was taken."""
-    torch.cuda.init()
-    torch.zeros(1, device="cuda")
-    _, total = torch.cuda.mem_get_info()
-    size = total - before - budget
-    if size <= 0:
-        return 0
-    pointer = ctypes.c_uint64()
-    error = ctypes.CDLL("libcuda.so.1").cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
-    if error != 0:
-        raise RuntimeError(f"could not take {size / GB:.2f} GB of the card: CUDA error {error}")
-    return size
-
-
-def _used_before_this_process() -> int:
-    """What others hold of the card; asked of the driver before this process has a context."""
-    if not torch.cuda.is_available():
-        return 0
-    if find_spec("pynvml") is None:
-        free, total = torch.cuda.mem_get_info()
-        return max(0, total - free - CONTEXT_BYTES)
-    import pynvml
-
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    # Version 2 leaves out what the driver keeps for itself, as CUDA's own count does.
-    return int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)
-
-
 def _milliseconds(start: float, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -285,8 +287,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
         "| work | Unsloth's claim | to reach | planned | measured: sampling | training | error | "
-        "update, ms | reference, ms | decode step, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "update, ms (sequences) | reference, ms | decode step, ms | problem |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         planned = max(row["planned_sampling"], row["planned_training"])
@@ -294,8 +296,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['name']} | {row['claimed']:.1f} GB | {row['target']:.1f} GB | "
             f"{planned:.2f} GB | {row['sampling']:.2f} GB | {row['training']:.2f} GB | "
-            f"{planned / taken - 1:+.0%} | {row['update_ms']:.0f} | {row['score_ms']:.0f} | "
-            f"{row['decode_ms']:.1f} |"
+            f"{planned / taken - 1:+.0%} | {row['update_ms']:.0f} ({row['sequences']}) | "
+            f"{row['score_ms']:.0f} | {row['decode_ms']:.1f} | {row['problem']} |"
         )
     return "\n".join(lines)
 

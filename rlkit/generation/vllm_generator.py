@@ -87,7 +87,9 @@ class VLLMGenerator:
         check_request(prompts, num_samples, sampling, seeds, context=self._engine.max_model_len)
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
         self._wake()
-        self._sample(rows, sampling)
+        # Every row has a seed; on a CPU vLLM draws from the process's generator as well.
+        with torch.random.fork_rng(devices=[]):
+            self._sample(rows, sampling)
         self._sleep()
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         for row in rows:

@@ -1,0 +1,101 @@
+"""What vLLM does to its process: engines in succession, and an end that does not hang."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlkit.bench.random_model import write_random_model
+from rlkit.generation.vllm_config import is_installed
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_installed(), reason="vLLM is not installed"),
+]
+_SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from transformers import AutoConfig
+from rlkit.generation import VLLMGeneratorConfig
+from rlkit.generation.vllm_engine import EngineSpec, start_engine
+from rlkit.generation.vllm_generator import VLLMGenerator
+from rlkit.types import Prompt, SamplingConfig
+
+folder, mode = sys.argv[1:]
+
+class NoAdapter:
+    request = None
+
+def sample(seed, close):
+    spec = EngineSpec(
+        location=folder, revision=None, hf_config=AutoConfig.from_pretrained(folder),
+        dtype=torch.float32, device=torch.device("cpu"), max_prompt_length=64,
+        max_completion_length=16, rows=4, lora_rank=8, lora_modules=("q_proj",),
+    )
+    config = VLLMGeneratorConfig()
+    engine = start_engine(config, spec, say=lambda _: None)
+    def progress(_):
+        if mode == "raise":
+            raise KeyboardInterrupt
+    generator = VLLMGenerator(
+        engine, NoAdapter(), stop_token_ids=frozenset(), config=config, progress=progress
+    )
+    prompt = Prompt(index=0, ids=tuple(range(40)), text="")
+    (group,) = generator.generate(
+        [prompt], num_samples=2, sampling=SamplingConfig(max_completion_length=8),
+        seeds=[[seed, seed + 1]],
+    )
+    if close:
+        generator.close()
+        generator.close()
+    return [rollout.completion_ids for rollout in group]
+
+torch.manual_seed(11)
+before = torch.get_rng_state()
+results = [sample(5, True), sample(5, True), sample(9, False)]
+assert results[0] == results[1], "the same seeds must sample the same in a new engine"
+assert not set(results[0]) & set(results[2]), "other seeds must sample something else"
+assert torch.equal(torch.get_rng_state(), before), "the trainer's random state must stay"
+print("done", time.time(), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("process") / "tiny"
+    write_random_model(path, "tiny", dtype=torch.float32)
+    return path
+
+
+def run(folder: Path, mode: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(folder), mode],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    return done, time.time()
+
+
+def test_three_engines_in_succession_and_exit(folder: Path) -> None:
+    """Two closed one after the other, the third left to the end of the process."""
+    done, ended = run(folder, "sample")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ended - float(done.stdout.split("done ")[1]) < 30
+
+
+def test_an_exception_while_sampling_ends_the_process(folder: Path) -> None:
+    begin = time.time()
+    done, ended = run(folder, "raise")
+    assert done.returncode in (130, -2), done.stderr[-3000:]
+    assert "KeyboardInterrupt" in done.stderr
+    assert ended - begin < 200
