@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from rlkit.models.attention import take
-from rlkit.models.layout import Packing, packing_of
+from rlkit.models.layout import Packing, can_flash, packing_of
 from rlkit.models.packing import PackedRow, pack
 from rlkit.types import RolloutBatch
+
+_MAX_MASKED = 2**26
+"""Scores under a mask in a row, 256 MiB in float32."""
 
 
 class Scoring(NamedTuple):
@@ -26,10 +29,14 @@ def prepare(
 ) -> Scoring:
     """Pack `batch` for a model that computes in `dtype`: once for all adapters.
 
-    `share`: compute what prompts have in common once; equal up to rounding.
+    `share`: compute what prompts have in common once; equal up to rounding. Long completions after
+    shared prompts need large masks where there is no FlashAttention: there, rows stay whole.
     Raises ValueError when a prompt is empty.
     """
     row = pack(batch, share=share)
+    if not can_flash(config, row.ids.device, dtype):
+        masked = sum(s.own.length * s.num_keys for s in row.segments if s.before)
+        row = row if masked <= _MAX_MASKED else pack(batch, share=False)
     return Scoring(row, packing_of(row, config, dtype))
 
 

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import grouped_batch, make_batch, random_ids
 from torch import Tensor, nn
+from transformers import LlamaConfig
 
 from rlkit.models.attention import attend, take
+from rlkit.models.hidden import prepare
 from rlkit.models.layout import Packing, Padded, padded_of, ragged_of
 from rlkit.models.packing import PackedRow, Segment, Span, pack
 from rlkit.types import RolloutBatch
@@ -180,6 +182,17 @@ def test_long_segments_have_buckets_of_their_own() -> None:
     packing = padded_of(row.segments, CPU, torch.float64)
     assert [b.num_segments for b in packing.buckets] == [1, 1, 1, 3, 1, 1]
     compare(row, packing, device=CPU, dtype=torch.float64, tolerance=1e-12)
+
+
+@pytest.mark.parametrize(("length", "shared"), [(800, True), (2200, False)])
+def test_masks_do_not_outgrow_what_sharing_saves(length: int, shared: bool) -> None:
+    """16 x 800 x 832 scores fit into 2^26; 16 x 2200 x 2232 do not."""
+    batch = make_batch([random_ids(32, seed=0)] * 16, [random_ids(length + 1, seed=1)] * 16)
+    config = LlamaConfig(hidden_size=32, num_attention_heads=2)
+    row, packing = prepare(config, batch, dtype=torch.float32, share=True)
+    assert len(row) == 32 + 16 * length if shared else len(row) == 16 * (32 + length)
+    assert isinstance(packing, Padded)
+    assert bool(packing.buckets[-1].biases) is shared
 
 
 def test_a_lone_segment_needs_no_mask() -> None:
