@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 
 OUTPUT = "output.txt"
@@ -48,6 +49,9 @@ def settle_in(folder: Path, *, parent: int) -> None:
 def run(packed: str, folder: Path) -> int:
     """Train the packed configuration in `folder`, from its newest checkpoint if it has one."""
     sys.argv = ["rlkit"]
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    print(f"process {os.getpid()} from {now}, CUDA_VISIBLE_DEVICES={gpu}", flush=True)
     try:
         from rlkit.config import Resume
         from rlkit.launch.job import run_job

@@ -1,4 +1,4 @@
-"""Random kills of sweep launchers: `python tests/e2e/sweep_kills.py 50` runs the long campaign.
+"""Random kills of sweep launchers: `python tests/sweep_kills.py 50` runs the long campaign.
 
 A sweep of tiny jobs is started again and again and its launcher killed at a random moment, until
 all jobs are done; then the next sweep begins, until there were enough kills. Counted are finished
