@@ -111,7 +111,7 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
         "-m", *small, "steps=1", "algorithm.group_size=4,8", "seed=0,1", "hydra.sweep.dir=sweep"
     )
     assert result.returncode == 0, result.stderr
-    runs = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
+    runs = sorted((tmp_path / "sweep/jobs").iterdir())
     assert len(runs) == 4
     rows = [pq.read_table(run / "completions/step-000000.parquet").num_rows for run in runs]
     assert sorted(rows) == [8, 8, 16, 16]
