@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rlkit.report import svg
 from rlkit.report.curves import AXIS_LABELS, Axis, Curve
-from rlkit.report.results import Row
+from rlkit.report.rows import Row
 from rlkit.report.text import fixed, with_range
 from rlkit.stats import Estimate
 

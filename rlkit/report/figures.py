@@ -10,7 +10,8 @@ from typing import Any
 
 from rlkit.report.curves import AXIS_LABELS, Axis, curve, num_evals
 from rlkit.report.measure import SUCCESS
-from rlkit.report.results import Results, Row
+from rlkit.report.results import Results
+from rlkit.report.rows import Row
 from rlkit.tracking.files import write_atomic
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

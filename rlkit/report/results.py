@@ -5,63 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from rlkit.report.arms import Arm, arms_of, panels_of, pick_baseline
-from rlkit.report.job import Job, State
+from rlkit.report.arms import arms_of, panels_of, pick_baseline
+from rlkit.report.job import Job
 from rlkit.report.load import Study, StudyError
-from rlkit.report.measure import (
-    AREA,
-    EVAL_COST,
-    SUCCESS,
-    At,
-    budget,
-    finite_mean,
-    mean_reward,
-    of_evaluations,
-    start_value,
-    value,
-)
-from rlkit.stats import (
-    MIN_SEEDS,
-    Comparison,
-    Estimate,
-    Paired,
-    Verdict,
-    compare_all,
-    estimate,
-    stratified_improvement,
-    stratified_iqm,
-)
+from rlkit.report.measure import AREA, EVAL_COST, SUCCESS, At, budget, of_evaluations, value
+from rlkit.report.rows import Reading, Row, panel_rows
+from rlkit.stats import MIN_SEEDS, Estimate, stratified_improvement, stratified_iqm
 
 MIN_TASKS = 3
 _AT_LABELS = {At.end: "", At.samples: " at equal samples", At.seconds: " at equal training time"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What one arm came to."""
-
-    arm: Arm
-    is_baseline: bool
-    values: Mapping[int, float]
-    """Final value by seed, of the completed jobs that have one."""
-    final: Estimate | None
-    start: float
-    """Mean over seeds before training; NaN when it was not measured."""
-    kls: Mapping[int, float]
-    """KL to the reference by seed, from the evaluation's own estimator, nats a completion."""
-    kl: Estimate | None
-    training: Estimate | None
-    """Mean reward over the whole of training: the area under the curve over its length."""
-    comparison: Comparison | None
-    """None for the baseline, and where no seed is shared with it."""
-    remarks: tuple[str, ...]
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """What the comparison with the baseline says."""
-        return None if self.comparison is None else self.comparison.verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +44,11 @@ class Results:
     aggregates: list[Aggregate]
     no_aggregates: str
     """Why there are none; empty when there are."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether evaluations are expectations and not means of samples."""
+        return _is_exact(self.study.jobs)
 
     @property
     def success_label(self) -> str:
@@ -137,8 +95,8 @@ def analyse(
         for panel, found in groups.items()
     }
     panels = {
-        panel: _panel_rows(
-            found, baseline=chosen, margin=margin, read=_Reading(metric, at, limits[panel])
+        panel: panel_rows(
+            found, baseline=chosen, margin=margin, read=Reading(metric, at, limits[panel])
         )
         for panel, found in groups.items()
     }
@@ -157,24 +115,6 @@ def analyse(
     )
 
 
-class _Reading(NamedTuple):
-    """What is read of every job of a panel, and where."""
-
-    metric: str
-    at: At
-    limit: float
-
-    def values(self, arm: Arm, metric: str) -> dict[int, float]:
-        """The finite values of an arm by seed."""
-        found = {s: value(j, metric, at=self.at, limit=self.limit) for s, j in arm.done.items()}
-        return _finite(found)
-
-    def rewards(self, arm: Arm) -> dict[int, float]:
-        """Mean training reward by seed."""
-        found = {s: mean_reward(j, at=self.at, limit=self.limit) for s, j in arm.done.items()}
-        return _finite(found)
-
-
 def _check(metric: str, at: At, done: Sequence[Job]) -> None:
     """Raise StudyError unless some completed job, if there is one, can be read."""
     if done and all(math.isnan(value(job, metric)) for job in done):
@@ -185,66 +125,6 @@ def _check(metric: str, at: At, done: Sequence[Job]) -> None:
     for job in done:
         if any(EVAL_COST[at] not in record.metrics for record in job.evals):
             raise StudyError(f"at must be end: {job.id} did not record {at.value} of evaluations")
-
-
-def _panel_rows(arms: Sequence[Arm], *, baseline: str, margin: float, read: _Reading) -> list[Row]:
-    values = {arm.variant: read.values(arm, read.metric) for arm in arms}
-    against = values.get(baseline, {})
-    pairs: dict[str, Paired] = {}
-    for name, found in values.items():
-        shared = [seed for seed in found if seed in against]
-        if name != baseline and shared:
-            pairs[name] = Paired([found[s] for s in shared], [against[s] for s in shared])
-    compared = compare_all(pairs, margin=margin) if pairs else {}
-    return [
-        _row(arm, read, is_baseline=arm.variant == baseline, comparison=compared.get(arm.variant))
-        for arm in arms
-    ]
-
-
-def _row(arm: Arm, read: _Reading, *, is_baseline: bool, comparison: Comparison | None) -> Row:
-    values, kls = read.values(arm, read.metric), read.values(arm, "eval/kl")
-    return Row(
-        arm=arm,
-        is_baseline=is_baseline,
-        values=values,
-        final=_estimate(values),
-        start=finite_mean([start_value(job, read.metric) for job in arm.done.values()]),
-        kls=kls,
-        kl=_estimate(kls),
-        training=_estimate(read.rewards(arm)),
-        comparison=comparison,
-        remarks=_remarks(arm, values),
-    )
-
-
-def _finite(values: Mapping[int, float]) -> dict[int, float]:
-    return {seed: values[seed] for seed in sorted(values) if math.isfinite(values[seed])}
-
-
-def _estimate(values: Mapping[int, float]) -> Estimate | None:
-    return estimate(list(values.values())) if values else None
-
-
-def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:
-    """What a reader must know about an arm besides its numbers."""
-    found = []
-    done = list(arm.done.values())
-    unfinished = len(arm.jobs) - len(done)
-    if unfinished:
-        states = [job.state for job in arm.jobs if not job.done]
-        counts = [f"{states.count(s)} {s.value}" for s in State if s in states]
-        found.append(", ".join(counts))
-    if len(values) < len(done):
-        found.append(f"{len(done) - len(values)} without a finite value")
-    if done and all(_never_moved(job) for job in done):
-        found.append("never moved: gradient norm exactly 0 at every step")
-    return tuple(found)
-
-
-def _never_moved(job: Job) -> bool:
-    norms = job.steps.get("grad_norm")
-    return norms is not None and len(norms) > 0 and bool((norms == 0).all())
 
 
 def _why_no_aggregates(panels: Mapping[str, Sequence[Row]]) -> str:
@@ -286,9 +166,12 @@ def _eval_names(job: Job) -> list[str]:
 
 
 def _label(metric: str, jobs: Sequence[Job]) -> str:
-    records = [job.evals[-1] for job in jobs if job.evals]
-    exact = bool(records) and all(record.samples_per_prompt == 0 for record in records)
-    success = "expected reward (exact)" if exact else "held-out success"
+    success = "expected reward (exact)" if _is_exact(jobs) else "held-out success"
     if metric == AREA:
         return f"area under {success}"
     return success if metric == SUCCESS else metric
+
+
+def _is_exact(jobs: Sequence[Job]) -> bool:
+    records = [job.evals[-1] for job in jobs if job.evals]
+    return bool(records) and all(record.samples_per_prompt == 0 for record in records)

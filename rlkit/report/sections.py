@@ -18,7 +18,8 @@ from rlkit.report.charts import (
 from rlkit.report.curves import Axis, Curve, curve, num_evals
 from rlkit.report.load import Kind
 from rlkit.report.measure import SUCCESS, At
-from rlkit.report.results import Results, Row
+from rlkit.report.results import Results
+from rlkit.report.rows import Row
 from rlkit.report.text import duration, whole
 
 _CURVE_EVALS = 3
@@ -111,7 +112,8 @@ def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
     evaluated = num_evals([arm for arms in panels.values() for arm in arms]) >= _CURVE_EVALS
     if evaluated:
         names = {SUCCESS: results.success_label, **names}
-        names["eval/kl"] = "KL(policy ‖ reference) on fresh samples, nats a completion"
+        how = "exact" if results.is_exact else "on fresh samples"
+        names["eval/kl"] = f"KL(policy ‖ reference), {how}, nats a completion"
     main = [_group(panels, metric, "", title, list(Axis)) for metric, title in names.items()]
     more = [
         _group(panels, metric, short, title, [Axis.steps])

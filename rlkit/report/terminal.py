@@ -11,7 +11,8 @@ from rich.text import Text
 from rlkit.report.differences import Differences, differences
 from rlkit.report.load import Kind
 from rlkit.report.measure import SUCCESS
-from rlkit.report.results import Results, Row
+from rlkit.report.results import Results
+from rlkit.report.rows import Row
 from rlkit.report.text import fixed, p_value, with_range
 from rlkit.report.verdict import headline
 from rlkit.stats import Verdict

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from rlkit.report.job import Job
 from rlkit.report.load import Study
 from rlkit.report.measure import SUCCESS, At, eval_value
-from rlkit.report.results import Results, Row
+from rlkit.report.results import Results
+from rlkit.report.rows import Row
 from rlkit.report.text import count_of, fixed, with_range
 from rlkit.stats import MIN_SEEDS, Verdict, estimate
 from rlkit.tracking.intervals import change

@@ -11,7 +11,7 @@ from typing import cast
 
 import pyarrow.parquet as pq
 import pytest
-from made_up_sweep import FINALS, write_run
+from made_up_sweep import FINALS, write_run, write_sweep
 
 from rlkit.report.build import ReportOptions, write_page, write_report
 from rlkit.tracking import Status
@@ -202,6 +202,20 @@ def test_pages_of_one_variant_of_nan_and_of_no_kl(tmp_path: Path) -> None:
     assert "1 without a finite value" in page.words
     assert "Reward against KL" not in page.words
     assert path == tmp_path / "runs" / "report.html"
+
+
+def test_names_that_are_code_stay_names(tmp_path: Path) -> None:
+    names = ["note=<img src=x onerror=alert(1)>", 'note="><script>alert(2)</script>']
+    jobs = [(f"{i:012x}", [name, "seed=0"]) for i, name in enumerate(names)]
+    for job, _ in jobs:
+        write_run(tmp_path / "s/jobs" / job, seed=0, final=0.9, evals=(0, 4, 12))
+    write_sweep(tmp_path / "s", jobs, name="<b>bold</b>")
+    path, _ = write_report([tmp_path / "s"], ReportOptions())
+    page = check(path)
+    assert page.scripts == 1 and "<b>bold</b>" in page.words
+    for name in names:
+        assert name in page.words
+    assert (tmp_path / "s/report/curves.png").stat().st_size > 10_000
 
 
 def test_a_page_that_cannot_be_written_does_not_raise(

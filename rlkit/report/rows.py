@@ -1,0 +1,118 @@
+"""What each arm of a panel came to, and how it compares with the baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rlkit.report.arms import Arm
+from rlkit.report.job import Job, State
+from rlkit.report.measure import At, finite_mean, mean_reward, start_value, value
+from rlkit.stats import Comparison, Estimate, Paired, Verdict, compare_all, estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one arm came to."""
+
+    arm: Arm
+    is_baseline: bool
+    values: Mapping[int, float]
+    """Final value by seed, of the completed jobs that have one."""
+    final: Estimate | None
+    start: float
+    """Mean over seeds before training; NaN when it was not measured."""
+    kls: Mapping[int, float]
+    """KL to the reference by seed, from the evaluation's own estimator, nats a completion."""
+    kl: Estimate | None
+    training: Estimate | None
+    """Mean reward over the whole of training: the area under the curve over its length."""
+    comparison: Comparison | None
+    """None for the baseline, and where no seed is shared with it."""
+    remarks: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the comparison with the baseline says."""
+        return None if self.comparison is None else self.comparison.verdict
+
+
+class Reading(NamedTuple):
+    """What is read of every job of a panel, and where."""
+
+    metric: str
+    at: At
+    limit: float
+
+    def values(self, arm: Arm, metric: str) -> dict[int, float]:
+        """The finite values of an arm by seed."""
+        found = {s: value(j, metric, at=self.at, limit=self.limit) for s, j in arm.done.items()}
+        return _finite(found)
+
+    def rewards(self, arm: Arm) -> dict[int, float]:
+        """Mean training reward by seed."""
+        found = {s: mean_reward(j, at=self.at, limit=self.limit) for s, j in arm.done.items()}
+        return _finite(found)
+
+
+def panel_rows(arms: Sequence[Arm], *, baseline: str, margin: float, read: Reading) -> list[Row]:
+    """One row an arm; arms of a panel are one family of comparisons with `baseline`."""
+    values = {arm.variant: read.values(arm, read.metric) for arm in arms}
+    against = values.get(baseline, {})
+    pairs: dict[str, Paired] = {}
+    for name, found in values.items():
+        shared = [seed for seed in found if seed in against]
+        if name != baseline and shared:
+            pairs[name] = Paired([found[s] for s in shared], [against[s] for s in shared])
+    compared = compare_all(pairs, margin=margin) if pairs else {}
+    return [
+        _row(arm, read, is_baseline=arm.variant == baseline, comparison=compared.get(arm.variant))
+        for arm in arms
+    ]
+
+
+def _row(arm: Arm, read: Reading, *, is_baseline: bool, comparison: Comparison | None) -> Row:
+    values, kls = read.values(arm, read.metric), read.values(arm, "eval/kl")
+    return Row(
+        arm=arm,
+        is_baseline=is_baseline,
+        values=values,
+        final=_estimate(values),
+        start=finite_mean([start_value(job, read.metric) for job in arm.done.values()]),
+        kls=kls,
+        kl=_estimate(kls),
+        training=_estimate(read.rewards(arm)),
+        comparison=comparison,
+        remarks=_remarks(arm, values),
+    )
+
+
+def _finite(values: Mapping[int, float]) -> dict[int, float]:
+    return {seed: values[seed] for seed in sorted(values) if math.isfinite(values[seed])}
+
+
+def _estimate(values: Mapping[int, float]) -> Estimate | None:
+    return estimate(list(values.values())) if values else None
+
+
+def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:
+    """What a reader must know about an arm besides its numbers."""
+    found = []
+    done = list(arm.done.values())
+    unfinished = len(arm.jobs) - len(done)
+    if unfinished:
+        states = [job.state for job in arm.jobs if not job.done]
+        counts = [f"{states.count(s)} {s.value}" for s in State if s in states]
+        found.append(", ".join(counts))
+    if len(values) < len(done):
+        found.append(f"{len(done) - len(values)} without a finite value")
+    if done and all(_never_moved(job) for job in done):
+        found.append("never moved: gradient norm exactly 0 at every step")
+    return tuple(found)
+
+
+def _never_moved(job: Job) -> bool:
+    norms = job.steps.get("grad_norm")
+    return norms is not None and len(norms) > 0 and bool((norms == 0).all())
