@@ -46,7 +46,6 @@ def jobs_of(*arguments: str) -> list[Job]:
         ["kl.beta=0.5", "kl=reverse_k1"],
         ["model=tabular", "seed=7", "algorithm=rloo"],
         ["+reward.functions.short.fn=length", "reward=exact", "steps=7"],
-        ["~evaluation.every"],
     ],
     ids=" ".join,
 )
