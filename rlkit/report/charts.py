@@ -14,7 +14,7 @@ from rlkit.report.rows import Row
 from rlkit.report.text import fixed, with_range
 from rlkit.stats import Estimate
 
-_MARKERS_A_CURVE = 6
+_MARKERS_A_CURVE = 5
 _CELL_WIDTH, _CELL_HEIGHT = 150, 20
 _FAR = 10.0
 
@@ -48,7 +48,7 @@ def curves_chart(
     frame = svg.frame(xs, heights)
     body = [svg.axes(frame, x_label=AXIS_LABELS[axis])]
     body += [_group(c, _back(frame, c)) for c in curves]
-    body += [_group(c, _front(frame, c, axis)) for c in curves]
+    body += [_group(c, _front(frame, c)) for c in curves]
     description = f"{len(curves)} curve{'s' if len(curves) > 1 else ''} over {AXIS_LABELS[axis]}"
     return svg.document("".join(body), title=title, description=description)
 
@@ -167,14 +167,14 @@ def _back(frame: svg.Frame, curve: Curve) -> str:
     return "".join(parts)
 
 
-def _front(frame: svg.Frame, curve: Curve, axis: Axis) -> str:
+def _front(frame: svg.Frame, curve: Curve) -> str:
     style, xs, ys = curve.arm.style, curve.x.tolist(), curve.mean.tolist()
     parts = [svg.line(frame, xs, ys, style=style, thin=False)]
     stride = max(1, math.ceil(len(xs) / _MARKERS_A_CURVE))
     # Markers of different curves are shifted, so that curves on top of each other show theirs.
     chosen = set(range((style * stride) // 4 % max(stride, 1), len(xs), stride))
     for i in sorted(chosen | ({len(xs) - 1} if xs else set())):
-        title = f"{curve.arm.variant}: {fixed(ys[i])} at {xs[i]:g} {AXIS_LABELS[axis]}"
+        title = f"{curve.arm.variant}: {fixed(ys[i])} at {xs[i]:g}"
         parts.append(svg.marker(frame, xs[i], ys[i], style=style, title=title))
     return "".join(parts)
 

@@ -59,13 +59,30 @@ def _cost(arm: Arm, jobs: Sequence[Job]) -> Cost:
         tokens_per_second=_mean(done, "speed/tokens_per_second"),
         memory_bytes=max(peaks, default=math.nan),
         on_device=on_device,
-        total_seconds=finite_mean([float(job.steps["seconds"][-1]) for job in done]),
+        total_seconds=finite_mean([_training_seconds(job) for job in done]),
         samples=finite_mean([float(job.steps["samples"][-1]) for job in done]),
     )
 
 
 def _mean(jobs: Sequence[Job], name: str) -> float:
-    return finite_mean([finite_mean(job.steps[name].tolist()) for job in jobs if name in job.steps])
+    return finite_mean([_mean_of(job, name) for job in jobs if name in job.steps])
+
+
+def _mean_of(job: Job, name: str) -> float:
+    """Mean over steps; a logged step stands for those since the one before as well."""
+    column = job.steps[name]
+    weights = np.diff(job.steps["step"], prepend=-1.0)
+    known = np.isfinite(column)
+    if not known.any():
+        return math.nan
+    return float(np.average(column[known], weights=weights[known]))
+
+
+def _training_seconds(job: Job) -> float:
+    """As the last evaluation counted them; else the sum over the logged steps."""
+    if job.evals and job.evals[-1].step == job.steps["step"][-1] + 1:
+        return job.evals[-1].metrics.get("time/train", float(job.steps["seconds"][-1]))
+    return float(job.steps["seconds"][-1])
 
 
 def _has_steps(job: Job) -> bool:

@@ -16,7 +16,7 @@ from rlkit.report.measure import SUCCESS, eval_value
 from rlkit.stats import MIN_SEEDS, mean_band
 
 Floats = NDArray[np.float64]
-_MAX_POINTS = 60
+_MAX_POINTS = 48
 
 
 class Axis(StrEnum):
@@ -106,7 +106,7 @@ def _trace(job: Job, metric: str, axis: Axis) -> Trace:
 
 
 def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """At most 60 points, each the mean of as many neighbouring steps."""
+    """At most 48 points, each the mean of as many neighbouring steps."""
     if len(x) <= _MAX_POINTS:
         return x, y
     blocks = np.array_split(np.arange(len(x)), _MAX_POINTS)

@@ -11,6 +11,7 @@ import pytest
 from made_up_sweep import FINALS, write_run, write_sweep
 from scipy import stats
 
+from rlkit.report.cost import costs
 from rlkit.report.curves import Axis, curve
 from rlkit.report.load import StudyError, load_study
 from rlkit.report.measure import At, value
@@ -139,6 +140,22 @@ def test_equal_budgets_are_those_that_every_completed_run_has(tmp_path: Path) ->
     first, second = analyse(study, at=At.samples).rows
     assert second.final is not None and second.final.mean == pytest.approx(0.92)
     assert "held-out success at equal samples" in headline(analyse(study, at=At.samples)).lower()
+
+
+def test_costs_count_the_steps_that_were_not_logged(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", seed=0, final=0.9)
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["time/step"] = 100.0  # the first step compiles
+    text = "".join(json.dumps(line) + "\n" for line in lines if line["step"] in (0, 5, 11))
+    path.write_text(text)
+    study = load_study([tmp_path / "run"])
+    (found,) = costs([row.arm for row in analyse(study).rows])
+    assert found.step_seconds == pytest.approx((100.0 + 11 * 17.58) / 12)
+    assert found.total_seconds == pytest.approx(210.0)  # what the last evaluation says
+    assert found.phases["generate"] == pytest.approx(9.1)
+    assert found.memory_bytes == pytest.approx(1.9 * 2**30) and not found.on_device
+    assert sum(share for _, share in found.shares) == pytest.approx(1.0)
 
 
 def test_the_area_under_the_curve_by_hand(tmp_path: Path) -> None:
