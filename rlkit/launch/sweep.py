@@ -36,9 +36,9 @@ def run_sweep(plan: Plan, arguments: Sequence[str]) -> int:
     if (sweeper := choices.get("hydra/sweeper")) != "basic":
         raise ConfigError(f"hydra/sweeper must be basic: grids are expanded first, got {sweeper}")
     sweep = sweep_folder_of(plan)
+    settings = _settings(plan.hydra) if choices.get("hydra/launcher") == "isolated" else None
     with hold(sweep):
         rows = _rows(plan, sweep)
-        settings = _settings(plan.hydra) if choices.get("hydra/launcher") == "isolated" else None
         write_sweep(sweep, name=sweep.name, command=["rlkit", *arguments], jobs=plan.jobs)
         console = Terminal(file=sys.stdout)
         if not console.is_terminal:

@@ -45,7 +45,7 @@ def jobs_of(*arguments: str) -> list[Job]:
         ["kl=forward_exact", "seed=3", "kl.beta=0.5", "algorithm=ppo"],
         ["kl.beta=0.5", "kl=reverse_k1"],
         ["model=tabular", "seed=7", "algorithm=rloo"],
-        ["+reward.functions.short.fn=length", "reward=exact", "steps=7"],
+        ["+reward.functions.short.fn=cosine_length", "reward=exact", "steps=7"],
     ],
     ids=" ".join,
 )
@@ -163,7 +163,7 @@ def config_of(*overrides: str) -> Config:
         ["seed=0"],
         ["algorithm=ppo", "kl=forward_exact", "ratio=gspo"],
         ["model=tabular", "algorithm=online_dpo"],
-        ["+reward.functions.short.fn=length", "+reward.functions.short.options.most=3"],
+        ["+reward.functions.short.fn=cosine_length", "+reward.functions.short.weight=0.5"],
         ["tracker=wandb", "task=chain_sum", "memory=unsplit"],
     ],
     ids=" ".join,
