@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rlkit.cli import UsageError
 from rlkit.config import ConfigError, load, register
 from rlkit.launch.preflight import plan
+from rlkit.tracking import TrackingError
 
 SUMMARY = "train (the default command)"
 
@@ -25,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
             from rlkit.launch.sweep import run_sweep
 
             return run_sweep(checked, arguments)
-    except ConfigError as error:
+    except (ConfigError, TrackingError) as error:
         raise UsageError(str(error)) from error
     codes: list[int] = []
 

@@ -42,7 +42,9 @@ class Board:
         self._estimated = False
         self._live: Live | None = None
         if live:
-            self._live = Live(console=console, auto_refresh=False, get_renderable=self.render)
+            self._live = Live(
+                console=console, auto_refresh=False, transient=True, get_renderable=self.render
+            )
 
     def start(self) -> None:
         """Say what is going to happen."""
@@ -96,7 +98,7 @@ class Board:
                     self._say(f"running {seconds(row.elapsed())}: {row.label}, {step}")
 
     def close(self) -> None:
-        """Leave the last frame and print the result of every job."""
+        """Print the result of every job in place of the last frame."""
         if self._live:
             self._live.stop()
             self._live = None

@@ -101,12 +101,18 @@ def read_sweep(sweep: Path) -> dict[str, Any]:
 
 @contextmanager
 def hold(sweep: Path) -> Iterator[None]:
-    """Keep other launchers out of `sweep`; raises ConfigError when there is one at work.
+    """Keep other launchers out of `sweep`, a folder to be made if it is not there.
+
+    Raises ConfigError when one is at work there, or the folder cannot be made or written.
 
     The lock goes with the process, however it ends.
     """
-    sweep.mkdir(parents=True, exist_ok=True)
-    with (sweep / ".lock").open("w") as lock:
+    try:
+        sweep.mkdir(parents=True, exist_ok=True)
+        lock = (sweep / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"cannot make the sweep's folder {sweep}: {error.strerror}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
