@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "rlkit.cli.compare",
     "env": "rlkit.cli.env",
     "generate": "rlkit.cli.generate",
+    "quantize": "rlkit.cli.quantize",
     "replay": "rlkit.cli.replay",
     "report": "rlkit.cli.report",
 }

@@ -10,16 +10,18 @@ Nothing is allocated and nothing is computed: a 70B model takes as long as a sma
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from rlkit.lora import attach
@@ -44,7 +46,8 @@ class TrainingWork:
     dtype: torch.dtype
     in_nf4: bool
     """Whether linear layers are dequantised for every product."""
-    lora: LoRAConfig
+    lora_rank: int
+    lora_targets: tuple[str, ...]
     checkpointing: Checkpointing
     """Not `auto`."""
     ragged: bool
@@ -71,6 +74,12 @@ class Peaks:
 
 def peaks(config: PreTrainedConfig, work: TrainingWork) -> Peaks:
     """The peaks of `work` for the whole model."""
+    return _peaks(config.model_type, config.to_json_string(use_diff=False), work)
+
+
+@lru_cache(maxsize=512)
+def _peaks(model_type: str, values: str, work: TrainingWork) -> Peaks:
+    config = CONFIG_MAPPING[model_type].from_dict(json.loads(values))
     layers = int(config.num_hidden_layers)
     if layers <= 2:
         return _peaks_of(config, work, num_layers=layers)
@@ -90,7 +99,8 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
     with torch.device("meta"), ExitStack() as stack:
         model = _meta_model(config, work, num_layers=num_layers)
         head = head_of(model).weight
-        lora = attach(model, work.lora, dtype=work.dtype)
+        adapter_config = LoRAConfig(rank=work.lora_rank, targets=list(work.lora_targets))
+        lora = attach(model, adapter_config, dtype=work.dtype)
         shapes = lora.expected_shapes()
         adapter = {key: torch.zeros(shape, requires_grad=True) for key, shape in shapes.items()}
         for leaf in adapter.values():

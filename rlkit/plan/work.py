@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
@@ -60,9 +60,6 @@ class Work:
     full_kl: bool
     """Whether a loss looks at the whole vocabulary of policy and reference."""
     on_cuda: bool
-    _peaks: dict[tuple[int, Checkpointing, bool], Peaks] = field(
-        default_factory=dict, init=False, repr=False
-    )
 
     @property
     def row_tokens(self) -> int:
@@ -124,18 +121,16 @@ class Work:
     def _simulated(
         self, num_tokens: int, checkpointing: Checkpointing, *, with_gradient: bool = True
     ) -> Peaks:
-        key = (num_tokens, checkpointing, with_gradient)
-        if key not in self._peaks:
-            scored = num_tokens * self.max_completion // self.row_tokens
-            work = TrainingWork(
-                num_tokens=num_tokens,
-                num_scored=max(1, scored) if with_gradient else 1,
-                dtype=self.dtype,
-                in_nf4=is_nf4(self.quant, self.hf_config),
-                lora=self.lora,
-                checkpointing=checkpointing,
-                ragged=self.on_cuda and self.dtype is not torch.float32,
-                with_gradient=with_gradient,
-            )
-            self._peaks[key] = peaks(self.hf_config, work)
-        return self._peaks[key]
+        scored = num_tokens * self.max_completion // self.row_tokens
+        work = TrainingWork(
+            num_tokens=num_tokens,
+            num_scored=max(1, scored) if with_gradient else 1,
+            dtype=self.dtype,
+            in_nf4=is_nf4(self.quant, self.hf_config),
+            lora_rank=self.lora.rank,
+            lora_targets=tuple(self.lora.targets),
+            checkpointing=checkpointing,
+            ragged=self.on_cuda and self.dtype is not torch.float32,
+            with_gradient=with_gradient,
+        )
+        return peaks(self.hf_config, work)

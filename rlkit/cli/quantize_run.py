@@ -1,0 +1,125 @@
+"""The work of `rlkit quantize`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from rlkit.compute import resolve_device
+from rlkit.config import Config, register
+from rlkit.launch.preflight import preflight
+from rlkit.memory import parse_bytes
+from rlkit.models.config import QuantConfig, QuantKind
+from rlkit.models.load import BaseModel, load_model
+from rlkit.models.quantize import require_bitsandbytes, tensors_of
+from rlkit.models.quantize_error import (
+    UnitError,
+    keep_worst,
+    mean_kl,
+    measure_units,
+    next_token_logps,
+)
+from rlkit.models.quiet import no_progress_bars
+from rlkit.prompts import render_all
+from rlkit.tasks import build_task
+
+_SHOWN = 12
+_RECORD = "rlkit_quantize.json"
+
+
+def quantise(overrides: Sequence[str], out: str, budget: str, num_prompts: int) -> None:
+    """Measure, choose, save, load again and compare; raises ValueError with one line."""
+    register()
+    (config, *others) = preflight(overrides)
+    if others:
+        raise ValueError("rlkit quantize takes one model, not a sweep")
+    folder = Path(out)
+    if folder.exists():
+        raise ValueError(f"out must be a new folder, got {folder}")
+    budget_bytes = parse_bytes(budget, name="budget")
+    require_bitsandbytes()
+    device = resolve_device(config.device)
+    base = load_model(config.model, device=device, say=print)
+    prompts = _prompts(config, base, 2 * num_prompts)
+    calibration, held_out = prompts[:num_prompts], prompts[num_prompts:]
+    with torch.no_grad():
+        reference = [next_token_logps(base.model, ids).cpu() for ids in held_out]
+    double_quant = config.memory.quant.double_quant
+    errors = measure_units(base.model, calibration, double_quant=double_quant)
+    kept = keep_worst(errors, budget_bytes=budget_bytes)
+    _print(errors, kept, budget_bytes)
+    plain = QuantConfig(kind=QuantKind.nf4, double_quant=double_quant)
+    skip = [name for unit in kept for name in unit.layers]
+    dynamic = replace(plain, skip=skip)
+    del base
+    results = {}
+    for name, quant in (("NF4", plain), ("NF4, worst kept", dynamic)):
+        loaded = load_model(config.model, device=device, say=print, quant=quant)
+        results[name] = _compare(loaded.model, held_out, reference)
+    _save(loaded, folder, errors, kept, results)
+    again = load_model(replace(config.model, source=str(folder), revision=None), device=device,
+                       say=print)  # fmt: skip
+    results["the folder"] = _compare(again.model, held_out, reference)
+    print(f"{'':<18}{'GB':>7}  KL to 16 bits on {len(held_out)} held-out prompts, nats a token")
+    for name, (num_bytes, kl) in results.items():
+        print(f"{name:<18}{num_bytes / 1e9:7.3f}  {kl:.5f}")
+    print(f"written: {folder}")
+
+
+def _prompts(config: Config, base: BaseModel, count: int) -> list[tuple[int, ...]]:
+    task = build_task(config.task)
+    indices = range(min(count, task.train.size or count))
+    rendered = render_all(
+        task.train,
+        indices,
+        base.tokenizer,
+        max_length=task.max_prompt_length,
+        overlong=config.task.overlong_prompts,
+    )
+    return [prompt.ids for prompt in rendered.prompts]
+
+
+def _compare(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], reference: list[torch.Tensor]
+) -> tuple[int, float]:
+    """(bytes, KL of the 16-bit model to this one)."""
+    with torch.no_grad():
+        logps = [next_token_logps(model, ids).cpu() for ids in prompts]
+    return sum(t.nbytes for t in tensors_of(model)), mean_kl(reference, logps)
+
+
+def _print(errors: Sequence[UnitError], kept: Sequence[UnitError], budget: int) -> None:
+    chosen = {unit.unit for unit in kept}
+    worst = sorted(errors, key=lambda e: e.kl, reverse=True)
+    print(f"{'layers':<40} {'output error':>12} {'KL alone':>10} {'extra MB':>9}  kept")
+    for error in worst[:_SHOWN]:
+        mark = "16 bits" if error.unit in chosen else ""
+        print(
+            f"{error.unit:<40} {error.output_error:12.5f} {error.kl:10.2e} "
+            f"{error.extra_bytes / 1e6:9.1f}  {mark}"
+        )
+    spent = sum(unit.extra_bytes for unit in kept)
+    print(f"{len(kept)} of {len(errors)} kept: {spent / 1e6:.1f} of {budget / 1e6:.1f} MB")
+
+
+def _save(
+    loaded: BaseModel,
+    folder: Path,
+    errors: Sequence[UnitError],
+    kept: Sequence[UnitError],
+    results: dict[str, tuple[int, float]],
+) -> None:
+    with no_progress_bars():
+        loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    record = {
+        "kept": [unit.unit for unit in kept],
+        "units": [error._asdict() for error in errors],
+        "bytes_and_kl": results,
+    }
+    (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,153 @@
+"""Planned bytes against the bytes of real tensors: the model's, the adapter's, autograd's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import make_batch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+
+from rlkit.lora import LoRAConfig, attach, init_adapter
+from rlkit.models.config import Checkpointing, ModelConfig, QuantConfig, Switch
+from rlkit.models.load import BaseModel
+from rlkit.models.quantize import meta_model, tensors_of
+from rlkit.optim import OptimConfig, OptimKind, build_optimizer, learning_rate
+from rlkit.plan import sizes
+from rlkit.plan.live import LiveBytes
+from rlkit.plan.simulate import TrainingWork, peaks
+from rlkit.policy import new_policy
+
+CPU = torch.device("cpu")
+
+
+def config_of(family: str, *, layers: int) -> PreTrainedConfig:
+    return CONFIG_MAPPING[family](
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        vocab_size=997,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def base_of(config: PreTrainedConfig, dtype: torch.dtype, mode: Checkpointing) -> BaseModel:
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model.requires_grad_(False).train(False)
+    return BaseModel(
+        model=model,
+        tokenizer=None,  # type: ignore[arg-type]
+        location="",
+        dtype=dtype,
+        stop_ids=frozenset(),
+        context_length=4096,
+        gradient_checkpointing=mode,
+        notes=(),
+    )
+
+
+def test_live_bytes_count_storages_once_and_until_the_last_view_is_gone() -> None:
+    before = torch.zeros(1000)
+    with LiveBytes() as live:
+        a = torch.zeros(1000)
+        view = a.view(10, 100)
+        old = before.view(10, 100)
+        assert live.now == 4000
+        del a
+        assert live.now == 4000
+        product = view + old
+        assert live.now == 8000
+        del view
+        assert (live.now, live.peak) == (4000, 8000)
+        del product
+        assert live.now == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "dtype"),
+    [
+        ("llama", Checkpointing.off, torch.float32),
+        ("llama", Checkpointing.on, torch.float32),
+        ("qwen2", Checkpointing.on, torch.bfloat16),
+        ("qwen3", Checkpointing.off, torch.bfloat16),
+        ("gemma", Checkpointing.on, torch.float32),
+        ("phi3", Checkpointing.on, torch.float32),
+    ],
+)
+def test_planned_activations_are_those_of_the_policy(
+    family: str, mode: Checkpointing, dtype: torch.dtype
+) -> None:
+    rows, prompt, completion = 4, 100, 300
+    config = config_of(family, layers=6)
+    policy = new_policy(base_of(config, dtype, mode), ModelConfig(shared_prefix=Switch.off), seed=0)
+    for leaf in policy.adapter.values():
+        leaf.grad = torch.zeros_like(leaf)
+    batch = make_batch([[3 + i] * prompt for i in range(rows)], [[5] * completion] * rows)
+    with LiveBytes() as live:
+        output = policy.forward(batch, adapter=policy.adapter, temperature=1.0)
+        output.logps.sum().backward()  # type: ignore[no-untyped-call]
+    work = TrainingWork(
+        num_tokens=rows * (prompt + completion - 1),
+        num_scored=rows * completion,
+        dtype=dtype,
+        in_nf4=False,
+        lora_rank=16,
+        lora_targets=(),
+        checkpointing=mode,
+        ragged=False,
+    )
+    planned = peaks(config, work).with_workspace(2**30)
+    assert abs(planned / live.peak - 1) < 0.10
+
+
+def test_layers_add_the_same_each_time() -> None:
+    work = TrainingWork(
+        num_tokens=300, num_scored=200, dtype=torch.bfloat16, in_nf4=True, lora_rank=16,
+        lora_targets=(),
+        checkpointing=Checkpointing.on, ragged=True,
+    )  # fmt: skip
+    found = [peaks(config_of("llama", layers=n), work).layers for n in (4, 5, 9)]
+    assert found[2] - found[1] == 4 * (found[1] - found[0])
+
+
+def test_weights_adapter_and_moments_are_counted_exactly() -> None:
+    for family, tied in (("qwen2", True), ("llama", False)):
+        config = config_of(family, layers=2)
+        config.tie_word_embeddings = tied
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        held = sum(t.nbytes for t in tensors_of(model))
+        shapes = meta_model(config)
+        assert sizes.weight_bytes(shapes, config, torch.bfloat16, QuantConfig()) == held
+        lora = attach(model, LoRAConfig(rank=4), dtype=torch.bfloat16)
+        adapter = init_adapter(lora, seed=0, device=CPU)
+        planned = sizes.num_adapter_parameters(shapes, LoRAConfig(rank=4))
+        assert planned == sum(t.numel() for t in adapter.values())
+
+
+@pytest.mark.parametrize("kind", [OptimKind.adamw, OptimKind.adamw8bit])
+def test_moments(kind: OptimKind) -> None:
+    leaf = nn.Parameter(torch.ones(64, 4096))
+    config = OptimConfig(kind=kind)
+    optimizer = build_optimizer({"w": leaf}, config)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, update=0, total_updates=1)
+    leaf.grad = torch.ones_like(leaf)
+    optimizer.step()
+    state = optimizer.state[leaf]
+    held = sum(
+        t.nbytes
+        for name, t in state.items()
+        if isinstance(t, torch.Tensor) and t.numel() > 256 and not name.startswith("qmap")
+    )
+    assert held == sizes.moment_bytes(leaf.numel(), kind)
+
+
+def test_keys_and_values() -> None:
+    llama = CONFIG_MAPPING["llama"](
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
+    )
+    assert sizes.kv_bytes_per_token(llama, bytes_per_value=2) == 131072  # 128 KiB, as published
