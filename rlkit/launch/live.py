@@ -105,7 +105,7 @@ class Stops:
     def _listen(self, live: Live, now: float) -> None:
         """Kill a job that has shown no sign of life for too long."""
         newest = max(map(_modified, (live.folder / name for name in _SIGNS_OF_LIFE)))
-        if newest != live.newest:
+        if newest != live.newest or live.pid == 0:
             live.newest, live.heard = newest, now
         minutes = self._settings.stall_minutes
         if not live.killed and now - live.heard > 60 * minutes:
