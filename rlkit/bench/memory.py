@@ -60,9 +60,9 @@ class Measured:
     training: float
     """Peak of the updates."""
     allocated: float
-    """Peak of the allocator during the updates, for comparison with figures of that kind."""
+    """Peak of the allocator during the updates."""
     context: float
-    """What the device counted once the context existed, before any tensor."""
+    """What the device counted before any tensor."""
     load_ms: float
     score_ms: float
     update_ms: float
@@ -87,16 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--tiny", action="store_true", help="small shapes: a test of this program")
     parser.add_argument("--no-sampling", action="store_true", help="the updates alone")
-    parser.add_argument(
-        "--sequences",
-        type=int,
-        help="update on N only, at least a micro-batch: the same memory in less time",
-    )
+    parser.add_argument("--sequences", type=int, help="update on N, at least a micro-batch")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one is not None:
         return _one(options)
-    wanted = [r for r in ROWS if any(part in r.name for part in options.rows.split(","))]
+    wanted = [row for row in ROWS if any(part in row.name for part in options.rows.split(","))]
     command = " ".join(["python -m rlkit.bench.memory", *(arguments or sys.argv[1:])])
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{row.name}: failed, see above")
                 continue
             results.append(json.loads(path.read_text()))
-            print(table(results[-1:]), flush=True)
             if options.json is not None:
                 found = {"command": command, "python": platform.python_version(), "rows": results}
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -265,8 +260,7 @@ def _sample(row: Headline, plan: Plan, policy: Policy, device: torch.device) -> 
     generator.load_adapter(policy.adapter, 0)
     # A long prompt fills the cache at once; its rows share it until they part.
     length = row.max_prompt + row.max_completion - _SAMPLED
-    ids = tuple(range(3, 3 + length)) if length < 900 else tuple(3 + i % 900 for i in range(length))
-    prompt = Prompt(index=0, ids=ids, text="")
+    prompt = Prompt(index=0, ids=tuple(3 + i % 900 for i in range(length)), text="")
     start = time.perf_counter()
     generator.generate(
         [prompt],
