@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,11 +86,10 @@ def tiny_llm(location: str, *, dtype: Any = "float32", max_loras: int = 1) -> It
             worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension",
             disable_log_stats=True,
         )
-    try:
-        yield llm
-    finally:
-        with process_state_kept():
-            llm.llm_engine.engine_core.shutdown()
+    yield llm
+    # Not shut down, only let go of: a shutdown ends torch.distributed for the session's engine too.
+    del llm
+    gc.collect()
 
 
 def key(layer: str, factor: str) -> str:

@@ -24,12 +24,10 @@ _KV_CACHE = "kv_cache"
 
 
 class Written(NamedTuple):
-    """What one write into a slot found there."""
+    """Layers written, and whether vLLM had dropped or moved the adapter before."""
 
     bound: int
-    """Layers whose factors were written."""
     rebound: bool
-    """Whether vLLM had dropped or moved the adapter, so that its slot was set up again."""
 
 
 class Part(NamedTuple):
@@ -108,7 +106,7 @@ class WorkerExtension:
         index = manager.lora_index_to_id.index(int_id)
         slot = _resolve(self.rlkit_parts(), index, layers, rank)
         torch._foreach_zero_([buffer[slot.index] for buffer in slot.buffers])
-        self._rlkit_slots()[int_id] = slot
+        self._rlkit_state().slots[int_id] = slot
         return slot
 
     @torch.no_grad()
@@ -117,7 +115,7 @@ class WorkerExtension:
     ) -> Written:
         """Write A and scale B of each layer in turn (`factors`) into the slot of `int_id`."""
         rank = factors[0].shape[0]
-        slot = self._rlkit_slots().get(int_id)
+        slot = self._rlkit_state().slots.get(int_id)
         rebound = False
         if slot is None or not slot.valid(self._rlkit_manager(), int_id, layers, rank):
             rebound = slot is not None
@@ -156,7 +154,7 @@ class WorkerExtension:
 
     def rlkit_drop(self, int_id: int) -> None:
         """Forget adapter `int_id`; harmless when there is none."""
-        self._rlkit_slots().pop(int_id, None)
+        self._rlkit_state().slots.pop(int_id, None)
         self._rlkit_manager().remove_adapter(int_id)
 
     def rlkit_parts(self) -> dict[str, Part]:
@@ -189,7 +187,8 @@ class WorkerExtension:
     def rlkit_parameters(self) -> dict[str, Tensor]:
         """Views of vLLM's weights under the names of the Hugging Face model.
 
-        Fused layers are cut into their parts and padding of the vocabulary is left out. No copies.
+        Fused layers are cut into their parts, padding of the vocabulary is left out, and 4-bit
+        layers are bitsandbytes' `Params4bit`. No copies.
         """
         model = self.model_runner.get_model()
         views: dict[str, Tensor] = {}
@@ -232,9 +231,6 @@ class WorkerExtension:
     def _rlkit_manager(self) -> Any:
         return self.model_runner.lora_manager._adapter_manager
 
-    def _rlkit_slots(self) -> dict[int, Slot]:
-        return self._rlkit_state().slots
-
     def _rlkit_state(self) -> _State:
         # vLLM calls no __init__ of an extension.
         if not hasattr(self, "_rlkit_state_"):
@@ -271,11 +267,33 @@ def _hf_views(
     layer: str, kind: str, module: Any, parameter: Tensor, model: Any
 ) -> dict[str, Tensor]:
     parent, _, leaf = layer.rpartition(".")
-    parts = model.packed_modules_mapping.get(leaf, [leaf])
+    parts = [f"{parent}.{p}.{kind}" for p in model.packed_modules_mapping.get(leaf, [leaf])]
     data = parameter.detach()
+    if hasattr(parameter, "bnb_quant_state"):
+        states, offsets = parameter.bnb_quant_state, parameter.bnb_shard_offsets.tolist()
+        # vLLM undoes the quantisation of the scales; the 4-bit codes stay as they are.
+        return {
+            name: _four_bit(data[offsets[i] : offsets[i + 1]], states[i])
+            for i, name in enumerate(parts)
+        }
     if len(parts) > 1 and data.shape[0] == sum(module.output_sizes):
-        pieces = torch.split(data, list(module.output_sizes))
-        return {f"{parent}.{part}.{kind}": p for part, p in zip(parts, pieces, strict=True)}
+        return dict(zip(parts, torch.split(data, list(module.output_sizes)), strict=True))
     if hasattr(module, "org_vocab_size"):
         data = data[: module.org_vocab_size]
     return {f"{layer}.{kind}": data}
+
+
+def _four_bit(codes: Tensor, state: Any) -> Tensor:
+    from bitsandbytes.nn import Params4bit
+
+    weight: Tensor = Params4bit(
+        codes,
+        requires_grad=False,
+        quant_state=state,
+        blocksize=state.blocksize,
+        compress_statistics=False,
+        quant_type=state.quant_type,
+        quant_storage=codes.dtype,
+        bnb_quantized=True,
+    )
+    return weight

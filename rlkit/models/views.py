@@ -2,6 +2,7 @@
 
 The engine's fused weights, cut into the parts that transformers knows, are contiguous row slices:
 the model computes on them directly, forward and backward, bit for bit as with weights of its own.
+4-bit layers come as bitsandbytes' `Params4bit`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from rlkit.models.quantize import settle, tensors_of
 
 
 def model_on_views(
@@ -36,11 +39,16 @@ def model_on_views(
     for name, parameter in list(model.named_parameters()):
         view = _checked(name, views.get(name), parameter, dtype, device)
         owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(view, requires_grad=False))
+        if _is_four_bit(view):
+            model.set_submodule(owner, _four_bit_layer(model.get_submodule(owner), view))
+        else:
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(view, requires_grad=False))
     for module in model.modules():
         for leaf, buffer in module.named_buffers(recurse=False):
             setattr(module, leaf, buffer.to(device))
     model.tie_weights()
+    if any(map(_is_four_bit, views.values())):
+        settle(model, dtype)
     with suppress(OSError):  # without a file, what the model's own configuration says stays
         model.generation_config = GenerationConfig.from_pretrained(location)
     return model
@@ -51,25 +59,50 @@ def shared_bytes(model: nn.Module, views: Mapping[str, Tensor]) -> int:
 
     Raises ValueError when a parameter lives anywhere but in its view.
     """
-    seen: dict[int, int] = {}
     for name, parameter in model.named_parameters():
         if name not in views or parameter.data_ptr() != views[name].data_ptr():
             raise ValueError(f"{name} must be a view of the engine's weights, got a copy")
-        seen[parameter.data_ptr()] = parameter.numel() * parameter.element_size()
-    return sum(seen.values())
+    return sum(tensor.nbytes for tensor in tensors_of(model))
 
 
 def _checked(
     name: str, view: Tensor | None, parameter: Tensor, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     wanted = (tuple(parameter.shape), dtype, device.type)
-    if view is not None and (tuple(view.shape), view.dtype, view.device.type) == wanted:
-        return view
-    got = "none" if view is None else f"{tuple(view.shape)} {view.dtype} on {view.device.type}"
+    got = "none"
+    if view is not None:
+        packed = _is_four_bit(view)  # packed codes have another shape and dtype than the weight
+        shape = tuple(view.quant_state.shape if packed else view.shape)
+        if (shape, dtype if packed else view.dtype, view.device.type) == wanted:
+            return view
+        got = f"{shape} {view.dtype} on {view.device.type}"
     raise ValueError(
         f"generator.weights=shared needs {name} of shape {wanted[0]} in {dtype} on {device.type}, "
         f"got {got}; set generator.weights=separate"
     )
+
+
+def _is_four_bit(view: Tensor) -> bool:
+    return hasattr(view, "quant_state")
+
+
+def _four_bit_layer(linear: nn.Module, weight: Tensor) -> nn.Module:
+    """bitsandbytes' layer in place of `linear`, computing with `weight`, a `Params4bit`."""
+    from bitsandbytes.nn import Linear4bit
+
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(f"a 4-bit weight must belong to a linear layer, got {linear}")
+    layer = Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        quant_type="nf4",
+        device="meta",
+    )
+    layer.weight = weight
+    layer.bias = linear.bias
+    four_bit: nn.Module = layer
+    return four_bit
 
 
 @contextmanager
