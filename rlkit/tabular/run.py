@@ -12,7 +12,7 @@ import torch
 from rlkit import checkpoint
 from rlkit.algorithms import Objective, Warmup, build, warmup
 from rlkit.collect import Collector
-from rlkit.config import Config, ConfigError, DeviceChoice, flatten
+from rlkit.config import Config, ConfigError, DeviceChoice, EvaluationConfig, flatten
 from rlkit.generation import sample_seed, sampling_config
 from rlkit.settings import (
     new_state,
@@ -141,6 +141,12 @@ def tabular_run(config: Config) -> TabularRun:
     if config.reward.functions:
         named = ", ".join(config.reward.functions)
         raise ConfigError(f"reward.functions must be empty with model=tabular, got {named}")
+    exact = EvaluationConfig(every=config.evaluation.every)
+    for key in ("num_prompts", "samples_per_prompt", "kl"):
+        value = getattr(config.evaluation, key)
+        if value != getattr(exact, key):
+            why = "with model=tabular, whose evaluation is exact"
+            raise ConfigError(f"evaluation.{key} has no effect {why}, got {value}")
     if config.device is DeviceChoice.cuda:
         raise ConfigError("device must be auto or cpu with model=tabular, got cuda")
     try:

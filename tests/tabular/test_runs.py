@@ -88,6 +88,7 @@ def test_resume_is_bitwise() -> None:
         (["task=echo"], "task must be tabular with model=tabular, got echo"),
         (["generator=hf"], "generator must be tabular with model=tabular, got hf"),
         (["reward=exact"], "reward.functions must be empty with model=tabular, got"),
+        (["evaluation.num_prompts=8"], "evaluation.num_prompts has no effect with model=tabular"),
         (["task.max_completion_length=20"], "at most 20000 completions with model.vocabulary=4"),
     ],
 )
