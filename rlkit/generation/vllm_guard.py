@@ -21,6 +21,13 @@ _SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
+_NOISY = (
+    # Warns in every run with adapters that theirs could be another tokenizer.
+    "vllm.v1.engine.input_processor",
+    # Warns of every Triton kernel that anybody compiles, the trainer's included.
+    "vllm.triton_utils.jit_monitor",
+    "vllm.utils.jit_monitor",
+)
 
 
 @contextmanager
@@ -66,8 +73,8 @@ def configure_environment() -> None:
     if torch.cuda.is_available():
         # The runner that draws seeded samples in one kernel; the older one draws row by row.
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
-    # It warns about every run with adapters: that theirs would be another tokenizer.
-    logging.getLogger("vllm.v1.engine.input_processor").setLevel(logging.ERROR)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import flashinfer  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:

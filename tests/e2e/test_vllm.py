@@ -1,0 +1,84 @@
+"""The command line with generator=vllm: a whole run on a random model that vLLM runs on a CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from cli_process import command, environment
+
+from rlkit.bench.random_model import write_random_model
+from rlkit.generation.vllm_config import is_installed
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_installed(), reason="vLLM is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("e2e") / "tiny"
+    write_random_model(path, "tiny", dtype=torch.float32)
+    return path
+
+
+def run(folder: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    small = [
+        f"model.source={folder}",
+        "generator=vllm",
+        "task=max_of_n",
+        "steps=2",
+        "prompts_per_step=2",
+        "algorithm.group_size=4",
+        "evaluation.num_prompts=4",
+        "evaluation.samples_per_prompt=1",
+        "memory.torch_threads=1",
+        "reward.workers=1",
+        "run_dir=run",
+    ]
+    return subprocess.run(
+        command(*small, *arguments),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_run_samples_from_the_policy_it_trains(folder: Path, tmp_path: Path) -> None:
+    done = run(folder, tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "weights shared" in done.stdout
+    assert "LoRA to vLLM: in_place, 14 layers" in done.stdout
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert len(records) == 2
+    for record in records:
+        # float32: nothing but rounding may be between sampler and trainer.
+        assert record["sampling/sampling_logp_difference/max"] < 1e-3
+        assert record["sampling/ess"] > 0.999
+    assert "vLLM while starting" in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.lora.rank=600", "model.lora.rank must be <= 512 with generator=vllm"),
+        ("+generator.sampling.extra.top_kk=3", "top_kk is not a field of vLLM's SamplingParams"),
+        ("generator.weights=sleep", "generator.weights must be shared or separate on a CPU"),
+        ("generator.kv_cache_bytes=100", "generator.kv_cache_bytes must be at least"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    done = run(folder, tmp_path, override)
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("rlkit: ")]
+    assert message in line
+    assert not (tmp_path / "run").exists()
