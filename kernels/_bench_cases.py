@@ -20,6 +20,11 @@ class Shape(NamedTuple):
     words: int
     softcap: float | None = None
 
+    @property
+    def operations(self) -> int:
+        """Of one matmul: 2 N V D."""
+        return 2 * self.rows * self.hidden * self.words
+
 
 SHAPES = {
     "P1": Shape(16384, 1536, 151936),

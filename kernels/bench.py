@@ -81,17 +81,10 @@ def measure_shape(
                     results[peer][op] = {"failed": _first_line(error)}
                 torch.cuda.empty_cache()
         rates.append(matmul_rate())
-    work = 2 * shape.rows * shape.hidden * shape.words
-    floor = work / statistics.mean(rates) / 1e9
+    floor = shape.operations / statistics.mean(rates) / 1e9
     for (peer, op), times in samples.items():
-        cuts = statistics.quantiles(times, n=5) if len(times) > 1 else [times[0]] * 4
-        middle = statistics.median(times)
-        results[peer][op] |= {
-            "ms": middle,
-            "p20": cuts[0],
-            "p80": cuts[3],
-            "matmuls": middle / floor,
-            "tflops": OPS[op][0] * work / middle / 1e9,
+        results[peer][op] |= _summary(times, floor) | {
+            "tflops": OPS[op][0] * shape.operations / statistics.median(times) / 1e9
         }
     for peer in results:
         try:
@@ -107,6 +100,12 @@ def measure_shape(
         "floor_ms": floor,
         "results": results,
     }
+
+
+def _summary(times: list[float], floor: float) -> dict[str, float]:
+    cuts = statistics.quantiles(times, n=5) if len(times) > 1 else [times[0]] * 4
+    middle = statistics.median(times)
+    return {"ms": middle, "p20": cuts[0], "p80": cuts[3], "matmuls": middle / floor}
 
 
 def _first_line(error: Exception) -> str:
