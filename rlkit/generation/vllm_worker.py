@@ -263,9 +263,7 @@ def _resolve(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], ran
     )
 
 
-def _hf_views(
-    layer: str, kind: str, module: Any, parameter: Tensor, model: Any
-) -> dict[str, Tensor]:
+def _hf_views(layer: str, kind: str, module: Any, parameter: Any, model: Any) -> dict[str, Tensor]:
     parent, _, leaf = layer.rpartition(".")
     parts = [f"{parent}.{p}.{kind}" for p in model.packed_modules_mapping.get(leaf, [leaf])]
     data = parameter.detach()
@@ -284,7 +282,7 @@ def _hf_views(
 
 
 def _four_bit(codes: Tensor, state: Any) -> Tensor:
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     weight: Tensor = Params4bit(
         codes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ def shared_bytes(model: nn.Module, views: Mapping[str, Tensor]) -> int:
 
 
 def _checked(
-    name: str, view: Tensor | None, parameter: Tensor, dtype: torch.dtype, device: torch.device
+    name: str, view: Any, parameter: Tensor, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     wanted = (tuple(parameter.shape), dtype, device.type)
     got = "none"
@@ -74,7 +75,8 @@ def _checked(
         packed = _is_four_bit(view)  # packed codes have another shape and dtype than the weight
         shape = tuple(view.quant_state.shape if packed else view.shape)
         if (shape, dtype if packed else view.dtype, view.device.type) == wanted:
-            return view
+            checked: Tensor = view
+            return checked
         got = f"{shape} {view.dtype} on {view.device.type}"
     raise ValueError(
         f"generator.weights=shared needs {name} of shape {wanted[0]} in {dtype} on {device.type}, "
@@ -88,11 +90,11 @@ def _is_four_bit(view: Tensor) -> bool:
 
 def _four_bit_layer(linear: nn.Module, weight: Tensor) -> nn.Module:
     """bitsandbytes' layer in place of `linear`, computing with `weight`, a `Params4bit`."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"a 4-bit weight must belong to a linear layer, got {linear}")
-    layer = Linear4bit(
+    layer: Any = Linear4bit(  # type: ignore[no-untyped-call]
         linear.in_features,
         linear.out_features,
         bias=linear.bias is not None,

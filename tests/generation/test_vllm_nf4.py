@@ -87,9 +87,9 @@ def test_the_trainer_on_vllms_codes(tmp_path: Path) -> None:
         plain = _plain(tmp_path).float()
         with torch.no_grad():
             for name in quantisable(own):
-                layer = hf.get_submodule(name)
-                assert isinstance(layer, torch.nn.Linear)
-                plain.get_submodule(name).get_parameter("weight").copy_(dequantised(layer))
+                module = hf.get_submodule(name)
+                assert isinstance(module, torch.nn.Linear)
+                plain.get_submodule(name).get_parameter("weight").copy_(dequantised(module))
             truth = plain(ids).logits
             mine_off, own_off = ((m(ids).logits - truth).abs().mean() for m in (hf, own))
         assert mine_off < 1.2 * own_off < 0.1
