@@ -109,7 +109,7 @@ def _engine_spec(
     hf_config: PreTrainedConfig = AutoConfig.from_pretrained(location, **options)
     with torch.device("meta"):
         # Only names are needed: nothing is allocated.
-        skeleton = AutoModelForCausalLM.from_config(
+        skeleton = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             hf_config, trust_remote_code=model.allow_remote_code
         )
     leaves = sorted({name.rsplit(".", 1)[-1] for name in target_layers(skeleton, model.lora)})

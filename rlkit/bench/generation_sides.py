@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from rlkit.generation import VLLMGeneratorConfig, sample_seed
 from rlkit.generation.vllm_config import Compilation, VLLMSamplingOptions, Weights
 from rlkit.generation.vllm_engine import Engine, EngineSpec, start_engine
 from rlkit.generation.vllm_generator import VLLMGenerator
+from rlkit.generation.vllm_lora import Injection
 from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.config import LoRAConfig
 from rlkit.types import Prompt, SamplingConfig
@@ -114,14 +115,15 @@ def vllm_side(work: Work) -> dict[str, object]:
 
 def trl_side(work: Work) -> dict[str, object]:
     """TRL's own class, as its GRPO trainer uses it with a PEFT model in colocate mode."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # type: ignore[import-untyped]
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
     from trl.generation.vllm_generation import VLLMGeneration
 
     _, device, dtype = _setting(work)
     begin = time.perf_counter()
-    base = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype).to(device)
+    base = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype)
+    torch.nn.Module.to(base, device)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(
         base, LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=targets)
@@ -172,9 +174,13 @@ SIDES: dict[str, Callable[[Work], dict[str, object]]] = {
 
 
 class NoAdapter:
-    """Stands where a LoRAInjector does in an engine without adapters."""
+    """Stands where an injector does in an engine without adapters."""
 
     request = None
+
+    def load(self, tensors: Mapping[str, Tensor], version: int) -> Injection:
+        """There is no slot to load into."""
+        raise RuntimeError("this engine has no adapters")
 
 
 def _setting(work: Work) -> tuple[PreTrainedConfig, torch.device, torch.dtype]:

@@ -36,7 +36,11 @@ from rlkit.generation.vllm_memory import (
 )
 from rlkit.generation.vllm_package import use_architecture, version
 
-_DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+_DTYPES: dict[torch.dtype, Any] = {
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float32: "float32",
+}
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16
 _MOST_SEQS = {"cuda": 256, "cpu": 32}
 _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
@@ -91,7 +95,7 @@ class Engine:
             llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
@@ -259,7 +263,7 @@ def _memory_share(spec: EngineSpec, budget: Budget) -> float:
 
 def _collect_garbage() -> None:
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 

@@ -39,11 +39,11 @@ def process_state_kept() -> Iterator[None]:
     """
     random_state, numpy_state = random.getstate(), np.random.get_state()
     cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     precision, dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
     synchronize = torch.accelerator.synchronize
-    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     environment = dict(os.environ)
     try:
         yield
