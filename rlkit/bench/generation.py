@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def main() -> None:
 
 def table(results: dict[str, Result]) -> str:
     """One column a side; medians."""
-    rows = [
+    rows: list[tuple[str, Callable[[Result], str]]] = [
         ("LoRA sync, ms", lambda r: _number(r.get("sync_ms"), "{:.2f}")),
         ("generation, s", lambda r: _number(_median(r.get("generation_s")), "{:.2f}")),
         ("base weights, GB", lambda r: _number(r.get("base_weight_bytes"), "{:.2f}", 1e-9)),
