@@ -47,7 +47,7 @@ def naive_rows(policy: Policy, lora: LoRA, rollout: Rollout, *, adapter: bool) -
     """(C, V) log-probabilities of one completion's positions, by one forward pass, float64."""
     ids = torch.tensor([[*rollout.prompt.ids, *rollout.completion_ids]])
     with torch.no_grad(), lora.active(policy.adapter if adapter else None):
-        logits = policy.model(ids).logits[0]
+        logits: Tensor = policy.model(ids).logits[0]
     return logits[len(rollout.prompt.ids) - 1 : -1].double().log_softmax(dim=-1)
 
 

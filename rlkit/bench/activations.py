@@ -37,7 +37,7 @@ QWEN_1_5B = Qwen2Config(
 LLAMA_8B_8_LAYERS = LlamaConfig(
     vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=8,
     num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072,
-    rope_theta=5e5, tie_word_embeddings=False,
+    tie_word_embeddings=False,
 )  # fmt: skip
 MODES = (Checkpointing.off, Checkpointing.on, Checkpointing.offload)
 _REPEATS = 5

@@ -34,7 +34,7 @@ def random_nf4(
             if parameter.is_meta:
                 setattr(module, name, _random_parameter(parameter, generator, device, dtype))
         _restore_buffers(module, config, device)
-    model.tie_weights()  # type: ignore[no-untyped-call]
+    model.tie_weights()
     settle(model, dtype)
     model.requires_grad_(False).train(False)
     return model
@@ -53,43 +53,46 @@ def _random_parameter(
 def _restore_buffers(module: nn.Module, config: PreTrainedConfig, device: torch.device) -> None:
     """Rotary frequencies are computed, not stored: make a module that has them anew."""
     if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-        fresh: Any = type(module)(config)  # type: ignore[call-arg]
+        fresh: Any = type(module)(config)
         for name, buffer in fresh.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=False)
 
 
 def _random_linear(layer: nn.Linear, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    from bitsandbytes.functional import QuantState, create_dynamic_map, get_4bit_type
+    from bitsandbytes import functional
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
+    bnb: Any = functional  # has no types
     numel = layer.weight.numel()
     blocks = -(-numel // BLOCK)
     # Scales of 0 plus an offset: every block has the same largest weight.
-    state = QuantState(
+    state = bnb.QuantState(
         absmax=torch.zeros(blocks, dtype=torch.uint8, device=device),
         shape=layer.weight.shape,
-        code=get_4bit_type("nf4", device=device),
+        code=bnb.get_4bit_type("nf4", device=device),
         blocksize=BLOCK,
         quant_type="nf4",
         dtype=dtype,
         offset=torch.tensor(_SCALE, device=device),
-        state2=QuantState(
+        state2=bnb.QuantState(
             absmax=torch.zeros(-(-blocks // _NESTED_BLOCK), device=device),
-            code=create_dynamic_map().to(device),
+            code=bnb.create_dynamic_map().to(device),
             blocksize=_NESTED_BLOCK,
             dtype=torch.float32,
         ),
     )
+    linear: Any = Linear4bit
+    parameter: Any = Params4bit
     codes = torch.randint(0, 256, (numel // 2, 1), dtype=torch.uint8, device=device)
     with torch.device("meta"):
-        made: Any = Linear4bit(
+        made: nn.Module = linear(
             layer.in_features,
             layer.out_features,
             bias=layer.bias is not None,
             compute_dtype=dtype,
             quant_type="nf4",
         )
-    made.weight = Params4bit(
+    made.weight = parameter(
         codes,
         requires_grad=False,
         quant_state=state,

@@ -70,7 +70,8 @@ def keep_worst(errors: Iterable[UnitError], *, budget_bytes: int) -> list[UnitEr
 def next_token_logps(model: Any, ids: Ids) -> Tensor:
     """(T, V) float32 log-probs after each token."""
     device = next(model.parameters()).device
-    logits = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits[0]
+    inputs = torch.tensor([list(ids)], device=device)
+    logits: Tensor = model(input_ids=inputs, use_cache=False).logits[0]
     return logits.float().log_softmax(-1)
 
 

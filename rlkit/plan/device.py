@@ -31,7 +31,7 @@ class Meter:
     def start(cls, device: torch.device) -> Meter:
         """Begin here."""
         if device.type == "cuda":
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
             return cls(device, max(0, _used(device) - CONTEXT_BYTES))
         return cls(device, psutil.Process().memory_info().rss)
 

@@ -115,11 +115,11 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
         states = backbone_of(model)(inputs_embeds=embedded, use_cache=False).last_hidden_state
         del embedded
         rows = torch.zeros(work.num_scored, dtype=torch.long)
-        logps = _Head.apply(states.flatten(0, 1).index_select(0, rows))
+        logps = _apply(_Head, states.flatten(0, 1).index_select(0, rows))
         del states
         at_head = live.now
         if work.with_gradient:
-            logps.sum().backward()
+            torch.autograd.backward(logps.sum())
         row_bytes = head_row_bytes(head.shape[0], head.shape[1], work.dtype)
         return Peaks(layers=live.peak, head=at_head, workspace=work.num_scored * row_bytes)
 
@@ -136,15 +136,20 @@ def _meta_model(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int
     model.requires_grad_(False).train(False)
     if work.in_nf4:
         for layer in quantisable(model).values():
-            layer.forward = _dequantising(layer)
+            layer.forward = _dequantising(layer)  # type: ignore[method-assign]
     return model
+
+
+def _apply(function: Any, *inputs: Tensor) -> Tensor:
+    out: Tensor = function.apply(*inputs)
+    return out
 
 
 def _dequantising(layer: nn.Linear) -> Any:
     """`layer.forward` as bitsandbytes does it: a 16-bit weight for the time of the product."""
 
     def forward(x: Tensor) -> Tensor:
-        out: Tensor = _Dequantised.apply(x, layer.weight)
+        out = _apply(_Dequantised, x, layer.weight)
         return out if layer.bias is None else out + layer.bias
 
     return forward
@@ -186,7 +191,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """(1, T, H, d) from (1, H, T, d), as `rlkit.models.attention.attend` does it."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    out: Tensor = _Attention.apply(q, k, v)
+    out = _apply(_Attention, q, k, v)
     return out[None], None
 
 
@@ -194,7 +199,7 @@ def _attend_padded(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: object, **_options: object
 ) -> tuple[Tensor, None]:
     q, k, v = (x[0].transpose(0, 1).clone() for x in (query, key, value))
-    out: Tensor = _Attention.apply(q, k, v)
+    out = _apply(_Attention, q, k, v)
     return out.clone().clone()[None], None
 
 

@@ -50,7 +50,9 @@ def sampler_noise(config: TabularGeneratorConfig, world: World) -> Float[Tensor,
 
 def normal(shape: tuple[int, ...], *, seed: int, stream: int) -> Float[Tensor, "..."]:
     """Standard normal numbers, float64, a function of the arguments alone."""
-    return torch.special.ndtri(_uniform(shape, seed=seed, stream=stream).clamp(min=2.0**-60))
+    uniform = _uniform(shape, seed=seed, stream=stream).clamp(min=2.0**-60)
+    numbers: Tensor = torch.special.ndtri(uniform)
+    return numbers
 
 
 def states_of(

@@ -141,8 +141,11 @@ def compare(
     """Value and gradients against the oracle in float64 on the same rounded inputs."""
     ours = inputs(len(row), device=device, dtype=dtype)
     truth = [x.detach().cpu().double().requires_grad_() for x in ours]
-    out, _ = attend(NO_MODULE, *ours, None, packing=packing, sliding_window=window, softcap=softcap)
-    expected = attention_oracle(row, *truth, window=window, softcap=softcap)  # type: ignore[misc]
+    q, k, v = ours
+    out, _ = attend(
+        NO_MODULE, q, k, v, None, packing=packing, sliding_window=window, softcap=softcap
+    )
+    expected = attention_oracle(row, *truth, window=window, softcap=softcap)
     assert out.shape == expected.shape
     upstream = torch.linspace(-1, 2, out.numel()).reshape(out.shape).to(dtype)
     grads = torch.autograd.grad(out, ours, upstream.to(device))

@@ -21,7 +21,7 @@ SMALL, LARGE = ROWS[0], ROWS[1]
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_headline_rows_fit_their_targets(row: object) -> None:
     assert row in ROWS
-    headline = ROWS[ROWS.index(row)]  # type: ignore[arg-type]
+    headline = ROWS[ROWS.index(row)]
     plan = make_plan(headline.work(), headline.request(), budget=int(headline.target * GB))
     assert plan.fits
     assert plan.peak <= headline.target * GB

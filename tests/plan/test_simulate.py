@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import make_batch
@@ -19,10 +21,12 @@ from rlkit.plan.simulate import TrainingWork, peaks
 from rlkit.policy import new_policy
 
 CPU = torch.device("cpu")
+_AUTO: Any = AutoModelForCausalLM
 
 
 def config_of(family: str, *, layers: int) -> PreTrainedConfig:
-    return CONFIG_MAPPING[family](
+    made: Any = CONFIG_MAPPING[family]
+    config: PreTrainedConfig = made(
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=layers,
@@ -33,10 +37,11 @@ def config_of(family: str, *, layers: int) -> PreTrainedConfig:
         bos_token_id=1,
         eos_token_id=2,
     )
+    return config
 
 
 def base_of(config: PreTrainedConfig, dtype: torch.dtype, mode: Checkpointing) -> BaseModel:
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model = _AUTO.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.requires_grad_(False).train(False)
     return BaseModel(
         model=model,
@@ -118,7 +123,7 @@ def test_weights_adapter_and_moments_are_counted_exactly() -> None:
     for family, tied in (("qwen2", True), ("llama", False)):
         config = config_of(family, layers=2)
         config.tie_word_embeddings = tied
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = _AUTO.from_config(config, dtype=torch.bfloat16)
         held = sum(t.nbytes for t in tensors_of(model))
         shapes = meta_model(config)
         assert sizes.weight_bytes(shapes, config, torch.bfloat16, QuantConfig()) == held
@@ -147,7 +152,8 @@ def test_moments(kind: OptimKind) -> None:
 
 
 def test_keys_and_values() -> None:
-    llama = CONFIG_MAPPING["llama"](
+    made: Any = CONFIG_MAPPING["llama"]
+    llama = made(
         hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
     )
     assert sizes.kv_bytes_per_token(llama, bytes_per_value=2) == 131072  # 128 KiB, as published
