@@ -23,7 +23,7 @@ from rlkit.models.load import BaseModel
 from rlkit.parts import Parts, render_prompts
 from rlkit.plan.device import Meter
 from rlkit.plan.of_config import Planned
-from rlkit.plan.run import plan_run, try_worst_step, verdict
+from rlkit.plan.run import plan_run, record, try_worst_step, verdict
 from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
 from rlkit.prompts import without_overlong
 from rlkit.rewards import reward_specs
@@ -201,6 +201,7 @@ def make_generator(parts: Parts, tracker: Tracker, stop: StopRequest) -> Generat
 def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
     """The training loop over `parts`, observed by `tracker`."""
     config = parts.config
+    record(parts.planned.plan, run_dir)
     generator = make_generator(parts, tracker, stop)
     collector = Collector(
         generator=generator,

@@ -14,7 +14,7 @@ from rlkit.compute import resolve_device
 from rlkit.config import Config, register
 from rlkit.launch.preflight import preflight
 from rlkit.memory import parse_bytes
-from rlkit.models.config import QuantConfig, QuantKind
+from rlkit.models.config import DType, QuantConfig, QuantKind
 from rlkit.models.load import BaseModel, load_model
 from rlkit.models.quantize import require_bitsandbytes, tensors_of
 from rlkit.models.quantize_error import (
@@ -58,12 +58,16 @@ def quantise(overrides: Sequence[str], out: str, budget: str, num_prompts: int) 
     dynamic = replace(plain, skip=skip)
     del base
     results = {}
+    # What stays is 16 bits in the folder, also where `auto` computes in float32.
+    stored = config.model
+    if stored.dtype in (DType.auto, DType.fp32):
+        stored = replace(stored, dtype=DType.bf16)
     for name, quant in (("NF4", plain), ("NF4, worst kept", dynamic)):
-        loaded = load_model(config.model, device=device, say=print, quant=quant)
+        loaded = load_model(stored, device=device, say=print, quant=quant)
         results[name] = _compare(loaded.model, held_out, reference)
     _save(loaded, folder, errors, kept, results)
-    again = load_model(replace(config.model, source=str(folder), revision=None), device=device,
-                       say=print)  # fmt: skip
+    written = replace(stored, source=str(folder), revision=None)
+    again = load_model(written, device=device, say=print)
     results["the folder"] = _compare(again.model, held_out, reference)
     print(f"{'':<18}{'GB':>7}  KL to 16 bits on {len(held_out)} held-out prompts, nats a token")
     for name, (num_bytes, kl) in results.items():

@@ -172,7 +172,7 @@ def _load_policy(
     if step > 0:
         folder = checkpoint.step_folder(run_dir / "checkpoints", step)
         saved = checkpoint.load(folder, device=device).parameters
-    base = load_model(options.model, device=device, say=print)
+    base = load_model(options.model, device=device, say=print, quant=options.memory.quant)
     wanted = any(algorithm.outputs.values for algorithm in algorithms)
     critic = CriticChoice.lora if wanted else CriticChoice.none
     policy = new_policy(base, options.model, seed=options.seed, critic=critic)

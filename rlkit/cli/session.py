@@ -17,7 +17,7 @@ from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.lora import LoRAConfig, attach
 from rlkit.lora_files import load_adapter, read_adapter_config
-from rlkit.models import ModelConfig
+from rlkit.models import ModelConfig, QuantConfig, QuantKind
 from rlkit.models.load import load_model
 from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
 
@@ -70,30 +70,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_session(options: argparse.Namespace) -> Session:
     """Load what the options name; raises UsageError with one line when they do not fit."""
-    source, folder = options.model or "starter", options.adapter
+    source, folder, quant = options.model or "starter", options.adapter, QuantConfig()
     if options.run is not None:
         if options.model or options.adapter:
             raise UsageError("--run brings its own model and adapter: drop --model and --adapter")
-        source, folder = _of_run(options.run)
+        source, folder, quant = _of_run(options.run)
     try:
-        return _load(source, folder, options)
+        return _load(source, folder, quant, options)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _of_run(run: Path) -> tuple[str, Path]:
+def _of_run(run: Path) -> tuple[str, Path, QuantConfig]:
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
         source = str(config["model"]["source"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        saved = dict(config["memory"].get("quant", {}))  # runs of before it was an option
+        quant = QuantConfig(**{**saved, "kind": QuantKind(saved.get("kind", QuantKind.none))})
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"--run must be the folder of a run, got {run} ({error})") from error
-    return source, run / "adapter"
+    return source, run / "adapter", quant
 
 
-def _load(source: str, folder: Path | None, options: argparse.Namespace) -> Session:
+def _load(
+    source: str, folder: Path | None, quant: QuantConfig, options: argparse.Namespace
+) -> Session:
     adapter_config = LoRAConfig() if folder is None else read_adapter_config(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = load_model(ModelConfig(source=source), device=device, say=print)
+    base = load_model(ModelConfig(source=source), device=device, say=print, quant=quant)
     lora = attach(base.model, adapter_config, dtype=base.dtype)
     generator = HFGenerator(
         base.model,

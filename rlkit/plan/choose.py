@@ -99,8 +99,15 @@ class Request:
     """Whether `auto` begins with checkpointing, as for large models."""
 
 
-def make_plan(work: Work, request: Request, *, budget: int) -> Plan:
-    """The first plan that fits, most generous first; raises DoesNotFit."""
+def make_plan(work: Work, request: Request, *, budget: int, before: Choice | None = None) -> Plan:
+    """The first plan that fits, most generous first; raises DoesNotFit.
+
+    `before`: what a run chose that now goes on; it comes first, as another split rounds otherwise.
+    """
+    if before is not None:
+        again = _plan(work, request, before, budget)
+        if again.fits:
+            return again
     least = least_plan(work, request, budget=budget)
     if not least.fits:
         raise DoesNotFit(_refusal(work, request, least))

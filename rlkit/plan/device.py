@@ -43,7 +43,8 @@ class Meter:
         """
         if self.device.type != "cuda":
             unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - self.before
+            largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            return max(0, largest - self.before)
         outside = _used(self.device) - torch.cuda.memory_reserved(self.device)
         return outside + torch.cuda.max_memory_reserved(self.device) - self.before
 

@@ -15,7 +15,7 @@ from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorCo
 from rlkit.generation.vllm_config import KVCacheDType, Weights
 from rlkit.models.load import RECOMPUTES_FROM, resolve_dtype
 from rlkit.models.source import SourceKind, kind_of, locate
-from rlkit.plan.choose import Plan, Request, make_plan
+from rlkit.plan.choose import Choice, Plan, Request, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.work import Sampler, Work
 from rlkit.types import Algorithm
@@ -43,18 +43,24 @@ class Planned:
 
 
 def planned(
-    config: Config, algorithm: Algorithm, *, device: torch.device, budget: int | None, say: Say
+    config: Config,
+    algorithm: Algorithm,
+    *,
+    device: torch.device,
+    budget: int | None,
+    say: Say,
+    before: Choice | None = None,
 ) -> Planned:
     """The plan of `config` on `device`; raises DoesNotFit, with one line.
 
-    `budget` None: `memory.budget`, at most what is free.
+    `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`.
     """
     dtype, _ = resolve_dtype(config.model.dtype, device)
     hf_config = model_config(config, say=say)
     work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
     if budget is None:
         budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
-    plan = make_plan(work, request_of(config, work), budget=budget)
+    plan = make_plan(work, request_of(config, work), budget=budget, before=before)
     return Planned(work=work, plan=plan, config=with_plan(config, plan))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from rlkit.config import Config, ConfigError
-from rlkit.models.config import Switch
-from rlkit.plan.choose import GB
+from rlkit.models.config import Checkpointing, Switch
+from rlkit.plan.choose import GB, Choice, Plan
 from rlkit.plan.of_config import Planned, planned
 from rlkit.plan.rehearse import rehearse, worst_of
 from rlkit.plan.table import lines
@@ -21,12 +23,31 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
+_RECORD = "memory_plan.json"
+
+
 def plan_run(config: Config, algorithm: Algorithm, *, device: torch.device, say: Say) -> Planned:
     """The plan of a run that is about to start, printed; raises ValueError if it cannot fit."""
-    made = planned(config, algorithm, device=device, budget=None, say=say)
+    before = recorded(Path(config.run_dir))
+    made = planned(config, algorithm, device=device, budget=None, say=say, before=before)
     for line in lines(made.plan, where=place(config, device)):
         say(line)
     return made
+
+
+def record(plan: Plan, run_dir: Path) -> None:
+    """Keep the choice in the run's folder: to go on with another split would round otherwise."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / _RECORD).write_text(json.dumps(plan.choice._asdict()) + "\n")
+
+
+def recorded(run_dir: Path) -> Choice | None:
+    """What the run in `run_dir` chose before; None for a new run."""
+    try:
+        found = json.loads((run_dir / _RECORD).read_text())
+        return Choice(**{**found, "checkpointing": Checkpointing(found["checkpointing"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def place(config: Config, device: torch.device) -> str:

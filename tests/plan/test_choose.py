@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rlkit.models.config import Checkpointing, QuantConfig, QuantKind
 from rlkit.optim import OptimKind
 from rlkit.plan.choose import GB, DoesNotFit, Plan, make_plan
 from rlkit.plan.headline import ROWS
+from rlkit.plan.run import record, recorded
 from rlkit.plan.table import lines
 from rlkit.plan.work import Sampler
 
@@ -96,3 +98,17 @@ def test_16_bits_on_the_cpu_know_no_offload_and_no_context() -> None:
     plan = make_plan(work, SMALL.request(), budget=64 * GB)
     assert plan.choice.checkpointing is not Checkpointing.offload
     assert not any("CUDA" in part.name for part in plan.parts)
+
+
+def test_a_run_that_goes_on_keeps_its_choice_while_it_fits(tmp_path: Path) -> None:
+    work, request = SMALL.work(), SMALL.request()
+    tight = make_plan(work, request, budget=int(3.4 * GB))
+    record(tight, tmp_path)
+    assert recorded(tmp_path) == tight.choice
+    wide = make_plan(work, request, budget=80 * GB)
+    assert wide.choice != tight.choice
+    again = make_plan(work, request, budget=80 * GB, before=recorded(tmp_path))
+    assert again.choice == tight.choice
+    less = make_plan(work, request, budget=int(2.8 * GB), before=tight.choice)
+    assert less.choice.tokens_per_microbatch < tight.choice.tokens_per_microbatch
+    assert recorded(tmp_path / "new") is None
