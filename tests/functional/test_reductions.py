@@ -76,6 +76,7 @@ def test_mismatch_metrics_by_hand() -> None:
         "sampling/importance_sampling_ratio/min": math.exp(-0.2),
         "sampling/importance_sampling_ratio/mean": sum(w) / 4,
         "sampling/importance_sampling_ratio/max": math.exp(0.5),
+        "sampling/kl_k1": -0.3 / 4,
         "sampling/kl": sum(x - 1 - y for x, y in zip(w, d, strict=True)) / 4,
         "sampling/ess": sum(w) ** 2 / (4 * sum(x * x for x in w)),
         "sampling/sequence_ess": (math.exp(0.3) + 1) ** 2 / (2 * (math.exp(0.6) + 1)),
