@@ -112,9 +112,11 @@ def _with_model(
     start: _Start, planned: Planned, loaded: Loaded, meter: Meter, say: Callable[[str], None]
 ) -> Parts:
     config, task, base = start.config, start.task, loaded.base
-    options = config.generator.sampling
-    sampling = sampling_config(options, max_completion_length=task.max_completion_length)
-    sampling = sampling._replace(stop=tuple(dict.fromkeys([*task.stop, *sampling.stop])))
+    sampling = sampling_config(
+        config.generator.sampling,
+        max_completion_length=task.max_completion_length,
+        stop=task.stop,
+    )
     needed = task.max_prompt_length + task.max_completion_length
     if needed > base.context_length:
         raise ConfigError(

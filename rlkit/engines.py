@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rlkit.config import Config, ConfigError
 from rlkit.generation import (
@@ -25,7 +24,9 @@ from rlkit.generation.vllm_config import VLLMSamplingOptions, Weights, is_instal
 from rlkit.lora import target_layers
 from rlkit.models.config import QuantKind
 from rlkit.models.load import BaseModel, load_model, resolve_dtype
+from rlkit.models.quantize import meta_model
 from rlkit.models.source import SourceKind, kind_of, locate
+from rlkit.plan.of_config import model_config
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm_engine import Engine, EngineSpec
@@ -105,13 +106,8 @@ def _engine_spec(
     location = locate(model, say=say)
     is_hub = kind_of(model.source) is SourceKind.hub
     revision = (model.revision or "main") if is_hub else None
-    options: dict[str, Any] = {"trust_remote_code": model.allow_remote_code, "revision": revision}
-    hf_config: PreTrainedConfig = AutoConfig.from_pretrained(location, **options)
-    with torch.device("meta"):
-        # Only names are needed: nothing is allocated.
-        skeleton = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            hf_config, trust_remote_code=model.allow_remote_code
-        )
+    hf_config = model_config(config, say=say)
+    skeleton = meta_model(hf_config)
     leaves = sorted({name.rsplit(".", 1)[-1] for name in target_layers(skeleton, model.lora)})
     max_prompt_length, max_completion_length = longest
     return EngineSpec(
