@@ -70,6 +70,11 @@ class EngineSpec:
     """Last parts of the names of the adapted layers: q_proj, up_proj, ..."""
     allow_remote_code: bool = False
 
+    @property
+    def four_bit(self) -> bool:
+        """Whether the folder holds bitsandbytes NF4, the one quantisation that rlkit loads."""
+        return getattr(self.hf_config, "quantization_config", None) is not None
+
 
 @dataclass(slots=True, kw_only=True)
 class Engine:
@@ -160,6 +165,10 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
 
         prepare_cpu()
     options: dict[str, Any] = {}
+    if spec.four_bit:
+        from rlkit.generation import vllm_nf4
+
+        options |= {"quantization": vllm_nf4.NAME, "load_format": vllm_nf4.NAME}
     if block_size := _block_size(config, spec):
         options["block_size"] = block_size
     if spec.lora_rank:

