@@ -1,0 +1,182 @@
+"""One training step of rlkit and of TRL on the same work, with where its time goes.
+
+    python -m rlkit.bench.step [--shape qwen2.5-1.5b] [--sides rlkit,trl,trl_whole] [--out FILE]
+
+GRPO with LoRA on all linear layers of a random model of the shape, vLLM in the process, prompts of
+128 tokens, completions of exactly as many tokens, the reference policy's KL in the loss, importance
+weights against the sampler. Each side has a process of its own; they import together and take turns
+with the device. Prints medians over the measured steps and writes JSON. `--tiny` runs a small
+shape, on a CPU as well; `--set` adds options to rlkit's command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlkit.bench.random_model import SHAPES, write_random_model
+from rlkit.bench.step_sides import SIDES, Work, medians, write_prompts
+from rlkit.environment import hardware, versions
+
+_MARK = "rlkit.bench.result "
+_COUNTS = {
+    "prompts": 8, "samples": 8, "new_tokens": 512, "warmup": 2, "steps": 5, "trl_rows": 8,
+}  # fmt: skip
+_TINY = {"prompts": 2, "samples": 2, "new_tokens": 8, "warmup": 1, "steps": 2, "trl_rows": 2}
+Result = dict[str, Any]
+
+
+def main() -> int:
+    """Run the sides, or, as their child, one of them."""
+    options = _arguments()
+    if options.child:
+        return _child(options)
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    results: dict[str, Result] = {}
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
+        work = _work(Path(root) / options.shape, options)
+        write_random_model(work.folder, options.shape, dtype=dtype)
+        write_prompts(work)
+        sides = options.sides.split(",")
+        started = {side: _start(side, work.folder, options) for side in sides}
+        for side, process in started.items():
+            results[side] = _finish(side, process, timeout_s=options.timeout_s)
+            if "error" in results[side]:
+                print((work.folder / f"{side}.log").read_text()[-3000:], flush=True)
+            _write(options, results)
+    print(table(results))
+    return 1 if any("error" in result for result in results.values()) else 0
+
+
+def table(results: dict[str, Result]) -> str:
+    """One column a side; medians, and how many times rlkit's step fits into each."""
+    good = {side: medians(r) for side, r in results.items() if "error" not in r}
+    phases = ["generate", "score", "update", "sync", "reward", "other", "step"]
+    lines = ["| seconds | " + " | ".join(good) + " |", "| --- |" + " --- |" * len(good)]
+    for phase in phases:
+        cells = [f"{m[phase]:.3f}" if phase in m else "–" for m in good.values()]
+        lines.append(f"| {phase} | " + " | ".join(cells) + " |")
+    peaks = [f"{results[side]['device_peak_bytes'] / 1e9:.1f}" for side in good]
+    lines.append("| device memory, GB | " + " | ".join(peaks) + " |")
+    if "rlkit" in good:
+        times = [f"{m['step'] / good['rlkit']['step']:.2f}" for m in good.values()]
+        lines.append("| times rlkit's step | " + " | ".join(times) + " |")
+    failed = [f"{side}: {r['error']}" for side, r in results.items() if "error" in r]
+    return "\n".join([*lines, *failed])
+
+
+def _child(options: argparse.Namespace) -> int:
+    if options.child == "rlkit":
+        import rlkit.assemble  # noqa: F401  # imported while another side has the device
+    else:
+        import trl  # noqa: F401
+    if torch.cuda.is_available() or options.child == "rlkit":
+        import vllm  # noqa: F401
+    sys.stdin.readline()
+    work = _work(Path(options.folder), options)
+    print(_MARK + json.dumps(SIDES[options.child](work)), flush=True)
+    return 0
+
+
+def _start(side: str, folder: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
+    """A process that has imported, and waits for a line before it uses the device."""
+    command = [sys.executable, "-m", "rlkit.bench.step", "--child", side, "--folder", str(folder)]
+    command += [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in _COUNTS]
+    command += [f"--set={override}" for override in options.set]
+    environment = os.environ | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    log = folder / f"{side}.log"
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log.open("w"),
+        text=True,
+    )
+
+
+def _finish(side: str, process: subprocess.Popen[str], *, timeout_s: float) -> Result:
+    """Let one side run, show what it says, and return its result."""
+    assert process.stdin is not None and process.stdout is not None
+    result: Result = {}
+    tail: list[str] = []
+    alarm = threading.Timer(timeout_s, process.kill)
+    alarm.start()
+    try:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith(_MARK):
+                result = json.loads(line.removeprefix(_MARK))
+            else:
+                tail = [line.rstrip()]
+                print(f"{side}: {line.rstrip()[:200]}", flush=True)
+        process.wait()
+    except BrokenPipeError:
+        process.wait()
+    finally:
+        alarm.cancel()
+    last = tail[-1] if tail else "nothing was said"
+    return result or {"error": f"exit code {process.returncode}: {last}"}
+
+
+def _write(options: argparse.Namespace, results: dict[str, Result]) -> None:
+    if not options.out:
+        return
+    report = {
+        "command": " ".join(["python -m rlkit.bench.step", *sys.argv[1:]]),
+        "work": _work(Path(options.shape), options)._asdict() | {"folder": options.shape},
+        "versions": versions(),
+        "hardware": hardware(devices=torch.cuda.is_available()),
+        "results": results,
+    }
+    options.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+
+
+def _work(folder: Path, options: argparse.Namespace) -> Work:
+    return Work(
+        folder=folder,
+        num_prompts=options.prompts,
+        num_samples=options.samples,
+        new_tokens=options.new_tokens,
+        warmup=options.warmup,
+        steps=options.steps,
+        trl_rows=options.trl_rows,
+        overrides=tuple(options.set),
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m rlkit.bench.step")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
+    parser.add_argument("--sides", default="rlkit,trl,trl_whole")
+    parser.add_argument("--tiny", action="store_true", help="a small shape: a test of this program")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--set", action="append", default=[], help="an option of rlkit")
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="of each side")
+    for name, default in _COUNTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--child", choices=sorted(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.tiny:
+        options.shape = "tiny"
+        vars(options).update(_TINY)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
