@@ -128,7 +128,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
 
 def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
     """`GRPOTrainer`; its phases are timed around its own methods, after waiting for the device."""
-    from datasets import load_dataset
+    from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -137,6 +137,7 @@ def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
     from rlkit.trainer import memory_metrics
 
     micro = rows or work.trl_rows
+    prompts = (work.folder / "prompts.jsonl").read_text()
     on_cuda = torch.cuda.is_available()
     arguments = GRPOConfig(
         output_dir=str(work.folder / f"trl-{micro}"),
@@ -177,9 +178,7 @@ def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
         model=str(work.folder),
         reward_funcs=lambda completions, **_: [noise(text) for text in completions],
         args=arguments,
-        train_dataset=load_dataset(
-            "json", data_files=str(work.folder / "prompts.jsonl"), split="train"
-        ),
+        train_dataset=Dataset.from_list([json.loads(line) for line in prompts.splitlines()]),
         processing_class=AutoTokenizer.from_pretrained(work.folder, padding_side="left"),
         callbacks=[Watch()],
         peft_config=LoraConfig(
