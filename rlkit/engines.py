@@ -6,7 +6,7 @@ With shared weights the engine comes first: the trainer's frozen parameters are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,11 +20,17 @@ from rlkit.generation import (
     VLLMGeneratorConfig,
     VLLMServerConfig,
 )
-from rlkit.generation.vllm_config import VLLMSamplingOptions, Weights, is_installed
+from rlkit.generation.vllm_config import (
+    Quantization,
+    VLLMSamplingOptions,
+    Weights,
+    is_installed,
+)
 from rlkit.lora import target_layers
-from rlkit.models.config import QuantKind
+from rlkit.models.config import ModelConfig, QuantConfig, QuantKind
 from rlkit.models.load import BaseModel, load_model, resolve_dtype
-from rlkit.models.quantize import meta_model
+from rlkit.models.nf4_folder import in_nf4
+from rlkit.models.quantize import meta_model, require_bitsandbytes
 from rlkit.models.source import SourceKind, kind_of, locate
 from rlkit.plan.of_config import model_config
 
@@ -47,12 +53,10 @@ def choose_generator(config: Config, device: torch.device, *, say: Say) -> Gener
     chosen = config.generator
     if not isinstance(chosen, AutoGeneratorConfig):
         return chosen
-    if device.type == "cuda" and is_installed() and config.memory.quant.kind is QuantKind.none:
+    if device.type == "cuda" and is_installed():
         say("generator: vllm (auto: a CUDA device, and vLLM is installed)")
         return VLLMGeneratorConfig(sampling=_with_extra(chosen.sampling))
     reason = f"the device is {device.type}" if device.type != "cuda" else "vLLM is not installed"
-    if device.type == "cuda" and is_installed():
-        reason = f"memory.quant.kind={config.memory.quant.kind.value}"
     say(f"generator: hf (auto: {reason})")
     return HFGeneratorConfig(sampling=chosen.sampling)
 
@@ -64,7 +68,6 @@ def load_base(
 
     `longest`: most tokens of a prompt and of a completion. Raises ValueError with one line.
     """
-    quant = config.memory.quant
     if isinstance(config.generator, VLLMServerConfig):
         from rlkit.generation.vllm_server import check_server
 
@@ -75,38 +78,64 @@ def load_base(
                 f"--max-model-len of the server, got {sum(longest)}"
             )
         say(f"generator: vllm_server, {name} at {config.generator.url}")
-    if not isinstance(config.generator, VLLMGeneratorConfig):
-        base = load_model(config.model, device=device, say=say, quant=quant)
-        return Loaded(base=base, engine=None)
+    if isinstance(config.generator, VLLMGeneratorConfig):
+        return _with_engine(config, config.generator, device=device, longest=longest, say=say)
+    base = load_model(config.model, device=device, say=say, quant=config.memory.quant)
+    return Loaded(base=base, engine=None)
+
+
+def _with_engine(
+    config: Config,
+    generator: VLLMGeneratorConfig,
+    *,
+    device: torch.device,
+    longest: tuple[int, int],
+    say: Say,
+) -> Loaded:
     from rlkit.generation.vllm_engine import start_engine
     from rlkit.generation.vllm_weights import weight_views
 
-    if quant.kind is not QuantKind.none:
-        raise ConfigError(
-            f"generator must be hf with memory.quant.kind={quant.kind.value}, got vllm"
-        )
-    spec = _engine_spec(config, device=device, longest=longest, say=say)
-    engine = start_engine(config.generator, spec, say=say)
+    trained = _in_nf4(config, config.memory.quant, device=device, say=say)
+    sampled = trained
+    if generator.quantization is Quantization.nf4:
+        quant = QuantConfig(kind=QuantKind.nf4, double_quant=config.memory.quant.double_quant)
+        sampled = _in_nf4(config, quant, device=device, say=say)
+    if sampled != trained and generator.weights is Weights.auto:
+        generator = replace(generator, weights=Weights.separate)
+    spec = _engine_spec(config, sampled, device=device, longest=longest, say=say)
+    engine = start_engine(generator, spec, say=say)
     try:
         say(engine.summary)
         shared = weight_views(engine.llm) if engine.weights is Weights.shared else None
-        base = load_model(config.model, device=device, say=say, weights=shared)
+        base = load_model(trained, device=device, say=say, weights=shared)
     except BaseException:
         engine.close()
         raise
-    return Loaded(base=base, engine=engine)
+    # An adapter belongs to the model that was asked for, not to a folder in the cache.
+    return Loaded(base=replace(base, location=locate(config.model, say=say)), engine=engine)
+
+
+def _in_nf4(config: Config, quant: QuantConfig, *, device: torch.device, say: Say) -> ModelConfig:
+    if quant.kind is QuantKind.none:
+        return config.model
+    require_bitsandbytes()
+    return in_nf4(config.model, quant, device=device, say=say)
 
 
 def _engine_spec(
-    config: Config, *, device: torch.device, longest: tuple[int, int], say: Say
+    config: Config,
+    model: ModelConfig,
+    *,
+    device: torch.device,
+    longest: tuple[int, int],
+    say: Say,
 ) -> EngineSpec:
     from rlkit.generation.vllm_engine import EngineSpec
 
-    model = config.model
     location = locate(model, say=say)
     is_hub = kind_of(model.source) is SourceKind.hub
     revision = (model.revision or "main") if is_hub else None
-    hf_config = model_config(config, say=say)
+    hf_config = model_config(replace(config, model=model), say=say)
     skeleton = meta_model(hf_config)
     leaves = sorted({name.rsplit(".", 1)[-1] for name in target_layers(skeleton, model.lora)})
     max_prompt_length, max_completion_length = longest

@@ -59,7 +59,9 @@ def save_tiny(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> 
 
 
 @contextmanager
-def tiny_llm(location: str, *, dtype: Any = "float32", max_loras: int = 1) -> Iterator[Any]:
+def tiny_llm(
+    location: str, *, dtype: Any = "float32", max_loras: int = 1, quantization: str | None = None
+) -> Iterator[Any]:
     """A bare `vllm.LLM` with rlkit's worker extension and LoRA slots of rank 16."""
     from rlkit.generation.vllm_cpu import prepare_cpu
     from rlkit.generation.vllm_guard import configure_environment, process_state_kept
@@ -73,6 +75,8 @@ def tiny_llm(location: str, *, dtype: Any = "float32", max_loras: int = 1) -> It
             location,
             skip_tokenizer_init=True,
             dtype=dtype,
+            quantization=quantization,
+            load_format=quantization or "auto",
             enforce_eager=True,
             max_model_len=160,
             max_num_seqs=8,

@@ -51,6 +51,28 @@ class KVCacheDType(StrEnum):
     fp8_e5m2 = "fp8_e5m2"
 
 
+class Quantization(StrEnum):
+    """What vLLM quantises beyond the trainer."""
+
+    none = "none"
+    """Nothing: vLLM has the base as the trainer has it (4-bit with memory.quant.kind=nf4)."""
+    nf4 = "nf4"
+    """The base, to bitsandbytes NF4: 4-bit rollouts under a 16-bit trainer. Weights are separate;
+    the mismatch shows in the sampling metrics, and a correction can weigh it."""
+
+
+class Products(StrEnum):
+    """How vLLM multiplies the adapter."""
+
+    auto = "auto"
+    """`dense` where the engine's layers allow it, else `punica`, and the summary says why."""
+    dense = "dense"
+    """Plain matrix products for the one adapter that rlkit samples with, A in one with the base
+    weight. Not with `compilation=inductor`."""
+    punica = "punica"
+    """vLLM's own kernels for many adapters at once."""
+
+
 class Compilation(StrEnum):
     """How vLLM runs the model's forward pass."""
 
@@ -85,6 +107,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
 
     sampling: VLLMSamplingOptions = field(default_factory=VLLMSamplingOptions)
     weights: Weights = Weights.auto
+    quantization: Quantization = Quantization.none
     kv_cache_bytes: int = 0
     """Bytes of the key-value cache. >= 0; 0 = what the completions of a step need, within a part
     of the free memory."""
@@ -97,11 +120,22 @@ class VLLMGeneratorConfig(GeneratorConfig):
     max_num_batched_tokens: int = 0
     """Most tokens of one engine step. >= 0; 0 = 8192 on CUDA and 2048 on a CPU."""
     compilation: Compilation = Compilation.auto
+    lora: Products = Products.auto
     block_size: int = 0
     """Tokens of a block of the key-value cache, the grain of prefix caching. 0 = vLLM's own choice
     on CUDA, 32 on a CPU, whose 128 would hardly ever share a prompt."""
 
     def __post_init__(self) -> None:
+        if self.quantization is Quantization.nf4 and self.weights is Weights.shared:
+            raise ValueError(
+                "generator.weights must be auto, separate or sleep with "
+                "generator.quantization=nf4, got shared"
+            )
+        if self.lora is Products.dense and self.compilation is Compilation.inductor:
+            raise ValueError(
+                "generator.compilation must be auto, eager or graphs with generator.lora=dense, "
+                "got inductor"
+            )
         for key, value in (
             ("kv_cache_bytes", self.kv_cache_bytes),
             ("max_num_seqs", self.max_num_seqs),
@@ -145,6 +179,13 @@ class VLLMServerConfig(GeneratorConfig):
 def is_installed() -> bool:
     """Whether vLLM can be imported, without importing it."""
     return importlib.util.find_spec("vllm") is not None
+
+
+def resolve_compilation(wanted: Compilation, *, on_cpu: bool) -> Compilation:
+    """What `auto` stands for."""
+    if wanted is not Compilation.auto:
+        return wanted
+    return Compilation.eager if on_cpu else Compilation.graphs
 
 
 def slot_rank(rank: int) -> int:

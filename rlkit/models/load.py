@@ -31,7 +31,7 @@ from rlkit.models.quantize import (
 from rlkit.models.quiet import no_progress_bars
 from rlkit.models.source import SourceKind, kind_of, locate
 from rlkit.models.templates import choose_template
-from rlkit.models.views import model_on_views, shared_bytes
+from rlkit.models.views import is_four_bit, model_on_views, shared_bytes
 
 _TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
 RECOMPUTES_FROM = 1_000_000_000
@@ -178,7 +178,10 @@ def _load_on(
             hf_config, weights, location, dtype=dtype, device=device, attention=attention
         )
         size = shared_bytes(model, weights) / 1e9
-        return model, (f"base: {size:.2f} GB of weights shared with vLLM, no second copy",)
+        note = f"base: {size:.2f} GB of weights shared with vLLM, no second copy"
+        if in_nf4 := sum(map(is_four_bit, weights.values())):
+            note += f"; {in_nf4} linear layers in NF4"
+        return model, (note,)
     if not is_nf4(quant, hf_config):
         model = _load_weights(location, hf_config, config, dtype=dtype, options=options)
         torch.nn.Module.to(model, device)

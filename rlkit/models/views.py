@@ -40,7 +40,7 @@ def model_on_views(
     for name, parameter in list(model.named_parameters()):
         view = _checked(name, views.get(name), parameter, dtype, device)
         owner, _, leaf = name.rpartition(".")
-        if _is_four_bit(view):
+        if is_four_bit(view):
             model.set_submodule(owner, _four_bit_layer(model.get_submodule(owner), view))
         else:
             setattr(model.get_submodule(owner), leaf, nn.Parameter(view, requires_grad=False))
@@ -48,7 +48,7 @@ def model_on_views(
         for leaf, buffer in module.named_buffers(recurse=False):
             setattr(module, leaf, buffer.to(device))
     model.tie_weights()
-    if any(map(_is_four_bit, views.values())):
+    if any(map(is_four_bit, views.values())):
         settle(model, dtype)
     with suppress(OSError):  # without a file, what the model's own configuration says stays
         model.generation_config = GenerationConfig.from_pretrained(location)
@@ -72,7 +72,7 @@ def _checked(
     wanted = (tuple(parameter.shape), dtype, device.type)
     got = "none"
     if view is not None:
-        packed = _is_four_bit(view)  # packed codes have another shape and dtype than the weight
+        packed = is_four_bit(view)  # packed codes have another shape and dtype than the weight
         shape = tuple(view.quant_state.shape if packed else view.shape)
         if (shape, dtype if packed else view.dtype, view.device.type) == wanted:
             checked: Tensor = view
@@ -84,7 +84,8 @@ def _checked(
     )
 
 
-def _is_four_bit(view: Tensor) -> bool:
+def is_four_bit(view: Tensor) -> bool:
+    """Whether `view` is bitsandbytes' `Params4bit` rather than a weight in 16 or 32 bits."""
     return hasattr(view, "quant_state")
 
 

@@ -1,0 +1,71 @@
+"""A model in NF4 as a folder of its own, made once: what vLLM loads, and the trainer with it."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+from rlkit.models.config import ModelConfig, QuantConfig
+from rlkit.models.convert import Say, build_once
+from rlkit.models.load import load_model, resolve_dtype
+from rlkit.models.quantize import (
+    kept_layers,
+    meta_model,
+    quantisable,
+    quantization_config,
+    saved_quantization,
+)
+from rlkit.models.quiet import no_progress_bars
+from rlkit.models.source import SourceKind, cache_root, kind_of, locate
+
+
+def in_nf4(
+    config: ModelConfig, quant: QuantConfig, *, device: torch.device, say: Say
+) -> ModelConfig:
+    """`config` with the NF4 folder of its model as `source`; itself where the model is NF4 already.
+
+    The folder lies in the cache and is made on `device` once for each model, dtype and `quant`
+    (double quantisation, layers kept). Raises ValueError when `quant` does not fit the model.
+    """
+    location = locate(config, say=say)
+    options: dict[str, Any] = {"trust_remote_code": config.allow_remote_code}
+    if kind_of(config.source) is SourceKind.hub:
+        options["revision"] = config.revision or "main"
+    hf_config = AutoConfig.from_pretrained(location, **options)
+    dtype, _ = resolve_dtype(config.dtype, device)
+    quantization_config(quant, hf_config, dtype)  # refuses what does not fit
+    if saved_quantization(hf_config) is not None:
+        return config
+    kept = sorted(kept_layers(quantisable(meta_model(hf_config)), quant.skip))
+    identity = f"{_identity(location, hf_config)} {dtype} {quant.double_quant} {kept}"
+    key = f"{Path(location).name[:60]}-nf4-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+    def build(folder: Path) -> None:
+        say(f"Quantising {config.source} to NF4 (once) ...")
+        base = load_model(config, device=device, say=say, quant=quant)
+        tokenizer: Any = AutoTokenizer.from_pretrained(location, **options)
+        with no_progress_bars():
+            base.model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    folder = build_once(cache_root(config.cache_dir) / "models" / key, build)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return replace(config, source=str(folder), revision=None)
+
+
+def _identity(location: str, hf_config: PreTrainedConfig) -> str:
+    """What changes when the model behind `location` does."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return f"{location}@{getattr(hf_config, '_commit_hash', None)}"
+    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    files = [f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats]
+    return " ".join([str(folder.resolve()), *files])
