@@ -1,10 +1,10 @@
 """`python -m rlkit.bench.memory`: memory of GRPO with QLoRA on models of real shapes.
 
-Random NF4 weights are made on the device; the plan is made for the row's target, and everything
-above the target is taken away first by one plain allocation, so that a run that needs more fails.
-What is measured is what the device counts as used by this process, its CUDA context included.
-Each row has a process of its own; they start together and take turns with the device. `--tiny` runs
-small shapes, on a CPU as well.
+Folders with random NF4 weights are written to memory; everything of the card above a row's target
+is taken away first by one plain allocation, so that a row that needs more fails. Measured is what
+the device counts as used by the process, its CUDA context included (`memory_row`). Each row has a
+process of its own; they prepare together and take turns with the device. `--tiny` runs small
+shapes, on a CPU as well.
 """
 
 from __future__ import annotations
@@ -12,84 +12,32 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
-from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.bench.card import leave, used_before_this_process
-from rlkit.bench.random_nf4 import random_nf4
-from rlkit.generation import HFGeneratorConfig
-from rlkit.generation.hf import HFGenerator
-from rlkit.models.config import ModelConfig
-from rlkit.models.load import BaseModel
-from rlkit.optim import OptimConfig, build_optimizer
-from rlkit.plan.choose import GB, Plan, make_plan
-from rlkit.plan.device import Meter
+from rlkit.bench.memory_row import Row
+from rlkit.bench.random_nf4 import write_nf4_folder
+from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
+from rlkit.generation.vllm_config import KVCacheDType, VLLMSamplingOptions
 from rlkit.plan.headline import ROWS, Headline
-from rlkit.plan.rehearse import full_batch
-from rlkit.policy import Policy, new_policy
-from rlkit.types import Prompt, SamplingConfig, Setting
-from rlkit.update import TrainState, UpdateSettings, score, train_step
 
 _LONG = 50_000
-"""Tokens of a step from which one update is enough: its first kernel launches do not matter."""
-_SAMPLED = 16
-"""Tokens decoded with full caches to see the peak of sampling; the rest takes time, not memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One row of the table; sizes in GB (10^9 bytes), times in ms."""
-
-    name: str
-    claimed: float
-    target: float
-    planned_sampling: float
-    planned_training: float
-    sampling: float
-    """Peak while sampling; 0 = not measured."""
-    training: float
-    """Peak of the updates."""
-    allocated: float
-    """Peak of the allocator during the updates."""
-    context: float
-    """What the device counted before any tensor."""
-    load_ms: float
-    score_ms: float
-    update_ms: float
-    decode_ms: float
-    """Of one token of all rows, with full caches."""
-    sequences: int
-    """Of full length, in the update and the reference's scoring that were timed."""
-    tokens_per_microbatch: int
-    checkpointing: str
-    at_once: int
-    optim: str
-    device: str
-    torch: str
-    problem: str
-    """What did not fit into the target; empty = nothing."""
+"""Tokens of a step from which a part of its rows is trained on: more micro-batches of the same
+size take more time and the same memory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the rows asked for, print the table, write JSON."""
-    parser = argparse.ArgumentParser(prog="python -m rlkit.bench.memory", description=__doc__)
-    parser.add_argument("--rows", default="1.5B,8B,14B,70B", help="parts of names of rows")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--tiny", action="store_true", help="small shapes: a test of this program")
-    parser.add_argument("--no-sampling", action="store_true", help="the updates alone")
-    parser.add_argument("--sequences", type=int, help="update on N, at least a micro-batch")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if options.one is not None:
         return _one(options)
     wanted = [row for row in ROWS if any(part in row.name for part in options.rows.split(","))]
@@ -108,35 +56,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found = {"command": command, "python": platform.python_version(), "rows": results}
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(table(results))
-    return 0 if len(results) == len(wanted) else 1
+    return 0 if len(results) == len(wanted) and not any(r["problem"] for r in results) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rlkit.bench.memory", description=__doc__)
+    on_cuda = torch.cuda.is_available()
+    parser.add_argument("--rows", default="1.5B,8B,14B,70B", help="parts of names of rows")
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--tiny", action="store_true", help="small shapes: a test of this program")
+    parser.add_argument("--generator", choices=("vllm", "hf"), default="vllm" if on_cuda else "hf")
+    kinds = [kind.value for kind in KVCacheDType]
+    parser.add_argument("--kv-cache-dtype", choices=kinds, default="auto")
+    parser.add_argument("--sequences", type=int, help="update on N, at least a micro-batch")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser
 
 
 def _start(row: Headline, path: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """A process that has imported and planned, and waits for a line before it uses the device."""
-    flags = [
-        f for f, on in (("--tiny", options.tiny), ("--no-sampling", options.no_sampling)) if on
-    ]
-    if options.sequences is not None:
-        flags += ["--sequences", str(options.sequences)]
+    """A process that has imported and written its model, and waits for a line before it goes on."""
     command = [sys.executable, "-m", "rlkit.bench.memory", "--one", row.name, "--json", str(path)]
-    return subprocess.Popen([*command, *flags], stdin=subprocess.PIPE)
+    command += ["--generator", options.generator, "--kv-cache-dtype", options.kv_cache_dtype]
+    if options.tiny:
+        command.append("--tiny")
+    if options.sequences is not None:
+        command += ["--sequences", str(options.sequences)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 
 def _one(options: argparse.Namespace) -> int:
+    begin = time.monotonic()
     row = next(row for row in ROWS if row.name == options.one)
     row = tiny(row) if options.tiny else row
-    on_cuda = torch.cuda.is_available()
-    work = replace(row.work(), on_cuda=on_cuda)
-    plan = make_plan(work, row.request(), budget=int(row.target * GB))
-    sys.stdin.readline()
-    if on_cuda:
-        # Long sequences want large blocks: with fixed segments the holes alone would not fit.
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
-    whole = plan.choice.tokens_per_microbatch // work.row_tokens
-    sequences = min(max(options.sequences or row.rows, whole), row.rows)
-    measured = measure(row, plan, sequences=sequences, sampling=not options.no_sampling)
+
+    def say(line: str) -> None:
+        print(f"[{row.name.split(',')[0]} {time.monotonic() - begin:5.1f} s] {line}", flush=True)
+
+    with tempfile.TemporaryDirectory(dir=_room(int(1.1 * row.work().weight_bytes))) as folder:
+        size = write_nf4_folder(Path(folder), row.hf_config())
+        say(f"{size / 1e9:.2f} GB of random NF4 weights in {folder}")
+        generator = _generator(options)
+        sys.stdin.readline()
+        begin = time.monotonic()
+        few = row.rows * row.work().row_tokens <= _LONG
+        sequences = min(options.sequences or (row.rows if few else 2), row.rows)
+        measured = Row(row, Path(folder), generator, sequences=sequences, say=say).measure()
     options.json.write_text(json.dumps(asdict(measured)))
     return 0
+
+
+def _room(num_bytes: int) -> str:
+    """A folder with room: in memory if there is some."""
+    for path in ("/dev/shm", tempfile.gettempdir()):
+        if Path(path).is_dir() and shutil.disk_usage(path).free > num_bytes:
+            return path
+    raise ValueError(f"/dev/shm or the temporary folder must have {num_bytes / 1e9:.1f} GB free")
+
+
+def _generator(options: argparse.Namespace) -> GeneratorConfig:
+    if options.generator == "hf":
+        return HFGeneratorConfig()
+    from rlkit.generation.vllm_guard import configure_environment
+
+    configure_environment()
+    from vllm import LLM  # noqa: F401  # slow to import, and not what is measured
+
+    return VLLMGeneratorConfig(
+        sampling=VLLMSamplingOptions(extra={"ignore_eos": True}),
+        kv_cache_dtype=KVCacheDType(options.kv_cache_dtype),
+        release_kv_cache=torch.cuda.is_available(),
+    )
 
 
 def tiny(row: Headline) -> Headline:
@@ -152,146 +141,26 @@ def tiny(row: Headline) -> Headline:
     return replace(row, shape=shape, max_prompt=24, max_completion=40, target=2.0)
 
 
-def measure(row: Headline, plan: Plan, *, sequences: int, sampling: bool) -> Measured:
-    """Cap the card, build the model, update, sample a little."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = used_before_this_process()
-    budget = int(row.target * GB)
-    ballast = leave(budget, before) if device.type == "cuda" else 0
-    meter = Meter(device, before + ballast if device.type == "cuda" else Meter.start(device).before)
-    context = meter.peak()
-    start = time.perf_counter()
-    policy = _policy(row, plan, device)
-    settings = OptimConfig(kind=row.optim, learning_rate=1e-4)
-    optimizer = build_optimizer(policy.named_parameters(), settings)
-    state = TrainState(learner=policy, optimizer=optimizer)
-    load_ms = _milliseconds(start, device)
-    score_ms, update_ms = _train(state, replace(row, rows=sequences), plan, settings, device)
-    training = meter.peak()
-    allocated = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    sampled, decode_ms, problem = 0, 0.0, ""
-    if sampling:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        try:
-            decode_ms = _sample(row, plan, policy, device)
-        except torch.OutOfMemoryError as error:
-            problem = f"sampling: {str(error).splitlines()[0]}"
-        sampled = meter.peak()
-    return Measured(
-        name=row.name,
-        claimed=row.claimed,
-        target=row.target,
-        planned_sampling=plan.sampling / GB,
-        planned_training=plan.training / GB,
-        sampling=sampled / GB,
-        training=training / GB,
-        allocated=allocated / GB,
-        context=context / GB,
-        load_ms=load_ms,
-        score_ms=score_ms,
-        update_ms=update_ms,
-        decode_ms=decode_ms,
-        sequences=sequences,
-        problem=problem,
-        tokens_per_microbatch=plan.choice.tokens_per_microbatch,
-        checkpointing=plan.choice.checkpointing.value,
-        at_once=plan.choice.at_once,
-        optim=row.optim.value,
-        device=torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-        torch=torch.__version__,
-    )
-
-
-def _policy(row: Headline, plan: Plan, device: torch.device) -> Policy:
-    config = row.hf_config()
-    base = BaseModel(
-        model=random_nf4(config, device=device, dtype=torch.bfloat16),
-        tokenizer=None,  # type: ignore[arg-type]  # ids in, ids out
-        location="",
-        dtype=torch.bfloat16,
-        stop_ids=frozenset(),
-        context_length=row.max_prompt + row.max_completion,
-        gradient_checkpointing=plan.choice.checkpointing,
-        notes=(),
-    )
-    return new_policy(base, ModelConfig(), seed=0, workspace_bytes=plan.choice.workspace_bytes)
-
-
-def _train(
-    state: TrainState, row: Headline, plan: Plan, optim: OptimConfig, device: torch.device
-) -> tuple[float, float]:
-    """Milliseconds of scoring the reference and of one update; the second time if that is short."""
-    algorithm = build(
-        Objective(GRPOConfig(group_size=row.rows), KLConfig(), RatioConfig(), CorrectionConfig()),
-        Setting(group_size=row.rows, max_completion_length=row.max_completion, updates_per_batch=1),
-    )
-    settings = UpdateSettings(
-        optim=optim,
-        total_updates=2,
-        temperature=1.0,
-        tokens_per_microbatch=plan.choice.tokens_per_microbatch,
-    )
-    shape = (row.rows, row.max_prompt, row.max_completion)
-    rollout = full_batch(shape, num_words=row.shape["vocab_size"], device=device)
-    score_ms = update_ms = 0.0
-    for _ in range(1 if row.rows * (row.max_prompt + row.max_completion) > _LONG else 2):
-        start = time.perf_counter()
-        scored = score(state.learner, rollout, algorithm, settings)
-        score_ms = _milliseconds(start, device)
-        start = time.perf_counter()
-        state, result = train_step(state, algorithm.prepare(scored), algorithm, settings)
-        update_ms = _milliseconds(start, device)
-        if result.metrics["skipped_updates"]:
-            raise RuntimeError(f"an update of {row.name} was skipped: {result.metrics}")
-    return score_ms, update_ms
-
-
-def _sample(row: Headline, plan: Plan, policy: Policy, device: torch.device) -> float:
-    """Milliseconds of a decoding step with full caches."""
-    generator = HFGenerator(
-        policy.model,
-        None,  # type: ignore[arg-type]  # no stop strings
-        activate=policy.lora.active,
-        stop_token_ids=frozenset(),
-        config=HFGeneratorConfig(max_rows=plan.choice.at_once),
-    )
-    generator.load_adapter(policy.adapter, 0)
-    # A long prompt fills the cache at once; its rows share it until they part.
-    length = row.max_prompt + row.max_completion - _SAMPLED
-    prompt = Prompt(index=0, ids=tuple(3 + i % 900 for i in range(length)), text="")
-    start = time.perf_counter()
-    generator.generate(
-        [prompt],
-        num_samples=plan.choice.at_once,
-        sampling=SamplingConfig(max_completion_length=_SAMPLED),
-        seeds=[list(range(plan.choice.at_once))],
-    )
-    return _milliseconds(start, device) / _SAMPLED
-
-
-def _milliseconds(start: float, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1000.0 * (time.perf_counter() - start)
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| work | Unsloth's claim | to reach | planned | measured: sampling | training | error | "
-        "update, ms (sequences) | reference, ms | decode step, ms | problem |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| work | Unsloth's claim | to reach | planned | measured | sampling | training | "
+        "planned / measured | update, ms (sequences) | reference, ms | decoding step, ms | "
+        "start, s | problem |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        planned = max(row["planned_sampling"], row["planned_training"])
-        taken = max(row["sampling"], row["training"])
+        planned = max(row["planned"].values(), default=0.0)
+        peaks, ms = row["peaks"], row["ms"]
+        taken = max(peaks.values())
+        sampling = max(peaks.get(k, 0.0) for k in ("sampling", "sampling again"))
         lines.append(
             f"| {row['name']} | {row['claimed']:.1f} GB | {row['target']:.1f} GB | "
-            f"{planned:.2f} GB | {row['sampling']:.2f} GB | {row['training']:.2f} GB | "
-            f"{planned / taken - 1:+.0%} | {row['update_ms']:.0f} ({row['sequences']}) | "
-            f"{row['score_ms']:.0f} | {row['decode_ms']:.1f} | {row['problem']} |"
+            f"{planned:.2f} GB | {taken:.2f} GB | {sampling:.2f} GB | "
+            f"{peaks.get('training', 0.0):.2f} GB | {planned / taken - 1:+.0%} | "
+            f"{ms.get('update', 0.0):.0f} ({row['sequences']}) | {ms.get('reference', 0.0):.0f} | "
+            f"{ms.get('decoding step', 0.0):.1f} | {ms.get('start', 0.0) / 1000:.1f} | "
+            f"{row['problem']} |"
         )
     return "\n".join(lines)
 

@@ -80,11 +80,12 @@ def write_random_model(folder: Path, shape: str, *, dtype: torch.dtype) -> PreTr
             tensor.normal_(0.0, 0.02, generator=generator)
         tensors[key] = tensor.cpu()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _byte_tokenizer().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return config
 
 
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte is a token; `<end>` ends a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

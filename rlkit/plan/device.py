@@ -19,13 +19,15 @@ def available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Meter:
     """Measures from where the run began: memory that others hold is not the run's."""
 
     device: torch.device
     before: int
     """Bytes in use on the device (CPU: of this process) before the run took any."""
+    highest: int = 0
+    """What `note` saw at most."""
 
     @classmethod
     def start(cls, device: torch.device) -> Meter:
@@ -39,12 +41,30 @@ class Meter:
         """Most bytes of the run at once so far.
 
         CUDA: the allocator's peak of reserved memory and whatever is in use outside of it now,
-        the context included. CPU: the process's largest resident size.
+        the context included; what an engine gives back between two looks is seen only by a `note`
+        while it is there. CPU: the process's largest resident size.
         """
+        self.note()
+        return self.highest
+
+    def note(self) -> None:
+        """Look now: before an engine gives its key-value cache back."""
+        self.highest = max(self.highest, self._seen())
+
+    def restart(self) -> None:
+        """Begin a new peak at what is in use now; a CPU's peak cannot be forgotten."""
+        self.highest = 0
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _seen(self) -> int:
         if self.device.type != "cuda":
             unit = 1 if sys.platform == "darwin" else 1024
             largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
             return max(0, largest - self.before)
+        # The allocator counts an engine's sleeping cache as reserved, the device does not: in the
+        # difference it cancels out.
         outside = _used(self.device) - torch.cuda.memory_reserved(self.device)
         return outside + torch.cuda.max_memory_reserved(self.device) - self.before
 

@@ -1,0 +1,277 @@
+"""One row of the memory table: a QLoRA step of a real shape on a card cut down to the row's target.
+
+Through the production path: plan, engine, views, adapter, self-test, generation, score, update,
+generation again. Sampling fills the key-value cache with prompts of nearly full length; what would
+be decoded after that takes time, not memory.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
+from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.bench.card import leave, used_before_this_process
+from rlkit.config import Config
+from rlkit.engines import load_base
+from rlkit.generation import GeneratorConfig, HFGeneratorConfig, Progress
+from rlkit.memory import MemoryConfig
+from rlkit.models.config import ModelConfig, QuantConfig, QuantKind
+from rlkit.optim import OptimConfig, build_optimizer
+from rlkit.plan.choose import GB, Plan
+from rlkit.plan.device import Meter
+from rlkit.plan.headline import Headline
+from rlkit.plan.of_config import planned
+from rlkit.plan.rehearse import full_batch
+from rlkit.plan.table import lines
+from rlkit.policy import new_policy
+from rlkit.samplers import bind_adapter, new_generator
+from rlkit.tasks.config import TaskConfig
+from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
+from rlkit.update import TrainState, UpdateSettings, score, train_step
+
+_AGAIN_BELOW_S = 4.0
+"""An update shorter than this runs twice: kernels launched for the first time take their time."""
+_DECODED = 16
+"""Tokens decoded with full caches."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """What a row took; sizes in GB (10^9 bytes) as the device counts them, times in ms."""
+
+    name: str
+    generator: str
+    claimed: float
+    target: float
+    sequences: int
+    """Of full length, in the update and the reference's scoring that were timed."""
+    planned: dict[str, float] = field(default_factory=dict)
+    """Sampling and training."""
+    parts: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The plan's parts while sampling and while training."""
+    chosen: dict[str, str] = field(default_factory=dict)
+    """What the plan decided."""
+    peaks: dict[str, float] = field(default_factory=dict)
+    """By phase: context, load, sampling, training, sampling again."""
+    held: dict[str, float] = field(default_factory=dict)
+    """In use at the end of a phase, caches of the allocator given back."""
+    allocated: dict[str, float] = field(default_factory=dict)
+    """The allocator's peak of tensors, by phase."""
+    ms: dict[str, float] = field(default_factory=dict)
+    """Start, sync, sampling in all, a decoding step, scoring of the reference, update."""
+    device: str = ""
+    torch: str = torch.__version__
+    problem: str = ""
+    """What did not fit into the target, and in which phase; empty = nothing."""
+
+
+class Row:
+    """The phases of a row, each measured on its own."""
+
+    def __init__(
+        self,
+        row: Headline,
+        folder: Path,
+        generator: GeneratorConfig,
+        *,
+        sequences: int,
+        say: Callable[[str], None],
+    ) -> None:
+        """`folder`: a model of the row's shape."""
+        self.row, self.say = row, say
+        self.times: list[float] = []
+        """Of the steps of the generator, in ms."""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.config = row_config(row, folder, generator)
+        self.found = Measured(
+            name=row.name,
+            generator="hf" if isinstance(generator, HFGeneratorConfig) else "vllm",
+            claimed=row.claimed,
+            target=row.target,
+            sequences=sequences,
+        )
+
+    def measure(self) -> Measured:
+        """Run all phases; what did not fit is in the result."""
+        phase = "load"
+        try:
+            self._start()
+            for phase, run in (
+                ("load", self._load),
+                ("sampling", self._sample),
+                ("training", self._train),
+                ("sampling again", self._sample_again),
+            ):
+                run()
+                self._end(phase)
+        except (torch.OutOfMemoryError, ValueError, RuntimeError) as error:
+            text = " ".join(str(error).split())[:400]
+            self.found.problem = f"{phase}: {type(error).__name__}: {text}"
+            self._end(phase)
+            self.say(self.found.problem)
+        return self.found
+
+    def _start(self) -> None:
+        """Cut the card down, plan for it."""
+        on_cuda = self.device.type == "cuda"
+        budget = int(self.row.target * GB)
+        before = used_before_this_process()
+        ballast = leave(budget, before) if on_cuda else 0
+        name = torch.cuda.get_device_name() if on_cuda else platform.machine()
+        self.found.device = name
+        self.meter = Meter(self.device, before + ballast)
+        self.meter = self.meter if on_cuda else Meter.start(self.device)
+        self._end("context")
+        self.algorithm = _algorithm(self.row)
+        made = planned(
+            self.config, self.algorithm, device=self.device, budget=budget, say=self.say
+        )
+        self.plan, self.config = made.plan, made.config
+        for line in lines(made.plan, where=f"target of {self.row.name}"):
+            self.say(line)
+        self._note_plan(made.plan)
+
+    def _note_plan(self, plan: Plan) -> None:
+        found = self.found
+        found.planned = {"sampling": plan.sampling / GB, "training": plan.training / GB}
+        found.parts = {p.name: (p.sampling / GB, p.training / GB) for p in plan.parts}
+        found.chosen = {key: str(value) for key, value in plan.choice._asdict().items()}
+
+    def _load(self) -> None:
+        """Engine, views of its weights, adapter, self-test, optimiser."""
+        start = self._now()
+        row, config = self.row, self.config
+        longest = (row.max_prompt, row.max_completion)
+        self.loaded = load_base(config, device=self.device, longest=longest, say=self.say)
+        workspace = self.plan.choice.workspace_bytes
+        self.policy = new_policy(
+            self.loaded.base, config.model, seed=0, workspace_bytes=workspace
+        )
+        self.generator = self._generator()
+        optimizer = build_optimizer(self.policy.named_parameters(), config.optim)
+        self.state = TrainState(learner=self.policy, optimizer=optimizer)
+        self.found.ms["start"] = self._now() - start
+
+    def _generator(self) -> Generator:
+        options, engine, base = self.config.generator, self.loaded.engine, self.loaded.base
+        return new_generator(
+            options,
+            base,
+            self.policy,
+            engine=engine,
+            injector=bind_adapter(options, engine, base, self.policy, say=self.say),
+            progress=self._see,
+        )
+
+    def _sample(self) -> None:
+        """Full caches of all rows, the cache's own batches one after another."""
+        self.found.ms["sync"] = self._sync(version=0)
+        self.found.ms["sampling"] = self._generate(self.row.rows, num_tokens=_DECODED)
+        last = self.times[-_DECODED // 2 :]
+        gaps = [b - a for a, b in pairwise(last)]
+        self.found.ms["decoding step"] = median(gaps) if gaps else 0.0
+
+    def _sample_again(self) -> None:
+        """The cache comes back, under the adapter that was trained."""
+        self.found.ms["wake and sync"] = self._sync(version=1)
+        self._generate(1, num_tokens=2)
+
+    def _see(self, _: Progress) -> None:
+        """After every step of the generator."""
+        self.times.append(1000.0 * time.perf_counter())
+        self.meter.note()
+
+    def _sync(self, *, version: int) -> float:
+        start = self._now()
+        self.generator.load_adapter(self.policy.adapter, version)
+        return self._now() - start
+
+    def _generate(self, rows: int, *, num_tokens: int) -> float:
+        """Milliseconds of `num_tokens` after prompts that leave no more room than that."""
+        length = self.row.max_prompt + self.row.max_completion - num_tokens
+        words = self.row.shape["vocab_size"]
+        prompts = [
+            # Different from the first token on: nothing is shared.
+            Prompt(index=i, ids=tuple((3 + i + 7 * j) % words for j in range(length)), text="")
+            for i in range(rows)
+        ]
+        start = self._now()
+        self.generator.generate(
+            prompts,
+            num_samples=1,
+            sampling=SamplingConfig(max_completion_length=num_tokens),
+            seeds=[[i] for i in range(rows)],
+        )
+        return self._now() - start
+
+    def _train(self) -> None:
+        row = replace(self.row, rows=self.found.sequences)
+        optim, plan = self.config.optim, self.plan
+        settings = UpdateSettings(
+            optim=optim,
+            total_updates=2,
+            temperature=1.0,
+            tokens_per_microbatch=plan.choice.tokens_per_microbatch,
+        )
+        shape = (row.rows, row.max_prompt, row.max_completion)
+        rollout = full_batch(shape, num_words=row.shape["vocab_size"], device=self.device)
+        for _ in range(2):
+            start = self._now()
+            scored = score(self.policy, rollout, self.algorithm, settings)
+            middle = self._now()
+            batch = self.algorithm.prepare(scored)
+            self.state, result = train_step(self.state, batch, self.algorithm, settings)
+            end = self._now()
+            self.found.ms |= {"reference": middle - start, "update": end - middle}
+            if result.metrics["skipped_updates"]:
+                raise RuntimeError(f"an update was skipped: {result.metrics}")
+            if end - middle > 1000 * _AGAIN_BELOW_S:
+                break
+
+    def _end(self, phase: str) -> None:
+        """Write down the peak of `phase` and begin the next one."""
+        found = self.found
+        found.peaks[phase] = self.meter.peak() / GB
+        if self.device.type == "cuda":
+            found.allocated[phase] = torch.cuda.max_memory_allocated() / GB
+        self.meter.restart()
+        self.meter.note()
+        found.held[phase] = self.meter.highest / GB
+        self.say(f"{phase}: peak {found.peaks[phase]:.2f} GB, then {found.held[phase]:.2f} GB")
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return 1000.0 * time.perf_counter()
+
+
+def row_config(row: Headline, folder: Path, generator: GeneratorConfig) -> Config:
+    """The run that `row` stands for."""
+    return Config(
+        prompts_per_step=1,
+        model=ModelConfig(source=str(folder)),
+        task=TaskConfig(
+            max_prompt_length=row.max_prompt, max_completion_length=row.max_completion
+        ),
+        generator=generator,
+        kl=KLConfig(),
+        algorithm=GRPOConfig(group_size=row.rows),
+        optim=OptimConfig(kind=row.optim, learning_rate=1e-4),
+        memory=MemoryConfig(quant=QuantConfig(kind=QuantKind.nf4)),
+    )
+
+
+def _algorithm(row: Headline) -> Algorithm:
+    return build(
+        Objective(GRPOConfig(group_size=row.rows), KLConfig(), RatioConfig(), CorrectionConfig()),
+        Setting(group_size=row.rows, max_completion_length=row.max_completion, updates_per_batch=1),
+    )
