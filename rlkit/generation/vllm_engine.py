@@ -12,11 +12,14 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
+from rlkit.generation import vllm_dense
+from rlkit.generation.vllm_burst import Decoder, find_decoder
 from rlkit.generation.vllm_config import (
     Compilation,
     VLLMGeneratorConfig,
     Weights,
     is_installed,
+    resolve_compilation,
     slot_rank,
 )
 from rlkit.generation.vllm_guard import (
@@ -90,10 +93,12 @@ class Engine:
     """One line: version, sizes, seconds."""
     start_log: str
     """What vLLM wrote while it started."""
+    decoder: Decoder | None
+    """Decodes past vLLM's scheduler; None = vLLM's own loop does it all."""
 
     def close(self) -> None:
         """End the engine and free its memory; idempotent."""
-        llm, self.llm = self.llm, None
+        llm, self.llm, self.decoder = self.llm, None, None
         if llm is None:
             return
         with process_state_kept():
@@ -118,9 +123,12 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     say(f"starting vLLM {version()}: {_gib(budget.kv_cache_bytes)} for keys and values ...")
     configure_environment()
     _collect_garbage()
+    products = ""
     with process_state_kept(), output_captured() as output, log_written():
         try:
             llm, problem = _build(config, spec, budget), ""
+            if spec.lora_rank:
+                products = vllm_dense.describe(llm, config)
         except (ValueError, RuntimeError, NotImplementedError, MemoryError) as error:
             llm, problem = None, _reason(error)
     if llm is None:
@@ -137,10 +145,11 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
         weights=weights,
         release_kv_cache=config.release_kv_cache,
         start_log=output[0],
+        decoder=find_decoder(llm, version()),
         summary=(
             f"generator: vLLM {version()} in process, started in {seconds:.1f} s; "
             f"{_gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
-            f"at once, weights {weights.value}"
+            f"at once, weights {weights.value}{products}"
         ),
     )
 
@@ -178,9 +187,8 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
             "max_lora_rank": slot_rank(spec.lora_rank),
             "lora_target_modules": list(spec.lora_modules),
         }
-    compilation = config.compilation
-    if compilation is Compilation.auto:
-        compilation = Compilation.eager if on_cpu else Compilation.graphs
+        options |= vllm_dense.worker_option(config, on_cpu=on_cpu)
+    compilation = resolve_compilation(config.compilation, on_cpu=on_cpu)
     if compilation is Compilation.graphs:
         # 0: no torch.compile. Without it vLLM 0.24 can capture whole decoding steps only.
         options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}

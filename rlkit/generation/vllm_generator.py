@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import Row, make_rows
+from rlkit.generation.vllm_burst import Piece
 from rlkit.generation.vllm_config import VLLMGeneratorConfig, Weights
 from rlkit.generation.vllm_engine import Engine
+from rlkit.generation.vllm_loop import through_core, through_engine
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ class VLLMGenerator:
     ) -> None:
         """Sample with `engine`, whose adapter `injector` edits; both end with `close`.
 
-        `progress` is called after every engine step; what it raises ends the call of `generate`.
+        `progress` is called after every engine step, or burst of steps; what it raises ends the
+        call of `generate`.
         """
         _log.info("vLLM while starting:\n%s", engine.start_log)
         self._engine = engine
@@ -97,36 +100,31 @@ class VLLMGenerator:
         return rollouts
 
     def _sample(self, rows: Sequence[Row], sampling: SamplingConfig) -> None:
-        engine = self._engine.llm.llm_engine
         self._num_calls += 1
         by_id = {f"{self._num_calls}-{number}": row for number, row in enumerate(rows)}
+        requests = {
+            request_id: (list(row.prompt.ids), self._sampling_params(sampling, row.seed))
+            for request_id, row in by_id.items()
+        }
         num_done = num_tokens = 0
-        with self._no_request_left(list(by_id)):
-            for request_id, row in by_id.items():
-                engine.add_request(
-                    request_id,
-                    # With its type it counts as rendered: vLLM passes it on as it is.
-                    {"type": "token", "prompt_token_ids": list(row.prompt.ids)},
-                    self._sampling_params(sampling, row.seed),
-                    lora_request=self._injector.request,
-                )
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    row = by_id[output.request_id]
-                    num_tokens += _extend(row, output.outputs[0])
-                    num_done += output.finished
+        # Closed whatever happens: the engine is idle afterwards and can take the next call.
+        with closing(self._pieces(requests, sampling)) as steps:
+            for pieces in steps:
+                for piece in pieces:
+                    _extend(by_id[piece.request_id], piece)
+                    num_tokens += len(piece.token_ids)
+                    num_done += piece.finish_reason is not None
                 if self._progress is not None:
                     self._progress(Progress(num_done, len(rows), num_tokens))
 
-    @contextmanager
-    def _no_request_left(self, request_ids: list[str]) -> Iterator[None]:
-        """Whatever ends the body: the engine is idle afterwards and can take the next call."""
-        engine = self._engine.llm.llm_engine
-        try:
-            yield
-        except BaseException:
-            engine.abort_request(request_ids)
-            raise
+    def _pieces(
+        self, requests: Mapping[str, tuple[list[int], Any]], sampling: SamplingConfig
+    ) -> Generator[list[Piece], None, None]:
+        llm, lora = self._engine.llm, self._injector.request
+        if sampling.stop:
+            return through_engine(llm, requests, lora)
+        plain = set(self._config.sampling.extra) <= {"ignore_eos"}
+        return through_core(llm, requests, lora, self._engine.decoder if plain else None)
 
     def _sampling_params(self, sampling: SamplingConfig, seed: int) -> Any:
         from vllm import SamplingParams
@@ -177,21 +175,19 @@ class VLLMGenerator:
             self._asleep = True
 
 
-def _extend(row: Row, output: Any) -> int:
-    """Append the new tokens of a vLLM `CompletionOutput` to its row; how many they are."""
-    logps = list(output.logprobs.logprobs)
-    for offset, logp in enumerate(logps):
+def _extend(row: Row, piece: Piece) -> None:
+    """Append new tokens to their row."""
+    for offset, logp in enumerate(piece.logps):
         if not math.isfinite(logp):
             raise FloatingPointError(
                 f"logits must be finite, got NaN or inf for token {len(row.ids) + offset} of "
                 f"sample {row.sample_index} of prompt {row.prompt.index} "
                 f"({row.prompt.text[-60:]!r})"
             )
-    row.ids += output.token_ids
-    row.logps += logps
-    if output.finish_reason is not None:
-        row.finish_reason = _FINISH[output.finish_reason]
-    return len(output.token_ids)
+    row.ids += piece.token_ids
+    row.logps += piece.logps
+    if piece.finish_reason is not None:
+        row.finish_reason = _FINISH[piece.finish_reason]
 
 
 _FINISH = {"stop": FinishReason.stop, "length": FinishReason.length}

@@ -1,0 +1,84 @@
+"""How requests get through a vLLM engine in this process: two loops with the same outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+from rlkit.generation.vllm_burst import Decoder, Piece
+
+
+def through_core(
+    llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any, decoder: Decoder | None
+) -> Generator[list[Piece], None, None]:
+    """The new tokens of each step of `EngineCore`, or of each burst where `decoder` can run one.
+
+    `requests` holds prompt and SamplingParams by id, without stop strings: vLLM looks for those
+    in its output processor, which is left out here. Ending the iterator early aborts the rest.
+    """
+    engine, client = llm.llm_engine, llm.llm_engine.engine_core
+    going = set(requests)
+    try:
+        for request_id, (ids, params) in requests.items():
+            request = engine.input_processor.process_inputs(
+                request_id,
+                _prompt(ids),
+                params,
+                supported_tasks=engine.get_supported_tasks(),
+                lora_request=lora,
+            )
+            client.add_request(request)
+        while going:
+            for pieces in _look(client, decoder):
+                going.difference_update(p.request_id for p in pieces if p.finish_reason)
+                yield pieces
+    finally:
+        client.abort_requests(list(going))
+
+
+def through_engine(
+    llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any
+) -> Generator[list[Piece], None, None]:
+    """As `through_core`, by vLLM's `LLMEngine`, which knows stop strings."""
+    engine = llm.llm_engine
+    try:
+        for request_id, (ids, params) in requests.items():
+            engine.add_request(request_id, _prompt(ids), params, lora_request=lora)
+        while engine.has_unfinished_requests():
+            yield [_piece(output) for output in engine.step()]
+    finally:
+        engine.abort_request(list(requests))
+
+
+def _look(client: Any, decoder: Decoder | None) -> Iterator[list[Piece]]:
+    yield _pieces(client.get_output().outputs)
+    if decoder is not None and decoder.possible():
+        yield _pieces(decoder.drain())
+        if decoder.possible():
+            yield from decoder.run()
+
+
+def _prompt(ids: list[int]) -> dict[str, object]:
+    """With its type it counts as rendered: vLLM passes it on as it is."""
+    return {"type": "token", "prompt_token_ids": ids}
+
+
+def _pieces(outputs: list[Any]) -> list[Piece]:
+    """Of vLLM's `EngineCoreOutput`s; column 0 of their logps is the sampled token."""
+    return [
+        Piece(
+            output.request_id,
+            output.new_token_ids,
+            output.new_logprobs.logprobs[:, 0].tolist(),
+            None if output.finish_reason is None else str(output.finish_reason),
+        )
+        for output in outputs
+    ]
+
+
+def _piece(output: Any) -> Piece:
+    """Of vLLM's `RequestOutput`."""
+    (new,) = output.outputs
+    return Piece(
+        output.request_id, list(new.token_ids), list(new.logprobs.logprobs), new.finish_reason
+    )
