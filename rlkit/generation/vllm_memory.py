@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 GIB = 2**30
-OVERHEAD_BYTES = 3 * GIB // 2
-"""CUDA graphs, workspaces and vLLM's activations, as measured on an H100 (vllm.md, section 4)."""
+OVERHEAD_BYTES = GIB // 4
+"""Least that CUDA graphs, workspaces and vLLM's activations take; the memory plan knows better."""
+_NF4_BYTES = 0.516
+"""A weight in blocks of 64 with double quantisation."""
 _KV_SHARE = 0.5
 """Most of the memory that weights leave free that the key-value cache takes by itself."""
 _CPU_KV_SHARE = 0.25
@@ -55,15 +57,19 @@ def cache_shape(text_config: Any, *, bytes_per_value: int) -> CacheShape:
     )
 
 
-def weight_bytes(text_config: Any, *, bytes_per_parameter: float) -> int:
-    """Bytes of a dense decoder's weights, from its config alone; norms are left out."""
+def weight_bytes(text_config: Any, *, bytes_per_parameter: float, in_nf4: bool = False) -> int:
+    """Bytes of a dense decoder's weights, from its config alone; norms are left out.
+
+    `in_nf4`: the linear layers but the head are 4-bit.
+    """
     d, layers = text_config.hidden_size, text_config.num_hidden_layers
     shape = cache_shape(text_config, bytes_per_value=1)
     queries = text_config.num_attention_heads * shape.head_dim
     attention = 2 * d * queries + 2 * d * shape.num_kv_heads * shape.head_dim
     heads = 1 if text_config.tie_word_embeddings else 2
     per_layer = attention + 3 * d * text_config.intermediate_size
-    return int((layers * per_layer + heads * text_config.vocab_size * d) * bytes_per_parameter)
+    in_layers = layers * per_layer * (_NF4_BYTES if in_nf4 else bytes_per_parameter)
+    return int(in_layers + heads * text_config.vocab_size * d * bytes_per_parameter)
 
 
 def bytes_for(rows: int, demand: Demand, shape: CacheShape) -> int:
