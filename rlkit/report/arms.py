@@ -17,12 +17,17 @@ _LONG = 64
 class Arm:
     """One variant on one panel: jobs that differ in nothing but the seed."""
 
-    panel: str
+    where: tuple[str, ...]
     """What its panel has in common, such as `task=echo`; empty when there is one panel."""
     variant: str
     style: int
     """Number of the variant over all panels: its colour, dash and marker."""
     jobs: tuple[Job, ...]
+
+    @property
+    def panel(self) -> str:
+        """Name of its panel."""
+        return ", ".join(self.where)
 
     @property
     def done(self) -> dict[int, Job]:
@@ -39,10 +44,10 @@ def arms_of(jobs: Sequence[Job], *, panel_keys: Sequence[str] | None = None) -> 
     """Group `jobs` into arms, in the order of their first jobs.
 
     Panels are made by `panel_keys`, overrides or leaves of the configuration. Without any (None),
-    by the task where it differs; else, where the overrides span a grid of which one option alone
-    is a number, by that one. Variants take their names from the overrides that are not common to
-    all; jobs without overrides (plain run folders) from their configurations. Runs that agree in
-    everything, the seed included, are kept apart by their ids.
+    by the task where it differs; else, where the overrides span a grid, by its numerical options,
+    as long as others remain to make variants. Variants take their names from the overrides that
+    are not common to all; jobs without overrides (plain run folders) from their configurations.
+    Runs that agree in everything, the seed included, are kept apart by their ids.
 
     Raises:
         StudyError: a key of `panel_keys` that no job knows.
@@ -52,26 +57,26 @@ def arms_of(jobs: Sequence[Job], *, panel_keys: Sequence[str] | None = None) -> 
     varying = _varying(choices)
     panels = list(panel_keys or ())
     if panel_keys is None:
-        panels = _tasks(varying) or (_number(choices, varying) if asked else [])
+        panels = _tasks(varying) or (_numbers(choices, varying) if asked else [])
     known = {key for choice in choices for key in choice} | {k for j in jobs for k in j.config}
     for key in panel_keys or ():
         if key not in known:
             raise StudyError(f"panel must be an option of the jobs, got {key}; {_offer(varying)}")
     hidden = {key for key in varying if any(key == p or key.startswith(f"{p}.") for p in panels)}
-    panel_names = [_panel(job, choice, panels) for job, choice in zip(jobs, choices, strict=True)]
+    places = [_place(job, choice, panels) for job, choice in zip(jobs, choices, strict=True)]
     shown = [key for key in varying if key not in hidden]
     names = [_name({k: c[k] for k in shown if k in c}) for c in choices]
-    names = _fall_back(names, jobs, panel_names)
-    groups: dict[tuple[str, str], list[Job]] = {}
-    for job, panel, name in zip(jobs, panel_names, names, strict=True):
-        groups.setdefault((panel, name), []).append(job)
+    names = _fall_back(names, jobs, places)
+    groups: dict[tuple[tuple[str, ...], str], list[Job]] = {}
+    for job, place, name in zip(jobs, places, names, strict=True):
+        groups.setdefault((place, name), []).append(job)
     styles = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    order = {panel: i for i, panel in enumerate(dict.fromkeys(panel_names))}
+    order = {place: i for i, place in enumerate(dict.fromkeys(places))}
     arms = [
-        Arm(panel=panel, variant=name, style=styles[name], jobs=tuple(found))
-        for (panel, name), found in groups.items()
+        Arm(where=place, variant=name, style=styles[name], jobs=tuple(found))
+        for (place, name), found in groups.items()
     ]
-    return sorted(arms, key=lambda arm: (order[arm.panel], arm.style))
+    return sorted(arms, key=lambda arm: (order[arm.where], arm.style))
 
 
 def panels_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
@@ -121,10 +126,10 @@ def _tasks(varying: Sequence[str]) -> list[str]:
     return [key for key in varying if key.split(".")[0] == "task"]
 
 
-def _number(choices: Sequence[Mapping[str, str]], varying: Sequence[str]) -> list[str]:
-    """The one numerical option of a grid of several."""
+def _numbers(choices: Sequence[Mapping[str, str]], varying: Sequence[str]) -> list[str]:
+    """The numerical options of a grid that has others as well."""
     numbers = [key for key in varying if all(_is_number(c.get(key, "")) for c in choices)]
-    return numbers if len(numbers) == 1 and len(varying) > 1 else []
+    return numbers if len(numbers) < len(varying) else []
 
 
 def _is_number(text: str) -> bool:
@@ -135,16 +140,18 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _panel(job: Job, choice: Mapping[str, str], keys: Sequence[str]) -> str:
+def _place(job: Job, choice: Mapping[str, str], keys: Sequence[str]) -> tuple[str, ...]:
     found = {key: choice.get(key, job.config.get(key)) for key in keys}
-    return ", ".join(f"{key}={value}" for key, value in found.items() if value is not None)
+    return tuple(f"{key}={value}" for key, value in found.items() if value is not None)
 
 
 def _name(choice: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" if value else key for key, value in choice.items())
 
 
-def _fall_back(names: Sequence[str], jobs: Sequence[Job], panels: Sequence[str]) -> list[str]:
+def _fall_back(
+    names: Sequence[str], jobs: Sequence[Job], places: Sequence[tuple[str, ...]]
+) -> list[str]:
     """Ids where overrides cannot tell jobs apart, or configurations differ in too much to say."""
     ids = [job.id for job in jobs]
     if not any(job.overrides for job in jobs) and any(len(name) > _LONG for name in names):
@@ -153,12 +160,12 @@ def _fall_back(names: Sequence[str], jobs: Sequence[Job], panels: Sequence[str])
             grouped.setdefault(name, job_id)
         names = [grouped[name] for name in names]
     found = []
-    seen: set[tuple[str, str, int]] = set()
-    for name, job, panel in zip(names, jobs, panels, strict=True):
+    seen: set[tuple[tuple[str, ...], str, int]] = set()
+    for name, job, place in zip(names, jobs, places, strict=True):
         label = name or "all runs"
-        if (panel, label, job.seed) in seen:
+        if (place, label, job.seed) in seen:
             label = f"{label} ({job.id})"
-        seen.add((panel, label, job.seed))
+        seen.add((place, label, job.seed))
         found.append(label)
     return found
 

@@ -43,7 +43,7 @@ class ReportOptions:
     """Variant the others are compared with; None = the first one."""
     panel: str | None = None
     """Options, separated by commas, that split the study into panels compared apart, or `none`;
-    None = the task where it differs, else the one number among several options that differ."""
+    None = the task where it differs, else the numbers among the options that differ."""
     metric: str = SUCCESS
     """Final value to compare: success, eval/NAME, or a metric of the steps."""
     margin: float = 0.02

@@ -58,7 +58,7 @@ def frontier_chart(
 ) -> str:
     """Final value against KL to the reference: a small point a seed, a large one the mean.
 
-    `connect` joins the means of a variant over its panels, in their order; `ways` are thin lines.
+    `connect` joins the means of a variant, in the order of `rows`; `ways` are thin lines.
     """
     seeds = {id(row): _seed_points(row) for row in rows}
     points = [p for found in seeds.values() for p in found]

@@ -18,6 +18,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 2)), (0, (6, 2, 1, 2)))
 _MARKERS = "os^DvP*"
 _MAX_COLUMNS = 4
+# Of a legend's text.
+_LETTER_INCH, _LINE_INCH = 0.07, 0.19
 
 
 def draw_figures(results: Results, folder: Path) -> list[Path]:
@@ -70,25 +72,22 @@ def _curves(results: Results) -> Any | None:
 
 
 def _frontier(results: Results) -> Any | None:
-    rows = [row for row in results.rows if row.kl is not None and row.final is not None]
-    if not rows:
+    charts = results.frontiers
+    if not charts:
         return None
-    groups = {"": rows}
-    if results.has_tasks:
-        groups = {panel: [r for r in rows if r.arm.panel == panel] for panel in results.panels}
-    figure, axes = _grid(len(groups), results.metric_label)
-    for axis, (panel, found) in zip(axes, groups.items(), strict=False):
+    figure, axes = _grid(len(charts), results.metric_label)
+    for axis, (name, found) in zip(axes, charts.items(), strict=False):
         by_variant: dict[str, list[Row]] = {}
         for row in found:
             by_variant.setdefault(row.arm.variant, []).append(row)
-        for name, points in by_variant.items():
+        for variant, points in by_variant.items():
             xs = [row.kl.mean for row in points if row.kl is not None]
             ys = [row.final.mean for row in points if row.final is not None]
             drawn = _line(points[0].arm.style, 1)
             if len(points) == 1:
                 drawn |= {"linestyle": ""}
-            axis.plot(xs, ys, label=name, **drawn)
-        axis.set_title(panel, fontsize=9, parse_math=False)
+            axis.plot(xs, ys, label=variant, **drawn)
+        axis.set_title(name, fontsize=9, parse_math=False)
         axis.set_xlabel("KL(policy ‖ reference), nats a completion")
     _legend(figure, axes)
     return figure
@@ -154,11 +153,15 @@ def _legend(figure: Any, axes: Sequence[Any]) -> None:
         for handle, label in zip(handles, labels, strict=True):
             found.setdefault(label, handle)
     if len(found) > 1:
+        longest = max(map(len, found))
+        columns = max(1, int(figure.get_figwidth() / (0.6 + _LETTER_INCH * longest)))
+        lines = math.ceil(len(found) / columns)
+        figure.set_figheight(figure.get_figheight() + _LINE_INCH * lines)
         legend = figure.legend(
             list(found.values()),
             list(found),
             loc="outside lower center",
-            ncols=max(1, min(len(found), int(figure.get_figwidth() // 2.6))),
+            ncols=min(len(found), columns),
             fontsize=8,
             frameon=False,
         )

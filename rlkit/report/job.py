@@ -147,7 +147,7 @@ def _state(folder: Path, evals: Sequence[EvalRecord]) -> tuple[State, str]:
     if (folder / "DONE").exists():
         return State.completed, message
     if name == State.running.value and not _is_held(folder):
-        return State.interrupted, "the process ended without a word (killed, or out of memory)"
+        return State.interrupted, "no process holds it: killed, out of memory, or this is a copy"
     if name in (s.value for s in State):
         return State(name), message
     if any(record.label == "after" for record in evals):
@@ -156,10 +156,10 @@ def _state(folder: Path, evals: Sequence[EvalRecord]) -> tuple[State, str]:
 
 
 def _is_held(folder: Path) -> bool:
-    """Whether a live process holds the run's lock; a folder without a lock is taken at its word."""
+    """Whether a live process of this machine holds the run's lock; a copy may lack the lock."""
     path = folder / ".lock"
     if not path.exists():
-        return True
+        return False
     with path.open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlkit.report.arms import arms_of, panels_of, pick_baseline
-from rlkit.report.job import Job
+from rlkit.report.job import Job, key_of
 from rlkit.report.load import Study, StudyError
 from rlkit.report.measure import AREA, EVAL_COST, SUCCESS, At, budget, of_evaluations, value
 from rlkit.report.rows import Reading, Row, panel_rows
@@ -63,6 +63,22 @@ class Results:
     @property
     def rows(self) -> list[Row]:
         return [row for rows in self.panels.values() for row in rows]
+
+    @property
+    def frontiers(self) -> dict[str, list[Row]]:
+        """Rows with a final value and a KL, by the chart they share.
+
+        A chart joins a variant's points along the first option that splits panels and is not the
+        task; each value of the others has a chart of its own.
+        """
+        parts = [part for row in self.rows for part in row.arm.where]
+        joined = next((key_of(part) for part in parts if not part.startswith("task")), "")
+        charts: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row.kl is not None and row.final is not None:
+                name = ", ".join(part for part in row.arm.where if key_of(part) != joined)
+                charts.setdefault(name, []).append(row)
+        return charts
 
 
 def analyse(

@@ -124,17 +124,24 @@ def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
 
 
 def frontiers(results: Results) -> list[tuple[str, str]]:
-    """(panel, chart) of final value against KL; one chart for all panels that are not tasks."""
-    measured = [row for row in results.rows if row.kl is not None and row.final is not None]
+    """(what its rows have in common, chart) of final value against KL."""
+    charts = results.frontiers
+    measured = [row for rows in charts.values() for row in rows]
     if not measured or (results.study.kind is Kind.run and not _ways(results, measured)):
         return []
     title = f"{results.metric_label} against KL to the reference"
-    if len(results.panels) > 1 and not results.has_tasks:
-        return [("", frontier_chart(measured, title=title, connect=True))]
+    connect = len(results.panels) > len(charts)
     return [
-        (panel, frontier_chart(found, title=f"{title}, {panel}", ways=_ways(results, found)))
-        for panel in results.panels
-        if (found := [row for row in measured if row.arm.panel == panel])
+        (
+            name,
+            frontier_chart(
+                rows,
+                title=f"{title}, {name}" if name else title,
+                connect=connect,
+                ways=[] if connect else _ways(results, rows),
+            ),
+        )
+        for name, rows in charts.items()
     ]
 
 

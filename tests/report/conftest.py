@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from rlkit.tracking import Status
 
 
 @pytest.fixture(scope="session")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Five variants x five seeds; of the last one, one job failed, runs, broke off, is missing."""
     folder = tmp_path_factory.mktemp("sweeps") / "kl_detach"
     jobs = []
@@ -46,4 +48,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
             evals=(0, 4),
         )
     write_sweep(folder, jobs, name="kl_detach")
-    return folder
+    with (folder / "jobs" / f"{4:06x}{2:06x}" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the running job would
+        yield folder

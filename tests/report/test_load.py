@@ -40,9 +40,11 @@ def test_secrets_of_a_configuration_are_not_read(sweep: Path) -> None:
 
 def test_a_run_that_nobody_holds_any_more_was_broken_off(tmp_path: Path) -> None:
     write_run(tmp_path / "run", seed=0, final=0.9, status=Status.running, steps=3, evals=(0,))
+    job = read_job(tmp_path / "run", job_id="x")  # a copy without the lock
+    assert job.state is State.interrupted and "this is a copy" in job.message
     (tmp_path / "run" / ".lock").touch()
     job = read_job(tmp_path / "run", job_id="x")
-    assert job.state is State.interrupted and "without a word" in job.message
+    assert job.state is State.interrupted and "no process holds it" in job.message
     with (tmp_path / "run" / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert read_job(tmp_path / "run", job_id="x").state is State.running
@@ -121,7 +123,16 @@ def test_tasks_make_panels_and_variants_keep_their_style_across_them(tmp_path: P
     ]
 
 
-def test_two_numbers_make_no_panels(tmp_path: Path) -> None:
+def test_all_numbers_of_a_grid_with_other_options_make_panels(tmp_path: Path) -> None:
+    axes = [["kl=a", "kl=b"], ["kl.beta=0.1", "kl.beta=1"], ["epochs=1", "epochs=4"], ["seed=0"]]
+    arms = arms_of(load_study([grid(tmp_path / "s", axes)]).jobs)
+    assert len(arms) == 8 and {arm.variant for arm in arms} == {"kl=a", "kl=b"}
+    assert list(panels_of(arms)) == [
+        f"kl.beta={beta}, epochs={epochs}" for beta in ("0.1", "1") for epochs in (1, 4)
+    ]
+
+
+def test_numbers_alone_make_no_panels(tmp_path: Path) -> None:
     axes = [["lora.rank=1", "lora.rank=4"], ["lr=1e-4", "lr=1e-3"], ["seed=0"]]
     arms = arms_of(load_study([grid(tmp_path / "s", axes)]).jobs)
     assert {arm.panel for arm in arms} == {""} and len(arms) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import re
 from html.parser import HTMLParser
@@ -187,7 +188,9 @@ def test_the_page_of_one_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [Status.failed, Status.interrupted, Status.running])
 def test_the_page_of_a_run_without_a_single_step(tmp_path: Path, status: Status) -> None:
     write_run(tmp_path / "run", seed=0, final=0.9, steps=0, evals=(), status=status, message="why")
-    path = write_page(tmp_path / "run")
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a running job would
+        path = write_page(tmp_path / "run")
     assert path is not None
     page = check(path)
     assert "No run has completed yet." in page.words and "why" in page.words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from made_up_sweep import FINALS, write_run, write_sweep
 from scipy import stats
 
+from rlkit.report import figures
 from rlkit.report.cost import costs
 from rlkit.report.curves import Axis, curve
 from rlkit.report.load import StudyError, load_study
@@ -209,6 +211,47 @@ def test_a_seed_that_became_nan_is_left_out_and_said_so(tmp_path: Path) -> None:
     assert sorted(row.values) == [0, 1, 3, 4, 5]
     assert row.remarks == ("1 without a finite value",)
     assert row.final is not None and row.final.mean == pytest.approx(0.9)
+
+
+def grid_of(folder: Path, axes: list[list[str]]) -> Results:
+    """A sweep of one seed over `axes`; KL counts the jobs from 1."""
+    jobs = []
+    for index, choice in enumerate(itertools.product(*axes)):
+        jobs.append((f"{index:012x}", [*choice, "seed=0"]))
+        write_run(folder / "jobs" / jobs[-1][0], seed=0, final=0.9, kl=float(index + 1))
+    write_sweep(folder, jobs)
+    return analyse(load_study([folder]))
+
+
+def kls(results: Results) -> dict[str, list[float]]:
+    return {
+        name: [row.kl.mean for row in rows if row.kl is not None]
+        for name, rows in results.frontiers.items()
+    }
+
+
+def test_a_frontier_joins_one_option_and_has_a_chart_for_each_value_of_others(
+    tmp_path: Path,
+) -> None:
+    betas, epochs = ["kl.beta=0.1", "kl.beta=1"], ["epochs=1", "epochs=4"]
+    found = grid_of(tmp_path / "a", [["kl=a", "kl=b"], betas, epochs])
+    assert kls(found) == {"epochs=1": [1, 5, 3, 7], "epochs=4": [2, 6, 4, 8]}
+    assert kls(grid_of(tmp_path / "b", [["kl=a", "kl=b"], betas])) == {"": [1, 3, 2, 4]}
+    tasks = grid_of(tmp_path / "c", [["task=echo", "task=rev"], ["kl=a", "kl=b"]])
+    assert kls(tasks) == {"task=echo": [1, 2], "task=rev": [3, 4]}
+    (one,) = kls(grid_of(tmp_path / "d", [["kl=a", "kl=b"]])).values()
+    assert one == [1, 2]
+
+
+def test_a_legend_of_many_variants_leaves_the_charts_their_height(tmp_path: Path) -> None:
+    variants = [f"kl=a_name_of_usual_length_{i}" for i in range(17)]
+    results = grid_of(tmp_path / "s", [variants, ["kl.beta=0.1", "kl.beta=1"]])
+    figure = figures._frontier(results)
+    assert figure is not None
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert axis.get_window_extent().height / figure.dpi > 2.0
+    assert figure.legends[0].get_window_extent().y0 >= 0
 
 
 def test_aggregates_over_three_tasks_of_five_seeds(tmp_path: Path) -> None:
