@@ -253,7 +253,7 @@ def _budget(config: VLLMGeneratorConfig, spec: EngineSpec) -> Budget:
         max_num_seqs=config.max_num_seqs,
         most_seqs=_MOST_SEQS[spec.device.type],
         free_bytes=_free_bytes(spec.device),
-        reserved_bytes=weight_bytes(text, bytes_per_parameter=item),
+        reserved_bytes=_weight_bytes(spec),
         on_cpu=on_cpu,
     )
 
@@ -272,10 +272,16 @@ def _memory_share(spec: EngineSpec, budget: Budget) -> float:
     """vLLM refuses to start unless this share of the card is free; the cache's bytes are ours."""
     if spec.device.type != "cuda":
         return 0.5
-    text = spec.hf_config.get_text_config()
-    weights = weight_bytes(text, bytes_per_parameter=spec.dtype.itemsize)
     total = torch.cuda.mem_get_info(spec.device)[1]
-    return min(0.98, (weights + budget.kv_cache_bytes + OVERHEAD_BYTES) / total)
+    return min(0.98, (_weight_bytes(spec) + budget.kv_cache_bytes + OVERHEAD_BYTES) / total)
+
+
+def _weight_bytes(spec: EngineSpec) -> int:
+    return weight_bytes(
+        spec.hf_config.get_text_config(),
+        bytes_per_parameter=spec.dtype.itemsize,
+        in_nf4=getattr(spec.hf_config, "quantization_config", None) is not None,
+    )
 
 
 def _collect_garbage() -> None:

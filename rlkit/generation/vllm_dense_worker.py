@@ -1,0 +1,44 @@
+"""vLLM's worker with dense products for the adapter; vLLM imports it by name (`worker_cls`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from rlkit.generation import vllm_dense
+from rlkit.generation.vllm_worker import WorkerExtension
+
+_Worker: Any
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as _Worker
+
+
+class DenseWorker(_Worker, WorkerExtension):  # type: ignore[misc]
+    """Installs `vllm_dense` right after loading, before vLLM warms up and captures graphs."""
+
+    def load_model(self, *arguments: Any, **options: Any) -> None:
+        """Load the model; in vLLM's own memory pool, which sleeping needs, also install."""
+        runner = self.model_runner
+        load = runner.load_model
+
+        def load_and_install(*inner: Any, **named: Any) -> None:
+            load(*inner, **named)
+            self._rlkit_state().punica_because = _install(self._rlkit_manager())
+
+        runner.load_model = load_and_install
+        try:
+            super().load_model(*arguments, **options)
+        finally:
+            runner.load_model = load
+
+
+def _install(manager: Any) -> str | None:
+    """Why Punica stays in place; None = it does not."""
+    try:
+        vllm_dense.install(manager)
+    except Exception as reason:  # an unknown vLLM may fail in any way: Punica always works
+        return (str(reason).splitlines() or [type(reason).__name__])[0]
+    return None
