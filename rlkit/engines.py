@@ -46,6 +46,9 @@ class Loaded:
 
     base: BaseModel
     engine: Engine | None
+    sampled: BaseModel | None = None
+    """The model that the engine samples from, on the engine's weights, where it is not the
+    trainer's (4-bit rollouts): what the engine is checked against."""
 
 
 def choose_generator(config: Config, device: torch.device, *, say: Say) -> GeneratorConfig:
@@ -106,13 +109,17 @@ def _with_engine(
     engine = start_engine(generator, spec, say=say)
     try:
         say(engine.summary)
-        shared = weight_views(engine.llm) if engine.weights is Weights.shared else None
+        is_apart = sampled != trained
+        views = weight_views(engine.llm)
+        shared = views if engine.weights is Weights.shared else None
         base = load_model(trained, device=device, say=say, weights=shared)
+        probe = load_model(sampled, device=device, say=say, weights=views) if is_apart else None
     except BaseException:
         engine.close()
         raise
     # An adapter belongs to the model that was asked for, not to a folder in the cache.
-    return Loaded(base=replace(base, location=locate(config.model, say=say)), engine=engine)
+    base = replace(base, location=locate(config.model, say=say))
+    return Loaded(base=base, engine=engine, sampled=probe)
 
 
 def _in_nf4(config: Config, quant: QuantConfig, *, device: torch.device, say: Say) -> ModelConfig:

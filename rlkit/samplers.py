@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,8 @@ from rlkit.generation import (
 from rlkit.generation.base import ProgressCallback
 from rlkit.generation.hf import HFGenerator
 from rlkit.generation.vllm_config import KVCacheDType
+from rlkit.lora import attach
+from rlkit.models.families import head_of
 from rlkit.models.load import BaseModel
 from rlkit.policy import Policy
 from rlkit.types import Generator, RolloutBatch
@@ -35,10 +38,17 @@ _log = logging.getLogger(__name__)
 
 
 def bind_adapter(
-    config: GeneratorConfig, engine: Engine | None, base: BaseModel, policy: Policy, *, say: Say
+    config: GeneratorConfig,
+    engine: Engine | None,
+    base: BaseModel,
+    policy: Policy,
+    *,
+    sampled: BaseModel | None = None,
+    say: Say,
 ) -> Injector | None:
     """What hands the policy's adapter to `engine`, chosen by a self-test; None without an engine.
 
+    `sampled`: the model on the engine's weights where these are not the policy's, for the test.
     Raises ConfigError when vLLM does not sample from what the trainer scores.
     """
     if engine is None or not isinstance(config, VLLMGeneratorConfig):
@@ -57,13 +67,25 @@ def bind_adapter(
     )
     kv_cache_bits = 16 if config.kv_cache_dtype is KVCacheDType.auto else 8
     tolerance = mismatch_limit(base.dtype, kv_cache_bits=kv_cache_bits)
-    score = policy_score(policy)
+    score = policy_score(policy if sampled is None else _on(sampled, policy))
     try:
         say(str(self_test(injector, score, like=policy.adapter, tolerance=tolerance)))
     except RuntimeError as error:
         raise ConfigError(f"generator must be hf for this model: {error}") from error
     return WatchedInjector(
         injector, score, tolerance=tolerance, every=_WATCH_EVERY, warn=_log.warning
+    )
+
+
+def _on(base: BaseModel, policy: Policy) -> Policy:
+    """`policy` on another base of the same shape, without tensors that train."""
+    return replace(
+        policy,
+        model=base.model,
+        lora=attach(base.model, policy.lora.config, dtype=base.dtype),
+        head=head_of(base.model),
+        adapter={},
+        critic=None,
     )
 
 
