@@ -16,7 +16,7 @@ HELP = """\
   baseline=NAME    variant the others are compared with (default: the first); its whole name, or
                    overrides that it alone has
   panel=KEY,KEY    options that split the study into panels compared apart, or none (default: the
-                   task where it differs; else the one number among several options that differ)
+                   task where it differs; else the numbers among the options that differ)
   metric=NAME      success (last held-out evaluation), auc (area under its curve), eval/NAME, or a
                    metric of the steps
   at=samples       compare at equal samples, or at equal seconds of training, not at the end

@@ -71,7 +71,7 @@ def arms_of(jobs: Sequence[Job], *, panel_keys: Sequence[str] | None = None) -> 
     for job, place, name in zip(jobs, places, names, strict=True):
         groups.setdefault((place, name), []).append(job)
     styles = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    order = {place: i for i, place in enumerate(dict.fromkeys(places))}
+    order = _order(places)
     arms = [
         Arm(where=place, variant=name, style=styles[name], jobs=tuple(found))
         for (place, name), found in groups.items()
@@ -141,8 +141,23 @@ def _is_number(text: str) -> bool:
 
 
 def _place(job: Job, choice: Mapping[str, str], keys: Sequence[str]) -> tuple[str, ...]:
-    found = {key: choice.get(key, job.config.get(key)) for key in keys}
+    # Where nobody chose an option of a group, the group's name stands for it: task, task.name.
+    found = {
+        key: choice.get(key, job.config.get(key, job.config.get(f"{key}.name"))) for key in keys
+    }
     return tuple(f"{key}={value}" for key, value in found.items() if value is not None)
+
+
+def _order(places: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+    """Ranks of panels: by their numbers, and what is no number in the order of the jobs."""
+    seen = {part: i for i, part in enumerate(dict.fromkeys(p for place in places for p in place))}
+
+    def rank(part: str) -> tuple[bool, float]:
+        value = part.partition("=")[2]
+        return (False, float(value)) if _is_number(value) else (True, seen[part])
+
+    ranked = sorted(dict.fromkeys(places), key=lambda place: [rank(part) for part in place])
+    return {place: i for i, place in enumerate(ranked)}
 
 
 def _name(choice: Mapping[str, str]) -> str:

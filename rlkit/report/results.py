@@ -185,7 +185,7 @@ def _label(metric: str, jobs: Sequence[Job]) -> str:
     success = "expected reward (exact)" if _is_exact(jobs) else "held-out success"
     if metric == AREA:
         return f"area under {success}"
-    return success if metric == SUCCESS else metric
+    return success if metric == SUCCESS else metric.replace("eval/", "held-out ", 1)
 
 
 def _is_exact(jobs: Sequence[Job]) -> bool:

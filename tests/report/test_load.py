@@ -132,6 +132,23 @@ def test_all_numbers_of_a_grid_with_other_options_make_panels(tmp_path: Path) ->
     ]
 
 
+def test_panels_stand_in_the_order_of_their_numbers_and_name_the_task_that_nobody_chose(
+    tmp_path: Path,
+) -> None:
+    jobs = []
+    for i, (task, beta) in enumerate([("", "2"), ("", "0.4"), ("", "10"), ("rev_words", "0.4")]):
+        job = [f"kl.beta={beta}", "seed=0", *([f"task={task}"] if task else [])]
+        jobs.append((f"{i:012x}", job))
+        name = {"name": task or "echo"}
+        write_run(tmp_path / "jobs" / jobs[-1][0], seed=0, final=0.9, options={"task": name})
+    write_sweep(tmp_path, jobs)
+    arms = arms_of(load_study([tmp_path]).jobs, panel_keys=["task", "kl.beta"])
+    assert list(panels_of(arms)) == [
+        *(f"task=echo, kl.beta={beta}" for beta in ("0.4", "2", "10")),
+        "task=rev_words, kl.beta=0.4",
+    ]
+
+
 def test_numbers_alone_make_no_panels(tmp_path: Path) -> None:
     axes = [["lora.rank=1", "lora.rank=4"], ["lr=1e-4", "lr=1e-3"], ["seed=0"]]
     arms = arms_of(load_study([grid(tmp_path / "s", axes)]).jobs)
