@@ -8,6 +8,7 @@ products of 5 to 30 us, the second once per step over some 400 small tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -186,7 +187,7 @@ _KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 class CopyTable:
     """Copies many small tensors to strided targets in one launch: target = source * (scale or 1).
 
-    Holds addresses, not tensors: `reads` says whether they are still those of the sources.
+    Reads the sources where they lay at first; `reads` says whether they still do.
     """
 
     def __init__(
@@ -198,7 +199,9 @@ class CopyTable:
         """
         if not fits(sources, targets):
             raise ValueError("the sources must be dense, on the targets' device, of one dtype each")
-        self.addresses = [source.data_ptr() for source in sources]
+        self._sources = list(sources)
+        self._layouts = _layouts(sources)
+        self._addresses = [source.data_ptr() for source in sources]
         self._kinds = _KINDS[sources[0].dtype], _KINDS[targets[0].dtype]
         rows, blocks = [], []
         for n, (source, target, scale) in enumerate(zip(sources, targets, scaled, strict=True)):
@@ -212,11 +215,14 @@ class CopyTable:
         self._blocks = torch.tensor(blocks, dtype=torch.int32).to(device)
 
     def reads(self, sources: Sequence[Tensor]) -> bool:
-        """Whether `sources`, known to have the shapes and dtypes given at first, lie as they did.
-
-        Between two calls they may change in place, not in layout.
-        """
-        return self.addresses == [source.data_ptr() for source in sources]
+        """Whether `copy` reads what `sources` hold now: the same memory in the same layout."""
+        if self._addresses != [source.data_ptr() for source in sources]:
+            return False
+        # The same objects: cheaper to see than dtype, shape and strides of each.
+        known = len(sources) == len(self._sources) and all(map(is_, sources, self._sources))
+        return (known and all(map(torch.Tensor.is_contiguous, sources))) or (
+            self._layouts == _layouts(sources)
+        )
 
     def copy(self, scale: float) -> None:
         """Copy everything; sources marked as scaled are multiplied in float32 before rounding."""
@@ -225,6 +231,10 @@ class CopyTable:
             self._table, self._blocks, scale, SOURCE=source, TARGET=target, BLOCK=_COPY_BLOCK,
             num_warps=8,
         )  # fmt: skip
+
+
+def _layouts(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
+    return [(t.dtype, t.device, t.shape, t.stride()) for t in tensors]
 
 
 def fits(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:

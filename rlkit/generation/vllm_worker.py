@@ -11,13 +11,14 @@ into B. CUDA graphs and Triton kernels hold the addresses, so buffers are writte
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from rlkit.generation.vllm_slot import Part, Slot, find_slot
 
 _KV_CACHE = "kv_cache"
 """vLLM's tag of the key-value cache's memory."""
@@ -28,46 +29,6 @@ class Written(NamedTuple):
 
     bound: int
     rebound: bool
-
-
-class Part(NamedTuple):
-    """The LoRA buffers of one layer as the trainer knows it: q_proj, not qkv_proj."""
-
-    owner: str
-    """Name of vLLM's module, which may be fused."""
-    module: Any
-    a: Tensor
-    """(slots, 1, R, in)."""
-    b: Tensor
-    """(slots, 1, out, R), the scale folded in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where one adapter lives: views of the stacked buffers, cached between writes."""
-
-    index: int
-    layers: tuple[str, ...]
-    """The adapted layers, as the trainer names them, in the order of `factors`."""
-    factors: tuple[Tensor, ...]
-    """A (r, in) and B (out, r) of each layer in turn."""
-    owners: tuple[tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]], ...]
-    """Each wrapped module with its A and B buffers as they were."""
-    buffers: tuple[Tensor, ...]
-    """All buffers of `owners`."""
-    addresses: tuple[int, ...]
-    """Theirs."""
-
-    def valid(self, manager: Any, int_id: int, layers: Sequence[str], rank: int) -> bool:
-        """Whether vLLM still holds the adapter, in this slot, in these buffers."""
-        return (
-            self.layers == layers
-            and self.factors[0].shape[0] == rank
-            and manager.lora_index_to_id[self.index] == int_id
-            and int_id in manager.list_adapters()
-            and all(m.lora_a_stacked is a and m.lora_b_stacked is b for m, a, b in self.owners)
-            and self.addresses == tuple(buffer.data_ptr() for buffer in self.buffers)
-        )
 
 
 @dataclass(slots=True)
@@ -110,7 +71,7 @@ class WorkerExtension:
         manager.activate_adapter(int_id)
         manager.pin_adapter(int_id)
         index = manager.lora_index_to_id.index(int_id)
-        slot = _resolve(self.rlkit_parts(), index, layers, rank)
+        slot = find_slot(self.rlkit_parts(), index, layers, rank)
         torch._foreach_zero_([buffer[slot.index] for buffer in slot.buffers])
         self._rlkit_state().slots[int_id] = slot
         return slot
@@ -126,16 +87,8 @@ class WorkerExtension:
         if slot is None or not slot.valid(self._rlkit_manager(), int_id, layers, rank):
             rebound = slot is not None
             slot = self.rlkit_bind(int_id, layers, rank)
-        targets = list(slot.factors)
-        if math.frexp(scale)[0] == 0.5:
-            # A power of two: scaling after rounding is exact, and needs no memory.
-            torch._foreach_copy_(targets, list(factors))
-            torch._foreach_mul_(targets[1::2], scale)
-        else:
-            values = list(factors)
-            values[1::2] = torch._foreach_mul(values[1::2], scale)
-            torch._foreach_copy_(targets, values)
-        return Written(bound=len(targets) // 2, rebound=rebound)
+        slot.write(factors, scale)
+        return Written(bound=len(factors) // 2, rebound=rebound)
 
     def rlkit_load(self, int_id: int, tensors: Mapping[str, Tensor], rank: int) -> None:
         """Hand `tensors` (PEFT's keys, scale folded in) to vLLM's own loader."""
@@ -242,31 +195,6 @@ class WorkerExtension:
         if not hasattr(self, "_rlkit_state_"):
             self._rlkit_state_ = _State()
         return self._rlkit_state_
-
-
-def _resolve(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], rank: int) -> Slot:
-    if missing := [layer for layer in layers if layer not in parts]:
-        raise ValueError(
-            f"every adapted layer must have LoRA buffers in vLLM, got {len(missing)} without: "
-            f"{', '.join(missing[:3])}"
-        )
-    factors: list[Tensor] = []
-    for layer in layers:
-        _, _, a, b = parts[layer]
-        if rank > a.shape[2]:
-            raise ValueError(f"the adapter's rank must be <= {a.shape[2]}, got {rank}")
-        factors += [a[index, 0, :rank], b[index, 0, :, :rank]]
-    modules = {part.owner: part.module for part in parts.values()}
-    owners = tuple((m, m.lora_a_stacked, m.lora_b_stacked) for m in modules.values())
-    buffers = tuple(buffer for _, a, b in owners for buffer in (*a, *b))
-    return Slot(
-        index=index,
-        layers=layers,
-        factors=tuple(factors),
-        owners=owners,
-        buffers=buffers,
-        addresses=tuple(buffer.data_ptr() for buffer in buffers),
-    )
 
 
 def _hf_views(layer: str, kind: str, module: Any, parameter: Any, model: Any) -> dict[str, Tensor]:

@@ -1,0 +1,106 @@
+"""Where an adapter lives in vLLM's buffers, and writing there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rlkit.generation.lora_kernels import CopyTable
+
+
+class Part(NamedTuple):
+    """The LoRA buffers of one layer as the trainer knows it: q_proj, not qkv_proj."""
+
+    owner: str
+    """Name of vLLM's module, which may be fused."""
+    module: Any
+    a: Tensor
+    """(slots, 1, R, in)."""
+    b: Tensor
+    """(slots, 1, out, R), the scale folded in."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """Where one adapter lives: views of the stacked buffers, cached between writes."""
+
+    index: int
+    layers: tuple[str, ...]
+    """The adapted layers, as the trainer names them, in the order of `factors`."""
+    factors: tuple[Tensor, ...]
+    """A (r, in) and B (out, r) of each layer in turn."""
+    owners: tuple[tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]], ...]
+    """Each wrapped module with its A and B buffers as they were."""
+    buffers: tuple[Tensor, ...]
+    """All buffers of `owners`."""
+    addresses: list[int]
+    """Theirs."""
+    table: CopyTable | None = None
+    """On CUDA, the copy of the last write's tensors into `factors`."""
+
+    def valid(self, manager: Any, int_id: int, layers: Sequence[str], rank: int) -> bool:
+        """Whether vLLM still holds the adapter, in this slot, in these buffers."""
+        return (
+            self.layers == layers
+            and self.factors[0].shape[0] == rank
+            and manager.lora_index_to_id[self.index] == int_id
+            and int_id in manager.list_adapters()
+            and all(m.lora_a_stacked is a and m.lora_b_stacked is b for m, a, b in self.owners)
+            and self.addresses == [buffer.data_ptr() for buffer in self.buffers]
+        )
+
+    def write(self, factors: Sequence[Tensor], scale: float) -> None:
+        """Copy A and scale B of each layer in turn: one launch on CUDA, for tensors seen before."""
+        if self.table is not None and self.table.reads(factors):
+            self.table.copy(scale)
+            return
+        targets, values = list(self.factors), list(factors)
+        if values[0].is_cuda:
+            from rlkit.generation.lora_kernels import CopyTable, fits
+
+            if fits(values, targets):
+                self.table = CopyTable(values, targets, [False, True] * (len(values) // 2))
+                self.table.copy(scale)
+                return
+        if math.frexp(scale)[0] == 0.5:
+            # A power of two: scaling after rounding is exact, and needs no memory.
+            torch._foreach_copy_(targets, values)
+            torch._foreach_mul_(targets[1::2], scale)
+        else:
+            values[1::2] = torch._foreach_mul(values[1::2], scale)
+            torch._foreach_copy_(targets, values)
+
+
+def find_slot(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], rank: int) -> Slot:
+    """Slot `index` for the factors of `layers`.
+
+    Raises ValueError when a layer has no LoRA buffers or `rank` does not fit them.
+    """
+    if missing := [layer for layer in layers if layer not in parts]:
+        raise ValueError(
+            f"every adapted layer must have LoRA buffers in vLLM, got {len(missing)} without: "
+            f"{', '.join(missing[:3])}"
+        )
+    factors: list[Tensor] = []
+    for layer in layers:
+        _, _, a, b = parts[layer]
+        if rank > a.shape[2]:
+            raise ValueError(f"the adapter's rank must be <= {a.shape[2]}, got {rank}")
+        factors += [a[index, 0, :rank], b[index, 0, :, :rank]]
+    modules = {part.owner: part.module for part in parts.values()}
+    owners = tuple((m, m.lora_a_stacked, m.lora_b_stacked) for m in modules.values())
+    buffers = tuple(buffer for _, a, b in owners for buffer in (*a, *b))
+    return Slot(
+        index=index,
+        layers=layers,
+        factors=tuple(factors),
+        owners=owners,
+        buffers=buffers,
+        addresses=[buffer.data_ptr() for buffer in buffers],
+    )
