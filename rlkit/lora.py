@@ -20,10 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlkit.lora_linear import compute_copies, updated_linear
 from rlkit.models.config import LoRAConfig as LoRAConfig
 
 PREFIX = "base_model.model."
 """What PEFT puts before the layer's name in the model."""
+_AT_ONCE = 28
+"""Layers whose factors are copied together: few launches, and not all gradients twice in memory."""
 
 
 class LayerShape(NamedTuple):
@@ -93,6 +96,17 @@ class LoRA:
 
         return add_update
 
+    def linear(self, layer: str, module: nn.Linear) -> Callable[[Tensor], Tensor]:
+        """Forward method of `module`, a plain frozen layer, with the active adapter's update."""
+
+        def forward(x: Tensor) -> Tensor:
+            if self._factors is None:
+                return F.linear(x, module.weight, module.bias)
+            a, scaled_b = self._factors[layer]
+            return updated_linear(x, module.weight, module.bias, a, scaled_b)
+
+        return forward
+
     @contextmanager
     def _using(self, factors: Factors | None) -> Iterator[None]:
         previous, self._factors = self._factors, factors
@@ -103,15 +117,20 @@ class LoRA:
 
     def _factorise(self, adapter: Mapping[str, Tensor]) -> Factors:
         check_adapter(self, adapter)
-        scale = self.config.scale
-        return {
-            layer: (
-                adapter[self.key(layer, "A")].to(self.dtype),
-                # Scaled in float32 and rounded once; vLLM, too, folds the scale into B.
-                (adapter[self.key(layer, "B")] * scale).to(self.dtype),
+        layers = list(self.shapes)
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
+        for start in range(0, len(layers), _AT_ONCE):
+            part = layers[start : start + _AT_ONCE]
+            # Scaled in float32 and rounded once; vLLM, too, folds the scale into B.
+            copies = compute_copies(
+                [adapter[self.key(layer, "A")] for layer in part],
+                [adapter[self.key(layer, "B")] for layer in part],
+                scale=self.config.scale,
+                dtype=self.dtype,
             )
-            for layer in self.shapes
-        }
+            pairs = zip(copies[: len(part)], copies[len(part) :], strict=True)
+            factors.update(zip(part, pairs, strict=True))
+        return factors
 
 
 def target_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
@@ -137,15 +156,19 @@ def target_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
 def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
     """Hook the target layers of `model` up to a new `LoRA`. Parameter names stay as they are.
 
-    A hook, not a wrapping module: the model's state dict, its views in vLLM and its export keep
-    their names, and a quantised layer (bitsandbytes) is treated as the black box that it is.
+    A forward method or a hook, not a wrapping module: the model's state dict, its views in vLLM and
+    its export keep their names, and a quantised layer is treated as the black box that it is.
     Raises ValueError when a target is not a linear layer of the model.
     """
     chosen = target_layers(model, config)
     shapes = {n: LayerShape(m.in_features, m.out_features) for n, m in chosen.items()}
     lora = LoRA(config, shapes, dtype)
     for name, module in chosen.items():
-        module.register_forward_hook(lora.hook(name))
+        plain = type(module) is nn.Linear and not module.weight.requires_grad
+        if plain and "forward" not in vars(module):
+            module.forward = lora.linear(name, module)  # type: ignore[method-assign]
+        else:
+            module.register_forward_hook(lora.hook(name))
     return lora
 
 

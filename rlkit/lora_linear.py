@@ -1,0 +1,80 @@
+"""The arithmetic of an adapted layer, with fewer passes over memory than autograd would make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def updated_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
+) -> Tensor:
+    """x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B; W and bias are frozen.
+
+    The update is added to the product in the same matmul: rounded once, and with B = 0 the result
+    is bitwise that without it.
+    """
+    out: Tensor = _UpdatedLinear.apply(x, weight, bias, a, scaled_b)  # type: ignore[no-untyped-call]
+    return out
+
+
+def compute_copies(
+    firsts: Sequence[Tensor], seconds: Sequence[Tensor], *, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Copies in `dtype` of all A and then of all s B; differentiable, in a handful of launches."""
+    copies: tuple[Tensor, ...] = _Copies.apply(len(firsts), scale, dtype, *firsts, *seconds)  # type: ignore[no-untyped-call]
+    return copies
+
+
+class _UpdatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
+    ) -> Tensor:
+        out = F.linear(x, weight, bias)
+        inner = F.linear(x, a)
+        out.view(-1, out.shape[-1]).addmm_(inner.flatten(0, -2), scaled_b.t())
+        ctx.save_for_backward(x, weight, a, scaled_b, inner)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, scaled_b, inner = ctx.saved_tensors
+        rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
+        inner_grad = rows @ scaled_b
+        dx = da = db = None
+        if ctx.needs_input_grad[0]:
+            dx = (rows @ weight).addmm_(inner_grad, a).view_as(x)
+        if ctx.needs_input_grad[3]:
+            da = inner_grad.t() @ inputs
+        if ctx.needs_input_grad[4]:
+            db = rows.t() @ inner.flatten(0, -2)
+        return dx, None, None, da, db
+
+
+class _Copies(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, num_firsts: int, scale: float, dtype: torch.dtype, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.num_firsts, ctx.scale = num_firsts, scale
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        firsts, seconds = list(tensors[:num_firsts]), list(tensors[num_firsts:])
+        sources = [*firsts, *torch._foreach_mul(seconds, scale)]
+        copies = [torch.empty_like(source, dtype=dtype) for source in sources]
+        torch._foreach_copy_(copies, sources)
+        return tuple(copies)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        wide = [torch.empty_like(g, dtype=d) for g, d in zip(grads, ctx.dtypes, strict=True)]
+        torch._foreach_copy_(wide, list(grads))
+        torch._foreach_mul_(wide[ctx.num_firsts :], ctx.scale)
+        return None, None, None, *wide
