@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.report.curves import AXIS_LABELS, Axis, curve, num_evals
-from rlkit.report.measure import SUCCESS
 from rlkit.report.results import Results
 from rlkit.report.rows import Row
 from rlkit.tracking.files import write_atomic
@@ -48,8 +47,9 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
 
 def _curves(results: Results) -> Any | None:
     arms = [row.arm for row in results.rows]
-    metric = SUCCESS if num_evals(arms) >= 3 else "reward"
-    label = results.success_label if metric == SUCCESS else "training reward"
+    metric, label = "reward", "training reward"
+    if num_evals(arms) >= 3:
+        metric, label = results.evaluated
     panels = {
         panel: [c for row in rows if (c := curve(row.arm, metric, Axis.steps)) is not None]
         for panel, rows in results.panels.items()

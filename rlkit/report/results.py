@@ -51,9 +51,10 @@ class Results:
         return _is_exact(self.study.jobs)
 
     @property
-    def success_label(self) -> str:
-        """What the evaluations' success is: a rate of samples, or an exact expectation."""
-        return _label(SUCCESS, self.study.jobs)
+    def evaluated(self) -> tuple[str, str]:
+        """Metric of the evaluations that is compared, and its name; success if none is."""
+        chosen = self.metric if self.metric.startswith("eval/") else SUCCESS
+        return chosen, _label(chosen, self.study.jobs)
 
     @property
     def has_tasks(self) -> bool:

@@ -111,7 +111,7 @@ def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
     names = {"reward": "training reward"}
     evaluated = num_evals([arm for arms in panels.values() for arm in arms]) >= _CURVE_EVALS
     if evaluated:
-        names = {SUCCESS: results.success_label, **names}
+        names = dict([results.evaluated]) | names
         how = "exact" if results.is_exact else "on fresh samples"
         names["eval/kl"] = f"KL(policy ‖ reference), {how}, nats a completion"
     main = [_group(panels, metric, "", title, list(Axis)) for metric, title in names.items()]

@@ -18,6 +18,7 @@ from rlkit.report.curves import Axis, curve
 from rlkit.report.load import StudyError, load_study
 from rlkit.report.measure import At, value
 from rlkit.report.results import Results, analyse
+from rlkit.report.sections import curve_groups
 from rlkit.report.verdict import headline
 from rlkit.stats import Verdict
 from rlkit.tracking import Status
@@ -306,3 +307,12 @@ def test_headlines_of_other_studies(tmp_path: Path) -> None:
     assert text.startswith("Held-out success 0.200 → 0.900 (+")
     assert text.endswith("One seed: it says nothing about others.")
     assert not math.isnan(float(text.split()[2]))
+
+
+def test_the_curves_are_of_what_is_compared(sweep: Path, results: Results) -> None:
+    main, _ = curve_groups(results)
+    titles = [group.title for group in main]
+    kl = "KL(policy ‖ reference), on fresh samples, nats a completion"
+    assert titles == ["held-out success", "training reward", kl]
+    main, _ = curve_groups(analyse(load_study([sweep]), metric="eval/entropy"))
+    assert [group.title for group in main] == ["held-out entropy", *titles[1:]]
