@@ -21,7 +21,7 @@ from rlkit.generation import Progress, sample_seed, sampling_config
 from rlkit.loss_scale import FLOAT16
 from rlkit.models.load import BaseModel
 from rlkit.parts import Parts, render_prompts
-from rlkit.plan.device import Meter
+from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.plan.run import plan_run, record, try_worst_step, verdict
 from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
@@ -99,6 +99,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
         )
         if loaded.engine is not None:
             resources.callback(loaded.engine.close)
+        let_segments_grow(device)
         parts = _with_model(start, planned, loaded, meter, say)
         try_worst_step(parts, say=say)
         resources.callback(lambda: say(verdict(parts)))
@@ -193,6 +194,8 @@ def make_generator(parts: Parts, tracker: Tracker, stop: StopRequest) -> Generat
 
     def report(progress: Progress) -> None:
         stop.check()
+        if progress.rows_done == progress.rows:  # an engine is about to give its cache back
+            parts.meter.note()
         tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
     generator = new_generator(

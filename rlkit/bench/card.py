@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from rlkit.plan.choose import CONTEXT_BYTES, GB
+from rlkit.plan.parts import CONTEXT_BYTES, GB
 
 
 def leave(budget: int, before: int) -> int:

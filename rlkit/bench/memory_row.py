@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -21,15 +22,16 @@ from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig,
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.bench.card import leave, used_before_this_process
 from rlkit.config import Config
-from rlkit.engines import load_base
+from rlkit.engines import Loaded, load_base
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, Progress
 from rlkit.memory import MemoryConfig
 from rlkit.models.config import ModelConfig, QuantConfig, QuantKind
 from rlkit.optim import OptimConfig, build_optimizer
-from rlkit.plan.choose import GB, Plan
-from rlkit.plan.device import Meter
+from rlkit.plan.choose import Plan
+from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.headline import Headline
 from rlkit.plan.of_config import planned
+from rlkit.plan.parts import GB
 from rlkit.plan.rehearse import full_batch
 from rlkit.plan.table import lines
 from rlkit.policy import new_policy
@@ -66,6 +68,11 @@ class Measured:
     """In use at the end of a phase, caches of the allocator given back."""
     allocated: dict[str, float] = field(default_factory=dict)
     """The allocator's peak of tensors, by phase."""
+    outside: dict[str, float] = field(default_factory=dict)
+    """In use outside of the allocator at the end of a phase; less a sleeping cache, which the
+    allocator still counts."""
+    engine: list[str] = field(default_factory=list)
+    """What vLLM said about memory while it started."""
     ms: dict[str, float] = field(default_factory=dict)
     """Start, sync, sampling in all, a decoding step, scoring of the reference, update."""
     device: str = ""
@@ -88,6 +95,7 @@ class Row:
     ) -> None:
         """`folder`: a model of the row's shape."""
         self.row, self.say = row, say
+        self.loaded: Loaded | None = None
         self.times: list[float] = []
         """Of the steps of the generator, in ms."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,8 +124,12 @@ class Row:
         except (torch.OutOfMemoryError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())[:400]
             self.found.problem = f"{phase}: {type(error).__name__}: {text}"
-            self._end(phase)
+            traceback.print_exc()
             self.say(self.found.problem)
+            self._end(phase)
+        finally:
+            if self.loaded is not None and self.loaded.engine is not None:
+                self.loaded.engine.close()
         return self.found
 
     def _start(self) -> None:
@@ -132,9 +144,7 @@ class Row:
         self.meter = self.meter if on_cuda else Meter.start(self.device)
         self._end("context")
         self.algorithm = _algorithm(self.row)
-        made = planned(
-            self.config, self.algorithm, device=self.device, budget=budget, say=self.say
-        )
+        made = planned(self.config, self.algorithm, device=self.device, budget=budget, say=self.say)
         self.plan, self.config = made.plan, made.config
         for line in lines(made.plan, where=f"target of {self.row.name}"):
             self.say(line)
@@ -151,18 +161,22 @@ class Row:
         start = self._now()
         row, config = self.row, self.config
         longest = (row.max_prompt, row.max_completion)
-        self.loaded = load_base(config, device=self.device, longest=longest, say=self.say)
+        loaded = load_base(config, device=self.device, longest=longest, say=self.say)
+        self.loaded = loaded
+        let_segments_grow(self.device)
+        if loaded.engine is not None:
+            log = loaded.engine.start_log.splitlines()
+            self.found.engine = [line for line in log if "GiB" in line or " took " in line]
         workspace = self.plan.choice.workspace_bytes
-        self.policy = new_policy(
-            self.loaded.base, config.model, seed=0, workspace_bytes=workspace
-        )
-        self.generator = self._generator()
+        self.policy = new_policy(loaded.base, config.model, seed=0, workspace_bytes=workspace)
+        self.say(f"base and engine: {self.meter.in_use() / GB - self.meter.before / GB:.3f} GB")
+        self.generator = self._generator(loaded)
         optimizer = build_optimizer(self.policy.named_parameters(), config.optim)
         self.state = TrainState(learner=self.policy, optimizer=optimizer)
         self.found.ms["start"] = self._now() - start
 
-    def _generator(self) -> Generator:
-        options, engine, base = self.config.generator, self.loaded.engine, self.loaded.base
+    def _generator(self, loaded: Loaded) -> Generator:
+        options, engine, base = self.config.generator, loaded.engine, loaded.base
         return new_generator(
             options,
             base,
@@ -244,9 +258,16 @@ class Row:
         if self.device.type == "cuda":
             found.allocated[phase] = torch.cuda.max_memory_allocated() / GB
         self.meter.restart()
+        if self.device.type == "cuda":
+            outside = self.meter.in_use() - torch.cuda.memory_reserved()
+            found.outside[phase] = (outside - self.meter.before) / GB
         self.meter.note()
         found.held[phase] = self.meter.highest / GB
-        self.say(f"{phase}: peak {found.peaks[phase]:.2f} GB, then {found.held[phase]:.2f} GB")
+        self.say(
+            f"{phase}: peak {found.peaks[phase]:.3f} GB, allocator "
+            f"{found.allocated.get(phase, 0.0):.3f}, then {found.held[phase]:.3f}, outside of the "
+            f"allocator {found.outside.get(phase, 0.0):.3f}; {_rounded(found.ms)}"
+        )
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -259,15 +280,17 @@ def row_config(row: Headline, folder: Path, generator: GeneratorConfig) -> Confi
     return Config(
         prompts_per_step=1,
         model=ModelConfig(source=str(folder)),
-        task=TaskConfig(
-            max_prompt_length=row.max_prompt, max_completion_length=row.max_completion
-        ),
+        task=TaskConfig(max_prompt_length=row.max_prompt, max_completion_length=row.max_completion),
         generator=generator,
         kl=KLConfig(),
         algorithm=GRPOConfig(group_size=row.rows),
         optim=OptimConfig(kind=row.optim, learning_rate=1e-4),
         memory=MemoryConfig(quant=QuantConfig(kind=QuantKind.nf4)),
     )
+
+
+def _rounded(ms: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:.0f} ms" for key, value in ms.items())
 
 
 def _algorithm(row: Headline) -> Algorithm:

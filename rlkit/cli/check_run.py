@@ -11,9 +11,10 @@ from rlkit.compute import resolve_device
 from rlkit.config import Config, DeviceChoice, register
 from rlkit.engines import choose_generator
 from rlkit.launch.preflight import preflight
-from rlkit.plan.choose import GB, DoesNotFit, make_plan
+from rlkit.plan.choose import DoesNotFit, make_plan
 from rlkit.plan.headline import ROWS
 from rlkit.plan.of_config import planned
+from rlkit.plan.parts import GB
 from rlkit.plan.run import place
 from rlkit.plan.table import lines
 from rlkit.settings import setting_of
@@ -56,5 +57,6 @@ def headline_table() -> Iterator[str]:
         yield (
             f"{row.name:<44}  {row.claimed:7.1f}  {row.target:8.1f}  {plan.peak / GB:8.2f}  "
             f"{choice.tokens_per_microbatch} tokens, {choice.checkpointing.value}, "
-            f"{choice.at_once} at once"
+            f"{choice.at_once} at once, {choice.engine_tokens} tokens an engine step"
+            f"{', CUDA graphs' if choice.graphs else ''}"
         )

@@ -90,14 +90,16 @@ def self_test(
     """
     begin = time.perf_counter()
     prompts = probe_prompts(injector.llm)
+    on_host = {key: tensor.new_empty(tensor.shape, device="cpu") for key, tensor in like.items()}
     for strength in _STRENGTHS:
+        # In host memory until they are used: of a 70B model each takes almost a gigabyte.
         adapters = [
-            random_adapter(like, injector.scale, seed=seed, strength=strength) for seed in (1, 2)
+            random_adapter(on_host, injector.scale, seed=seed, strength=strength) for seed in (1, 2)
         ]
-        effect = _effect(score, adapters[0], prompts)
+        effect = _effect(score, _beside(like, adapters[0]), prompts)
         if effect >= _CLEAR * tolerance:
             break
-    trial = _Trial(injector, score, adapters)
+    trial = _Trial(injector, score, adapters, like)
     verdicts = [trial.verdict(mode, tolerance) for mode in Mode]
     passed = [verdict.mode for verdict in verdicts if not verdict.problem]
     if not passed:
@@ -118,13 +120,21 @@ class _Trial:
     """The adapters of a self-test and what has been found so far."""
 
     def __init__(
-        self, injector: LoRAInjector, score: Score, adapters: Sequence[Mapping[str, Tensor]]
+        self,
+        injector: LoRAInjector,
+        score: Score,
+        adapters: Sequence[Mapping[str, Tensor]],
+        like: Mapping[str, Tensor],
     ) -> None:
         self.injector = injector
         self.score = score
         self.adapters = adapters
+        """In host memory."""
+        self.like = like
+        """The trainer's."""
         self.held: dict[str, Tensor] = {}
-        """vLLM's buffers after the last adapter was written in place, if that passed."""
+        """vLLM's buffers after the last adapter was written in place, if that passed; copies in
+        host memory."""
         self.error = float("nan")
         """In place."""
 
@@ -140,20 +150,24 @@ class _Trial:
     def _outcome(self, tolerance: float) -> tuple[float, str]:
         if self.held:
             # The same bits in the same buffers sample the same: no need to see it again.
-            self.injector.load(self.adapters[-1], version=-1)
-            held = self.injector.slot()
+            self.injector.load(_beside(self.like, self.adapters[-1]), version=-1)
+            held = self._slot()
             wrong = [name for name, bits in self.held.items() if not torch.equal(bits, held[name])]
             return self.error, f"other bits in {len(wrong)} buffers ({wrong[0]})" if wrong else ""
         error = 0.0
-        for adapter in self.adapters:
+        for on_host in self.adapters:
+            adapter = _beside(self.like, on_host)
             self.injector.load(adapter, version=-1)
             rows, logps = sample(self.injector.llm, self.injector.request)
             error = max(error, mean_difference(logps, self.score(adapter, rows)))
         if not error <= tolerance:
             return error, f"off by {error:.1e}"
         if self.injector.mode is Mode.in_place:
-            self.error, self.held = error, self.injector.slot()
+            self.error, self.held = error, self._slot()
         return error, ""
+
+    def _slot(self) -> dict[str, Tensor]:
+        return {name: bits.cpu() for name, bits in self.injector.slot().items()}
 
 
 def random_adapter(
@@ -225,6 +239,11 @@ def _effect(
     split = max(1, len(prompts[0]) - _NUM_TOKENS)
     rows = [ProbeRow(prompt[:split], prompt[split:]) for prompt in prompts]
     return mean_difference(score(adapter, rows), score(None, rows))
+
+
+def _beside(like: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`adapter` on the devices of `like`."""
+    return {key: tensor.to(like[key].device) for key, tensor in adapter.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from rlkit.plan.choose import CONTEXT_BYTES
+from rlkit.plan.parts import CONTEXT_BYTES
 
 
 def available_bytes(device: torch.device) -> int:
@@ -17,6 +17,17 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + CONTEXT_BYTES
     return int(psutil.virtual_memory().available)
+
+
+def let_segments_grow(device: torch.device) -> None:
+    """From here on CUDA's allocator maps memory as it needs it, instead of in fixed segments.
+
+    Sequences of different lengths leave holes in fixed segments that no plan could foresee. To be
+    called once an engine has made the pools of its own, which cannot have this.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 @dataclass(slots=True)
@@ -50,6 +61,12 @@ class Meter:
     def note(self) -> None:
         """Look now: before an engine gives its key-value cache back."""
         self.highest = max(self.highest, self._seen())
+
+    def in_use(self) -> int:
+        """Bytes in use on the device (CPU: of this process) now, those before the run included."""
+        if self.device.type == "cuda":
+            return _used(self.device)
+        return int(psutil.Process().memory_info().rss)
 
     def restart(self) -> None:
         """Begin a new peak at what is in use now; a CPU's peak cannot be forgotten."""

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind
 from rlkit.optim import OptimKind
-from rlkit.plan.choose import Request
+from rlkit.plan.parts import Request
 from rlkit.plan.work import Sampler, Work
 
 
@@ -34,15 +34,15 @@ class Headline:
         """The architecture in transformers."""
         return CONFIG_MAPPING[self.family](**self.shape)
 
-    def work(self) -> Work:
-        """One QLoRA step: rank 16 on all linear layers, sampled with transformers."""
+    def work(self, sampler: Sampler = Sampler.vllm) -> Work:
+        """One QLoRA step: rank 16 on all linear layers; an engine gives its cache back."""
         return Work(
             hf_config=self.hf_config(),
             dtype=torch.bfloat16,
             quant=QuantConfig(kind=QuantKind.nf4),
             lora=LoRAConfig(),
             optim=self.optim,
-            sampler=Sampler.hf,
+            sampler=sampler,
             releases_kv=True,
             kv_value_bytes=2,
             num_prompts=1,

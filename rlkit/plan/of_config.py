@@ -12,11 +12,13 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from rlkit.config import Config
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
-from rlkit.generation.vllm_config import KVCacheDType, Weights
+from rlkit.generation.vllm_config import Compilation, KVCacheDType, Quantization, Weights
+from rlkit.models.config import Switch
 from rlkit.models.load import RECOMPUTES_FROM, resolve_dtype
 from rlkit.models.source import SourceKind, kind_of, locate
-from rlkit.plan.choose import Choice, Plan, Request, make_plan
+from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
+from rlkit.plan.parts import Choice, Request
 from rlkit.plan.work import Sampler, Work
 from rlkit.types import Algorithm
 
@@ -26,6 +28,12 @@ _SAMPLERS = {
     Weights.shared: Sampler.vllm,
     Weights.separate: Sampler.vllm_separate,
     Weights.sleep: Sampler.vllm_sleep,
+}
+_GRAPHS = {
+    Compilation.auto: Switch.auto,
+    Compilation.eager: Switch.off,
+    Compilation.graphs: Switch.on,
+    Compilation.inductor: Switch.on,
 }
 _MOST_SEQS = 256
 """Completions that vLLM decodes at once unless told otherwise."""
@@ -97,6 +105,7 @@ def work_of(
         sampler=_sampler(generator),
         releases_kv=isinstance(generator, VLLMGeneratorConfig) and generator.release_kv_cache,
         kv_value_bytes=_kv_value_bytes(generator, dtype),
+        engine_in_nf4=_in_nf4(generator),
         num_prompts=config.prompts_per_step,
         group_size=config.algorithm.group_size,
         max_prompt=task.max_prompt_length,
@@ -113,12 +122,13 @@ def request_of(config: Config, work: Work) -> Request:
     """What `config` leaves to the plan."""
     generator = config.generator
     num_parameters = sum(p.numel() for p in work.model.parameters())
+    of_engine = generator if isinstance(generator, VLLMGeneratorConfig) else None
     return Request(
         tokens_per_microbatch=config.memory.tokens_per_microbatch,
         checkpointing=config.model.gradient_checkpointing,
-        kv_cache_bytes=(
-            generator.kv_cache_bytes if isinstance(generator, VLLMGeneratorConfig) else 0
-        ),
+        kv_cache_bytes=of_engine.kv_cache_bytes if of_engine else 0,
+        engine_tokens=of_engine.max_num_batched_tokens if of_engine else 0,
+        graphs=_GRAPHS[of_engine.compilation] if of_engine else Switch.auto,
         prefers_recomputation=work.on_cuda and num_parameters >= RECOMPUTES_FROM,
     )
 
@@ -131,6 +141,8 @@ def with_plan(config: Config, plan: Plan) -> Config:
             generator,
             kv_cache_bytes=plan.kv_cache_bytes,
             max_num_seqs=generator.max_num_seqs or choice.at_once,
+            max_num_batched_tokens=choice.engine_tokens,
+            compilation=_compilation(generator.compilation, choice),
         )
     elif isinstance(generator, HFGeneratorConfig):
         generator = replace(generator, max_rows=min(generator.max_rows, choice.at_once))
@@ -147,8 +159,24 @@ def with_plan(config: Config, plan: Plan) -> Config:
     )
 
 
+def _compilation(wanted: Compilation, choice: Choice) -> Compilation:
+    """`auto` stays where the plan has room for graphs, or none are made anyway."""
+    if wanted is Compilation.auto and not choice.graphs:
+        return Compilation.eager
+    return wanted
+
+
+def _in_nf4(generator: GeneratorConfig) -> bool:
+    """Whether vLLM has NF4 weights of its own."""
+    if not isinstance(generator, VLLMGeneratorConfig):
+        return False
+    return generator.quantization is Quantization.nf4
+
+
 def _sampler(generator: GeneratorConfig) -> Sampler:
     if isinstance(generator, VLLMGeneratorConfig):
+        if generator.weights is Weights.auto and _in_nf4(generator):
+            return Sampler.vllm_separate
         return _SAMPLERS[generator.weights]
     return Sampler.hf if isinstance(generator, HFGeneratorConfig) else Sampler.elsewhere
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rlkit.plan.choose import GB, Plan
+from rlkit.plan.choose import Plan
 from rlkit.plan.device import Meter
+from rlkit.plan.parts import GB
 from rlkit.plan.sizes import moment_bytes
 from rlkit.plan.work import Work
 from rlkit.policy import Policy

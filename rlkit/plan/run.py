@@ -11,8 +11,9 @@ import torch
 
 from rlkit.config import Config, ConfigError
 from rlkit.models.config import Checkpointing, Switch
-from rlkit.plan.choose import GB, Choice, Plan
+from rlkit.plan.choose import Plan
 from rlkit.plan.of_config import Planned, planned
+from rlkit.plan.parts import GB, Choice
 from rlkit.plan.rehearse import rehearse, worst_of
 from rlkit.plan.table import lines
 from rlkit.types import Algorithm

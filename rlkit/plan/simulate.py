@@ -27,6 +27,7 @@ from transformers.modeling_utils import AttentionInterface
 from rlkit.lora import attach
 from rlkit.models.config import Checkpointing, LoRAConfig
 from rlkit.models.families import backbone_of, head_of
+from rlkit.models.fused import fuse
 from rlkit.models.quantize import quantisable
 from rlkit.models.recompute import recomputed
 from rlkit.plan.live import LiveBytes
@@ -137,6 +138,8 @@ def _meta_model(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int
     if work.in_nf4:
         for layer in quantisable(model).values():
             layer.forward = _dequantising(layer)  # type: ignore[method-assign]
+    if work.ragged:
+        fuse(model)
     return model
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkit.plan.choose import GB, Plan
+from rlkit.plan.choose import Plan
+from rlkit.plan.parts import GB
 
 
 def lines(plan: Plan, *, where: str) -> Iterator[str]:

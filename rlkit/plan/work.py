@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig
+from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind
 from rlkit.models.quantize import is_nf4, meta_model
 from rlkit.optim import OptimKind
 from rlkit.plan import sizes
@@ -60,6 +60,8 @@ class Work:
     full_kl: bool
     """Whether a loss looks at the whole vocabulary of policy and reference."""
     on_cuda: bool
+    engine_in_nf4: bool = False
+    """Whether an engine with weights of its own has them in NF4, whatever the trainer has."""
 
     @property
     def row_tokens(self) -> int:
@@ -88,6 +90,14 @@ class Work:
     def weight_bytes(self) -> int:
         """The base model."""
         return sizes.weight_bytes(self.model, self.hf_config, self.dtype, self.quant)
+
+    @cached_property
+    def engine_weight_bytes(self) -> int:
+        """The base model of an engine that has weights of its own."""
+        if not self.engine_in_nf4:
+            return self.weight_bytes
+        quant = QuantConfig(kind=QuantKind.nf4, double_quant=self.quant.double_quant)
+        return sizes.weight_bytes(self.model, self.hf_config, self.dtype, quant)
 
     @cached_property
     def num_trained(self) -> int:

@@ -107,6 +107,10 @@ def test_weight_bytes_are_those_of_the_model_but_for_norms_and_biases() -> None:
     ):
         exact = sum(p.numel() for p in model.parameters() if p.ndim == 2) * 4
         assert weight_bytes(model.config, bytes_per_parameter=4) == exact
+        layers = sum(p.numel() for n, p in model.named_parameters() if "_proj" in n and p.ndim == 2)
+        in_nf4 = weight_bytes(model.config, bytes_per_parameter=4, in_nf4=True)
+        # 4 bits a weight, 8 bits a block of 64, 32 bits for 256 of those.
+        assert in_nf4 == pytest.approx(exact - (4 - 0.5 - 1 / 64 - 4 / 64 / 256) * layers, rel=1e-3)
 
 
 def test_a_token_of_qwen_1_5b_takes_28_672_bytes() -> None:
@@ -151,14 +155,14 @@ def test_options_are_taken_as_they_are() -> None:
     ("changes", "message"),
     [
         (
-            {"free_bytes": 4 * GIB},
+            {"free_bytes": 3 * GIB},
             r"free memory for generator=vllm must be at least 0.02 GiB for one completion of 640 "
-            r"tokens beside 4.00 GiB of weights and graphs .*generator=hf.*got 4.00 GiB",
+            r"tokens beside 3.00 GiB of weights and graphs .*generator=hf.*got 3.00 GiB",
         ),
         ({"kv_cache_bytes": 1000}, r"generator.kv_cache_bytes must be at least 0.02 GiB"),
         (
             {"kv_cache_bytes": 79 * GIB},
-            r"must be at least 83.50 GiB .*generator.kv_cache_bytes makes it smaller\), "
+            r"must be at least 82.25 GiB .*generator.kv_cache_bytes makes it smaller\), "
             r"got 80.00 GiB",
         ),
     ],

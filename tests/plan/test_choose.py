@@ -11,8 +11,9 @@ import torch
 
 from rlkit.models.config import Checkpointing, QuantConfig, QuantKind
 from rlkit.optim import OptimKind
-from rlkit.plan.choose import GB, DoesNotFit, Plan, make_plan
+from rlkit.plan.choose import DoesNotFit, Plan, make_plan
 from rlkit.plan.headline import ROWS
+from rlkit.plan.parts import GB
 from rlkit.plan.run import record, recorded
 from rlkit.plan.table import lines
 from rlkit.plan.work import Sampler

@@ -1,0 +1,167 @@
+"""What a run takes of its device, part by part, under one choice of the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rlkit.models.config import Checkpointing, QuantKind, Switch
+from rlkit.plan.sizes import moment_bytes
+from rlkit.plan.work import Sampler, Work
+
+GB = 10**9
+CONTEXT_BYTES = 550_000_000
+"""CUDA context, cuBLAS workspaces and loaded kernels, as measured on an H100 (docs/memory)."""
+ENGINE_BYTES = 400_000_000
+"""What vLLM adds to the context: its kernels, cuBLAS workspaces on its stream, index buffers."""
+GRAPH_BYTES_PER_LAYER = 200_000
+"""One CUDA graph of one decoder layer, as measured on an H100 (docs/memory)."""
+_KV_BLOCK = 16
+_CPU_KV_BLOCK = 32
+_LOGITS_COPIES = 4
+"""Float32 arrays of rows x vocabulary that sampling holds at once."""
+ENGINES = (Sampler.vllm, Sampler.vllm_separate, Sampler.vllm_sleep)
+
+
+class Part(NamedTuple):
+    """One line of the plan."""
+
+    name: str
+    sampling: int
+    """Bytes while completions are sampled."""
+    training: int
+    """Bytes while the policy is updated."""
+
+
+class Choice(NamedTuple):
+    """What the plan decides."""
+
+    tokens_per_microbatch: int
+    checkpointing: Checkpointing
+    workspace_bytes: int
+    at_once: int
+    """Completions sampled at once."""
+    engine_tokens: int = 0
+    """Most tokens of one step of an engine in this process; 0 = none."""
+    graphs: bool = False
+    """Whether that engine decodes by CUDA graphs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the configuration asks the plan for."""
+
+    tokens_per_microbatch: int
+    """Upper bound; 0 = the whole batch at once."""
+    checkpointing: Checkpointing
+    """`auto` leaves it to the plan."""
+    kv_cache_bytes: int
+    """0 leaves it to the plan."""
+    prefers_recomputation: bool
+    """Whether `auto` begins with checkpointing, as for large models."""
+    engine_tokens: int = 0
+    """0 leaves it to the plan."""
+    graphs: Switch = Switch.auto
+    """`auto`: where they fit."""
+
+
+def parts_of(work: Work, request: Request, choice: Choice) -> tuple[Part, ...]:
+    """Everything the run holds at its peaks, zeros left out."""
+    sampling = _sampling_parts(work, kv_bytes(work, request, choice.at_once), choice)
+    parts = (*_static_parts(work), *sampling, _update(work, choice))
+    return tuple(part for part in parts if part.sampling or part.training)
+
+
+def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
+    """Peak while completions are sampled: the activations of the update cost more to find."""
+    kv = kv_bytes(work, request, choice.at_once)
+    return sum(p.sampling for p in (*_static_parts(work), *_sampling_parts(work, kv, choice)))
+
+
+def _static_parts(work: Work) -> list[Part]:
+    context = CONTEXT_BYTES if work.on_cuda else 0
+    base, trained = work.weight_bytes, work.num_trained
+    moments = moment_bytes(trained, work.optim)
+    return [
+        Part("CUDA context and kernels", context, context),
+        Part(f"base model ({_dtype(work)})", base, base),
+        Part(f"adapters ({trained / 1e6:.1f} M parameters, fp32)", 4 * trained, 4 * trained),
+        Part(f"optimiser ({work.optim.value})", moments, moments),
+        Part("gradients (fp32)", 0, 4 * trained),
+    ]
+
+
+def _sampling_parts(work: Work, kv: int, choice: Choice) -> list[Part]:
+    if work.sampler is Sampler.elsewhere:
+        return []
+    name = f"keys and values ({choice.at_once} x {work.row_tokens} tokens)"
+    if work.sampler is Sampler.hf:
+        compute = _sampling_activations(work, choice.at_once)
+        return [Part(name, kv, 0), Part("sampling (transformers)", compute, 0)]
+    slots = work.dtype.itemsize * work.num_trained
+    own = ENGINE_BYTES * work.on_cuda + slots
+    graphs = _graph_bytes(work, choice)
+    steps = _engine_step_bytes(work, choice)
+    parts = [
+        Part(name, kv, 0 if work.releases_kv else kv),
+        Part("vLLM: kernels, buffers, adapter slot", own, own),
+        Part("vLLM: CUDA graphs", graphs, graphs),
+        Part(f"vLLM: activations ({choice.engine_tokens} tokens)", steps, 0),
+    ]
+    if work.sampler is not Sampler.vllm:
+        weights = work.engine_weight_bytes
+        awake = 0 if work.sampler is Sampler.vllm_sleep else weights
+        parts.append(Part("vLLM: weights of its own", weights, awake))
+    return parts
+
+
+def _graph_bytes(work: Work, choice: Choice) -> int:
+    """One graph for 1, 2, 4, 8, 16, 24, ... rows, with and without the adapter, in one pool."""
+    if not choice.graphs:
+        return 0
+    sizes = 3 + -(-choice.at_once // 8)
+    layers = int(work.hf_config.get_text_config().num_hidden_layers)
+    return 2 * sizes * layers * GRAPH_BYTES_PER_LAYER + work.prefill_bytes(choice.at_once)
+
+
+def _engine_step_bytes(work: Work, choice: Choice) -> int:
+    """Peak of a step that reads prompts, or of the self-test with an adapter of its own."""
+    tokens = min(choice.engine_tokens, work.num_rows * work.row_tokens)
+    logits = _LOGITS_COPIES * 4 * choice.at_once * work.num_words
+    self_test = (4 + work.dtype.itemsize) * work.num_trained
+    return max(work.prefill_bytes(tokens) + logits, self_test)
+
+
+def _sampling_activations(work: Work, at_once: int) -> int:
+    """Prefill of the prompts in the cache at once, then logits of each row."""
+    prompts = -(-at_once // work.group_size)
+    prefill = work.prefill_bytes(prompts * work.max_prompt)
+    factors = work.num_trained * work.dtype.itemsize  # of the adapter, in the compute dtype
+    return max(prefill, factors + _LOGITS_COPIES * 4 * at_once * work.num_words)
+
+
+def _update(work: Work, choice: Choice) -> Part:
+    mode = {
+        Checkpointing.off: "activations",
+        Checkpointing.on: "activations, recomputed",
+        Checkpointing.offload: "activations, recomputed, inputs in host memory",
+    }[choice.checkpointing]
+    tokens = choice.tokens_per_microbatch
+    needed = work.activation_bytes(
+        tokens, checkpointing=choice.checkpointing, workspace_bytes=choice.workspace_bytes
+    )
+    return Part(f"{mode} ({tokens} tokens) and log-probs", 0, needed)
+
+
+def kv_bytes(work: Work, request: Request, at_once: int) -> int:
+    """Cache of `at_once` completions of full length, in whole blocks with two to spare."""
+    if request.kv_cache_bytes and work.sampler in ENGINES:
+        return request.kv_cache_bytes
+    block = _KV_BLOCK if work.on_cuda else _CPU_KV_BLOCK
+    blocks = at_once * -(-work.row_tokens // block) + 2
+    return blocks * block * work.kv_token_bytes
+
+
+def _dtype(work: Work) -> str:
+    name = {2: "16 bits", 4: "fp32"}.get(work.dtype.itemsize, str(work.dtype))
+    return f"NF4, rest {name}" if work.quant.kind is QuantKind.nf4 else name
