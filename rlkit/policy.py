@@ -24,6 +24,7 @@ from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.attention import packed_attention
 from rlkit.models.config import Checkpointing, ModelConfig, Switch
 from rlkit.models.families import Head, backbone_of, head_of
+from rlkit.models.fused import fuse
 from rlkit.models.hidden import Scoring, completion_states, prepare
 from rlkit.models.load import BaseModel
 from rlkit.models.recompute import recomputed
@@ -169,10 +170,11 @@ def new_policy(
 ) -> Policy:
     """A policy that starts as `base` exactly (B = 0); its adapters depend on `seed` alone.
 
-    Attaches the adapter's hooks to `base.model`: call it once per loaded model.
+    Attaches the adapter and the fused kernels to `base.model`: call it once per loaded model.
     Raises ValueError when `config.lora` does not fit the model.
     """
     lora = attach(base.model, config.lora, dtype=base.dtype)
+    fuse(base.model)
     head = head_of(base.model)
     device = head.weight.device
     offloads = base.gradient_checkpointing is Checkpointing.offload

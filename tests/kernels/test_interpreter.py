@@ -12,13 +12,18 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already interpreted")
-def test_fused_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize(
+    "files",
+    [("test_logps.py", "test_kl.py"), ("test_layers.py", "test_fused.py")],
+    ids=["head", "layers"],
+)
+def test_fused_kernels_under_the_interpreter(files: tuple[str, ...]) -> None:
     """In a process of its own: Triton reads TRITON_INTERPRET when kernels are defined."""
     pytest.importorskip("triton")
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
     done = subprocess.run(
-        [*command, str(here / "test_logps.py"), str(here / "test_kl.py")],
+        [*command, *(str(here / f"test_{name}.py") for name in ("logps", "kl", "lora_kernels"))],
         cwd=here.parents[1],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -1,0 +1,103 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+"""Triton kernels of `rlkit.kernels.layers`: one pass over memory in each direction."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rms_norm_forward(
+    x_ptr, weight_ptr, y_ptr, rstd_ptr, num_rows, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """y = w round(x / rms), rounded twice as transformers does it; keeps 1 / rms in float32."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_D)
+    inside = (rows < num_rows)[:, None] & (columns < D)[None, :]
+    places = rows[:, None] * D + columns[None, :]
+    x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / D + eps)
+    weight = tl.load(weight_ptr + columns, mask=columns < D, other=0.0).to(tl.float32)
+    normal = (x * rstd[:, None]).to(y_ptr.dtype.element_ty).to(tl.float32)
+    tl.store(y_ptr + places, (normal * weight[None, :]).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(rstd_ptr + rows, rstd, mask=rows < num_rows)
+
+
+@triton.jit
+def rms_norm_backward(
+    dy_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, num_rows,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """dx = r (g - n mean(g n)) with g = w dy, n = r x."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_D)
+    inside = (rows < num_rows)[:, None] & (columns < D)[None, :]
+    places = rows[:, None] * D + columns[None, :]
+    rstd = tl.load(rstd_ptr + rows, mask=rows < num_rows, other=0.0)[:, None]
+    normal = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32) * rstd
+    weight = tl.load(weight_ptr + columns, mask=columns < D, other=0.0).to(tl.float32)
+    g = tl.load(dy_ptr + places, mask=inside, other=0.0).to(tl.float32) * weight[None, :]
+    mean = tl.sum(g * normal, axis=1)[:, None] / D
+    dx = rstd * (g - normal * mean)
+    tl.store(dx_ptr + places, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def swiglu_forward(gate_ptr, up_ptr, y_ptr, size, BLOCK: tl.constexpr):
+    """y = round(silu(gate)) up."""
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = places < size
+    gate = tl.load(gate_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    silu = (gate / (1.0 + tl.exp(-gate))).to(y_ptr.dtype.element_ty).to(tl.float32)
+    tl.store(y_ptr + places, (silu * up).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def swiglu_backward(dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, size, BLOCK: tl.constexpr):
+    """dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)) with s = sigmoid(gate)."""
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = places < size
+    dy = tl.load(dy_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    sigmoid = 1.0 / (1.0 + tl.exp(-gate))
+    dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    tl.store(dgate_ptr + places, dgate.to(dgate_ptr.dtype.element_ty), mask=inside)
+    tl.store(dup_ptr + places, (dy * gate * sigmoid).to(dup_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rotate(
+    x_ptr, cos_ptr, sin_ptr, y_ptr, num_heads, row_stride,
+    SIGN: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """Rotary embedding of the heads of one token; SIGN -1 is the gradient's direction."""
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    heads = tl.arange(0, HEADS)
+    real = columns < HALF
+    table = token * 2 * HALF + columns
+    cos1 = tl.load(cos_ptr + table, mask=real, other=0.0).to(tl.float32)
+    cos2 = tl.load(cos_ptr + table + HALF, mask=real, other=0.0).to(tl.float32)
+    sin1 = tl.load(sin_ptr + table, mask=real, other=0.0).to(tl.float32)
+    sin2 = tl.load(sin_ptr + table + HALF, mask=real, other=0.0).to(tl.float32)
+    inside = (heads < num_heads)[:, None] & real[None, :]
+    offsets = heads[:, None] * 2 * HALF + columns[None, :]
+    first = tl.load(x_ptr + token * row_stride + offsets, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(x_ptr + token * row_stride + offsets + HALF, mask=inside, other=0.0).to(
+        tl.float32
+    )
+    target = y_ptr + token * num_heads * 2 * HALF + offsets
+    kind = y_ptr.dtype.element_ty
+    if SIGN > 0:
+        # Products rounded before the sum, as eager code does.
+        y1 = (first * cos1).to(kind).to(tl.float32) - (second * sin1).to(kind).to(tl.float32)
+        y2 = (second * cos2).to(kind).to(tl.float32) + (first * sin2).to(kind).to(tl.float32)
+    else:
+        y1 = first * cos1 + second * sin2
+        y2 = second * cos2 - first * sin1
+    tl.store(target, y1.to(kind), mask=inside)
+    tl.store(target + HALF, y2.to(kind), mask=inside)

@@ -1,0 +1,149 @@
+"""What transformers' decoder layers do between their matmuls, each in one pass over memory.
+
+Same roundings as transformers' own code, which needs six kernels and float32 copies for a norm.
+For frozen models in 16 bits on a GPU; `takes` says whether a tensor is one of these. On the meta
+device they allocate what they would on a GPU, so that a memory plan can be made from them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_BLOCK = 2048
+_MAX_ROW = 2**14
+"""Longest row of a norm: one program holds it in registers."""
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels of this module are for `x`."""
+    if x.dtype not in (torch.bfloat16, torch.float16) or x.shape[-1] > _MAX_ROW:
+        return False
+    return x.is_cuda or x.is_meta
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight * x / sqrt(mean(x^2) + eps) along the last axis, in float32, rounded before `weight`.
+
+    Differentiable in `x` alone. Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
+    """
+    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return out
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up; differentiable. Shazeer 2020, arXiv:2002.05202, eq. 6."""
+    out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of (T, H, d) by the (T, d) tables: x cos + rotate_half(x) sin.
+
+    rotate_half((a, b)) = (-b, a). Differentiable in `x`; the result is contiguous. Su et al. 2021,
+    arXiv:2104.09864, eq. 34.
+    """
+    out: Tensor = _Rotary.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        rstd = x.new_empty(x.shape[:-1], dtype=torch.float32)
+        if not x.is_meta:
+            kernels, grid, shape = _norm_launch(x)
+            kernels.rms_norm_forward[grid](x, weight, y, rstd, rstd.numel(), eps, **shape)
+        ctx.save_for_backward(x, weight, rstd)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, rstd = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        if not x.is_meta:
+            kernels, grid, shape = _norm_launch(x)
+            kernels.rms_norm_backward[grid](
+                dy.contiguous(), x, weight, rstd, dx, rstd.numel(), **shape
+            )
+        return dx, None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        y = torch.empty_like(gate)
+        if not y.is_meta:
+            kernels, grid = _flat_launch(y)
+            kernels.swiglu_forward[grid](gate, up, y, y.numel(), BLOCK=_BLOCK)
+        ctx.save_for_backward(gate, up)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+        if not dy.is_meta:
+            kernels, grid = _flat_launch(gate)
+            kernels.swiglu_backward[grid](
+                dy.contiguous(), gate, up, dgate, dup, gate.numel(), BLOCK=_BLOCK
+            )
+        return dgate, dup
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, sign=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        return _rotate(dy, *ctx.saved_tensors, sign=-1), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, sign: int) -> Tensor:
+    num_tokens, num_heads, width = x.shape
+    if x.stride()[1:] != (width, 1):
+        x = x.contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if not x.is_meta:
+        from rlkit.kernels import _layers_triton as kernels
+
+        half = width // 2
+        kernels.rotate[(num_tokens,)](
+            x, cos, sin, y, num_heads, x.stride(0),
+            SIGN=sign, HALF=half, BLOCK=_power(half), HEADS=_power(num_heads),
+        )  # fmt: skip
+    return y
+
+
+def _norm_launch(x: Tensor) -> tuple[Any, tuple[int], dict[str, int]]:
+    """The kernels, a grid of programs with some thousand numbers each, and their shape."""
+    from rlkit.kernels import _layers_triton as kernels
+
+    width = x.shape[-1]
+    rows = max(1, _BLOCK // _power(width))
+    grid = (-(-(x.numel() // width) // rows),)
+    shape = {"D": width, "BLOCK_D": _power(width), "ROWS": rows}
+    return kernels, grid, shape | {"num_warps": 8 if width > 4096 else 4}
+
+
+def _flat_launch(x: Tensor) -> tuple[Any, tuple[int]]:
+    from rlkit.kernels import _layers_triton as kernels
+
+    return kernels, (-(-x.numel() // _BLOCK),)
+
+
+def _power(number: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,101 @@
+"""Models with fused kernels against themselves in float64, and against their own 16-bit code."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from tiny_models import random_ids, tiny_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlkit.lora import LoRAConfig, attach, init_adapter
+from rlkit.models import fused
+from rlkit.models.attention import packed_attention
+from rlkit.models.fused import fuse
+from rlkit.models.layout import packing_of
+from rlkit.models.packing import PackedRow, Segment, Span
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_PLACES: list[object] = []
+if _INTERPRETED:
+    _PLACES.append(pytest.param("cpu", id="triton-interpreted"))
+elif torch.cuda.is_available():
+    _PLACES.append(pytest.param("cuda", id="triton-cuda", marks=pytest.mark.gpu))
+else:
+    _PLACES.append(pytest.param("", marks=pytest.mark.skip(reason="no GPU, not interpreted")))
+needs_triton = pytest.mark.parametrize("device", _PLACES)
+
+
+def states_and_gradients(
+    model: PreTrainedModel, *, dtype: torch.dtype, device: str, fusing: bool
+) -> list[Tensor]:
+    """Last states of one packed row of two sequences, and gradients of an adapter."""
+    model = copy.deepcopy(model).to(device, dtype)  # type: ignore[arg-type]
+    lora = attach(model, LoRAConfig(rank=4), dtype=dtype)
+    if fusing:
+        fuse(model)
+    adapter = init_adapter(lora, seed=0, device=torch.device(device))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for key, tensor in adapter.items():
+            if ".lora_B." in key:
+                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+    ids = torch.tensor([*random_ids(9, seed=1), *random_ids(6, seed=2)], device=device)
+    row = PackedRow(
+        ids=ids,
+        positions=torch.tensor([*range(9), *range(6)], device=device),
+        segments=(Segment(Span(0, 9)), Segment(Span(9, 6))),
+        predictors=torch.arange(15, device=device),
+    )
+    with lora.active(adapter), packed_attention(model.config):
+        states = model.model(
+            input_ids=ids[None],
+            position_ids=row.positions[None],
+            use_cache=False,
+            packing=packing_of(row, model.config, dtype),
+        ).last_hidden_state
+    weights = torch.randn(states.shape, generator=generator).to(device, dtype)
+    (states * weights).sum().backward()
+    gradients = [tensor.grad for tensor in adapter.values()]
+    return [x.double() for x in (states.detach(), *gradients) if x is not None]
+
+
+@needs_triton
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_fused_layers_are_as_exact_as_the_models_own(
+    family: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(fused, "takes", lambda x: calls.append(x.dtype) or x.dtype.itemsize == 2)
+    model = tiny_model(family)
+    exact, ours, theirs = (
+        states_and_gradients(model, dtype=dtype, device=device, fusing=fusing)
+        for dtype, fusing in (
+            (torch.float64, False), (torch.bfloat16, True), (torch.bfloat16, False),
+        )
+    )  # fmt: skip
+    assert torch.bfloat16 in calls
+    assert len(exact) == len(ours) == len(theirs) == 1 + 2 * 7 * 2
+
+    def errors(found: list[Tensor]) -> Tensor:
+        return torch.stack([(a - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)])
+
+    # Two ways of rounding: neither may be clearly worse than the other.
+    assert errors(ours).mean() <= 1.15 * errors(theirs).mean()
+    assert errors(ours).max() <= 1.5 * errors(theirs).max()
+    assert errors(theirs).max() < 0.25
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3", "cohere"])
+def test_other_inputs_and_other_models_run_their_own_code(family: str) -> None:
+    """float64 on a CPU: bitwise as without."""
+    model = tiny_model(family)
+    expected = model(input_ids=torch.tensor([random_ids(9, seed=1)])).logits
+    names = list(model.state_dict())
+    fuse(model)
+    fuse(model)
+    assert torch.equal(model(input_ids=torch.tensor([random_ids(9, seed=1)])).logits, expected)
+    assert list(model.state_dict()) == names

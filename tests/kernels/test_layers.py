@@ -1,0 +1,120 @@
+"""The kernels between the matmuls against transformers' own modules, values and gradients.
+
+On a GPU, and on a CPU in Triton's interpreter (tests/kernels/test_interpreter.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2MLP,
+    Qwen2RMSNorm,
+    Qwen2RotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
+from rlkit.kernels.layers import rms_norm, rotary, swiglu, takes
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_PLACES: list[object] = []
+if _INTERPRETED:
+    _PLACES.append(pytest.param("cpu", id="triton-interpreted"))
+elif torch.cuda.is_available():
+    _PLACES.append(pytest.param("cuda", id="triton-cuda", marks=pytest.mark.gpu))
+else:
+    _PLACES.append(pytest.param("", marks=pytest.mark.skip(reason="no GPU, not interpreted")))
+pytestmark = pytest.mark.parametrize("device", _PLACES)
+DTYPES = [torch.bfloat16, torch.float16]
+
+
+def noise(*shape: int, device: str, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (2.0 * torch.randn(shape, generator=generator)).to(device, dtype)
+
+
+def gradients(function: Callable[..., Tensor], inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, dy.to(out.dtype))]
+
+
+def assert_as_exact_as_eager(
+    actual: list[Tensor], eager: list[Tensor], exact: list[Tensor]
+) -> None:
+    """No further from float64 than transformers' 16-bit code, up to one rounding of the result."""
+    for ours, theirs, truth in zip(actual, eager, exact, strict=True):
+        scale = truth.abs().max()
+        error = (ours.double() - truth).abs().max() / scale
+        limit = (theirs.double() - truth).abs().max() / scale
+        assert error <= limit + torch.finfo(ours.dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 37, 96), (5, 8, 128), (3, 2100)], ids=str)
+def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    norm = Qwen2RMSNorm(shape[-1], eps=1e-6).to(device, dtype).requires_grad_(False)
+    norm.weight.copy_(noise(shape[-1], device=device, dtype=dtype, seed=1))
+    x, dy = (noise(*shape, device=device, dtype=dtype, seed=s) for s in (2, 3))
+    weight = norm.weight.double()
+
+    def exact(x: Tensor) -> Tensor:
+        return weight * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    assert_as_exact_as_eager(
+        gradients(lambda x: rms_norm(x, norm.weight, 1e-6), [x], dy),
+        gradients(norm, [x], dy),
+        gradients(exact, [x.double()], dy),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 7, 64), (3, 1000)], ids=str)
+def test_swiglu(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    activation = Qwen2MLP(Qwen2Config(hidden_size=8, intermediate_size=8)).act_fn
+    gate, up, dy = (noise(*shape, device=device, dtype=dtype, seed=s) for s in (1, 2, 3))
+
+    def eager(gate: Tensor, up: Tensor) -> Tensor:
+        return activation(gate) * up
+
+    ours = gradients(swiglu, [gate, up], dy)
+    theirs = gradients(eager, [gate, up], dy)
+    exact = gradients(eager, [gate.double(), up.double()], dy)
+    assert_as_exact_as_eager(ours, theirs, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 12])
+def test_rotary(num_heads: int, dtype: torch.dtype, device: str) -> None:
+    """Bitwise, in a strided view as the projections give it, and with a gradient of any layout."""
+    config = Qwen2Config(hidden_size=48 * 4, num_attention_heads=4)
+    positions = torch.tensor([[0, 1, 5, 2, 900]], device=device)
+    width = 48
+    wide = noise(5, num_heads + 2, width, device=device, dtype=dtype)
+    cos, sin = Qwen2RotaryEmbedding(config).to(device)(wide, positions)
+    x = wide[:, 1:-1]
+    dy = noise(width, num_heads, 5, device=device, dtype=dtype, seed=4).permute(2, 1, 0)
+
+    def eager(x: Tensor) -> Tensor:
+        query = x.transpose(0, 1)[None]
+        return apply_rotary_pos_emb(query, query, cos, sin)[0][0].transpose(0, 1)
+
+    ours = gradients(lambda x: rotary(x, cos[0], sin[0]), [x], dy)
+    theirs = gradients(eager, [x], dy)
+    assert torch.equal(ours[0], theirs[0])
+    cos, sin = cos.double(), sin.double()
+    exact = gradients(eager, [x.double()], dy)
+    assert_as_exact_as_eager(ours, theirs, exact)
+
+
+def test_what_is_not_for_the_kernels_is_left_alone(device: str) -> None:
+    assert not takes(torch.zeros(2, 8))
+    assert not takes(torch.zeros(2, 8, dtype=torch.bfloat16))
+    assert takes(torch.zeros(2, 8, dtype=torch.bfloat16, device="meta"))
+    assert not takes(torch.zeros(2, 2**15, dtype=torch.bfloat16, device="meta"))
+    assert device
