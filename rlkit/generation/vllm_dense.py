@@ -227,7 +227,8 @@ def describe(llm: Any, config: VLLMGeneratorConfig) -> str:
         return ", adapter by dense products"
     if config.lora is Products.dense:
         raise ValueError(f"generator.lora=dense needs {because}")
-    return f", adapter by Punica's kernels (dense products need {because})"
+    why = "" if config.lora is Products.punica else f" (dense products need {because})"
+    return f", adapter by Punica's kernels{why}"
 
 
 def _check(module: Any, *, fused: bool) -> tuple[int, ...]:

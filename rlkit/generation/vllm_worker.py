@@ -38,7 +38,7 @@ class _State:
     slots: dict[int, Slot] = field(default_factory=dict)
     """By the adapter's id."""
     users: int = 0
-    punica_because: str | None = "generator.lora=auto or dense, and no inductor"
+    punica_because: str | None = "generator.compilation other than inductor"
     """Why Punica's kernels apply the adapters; None = they do not (`vllm_dense`)."""
 
 

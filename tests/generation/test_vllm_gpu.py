@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm_models import LEAVES, SCALE, key, linear_layers, logps_of, merged, random_lora
 
 from rlkit.generation import VLLMGeneratorConfig
-from rlkit.generation.vllm_config import KVCacheDType, is_installed
+from rlkit.generation.vllm_config import KVCacheDType, Products, is_installed
 from rlkit.generation.vllm_lora import LoRAInjector, Mode
 from rlkit.generation.vllm_probe import mean_difference, mismatch_limit, sample, self_test
 from rlkit.generation.vllm_weights import forget_prefixes, kv_sleep, kv_wake, weight_views
@@ -34,6 +34,8 @@ class Cuda(NamedTuple):
     views: dict[str, Tensor]
     added_bytes: int
     """What the model on the engine's weights takes beside them."""
+    summary: str
+    products: Products
 
     def injector(self, scale: float = SCALE) -> LoRAInjector:
         return LoRAInjector(self.llm, linear_layers(self.own), rank=16, scale=scale, key=key)
@@ -51,13 +53,21 @@ class Cuda(NamedTuple):
         return mean_difference(logps, self.score(tensors, rows))
 
 
-@pytest.fixture(scope="module", params=[KVCacheDType.auto, KVCacheDType.fp8], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[(KVCacheDType.auto, Products.dense), (KVCacheDType.fp8, Products.punica)],
+    ids=lambda options: "-".join(options),
+)
 def cuda(request: pytest.FixtureRequest, starter: str) -> Iterator[Cuda]:
     from rlkit.generation.vllm_engine import EngineSpec, start_engine
 
     device = torch.device("cuda", torch.cuda.current_device())
+    kv_cache_dtype, products = request.param
     config = VLLMGeneratorConfig(
-        release_kv_cache=True, kv_cache_bytes=2**30, kv_cache_dtype=request.param
+        release_kv_cache=True,
+        kv_cache_bytes=2**30,
+        kv_cache_dtype=kv_cache_dtype,
+        lora=products,
     )
     spec = EngineSpec(
         location=starter,
@@ -84,7 +94,7 @@ def cuda(request: pytest.FixtureRequest, starter: str) -> Iterator[Cuda]:
     )
     torch.nn.Module.to(own, device)
     own.train(False)
-    yield Cuda(engine.llm, hf, own, views, added)
+    yield Cuda(engine.llm, hf, own, views, added, engine.summary, products)
     engine.close()
 
 
@@ -126,6 +136,48 @@ def test_self_test_and_versions(cuda: Cuda, record_property: Any) -> None:
     assert cuda.error(injector.request, last) < limit_of(cuda)
 
 
+def test_a_batch_may_mix_rows_with_and_without_the_adapter(
+    cuda: Cuda, record_property: Any
+) -> None:
+    """In CUDA graphs, and with a prefill that has more rows than are decoded at once."""
+    from vllm import SamplingParams
+
+    dense = cuda.products is Products.dense
+    assert ("adapter by dense products" in cuda.summary) is dense
+    injector, tensors = cuda.injector(), cuda.adapter(7)
+    request = _loaded(injector, tensors, 0)
+    for num_active in (8, 5, 0):
+        used = [n < num_active for n in range(8)]
+        prompts = [[(31 * n + 7 * i + i * i) % 49152 for i in range(60)] for n in range(8)]
+        outputs = cuda.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            SamplingParams(max_tokens=24, ignore_eos=True, seed=1, logprobs=0, detokenize=False),
+            lora_request=[request if is_used else None for is_used in used],
+            use_tqdm=False,
+        )
+        forget_prefixes(cuda.llm)
+        for adapter in (tensors, None):
+            rows = [
+                (prompt, output.outputs[0])
+                for prompt, output, is_used in zip(prompts, outputs, used, strict=True)
+                if is_used is (adapter is not None)
+            ]
+            if not rows:
+                continue
+            logps = [
+                [step[token].logprob for step, token in zip(s.logprobs, s.token_ids, strict=True)]
+                for _, s in rows
+            ]
+            right = cuda.score(adapter, [(prompt, tuple(s.token_ids)) for prompt, s in rows])
+            other = cuda.score(
+                None if adapter else tensors, [(p, tuple(s.token_ids)) for p, s in rows]
+            )
+            error = mean_difference(logps, right)
+            record_property(f"error_{num_active}_{adapter is not None}", error)
+            assert error < limit_of(cuda)
+            assert mean_difference(logps, other) > 0.6
+
+
 def test_200_injections_take_no_memory(cuda: Cuda, record_property: Any) -> None:
     injector = cuda.injector()
     adapters = [cuda.adapter(seed) for seed in (1, 2)]
@@ -139,7 +191,7 @@ def test_200_injections_take_no_memory(cuda: Cuda, record_property: Any) -> None
             assert cuda.error(injector.request, adapters[version % 2]) < limit_of(cuda)
     assert torch.cuda.memory_allocated() == before
     record_property("sync_ms", 1e3 * statistics.median(seconds))
-    assert statistics.median(seconds) < 1e-3
+    assert statistics.median(seconds) < 0.5e-3
 
 
 def test_a_sleeping_cache_leaves_the_trainer_its_weights(cuda: Cuda, record_property: Any) -> None:
