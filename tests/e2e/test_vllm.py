@@ -65,6 +65,29 @@ def test_a_run_samples_from_the_policy_it_trains(folder: Path, tmp_path: Path) -
     assert "vLLM while starting" in (tmp_path / "run/log.txt").read_text()
 
 
+def test_qlora_and_4_bit_rollouts(folder: Path, tmp_path: Path) -> None:
+    """One NF4 base for both sides; and NF4 for vLLM alone, whose mismatch the metrics show."""
+    cache = f"model.cache_dir={tmp_path / 'cache'}"
+    off = {}
+    for name, override in (
+        ("shared", "memory=qlora"),
+        ("separate", "generator.quantization=nf4"),
+    ):
+        done = run(folder, tmp_path, override, cache, f"run_dir={name}")
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert f"weights {name}" in done.stdout
+        # With the NF4 weights that the engine has, adapters agree to rounding in both cases.
+        (line,) = [line for line in done.stdout.splitlines() if "LoRA to vLLM: " in line]
+        assert "in_place, 14 layers" in line
+        first = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        off[name] = first["sampling/sampling_logp_difference/mean"]
+        adapter = json.loads((tmp_path / name / "adapter/adapter_config.json").read_text())
+        assert adapter["base_model_name_or_path"] == str(folder)
+    assert off["shared"] < 1e-4 < 1e-3 < off["separate"]
+    # Made by the first run, found by the second.
+    assert "Quantising" not in done.stdout and len(list((tmp_path / "cache/models").iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
