@@ -135,7 +135,8 @@ class ModelConfig:
     attention: AttentionImpl = AttentionImpl.auto
     chat_template: ChatTemplate = ChatTemplate.auto
     gradient_checkpointing: Checkpointing = Checkpointing.auto
-    """Recompute activations in the backward pass; auto = on CUDA from 1 billion parameters."""
+    """Recompute activations in the backward pass; auto = where the memory plan
+    finds too little memory to keep them."""
     shared_prefix: Switch = Switch.auto
     """Compute what prompts of a micro-batch have in common once, in the forward and in the backward
     pass; auto = on."""

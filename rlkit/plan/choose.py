@@ -24,6 +24,9 @@ from rlkit.plan.work import Sampler, Work
 _WORKSPACES = (WORKSPACE_BYTES, 2**28, 2**26)
 _ENGINE_TOKENS = (8192, 2048, 1024)
 """Tokens of one engine step, which bound its activations: the more, the faster prompts are read."""
+_BUSY_TOKENS = 4096
+"""Tokens of a micro-batch that keep a device busy: 180 ms forward and backward on an H200 with all
+activations kept, 280 ms with layers recomputed (1.5B, docs/memory/activations.md)."""
 _MARGIN = 0.03
 _MOST_MARGIN = 500_000_000
 """Left free of the budget, as a share and at most: allocators round up and leave holes."""
@@ -98,17 +101,25 @@ def _margin(budget: int) -> int:
 def _choices(work: Work, request: Request) -> Iterator[Choice]:
     modes = [request.checkpointing]
     if request.checkpointing is Checkpointing.auto:
-        modes = [Checkpointing.on, Checkpointing.offload]
-        if not request.prefers_recomputation:
-            modes.insert(0, Checkpointing.off)
+        modes = [Checkpointing.off, Checkpointing.on, Checkpointing.offload]
     if not work.on_cuda:
         modes = [m for m in modes if m is not Checkpointing.offload] or [Checkpointing.on]
     at_once = _halves(min(work.num_rows, work.max_at_once), 1)
-    tokens = _token_budgets(work, request)
-    for n, engine, mode, size, workspace in product(
-        at_once, _engine_choices(work, request), modes, tokens, _WORKSPACES
+    splits = [
+        (mode, size)
+        for mode in modes
+        for size in _token_budgets(work, request)
+        if len(modes) == 1 or mode is not Checkpointing.off or _is_busy(work, request, size)
+    ]
+    for n, engine, (mode, size), workspace in product(
+        at_once, _engine_choices(work, request), splits, _WORKSPACES
     ):
         yield Choice(size, mode, workspace, n, *engine)
+
+
+def _is_busy(work: Work, request: Request, num_tokens: int) -> bool:
+    """Whether `num_tokens` keep the device busy: below, a larger micro-batch beats kept layers."""
+    return not work.on_cuda or num_tokens >= min(_BUSY_TOKENS, _token_budgets(work, request)[0])
 
 
 def _engine_choices(work: Work, request: Request) -> list[tuple[int, bool]]:

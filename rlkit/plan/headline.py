@@ -62,7 +62,6 @@ class Headline:
             tokens_per_microbatch=8192,
             checkpointing=Checkpointing.auto,
             kv_cache_bytes=0,
-            prefers_recomputation=True,
         )
 
 

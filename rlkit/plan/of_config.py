@@ -14,7 +14,7 @@ from rlkit.config import Config
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
 from rlkit.generation.vllm_config import Compilation, KVCacheDType, Quantization, Weights
 from rlkit.models.config import Switch
-from rlkit.models.load import RECOMPUTES_FROM, resolve_dtype
+from rlkit.models.load import resolve_dtype
 from rlkit.models.source import SourceKind, kind_of, locate
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
@@ -121,7 +121,6 @@ def work_of(
 def request_of(config: Config, work: Work) -> Request:
     """What `config` leaves to the plan."""
     generator = config.generator
-    num_parameters = sum(p.numel() for p in work.model.parameters())
     of_engine = generator if isinstance(generator, VLLMGeneratorConfig) else None
     return Request(
         tokens_per_microbatch=config.memory.tokens_per_microbatch,
@@ -129,7 +128,6 @@ def request_of(config: Config, work: Work) -> Request:
         kv_cache_bytes=of_engine.kv_cache_bytes if of_engine else 0,
         engine_tokens=of_engine.max_num_batched_tokens if of_engine else 0,
         graphs=_GRAPHS[of_engine.compilation] if of_engine else Switch.auto,
-        prefers_recomputation=work.on_cuda and num_parameters >= RECOMPUTES_FROM,
     )
 
 

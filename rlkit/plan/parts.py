@@ -57,8 +57,6 @@ class Request:
     """`auto` leaves it to the plan."""
     kv_cache_bytes: int
     """0 leaves it to the plan."""
-    prefers_recomputation: bool
-    """Whether `auto` begins with checkpointing, as for large models."""
     engine_tokens: int = 0
     """0 leaves it to the plan."""
     graphs: Switch = Switch.auto
