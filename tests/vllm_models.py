@@ -60,13 +60,25 @@ def save_tiny(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> 
 
 @contextmanager
 def tiny_llm(
-    location: str, *, dtype: Any = "float32", max_loras: int = 1, quantization: str | None = None
+    location: str,
+    *,
+    dtype: Any = "float32",
+    max_loras: int = 1,
+    quantization: str | None = None,
+    dense: bool = False,
 ) -> Iterator[Any]:
-    """A bare `vllm.LLM` with rlkit's worker extension and LoRA slots of rank 16."""
+    """A bare `vllm.LLM` with rlkit's worker extension and LoRA slots of rank 16.
+
+    `dense`: with rlkit's worker, and without slots for the embedding and the head.
+    """
     from rlkit.generation.vllm_cpu import prepare_cpu
     from rlkit.generation.vllm_guard import configure_environment, process_state_kept
 
     configure_environment()
+    options: dict[str, Any] = {}
+    if dense:
+        options["worker_cls"] = "rlkit.generation.vllm_dense_worker.DenseWorker"
+        options["lora_target_modules"] = [*LEAVES, "qkv_proj", "gate_up_proj"]
     with process_state_kept():
         import vllm
 
@@ -89,6 +101,7 @@ def tiny_llm(
             max_lora_rank=16,
             worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension",
             disable_log_stats=True,
+            **options,
         )
     yield llm
     # Not shut down, only let go of: a shutdown ends torch.distributed for the session's engine too.

