@@ -78,14 +78,17 @@ class _Saved:
     on_device: Tensor | None
     """The tensor, or the copy that is on its way back."""
     ready: Any
-    """Event after which `on_device` may be read."""
+    """Event of the last thing that happened to it: made, copied to the host, copied back."""
     before: weakref.ReferenceType[_Saved] | None
     """What was saved before this: the backward pass wants it next."""
     on_host: Tensor | None = None
 
 
 class Offload:
-    """Moves what autograd saves inside `saved` to the host and back. One device, one thread."""
+    """Moves what autograd saves inside `saved` to the host and back. One device, one thread.
+
+    Small models are bound by the host: a tensor on its way takes few calls, and one event.
+    """
 
     def __init__(self, device: torch.device, *, min_bytes: int = 2**20) -> None:
         """Smaller tensors than `min_bytes` stay where they are."""
@@ -96,6 +99,7 @@ class Offload:
         self._backend: Any = torch.get_device_module(device)
         self._to_host: Any = self._backend.Stream()
         self._to_device: Any = self._backend.Stream()
+        self._enqueued: Any = self._backend.Event()
         self._newest: weakref.ReferenceType[_Saved] | None = None
         # Device memory that a copy still reads or writes, with the event of its end. Memory goes
         # back to the compute stream's pool when its last reference goes: not before that event.
@@ -109,34 +113,38 @@ class Offload:
         here = tensor.device.type == self._device.type and tensor.is_contiguous()
         if not here or tensor.nbytes < self._min_bytes:
             return tensor
+        compute = self._backend.current_stream()
         previous = None if self._newest is None else self._newest()
         if previous is not None and previous.on_host is None:
-            self._send(previous)
+            self._send(previous, compute)
+        ready = self._backend.Event()
+        ready.record(compute)
         # Detached: a tensor in flight must not keep alive the graph that it came from.
-        saved = _Saved(tensor.detach(), self._event(self._compute()), self._newest)
+        saved = _Saved(tensor.detach(), ready, self._newest)
         self._newest = weakref.ref(saved)
         return saved
 
     def _unpack(self, saved: _Saved | Tensor) -> Tensor:
         if isinstance(saved, Tensor):
             return saved
+        compute = self._backend.current_stream()
         if saved.on_device is None:
-            self._fetch(saved)
-        tensor, compute = saved.on_device, self._compute()
+            self._fetch(saved, compute)
+        tensor = saved.on_device
         assert tensor is not None
-        compute.wait_event(saved.ready)
         if saved.on_host is not None:
+            compute.wait_event(saved.ready)
             saved.on_device = None  # the caller has it; a second backward pass fetches it again
         before = None if saved.before is None else saved.before()
         if before is not None and before.on_device is None:
-            self._fetch(before)
+            self._fetch(before, compute)
         return tensor
 
-    def _send(self, saved: _Saved) -> None:
+    def _send(self, saved: _Saved, compute: Any) -> None:
         """Start the copy to the host; the device's memory is given up once it is done."""
         tensor = saved.on_device
         assert tensor is not None
-        self._wait_for_copies()
+        self._wait_for_copies(compute)
         buffer = self.host.take(tensor.nbytes)
         # Not at exit, when the device may be gone.
         weakref.finalize(saved, self._release).atexit = False
@@ -144,39 +152,33 @@ class Offload:
         self._to_host.wait_event(saved.ready)
         with self._backend.stream(self._to_host):
             saved.on_host.copy_(tensor, non_blocking=True)
-        self._in_flight.append((tensor, self._event(self._to_host)))
+        saved.ready.record(self._to_host)
+        self._in_flight.append((tensor, saved.ready))
         saved.on_device = None
 
-    def _fetch(self, saved: _Saved) -> None:
+    def _fetch(self, saved: _Saved, compute: Any) -> None:
         """Start the copy to the device."""
         assert saved.on_host is not None
-        self._wait_for_copies()
+        self._wait_for_copies(compute)
         # Allocated for the compute stream, whose earlier work may still use the same memory.
         saved.on_device = torch.empty_like(saved.on_host, device=self._device)
-        self._to_device.wait_stream(self._compute())
+        self._enqueued.record(compute)
+        self._to_device.wait_event(self._enqueued)
         with self._backend.stream(self._to_device):
             saved.on_device.copy_(saved.on_host, non_blocking=True)
-        saved.ready = self._event(self._to_device)
+        saved.ready.record(self._to_device)
         self._in_flight.append((saved.on_device, saved.ready))
 
-    def _wait_for_copies(self) -> None:
+    def _wait_for_copies(self, compute: Any) -> None:
         """Hold back the compute stream, not the host, so that their device memory can be reused."""
         for _, done in self._in_flight:
-            self._compute().wait_event(done)
+            compute.wait_event(done)
         self._in_flight.clear()
 
     def _release(self) -> None:
         if self.host.release():
             # What comes back in vain, after an error, must not meet the next step's copies.
             self._to_host.wait_stream(self._to_device)
-
-    def _compute(self) -> Any:
-        return self._backend.current_stream()
-
-    def _event(self, stream: Any) -> Any:
-        event = self._backend.Event()
-        event.record(stream)
-        return event
 
 
 def boundary_bytes(*, num_tokens: int, num_hidden: int, itemsize: int) -> int:
