@@ -12,7 +12,7 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
-from rlkit.generation import vllm_dense
+from rlkit.generation import vllm_dense, vllm_life
 from rlkit.generation.vllm_burst import Decoder, find_decoder
 from rlkit.generation.vllm_config import (
     Compilation,
@@ -95,6 +95,8 @@ class Engine:
     """What vLLM wrote while it started."""
     decoder: Decoder | None
     """Decodes past vLLM's scheduler; None = vLLM's own loop does it all."""
+    asleep: tuple[str, ...] = ()
+    """vLLM's tags of the memory that is given back until the next call."""
 
     def close(self) -> None:
         """End the engine and free its memory; idempotent."""
@@ -102,12 +104,10 @@ class Engine:
         if llm is None:
             return
         with process_state_kept():
-            llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
+            vllm_life.end(llm)
+        _collect_garbage()
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
+            vllm_life.free_pools(self.asleep)
 
 
 def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> Engine:
@@ -123,8 +123,9 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     say(f"starting vLLM {version()}: {_gib(budget.kv_cache_bytes)} for keys and values ...")
     configure_environment()
     _collect_garbage()
-    products = ""
-    with process_state_kept(), output_captured() as output, log_written():
+    vllm_life.leave_groups_at_exit()
+    has_groups, products = torch.distributed.is_initialized(), ""
+    with process_state_kept(), output_captured() as output, log_written(), vllm_life.faster_start():
         try:
             llm, problem = _build(config, spec, budget), ""
             if spec.lora_rank:
@@ -132,6 +133,8 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
         except (ValueError, RuntimeError, NotImplementedError, MemoryError) as error:
             llm, problem = None, _reason(error)
     if llm is None:
+        if not has_groups:
+            vllm_life.leave_groups()
         say(output[0])
         raise ValueError(f"generator=vllm must be able to run {spec.location}, got: {problem}")
     if spec.device.type == "cuda":
@@ -168,6 +171,9 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
     import vllm
 
     on_cpu = spec.device.type == "cpu"
+    sleeps = config.release_kv_cache or config.weights is Weights.sleep
+    if sleeps and vllm_life.free_pools():
+        raise ValueError("a model still holds the weights of an engine that was closed")
     use_architecture(vllm, spec.hf_config)
     if on_cpu:
         from rlkit.generation.vllm_cpu import prepare_cpu
@@ -191,7 +197,11 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
     compilation = resolve_compilation(config.compilation, on_cpu=on_cpu)
     if compilation is Compilation.graphs:
         # 0: no torch.compile. Without it vLLM 0.24 can capture whole decoding steps only.
-        options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+        options["compilation_config"] = {
+            "mode": 0,
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "cudagraph_capture_sizes": vllm_life.capture_sizes(budget.max_num_seqs),
+        }
     return vllm.LLM(
         model=spec.location,
         revision=spec.revision,
@@ -210,7 +220,7 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
         enforce_eager=compilation is Compilation.eager,
         logprobs_mode="processed_logprobs",
         stream_interval=_STREAM_INTERVAL,
-        enable_sleep_mode=config.release_kv_cache or config.weights is Weights.sleep,
+        enable_sleep_mode=sleeps,
         worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension",
         disable_log_stats=True,
         use_tqdm_on_load=False,

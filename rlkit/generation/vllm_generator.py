@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rlkit.generation import vllm_weights
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import Row, make_rows
 from rlkit.generation.vllm_burst import Piece
@@ -58,7 +59,6 @@ class VLLMGenerator:
         self._progress = progress
         self._version = 0
         self._num_calls = 0
-        self._asleep = False
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Copy `tensors` into vLLM's buffers and tag the rollouts with `version`."""
@@ -153,26 +153,24 @@ class VLLMGenerator:
         )
 
     def _wake(self) -> None:
-        if not self._asleep:
+        engine = self._engine
+        if not engine.asleep:
             return
-        if self._engine.weights is Weights.sleep:
-            self._engine.llm.wake_up()
+        if engine.weights is Weights.sleep:
+            engine.llm.wake_up()
         else:
-            from rlkit.generation.vllm_weights import kv_wake
-
-            kv_wake(self._engine.llm)
-        self._asleep = False
+            vllm_weights.kv_wake(engine.llm)
+        engine.asleep = ()
 
     def _sleep(self) -> None:
-        if self._engine.weights is Weights.sleep:
+        engine = self._engine
+        if engine.weights is Weights.sleep:
             torch.cuda.synchronize()
-            self._engine.llm.sleep(level=1)
-            self._asleep = True
-        elif self._engine.release_kv_cache:
-            from rlkit.generation.vllm_weights import kv_sleep
-
-            kv_sleep(self._engine.llm)
-            self._asleep = True
+            engine.llm.sleep(level=1)
+            engine.asleep = vllm_weights.ALL
+        elif engine.release_kv_cache:
+            vllm_weights.kv_sleep(engine.llm)
+            engine.asleep = vllm_weights.KV_CACHE
 
 
 def _extend(row: Row, piece: Piece) -> None:

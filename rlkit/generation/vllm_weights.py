@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+KV_CACHE = ("kv_cache",)
+"""vLLM's tag of the memory of keys and values."""
+ALL = ("weights", *KV_CACHE, "default")
+"""All of vLLM's tags of memory that can sleep."""
+
 
 def weight_views(llm: Any) -> dict[str, Tensor]:
     """The weights of a `vllm.LLM` under Hugging Face names, for the trainer to share.
