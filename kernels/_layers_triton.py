@@ -45,6 +45,21 @@ def rms_norm_backward(
 
 
 @triton.jit
+def sum_uses(grad_ptr, order_ptr, starts_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of the rows of `grad` at the places of one row's uses, in their order, in float32."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for i in range(tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)):
+        place = tl.load(order_ptr + i)
+        total += tl.load(grad_ptr + place * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(
+            tl.float32
+        )
+    out = total.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * WIDTH + columns, out, mask=columns < WIDTH)
+
+
+@triton.jit
 def swiglu_forward(gate_ptr, up_ptr, y_ptr, size, BLOCK: tl.constexpr):
     """y = round(silu(gate)) up."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -7,7 +7,7 @@ device they allocate what they would on a GPU, so that a memory plan can be made
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,51 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     out: Tensor = _Rotary.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out
+
+
+class Uses(NamedTuple):
+    """Where each row is used by `rows_of`."""
+
+    order: Tensor
+    """(K,) the places of `index`, sorted by the row that they hold."""
+    starts: Tensor
+    """(T + 1,) the uses of row t are order[starts[t] : starts[t + 1]]."""
+
+
+def uses_of(index: Tensor, num_rows: int) -> Uses:
+    """Made once for all gathers by `index` (K,) from `num_rows` rows; does not wait for a GPU."""
+    rows, order = index.sort(stable=True)
+    numbers = torch.arange(num_rows + 1, device=index.device)
+    return Uses(order, torch.searchsorted(rows, numbers))
+
+
+def rows_of(x: Tensor, index: Tensor, uses: Uses) -> Tensor:
+    """x[index] along the first axis; the gradient is summed in float32, always in the same order.
+
+    Autograd's own gradient of a gather adds 16-bit numbers in any order, or sorts in every call.
+    """
+    out: Tensor = _Rows.apply(x, index, *uses)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+        ctx.save_for_backward(order, starts)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        from rlkit.kernels import _layers_triton as kernels
+
+        order, starts = ctx.saved_tensors
+        num_rows, width = len(starts) - 1, grad[0].numel()
+        out = grad.new_empty(num_rows, *grad.shape[1:])
+        kernels.sum_uses[(num_rows,)](
+            grad.contiguous(), order, starts, out, WIDTH=width, BLOCK=_power(width)
+        )
+        return out, None, None, None
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
+from rlkit.kernels.layers import rows_of
 from rlkit.models.layout import Bucket, Packing, Ragged
 
 _NAME = "rlkit_packed"
@@ -55,8 +56,8 @@ def attend(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(packing, Ragged):
-        if packing.key_tokens is not None:
-            k, v = take(k, packing.key_tokens), take(v, packing.key_tokens)
+        if packing.key_tokens is not None and packing.key_uses is not None:
+            k, v = (rows_of(x, packing.key_tokens, packing.key_uses) for x in (k, v))
         function: Any = _Flash
         return function.apply(q, k, v, packing, scale, sliding_window)[None], None
     parts = [

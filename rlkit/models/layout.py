@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from rlkit.kernels.layers import Uses, uses_of
 from rlkit.models.packing import PackedRow, Segment
 
 _ALONE_FROM = 256
@@ -23,6 +24,8 @@ class Ragged:
 
     key_tokens: Tensor | None
     """(K,) the token of each segment's keys, one segment after another; None = each its own."""
+    key_uses: Uses | None
+    """Where `key_tokens` has each token; None with it."""
     query_ends: Tensor
     """(S + 1,) int32: segment s has the queries from query_ends[s] to query_ends[s + 1]."""
     key_ends: Tensor
@@ -79,12 +82,14 @@ def can_flash(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
 
 def ragged_of(segments: Sequence[Segment], device: torch.device) -> Ragged:
     """All segments for FlashAttention."""
-    key_tokens = None
+    key_tokens = key_uses = None
     if any(s.before for s in segments):
         key_tokens = torch.cat([_key_tokens(s) for s in segments]).to(device)
+        key_uses = uses_of(key_tokens, sum(s.own.length for s in segments))
     queries, keys = [s.own.length for s in segments], [s.num_keys for s in segments]
     return Ragged(
         key_tokens=key_tokens,
+        key_uses=key_uses,
         query_ends=_int32([0, *accumulate(queries)], device),
         key_ends=_int32([0, *accumulate(keys)], device),
         max_queries=max(queries),

@@ -19,7 +19,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
     apply_rotary_pos_emb,
 )
 
-from rlkit.kernels.layers import rms_norm, rotary, swiglu, takes
+from rlkit.kernels.layers import rms_norm, rotary, rows_of, swiglu, takes, uses_of
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _PLACES: list[object] = []
@@ -110,6 +110,21 @@ def test_rotary(num_heads: int, dtype: torch.dtype, device: str) -> None:
     cos, sin = cos.double(), sin.double()
     exact = gradients(eager, [x.double()], dy)
     assert_as_exact_as_eager(ours, theirs, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of(dtype: torch.dtype, device: str) -> None:
+    """Rows used often, once and never; the gradient is rounded once."""
+    index = torch.tensor([3, 0, 0, 5, 3, 3, 1, 0, 6], device=device)
+    x = noise(8, 2, 40, device=device, dtype=dtype)
+    dy = noise(9, 2, 40, device=device, dtype=dtype, seed=1)
+    uses = uses_of(index, 8)
+    out, grad = gradients(lambda x: rows_of(x, index, uses), [x], dy)
+    assert torch.equal(out, x[index])
+    expected = torch.zeros(8, 2, 40, dtype=torch.float64, device=device)
+    for place, row in enumerate(index.tolist()):
+        expected[row] += dy[place]
+    assert torch.equal(grad, expected.to(dtype))
 
 
 def test_what_is_not_for_the_kernels_is_left_alone(device: str) -> None:
