@@ -21,6 +21,7 @@ from rlkit.types import RolloutBatch
 
 _MIN_PREFIX = 16
 """Shorter prefixes, common to different prompts, are computed with each prompt."""
+_NOTHING = torch.empty(0, dtype=torch.long)
 
 
 class Span(NamedTuple):
@@ -65,7 +66,7 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     The last token of a row predicts nothing and is left out.
     Raises ValueError when a prompt is empty: its first token has no state before it.
     """
-    prompts = _ragged(batch.prompt_ids, batch.prompt_mask)
+    prompts = [tuple(row.tolist()) for row in _ragged(batch.prompt_ids, batch.prompt_mask)]
     completions = _ragged(batch.completion_ids, batch.completion_mask)
     if not all(prompts):
         raise ValueError("every prompt must have at least one token, got an empty one")
@@ -77,13 +78,13 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     for prompt, completion in zip(prompts, completions, strict=True):
         rest = prompt[len(prefix) :]
         if not share or users[prompt] == 1:
-            span = builder.add(rest + completion[:-1], position=len(prefix), before=common)
+            span = builder.add(rest, completion[:-1], position=len(prefix), before=common)
             builder.predict_from(span.start + len(rest) - 1, len(completion))
             continue
         if prompt not in ends:
             ends[prompt] = (*common, builder.add(rest, position=len(prefix), before=common))
         last = ends[prompt][-1]
-        if completion:
+        if len(completion):
             builder.predict_from(last.start + last.length - 1, 1)
         if len(completion) > 1:
             span = builder.add(completion[:-1], position=len(prompt), before=ends[prompt])
@@ -95,35 +96,37 @@ class _Builder:
     """Collects segments."""
 
     def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.positions: list[int] = []
+        self.length = 0
+        self.ids: list[Tensor] = [_NOTHING]
+        self.positions: list[Tensor] = [_NOTHING]
         self.segments: list[Segment] = []
-        self.predictors: list[int] = []
+        self.predictors: list[Tensor] = [_NOTHING]
 
-    def add(self, ids: Sequence[int], *, position: int, before: tuple[Span, ...]) -> Span:
-        """Append a segment whose first token is at `position` of its row."""
-        span = Span(len(self.ids), len(ids))
-        self.ids.extend(ids)
-        self.positions.extend(range(position, position + len(ids)))
+    def add(self, *parts: Sequence[int] | Tensor, position: int, before: tuple[Span, ...]) -> Span:
+        """Append a segment of `parts` whose first token is at `position` of its row."""
+        span = Span(self.length, sum(map(len, parts)))
+        self.length += span.length
+        self.ids.extend(torch.as_tensor(part, dtype=torch.long) for part in parts)
+        self.positions.append(torch.arange(position, position + span.length))
         self.segments.append(Segment(span, before))
         return span
 
     def predict_from(self, start: int, count: int) -> None:
         """`count` completion tokens are predicted from the tokens from `start` on."""
-        self.predictors.extend(range(start, start + count))
+        self.predictors.append(torch.arange(start, start + count))
 
     def build(self, device: torch.device) -> PackedRow:
         columns = (self.ids, self.positions, self.predictors)
-        ids, positions, predictors = (torch.tensor(c, dtype=torch.long).to(device) for c in columns)
+        ids, positions, predictors = (torch.cat(column).to(device) for column in columns)
         return PackedRow(
             ids=ids, positions=positions, segments=tuple(self.segments), predictors=predictors
         )
 
 
-def _ragged(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
-    """The ids under `mask`, row by row."""
-    kept = iter(ids[mask].tolist())
-    return [tuple(next(kept) for _ in range(n)) for n in mask.sum(1).tolist()]
+def _ragged(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """The ids under `mask`, row by row, on the host."""
+    ids, mask = ids.cpu(), mask.cpu()
+    return ids[mask].split(mask.sum(1).tolist())
 
 
 def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
