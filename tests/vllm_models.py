@@ -64,7 +64,7 @@ def tiny_llm(
     *,
     dtype: Any = "float32",
     max_loras: int = 1,
-    quantization: str | None = None,
+    quantization: Any = None,
     dense: bool = False,
 ) -> Iterator[Any]:
     """A bare `vllm.LLM` with rlkit's worker extension and LoRA slots of rank 16.

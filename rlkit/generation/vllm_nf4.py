@@ -14,9 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from bitsandbytes import matmul_4bit
-from bitsandbytes.functional import QuantState
-from bitsandbytes.utils import unpack_tensor_to_dict
+from bitsandbytes import functional, matmul_4bit, utils  # type: ignore[attr-defined,unused-ignore]
 from torch import Tensor, nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 from vllm.model_executor.layers.linear import (
@@ -32,6 +30,13 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+# Their types differ between versions, and vLLM may be missing where types are checked.
+_bnb: Any = functional
+_utils: Any = utils
+_Config: Any = QuantizationConfig
+_Method: Any = LinearMethodBase
+_Loader: Any = DefaultModelLoader
+
 NAME = "rlkit_nf4"
 """What `vllm.LLM` is given as `quantization` and as `load_format`."""
 _CODES, _STATE = "codes", "quant_state.bitsandbytes__nf4"
@@ -40,7 +45,7 @@ _NESTED = {*_PLAIN, "nested_absmax", "nested_quant_map"}
 
 
 @register_quantization_config(NAME)
-class NF4Config(QuantizationConfig):  # type: ignore[misc]
+class NF4Config(_Config):  # type: ignore[misc]
     """`quantization_config` of a checkpoint that transformers saved with bitsandbytes NF4."""
 
     def __init__(self, skip: list[str] | None) -> None:
@@ -98,7 +103,7 @@ class NF4Config(QuantizationConfig):  # type: ignore[misc]
 
 
 @register_weight_loader_v2_supported_method
-class NF4LinearMethod(LinearMethodBase):  # type: ignore[misc]
+class NF4LinearMethod(_Method):  # type: ignore[misc]
     """x W^T of a layer whose attribute `nf4_states` has a `QuantState` for every fused part."""
 
     def create_weights(
@@ -120,9 +125,9 @@ class NF4LinearMethod(LinearMethodBase):  # type: ignore[misc]
         )
         layer.register_parameter("weight", weight)
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
         """bitsandbytes' product for each part, in the dtype of `x`, as in the trainer."""
-        states: tuple[QuantState, ...] = layer.nf4_states
+        states = layer.nf4_states
         sizes = [state.shape[0] for state in states]
         codes = layer.weight.split(sizes)
         biases = [None] * len(states) if bias is None else bias.split(sizes)
@@ -134,7 +139,7 @@ class NF4LinearMethod(LinearMethodBase):  # type: ignore[misc]
 
 
 @register_model_loader(NAME)
-class NF4Loader(DefaultModelLoader):  # type: ignore[misc]
+class NF4Loader(_Loader):  # type: ignore[misc]
     """Reads the safetensors once, layer by layer; states stay nested."""
 
     def __init__(self, load_config: Any) -> None:
@@ -142,9 +147,9 @@ class NF4Loader(DefaultModelLoader):  # type: ignore[misc]
         load_config.load_format = "safetensors"
         super().__init__(load_config)
 
-    def load_weights(self, model: nn.Module, model_config: Any) -> None:
+    def load_weights(self, model: Any, model_config: Any) -> None:
         """Raises ValueError, naming the layer, when a weight or a state is missing."""
-        states: dict[str, QuantState] = {}
+        states: dict[str, Any] = {}
         weights = self.get_all_weights(model_config, model)
         device = next(model.parameters()).device
         loaded = model.load_weights(_with_states(weights, states, device))
@@ -164,7 +169,7 @@ class NF4Loader(DefaultModelLoader):  # type: ignore[misc]
 
 
 def _with_states(
-    weights: Iterable[tuple[str, Tensor]], states: dict[str, QuantState], device: torch.device
+    weights: Iterable[tuple[str, Tensor]], states: dict[str, Any], device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
     """`weights` with the codes as (out, in / 2); the states go to `states`, on `device`."""
     waiting: dict[str, dict[str, Tensor]] = {}
@@ -180,7 +185,7 @@ def _with_states(
             codes = waiting.pop(weight).pop(_CODES)
             # bitsandbytes makes the offset in the default dtype, which is the model's in here.
             with set_default_torch_dtype(torch.float32):
-                states[weight] = QuantState.from_dict(parts, device=device)
+                states[weight] = _bnb.QuantState.from_dict(parts, device=device)
             yield weight, codes.view(states[weight].shape[0], -1)
     for weight, parts in waiting.items():
         raise ValueError(f"the checkpoint must hold all of {weight}, got only {sorted(parts)}")
@@ -189,7 +194,7 @@ def _with_states(
 def _complete(parts: dict[str, Tensor]) -> bool:
     if _STATE not in parts:
         return False
-    nested = "nested_offset" in unpack_tensor_to_dict(parts[_STATE])
+    nested = "nested_offset" in _utils.unpack_tensor_to_dict(parts[_STATE])
     return (_NESTED if nested else _PLAIN) <= parts.keys()
 
 
