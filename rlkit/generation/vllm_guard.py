@@ -20,6 +20,8 @@ _SETTINGS = {
     "VLLM_CONFIGURE_LOGGING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # For 8-bit weights only, and slow to import.
+    "VLLM_USE_DEEP_GEMM": "0",
 }
 _NOISY = (
     # Warns in every run with adapters that theirs could be another tokenizer.
