@@ -73,7 +73,8 @@ def make_plan(work: Work, request: Request, *, budget: int, before: Choice | Non
 
     `before`: what a run chose that now goes on; it comes first, as another split rounds otherwise.
     """
-    if before is not None:
+    # An engine's step of no size: recorded by a version that did not choose it.
+    if before is not None and (before.engine_tokens or work.sampler not in ENGINES):
         again = _plan(work, request, before, budget)
         if again.fits:
             return again

@@ -73,7 +73,11 @@ def try_worst_step(parts: Parts, *, say: Say) -> None:
 
 
 def verdict(parts: Parts) -> str:
-    """One line that compares the plan with what the run took."""
+    """One line that compares the plan with what the run took: the plan is an upper bound, for the
+    longest prompts and completions."""
     measured, predicted = parts.meter.peak(), parts.planned.plan.peak
-    ratio = measured / predicted - 1
-    return f"memory: planned {predicted / GB:.2f} GB, taken {measured / GB:.2f} GB ({ratio:+.0%})"
+    share = measured / predicted
+    return (
+        f"memory: planned at most {predicted / GB:.2f} GB, taken {measured / GB:.2f} GB "
+        f"({share:.0%} of it)"
+    )

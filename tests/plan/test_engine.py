@@ -1,0 +1,113 @@
+"""The plan of a run that samples with vLLM in its own process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlkit.bench.memory_row import row_config
+from rlkit.generation import VLLMGeneratorConfig
+from rlkit.generation.vllm_config import Compilation, Quantization
+from rlkit.models.config import Checkpointing, QuantConfig, Switch
+from rlkit.plan.choose import Plan, make_plan
+from rlkit.plan.headline import ROWS
+from rlkit.plan.of_config import request_of, with_plan
+from rlkit.plan.parts import GB, GRAPH_BYTES_PER_LAYER, Choice, parts_of
+from rlkit.plan.work import Sampler
+
+SMALL, LARGE, _, LARGEST = ROWS
+
+
+def part(plan: Plan, start: str) -> tuple[int, int]:
+    (found,) = [p for p in plan.parts if p.name.startswith(start)]
+    return found.sampling, found.training
+
+
+def test_the_cache_is_for_sampling_alone_and_graphs_for_both() -> None:
+    work = SMALL.work()
+    plan = make_plan(work, SMALL.request(), budget=80 * GB)
+    assert plan.choice.engine_tokens == 2048  # 8192 would be the whole step
+    assert plan.choice.graphs
+    # 8 completions of 64 blocks and two spare ones, 16 tokens of 28 layers x 2 x 2 x 128 x 2 bytes
+    cache = (8 * 64 + 2) * 16 * 28 * 2 * 2 * 128 * 2
+    assert part(plan, "keys and values") == (cache, 0)
+    sampling, training = part(plan, "vLLM: CUDA graphs")
+    # 1, 2, 4 and 8 rows, with and without the adapter, and the activations of eight rows.
+    assert sampling == training == 8 * 28 * GRAPH_BYTES_PER_LAYER + work.prefill_bytes(8)
+    sampling, training = part(plan, "vLLM: activations (2048 tokens)")
+    # The weight of one layer in 16 bits, and at least inputs and outputs of the widest layer.
+    assert sampling > 2 * 8960 * 1536 + 2 * 2048 * (1536 + 2 * 8960)
+    assert training == 0
+
+
+def test_smaller_steps_come_before_fewer_completions_and_graphs_go_last() -> None:
+    work, request = LARGE.work(), LARGE.request()
+    plans = [make_plan(work, request, budget=b * GB) for b in (80, 24, 16)]
+    assert [p.choice.engine_tokens for p in plans] == [8192, 8192, 8192]
+    assert [p.choice.at_once for p in plans] == [8, 4, 2]
+    steps = {}
+    for tenths in range(24, 42):
+        try:
+            plan = make_plan(SMALL.work(), SMALL.request(), budget=tenths * GB // 10)
+        except ValueError:
+            continue
+        steps[tenths] = plan.choice
+    tight, wide = steps[min(steps)], steps[max(steps)]
+    assert (wide.engine_tokens, wide.graphs, wide.at_once) == (2048, True, 8)
+    assert (tight.engine_tokens, tight.graphs) == (1024, False)
+    order = [(c.at_once, c.graphs, c.engine_tokens) for c in steps.values()]
+    assert order == sorted(order)
+
+
+def test_what_the_user_asked_of_the_engine_stays() -> None:
+    work = SMALL.work()
+    request = replace(SMALL.request(), engine_tokens=512, graphs=Switch.off)
+    plan = make_plan(work, request, budget=80 * GB)
+    assert (plan.choice.engine_tokens, plan.choice.graphs) == (512, False)
+    generator = VLLMGeneratorConfig(max_num_batched_tokens=300, compilation=Compilation.graphs)
+    config = row_config(SMALL, Path("unused"), generator)
+    asked = request_of(config, work)
+    assert (asked.engine_tokens, asked.graphs) == (300, Switch.on)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "graphs", "got"),
+    [
+        (Compilation.auto, True, Compilation.auto),
+        (Compilation.auto, False, Compilation.eager),
+        (Compilation.inductor, True, Compilation.inductor),
+    ],
+)
+def test_the_engine_is_asked_for_what_was_planned(
+    wanted: Compilation, graphs: bool, got: Compilation
+) -> None:
+    config = row_config(SMALL, Path("unused"), VLLMGeneratorConfig(compilation=wanted))
+    plan = make_plan(SMALL.work(), SMALL.request(), budget=80 * GB)
+    choice = plan.choice._replace(graphs=graphs, engine_tokens=1024, at_once=4)
+    generator = with_plan(config, replace(plan, choice=choice, kv_cache_bytes=5)).generator
+    assert isinstance(generator, VLLMGeneratorConfig)
+    assert generator.compilation is got
+    assert (generator.max_num_batched_tokens, generator.max_num_seqs) == (1024, 4)
+    assert generator.kv_cache_bytes == 5
+
+
+def test_4_bit_rollouts_under_a_16_bit_trainer_count_their_own_weights() -> None:
+    work = replace(SMALL.work(Sampler.vllm_separate), quant=QuantConfig(), engine_in_nf4=True)
+    assert work.engine_weight_bytes == SMALL.work().weight_bytes < work.weight_bytes / 2
+    plan = make_plan(work, SMALL.request(), budget=80 * GB)
+    assert part(plan, "vLLM: weights of its own") == (work.engine_weight_bytes,) * 2
+    config = VLLMGeneratorConfig(quantization=Quantization.nf4)
+    assert config.weights.value == "auto"
+
+
+def test_the_self_test_of_a_large_adapter_is_counted() -> None:
+    work = LARGEST.work()
+    choice = Choice(1024, Checkpointing.offload, 2**26, 1, 1024, False)
+    parts = parts_of(work, LARGEST.request(), choice)
+    (steps,) = [p for p in parts if p.name.startswith("vLLM: activations")]
+    # One more adapter in float32 and its factors in 16 bits: 1.24 GB for 207 M parameters.
+    assert steps.sampling >= 6 * work.num_trained == 1_242_562_560
+    assert work.dtype is torch.bfloat16
