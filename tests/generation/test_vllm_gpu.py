@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,12 +13,21 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm_models import LEAVES, SCALE, key, linear_layers, logps_of, merged, random_lora
 
-from rlkit.generation import VLLMGeneratorConfig
+from rlkit.generation import Progress, VLLMGeneratorConfig
+from rlkit.generation.base import ProgressCallback
 from rlkit.generation.vllm_config import KVCacheDType, Products, is_installed
+from rlkit.generation.vllm_generator import VLLMGenerator
 from rlkit.generation.vllm_lora import LoRAInjector, Mode
-from rlkit.generation.vllm_probe import mean_difference, mismatch_limit, sample, self_test
+from rlkit.generation.vllm_probe import (
+    ProbeRow,
+    mean_difference,
+    mismatch_limit,
+    sample,
+    self_test,
+)
 from rlkit.generation.vllm_weights import forget_prefixes, kv_sleep, kv_wake, weight_views
 from rlkit.models.views import model_on_views, shared_bytes
+from rlkit.types import Prompt, SamplingConfig
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,6 +38,7 @@ pytestmark = [
 class Cuda(NamedTuple):
     """An engine, the model on its weights, and one loaded from the files, in bfloat16."""
 
+    engine: Any
     llm: Any
     hf: PreTrainedModel
     own: PreTrainedModel
@@ -94,7 +105,7 @@ def cuda(request: pytest.FixtureRequest, starter: str) -> Iterator[Cuda]:
     )
     torch.nn.Module.to(own, device)
     own.train(False)
-    yield Cuda(engine.llm, hf, own, views, added, engine.summary, products)
+    yield Cuda(engine, engine.llm, hf, own, views, added, engine.summary, products)
     engine.close()
 
 
@@ -178,6 +189,90 @@ def test_a_batch_may_mix_rows_with_and_without_the_adapter(
             assert mean_difference(logps, other) > 0.6
 
 
+@pytest.mark.parametrize(
+    "stops, sampling",
+    [
+        ((), SamplingConfig(max_completion_length=100)),
+        (range(0, 49152, 64), SamplingConfig(max_completion_length=100, temperature=0.8)),
+        ((), SamplingConfig(max_completion_length=40, temperature=0.7, top_k=50, top_p=0.9)),
+    ],
+    ids=["length", "stops", "top_p"],
+)
+def test_bursts_sample_what_the_scheduler_samples(
+    cuda: Cuda, stops: Sequence[int], sampling: SamplingConfig, record_property: Any
+) -> None:
+    """12 completions in an engine for 8: rows end, others join, batches shrink."""
+    injector = cuda.injector()
+    injector.load(cuda.adapter(6), 0)
+    prompts = [
+        Prompt(
+            index=n, ids=tuple(token_ids(torch.device("cpu"))[0, : 20 + 9 * n].tolist()), text=""
+        )
+        for n in range(6)
+    ]
+    seeds = [[2 * n, 2 * n + 1] for n in range(6)]
+    assert cuda.engine.decoder is not None
+
+    def completions(*, bursts: bool) -> list[Any]:
+        looks: list[Progress] = []
+        engine = cuda.engine if bursts else replace(cuda.engine, decoder=None)
+        generator = VLLMGenerator(
+            replace(engine, release_kv_cache=False),
+            injector,
+            stop_token_ids=frozenset(stops),
+            config=VLLMGeneratorConfig(),
+            progress=looks.append,
+        )
+        forget_prefixes(cuda.llm)  # both start with an empty cache
+        groups = generator.generate(prompts, num_samples=2, sampling=sampling, seeds=seeds)
+        record_property(f"looks_{bursts}", len(looks))
+        num_tokens = sum(len(r.completion_ids) for group in groups for r in group)
+        assert looks[-1] == Progress(12, 12, num_tokens)
+        return [rollout for group in groups for rollout in group]
+
+    slow, fast = completions(bursts=False), completions(bursts=True)
+    for a, b in zip(slow, fast, strict=True):
+        assert a.finish_reason is b.finish_reason
+        assert a.completion_ids == b.completion_ids
+        worst = max(abs(x - y) for x, y in zip(a.sampling_logps, b.sampling_logps, strict=True))
+        assert worst < 1e-4
+    rows = [ProbeRow(r.prompt.ids, r.completion_ids) for r in fast]
+    if sampling.temperature == 1.0:
+        scores = cuda.score(cuda.adapter(6), rows)
+        assert mean_difference([r.sampling_logps for r in fast], scores) < limit_of(cuda)
+
+
+def test_an_interrupted_burst_leaves_the_engine_ready(cuda: Cuda) -> None:
+    prompt = Prompt(index=0, ids=tuple(range(40)), text="")
+    arguments: dict[str, Any] = {
+        "num_samples": 4,
+        "sampling": SamplingConfig(max_completion_length=100),
+        "seeds": [[1, 2, 3, 4]],
+    }
+
+    def interrupt(progress: Progress) -> None:
+        if progress.num_tokens > 100:
+            raise KeyboardInterrupt
+
+    def generator(progress: ProgressCallback | None) -> VLLMGenerator:
+        return VLLMGenerator(
+            replace(cuda.engine, release_kv_cache=False),
+            cuda.injector(),
+            stop_token_ids=frozenset(),
+            config=VLLMGeneratorConfig(),
+            progress=progress,
+        )
+
+    forget_prefixes(cuda.llm)
+    expected = generator(None).generate([prompt], **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        generator(interrupt).generate([prompt], **arguments)
+    forget_prefixes(cuda.llm)
+    again = generator(None).generate([prompt], **arguments)
+    for a, b in zip(expected[0], again[0], strict=True):
+        assert a.completion_ids == b.completion_ids
+
+
 def test_200_injections_take_no_memory(cuda: Cuda, record_property: Any) -> None:
     injector = cuda.injector()
     adapters = [cuda.adapter(seed) for seed in (1, 2)]
@@ -198,6 +293,8 @@ def test_a_sleeping_cache_leaves_the_trainer_its_weights(cuda: Cuda, record_prop
     injector = cuda.injector()
     tensors = cuda.adapter(5)
     request = _loaded(injector, tensors, 0)
+    # Nothing cached, here and after the sleep: with other batches bfloat16 rounds otherwise.
+    forget_prefixes(cuda.llm)
     before = sample(cuda.llm, request)
     ids = token_ids(cuda.own.device)
     with torch.no_grad():

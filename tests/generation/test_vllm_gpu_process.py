@@ -1,0 +1,109 @@
+"""On a CUDA device: engines in succession, asleep or not, and processes that end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlkit.bench.random_model import write_random_model
+from rlkit.generation.vllm_config import is_installed
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not is_installed(), reason="vLLM is not installed"),
+]
+_SCRIPT = """
+import sys, time
+import torch
+from transformers import AutoConfig
+from rlkit.generation import VLLMGeneratorConfig
+from rlkit.generation.vllm_config import Weights
+from rlkit.generation.vllm_engine import EngineSpec, start_engine
+from rlkit.generation.vllm_generator import VLLMGenerator
+from rlkit.generation.vllm_weights import weight_views
+from rlkit.types import Prompt, SamplingConfig
+
+folder, mode = sys.argv[1:]
+
+class NoAdapter:
+    request = None
+
+def sample(seed, config, close=True):
+    spec = EngineSpec(
+        location=folder, revision=None, hf_config=AutoConfig.from_pretrained(folder),
+        dtype=torch.bfloat16, device=torch.device("cuda", 0), max_prompt_length=64,
+        max_completion_length=64, rows=4, lora_rank=8, lora_modules=("q_proj",),
+    )
+    engine = start_engine(config, spec, say=lambda _: None)
+    views = weight_views(engine.llm)
+    def progress(now):
+        if mode == "raise" and now.num_tokens > 20:
+            raise KeyboardInterrupt
+    generator = VLLMGenerator(
+        engine, NoAdapter(), stop_token_ids=frozenset(), config=config, progress=progress
+    )
+    prompt = Prompt(index=0, ids=tuple(range(40)), text="")
+    (group,) = generator.generate(
+        [prompt], num_samples=2, sampling=SamplingConfig(max_completion_length=48),
+        seeds=[[seed, seed + 1]],
+    )
+    if close:
+        generator.close()  # while `views` and the generator are still there
+        generator.close()
+    return [rollout.completion_ids for rollout in group]
+
+def used():
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+size = 2**30
+asleep = VLLMGeneratorConfig(release_kv_cache=True, kv_cache_bytes=size)
+offloaded = VLLMGeneratorConfig(weights=Weights.sleep, kv_cache_bytes=size)
+awake = VLLMGeneratorConfig(kv_cache_bytes=size)
+before = used()
+first = sample(5, asleep)
+after = used()
+assert after - before < size, "a closed engine must give its cache back"
+assert sample(5, asleep) == first, "the same seeds must sample the same in a new engine"
+assert sample(5, offloaded) == first
+assert used() - after < size // 2, "engines in succession must not add up"
+assert sample(5, awake, close=False) == first
+print("done", time.time(), flush=True)
+"""
+
+
+def run(folder: Path, mode: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    write_random_model(folder, "tiny", dtype=torch.bfloat16)
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(folder), mode],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    return done, time.time()
+
+
+def test_engines_that_slept_leave_room_for_the_next(tmp_path: Path) -> None:
+    """Two with a cache that sleeps, one that sleeps as a whole, one left to the process's end."""
+    done, ended = run(tmp_path / "tiny", "sample")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ended - float(done.stdout.split("done ")[1]) < 30
+    assert "destroy_process_group" not in done.stderr
+
+
+def test_an_exception_while_sampling_ends_the_process(tmp_path: Path) -> None:
+    begin = time.time()
+    done, ended = run(tmp_path / "tiny", "raise")
+    assert done.returncode in (130, -2), done.stderr[-3000:]
+    assert "KeyboardInterrupt" in done.stderr
+    assert "destroy_process_group" not in done.stderr
+    assert ended - begin < 120
