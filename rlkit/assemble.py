@@ -126,10 +126,7 @@ def _with_model(
         )
     check_rewards(task, start.rewards, base.tokenizer)
     train, eval_prompts = _splits(config, task, base, say=say)
-    for note in base.notes:
-        say(note)
-    say(f"first prompt, {len(eval_prompts[0].ids)} tokens: {eval_prompts[0].text!r}")
-    say(f"its token ids: {' '.join(map(str, eval_prompts[0].ids))}")
+    _say_what_is_known(base, eval_prompts[0], say)
     critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
     policy = new_policy(
         base,
@@ -137,6 +134,9 @@ def _with_model(
         seed=config.seed,
         critic=critic,
         workspace_bytes=planned.plan.choice.workspace_bytes,
+    )
+    injector = bind_adapter(
+        planned.config.generator, loaded.engine, base, policy, sampled=loaded.sampled, say=say
     )
     return Parts(
         config=config,
@@ -148,14 +148,7 @@ def _with_model(
         task=task,
         rewards=start.rewards,
         engine=loaded.engine,
-        injector=bind_adapter(
-            planned.config.generator,
-            loaded.engine,
-            base,
-            policy,
-            sampled=loaded.sampled,
-            say=say,
-        ),
+        injector=injector,
         resources=start.resources,
         algorithm=start.algorithm,
         warmup=start.warmup,
@@ -164,6 +157,13 @@ def _with_model(
         train=train,
         eval_prompts=eval_prompts,
     )
+
+
+def _say_what_is_known(base: BaseModel, prompt: Prompt, say: Callable[[str], None]) -> None:
+    for note in base.notes:
+        say(note)
+    say(f"first prompt, {len(prompt.ids)} tokens: {prompt.text!r}")
+    say(f"its token ids: {' '.join(map(str, prompt.ids))}")
 
 
 def _splits(

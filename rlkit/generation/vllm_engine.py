@@ -290,7 +290,7 @@ def _weight_bytes(spec: EngineSpec) -> int:
     return weight_bytes(
         spec.hf_config.get_text_config(),
         bytes_per_parameter=spec.dtype.itemsize,
-        in_nf4=getattr(spec.hf_config, "quantization_config", None) is not None,
+        in_nf4=spec.four_bit,
     )
 
 
