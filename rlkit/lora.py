@@ -166,7 +166,7 @@ def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
     for name, module in chosen.items():
         plain = type(module) is nn.Linear and not module.weight.requires_grad
         if plain and "forward" not in vars(module):
-            module.forward = lora.linear(name, module)  # type: ignore[method-assign]
+            module.forward = lora.linear(name, module)  # type: ignore[assignment,method-assign]
         else:
             module.register_forward_hook(lora.hook(name))
     return lora

@@ -165,7 +165,7 @@ def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
     clock = _Clock()
     metrics: list[Mapping[str, float]] = []
 
-    class Watch(TrainerCallback):  # type: ignore[misc]
+    class Watch(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             clock.next()
 

@@ -29,11 +29,11 @@ def fuse(model: nn.Module) -> None:
         if "forward" in vars(module):
             continue
         if name in _NORMS:
-            module.forward = _norm(module)  # type: ignore[method-assign]
+            module.forward = _norm(module)
         elif name in _MLPS and isinstance(module.act_fn, SiLUActivation | nn.SiLU):
-            module.forward = _mlp(module)  # type: ignore[method-assign]
+            module.forward = _mlp(module)
         elif name in _ATTENTIONS:
-            module.forward = _attention(module)  # type: ignore[method-assign]
+            module.forward = _attention(module)
 
 
 def _norm(module: Any) -> Callable[[Tensor], Tensor]:

@@ -126,7 +126,7 @@ class _Builder:
 def _ragged(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
     """The ids under `mask`, row by row, on the host."""
     ids, mask = ids.cpu(), mask.cpu()
-    return ids[mask].split(mask.sum(1).tolist())
+    return torch.split(ids[mask], mask.sum(1).tolist())
 
 
 def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
