@@ -112,7 +112,7 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shared]:
             location, dtype=case.dtype, attn_implementation="sdpa"
         )
         hf.train(False)
-        own.train(False)
+        own.train(False).requires_grad_(False)
         assert settle(own, case.dtype) == settle(hf, case.dtype) == case.num_layers
         yield Shared(case, llm, hf, own, views)
 

@@ -81,7 +81,7 @@ def cuda(starter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cud
         folder, dtype=DTYPE, attn_implementation="sdpa", device_map={"": device}
     )
     settle(own, DTYPE)
-    own.train(False)
+    own.train(False).requires_grad_(False)
     yield Cuda(engine.llm, hf, own, views, added)
     engine.close()
 
