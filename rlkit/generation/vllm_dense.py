@@ -91,7 +91,9 @@ class DenseLinear:
         self.b = torch.cat([part[0, 0] for part in b])
         """(outputs, rank), as rows of the weight."""
         module.lora_a_stacked = tuple(part[None, None] for part in torch.split(self.a, self.rank))
-        module.lora_b_stacked = tuple(part[None, None] for part in torch.split(self.b, self.widths))
+        module.lora_b_stacked = tuple(
+            part[None, None] for part in torch.split(self.b, list(self.widths))
+        )
         self.gated = gated and self.wide is not None
         self._early = self.b.is_cuda and torch.cuda.get_device_capability(self.b.device)[0] >= 9
 
@@ -146,7 +148,7 @@ class DenseLinear:
             return
         begin = 0
         rows = active[: out.shape[0], None].to(out.dtype)
-        for part, b in enumerate(torch.split(self.b, self.widths)):
+        for part, b in enumerate(torch.split(self.b, list(self.widths))):
             update = F.linear(low[:, part * self.rank : (part + 1) * self.rank], b)
             out[:, begin : begin + len(b)] = base[:, begin : begin + len(b)] + update * rows
             begin += len(b)
@@ -269,7 +271,7 @@ def _try(layer: DenseLinear, rows: ActiveRows) -> None:
         got = layer.forward(x, bias).double()
         truth = layer._method.apply(layer._base, x, bias).double()
         low = torch.split(x.double() @ layer.a.double().T, layer.rank, 1)
-        parts = zip(low, torch.split(layer.b.double(), layer.widths), strict=True)
+        parts = zip(low, torch.split(layer.b.double(), list(layer.widths)), strict=True)
         update = torch.cat([part @ b.T for part, b in parts], 1)
         truth += update * active[:num_rows, None].to(update)
         if got.shape != truth.shape:
