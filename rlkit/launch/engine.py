@@ -32,6 +32,7 @@ from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, 
 from rlkit.launch.packed import pack
 from rlkit.launch.rows import OVER, Row, Stand
 from rlkit.launch.sweep_folder import Job, job_folder, job_id
+from rlkit.report.job import is_held
 from rlkit.run_folder import write_status
 from rlkit.tracking import Status
 
@@ -133,6 +134,18 @@ def _watching(board: Board) -> Iterator[None]:
         over.set()
         thread.join()
         _look(board)
+        _tell_dead(board)
+
+
+def _tell_dead(board: Board) -> None:
+    """Jobs that ended without a word on their machine: out of time, or killed."""
+    for row in board.rows:
+        if row.stand is Stand.running and not is_held(row.folder):
+            row.seconds = row.elapsed()
+            row.stand = Stand.interrupted
+            row.message = "its process is gone; the same command again goes on"
+            board.ended(row)
+    board.refresh()
 
 
 def _look(board: Board) -> None:

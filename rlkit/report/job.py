@@ -146,7 +146,7 @@ def _state(folder: Path, evals: Sequence[EvalRecord]) -> tuple[State, str]:
     name, message = str(status.get("status", "")), str(status.get("message", ""))
     if (folder / "DONE").exists():
         return State.completed, message
-    if name == State.running.value and not _is_held(folder):
+    if name == State.running.value and not is_held(folder):
         return State.interrupted, "no process holds it: killed, out of memory, or this is a copy"
     if name in (s.value for s in State):
         return State(name), message
@@ -155,7 +155,7 @@ def _state(folder: Path, evals: Sequence[EvalRecord]) -> tuple[State, str]:
     return State.interrupted, "there is no status.json"
 
 
-def _is_held(folder: Path) -> bool:
+def is_held(folder: Path) -> bool:
     """Whether a live process of this machine holds the run's lock; a copy may lack the lock."""
     path = folder / ".lock"
     if not path.exists():
