@@ -11,8 +11,9 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,18 +113,30 @@ def rlkit_side(work: Work) -> dict[str, object]:
     code = run_job(config, run_dir=run_dir)
     if code != 0:
         raise RuntimeError(f"rlkit ended with {code}")
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    measured = [json.loads(line) for line in lines][-work.steps :]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    measured = lines[-work.steps :]
     _check_tokens([m["completions/mean_length"] for m in measured], work)
-    phases = ["generate", "reward", "score", "update", "sync", "other", "step"]
     plan = json.loads((run_dir / "memory_plan.json").read_text())
     return {
-        "seconds": {phase: [m[f"time/{phase}"] for m in measured] for phase in phases},
+        "seconds": wall_seconds(lines, work.steps),
         "device_peak_bytes": max(m.get("memory/device_peak_bytes", 0.0) for m in measured),
         "allocator_peak_bytes": max(m.get("memory/cuda_peak_bytes", 0.0) for m in measured),
         "plan": plan,
         "kl": measured[-1].get("kl"),
     }
+
+
+def wall_seconds(lines: Sequence[Mapping[str, float]], steps: int) -> dict[str, list[float]]:
+    """Of the last `steps` lines of metrics: the phases, and as `step` all that passed since the
+    line before, what is written to files included; `other` is what no phase explains."""
+    phases = ["generate", "reward", "score", "update", "sync"]
+    measured = lines[-steps:]
+    seconds = {phase: [line[f"time/{phase}"] for line in measured] for phase in phases}
+    times = [line["time/unix"] for line in lines[-steps - 1 :]]
+    seconds["step"] = [end - start for start, end in pairwise(times)]
+    explained = [sum(parts) for parts in zip(*(seconds[phase] for phase in phases), strict=True)]
+    seconds["other"] = [t - e for t, e in zip(seconds["step"], explained, strict=True)]
+    return seconds
 
 
 def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
@@ -162,7 +175,7 @@ def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
         report_to=[],
         disable_tqdm=True,
     )
-    clock = _Clock()
+    clock = Clock()
     metrics: list[Mapping[str, float]] = []
 
     class Watch(TrainerCallback):
@@ -210,7 +223,7 @@ def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
 _TRL_PHASES = ("generate", "score", "update", "sync", "step")
 
 
-class _Clock:
+class Clock:
     """Seconds of each phase of each step; a phase inside another is not counted in it."""
 
     def __init__(self) -> None:
