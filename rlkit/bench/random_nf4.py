@@ -156,6 +156,6 @@ def _write(path: Path, entries: Sequence[_Entry]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for entry in entries:
             left = entry.num_bytes
-            piece = memoryview(entry.piece.flatten().view(torch.uint8).numpy())
+            piece = entry.piece.flatten().view(torch.uint8).numpy().data
             while left:
                 left -= os.write(file.fileno(), piece[:left])

@@ -17,7 +17,7 @@ from rlkit.plan.headline import ROWS
 
 @pytest.mark.parametrize("row", ROWS[:3], ids=lambda row: row.family)
 def test_a_folder_is_the_model_of_its_row(row: object, tmp_path: Path) -> None:
-    headline = tiny(ROWS[ROWS.index(row)])  # type: ignore[arg-type]
+    headline = tiny(ROWS[ROWS.index(row)])
     written = write_nf4_folder(tmp_path, headline.hf_config())
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert written == index["metadata"]["total_size"]
