@@ -16,13 +16,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlkit.bench.generation_sides import SIDES, Work
+from rlkit.bench.generation_sides import PROGRESS, SIDES, Work
 from rlkit.bench.random_model import SHAPES, write_random_model
 from rlkit.environment import hardware, versions
 from rlkit.generation.vllm_config import Compilation
@@ -67,6 +69,7 @@ def table(results: dict[str, Result]) -> str:
         ("LoRA sync, ms", lambda r: _number(r.get("sync_ms"), "{:.2f}")),
         ("generation, s", lambda r: _number(_median(r.get("generation_s")), "{:.2f}")),
         ("base weights, GB", lambda r: _number(r.get("base_weight_bytes"), "{:.2f}", 1e-9)),
+        ("GPU memory in use, GB", lambda r: _number(r.get("gpu_memory_bytes"), "{:.1f}", 1e-9)),
         ("start to first token, s", lambda r: _number(r.get("first_token_s"), "{:.1f}")),
     ]
     lines = ["| | " + " | ".join(results) + " |", "| --- |" + " --- |" * len(results)]
@@ -84,24 +87,32 @@ def _run(side: str, folder: Path, cache: Path, options: argparse.Namespace) -> R
         "VLLM_CACHE_ROOT": str(cache),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=options.timeout_s,
-            check=False,
+    begin, lines = time.monotonic(), []
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         )
-    except subprocess.TimeoutExpired:
-        return {"error": f"no result within {options.timeout_s} s"}
-    for line in done.stdout.splitlines():
+        watch = threading.Timer(options.timeout_s, child.kill)
+        watch.start()
+        assert child.stdout is not None
+        for line in child.stdout:
+            lines.append(line)
+            if line.startswith(PROGRESS):
+                seconds = time.monotonic() - begin
+                print(f"{side} {seconds:5.0f} s: {line.removeprefix(PROGRESS)}", end="", flush=True)
+        child.wait()
+        watch.cancel()
+        errors.seek(0)
+        problems = errors.read()
+    for line in lines:
         if line.startswith(_MARK):
             result: Result = json.loads(line.removeprefix(_MARK))
             print(f"{side}: {json.dumps(result)[:400]}", flush=True)
             return result
-    print(done.stdout[-3000:], done.stderr[-3000:], sep="\n", flush=True)
-    return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+    if time.monotonic() - begin >= options.timeout_s:
+        return {"error": f"no result within {options.timeout_s} s"}
+    print("".join(lines)[-3000:], problems[-3000:], sep="\n", flush=True)
+    return {"error": (problems.strip().splitlines() or ["no output"])[-1]}
 
 
 def _work(folder: Path, options: argparse.Namespace) -> Work:

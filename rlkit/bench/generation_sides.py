@@ -26,7 +26,11 @@ from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.config import LoRAConfig
 from rlkit.types import Prompt, SamplingConfig
 
+PROGRESS = "rlkit.bench.progress "
+"""Starts a line on standard output that says how far a side is."""
 _PROMPT_TOKENS = 128
+_TRL_SYNCS = 5
+"""Each takes a second or so, and they differ little."""
 
 
 class Work(NamedTuple):
@@ -63,6 +67,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
 
     hf_config, device, dtype = _setting(work)
     begin = time.perf_counter()
+    _say("starting vLLM")
     engine, config = _engine(work, hf_config, device, dtype, rank=work.rank)
     views = weight_views(engine.llm)
     model = model_on_views(
@@ -77,6 +82,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
     generator.load_adapter(adapter, 0)
     _generate(generator, work, new_tokens=1)
     first_token = time.perf_counter() - begin
+    _say(f"first token after {first_token:.1f} s")
     syncs = []
     for version in range(1, work.syncs + 1):
         for tensor in adapter.values():
@@ -86,6 +92,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
         generator.load_adapter(adapter, version)
         _wait()
         syncs.append(1e3 * (time.perf_counter() - start))
+    _say(f"{work.syncs} syncs, {statistics.median(syncs):.2f} ms each")
     result = {
         "sync_ms": statistics.median(syncs),
         "sync_ms_all": syncs,
@@ -97,6 +104,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
         "base_weight_bytes": _distinct_bytes([*views.values(), *model.parameters()]),
         "one_copy_bytes": _distinct_bytes([*views.values()]),
         "runner": _runner(engine),
+        "gpu_memory_bytes": _gpu_memory(),
     }
     generator.close()
     return result
@@ -105,12 +113,14 @@ def rlkit_side(work: Work) -> dict[str, object]:
 def vllm_side(work: Work) -> dict[str, object]:
     """The same engine and requests without LoRA."""
     hf_config, device, dtype = _setting(work)
+    _say("starting vLLM")
     engine, config = _engine(work, hf_config, device, dtype, rank=0)
     generator = VLLMGenerator(engine, NoAdapter(), stop_token_ids=frozenset(), config=config)
     _generate(generator, work, new_tokens=1)
     seconds = _timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
+    memory = _gpu_memory()
     generator.close()
-    return {"generation_s": seconds}
+    return {"generation_s": seconds, "gpu_memory_bytes": memory}
 
 
 def trl_side(work: Work) -> dict[str, object]:
@@ -129,6 +139,7 @@ def trl_side(work: Work) -> dict[str, object]:
         base, LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=targets)
     )
     rows = work.num_prompts * work.num_samples
+    _say("starting vLLM, which compiles")
     generation = VLLMGeneration(
         model,
         Accelerator(),
@@ -148,13 +159,15 @@ def trl_side(work: Work) -> dict[str, object]:
 
     generate(1)
     first_token = time.perf_counter() - begin
+    _say(f"first token after {first_token:.1f} s")
     syncs = []
-    for _ in range(work.syncs):
+    for _ in range(min(work.syncs, _TRL_SYNCS)):
         _wait()
         start = time.perf_counter()
         generation.sync_weights()
         _wait()
         syncs.append(1e3 * (time.perf_counter() - start))
+    _say(f"{len(syncs)} syncs, {statistics.median(syncs):.2f} ms each")
     engine_model = generation.llm.llm_engine.model_executor.driver_worker.model_runner.model
     trained = [p for n, p in model.named_parameters() if "lora_" not in n]
     return {
@@ -163,6 +176,7 @@ def trl_side(work: Work) -> dict[str, object]:
         "generation_s": _timed(lambda: generate(work.new_tokens), work),
         "first_token_s": first_token,
         "base_weight_bytes": _distinct_bytes([*trained, *engine_model.parameters()]),
+        "gpu_memory_bytes": _gpu_memory(),
     }
 
 
@@ -252,7 +266,20 @@ def _timed(generate: Callable[[], None], work: Work) -> list[float]:
         generate()
         _wait()
         seconds.append(time.perf_counter() - start)
+        _say(f"generation {len(seconds)} of {work.repeats}: {seconds[-1]:.3f} s")
     return seconds
+
+
+def _say(text: str) -> None:
+    print(f"{PROGRESS}{text}", flush=True)
+
+
+def _gpu_memory() -> int | None:
+    """Bytes of the device in use, CUDA's own included; the bench is alone on it."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return total - free
 
 
 def _distinct_bytes(tensors: list[Tensor]) -> int:

@@ -69,7 +69,7 @@ def _pieces(outputs: list[Any]) -> list[Piece]:
         Piece(
             output.request_id,
             output.new_token_ids,
-            output.new_logprobs.logprobs[:, 0].tolist(),
+            output.new_logprobs.logprobs[:, 0].tolist() if output.new_token_ids else [],
             None if output.finish_reason is None else str(output.finish_reason),
         )
         for output in outputs
