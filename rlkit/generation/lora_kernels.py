@@ -201,7 +201,7 @@ class CopyTable:
             raise ValueError("the sources must be dense, on the targets' device, of one dtype each")
         self._sources = list(sources)
         self._layouts = _layouts(sources)
-        self._addresses = [source.data_ptr() for source in sources]
+        self._addresses = list(map(Tensor.data_ptr, sources))
         self._kinds = _KINDS[sources[0].dtype], _KINDS[targets[0].dtype]
         rows, blocks = [], []
         for n, (source, target, scale) in enumerate(zip(sources, targets, scaled, strict=True)):
@@ -216,11 +216,11 @@ class CopyTable:
 
     def reads(self, sources: Sequence[Tensor]) -> bool:
         """Whether `copy` reads what `sources` hold now: the same memory in the same layout."""
-        if self._addresses != [source.data_ptr() for source in sources]:
+        if self._addresses != list(map(Tensor.data_ptr, sources)):
             return False
         # The same objects: cheaper to see than dtype, shape and strides of each.
         known = len(sources) == len(self._sources) and all(map(is_, sources, self._sources))
-        return (known and all(map(torch.Tensor.is_contiguous, sources))) or (
+        return (known and all(map(Tensor.is_contiguous, sources))) or (
             self._layouts == _layouts(sources)
         )
 

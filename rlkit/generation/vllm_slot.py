@@ -52,7 +52,7 @@ class Slot:
             and manager.lora_index_to_id[self.index] == int_id
             and int_id in manager.list_adapters()
             and all(m.lora_a_stacked is a and m.lora_b_stacked is b for m, a, b in self.owners)
-            and self.addresses == [buffer.data_ptr() for buffer in self.buffers]
+            and self.addresses == list(map(Tensor.data_ptr, self.buffers))
         )
 
     def write(self, factors: Sequence[Tensor], scale: float) -> None:
@@ -102,5 +102,5 @@ def find_slot(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], ra
         factors=tuple(factors),
         owners=owners,
         buffers=buffers,
-        addresses=[buffer.data_ptr() for buffer in buffers],
+        addresses=list(map(Tensor.data_ptr, buffers)),
     )
