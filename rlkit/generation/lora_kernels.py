@@ -58,7 +58,7 @@ def _output_tile(
     return (y + update).to(kind).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _expand_kernel(
     out, base, low, b, active, num_rows, out_step, base_step, low_step, end_0, end_1,
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -75,7 +75,7 @@ def _expand_kernel(
              mask=(rows < num_rows)[:, None])  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _expand_gated_kernel(
     out, base, low, b, active, num_rows, out_step, base_step, low_step, width,
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
