@@ -251,7 +251,7 @@ def test_an_interrupted_burst_leaves_the_engine_ready(cuda: Cuda) -> None:
     }
 
     def interrupt(progress: Progress) -> None:
-        if progress.num_tokens > 100:
+        if progress.tokens > 100:
             raise KeyboardInterrupt
 
     def generator(progress: ProgressCallback | None) -> VLLMGenerator:

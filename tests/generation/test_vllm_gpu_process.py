@@ -43,7 +43,7 @@ def sample(seed, config, close=True):
     engine = start_engine(config, spec, say=lambda _: None)
     views = weight_views(engine.llm)
     def progress(now):
-        if mode == "raise" and now.num_tokens > 20:
+        if mode == "raise" and now.tokens > 20:
             raise KeyboardInterrupt
     generator = VLLMGenerator(
         engine, NoAdapter(), stop_token_ids=frozenset(), config=config, progress=progress
