@@ -128,14 +128,20 @@ class NF4LinearMethod(_Method):  # type: ignore[misc]
     def apply(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
         """bitsandbytes' product for each part, in the dtype of `x`, as in the trainer."""
         states = layer.nf4_states
+        if len(states) == 1:
+            return _product(x, layer.weight, states[0], bias)
         sizes = [state.shape[0] for state in states]
-        codes = layer.weight.split(sizes)
         biases = [None] * len(states) if bias is None else bias.split(sizes)
-        outputs = [
-            matmul_4bit(x, part.view(-1, 1), quant_state=state, bias=of_part)
-            for part, state, of_part in zip(codes, states, biases, strict=True)
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        fused = x.new_empty(*x.shape[:-1], sum(sizes))
+        parts = zip(fused.split(sizes, dim=-1), layer.weight.split(sizes), strict=True)
+        for (out, codes), state, of_part in zip(parts, states, biases, strict=True):
+            out.copy_(_product(x, codes, state, of_part))  # gone before the next part is there
+        return fused
+
+
+def _product(x: Tensor, codes: Tensor, state: Any, bias: Tensor | None) -> Tensor:
+    product: Tensor = matmul_4bit(x, codes.view(-1, 1), quant_state=state, bias=bias)
+    return product
 
 
 @register_model_loader(NAME)
