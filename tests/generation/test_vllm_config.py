@@ -10,7 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from rlkit.generation import VLLMGeneratorConfig, VLLMServerConfig
 from rlkit.generation.vllm_config import (
+    Quantization,
     VLLMSamplingOptions,
+    Weights,
     is_installed,
     sampling_fields,
     slot_rank,
@@ -53,6 +55,13 @@ def test_fields_are_those_of_the_installed_vllm() -> None:
 def test_unknown_and_owned_sampling_fields_are_refused(key: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VLLMSamplingOptions(extra={key: 1})
+
+
+def test_4_bit_rollouts_have_weights_of_their_own() -> None:
+    for weights in (Weights.auto, Weights.separate, Weights.sleep):
+        VLLMGeneratorConfig(quantization=Quantization.nf4, weights=weights)
+    with pytest.raises(ValueError, match=r"generator\.weights must be .* quantization=nf4, got sh"):
+        VLLMGeneratorConfig(quantization=Quantization.nf4, weights=Weights.shared)
 
 
 def test_base_rules_of_sampling_hold_too() -> None:
