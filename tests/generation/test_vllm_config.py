@@ -60,7 +60,9 @@ def test_unknown_and_owned_sampling_fields_are_refused(key: str, message: str) -
 def test_4_bit_rollouts_have_weights_of_their_own() -> None:
     for weights in (Weights.auto, Weights.separate, Weights.sleep):
         VLLMGeneratorConfig(quantization=Quantization.nf4, weights=weights)
-    with pytest.raises(ValueError, match=r"generator\.weights must be .* quantization=nf4, got sh"):
+    with pytest.raises(
+        ValueError, match=r"generator\.weights must be .*quantization=nf4, got shared"
+    ):
         VLLMGeneratorConfig(quantization=Quantization.nf4, weights=Weights.shared)
 
 
