@@ -108,9 +108,8 @@ def rotate(
     target = y_ptr + token * num_heads * 2 * HALF + offsets
     kind = y_ptr.dtype.element_ty
     if SIGN > 0:
-        # Products rounded before the sum, as eager code does.
-        y1 = (first * cos1).to(kind).to(tl.float32) - (second * sin1).to(kind).to(tl.float32)
-        y2 = (second * cos2).to(kind).to(tl.float32) + (first * sin2).to(kind).to(tl.float32)
+        y1 = first * cos1 - second * sin1
+        y2 = second * cos2 + first * sin2
     else:
         y1 = first * cos1 + second * sin2
         y2 = second * cos2 - first * sin1

@@ -1,6 +1,6 @@
 """What transformers' decoder layers do between their matmuls, each in one pass over memory.
 
-Same roundings as transformers' own code, which needs six kernels and float32 copies for a norm.
+As exact as transformers' own code, which needs six kernels and float32 copies for a norm.
 For frozen models in 16 bits on a GPU; `takes` says whether a tensor is one of these. On the meta
 device they allocate what they would on a GPU, so that a memory plan can be made from them.
 """
