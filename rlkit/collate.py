@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def collate(
         prompt_mask=prompt_mask,
         completion_ids=completion_ids,
         completion_mask=completion_mask,
-        sampling_logps=_pad_floats(logps, completion_ids.shape[1]),
+        sampling_logps=_filled(logps, completion_mask, 0, torch.float32),
         rewards=torch.tensor([sample.reward for sample in samples]),
         reward_components=torch.tensor([sample.components for sample in samples]),
         reward_weights=torch.tensor(list(reward_weights)),
@@ -65,18 +66,32 @@ def _check(sample: ScoredRollout, *, num_rewards: int) -> None:
 
 
 def _pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    width = max(1, *(len(row) for row in rows)) if rows else 1
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
-    return ids, mask
+    places, lengths = _places(rows)
+    mask = places >= places.shape[1] - lengths
+    return _filled(rows, mask, pad, torch.long), mask
 
 
 def _pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    width = max(1, *(len(row) for row in rows)) if rows else 1
-    ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-    return ids, mask
+    places, lengths = _places(rows)
+    mask = places < lengths
+    return _filled(rows, mask, pad, torch.long), mask
 
 
-def _pad_floats(rows: Sequence[Sequence[float]], width: int) -> Tensor:
-    return torch.tensor([list(row) + [0.0] * (width - len(row)) for row in rows])
+def _places(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(1, W) column numbers, at least one, and (B, 1) lengths."""
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    return torch.arange(max(1, int(lengths.max())))[None], lengths
+
+
+def _filled(
+    rows: Sequence[Sequence[int]] | Sequence[Sequence[float]],
+    mask: Tensor,
+    pad: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The numbers of `rows` where `mask` is True, in order, and `pad` elsewhere.
+
+    From one flat list: nested ones take torch ten times as long.
+    """
+    numbers = torch.tensor(list(chain.from_iterable(rows)), dtype=dtype)
+    return torch.full(mask.shape, pad, dtype=dtype).masked_scatter(mask, numbers)
