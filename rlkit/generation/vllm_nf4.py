@@ -133,7 +133,7 @@ class NF4LinearMethod(_Method):  # type: ignore[misc]
         sizes = [state.shape[0] for state in states]
         biases = [None] * len(states) if bias is None else bias.split(sizes)
         fused = x.new_empty(*x.shape[:-1], sum(sizes))
-        parts = zip(fused.split(sizes, dim=-1), layer.weight.split(sizes), strict=True)
+        parts = zip(torch.split(fused, sizes, -1), layer.weight.split(sizes), strict=True)
         for (out, codes), state, of_part in zip(parts, states, biases, strict=True):
             out.copy_(_product(x, codes, state, of_part))  # gone before the next part is there
         return fused
