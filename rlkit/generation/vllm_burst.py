@@ -139,12 +139,11 @@ class Decoder:
         if not batch or self._can_join() or self._graph([r.request_id for r in batch]) is None:
             return [], 0
         num_steps = min(_STEPS, *(left[request] for request in batch))
-        manager = self._scheduler.kv_cache_manager
         size = self._runner.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-        most = len(batch) * (math.ceil(num_steps / size) + 1)
-        if most > manager.block_pool.get_num_free_blocks():
-            return [], 0
-        return batch, num_steps
+        held = (request.num_computed_tokens for request in batch)
+        blocks = sum(math.ceil((n + num_steps) / size) - math.ceil(n / size) for n in held)
+        pool = self._scheduler.kv_cache_manager.block_pool
+        return (batch, num_steps) if blocks <= pool.get_num_free_blocks() else ([], 0)
 
     def _launch(self, batch: Sequence[Any], num_steps: int) -> _Flight:
         scheduled = self._schedule(batch, num_steps)
@@ -156,7 +155,7 @@ class Decoder:
         if token_ids.is_cuda:
             token_ids = token_ids.to("cpu", non_blocking=True)
             logps = logps.to("cpu", non_blocking=True)
-            landed = torch.cuda.Event()
+            landed = torch.cuda.Event()  # type: ignore[no-untyped-call]
             landed.record()
         return _Flight(tuple(batch), token_ids, logps, landed)
 

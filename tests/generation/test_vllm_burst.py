@@ -1,0 +1,86 @@
+"""Bursts of decoding steps past vLLM's scheduler, against vLLM's scheduler, on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlkit.bench.random_model import write_random_model
+from rlkit.generation.vllm_burst import _end
+from rlkit.generation.vllm_config import is_installed
+from rlkit.generation.vllm_life import capture_sizes
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What tests/vllm_v2_on_cpu.py samples: 6 completions of up to 37 tokens, 4 at once."""
+    if not is_installed() or torch.cuda.is_available():
+        pytest.skip("needs vLLM for CPUs; GPUs have test_vllm_gpu.py")
+    folder = tmp_path_factory.mktemp("burst") / "tiny"
+    write_random_model(folder, "tiny", dtype=torch.float32)
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "vllm_v2_on_cpu.py"), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["length", "stops"])
+def test_bursts_sample_what_the_scheduler_samples(found: Any, case: str) -> None:
+    """Rows that end, rows that join when a place is free, batches that shrink, an adapter."""
+    slow, fast = found[f"{case} scheduler"], found[f"{case} bursts"]
+    for a, b in zip(slow, fast, strict=True):
+        assert a["ids"] == b["ids"] and a["reason"] == b["reason"]
+        np.testing.assert_allclose(a["logps"], b["logps"], atol=2e-5)
+    assert found[f"{case} replays"] >= 30, "most steps must have been part of a burst"
+    reasons = {row["reason"] for row in fast}
+    assert reasons == ({"length"} if case == "length" else {"length", "stop"})
+
+
+@pytest.mark.slow
+def test_an_interrupted_burst_leaves_the_engine_ready(found: Any) -> None:
+    assert found["interrupted"] == 0
+    for a, b in zip(found["length scheduler"], found["after"], strict=True):
+        assert a["ids"] == b["ids"]
+    assert found["lost blocks"] == 0
+
+
+@pytest.mark.parametrize(
+    "ids, expected",
+    [
+        ([1, 2, 3], (3, None)),
+        ([1, 7, 3], (2, "stop")),
+        ([1, 2, 3, 4, 5], (5, "length")),
+        ([1, 2, 3, 4, 7], (5, "stop")),  # the last token it may have is a stop token
+        ([7, 2, 3, 4, 7], (1, "stop")),
+    ],
+)
+def test_where_a_completion_ends(ids: list[int], expected: tuple[int, str | None]) -> None:
+    request = SimpleNamespace(
+        num_output_tokens=5, max_tokens=10, sampling_params=SimpleNamespace(stop_token_ids=[7, 9])
+    )
+    assert _end(request, np.array(ids)) == expected
+
+
+def test_graphs_are_captured_for_few_batch_sizes() -> None:
+    assert capture_sizes(1) == [1]
+    assert capture_sizes(6) == [1, 2, 4, 6]
+    assert capture_sizes(64) == [1, 2, 4, 8, 16, 32, 48, 64]
+    assert capture_sizes(256) == [1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256]
