@@ -66,18 +66,21 @@ class Results:
         return [row for rows in self.panels.values() for row in rows]
 
     @property
+    def joined(self) -> str:
+        """The option along which frontiers join points: the first of panels that is no task."""
+        parts = [part for row in self.rows for part in row.arm.where]
+        return next((key_of(part) for part in parts if not part.startswith("task")), "")
+
+    @property
     def frontiers(self) -> dict[str, list[Row]]:
         """Rows with a final value and a KL, by the chart they share.
 
-        A chart joins a variant's points along the first option that splits panels and is not the
-        task; each value of the others has a chart of its own.
+        Panels that differ in `joined` alone share one.
         """
-        parts = [part for row in self.rows for part in row.arm.where]
-        joined = next((key_of(part) for part in parts if not part.startswith("task")), "")
         charts: dict[str, list[Row]] = {}
         for row in self.rows:
             if row.kl is not None and row.final is not None:
-                name = ", ".join(part for part in row.arm.where if key_of(part) != joined)
+                name = ", ".join(part for part in row.arm.where if key_of(part) != self.joined)
                 charts.setdefault(name, []).append(row)
         return charts
 

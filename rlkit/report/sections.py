@@ -130,7 +130,7 @@ def frontiers(results: Results) -> list[tuple[str, str]]:
     if not measured or (results.study.kind is Kind.run and not _ways(results, measured)):
         return []
     title = f"{results.metric_label} against KL to the reference"
-    connect = len(results.panels) > len(charts)
+    connect = bool(results.joined)
     return [
         (
             name,
