@@ -141,17 +141,57 @@ def wall_seconds(lines: Sequence[Mapping[str, float]], steps: int) -> dict[str, 
 
 def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
     """`GRPOTrainer`; its phases are timed around its own methods, after waiting for the device."""
+    from transformers import TrainerCallback
+
+    from rlkit.trainer import memory_metrics
+
+    clock = Clock()
+    metrics: list[Mapping[str, float]] = []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock.next()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.next()
+            metrics.append(memory_metrics(device))
+            print(f"step {len(metrics)}: {clock.steps[-1]['step']:.2f} s", flush=True)
+
+    micro = rows or work.trl_rows
+    trainer = _trl_trainer(work, micro, Watch())
+    print("the trainer is there", flush=True)
+    trainer._generate_and_score_completions = clock.timed(
+        "score", trainer._generate_and_score_completions
+    )
+    trainer._generate = clock.timed("generate", trainer._generate)
+    engine = trainer.vllm_generation
+    engine.sync_weights = clock.timed("sync", engine.sync_weights)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    logged = [line for line in trainer.state.log_history if "completions/mean_length" in line]
+    _check_tokens([line["completions/mean_length"] for line in logged], work)
+    measured = clock.steps[-work.steps :]
+    return {
+        "seconds": {key: [step[key] for step in measured] for key in _TRL_PHASES},
+        "device_peak_bytes": max(m.get("memory/device_peak_bytes", 0.0) for m in metrics),
+        "allocator_peak_bytes": max(m.get("memory/cuda_peak_bytes", 0.0) for m in metrics),
+        "rows_per_microbatch": micro,
+        "kl": logged[-1].get("kl"),
+    }
+
+
+def _trl_trainer(work: Work, micro: int, watch: Any) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     from rlkit.bench.step_reward import noise
-    from rlkit.trainer import memory_metrics
 
-    micro = rows or work.trl_rows
-    prompts = (work.folder / "prompts.jsonl").read_text()
     on_cuda = torch.cuda.is_available()
+    prompts = (work.folder / "prompts.jsonl").read_text()
     arguments = GRPOConfig(
         output_dir=str(work.folder / f"trl-{micro}"),
         max_steps=work.total_steps,
@@ -175,49 +215,17 @@ def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
         report_to=[],
         disable_tqdm=True,
     )
-    clock = Clock()
-    metrics: list[Mapping[str, float]] = []
-
-    class Watch(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock.next()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.next()
-            metrics.append(memory_metrics(torch.device("cuda" if on_cuda else "cpu")))
-            print(f"step {len(metrics)}: {clock.steps[-1]['step']:.2f} s", flush=True)
-
-    trainer = GRPOTrainer(
+    return GRPOTrainer(
         model=str(work.folder),
         reward_funcs=lambda completions, **_: [noise(text) for text in completions],
         args=arguments,
         train_dataset=Dataset.from_list([json.loads(line) for line in prompts.splitlines()]),
         processing_class=AutoTokenizer.from_pretrained(work.folder, padding_side="left"),
-        callbacks=[Watch()],
+        callbacks=[watch],
         peft_config=LoraConfig(
             r=RANK, lora_alpha=int(ALPHA), target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
-    print("the trainer is there", flush=True)
-    trainer._generate_and_score_completions = clock.timed(
-        "score", trainer._generate_and_score_completions
-    )
-    trainer._generate = clock.timed("generate", trainer._generate)
-    engine = trainer.vllm_generation
-    engine.sync_weights = clock.timed("sync", engine.sync_weights)
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats()
-    trainer.train()
-    logged = [line for line in trainer.state.log_history if "completions/mean_length" in line]
-    _check_tokens([line["completions/mean_length"] for line in logged], work)
-    measured = clock.steps[-work.steps :]
-    return {
-        "seconds": {key: [step[key] for step in measured] for key in _TRL_PHASES},
-        "device_peak_bytes": max(m.get("memory/device_peak_bytes", 0.0) for m in metrics),
-        "allocator_peak_bytes": max(m.get("memory/cuda_peak_bytes", 0.0) for m in metrics),
-        "rows_per_microbatch": micro,
-        "kl": logged[-1].get("kl"),
-    }
 
 
 _TRL_PHASES = ("generate", "score", "update", "sync", "step")
