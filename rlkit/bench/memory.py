@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.one is not None:
         return _one(options)
-    wanted = [row for row in ROWS if any(part in row.name for part in options.rows.split(","))]
+    parts = options.rows.split(",")
+    wanted = [row for part in parts for row in ROWS if part in row.name]
     command = " ".join(["python -m rlkit.bench.memory", *(arguments or sys.argv[1:])])
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -10,12 +10,20 @@ from rlkit.plan.sizes import moment_bytes
 from rlkit.plan.work import Sampler, Work
 
 GB = 10**9
-CONTEXT_BYTES = 550_000_000
-"""CUDA context, cuBLAS workspaces and loaded kernels, as measured on an H100 (docs/memory)."""
-ENGINE_BYTES = 400_000_000
-"""What vLLM adds to the context: its kernels, cuBLAS workspaces on its stream, index buffers."""
-GRAPH_BYTES_PER_LAYER = 200_000
-"""One CUDA graph of one decoder layer, as measured on an H100 (docs/memory)."""
+# Measured on an H100 80GB (docs/memory/plan.md): torch 2.11, CUDA 13.0, vLLM 0.24.0.
+CONTEXT_BYTES = 650_000_000
+"""The CUDA context."""
+KERNEL_BYTES = 130_000_000
+"""Kernels loaded and cuBLAS workspaces taken as a run goes on."""
+ENGINE_BYTES = 250_000_000
+"""What vLLM adds: its kernels, cuBLAS workspaces on its stream, index buffers."""
+GRAPH_BYTES = 80_000_000
+GRAPH_BYTES_PER_LAYER = 100_000
+"""CUDA graphs: at all, and for one decoder layer in one of them."""
+_UPDATE_BYTES = 100_000_000
+"""Workspaces of the backward pass, which runs in a thread of its own."""
+_HOLES = 1.03
+"""What the allocator takes for activations of one byte."""
 _KV_BLOCK = 16
 _CPU_KV_BLOCK = 32
 _LOGITS_COPIES = 4
@@ -77,7 +85,7 @@ def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
 
 
 def _static_parts(work: Work) -> list[Part]:
-    context = CONTEXT_BYTES if work.on_cuda else 0
+    context = (CONTEXT_BYTES + KERNEL_BYTES) if work.on_cuda else 0
     base, trained = work.weight_bytes, work.num_trained
     moments = moment_bytes(trained, work.optim)
     return [
@@ -119,7 +127,7 @@ def _graph_bytes(work: Work, choice: Choice) -> int:
         return 0
     sizes = 3 + -(-choice.at_once // 8)
     layers = int(work.hf_config.get_text_config().num_hidden_layers)
-    return 2 * sizes * layers * GRAPH_BYTES_PER_LAYER + work.prefill_bytes(choice.at_once)
+    return GRAPH_BYTES + 2 * sizes * layers * GRAPH_BYTES_PER_LAYER
 
 
 def _engine_step_bytes(work: Work, choice: Choice) -> int:
@@ -127,7 +135,8 @@ def _engine_step_bytes(work: Work, choice: Choice) -> int:
     tokens = min(choice.engine_tokens, work.num_rows * work.row_tokens)
     logits = _LOGITS_COPIES * 4 * choice.at_once * work.num_words
     self_test = (4 + work.dtype.itemsize) * work.num_trained
-    return max(work.prefill_bytes(tokens) + logits, self_test)
+    holes = _HOLES if work.on_cuda else 1.0
+    return int(holes * max(work.prefill_bytes(tokens) + logits, self_test))
 
 
 def _sampling_activations(work: Work, at_once: int) -> int:
@@ -148,7 +157,8 @@ def _update(work: Work, choice: Choice) -> Part:
     needed = work.activation_bytes(
         tokens, checkpointing=choice.checkpointing, workspace_bytes=choice.workspace_bytes
     )
-    return Part(f"{mode} ({tokens} tokens) and log-probs", 0, needed)
+    taken = int(_HOLES * needed) + _UPDATE_BYTES if work.on_cuda else needed
+    return Part(f"{mode} ({tokens} tokens) and log-probs", 0, taken)
 
 
 def kv_bytes(work: Work, request: Request, at_once: int) -> int:

@@ -15,7 +15,7 @@ from rlkit.models.config import Checkpointing, QuantConfig, Switch
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.headline import ROWS
 from rlkit.plan.of_config import request_of, with_plan
-from rlkit.plan.parts import GB, GRAPH_BYTES_PER_LAYER, Choice, parts_of
+from rlkit.plan.parts import GB, GRAPH_BYTES, GRAPH_BYTES_PER_LAYER, Choice, parts_of
 from rlkit.plan.work import Sampler
 
 SMALL, LARGE, _, LARGEST = ROWS
@@ -35,8 +35,8 @@ def test_the_cache_is_for_sampling_alone_and_graphs_for_both() -> None:
     cache = (8 * 64 + 2) * 16 * 28 * 2 * 2 * 128 * 2
     assert part(plan, "keys and values") == (cache, 0)
     sampling, training = part(plan, "vLLM: CUDA graphs")
-    # 1, 2, 4 and 8 rows, with and without the adapter, and the activations of eight rows.
-    assert sampling == training == 8 * 28 * GRAPH_BYTES_PER_LAYER + work.prefill_bytes(8)
+    # 1, 2, 4 and 8 rows, with and without the adapter.
+    assert sampling == training == GRAPH_BYTES + 8 * 28 * GRAPH_BYTES_PER_LAYER
     sampling, training = part(plan, "vLLM: activations (2048 tokens)")
     # The weight of one layer in 16 bits, and at least inputs and outputs of the widest layer.
     assert sampling > 2 * 8960 * 1536 + 2 * 2048 * (1536 + 2 * 8960)
