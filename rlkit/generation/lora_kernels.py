@@ -32,29 +32,38 @@ class Tiling(NamedTuple):
 
 
 @triton.jit
-def _output_tile(
-    base, low, b, active, rows, columns, part, num_rows, base_step, low_step, kind: tl.constexpr,
-    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
-    EARLY: tl.constexpr,
+def _weights(b, columns, start, RANK: tl.constexpr, BLOCK_R: tl.constexpr):
+    ranks = start + tl.arange(0, BLOCK_R)
+    return tl.load(b + columns[None, :] * RANK + ranks[:, None], mask=(ranks < RANK)[:, None],
+                   other=0.0)  # fmt: skip
+
+
+@triton.jit
+def _inputs(low, rows, inside, part, low_step, start, RANK: tl.constexpr, BLOCK_R: tl.constexpr):
+    ranks = start + tl.arange(0, BLOCK_R)
+    return tl.load(low + rows[:, None] * low_step + part * RANK + ranks[None, :],
+                   mask=inside[:, None] & (ranks < RANK)[None, :], other=0.0)  # fmt: skip
+
+
+@triton.jit
+def _outputs(base, rows, inside, columns, base_step):
+    return tl.load(base + rows[:, None] * base_step + columns[None, :], mask=inside[:, None],
+                   other=0.0).to(tl.float32)  # fmt: skip
+
+
+@triton.jit
+def _updated(
+    y, on, inputs, weights, low, b, rows, inside, columns, part, low_step, kind: tl.constexpr,
+    RANK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """round(base + active round(low of the part B^T)) in float32, for columns of one part"""
-    inside = rows < num_rows
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in tl.static_range(0, RANK, BLOCK_R):
-        ranks = start + tl.arange(0, BLOCK_R)
-        in_rank = ranks < RANK
-        weights = tl.load(b + columns[None, :] * RANK + ranks[:, None], mask=in_rank[:, None],
-                          other=0.0)  # fmt: skip
-        if EARLY and start == 0:
-            tl.extra.cuda.gdc_wait()
-        inputs = tl.load(low + rows[:, None] * low_step + part * RANK + ranks[None, :],
-                         mask=inside[:, None] & in_rank[None, :], other=0.0)  # fmt: skip
+    """round(y + on round(low of the part B^T)) in float32; the first ranks are loaded already"""
+    acc = tl.dot(inputs, weights, input_precision="ieee")
+    for start in tl.static_range(BLOCK_R, RANK, BLOCK_R):
+        inputs = _inputs(low, rows, inside, part, low_step, start, RANK, BLOCK_R)
+        weights = _weights(b, columns, start, RANK, BLOCK_R)
         acc += tl.dot(inputs, weights, input_precision="ieee")
-    on = tl.load(active + rows, mask=inside, other=0)
     # Rounded before it is added, as the trainer's own update is.
     update = tl.where(on[:, None] != 0, acc.to(kind).to(tl.float32), 0.0)
-    y = tl.load(base + rows[:, None] * base_step + columns[None, :], mask=inside[:, None],
-                other=0.0).to(tl.float32)  # fmt: skip
     return (y + update).to(kind).to(tl.float32)
 
 
@@ -67,12 +76,19 @@ def _expand_kernel(
     first = tl.program_id(0) * BLOCK_N
     columns = first + tl.arange(0, BLOCK_N)
     rows = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    inside = rows < num_rows
     part = (first >= end_0).to(tl.int32) + (first >= end_1).to(tl.int32)
     kind = out.dtype.element_ty
-    y = _output_tile(base, low, b, active, rows, columns, part, num_rows, base_step, low_step,
-                     kind, RANK, BLOCK_M, BLOCK_N, BLOCK_R, EARLY)  # fmt: skip
-    tl.store(out + rows[:, None] * out_step + columns[None, :], y.to(kind),
-             mask=(rows < num_rows)[:, None])  # fmt: skip
+    # Everything is asked for before anything is used: the kernel is as long as its latencies.
+    weights = _weights(b, columns, 0, RANK, BLOCK_R)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    inputs = _inputs(low, rows, inside, part, low_step, 0, RANK, BLOCK_R)
+    y = _outputs(base, rows, inside, columns, base_step)
+    on = tl.load(active + rows, mask=inside, other=0)
+    y = _updated(y, on, inputs, weights, low, b, rows, inside, columns, part, low_step, kind,
+                 RANK, BLOCK_R)  # fmt: skip
+    tl.store(out + rows[:, None] * out_step + columns[None, :], y.to(kind), mask=inside[:, None])
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -83,15 +99,26 @@ def _expand_gated_kernel(
 ):  # fmt: skip
     """silu(gate) up, for BLOCK_N columns of both; rounded after each operation"""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    others = columns + width
     rows = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    inside = rows < num_rows
     kind = out.dtype.element_ty
-    gate = _output_tile(base, low, b, active, rows, columns, 0, num_rows, base_step, low_step,
-                        kind, RANK, BLOCK_M, BLOCK_N, BLOCK_R, EARLY)  # fmt: skip
-    up = _output_tile(base, low, b, active, rows, columns + width, 1, num_rows, base_step,
-                      low_step, kind, RANK, BLOCK_M, BLOCK_N, BLOCK_R, False)  # fmt: skip
+    gate_weights = _weights(b, columns, 0, RANK, BLOCK_R)
+    up_weights = _weights(b, others, 0, RANK, BLOCK_R)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    gate_inputs = _inputs(low, rows, inside, 0, low_step, 0, RANK, BLOCK_R)
+    up_inputs = _inputs(low, rows, inside, 1, low_step, 0, RANK, BLOCK_R)
+    gate = _outputs(base, rows, inside, columns, base_step)
+    up = _outputs(base, rows, inside, others, base_step)
+    on = tl.load(active + rows, mask=inside, other=0)
+    gate = _updated(gate, on, gate_inputs, gate_weights, low, b, rows, inside, columns, 0, low_step,
+                    kind, RANK, BLOCK_R)  # fmt: skip
+    up = _updated(up, on, up_inputs, up_weights, low, b, rows, inside, others, 1, low_step, kind,
+                  RANK, BLOCK_R)  # fmt: skip
     gate = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)
     tl.store(out + rows[:, None] * out_step + columns[None, :], (gate * up).to(kind),
-             mask=(rows < num_rows)[:, None])  # fmt: skip
+             mask=inside[:, None])  # fmt: skip
 
 
 @triton.jit
@@ -132,11 +159,10 @@ def column_block(widths: Sequence[int]) -> int:
 
 
 def tiling(num_rows: int, widths: Sequence[int], *, early: bool) -> Tiling:
-    """How `expand` is cut: small tiles where they are few, so that all multiprocessors have one."""
+    """How `expand` is cut: small tiles where rows are few, so that all multiprocessors have one."""
     most = column_block(widths)
-    num_columns = sum(widths)
-    if num_rows * num_columns < 2**19:
-        return Tiling(16, min(most, 64), 4, early)
+    if num_rows <= 256:
+        return Tiling(16 if num_rows <= 64 else 32, min(most, 64), 4, early)
     return Tiling(64, most, 4, early)
 
 
