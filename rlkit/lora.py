@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
@@ -98,12 +99,14 @@ class LoRA:
 
     def linear(self, layer: str, module: nn.Linear) -> Callable[[Tensor], Tensor]:
         """Forward method of `module`, a plain frozen layer, with the active adapter's update."""
+        # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
+        plain = weakref.proxy(module)
 
         def forward(x: Tensor) -> Tensor:
             if self._factors is None:
-                return F.linear(x, module.weight, module.bias)
+                return F.linear(x, plain.weight, plain.bias)
             a, scaled_b = self._factors[layer]
-            return updated_linear(x, module.weight, module.bias, a, scaled_b)
+            return updated_linear(x, plain.weight, plain.bias, a, scaled_b)
 
         return forward
 

@@ -6,7 +6,9 @@ else runs transformers' own code. Names, parameters and the state dict stay as t
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,39 +30,40 @@ def fuse(model: nn.Module) -> None:
         name = type(module).__name__
         if "forward" in vars(module):
             continue
+        # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
+        own, plain = partial(type(module).forward, weakref.proxy(module)), weakref.proxy(module)
         if name in _NORMS:
-            module.forward = _norm(module)
+            module.forward = _norm(plain, own)
         elif name in _MLPS and isinstance(module.act_fn, SiLUActivation | nn.SiLU):
-            module.forward = _mlp(module)
+            module.forward = _mlp(plain, own)
         elif name in _ATTENTIONS:
-            module.forward = _attention(module)
+            module.forward = _attention(plain, own)
 
 
-def _norm(module: Any) -> Callable[[Tensor], Tensor]:
-    own = module.forward
+def _norm(module: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         weight: Tensor = module.weight
         if not takes(x) or weight.dtype != x.dtype or weight.requires_grad:
-            return own(x)  # type: ignore[no-any-return]
+            return own(x)
         return rms_norm(x, weight, module.variance_epsilon)
 
     return forward
 
 
-def _mlp(module: Any) -> Callable[[Tensor], Tensor]:
-    own = module.forward
+def _mlp(module: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         if not takes(x):
-            return own(x)  # type: ignore[no-any-return]
+            return own(x)
         return module.down_proj(swiglu(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return]
 
     return forward
 
 
-def _attention(module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    own = module.forward
+def _attention(
+    module: Any, own: Callable[..., tuple[Tensor, Tensor | None]]
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
     normed = hasattr(module, "q_norm")
     window = getattr(module, "sliding_window", None)
 
@@ -74,14 +77,13 @@ def _attention(module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
         x = hidden_states
         implementation = module.config._attn_implementation
         if not implementation.startswith(_PACKED) or past_key_values is not None or not takes(x):
-            found: tuple[Tensor, Tensor | None] = own(
+            return own(
                 hidden_states=x,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 **options,
             )
-            return found
         q, k, v = (
             layer(x)[0].unflatten(-1, (-1, module.head_dim))
             for layer in (module.q_proj, module.k_proj, module.v_proj)

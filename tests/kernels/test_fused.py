@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
+import weakref
 
 import pytest
 import torch
@@ -103,3 +105,20 @@ def test_other_inputs_and_other_models_run_their_own_code(family: str) -> None:
     fuse(model)
     assert torch.equal(model(input_ids=torch.tensor([random_ids(9, seed=1)])).logits, expected)
     assert list(model.state_dict()) == names
+
+
+def test_a_fused_model_with_an_adapter_is_freed_at_once() -> None:
+    """Without the garbage collector: an engine may wait for the weights that a model holds."""
+    model = tiny_model("qwen2")
+    attach(model, LoRAConfig(rank=4), dtype=torch.float64)
+    fuse(model)
+    model(input_ids=torch.tensor([random_ids(9, seed=1)]))
+    layer = weakref.ref(model.get_submodule("model.layers.0.mlp"))
+    weight = weakref.ref(model.get_parameter("model.layers.1.mlp.up_proj.weight"))
+    gc.disable()
+    try:
+        del model
+        assert layer() is None
+        assert weight() is None
+    finally:
+        gc.enable()
