@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from rlkit.generation.lora_kernels import CopyTable
+
+_TABLES = 2
+"""Most adapters whose addresses are kept; each keeps the tensors alive."""
 
 
 class Part(NamedTuple):
@@ -41,8 +44,8 @@ class Slot:
     """All buffers of `owners`."""
     addresses: list[int]
     """Theirs."""
-    table: CopyTable | None = None
-    """On CUDA, the copy of the last write's tensors into `factors`."""
+    tables: list[CopyTable] = field(default_factory=list)
+    """On CUDA, the copies into `factors` of the adapters written last, the latest first."""
 
     def valid(self, manager: Any, int_id: int, layers: Sequence[str], rank: int) -> bool:
         """Whether vLLM still holds the adapter, in this slot, in these buffers."""
@@ -57,16 +60,17 @@ class Slot:
 
     def write(self, factors: Sequence[Tensor], scale: float) -> None:
         """Copy A and scale B of each layer in turn: one launch on CUDA, for tensors seen before."""
-        if self.table is not None and self.table.reads(factors):
-            self.table.copy(scale)
-            return
         targets, values = list(self.factors), list(factors)
         if values[0].is_cuda:
             from rlkit.generation.lora_kernels import CopyTable, fits
 
-            if fits(values, targets):
-                self.table = CopyTable(values, targets, [False, True] * (len(values) // 2))
-                self.table.copy(scale)
+            table = next((table for table in self.tables if table.reads(factors)), None)
+            if table is None and fits(values, targets):
+                table = CopyTable(values, targets, [False, True] * (len(values) // 2))
+                # A policy and what it is compared with take turns.
+                self.tables = [table, *self.tables[: _TABLES - 1]]
+            if table is not None:
+                table.copy(scale)
                 return
         if math.frexp(scale)[0] == 0.5:
             # A power of two: scaling after rounding is exact, and needs no memory.
