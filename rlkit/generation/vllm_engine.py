@@ -47,6 +47,7 @@ _DTYPES: dict[torch.dtype, Any] = {
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16
 _MOST_SEQS = {"cuda": 256, "cpu": 32}
 _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
+_REFUSALS = (ValueError, RuntimeError, NotImplementedError, MemoryError, AssertionError)
 _STREAM_INTERVAL = 16
 """Tokens between two looks at a completion; one look costs as much as scheduling it."""
 
@@ -106,8 +107,8 @@ class Engine:
         with process_state_kept():
             vllm_life.end(llm)
         _collect_garbage()
-        if torch.cuda.is_available():
-            vllm_life.free_pools(self.asleep)
+        if self.release_kv_cache or self.weights is Weights.sleep:
+            vllm_life.abandon_pools(self.asleep)
 
 
 def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> Engine:
@@ -130,7 +131,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
             llm, problem = _build(config, spec, budget), ""
             if spec.lora_rank:
                 products = vllm_dense.describe(llm, config)
-        except (ValueError, RuntimeError, NotImplementedError, MemoryError) as error:
+        except _REFUSALS as error:
             llm, problem = None, _reason(error)
     if llm is None:
         if not has_groups:
@@ -172,8 +173,8 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
 
     on_cpu = spec.device.type == "cpu"
     sleeps = config.release_kv_cache or config.weights is Weights.sleep
-    if sleeps and vllm_life.free_pools():
-        raise ValueError("a model still holds the weights of an engine that was closed")
+    if sleeps:
+        vllm_life.free_pools()
     use_architecture(vllm, spec.hf_config)
     if on_cpu:
         from rlkit.generation.vllm_cpu import prepare_cpu

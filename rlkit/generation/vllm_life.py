@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+_CLOSED = "closed "
+"""Starts the names of the memory pools of engines that have ended."""
+
 
 @contextmanager
 def faster_start() -> Iterator[None]:
@@ -80,34 +83,56 @@ def end(llm: Any) -> None:
     vars(llm).clear()
 
 
-def free_pools(unmapped_tags: tuple[str, ...] = ()) -> int:
-    """Give back what nobody uses any more of the memory that sleeping engines had; bytes left.
+def abandon_pools(asleep: tuple[str, ...]) -> None:
+    """After an engine that could sleep has ended: its memory counts no more, and is freed.
 
-    For closed engines only. vLLM keeps their pools, and refuses to start another engine that can
-    sleep while one holds memory; what is left belongs to tensors that somebody still holds, such
-    as a model on an engine's weights. Memory of `unmapped_tags` is asleep: freed already.
+    vLLM keeps the pools, and lets no other engine sleep while they hold memory. What is still in
+    use, such as a model on the engine's weights, stays mapped; `free_pools` looks again. Memory of
+    the tags `asleep` is freed already.
     """
+    allocator = _allocator()
+    if allocator is None:
+        return
+    torch.cuda.synchronize()
+    held, left = allocator.pointer_to_data, _left(allocator)
+    left.update({address: data for address, data in held.items() if data.tag not in asleep})
+    held.clear()
+    pools = allocator.allocator_and_pools
+    for tag in [tag for tag in pools if not tag.startswith(_CLOSED)]:
+        # Kept: were a pool destroyed, PyTorch would free its segments once more.
+        pools[f"{_CLOSED}{len(pools)} {tag}"] = pools.pop(tag)
+    free_pools()
+
+
+def free_pools() -> None:
+    """Give back what nobody uses any more of the memory of engines that have ended."""
+    allocator = _allocator()
+    if allocator is None:
+        return
+    from vllm.device_allocator.cumem import unmap_and_release
+
+    left = _left(allocator)
+    for tag, pool in allocator.allocator_and_pools.items():
+        if not tag.startswith(_CLOSED):
+            continue
+        for segment in pool[0].snapshot():
+            data = left.get(segment["address"])
+            if data is not None and segment["allocated_size"] == 0:
+                del left[segment["address"]]
+                unmap_and_release(data.handle)
+
+
+def _allocator() -> Any:
+    """vLLM's allocator of memory that can sleep; None where nothing has used it."""
     from vllm.device_allocator import cumem
 
-    allocator: Any = cumem.CuMemAllocator.instance if cumem.cumem_available else None
-    if allocator is None:
-        return 0
-    torch.cuda.synchronize()
-    held = allocator.pointer_to_data
-    for address in [a for a, data in held.items() if data.tag in unmapped_tags]:
-        held.pop(address)
-    for number, tag in enumerate(list(allocator.allocator_and_pools)):
-        pool = allocator.allocator_and_pools[tag]
-        for segment in pool[0].snapshot():
-            if segment["allocated_size"] == 0 and segment["address"] in held:
-                handle = allocator._python_free_callback(segment["address"])
-                cumem.unmap_and_release(handle)
-        # Kept under another name: were it destroyed, PyTorch would free the segments once more.
-        if not tag.startswith("closed"):
-            del allocator.allocator_and_pools[tag]
-            name = f"closed {len(allocator.allocator_and_pools)} {number} {tag}"
-            allocator.allocator_and_pools[name] = pool
-    return int(allocator.get_current_usage())
+    return cumem.CuMemAllocator.instance if cumem.cumem_available else None
+
+
+def _left(allocator: Any) -> dict[int, Any]:
+    """Segments of ended engines by address."""
+    left: dict[int, Any] = vars(allocator).setdefault("rlkit_left", {})
+    return left
 
 
 def _plain_request() -> Any:
