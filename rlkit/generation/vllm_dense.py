@@ -80,7 +80,7 @@ class DenseLinear:
         `fused`: with Triton's kernels, for weights that are plain matrices. `gated`: then also
         return silu(gate) up for the two parts, where rows are few.
         """
-        self._rows = rows
+        self.rows = rows
         self._fused = fused
         self._base = module.base_layer
         self._method = module._get_quant_method()
@@ -95,26 +95,54 @@ class DenseLinear:
             part[None, None] for part in torch.split(self.b, list(self.widths))
         )
         self.gated = gated and self.wide is not None
-        self._early = self.b.is_cuda and torch.cuda.get_device_capability(self.b.device)[0] >= 9
+        self.deferred = False
+        """Whether a norm does the rest where rows are few (`vllm_dense_norm`)."""
+        self.early = self.b.is_cuda and torch.cuda.get_device_capability(self.b.device)[0] >= 9
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if not self._rows.some:
+        if not self.rows.some:
             output: Tensor = self._method.apply(self._base, x, bias)
             return output
         flat = x.reshape(-1, x.shape[-1])
         return self.forward(flat, bias).view(*x.shape[:-1], -1)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """y = base(x) + active * B (A x) of rows `x`, or silu(y_gate) y_up, half as wide."""
+        """y = base(x) + active * B (A x) of rows `x`, or silu(y_gate) y_up, or [W x, A x]."""
         if self.wide is None or x.shape[0] > WIDE_ROWS:
             out: Tensor = self._method.apply(self._base, x, bias)
             self._add(out, out, F.linear(x, self.a))
             return out
-        both = F.linear(x, self.wide, None if bias is None else self.wide_bias)
+        both = self.both(x, bias)
+        if self.deferred:
+            return both
         base, low = both[:, : self.num_outputs], both[:, self.num_outputs :]
         out = base.new_empty(len(base), self.num_outputs // (2 if self.gated else 1))
         self._add(out, base, low)
         return out
+
+    def both(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[base(x), A x] and padding, of a layer with `wide`."""
+        assert self.wide is not None
+        return F.linear(x, self.wide, None if bias is None else self.wide_bias)
+
+    def exact(self, x: Tensor, active: Tensor, bias: Tensor | None) -> Tensor:
+        """base(x), as vLLM has it, and the rest in float64."""
+        base = self._method.apply(self._base, x, bias).double()
+        low = torch.split(x.double() @ self.a.double().T, self.rank, 1)
+        parts = zip(low, torch.split(self.b.double(), list(self.widths)), strict=True)
+        update = torch.cat([part @ b.T for part, b in parts], 1)
+        exact: Tensor = base + update * active[: len(x), None].to(update)
+        return exact
+
+    def random_inputs(self, num_rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Random rows, which of them are active, and the layer's bias; the factors get random."""
+        generator = torch.Generator().manual_seed(0)
+        for factor in (self.a, self.b):
+            factor.copy_(torch.randn(factor.shape, generator=generator) * factor.shape[1] ** -0.5)
+        active = torch.arange(len(self.rows.mask)) % 3 > 0
+        self.rows.mask.copy_(active)
+        x = torch.randn(num_rows, self.a.shape[1], generator=generator).to(self.a)
+        return x, active, getattr(self._base, "bias", None)
 
     def _place(self, a: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """[W; A] with its bias, and A as a view of it; None, None and A for other weights."""
@@ -136,11 +164,11 @@ class DenseLinear:
         return wide, wide_bias, wide[size : size + len(a)]
 
     def _add(self, out: Tensor, base: Tensor, low: Tensor) -> None:
-        active = self._rows.mask
+        active = self.rows.mask
         if self._fused:
             from rlkit.generation import lora_kernels
 
-            tile = lora_kernels.tiling(len(out), self.widths, early=self._early)
+            tile = lora_kernels.tiling(len(out), self.widths, early=self.early)
             if out.shape[1] < self.num_outputs:
                 lora_kernels.expand_gated(out, base, low, self.b, active, tile)
             else:
@@ -166,12 +194,12 @@ class _Gate:
 
 
 @torch.no_grad()
-def install(manager: Any, *, fused: bool) -> tuple[DenseLinear, ...]:
+def install(manager: Any, *, fused: bool) -> dict[str, DenseLinear]:
     """Replace Punica in the layers of vLLM's LoRA `manager`, before graphs are captured.
 
-    `fused`: with Triton's kernels, for CUDA. Each kind of layer is tried against float64. Raises
-    ValueError, with Punica in place as before, when there is more than one slot or something is
-    not understood.
+    `fused`: with Triton's kernels, for CUDA. Gives the layers by vLLM's names. Each kind of layer
+    is tried against float64. Raises ValueError, with Punica in place as before, when there is more
+    than one slot or something is not understood.
     """
     modules = [*manager.modules.values()]
     wrappers = {id(wrapper): wrapper for wrapper in manager.punica_wrapper_mapping.values()}
@@ -189,7 +217,7 @@ def install(manager: Any, *, fused: bool) -> tuple[DenseLinear, ...]:
     )
     for layer in {(layer.widths, layer.a.shape, layer.gated): layer for layer in layers}.values():
         try:
-            _try(layer, rows)
+            _try(layer)
         finally:
             for tensor in (layer.a, layer.b, rows.mask):
                 tensor.zero_()
@@ -200,7 +228,7 @@ def install(manager: Any, *, fused: bool) -> tuple[DenseLinear, ...]:
     wrapper.update_metadata = rows.update
     # The next batch must tell its rows, whatever the last one was.
     manager._last_mapping = None
-    return layers
+    return dict(zip(manager.modules, layers, strict=True))
 
 
 def _gate_of(model: Any, name: str) -> Any:
@@ -254,26 +282,14 @@ def _check(module: Any, *, fused: bool) -> tuple[int, ...]:
     return widths
 
 
-def _try(layer: DenseLinear, rows: ActiveRows) -> None:
+def _try(layer: DenseLinear) -> None:
     """Compare one layer with float64 on random factors, some rows active, few rows and many.
 
     Raises ValueError when they differ by more than rounding. Overwrites factors and mask.
     """
-    generator = torch.Generator().manual_seed(0)
-    for factor in (layer.a, layer.b):
-        values = torch.randn(factor.shape, generator=generator) * factor.shape[1] ** -0.5
-        factor.copy_(values)
-    active = torch.arange(len(rows.mask)) % 3 > 0
-    rows.mask.copy_(active)
-    bias = getattr(layer._base, "bias", None)
-    for num_rows in (1, 37, min(WIDE_ROWS + 5, len(rows.mask))):
-        x = torch.randn(num_rows, layer.a.shape[1], generator=generator).to(layer.a)
-        got = layer.forward(x, bias).double()
-        truth = layer._method.apply(layer._base, x, bias).double()
-        low = torch.split(x.double() @ layer.a.double().T, layer.rank, 1)
-        parts = zip(low, torch.split(layer.b.double(), list(layer.widths)), strict=True)
-        update = torch.cat([part @ b.T for part, b in parts], 1)
-        truth += update * active[:num_rows, None].to(update)
+    for num_rows in (1, 37, min(WIDE_ROWS + 5, len(layer.rows.mask))):
+        x, active, bias = layer.random_inputs(num_rows)
+        got, truth = layer.forward(x, bias).double(), layer.exact(x, active, bias)
         if got.shape != truth.shape:
             gate, up = truth.chunk(2, 1)
             truth = F.silu(gate) * up

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from vllm.platforms import current_platform
 
-from rlkit.generation import vllm_dense
+from rlkit.generation import vllm_dense, vllm_dense_norm
 from rlkit.generation.vllm_worker import WorkerExtension
 
+_log = logging.getLogger(__name__)
 _Worker: Any
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
@@ -37,8 +39,18 @@ class DenseWorker(_Worker, WorkerExtension):  # type: ignore[misc]
 
 def _install(manager: Any) -> str | None:
     """Why Punica stays in place; None = it does not."""
+    fused = not current_platform.is_cpu()
     try:
-        vllm_dense.install(manager, fused=not current_platform.is_cpu())
+        layers = vllm_dense.install(manager, fused=fused)
     except Exception as reason:  # an unknown vLLM may fail in any way: Punica always works
-        return (str(reason).splitlines() or [type(reason).__name__])[0]
+        return _first_line(reason)
+    if fused:
+        try:
+            vllm_dense_norm.install_norms(manager.model, layers)
+        except Exception as reason:  # likewise, and the layers work without
+            _log.warning("vLLM's norms stay as they are: they need %s", _first_line(reason))
     return None
+
+
+def _first_line(reason: Exception) -> str:
+    return (str(reason).splitlines() or [type(reason).__name__])[0]

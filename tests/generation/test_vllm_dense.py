@@ -251,15 +251,23 @@ import sys
 from pathlib import Path
 from test_vllm_dense import Pair, hf_of, managers
 from vllm_models import in_worker, save_tiny, tiny_llm
-from rlkit.generation import vllm_dense
+from rlkit.generation import vllm_dense, vllm_dense_norm
 
-location = save_tiny(Path(sys.argv[1]), "qwen2_tied")
+family = sys.argv[2]
+location = save_tiny(Path(sys.argv[1]), family)
 vllm_dense.WIDE_ROWS = 16  # prompts of the probe have more rows, decoded batches fewer
+
+def install(worker):
+    layers = vllm_dense.install(managers(worker), fused=True)
+    return layers, vllm_dense_norm.install_norms(managers(worker).model, layers)
+
 with tiny_llm(location, dense=True) as llm:
     pair = Pair(llm, hf_of(location))
-    layers = in_worker(llm, lambda w: vllm_dense.install(managers(w), fused=True))
-    assert [layer.gated for layer in layers] == 2 * [False, False, True, False]
-    assert all(layer.wide is not None for layer in layers)
+    layers, num_norms = in_worker(llm, install)
+    assert len(layers) == 8 and all(layer.wide is not None for layer in layers.values())
+    assert [layer.gated for layer in layers.values()] == 2 * [False, False, True, False]
+    assert [layer.deferred for layer in layers.values()] == 2 * [False, True, False, True]
+    assert num_norms == 4
     injector = pair.injector()
     tensors = pair.adapter(injector, seed=1)
     injector.load(tensors, 0)
@@ -273,11 +281,12 @@ with tiny_llm(location, dense=True) as llm:
 
 
 @pytest.mark.slow
-def test_the_kernels_of_cuda_inside_an_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen2_tied", "qwen3", "llama"])
+def test_the_kernels_of_cuda_inside_an_engine(tmp_path: Path, family: str) -> None:
     here = Path(__file__).parent
     folders = os.pathsep.join([str(here), str(here.parent), str(here.parents[1])])
     done = subprocess.run(
-        [sys.executable, "-c", _FUSED, str(tmp_path)],
+        [sys.executable, "-c", _FUSED, str(tmp_path), family],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": folders},
         capture_output=True,
         text=True,

@@ -89,6 +89,26 @@ def test_triton_expand_gated(kind: torch.dtype) -> None:
     assert_rounded_alike(out, F.silu(gate) * up)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("width", "rank"), [(96, 16), (64, 1), (192, 80)])
+def test_triton_expand_norm(width: int, rank: int, kind: torch.dtype) -> None:
+    from rlkit.generation.lora_norm import expand_norm, fits
+
+    base, low, b, active, y = case(19, (width,), rank, kind)
+    residual, gain = torch.randn(19, width + 3).to(kind)[:, :width], torch.randn(width).to(kind)
+    after = (residual.double() + y.double()).to(kind)
+    scale = torch.rsqrt(after.double().square().mean(1, keepdim=True) + 1e-6)
+    truth = ((after.double() * scale).to(kind).double() * gain.double()).to(kind)
+    early = not INTERPRETED and torch.cuda.get_device_capability()[0] >= 9
+    for is_early in {False, early}:
+        held = residual.to(DEVICE).clone()
+        out = base.new_full((19, width), float("nan"))
+        expand_norm(out, held, base, low, b, active, gain.to(DEVICE), 1e-6, early=is_early)
+        assert_rounded_alike(held, after)
+        assert_rounded_alike(out, truth)
+    assert fits(1536, 16) and fits(4096, 16) and not fits(4096, 32)
+
+
 @pytest.mark.parametrize("scale", [2.0, 0.3])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_triton_copy_is_foreach_bit_for_bit(kind: torch.dtype, scale: float) -> None:
