@@ -27,8 +27,9 @@ from rlkit.models.config import LoRAConfig
 from rlkit.types import Prompt, SamplingConfig
 
 PROGRESS = "rlkit.bench.progress "
-"""Starts a line on standard output that says how far a side is."""
+"""Starts a line that says how far a side is."""
 _PROMPT_TOKENS = 128
+_LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _TRL_SYNCS = 5
 """Each takes a second or so, and they differ little."""
 
@@ -93,13 +94,12 @@ def rlkit_side(work: Work) -> dict[str, object]:
         _wait()
         syncs.append(1e3 * (time.perf_counter() - start))
     _say(f"{work.syncs} syncs, {statistics.median(syncs):.2f} ms each")
+    seconds = _timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
     result = {
         "sync_ms": statistics.median(syncs),
         "sync_ms_all": syncs,
         "sync_bytes": sum(t.numel() for t in adapter.values()) * dtype.itemsize,
-        "generation_s": _timed(
-            lambda: _generate(generator, work, new_tokens=work.new_tokens), work
-        ),
+        "generation_s": seconds,
         "first_token_s": first_token,
         "base_weight_bytes": _distinct_bytes([*views.values(), *model.parameters()]),
         "one_copy_bytes": _distinct_bytes([*views.values()]),
@@ -118,38 +118,15 @@ def vllm_side(work: Work) -> dict[str, object]:
     generator = VLLMGenerator(engine, NoAdapter(), stop_token_ids=frozenset(), config=config)
     _generate(generator, work, new_tokens=1)
     seconds = _timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
-    memory = _gpu_memory()
+    result: dict[str, object] = {"generation_s": seconds, "gpu_memory_bytes": _gpu_memory()}
     generator.close()
-    return {"generation_s": seconds, "gpu_memory_bytes": memory}
+    return result
 
 
 def trl_side(work: Work) -> dict[str, object]:
     """TRL's own class, as its GRPO trainer uses it with a PEFT model in colocate mode."""
-    from accelerate import Accelerator  # type: ignore[import-untyped]
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoTokenizer
-    from trl.generation.vllm_generation import VLLMGeneration
-
-    _, device, dtype = _setting(work)
     begin = time.perf_counter()
-    base = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype)
-    torch.nn.Module.to(base, device)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(
-        base, LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=targets)
-    )
-    rows = work.num_prompts * work.num_samples
-    _say("starting vLLM, which compiles")
-    generation = VLLMGeneration(
-        model,
-        Accelerator(),
-        AutoTokenizer.from_pretrained(work.folder),
-        gpu_memory_utilization=0.3,
-        max_model_length=_PROMPT_TOKENS + work.new_tokens,
-        max_num_seqs=rows,
-        max_completion_length=work.new_tokens,
-        generation_kwargs={"ignore_eos": True},
-    )
+    model, generation = _trl(work)
     generation.sync_weights()
     prompts = [list(p.ids) for p in work.prompts for _ in range(work.num_samples)]
 
@@ -178,6 +155,32 @@ def trl_side(work: Work) -> dict[str, object]:
         "base_weight_bytes": _distinct_bytes([*trained, *engine_model.parameters()]),
         "gpu_memory_bytes": _gpu_memory(),
     }
+
+
+def _trl(work: Work) -> tuple[Any, Any]:
+    """A PEFT model and TRL's `VLLMGeneration` for it."""
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    _, device, dtype = _setting(work)
+    base = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype)
+    torch.nn.Module.to(base, device)
+    adapter = LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=[*_LEAVES])
+    model = get_peft_model(base, adapter)
+    _say("starting vLLM, which compiles")
+    generation = VLLMGeneration(
+        model,
+        Accelerator(),
+        AutoTokenizer.from_pretrained(work.folder),
+        gpu_memory_utilization=0.3,
+        max_model_length=_PROMPT_TOKENS + work.new_tokens,
+        max_num_seqs=work.num_prompts * work.num_samples,
+        max_completion_length=work.new_tokens,
+        generation_kwargs={"ignore_eos": True},
+    )
+    return model, generation
 
 
 SIDES: dict[str, Callable[[Work], dict[str, object]]] = {
@@ -229,7 +232,7 @@ def _engine(
         max_completion_length=work.new_tokens,
         rows=rows,
         lora_rank=rank,
-        lora_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        lora_modules=_LEAVES,
     )
     return start_engine(config, spec, say=print), config
 

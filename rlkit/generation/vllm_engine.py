@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,11 +38,7 @@ from rlkit.generation.vllm_memory import (
 )
 from rlkit.generation.vllm_package import use_architecture, version
 
-_DTYPES: dict[torch.dtype, Any] = {
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.float32: "float32",
-}
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16
 _MOST_SEQS = {"cuda": 256, "cpu": 32}
 _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
@@ -106,7 +101,7 @@ class Engine:
             return
         with process_state_kept():
             vllm_life.end(llm)
-        _collect_garbage()
+        vllm_life.collect_garbage()
         if self.release_kv_cache or self.weights is Weights.sleep:
             vllm_life.abandon_pools(self.asleep)
 
@@ -123,7 +118,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     started = time.monotonic()
     say(f"starting vLLM {version()}: {_gib(budget.kv_cache_bytes)} for keys and values ...")
     configure_environment()
-    _collect_garbage()
+    vllm_life.collect_garbage()
     vllm_life.leave_groups_at_exit()
     has_groups, products = torch.distributed.is_initialized(), ""
     with process_state_kept(), output_captured() as output, log_written(), vllm_life.faster_start():
@@ -132,7 +127,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
             if spec.lora_rank:
                 products = vllm_dense.describe(llm, config)
         except _REFUSALS as error:
-            llm, problem = None, _reason(error)
+            llm, problem = None, vllm_life.reason(error)
     if llm is None:
         if not has_groups:
             vllm_life.leave_groups()
@@ -180,6 +175,35 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
         from rlkit.generation.vllm_cpu import prepare_cpu
 
         prepare_cpu()
+    return vllm.LLM(
+        model=spec.location,
+        revision=spec.revision,
+        trust_remote_code=spec.allow_remote_code,
+        skip_tokenizer_init=False,
+        dtype=str(spec.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        seed=0,
+        max_model_len=max_model_len(spec),
+        max_num_seqs=budget.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens
+        or _MOST_BATCHED_TOKENS[spec.device.type],
+        kv_cache_memory_bytes=budget.kv_cache_bytes,
+        gpu_memory_utilization=_memory_share(spec, budget),
+        kv_cache_dtype=config.kv_cache_dtype.value,
+        enable_prefix_caching=True,
+        enforce_eager=resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.eager,
+        logprobs_mode="processed_logprobs",
+        stream_interval=_STREAM_INTERVAL,
+        enable_sleep_mode=sleeps,
+        worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension",
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        **_options(config, spec, budget),
+    )
+
+
+def _options(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` that only some engines have."""
+    on_cpu = spec.device.type == "cpu"
     options: dict[str, Any] = {}
     if spec.four_bit:
         from rlkit.generation import vllm_nf4
@@ -195,38 +219,14 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
             "lora_target_modules": list(spec.lora_modules),
         }
         options |= vllm_dense.worker_option(config, on_cpu=on_cpu)
-    compilation = resolve_compilation(config.compilation, on_cpu=on_cpu)
-    if compilation is Compilation.graphs:
+    if resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.graphs:
         # 0: no torch.compile. Without it vLLM 0.24 can capture whole decoding steps only.
         options["compilation_config"] = {
             "mode": 0,
             "cudagraph_mode": "FULL_DECODE_ONLY",
             "cudagraph_capture_sizes": vllm_life.capture_sizes(budget.max_num_seqs),
         }
-    return vllm.LLM(
-        model=spec.location,
-        revision=spec.revision,
-        trust_remote_code=spec.allow_remote_code,
-        skip_tokenizer_init=False,
-        dtype=_DTYPES[spec.dtype],
-        seed=0,
-        max_model_len=max_model_len(spec),
-        max_num_seqs=budget.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens
-        or _MOST_BATCHED_TOKENS[spec.device.type],
-        kv_cache_memory_bytes=budget.kv_cache_bytes,
-        gpu_memory_utilization=_memory_share(spec, budget),
-        kv_cache_dtype=config.kv_cache_dtype.value,
-        enable_prefix_caching=True,
-        enforce_eager=compilation is Compilation.eager,
-        logprobs_mode="processed_logprobs",
-        stream_interval=_STREAM_INTERVAL,
-        enable_sleep_mode=sleeps,
-        worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension",
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        **options,
-    )
+    return options
 
 
 def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
@@ -293,20 +293,6 @@ def _weight_bytes(spec: EngineSpec) -> int:
         bytes_per_parameter=spec.dtype.itemsize,
         in_nf4=spec.four_bit,
     )
-
-
-def _collect_garbage() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _gib(num_bytes: int) -> str:

@@ -83,6 +83,21 @@ def end(llm: Any) -> None:
     vars(llm).clear()
 
 
+def collect_garbage() -> None:
+    """Free what nothing refers to, on the device as well."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reason(error: BaseException) -> str:
+    """The first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def abandon_pools(asleep: tuple[str, ...]) -> None:
     """After an engine that could sleep has ended: its memory counts no more, and is freed.
 
