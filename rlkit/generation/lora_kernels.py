@@ -163,7 +163,7 @@ def tiling(num_rows: int, widths: Sequence[int], *, early: bool) -> Tiling:
     most = column_block(widths)
     if num_rows <= 256:
         return Tiling(16 if num_rows <= 64 else 32, min(most, 64), 4, early)
-    return Tiling(64, most, 4, early)
+    return Tiling(64, most, 8, early)
 
 
 def expand(
