@@ -30,8 +30,7 @@ PROGRESS = "rlkit.bench.progress "
 """Starts a line that says how far a side is."""
 _PROMPT_TOKENS = 128
 _LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_TRL_SYNCS = 5
-"""Each takes a second or so, and they differ little."""
+_TRL_SYNCS = 5  # each takes a second or so
 
 
 class Work(NamedTuple):
@@ -95,7 +94,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
         syncs.append(1e3 * (time.perf_counter() - start))
     _say(f"{work.syncs} syncs, {statistics.median(syncs):.2f} ms each")
     seconds = _timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
-    result = {
+    result: dict[str, object] = {
         "sync_ms": statistics.median(syncs),
         "sync_ms_all": syncs,
         "sync_bytes": sum(t.numel() for t in adapter.values()) * dtype.itemsize,
@@ -118,9 +117,9 @@ def vllm_side(work: Work) -> dict[str, object]:
     generator = VLLMGenerator(engine, NoAdapter(), stop_token_ids=frozenset(), config=config)
     _generate(generator, work, new_tokens=1)
     seconds = _timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
-    result: dict[str, object] = {"generation_s": seconds, "gpu_memory_bytes": _gpu_memory()}
+    memory = _gpu_memory()
     generator.close()
-    return result
+    return {"generation_s": seconds, "gpu_memory_bytes": memory}
 
 
 def trl_side(work: Work) -> dict[str, object]:
@@ -138,7 +137,7 @@ def trl_side(work: Work) -> dict[str, object]:
     first_token = time.perf_counter() - begin
     _say(f"first token after {first_token:.1f} s")
     syncs = []
-    for _ in range(min(work.syncs, _TRL_SYNCS)):
+    for _ in range(_TRL_SYNCS):
         _wait()
         start = time.perf_counter()
         generation.sync_weights()
