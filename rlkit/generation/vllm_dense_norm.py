@@ -90,8 +90,9 @@ def install_norms(model: Any, layers: Mapping[str, DenseLinear]) -> int:
 
 def _norms(model: Any) -> Iterator[tuple[str, Any]]:
     """Names of layers with the norm that alone reads them."""
-    stack = getattr(model, "model", None)
-    if type(stack).__name__ not in _KNOWN or getattr(stack, "aux_hidden_state_layers", ()):
+    stack: Any = getattr(model, "model", None)
+    watched: Any = getattr(stack, "aux_hidden_state_layers", ())
+    if type(stack).__name__ not in _KNOWN or watched:
         return
     layers = [*stack.layers]
     if any(
