@@ -12,7 +12,6 @@ are not as they were.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -83,12 +82,11 @@ class Decoder:
     def __init__(self, core: Any, runner: Any) -> None:
         from vllm.v1.worker.gpu import input_batch
 
-        from rlkit.generation.vllm_burst_kernel import token_logps
+        from rlkit.generation.vllm_burst_sampler import BurstSampler
 
-        self._logps = token_logps
         self._core, self._scheduler, self._runner = core, core.scheduler, runner
         self._kernels = input_batch
-        self._takes_mapping = "idx_mapping" in inspect.signature(runner.sampler.sample).parameters
+        self._sampler = BurstSampler(runner)
 
     def possible(self) -> bool:
         """Whether all running requests decode, in a batch with a CUDA graph, and none can join."""
@@ -203,12 +201,13 @@ class Decoder:
         state, runner.execute_model_state = runner.execute_model_state, None
         batch, hidden = state.input_batch, state.hidden_states
         token_ids, logps = [], []
+        plain = self._sampler.is_plain(batch)
         one = torch.ones(batch.num_reqs, dtype=torch.int32, device=hidden.device)
         none = torch.zeros_like(one)
         for step in range(num_steps):
             if step:
                 hidden = self._replay(batch, graph)
-            sampled, logp = self._sample(hidden, batch)
+            sampled, logp = self._sampler(hidden, batch, plain=plain)
             runner.postprocess_sampled(
                 batch.idx_mapping, sampled[:, None], one, none, batch.query_start_loc
             )
@@ -246,22 +245,6 @@ class Decoder:
         )
         hidden: Tensor = runner.cudagraph_manager.run_fullgraph(graph)
         return hidden
-
-    def _sample(self, hidden: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
-        """One token a request by vLLM's sampler, and its logp under the processed logits."""
-        runner, count = self._runner, batch.num_reqs
-        options = {"idx_mapping": batch.idx_mapping} if self._takes_mapping else {}
-        sampled, logits = runner.sampler.sample(
-            logits=runner.model.compute_logits(hidden[:count]),
-            expanded_idx_mapping=batch.expanded_idx_mapping,
-            idx_mapping_np=batch.idx_mapping_np,
-            pos=batch.positions[:count],
-            input_ids=batch.input_ids[:count],
-            expanded_local_pos=batch.expanded_local_pos,
-            return_logprobs=True,
-            **options,
-        )
-        return sampled, self._logps(logits, sampled)
 
     def _graph(self, request_ids: list[str]) -> Any:
         """The captured graph for one token of each request; None when vLLM would run without."""
