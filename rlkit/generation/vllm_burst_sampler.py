@@ -24,7 +24,7 @@ class BurstSampler:
         self._takes_mapping = "idx_mapping" in _parameters(runner.sampler.sample)
         # Of 0.30, which has samplers for drafts as well.
         drafts = "is_drafting" in _parameters(gumbel.gumbel_sample)
-        self._options = {"is_drafting": False} if drafts else {}
+        self._options: dict[str, Any] = {"is_drafting": False} if drafts else {}
 
     def is_plain(self, batch: Any) -> bool:
         """Whether the logits are sampled as they are: temperature 1 and nothing cut off."""
