@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,9 +74,9 @@ def test_a_step_of_rlkit_is_all_that_passed_between_two_lines() -> None:
 
 
 def test_the_table_compares_medians() -> None:
-    rlkit = {"seconds": {"generate": [1.0, 3.0, 2.0], "step": [2.0, 9.0, 2.5]}}
-    trl = {"seconds": {"generate": [4.0, 4.0, 4.0], "step": [5.0, 5.0, 5.0]}}
-    results = {
+    rlkit: dict[str, Any] = {"seconds": {"generate": [1.0, 3.0, 2.0], "step": [2.0, 9.0, 2.5]}}
+    trl: dict[str, Any] = {"seconds": {"generate": [4.0, 4.0, 4.0], "step": [5.0, 5.0, 5.0]}}
+    results: dict[str, dict[str, Any]] = {
         "rlkit": rlkit | {"device_peak_bytes": 2e9},
         "trl": trl | {"device_peak_bytes": 5e10},
         "trl_whole": {"error": "exit code 1: out of memory"},
