@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
@@ -38,9 +36,7 @@ def token_logps(logits: Tensor, token_ids: Tensor) -> Tensor:
 
 
 @triton.jit
-def _parts_kernel(
-    logits: Any, stride: Any, maxima: Any, sums: Any, words: Any, BLOCK: tl.constexpr
-) -> None:
+def _parts_kernel(logits, stride, maxima, sums, words, BLOCK: tl.constexpr):
     """Largest logit and sum of exponentials, off that largest one, of one block of one row."""
     row, part = tl.program_id(0), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
@@ -56,15 +52,8 @@ def _parts_kernel(
 
 @triton.jit
 def _logps_kernel(
-    logits: Any,
-    stride: Any,
-    token_ids: Any,
-    maxima: Any,
-    sums: Any,
-    logps: Any,
-    parts: Any,
-    PARTS: tl.constexpr,
-) -> None:
+    logits, stride, token_ids, maxima, sums, logps, parts, PARTS: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0)
     at = tl.arange(0, PARTS)
     tops = tl.load(maxima + row * parts + at, mask=at < parts, other=-float("inf"))
