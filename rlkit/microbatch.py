@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import torch
 from torch import Tensor
 
@@ -13,11 +15,12 @@ def microbatches(
 ) -> list[Tensor]:
     """Row indices of each micro-batch; together they hold every row once, in order.
 
-    Units of `rows_per_unit` adjacent rows stay together. A micro-batch takes the next unit while
-    its tokens are at most `max_tokens`; a longer unit gets a micro-batch of its own: the budget
-    never drops a row. Tokens are those of the prompts and completions, without padding; with
-    `share_prompts` the prompt of rows of one group in one micro-batch counts once, as it is
-    computed.
+    Units of `rows_per_unit` adjacent rows stay together. There are as few micro-batches as
+    `max_tokens` allows, and of these splits the one whose largest is least: a small rest would
+    leave a device waiting for its next launch. A unit that is longer gets a micro-batch of its
+    own: the budget never drops a row. Tokens are those of the prompts and completions, without
+    padding; with `share_prompts` the prompt of rows of one group in one micro-batch counts once,
+    as it is computed.
 
     `max_tokens` 0 = one micro-batch, whatever its size.
     Raises ValueError when the number of rows is not a multiple of `rows_per_unit`.
@@ -29,17 +32,30 @@ def microbatches(
         return [torch.arange(num_rows)]
     columns = (batch.prompt_mask.sum(1), batch.completion_mask.sum(1), batch.group_ids)
     rows = torch.stack(columns, dim=1).tolist()
+    units = [rows[i : i + rows_per_unit] for i in range(0, num_rows, rows_per_unit)]
+    most = min(max_tokens, sum(prompt + completion for prompt, completion, _ in rows))
+    fewest = len(_starts(units, most, share_prompts=share_prompts))
+    budgets = range(most)
+    # A smaller budget never gives fewer: the first that gives as few is found by halves.
+    least = bisect_left(
+        budgets, -fewest, key=lambda n: -len(_starts(units, n, share_prompts=share_prompts))
+    )
+    starts = _starts(units, least, share_prompts=share_prompts)
+    return list(torch.arange(num_rows).tensor_split([i * rows_per_unit for i in starts[1:]]))
+
+
+def _starts(units: list[list[list[int]]], max_tokens: int, *, share_prompts: bool) -> list[int]:
+    """The first unit of each micro-batch, when each takes the next unit while it fits."""
     starts: list[int] = []
     used, groups = 0, set[int]()
-    for first in range(0, num_rows, rows_per_unit):
-        unit = rows[first : first + rows_per_unit]
+    for i, unit in enumerate(units):
         added = _tokens(unit, groups if share_prompts else None)
         if not starts or used + added > max_tokens:
-            starts.append(first)
+            starts.append(i)
             used, groups = 0, set()
             added = _tokens(unit, groups if share_prompts else None)
         used += added
-    return list(torch.arange(num_rows).tensor_split(starts[1:]))
+    return starts
 
 
 def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:

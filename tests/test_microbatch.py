@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -39,12 +41,42 @@ def test_every_row_once_in_order_units_whole_budget_kept(
         prompts = len({groups[i] for i in index}) if share else len(index)
         return sum(lengths[i] for i in index) + 2 * prompts
 
-    micro = [index.tolist() for index in plan]
-    for i, index in enumerate(micro):
+    for index in (rows.tolist() for rows in plan):
         assert len(index) % unit == 0
         assert tokens(index) <= budget or len(index) == unit
-        if i + 1 < len(micro):  # no micro-batch ends before it has to
-            assert tokens(index + micro[i + 1][:unit]) > budget
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(0, 2)), min_size=1, max_size=9),
+    st.integers(1, 90),
+    st.booleans(),
+)
+def test_as_few_as_the_budget_allows_and_then_as_even_as_can_be(
+    rows: list[tuple[int, int]], budget: int, share: bool
+) -> None:
+    """Against every way to cut the rows."""
+    lengths, groups = [n for n, _ in rows], [g for _, g in rows]
+
+    def sizes(cuts: tuple[int, ...]) -> list[int]:
+        ends = [0, *cuts, len(rows)]
+        parts = [range(a, b) for a, b in pairwise(ends)]
+        tokens = [
+            sum(lengths[i] for i in part)
+            + 2 * (len({groups[i] for i in part}) if share else len(part))
+            for part in parts
+        ]
+        fits = all(t <= budget or len(part) == 1 for t, part in zip(tokens, parts, strict=True))
+        return tokens if fits else []
+
+    inner = range(1, len(rows))
+    every = [sizes(cuts) for n in range(len(rows)) for cuts in combinations(inner, n)]
+    allowed = [found for found in every if found]
+    fewest = min(map(len, allowed))
+    best = min(max(found) for found in allowed if len(found) == fewest)
+    plan = microbatches(batch_of(lengths, groups=groups), max_tokens=budget, share_prompts=share)
+    cuts = tuple(int(rows[0]) for rows in plan[1:])
+    assert len(plan) == fewest
+    assert max(sizes(cuts)) == best
 
 
 def test_padding_costs_nothing() -> None:
