@@ -94,8 +94,10 @@ class LoRAInjector:
         self._num_loads = 0
         self._request: LoRARequest | None = None
         self._keys = [key(layer, factor) for layer in layers for factor in "AB"]
+        self._seen: tuple[list[str], list[Tensor]] = ([], [])
+        """Keys and tensors of the last load: the same objects need no second look."""
         self._checked: list[Tensor] = []
-        """The tensors of the last load: the same ones need no second look."""
+        """Those tensors, A and B of each layer in turn."""
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -215,21 +217,22 @@ class LoRAInjector:
 
     def _factors(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """A and B of each layer in turn; raises ValueError unless `tensors` are exactly those."""
-        factors = [tensors[key] for key in self._keys if key in tensors]
-        if len(factors) == len(tensors) and _same(factors, self._checked):
-            return factors
+        keys, values = list(tensors), list(tensors.values())
+        if keys == self._seen[0] and _same(values, self._seen[1]):
+            return self._checked
         missing = [key for key in self._keys if key not in tensors]
         unexpected = set(tensors) - set(self._keys)
         if missing or unexpected:
             what, keys = ("is missing", missing) if missing else ("has unexpected", [*unexpected])
             raise ValueError(f"the adapter {what} tensors: {', '.join(keys[:3])} ({len(keys)})")
+        factors = [tensors[key] for key in self._keys]
         for layer, a, b in zip(self.layers, *_pairs(factors), strict=True):
             if a.shape[0] != self.rank or b.shape[1] != self.rank:
                 raise ValueError(
                     f"A and B of {layer} must have rank {self.rank}, "
                     f"got shapes {tuple(a.shape)} and {tuple(b.shape)}"
                 )
-        self._checked = factors
+        self._seen, self._checked = (keys, values), factors
         return factors
 
     def _call(self, method: str, *arguments: Any) -> Any:
