@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from rlkit.generation.lora_kernels import CopyTable
 
+_STACKS_A, _STACKS_B = attrgetter("lora_a_stacked"), attrgetter("lora_b_stacked")
 _TABLES = 2
 """Most adapters whose addresses are kept; each keeps the tensors alive."""
 
@@ -38,10 +40,14 @@ class Slot:
     """The adapted layers, as the trainer names them, in the order of `factors`."""
     factors: tuple[Tensor, ...]
     """A (r, in) and B (out, r) of each layer in turn."""
-    owners: tuple[tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]], ...]
-    """Each wrapped module with its A and B buffers as they were."""
+    modules: tuple[Any, ...]
+    """The wrapped ones."""
+    stacks_a: tuple[tuple[Tensor, ...], ...]
+    """Their A buffers as they were."""
+    stacks_b: tuple[tuple[Tensor, ...], ...]
+    """Their B buffers."""
     buffers: tuple[Tensor, ...]
-    """All buffers of `owners`."""
+    """All of these."""
     addresses: list[int]
     """Theirs."""
     tables: list[CopyTable] = field(default_factory=list)
@@ -54,7 +60,8 @@ class Slot:
             and self.factors[0].shape[0] == rank
             and manager.lora_index_to_id[self.index] == int_id
             and int_id in manager.list_adapters()
-            and all(m.lora_a_stacked is a and m.lora_b_stacked is b for m, a, b in self.owners)
+            and all(map(is_, map(_STACKS_A, self.modules), self.stacks_a))
+            and all(map(is_, map(_STACKS_B, self.modules), self.stacks_b))
             and self.addresses == list(map(Tensor.data_ptr, self.buffers))
         )
 
@@ -97,14 +104,16 @@ def find_slot(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], ra
         if rank > a.shape[2]:
             raise ValueError(f"the adapter's rank must be <= {a.shape[2]}, got {rank}")
         factors += [a[index, 0, :rank], b[index, 0, :, :rank]]
-    modules = {part.owner: part.module for part in parts.values()}
-    owners = tuple((m, m.lora_a_stacked, m.lora_b_stacked) for m in modules.values())
-    buffers = tuple(buffer for _, a, b in owners for buffer in (*a, *b))
+    modules = tuple({part.owner: part.module for part in parts.values()}.values())
+    stacks = [tuple(map(get, modules)) for get in (_STACKS_A, _STACKS_B)]
+    buffers = tuple(buffer for kind in stacks for stack in kind for buffer in stack)
     return Slot(
         index=index,
         layers=layers,
         factors=tuple(factors),
-        owners=owners,
+        modules=modules,
+        stacks_a=stacks[0],
+        stacks_b=stacks[1],
         buffers=buffers,
         addresses=list(map(Tensor.data_ptr, buffers)),
     )
