@@ -20,7 +20,7 @@ from rlkit.generation import (
     VLLMGeneratorConfig,
     VLLMServerConfig,
 )
-from rlkit.generation.vllm_config import (
+from rlkit.generation.vllm.config import (
     Quantization,
     VLLMSamplingOptions,
     Weights,
@@ -35,7 +35,7 @@ from rlkit.models.source import SourceKind, kind_of, locate
 from rlkit.plan.of_config import model_config
 
 if TYPE_CHECKING:
-    from rlkit.generation.vllm_engine import Engine, EngineSpec
+    from rlkit.generation.vllm.engine import Engine, EngineSpec
 
 Say = Callable[[str], None]
 
@@ -72,7 +72,7 @@ def load_base(
     `longest`: most tokens of a prompt and of a completion. Raises ValueError with one line.
     """
     if isinstance(config.generator, VLLMServerConfig):
-        from rlkit.generation.vllm_server import check_server
+        from rlkit.generation.vllm.server import check_server
 
         name, context = check_server(config.generator)
         if sum(longest) > context:
@@ -95,8 +95,8 @@ def _with_engine(
     longest: tuple[int, int],
     say: Say,
 ) -> Loaded:
-    from rlkit.generation.vllm_engine import start_engine
-    from rlkit.generation.vllm_weights import weight_views
+    from rlkit.generation.vllm.engine import start_engine
+    from rlkit.generation.vllm.weights import weight_views
 
     trained = _in_nf4(config, config.memory.quant, device=device, say=say)
     sampled = trained
@@ -137,7 +137,7 @@ def _engine_spec(
     longest: tuple[int, int],
     say: Say,
 ) -> EngineSpec:
-    from rlkit.generation.vllm_engine import EngineSpec
+    from rlkit.generation.vllm.engine import EngineSpec
 
     location = locate(model, say=say)
     is_hub = kind_of(model.source) is SourceKind.hub

@@ -23,8 +23,8 @@ from rlkit.tasks import Split, Task, train_indices
 from rlkit.types import Algorithm, Prompt, SamplingConfig, Setting
 
 if TYPE_CHECKING:
-    from rlkit.generation.vllm_engine import Engine
-    from rlkit.generation.vllm_lora import Injector
+    from rlkit.generation.vllm.engine import Engine
+    from rlkit.generation.vllm.lora import Injector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

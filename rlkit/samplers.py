@@ -19,7 +19,7 @@ from rlkit.generation import (
 )
 from rlkit.generation.base import ProgressCallback
 from rlkit.generation.hf import HFGenerator
-from rlkit.generation.vllm_config import KVCacheDType
+from rlkit.generation.vllm.config import KVCacheDType
 from rlkit.lora import attach
 from rlkit.models.families import head_of
 from rlkit.models.load import BaseModel
@@ -27,9 +27,9 @@ from rlkit.policy import Policy
 from rlkit.types import Generator, RolloutBatch
 
 if TYPE_CHECKING:
-    from rlkit.generation.vllm_engine import Engine
-    from rlkit.generation.vllm_lora import Injector
-    from rlkit.generation.vllm_probe import ProbeRow, Score
+    from rlkit.generation.vllm.engine import Engine
+    from rlkit.generation.vllm.lora import Injector
+    from rlkit.generation.vllm.probe import ProbeRow, Score
 
 Say = Callable[[str], None]
 _WATCH_EVERY = 25
@@ -53,9 +53,9 @@ def bind_adapter(
     """
     if engine is None or not isinstance(config, VLLMGeneratorConfig):
         return None
-    from rlkit.generation.vllm_lora import LoRAInjector
-    from rlkit.generation.vllm_probe import mismatch_limit, self_test
-    from rlkit.generation.vllm_watch import WatchedInjector
+    from rlkit.generation.vllm.lora import LoRAInjector
+    from rlkit.generation.vllm.probe import mismatch_limit, self_test
+    from rlkit.generation.vllm.watch import WatchedInjector
 
     lora = policy.lora
     injector = LoRAInjector(
@@ -125,7 +125,7 @@ def new_generator(
             progress=progress,
         )
     if isinstance(config, VLLMGeneratorConfig) and engine is not None and injector is not None:
-        from rlkit.generation.vllm_generator import VLLMGenerator
+        from rlkit.generation.vllm.generator import VLLMGenerator
 
         return VLLMGenerator(
             engine, injector, stop_token_ids=base.stop_ids, config=config, progress=progress
@@ -138,7 +138,7 @@ def new_generator(
 def _vllm_server(
     config: VLLMServerConfig, base: BaseModel, policy: Policy, *, progress: ProgressCallback
 ) -> Generator:
-    from rlkit.generation.vllm_server import AdapterFiles, VLLMServerGenerator
+    from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator
 
     lora = policy.lora
     files = AdapterFiles(

@@ -10,7 +10,7 @@ import torch
 from rlkit import engines
 from rlkit.config import register
 from rlkit.generation import HFGeneratorConfig, VLLMGeneratorConfig
-from rlkit.generation.vllm_config import Quantization
+from rlkit.generation.vllm.config import Quantization
 from rlkit.launch.preflight import preflight
 
 

@@ -71,13 +71,13 @@ def tiny_llm(
 
     `dense`: with rlkit's worker, and without slots for the embedding and the head.
     """
-    from rlkit.generation.vllm_cpu import prepare_cpu
-    from rlkit.generation.vllm_guard import configure_environment, process_state_kept
+    from rlkit.generation.vllm.cpu import prepare_cpu
+    from rlkit.generation.vllm.guard import configure_environment, process_state_kept
 
     configure_environment()
     options: dict[str, Any] = {}
     if dense:
-        options["worker_cls"] = "rlkit.generation.vllm_dense_worker.DenseWorker"
+        options["worker_cls"] = "rlkit.generation.vllm.dense_worker.DenseWorker"
         options["lora_target_modules"] = [*LEAVES, "qkv_proj", "gate_up_proj"]
     with process_state_kept():
         import vllm
@@ -99,7 +99,7 @@ def tiny_llm(
             enable_lora=True,
             max_loras=max_loras,
             max_lora_rank=16,
-            worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension",
+            worker_extension_cls="rlkit.generation.vllm.worker.WorkerExtension",
             disable_log_stats=True,
             **options,
         )

@@ -24,10 +24,10 @@ from triton import language as tl
 from vllm_models import key, linear_layers, random_lora
 
 from rlkit.generation import Progress, VLLMGeneratorConfig
-from rlkit.generation.vllm_burst import Decoder
-from rlkit.generation.vllm_engine import EngineSpec, start_engine
-from rlkit.generation.vllm_generator import VLLMGenerator
-from rlkit.generation.vllm_lora import LoRAInjector
+from rlkit.generation.vllm.burst import Decoder
+from rlkit.generation.vllm.engine import EngineSpec, start_engine
+from rlkit.generation.vllm.generator import VLLMGenerator
+from rlkit.generation.vllm.lora import LoRAInjector
 from rlkit.types import Prompt, SamplingConfig
 
 _RANK, _LEAVES = 4, ("q_proj", "v_proj", "down_proj")

@@ -27,7 +27,7 @@ import torch
 from rlkit.bench.generation_sides import PROGRESS, SIDES, Work
 from rlkit.bench.random_model import SHAPES, write_random_model
 from rlkit.environment import hardware, versions
-from rlkit.generation.vllm_config import Compilation
+from rlkit.generation.vllm.config import Compilation
 
 _MARK = "rlkit.bench.result "
 Result = dict[str, Any]

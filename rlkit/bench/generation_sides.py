@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rlkit.generation import VLLMGeneratorConfig, sample_seed
-from rlkit.generation.vllm_config import Compilation, VLLMSamplingOptions, Weights
-from rlkit.generation.vllm_engine import Engine, EngineSpec, start_engine
-from rlkit.generation.vllm_generator import VLLMGenerator
-from rlkit.generation.vllm_lora import Injection
+from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, Weights
+from rlkit.generation.vllm.engine import Engine, EngineSpec, start_engine
+from rlkit.generation.vllm.generator import VLLMGenerator
+from rlkit.generation.vllm.lora import Injection
 from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.config import LoRAConfig
 from rlkit.types import Prompt, SamplingConfig
@@ -61,8 +61,8 @@ class Work(NamedTuple):
 
 def rlkit_side(work: Work) -> dict[str, object]:
     """Start, injection, generation and the bytes of the base weights, as in a run of rlkit."""
-    from rlkit.generation.vllm_lora import LoRAInjector
-    from rlkit.generation.vllm_weights import weight_views
+    from rlkit.generation.vllm.lora import LoRAInjector
+    from rlkit.generation.vllm.weights import weight_views
     from rlkit.models.views import model_on_views
 
     hf_config, device, dtype = _setting(work)

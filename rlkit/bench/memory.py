@@ -27,7 +27,7 @@ import torch
 from rlkit.bench.memory_row import Row
 from rlkit.bench.random_nf4 import write_nf4_folder
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
-from rlkit.generation.vllm_config import KVCacheDType, VLLMSamplingOptions
+from rlkit.generation.vllm.config import KVCacheDType, VLLMSamplingOptions
 from rlkit.plan.headline import ROWS, Headline
 
 _LONG = 50_000
@@ -117,7 +117,7 @@ def _room(num_bytes: int) -> str:
 def _generator(options: argparse.Namespace) -> GeneratorConfig:
     if options.generator == "hf":
         return HFGeneratorConfig()
-    from rlkit.generation.vllm_guard import configure_environment
+    from rlkit.generation.vllm.guard import configure_environment
 
     configure_environment()
     from vllm import LLM  # noqa: F401  # slow to import, and not what is measured

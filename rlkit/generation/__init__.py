@@ -3,10 +3,7 @@
     base            configuration and sampling seeds, what every generator shares
     sampling        the sampling distribution and drawing from it, pure functions
     hf              any transformers causal LM, in the trainer's process, on the trainer's weights
-    vllm_config     options of the vLLM generators; imports no vLLM
-    vllm_engine     vLLM in the trainer's process: start, sizes (vllm_memory), clean end
-    vllm_generator  sampling with it, under the adapter that vllm_lora puts into its buffers
-    vllm_server     sampling with a running `vllm serve`
+    vllm            vLLM in the trainer's process or elsewhere; only this package imports it
 
 Every engine takes the same seeds and reports sampling logps under the distribution defined in
 `sampling`. Nothing outside this package imports vLLM.
@@ -22,8 +19,8 @@ from rlkit.generation.base import (
     sample_seed,
     sampling_config,
 )
-from rlkit.generation.vllm_config import SCHEMAS as _VLLM
-from rlkit.generation.vllm_config import VLLMGeneratorConfig, VLLMServerConfig
+from rlkit.generation.vllm.config import SCHEMAS as _VLLM
+from rlkit.generation.vllm.config import VLLMGeneratorConfig, VLLMServerConfig
 
 SCHEMAS = (*_BASE, *_VLLM)
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from rlkit.config import Config
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
-from rlkit.generation.vllm_config import Compilation, KVCacheDType, Quantization, Weights
+from rlkit.generation.vllm.config import Compilation, KVCacheDType, Quantization, Weights
 from rlkit.models.config import Switch
 from rlkit.models.load import resolve_dtype
 from rlkit.models.source import SourceKind, kind_of, locate

@@ -11,7 +11,7 @@ import torch
 from cli_process import command, environment
 
 from rlkit.bench.random_model import write_random_model
-from rlkit.generation.vllm_config import is_installed
+from rlkit.generation.vllm.config import is_installed
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm_models import LEAVES
 
 from rlkit.generation import VLLMGeneratorConfig
-from rlkit.generation.vllm_config import Weights, is_installed
+from rlkit.generation.vllm.config import Weights, is_installed
 from rlkit.models.config import ModelConfig
 from rlkit.models.source import locate
 
@@ -29,7 +29,7 @@ def engine(starter: str) -> Iterator[object]:
     """rlkit's engine on the starter: rank-16 adapters on every linear layer, 512 tokens."""
     if not is_installed():
         pytest.skip("vLLM is not installed")
-    from rlkit.generation.vllm_engine import EngineSpec, start_engine
+    from rlkit.generation.vllm.engine import EngineSpec, start_engine
 
     spec = EngineSpec(
         location=starter,

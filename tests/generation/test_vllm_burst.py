@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from rlkit.bench.random_model import write_random_model
-from rlkit.generation.vllm_burst import _end
-from rlkit.generation.vllm_config import is_installed
-from rlkit.generation.vllm_life import capture_sizes
+from rlkit.generation.vllm.burst import _end
+from rlkit.generation.vllm.config import is_installed
+from rlkit.generation.vllm.life import capture_sizes
 
 TESTS = Path(__file__).parents[1]
 

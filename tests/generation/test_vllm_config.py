@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rlkit.generation import VLLMGeneratorConfig, VLLMServerConfig
-from rlkit.generation.vllm_config import (
+from rlkit.generation.vllm.config import (
     Quantization,
     VLLMSamplingOptions,
     Weights,
@@ -17,7 +17,7 @@ from rlkit.generation.vllm_config import (
     sampling_fields,
     slot_rank,
 )
-from rlkit.generation.vllm_memory import (
+from rlkit.generation.vllm.memory import (
     GIB,
     OVERHEAD_BYTES,
     Budget,

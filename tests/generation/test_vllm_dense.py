@@ -29,15 +29,15 @@ from vllm_models import (
     tiny_llm,
 )
 
-from rlkit.generation import vllm_dense
-from rlkit.generation.vllm_config import (
+from rlkit.generation.vllm import dense
+from rlkit.generation.vllm.config import (
     Compilation,
     Products,
     VLLMGeneratorConfig,
     is_installed,
 )
-from rlkit.generation.vllm_lora import LoRAInjector, Mode
-from rlkit.generation.vllm_probe import mean_difference, sample, self_test
+from rlkit.generation.vllm.lora import LoRAInjector, Mode
+from rlkit.generation.vllm.probe import mean_difference, sample, self_test
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
 
@@ -183,7 +183,7 @@ def _down(worker: Any) -> Any:
 def test_rows_of_an_adapter_that_is_not_in_the_slot_are_refused() -> None:
     from vllm.lora.layers import LoRAMapping
 
-    rows = vllm_dense.ActiveRows(8, torch.device("cpu"))
+    rows = dense.ActiveRows(8, torch.device("cpu"))
     rows.update(LoRAMapping((0, 3, 3), (0, 3), True), [3], 2, 100)
     assert (rows.some, rows.mask.tolist()[:3]) == (True, [0, 1, 1])
     rows.update(LoRAMapping((3, 3, 3, 3), (3, 3), True), [3], 2, 100)
@@ -198,12 +198,12 @@ def test_what_is_not_understood_stays_with_punica(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     location = save_tiny(tmp_path, "qwen2_tied")
-    add = vllm_dense.DenseLinear._add
+    add = dense.DenseLinear._add
 
     def wrong(layer: Any, out: Tensor, base: Tensor, low: Tensor) -> None:
         add(layer, out, base, -low)
 
-    monkeypatch.setattr(vllm_dense.DenseLinear, "_add", wrong)
+    monkeypatch.setattr(dense.DenseLinear, "_add", wrong)
     with tiny_llm(location, dense=True) as llm:
         pair = Pair(llm, hf_of(location))
         (because,) = llm.collective_rpc("rlkit_punica_because")
@@ -214,17 +214,15 @@ def test_what_is_not_understood_stays_with_punica(
         assert injector.differences(tensors) == []
         assert pair.error(injector.request, tensors) <= 1e-4
         config = VLLMGeneratorConfig()
-        assert f"Punica's kernels (dense products need {because})" in vllm_dense.describe(
-            llm, config
-        )
+        assert f"Punica's kernels (dense products need {because})" in dense.describe(llm, config)
         with pytest.raises(ValueError, match=r"generator\.lora=dense needs its own products"):
-            vllm_dense.describe(llm, VLLMGeneratorConfig(lora=Products.dense))
+            dense.describe(llm, VLLMGeneratorConfig(lora=Products.dense))
 
         # Another layout of the buffers, as an unknown version might have it.
         def swap(worker: Any) -> None:
             module = managers(worker).modules["model.layers.1.self_attn.o_proj"]
             module.lora_b_stacked = tuple(b.transpose(2, 3) for b in module.lora_b_stacked)
-            vllm_dense.install(managers(worker), fused=False)
+            dense.install(managers(worker), fused=False)
 
         with pytest.raises(ValueError, match="LoRA buffers of shape"):
             in_worker(llm, swap)
@@ -239,9 +237,9 @@ def test_several_slots_stay_with_punica(tmp_path: Path) -> None:
 
 def test_torch_compile_and_dense_products_exclude_each_other() -> None:
     inductor = VLLMGeneratorConfig(compilation=Compilation.inductor)
-    assert vllm_dense.worker_option(inductor, on_cpu=False) == {}
-    assert vllm_dense.worker_option(VLLMGeneratorConfig(lora=Products.punica), on_cpu=True) == {}
-    assert vllm_dense.worker_option(VLLMGeneratorConfig(), on_cpu=True).keys() == {"worker_cls"}
+    assert dense.worker_option(inductor, on_cpu=False) == {}
+    assert dense.worker_option(VLLMGeneratorConfig(lora=Products.punica), on_cpu=True) == {}
+    assert dense.worker_option(VLLMGeneratorConfig(), on_cpu=True).keys() == {"worker_cls"}
     with pytest.raises(ValueError, match=r"generator\.compilation must be auto, eager or graphs"):
         VLLMGeneratorConfig(compilation=Compilation.inductor, lora=Products.dense)
 
@@ -251,15 +249,15 @@ import sys
 from pathlib import Path
 from test_vllm_dense import Pair, hf_of, managers
 from vllm_models import in_worker, save_tiny, tiny_llm
-from rlkit.generation import vllm_dense, vllm_dense_norm
+from rlkit.generation.vllm import dense, dense_norm
 
 family = sys.argv[2]
 location = save_tiny(Path(sys.argv[1]), family)
-vllm_dense.WIDE_ROWS = 16  # prompts of the probe have more rows, decoded batches fewer
+dense.WIDE_ROWS = 16  # prompts of the probe have more rows, decoded batches fewer
 
 def install(worker):
-    layers = vllm_dense.install(managers(worker), fused=True)
-    return layers, vllm_dense_norm.install_norms(managers(worker).model, layers)
+    layers = dense.install(managers(worker), fused=True)
+    return layers, dense_norm.install_norms(managers(worker).model, layers)
 
 with tiny_llm(location, dense=True) as llm:
     pair = Pair(llm, hf_of(location))

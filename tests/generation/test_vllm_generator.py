@@ -20,7 +20,7 @@ from rlkit.generation import (
 )
 from rlkit.generation.hf import HFGenerator
 from rlkit.generation.sampling import sampling_probs
-from rlkit.generation.vllm_config import VLLMSamplingOptions, is_installed
+from rlkit.generation.vllm.config import VLLMSamplingOptions, is_installed
 from rlkit.stopping import Interrupted
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
@@ -51,7 +51,7 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
 
 
 def vllm_generator(engine: Any, **options: Any) -> Any:
-    from rlkit.generation.vllm_generator import VLLMGenerator
+    from rlkit.generation.vllm.generator import VLLMGenerator
 
     config = options.pop("config", VLLMGeneratorConfig())
     return VLLMGenerator(engine, NoAdapter(), stop_token_ids=STOP_IDS, config=config, **options)  # type: ignore[arg-type]
@@ -222,7 +222,7 @@ def test_the_start_left_the_process_as_it_was(engine: Any) -> None:
 
 
 def test_an_architecture_that_vllm_lacks_says_what_to_set(starter: str) -> None:
-    from rlkit.generation.vllm_engine import EngineSpec, start_engine
+    from rlkit.generation.vllm.engine import EngineSpec, start_engine
 
     hf_config = AutoConfig.from_pretrained(starter)
     hf_config.architectures = ["NoSuchForCausalLM"]

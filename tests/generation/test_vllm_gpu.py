@@ -15,17 +15,17 @@ from vllm_models import LEAVES, SCALE, key, linear_layers, logps_of, merged, ran
 
 from rlkit.generation import Progress, VLLMGeneratorConfig
 from rlkit.generation.base import ProgressCallback
-from rlkit.generation.vllm_config import KVCacheDType, Products, is_installed
-from rlkit.generation.vllm_generator import VLLMGenerator
-from rlkit.generation.vllm_lora import LoRAInjector, Mode
-from rlkit.generation.vllm_probe import (
+from rlkit.generation.vllm.config import KVCacheDType, Products, is_installed
+from rlkit.generation.vllm.generator import VLLMGenerator
+from rlkit.generation.vllm.lora import LoRAInjector, Mode
+from rlkit.generation.vllm.probe import (
     ProbeRow,
     mean_difference,
     mismatch_limit,
     sample,
     self_test,
 )
-from rlkit.generation.vllm_weights import forget_prefixes, kv_sleep, kv_wake, weight_views
+from rlkit.generation.vllm.weights import forget_prefixes, kv_sleep, kv_wake, weight_views
 from rlkit.models.views import model_on_views, shared_bytes
 from rlkit.types import Prompt, SamplingConfig
 
@@ -70,7 +70,7 @@ class Cuda(NamedTuple):
     ids=lambda options: "-".join(options),
 )
 def cuda(request: pytest.FixtureRequest, starter: str) -> Iterator[Cuda]:
-    from rlkit.generation.vllm_engine import EngineSpec, start_engine
+    from rlkit.generation.vllm.engine import EngineSpec, start_engine
 
     device = torch.device("cuda", torch.cuda.current_device())
     kv_cache_dtype, products = request.param

@@ -26,16 +26,16 @@ from vllm_models import (
     tiny_llm,
 )
 
-from rlkit.generation.vllm_config import is_installed
-from rlkit.generation.vllm_lora import LoRAInjector, Mode
-from rlkit.generation.vllm_probe import (
+from rlkit.generation.vllm.config import is_installed
+from rlkit.generation.vllm.lora import LoRAInjector, Mode
+from rlkit.generation.vllm.probe import (
     mean_difference,
     mismatch_limit,
     sample,
     self_test,
 )
-from rlkit.generation.vllm_watch import WatchedInjector, explain_mismatch
-from rlkit.generation.vllm_weights import forget_prefixes, weight_views
+from rlkit.generation.vllm.watch import WatchedInjector, explain_mismatch
+from rlkit.generation.vllm.weights import forget_prefixes, weight_views
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
 LIMIT = mismatch_limit(torch.float32)

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from vllm_models import in_worker, logps_of, save_tiny, tiny_llm
 
-from rlkit.generation.vllm_config import is_installed
-from rlkit.generation.vllm_lora import LoRAInjector
-from rlkit.generation.vllm_probe import mean_difference, random_adapter, sample, self_test
-from rlkit.generation.vllm_weights import weight_views
+from rlkit.generation.vllm.config import is_installed
+from rlkit.generation.vllm.lora import LoRAInjector
+from rlkit.generation.vllm.probe import mean_difference, random_adapter, sample, self_test
+from rlkit.generation.vllm.weights import weight_views
 from rlkit.lora import LoRA, attach
 from rlkit.models.config import LoRAConfig
 from rlkit.models.quantize import quantisable, settle, skip_modules, tensors_of
@@ -75,13 +75,13 @@ def save_nf4(
 
 
 def nf4_llm(location: str, dtype: torch.dtype) -> Any:
-    from rlkit.generation.vllm_guard import configure_environment
+    from rlkit.generation.vllm.guard import configure_environment
 
     configure_environment()
-    from rlkit.generation import vllm_nf4
+    from rlkit.generation.vllm import nf4
 
     name = str(dtype).removeprefix("torch.")
-    return tiny_llm(location, dtype=name, quantization=vllm_nf4.NAME)
+    return tiny_llm(location, dtype=name, quantization=nf4.NAME)
 
 
 class Shared(NamedTuple):
@@ -220,7 +220,7 @@ def test_what_vllm_cannot_hold_is_refused(tmp_path: Path, spoil: str, message: s
 
 
 def test_states_are_read_in_any_order_and_in_full_precision(tmp_path: Path) -> None:
-    from rlkit.generation import vllm_nf4
+    from rlkit.generation.vllm import nf4
 
     location = save_nf4(tmp_path, "llama", torch.float32, double_quant=True, skip=["lm_head"])
     tensors = load_file(Path(location, "model.safetensors"))
@@ -228,7 +228,7 @@ def test_states_are_read_in_any_order_and_in_full_precision(tmp_path: Path) -> N
     states: dict[str, Any] = {}
     torch.set_default_dtype(torch.bfloat16)  # as vLLM does while it loads
     try:
-        got = dict(vllm_nf4._with_states(reversed(list(tensors.items())), states, CPU))
+        got = dict(nf4._with_states(reversed(list(tensors.items())), states, CPU))
     finally:
         torch.set_default_dtype(torch.float32)
     assert len(states) == 14

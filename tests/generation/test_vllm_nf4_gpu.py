@@ -16,16 +16,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm_models import LEAVES, logps_of
 
 from rlkit.generation import VLLMGeneratorConfig
-from rlkit.generation.vllm_config import is_installed
-from rlkit.generation.vllm_lora import LoRAInjector
-from rlkit.generation.vllm_probe import (
+from rlkit.generation.vllm.config import is_installed
+from rlkit.generation.vllm.lora import LoRAInjector
+from rlkit.generation.vllm.probe import (
     mean_difference,
     mismatch_limit,
     random_adapter,
     sample,
     self_test,
 )
-from rlkit.generation.vllm_weights import kv_sleep, kv_wake, weight_views
+from rlkit.generation.vllm.weights import kv_sleep, kv_wake, weight_views
 from rlkit.lora import attach
 from rlkit.models.config import LoRAConfig, ModelConfig, QuantConfig, QuantKind
 from rlkit.models.nf4_folder import in_nf4
@@ -52,7 +52,7 @@ class Cuda(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cuda(starter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cuda]:
-    from rlkit.generation.vllm_engine import EngineSpec, start_engine
+    from rlkit.generation.vllm.engine import EngineSpec, start_engine
 
     device = torch.device("cuda", torch.cuda.current_device())
     cache = str(tmp_path_factory.mktemp("cache"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlkit.bench.random_model import write_random_model
-from rlkit.generation.vllm_config import is_installed
+from rlkit.generation.vllm.config import is_installed
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 from rlkit.generation import VLLMGeneratorConfig
-from rlkit.generation.vllm_engine import EngineSpec, start_engine
-from rlkit.generation.vllm_generator import VLLMGenerator
+from rlkit.generation.vllm.engine import EngineSpec, start_engine
+from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.types import Prompt, SamplingConfig
 
 folder, mode = sys.argv[1:]

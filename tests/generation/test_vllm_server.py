@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlkit.bench.random_model import write_random_model
 from rlkit.generation import VLLMServerConfig, sample_seed
 from rlkit.generation.http_json import Client, ServerError
-from rlkit.generation.vllm_config import is_installed
-from rlkit.generation.vllm_server import AdapterFiles, VLLMServerGenerator, check_server
+from rlkit.generation.vllm.config import is_installed
+from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator, check_server
 from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.config import LoRAConfig
 from rlkit.types import Prompt, Rollout, SamplingConfig

@@ -24,10 +24,10 @@ from vllm_models import (
     tiny_llm,
 )
 
-from rlkit.generation.vllm_config import is_installed
-from rlkit.generation.vllm_lora import LoRAInjector
-from rlkit.generation.vllm_probe import mean_difference, sample
-from rlkit.generation.vllm_weights import forget_prefixes, push_weights, weight_views
+from rlkit.generation.vllm.config import is_installed
+from rlkit.generation.vllm.lora import LoRAInjector
+from rlkit.generation.vllm.probe import mean_difference, sample
+from rlkit.generation.vllm.weights import forget_prefixes, push_weights, weight_views
 from rlkit.models.config import DType, LoRAConfig, ModelConfig
 from rlkit.models.load import load_model
 from rlkit.models.views import model_on_views, shared_bytes

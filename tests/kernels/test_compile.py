@@ -20,7 +20,7 @@ from triton import language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rlkit.generation import lora_kernels, lora_norm, vllm_burst_kernel
+from rlkit.generation.vllm import burst_kernel, lora_kernels, lora_norm
 from rlkit.kernels import _kl_triton, _layers_triton, _triton_kernels
 
 _HOPPER = GPUTarget("cuda", 90, 32)
@@ -113,13 +113,13 @@ CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
     ),
     (
         "token_logps_parts",
-        vllm_burst_kernel._parts_kernel,
+        burst_kernel._parts_kernel,
         "*bf16 i32 *fp32 *fp32 i32",
         {"BLOCK": 4096},
     ),
     (
         "token_logps",
-        vllm_burst_kernel._logps_kernel,
+        burst_kernel._logps_kernel,
         "*bf16 i32 *i64 *fp32 *fp32 *fp32 i32",
         {"PARTS": 64},
     ),
@@ -142,7 +142,7 @@ def test_every_kernel_is_compiled() -> None:
     modules = (
         lora_kernels,
         lora_norm,
-        vllm_burst_kernel,
+        burst_kernel,
         _kl_triton,
         _layers_triton,
         _triton_kernels,

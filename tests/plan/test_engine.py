@@ -10,7 +10,7 @@ import torch
 
 from rlkit.bench.memory_row import row_config
 from rlkit.generation import VLLMGeneratorConfig
-from rlkit.generation.vllm_config import Compilation, Quantization
+from rlkit.generation.vllm.config import Compilation, Quantization
 from rlkit.models.config import Checkpointing, QuantConfig, Switch
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.headline import ROWS

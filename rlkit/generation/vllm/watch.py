@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rlkit.generation.vllm_lora import Injection, LoRAInjector, Mode
-from rlkit.generation.vllm_probe import Score, mean_difference, sample
+from rlkit.generation.vllm.lora import Injection, LoRAInjector, Mode
+from rlkit.generation.vllm.probe import Score, mean_difference, sample
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest

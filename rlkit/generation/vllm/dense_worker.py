@@ -7,8 +7,8 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from rlkit.generation import vllm_dense, vllm_dense_norm
-from rlkit.generation.vllm_worker import WorkerExtension
+from rlkit.generation.vllm import dense, dense_norm
+from rlkit.generation.vllm.worker import WorkerExtension
 
 _log = logging.getLogger(__name__)
 _Worker: Any
@@ -19,7 +19,7 @@ else:
 
 
 class DenseWorker(_Worker, WorkerExtension):  # type: ignore[misc]
-    """Installs `vllm_dense` right after loading, before vLLM warms up and captures graphs."""
+    """Installs `dense` right after loading, before vLLM warms up and captures graphs."""
 
     def load_model(self, *arguments: Any, **options: Any) -> None:
         """Load the model; in vLLM's own memory pool, which sleeping needs, also install."""
@@ -41,12 +41,12 @@ def _install(manager: Any) -> str | None:
     """Why Punica stays in place; None = it does not."""
     fused = not current_platform.is_cpu()
     try:
-        layers = vllm_dense.install(manager, fused=fused)
+        layers = dense.install(manager, fused=fused)
     except Exception as reason:  # an unknown vLLM may fail in any way: Punica always works
         return _first_line(reason)
     if fused:
         try:
-            vllm_dense_norm.install_norms(manager.model, layers)
+            dense_norm.install_norms(manager.model, layers)
         except Exception as reason:  # likewise, and the layers work without
             _log.warning("vLLM's norms stay as they are: they need %s", _first_line(reason))
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-from rlkit.generation.vllm_burst import Decoder, Piece
+from rlkit.generation.vllm.burst import Decoder, Piece
 
 
 def through_core(

@@ -30,7 +30,7 @@ from torch import Tensor
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import Row, make_rows
 from rlkit.generation.http_json import Client, ServerError
-from rlkit.generation.vllm_config import VLLMServerConfig
+from rlkit.generation.vllm.config import VLLMServerConfig
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 _LOOK_SECONDS = 0.2

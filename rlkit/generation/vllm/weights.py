@@ -17,7 +17,7 @@ ALL = ("weights", *KV_CACHE, "default")
 def weight_views(llm: Any) -> dict[str, Tensor]:
     """The weights of a `vllm.LLM` under Hugging Face names, for the trainer to share.
 
-    Views, no copies; on a CPU only after `rlkit.generation.vllm_cpu.prepare_cpu`. Whoever writes to
+    Views, no copies; on a CPU only after `rlkit.generation.vllm.cpu.prepare_cpu`. Whoever writes to
     them must call `forget_prefixes` before the next request.
     """
     views: dict[str, Tensor] = llm.collective_rpc("rlkit_parameters")[0]

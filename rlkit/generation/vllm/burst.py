@@ -5,7 +5,7 @@ decode, so a burst of steps is scheduled once, launched one after the other by v
 graphs and sampler, and its tokens come back together: 1.2 ms. Between bursts vLLM's scheduler owns
 the requests as ever: it admits, preempts and frees them.
 
-Private attributes of vLLM, as in `rlkit.generation.vllm_worker`: the V2 model runner of 0.24.0
+Private attributes of vLLM, as in `rlkit.generation.vllm.worker`: the V2 model runner of 0.24.0
 (CUDA, measured) and 0.30.0 (CPU, Triton's interpreter). `find_decoder` returns None where they
 are not as they were.
 """
@@ -82,7 +82,7 @@ class Decoder:
     def __init__(self, core: Any, runner: Any) -> None:
         from vllm.v1.worker.gpu import input_batch
 
-        from rlkit.generation.vllm_burst_sampler import BurstSampler
+        from rlkit.generation.vllm.burst_sampler import BurstSampler
 
         self._core, self._scheduler, self._runner = core, core.scheduler, runner
         self._kernels = input_batch

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.generation.vllm_lora import LoRAInjector, Mode
+from rlkit.generation.vllm.lora import LoRAInjector, Mode
 
 _NUM_PROMPTS, _NUM_TOKENS = 2, 8
 _STRENGTHS = (0.4, 0.8, 1.6, 3.2)
