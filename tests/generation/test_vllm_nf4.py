@@ -177,8 +177,11 @@ def _adapters(shared: Shared) -> None:
         _grads(model, lora, adapter)
         for model, lora in zip((shared.hf, shared.own), loras, strict=True)
     ]
+    # Not bitwise: a CPU's products round by where their operands happen to lie in memory.
+    limit = 8 * torch.finfo(case.dtype).eps
     for name, grad in grads[0].items():
-        assert grad.abs().sum() > 0 and torch.equal(grad, grads[1][name]), name
+        other = grads[1][name]
+        assert grad.norm() > 0 and (grad - other).norm() <= limit * other.norm(), name
 
 
 def _grads(model: PreTrainedModel, lora: LoRA, adapter: dict[str, Tensor]) -> dict[str, Tensor]:
