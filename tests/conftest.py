@@ -17,7 +17,10 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a CUDA device, tests marked gpu cannot run."""
+    """Files with slow tests first: workers take whole files, and none should be left with a long
+    one at the end. Without a CUDA device, tests marked gpu cannot run."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
     if torch.cuda.is_available():
         return
     for item in items:
