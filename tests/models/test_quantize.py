@@ -85,25 +85,30 @@ def _gradients(base: BaseModel, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(DType.fp32, 1e-5), (DType.bf16, 0.05), (DType.fp16, 0.01)]
+    ("dtype", "tolerance"), [(DType.fp32, 1e-5), (DType.bf16, 0.1), (DType.fp16, 0.01)]
 )
 def test_adapter_gradients_are_those_of_the_dequantised_weights(
     folder: Path, dtype: DType, tolerance: float, double_quant: bool
 ) -> None:
+    """Of float32; in 16 bits no further from it than the same weights in a plain 16-bit model."""
     quant = QuantConfig(kind=QuantKind.nf4, double_quant=double_quant)
     base = load(folder, quant, dtype=dtype)
     with torch.no_grad():  # sampling first: on some CPUs it repacks weights, without a gradient
         base.model(input_ids=IDS)
-    plain = load(folder, QuantConfig(), dtype=dtype)
-    for name, module in quantisable(plain.model).items():
-        module.weight.data = dequantised(layer(base.model, name))
-    logps, grads = _gradients(base, seed=7)
-    expected_logps, expected = _gradients(plain, seed=7)
-    assert torch.allclose(logps, expected_logps, rtol=tolerance, atol=tolerance)
-    for key, grad in grads.items():
-        assert grad.dtype == torch.float32
-        error = (grad - expected[key]).norm() / expected[key].norm()
-        assert error <= tolerance, key
+    exact, plain = load(folder, QuantConfig()), load(folder, QuantConfig(), dtype=dtype)
+    for model in (exact.model, plain.model):
+        for name, module in quantisable(model).items():
+            module.weight.data = dequantised(layer(base.model, name)).to(module.weight.dtype)
+    truth, expected = _gradients(exact, seed=7)
+    errors = {}
+    for kind, model in (("nf4", base), ("plain", plain)):
+        logps, grads = _gradients(model, seed=7)
+        assert torch.allclose(logps, truth, rtol=tolerance, atol=tolerance)
+        assert all(grad.dtype == torch.float32 for grad in grads.values())
+        norms = [(g - expected[k]).norm() / expected[k].norm() for k, g in grads.items()]
+        errors[kind] = float(torch.stack(norms).square().mean().sqrt())
+    assert errors["nf4"] <= tolerance
+    assert dtype is DType.fp32 or errors["nf4"] <= 1.3 * errors["plain"]
 
 
 def test_fused_layers_are_kept_together(folder: Path) -> None:
