@@ -101,8 +101,8 @@ def test_adapter_gradients_are_those_of_the_dequantised_weights(
             module.weight.data = dequantised(layer(base.model, name)).to(module.weight.dtype)
     truth, expected = _gradients(exact, seed=7)
     errors = {}
-    for kind, model in (("nf4", base), ("plain", plain)):
-        logps, grads = _gradients(model, seed=7)
+    for kind, found in (("nf4", base), ("plain", plain)):
+        logps, grads = _gradients(found, seed=7)
         assert torch.allclose(logps, truth, rtol=tolerance, atol=tolerance)
         assert all(grad.dtype == torch.float32 for grad in grads.values())
         norms = [(g - expected[k]).norm() / expected[k].norm() for k, g in grads.items()]
