@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: run test test-gpu lint types docs clean
+.PHONY: run test test-nightly test-gpu lint types docs clean
 
 run: .venv/installed
 	@$(BIN)/rlkit $(ARGS)
@@ -13,6 +13,9 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-nightly: .venv/installed-test
+	$(BIN)/python -m pytest -q -m nightly $(ARGS)
 
 test-gpu: .venv/installed-test
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)

@@ -86,8 +86,7 @@ class _Nursery:
         if "signal" in order:
             pid = order["pid"]
             if pid in self._children:  # not buried, so the number is still its own
-                with contextlib.suppress(ProcessLookupError):
-                    (os.killpg if order["group"] else os.kill)(pid, order["signal"])
+                _send_signal(pid, order["signal"], group=order["group"])
             return
         try:
             pid = os.fork()
@@ -160,3 +159,15 @@ def _feed(text: str) -> None:
         file.write(text.encode())
         file.seek(0)
         os.dup2(file.fileno(), 0)
+
+
+def _send_signal(pid: int, number: int, *, group: bool) -> None:
+    """To a child, or its process group; nothing happens when it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        if group:
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:  # so young that it has no group yet, nor children in one
+                os.kill(pid, number)
+        else:
+            os.kill(pid, number)

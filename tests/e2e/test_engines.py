@@ -43,7 +43,7 @@ def has_checkpoints(folder: Path) -> bool:
     return len(jobs) == 2 and all(list(job.glob("checkpoints/step-*")) for job in jobs)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_jobs_of_a_machine_that_went_down_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     first = sweep(tmp_path / "sweep", *ENGINE)

@@ -41,7 +41,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", ["length", "stops"])
 def test_bursts_sample_what_the_scheduler_samples(found: Any, case: str) -> None:
     """Rows that end, rows that join when a place is free, batches that shrink, an adapter."""
@@ -54,7 +54,7 @@ def test_bursts_sample_what_the_scheduler_samples(found: Any, case: str) -> None
     assert reasons == ({"length"} if case == "length" else {"length", "stop"})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_interrupted_burst_leaves_the_engine_ready(found: Any) -> None:
     assert found["interrupted"] == 0
     for a, b in zip(found["length scheduler"], found["after"], strict=True):

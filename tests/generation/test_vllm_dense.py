@@ -278,7 +278,7 @@ with tiny_llm(location, dense=True) as llm:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("family", ["qwen2_tied", "qwen3", "llama"])
 def test_the_kernels_of_cuda_inside_an_engine(tmp_path: Path, family: str) -> None:
     here = Path(__file__).parent

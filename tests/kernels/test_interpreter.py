@@ -14,8 +14,8 @@ import pytest
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already interpreted")
 @pytest.mark.parametrize(
     "files",
-    [("test_logps.py", "test_kl.py"), ("test_layers.py", "test_fused.py")],
-    ids=["head", "layers"],
+    [("logps", "kl"), ("layers", "fused"), ("lora_kernels",)],
+    ids=["head", "layers", "lora"],
 )
 def test_fused_kernels_under_the_interpreter(files: tuple[str, ...]) -> None:
     """In a process of its own: Triton reads TRITON_INTERPRET when kernels are defined."""
@@ -23,7 +23,7 @@ def test_fused_kernels_under_the_interpreter(files: tuple[str, ...]) -> None:
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
     done = subprocess.run(
-        [*command, *(str(here / f"test_{name}.py") for name in ("logps", "kl", "lora_kernels"))],
+        [*command, *(str(here / f"test_{name}.py") for name in files)],
         cwd=here.parents[1],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
