@@ -65,6 +65,7 @@ def test_a_run_samples_from_the_policy_it_trains(folder: Path, tmp_path: Path) -
     assert "vLLM while starting" in (tmp_path / "run/log.txt").read_text()
 
 
+@pytest.mark.nightly
 def test_qlora_and_4_bit_rollouts(folder: Path, tmp_path: Path) -> None:
     """One NF4 base for both sides; and NF4 for vLLM alone, whose mismatch the metrics show."""
     cache = f"model.cache_dir={tmp_path / 'cache'}"
