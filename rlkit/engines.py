@@ -31,8 +31,7 @@ from rlkit.models.config import ModelConfig, QuantConfig, QuantKind
 from rlkit.models.load import BaseModel, load_model, resolve_dtype
 from rlkit.models.nf4_folder import in_nf4
 from rlkit.models.quantize import meta_model, require_bitsandbytes
-from rlkit.models.source import SourceKind, kind_of, locate
-from rlkit.plan.of_config import model_config
+from rlkit.models.source import architecture_of, locate, revision_of
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine, EngineSpec
@@ -109,9 +108,9 @@ def _with_engine(
     engine = start_engine(generator, spec, say=say)
     try:
         say(engine.summary)
-        is_apart = sampled != trained
-        views = weight_views(engine.llm)
-        shared = views if engine.weights is Weights.shared else None
+        is_apart, is_shared = sampled != trained, engine.weights is Weights.shared
+        views = weight_views(engine.llm) if is_shared or is_apart else None
+        shared = views if is_shared else None
         base = load_model(trained, device=device, say=say, weights=shared)
         probe = load_model(sampled, device=device, say=say, weights=views) if is_apart else None
     except BaseException:
@@ -140,15 +139,13 @@ def _engine_spec(
     from rlkit.generation.vllm.engine import EngineSpec
 
     location = locate(model, say=say)
-    is_hub = kind_of(model.source) is SourceKind.hub
-    revision = (model.revision or "main") if is_hub else None
-    hf_config = model_config(replace(config, model=model), say=say)
+    hf_config = architecture_of(model, say=say)
     skeleton = meta_model(hf_config)
     leaves = sorted({name.rsplit(".", 1)[-1] for name in target_layers(skeleton, model.lora)})
     max_prompt_length, max_completion_length = longest
     return EngineSpec(
         location=location,
-        revision=revision,
+        revision=revision_of(model),
         hf_config=hf_config,
         dtype=resolve_dtype(model.dtype, device)[0],
         device=device,

@@ -21,6 +21,11 @@ Say = Callable[[str], None]
 """Takes one line of progress for the user."""
 
 
+def first_line(error: Exception) -> str:
+    """What `error` says, on one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def convert_gguf(gguf: Path, cache: Path, *, say: Say) -> Path:
     """The converted folder of `gguf`, made now unless the same file was converted before.
 
@@ -75,9 +80,9 @@ def write_converted(gguf: Path, folder: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
     # The GGUF readers raise whatever the first nonsensical byte leads to.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"model.source must be a GGUF file that transformers can read, got {gguf}: {reason}"
+            f"model.source must be a GGUF file that transformers can read, got {gguf}: "
+            f"{first_line(error)}"
         ) from error
     # The weights are no longer quantised; transformers refuses to save them while it thinks so.
     if hasattr(model.config, "quantization_config"):

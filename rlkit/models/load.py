@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -18,8 +17,7 @@ from transformers import (
 )
 
 from rlkit.models.config import AttentionImpl, Checkpointing, DType, ModelConfig, QuantConfig
-from rlkit.models.convert import Say
-from rlkit.models.families import check_family
+from rlkit.models.convert import Say, first_line
 from rlkit.models.quantize import (
     is_nf4,
     quantisable,
@@ -29,7 +27,7 @@ from rlkit.models.quantize import (
     tensors_of,
 )
 from rlkit.models.quiet import no_progress_bars
-from rlkit.models.source import SourceKind, kind_of, locate
+from rlkit.models.source import architecture_of, load_options, locate, readable
 from rlkit.models.templates import choose_template
 from rlkit.models.views import is_four_bit, model_on_views, shared_bytes
 
@@ -75,23 +73,13 @@ def load_model(
     Raises ValueError, naming the key, the rule and the value, when something does not fit.
     """
     location = locate(config, say=say)
-    is_hub = kind_of(config.source) is SourceKind.hub
-    options: dict[str, Any] = {"trust_remote_code": config.allow_remote_code}
-    if is_hub:
-        options["revision"] = config.revision or "main"
+    hf_config, options = architecture_of(config, say=say), load_options(config)
     dtype, dtype_note = resolve_dtype(config.dtype, device)
-    try:
-        hf_config = AutoConfig.from_pretrained(location, **options)
-        check_family(hf_config.model_type, source=config.source)
+    with readable(config):
         tokenizer = _load_tokenizer(location, options)
         model, quant_notes = _load_on(
             device, location, hf_config, config, quant, weights, dtype=dtype, options=options
         )
-    except OSError as error:
-        rule = "an existing folder or a hub id that can be reached" if is_hub else "a model folder"
-        raise ValueError(
-            f"model.source must be {rule}, got {config.source}: {_first_line(error)}"
-        ) from error
     model.requires_grad_(False).train(False)
     chosen = choose_template(tokenizer, config.chat_template)
     tokenizer.chat_template = chosen.template
@@ -155,7 +143,7 @@ def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokeniz
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model.source must hold a tokenizer, got {location}: {_first_line(error)}"
+            f"model.source must hold a tokenizer, got {location}: {first_line(error)}"
         ) from error
     return tokenizer
 
@@ -233,7 +221,3 @@ def _attention(wanted: AttentionImpl, hf_config: PreTrainedConfig) -> str:
         return wanted.value
     caps_scores = hf_config.to_dict().get("attn_logit_softcapping") is not None
     return "eager" if caps_scores else "sdpa"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from rlkit.models.config import ModelConfig, QuantConfig
 from rlkit.models.convert import Say, build_once
@@ -22,7 +22,7 @@ from rlkit.models.quantize import (
     saved_quantization,
 )
 from rlkit.models.quiet import no_progress_bars
-from rlkit.models.source import SourceKind, cache_root, kind_of, locate
+from rlkit.models.source import architecture_of, cache_root, load_options, locate
 
 
 def in_nf4(
@@ -34,10 +34,7 @@ def in_nf4(
     (double quantisation, layers kept). Raises ValueError when `quant` does not fit the model.
     """
     location = locate(config, say=say)
-    options: dict[str, Any] = {"trust_remote_code": config.allow_remote_code}
-    if kind_of(config.source) is SourceKind.hub:
-        options["revision"] = config.revision or "main"
-    hf_config = AutoConfig.from_pretrained(location, **options)
+    hf_config = architecture_of(config, say=say)
     dtype, _ = resolve_dtype(config.dtype, device)
     quantization_config(quant, hf_config, dtype)  # refuses what does not fit
     if saved_quantization(hf_config) is not None:
@@ -49,7 +46,7 @@ def in_nf4(
     def build(folder: Path) -> None:
         say(f"Quantising {config.source} to NF4 (once) ...")
         base = load_model(config, device=device, say=say, quant=quant)
-        tokenizer: Any = AutoTokenizer.from_pretrained(location, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(location, **load_options(config))
         with no_progress_bars():
             base.model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -6,17 +6,22 @@ cheaply what would make that fail later. Every problem is a ValueError naming `m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.models.config import ModelConfig
-from rlkit.models.convert import Say, convert_gguf
+from rlkit.models.convert import Say, convert_gguf, first_line
 from rlkit.models.families import check_family
 from rlkit.models.starter import starter_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
@@ -77,6 +82,47 @@ def locate(config: ModelConfig, *, say: Say) -> str:
         folder = convert_gguf(Path(config.source).expanduser().resolve(), cache, say=say)
     check_folder(folder)
     return str(folder)
+
+
+def revision_of(config: ModelConfig) -> str | None:
+    """The revision to load from the hub; None for what lies on this machine."""
+    if kind_of(config.source) is not SourceKind.hub:
+        return None
+    return config.revision or "main"
+
+
+def load_options(config: ModelConfig) -> dict[str, Any]:
+    """What every `from_pretrained` of transformers is told beside the location."""
+    revision = revision_of(config)
+    options: dict[str, Any] = {"trust_remote_code": config.allow_remote_code}
+    return options if revision is None else options | {"revision": revision}
+
+
+def architecture_of(config: ModelConfig, *, say: Say) -> PreTrainedConfig:
+    """The Hugging Face config of the model; its weights stay where they are.
+
+    Raises ValueError, with one line, when there is none or its family is not supported.
+    """
+    from transformers import AutoConfig
+
+    location = locate(config, say=say)
+    with readable(config):
+        found: PreTrainedConfig = AutoConfig.from_pretrained(location, **load_options(config))
+    check_family(found.model_type, source=config.source)
+    return found
+
+
+@contextlib.contextmanager
+def readable(config: ModelConfig) -> Iterator[None]:
+    """Turn an OSError of transformers into a ValueError of one line that names the source."""
+    try:
+        yield
+    except OSError as error:
+        is_hub = kind_of(config.source) is SourceKind.hub
+        rule = "an existing folder or a hub id that can be reached" if is_hub else "a model folder"
+        raise ValueError(
+            f"model.source must be {rule}, got {config.source}: {first_line(error)}"
+        ) from error
 
 
 def cache_root(cache_dir: str | None) -> Path:

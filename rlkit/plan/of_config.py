@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from rlkit.config import Config
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
 from rlkit.generation.vllm.config import Compilation, KVCacheDType, Quantization, Weights
 from rlkit.models.config import Switch
 from rlkit.models.load import resolve_dtype
-from rlkit.models.source import SourceKind, kind_of, locate
+from rlkit.models.source import architecture_of
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request
@@ -64,26 +63,12 @@ def planned(
     `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`.
     """
     dtype, _ = resolve_dtype(config.model.dtype, device)
-    hf_config = model_config(config, say=say)
+    hf_config = architecture_of(config.model, say=say)
     work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
     if budget is None:
         budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
     plan = make_plan(work, request_of(config, work), budget=budget, before=before)
     return Planned(work=work, plan=plan, config=with_plan(config, plan))
-
-
-def model_config(config: Config, *, say: Say) -> PreTrainedConfig:
-    """The architecture of `model.source`; its weights stay where they are."""
-    model = config.model
-    options: dict[str, Any] = {"trust_remote_code": model.allow_remote_code}
-    if kind_of(model.source) is SourceKind.hub:
-        options["revision"] = model.revision or "main"
-    try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(locate(model, say=say), **options)
-    except OSError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"model.source must hold a model, got {model.source}: {reason}") from error
-    return found
 
 
 def work_of(

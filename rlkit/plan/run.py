@@ -16,6 +16,7 @@ from rlkit.plan.of_config import Planned, planned
 from rlkit.plan.parts import GB, Choice
 from rlkit.plan.rehearse import rehearse, worst_of
 from rlkit.plan.table import lines
+from rlkit.tracking.files import write_atomic
 from rlkit.types import Algorithm
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def plan_run(config: Config, algorithm: Algorithm, *, device: torch.device, say:
 def record(plan: Plan, run_dir: Path) -> None:
     """Keep the choice in the run's folder: to go on with another split would round otherwise."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / _RECORD).write_text(json.dumps(plan.choice._asdict()) + "\n")
+    text = json.dumps(plan.choice._asdict()) + "\n"
+    write_atomic(run_dir / _RECORD, text.encode())
 
 
 def recorded(run_dir: Path) -> Choice | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from rlkit.generation.vllm import dense, dense_norm
+from rlkit.generation.vllm import dense, dense_norm, life
 from rlkit.generation.vllm.worker import WorkerExtension
 
 _log = logging.getLogger(__name__)
@@ -42,15 +42,11 @@ def _install(manager: Any) -> str | None:
     fused = not current_platform.is_cpu()
     try:
         layers = dense.install(manager, fused=fused)
-    except Exception as reason:  # an unknown vLLM may fail in any way: Punica always works
-        return _first_line(reason)
+    except Exception as error:  # an unknown vLLM may fail in any way: Punica always works
+        return life.reason(error)
     if fused:
         try:
             dense_norm.install_norms(manager.model, layers)
-        except Exception as reason:  # likewise, and the layers work without
-            _log.warning("vLLM's norms stay as they are: they need %s", _first_line(reason))
+        except Exception as error:  # likewise, and the layers work without
+            _log.warning("vLLM's norms stay as they are: they need %s", life.reason(error))
     return None
-
-
-def _first_line(reason: Exception) -> str:
-    return (str(reason).splitlines() or [type(reason).__name__])[0]

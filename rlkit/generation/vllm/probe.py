@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlkit.generation.vllm import life
 from rlkit.generation.vllm.lora import LoRAInjector, Mode
 
 _NUM_PROMPTS, _NUM_TOKENS = 2, 8
@@ -143,7 +144,7 @@ class _Trial:
         try:
             error, problem = self._outcome(tolerance)
         except Exception as reason:  # an unknown vLLM may fail in any way: the next one is tried
-            error, problem = float("nan"), f"{type(reason).__name__}: {_first_line(reason)}"
+            error, problem = float("nan"), f"{type(reason).__name__}: {life.reason(reason)}"
         self.injector.unload()
         return Verdict(mode, error, problem)
 
@@ -244,7 +245,3 @@ def _effect(
 def _beside(like: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`adapter` on the devices of `like`."""
     return {key: tensor.to(like[key].device) for key, tensor in adapter.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
