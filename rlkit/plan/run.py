@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlkit.config import Config, ConfigError
+from rlkit.generation.vllm.weights import rest
 from rlkit.models.config import Checkpointing, Switch
 from rlkit.plan.choose import Plan
 from rlkit.plan.of_config import Planned, planned
@@ -65,6 +66,9 @@ def try_worst_step(parts: Parts, *, say: Say) -> None:
     wanted = parts.config.memory.dry_run
     if wanted is Switch.off or (wanted is Switch.auto and parts.device.type != "cuda"):
         return
+    if parts.engine is not None:  # as in a step: it rests while the trainer computes
+        parts.meter.note()
+        rest(parts.engine)
     made = parts.planned
     worst = worst_of(made.plan, made.work, temperature=parts.sampling.temperature)
     try:

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import Row, make_rows
-from rlkit.generation.vllm import weights
 from rlkit.generation.vllm.burst import Piece
-from rlkit.generation.vllm.config import VLLMGeneratorConfig, Weights
+from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
-from rlkit.generation.vllm.loop import through_core, through_engine
+from rlkit.generation.vllm.loop import takes_bursts, through_core, through_engine
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class VLLMGenerator:
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Copy `tensors` into vLLM's buffers and tag the rollouts with `version`."""
-        self._wake()
+        wake(self._engine)
         self._injector.load(tensors, version)
         self._version = version
 
@@ -89,11 +88,11 @@ class VLLMGenerator:
         check_sampling(sampling)
         check_request(prompts, num_samples, sampling, seeds, context=self._engine.max_model_len)
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
-        self._wake()
+        wake(self._engine)
         # Every row has a seed; on a CPU vLLM draws from the process's generator as well.
         with torch.random.fork_rng(devices=[]):
             self._sample(rows, sampling)
-        self._sleep()
+        rest(self._engine)
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         for row in rows:
             rollouts[row.prompt_number].append(row.rollout(self._version))
@@ -123,8 +122,8 @@ class VLLMGenerator:
         llm, lora = self._engine.llm, self._injector.request
         if sampling.stop:
             return through_engine(llm, requests, lora)
-        plain = set(self._config.sampling.extra) <= {"ignore_eos"}
-        return through_core(llm, requests, lora, self._engine.decoder if plain else None)
+        decoder = self._engine.decoder if takes_bursts(self._config.sampling) else None
+        return through_core(llm, requests, lora, decoder)
 
     def _sampling_params(self, sampling: SamplingConfig, seed: int) -> Any:
         from vllm import SamplingParams
@@ -151,26 +150,6 @@ class VLLMGenerator:
             skip_clone=True,
             **extra,
         )
-
-    def _wake(self) -> None:
-        engine = self._engine
-        if not engine.asleep:
-            return
-        if engine.weights is Weights.sleep:
-            engine.llm.wake_up()
-        else:
-            weights.kv_wake(engine.llm)
-        engine.asleep = ()
-
-    def _sleep(self) -> None:
-        engine = self._engine
-        if engine.weights is Weights.sleep:
-            torch.cuda.synchronize()
-            engine.llm.sleep(level=1)
-            engine.asleep = weights.ALL
-        elif engine.release_kv_cache:
-            weights.kv_sleep(engine.llm)
-            engine.asleep = weights.KV_CACHE
 
 
 def _extend(row: Row, piece: Piece) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from rlkit.generation.vllm.config import Weights
+
+if TYPE_CHECKING:
+    from rlkit.generation.vllm.engine import Engine
 
 KV_CACHE = ("kv_cache",)
 """vLLM's tag of the memory of keys and values."""
@@ -69,3 +74,33 @@ def kv_sleep(llm: Any) -> int:
 def kv_wake(llm: Any) -> None:
     """Undo `kv_sleep`: the cache is back at its addresses, empty."""
     llm.collective_rpc("rlkit_kv_restore")
+
+
+def rest(engine: Engine) -> None:
+    """Give back what `release_kv_cache` and `weights=sleep` lend the trainer; no-op without them.
+
+    No request may run until `wake`. The engine must rest whenever the trainer computes.
+    """
+    if engine.asleep:
+        return
+    if engine.weights is Weights.sleep:
+        torch.cuda.synchronize()
+        engine.llm.sleep(level=1)
+        engine.asleep = ALL
+    elif engine.release_kv_cache:
+        kv_sleep(engine.llm)
+        engine.asleep = KV_CACHE
+
+
+def wake(engine: Engine) -> None:
+    """Undo `rest`; harmless when the engine is awake."""
+    if not engine.asleep:
+        return
+    # vLLM maps its memory past PyTorch's allocator, which keeps what the trainer has freed.
+    torch.cuda.empty_cache()
+    if engine.weights is Weights.sleep:
+        engine.llm.wake_up()
+        engine.llm.collective_rpc("rlkit_kv_clear")
+    else:
+        kv_wake(engine.llm)
+    engine.asleep = ()

@@ -180,12 +180,15 @@ class WorkerExtension:
         from vllm.device_allocator.cumem import CuMemAllocator
 
         CuMemAllocator.get_instance().wake_up([_KV_CACHE])
-        # Attention reads whole blocks: what fresh memory happens to hold could be NaN.
-        for cache in self.model_runner.kv_caches:
-            cache.zero_()
+        self.rlkit_kv_clear()
         if hasattr(self.model_runner, "post_kv_cache_wake_up"):  # vLLM 0.24
             self.model_runner.post_kv_cache_wake_up()
         torch.cuda.synchronize()
+
+    def rlkit_kv_clear(self) -> None:
+        """Zero the key-value cache: attention reads whole blocks, and fresh memory could be NaN."""
+        for cache in self.model_runner.kv_caches:
+            cache.zero_()
 
     def _rlkit_manager(self) -> Any:
         return self.model_runner.lora_manager._adapter_manager
