@@ -13,7 +13,7 @@ import torch
 from rlkit.algorithms import Objective, Warmup, build, warmup
 from rlkit.collect import Collector
 from rlkit.compute import resolve_device
-from rlkit.config import Config, ConfigError, flatten
+from rlkit.config import Config, ConfigError, flatten, option_of
 from rlkit.divergence import DivergenceMeter, EvalKL
 from rlkit.engines import Loaded, choose_generator, load_base
 from rlkit.evaluate import Evaluator
@@ -118,12 +118,6 @@ def _with_model(
         max_completion_length=task.max_completion_length,
         stop=task.stop,
     )
-    needed = task.max_prompt_length + task.max_completion_length
-    if needed > base.context_length:
-        raise ConfigError(
-            f"task.max_prompt_length + task.max_completion_length must be <= "
-            f"{base.context_length}, the model's context, got {needed}"
-        )
     check_rewards(task, start.rewards, base.tokenizer)
     train, eval_prompts = _splits(config, task, base, say=say)
     _say_what_is_known(base, eval_prompts[0], say)
@@ -281,7 +275,7 @@ def run_info(
         name=run_dir.name,
         task=parts.task.name,
         model=config.model.source,
-        algorithm=type(config.algorithm).__name__.removesuffix("Config").lower(),
+        algorithm=option_of("algorithm", config.algorithm),
         device=device,
         dtype=str(parts.base.dtype).removeprefix("torch."),
         dtype_reason=parts.base.notes[0],

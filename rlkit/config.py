@@ -158,6 +158,11 @@ def schemas() -> list[Schema]:
     return [schema for package in packages for schema in package.SCHEMAS]
 
 
+def option_of(group: str, chosen: object) -> str:
+    """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ..."""
+    return next(s.name for s in schemas() if s.group == group and s.node is type(chosen))
+
+
 def load(composed: DictConfig) -> Config:
     """The checked `Config` of a composed Hydra config; raises ConfigError with one line."""
     for key, known in _unknown_keys(composed, prefix=""):

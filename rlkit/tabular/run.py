@@ -12,7 +12,14 @@ import torch
 from rlkit import checkpoint
 from rlkit.algorithms import Objective, Warmup, build, warmup
 from rlkit.collect import Collector
-from rlkit.config import Config, ConfigError, DeviceChoice, EvaluationConfig, flatten
+from rlkit.config import (
+    Config,
+    ConfigError,
+    DeviceChoice,
+    EvaluationConfig,
+    flatten,
+    option_of,
+)
 from rlkit.generation import sample_seed, sampling_config
 from rlkit.settings import (
     new_state,
@@ -98,7 +105,7 @@ class TabularRun:
             name=run_dir.name,
             task=config.task.name,
             model=config.model.source,
-            algorithm=type(config.algorithm).__name__.removesuffix("Config").lower(),
+            algorithm=option_of("algorithm", config.algorithm),
             device="cpu",
             dtype="float64",
             num_steps=config.steps,
@@ -136,7 +143,7 @@ def tabular_run(config: Config) -> TabularRun:
     if not isinstance(task, TabularTaskConfig):
         raise ConfigError(f"task must be tabular with model=tabular, got {task.name}")
     if not isinstance(generator, TabularGeneratorConfig):
-        got = type(generator).__name__.removesuffix("GeneratorConfig").lower()
+        got = option_of("generator", generator)
         raise ConfigError(f"generator must be tabular with model=tabular, got {got}")
     if config.reward.functions:
         named = ", ".join(config.reward.functions)

@@ -86,7 +86,10 @@ def test_resume_is_bitwise() -> None:
     ("overrides", "message"),
     [
         (["task=echo"], "task must be tabular with model=tabular, got echo"),
-        (["generator=hf"], "generator must be tabular with model=tabular, got hf"),
+        (
+            ["generator=vllm_server"],
+            "generator must be tabular with model=tabular, got vllm_server",
+        ),
         (["reward=exact"], "reward.functions must be empty with model=tabular, got"),
         (["evaluation.num_prompts=8"], "evaluation.num_prompts has no effect with model=tabular"),
         (["task.max_completion_length=20"], "at most 20000 completions with model.vocabulary=4"),
