@@ -49,8 +49,6 @@ class BaseModel:
     """The folder (or hub id) that it was loaded from, for other engines to load as well."""
     dtype: torch.dtype
     stop_ids: frozenset[int]
-    context_length: int
-    """Most tokens of prompt and completion together."""
     gradient_checkpointing: Checkpointing
     """Never `auto`."""
     notes: tuple[str, ...]
@@ -92,7 +90,6 @@ def load_model(
         location=location,
         dtype=dtype,
         stop_ids=stop_token_ids(model, tokenizer),
-        context_length=int(hf_config.max_position_embeddings),
         gradient_checkpointing=checkpointing,
         notes=(dtype_note, *quant_notes, chosen.reason, checkpointing_note),
     )

@@ -11,7 +11,13 @@ from transformers import PreTrainedConfig
 
 from rlkit.config import Config
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
-from rlkit.generation.vllm.config import Compilation, KVCacheDType, Quantization, Weights
+from rlkit.generation.vllm.config import (
+    Compilation,
+    KVCacheDType,
+    Quantization,
+    Weights,
+    slot_rank,
+)
 from rlkit.models.config import Switch
 from rlkit.models.load import resolve_dtype
 from rlkit.models.source import architecture_of
@@ -60,15 +66,29 @@ def planned(
 ) -> Planned:
     """The plan of `config` on `device`; raises DoesNotFit, with one line.
 
-    `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`.
+    `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`. Raises
+    ValueError when the model's context or vLLM's adapter slots are too small for the run.
     """
     dtype, _ = resolve_dtype(config.model.dtype, device)
     hf_config = architecture_of(config.model, say=say)
+    _check(config, context=int(hf_config.max_position_embeddings))
     work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
     if budget is None:
         budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
     plan = make_plan(work, request_of(config, work), budget=budget, before=before)
     return Planned(work=work, plan=plan, config=with_plan(config, plan))
+
+
+def _check(config: Config, *, context: int) -> None:
+    """What memory cannot help; said here, before anything is loaded or quantised."""
+    longest = config.task.max_prompt_length + config.task.max_completion_length
+    if longest > context:
+        raise ValueError(
+            f"task.max_prompt_length + task.max_completion_length must be <= {context}, the "
+            f"model's context, got {longest}"
+        )
+    if isinstance(config.generator, VLLMGeneratorConfig):
+        slot_rank(config.model.lora.rank)
 
 
 def work_of(

@@ -51,6 +51,8 @@ def rehearse(policy: Policy, algorithm: Algorithm, worst: Worst, meter: Meter) -
     device = meter.device
     devices = [device] if device.type == "cuda" else []
     leaves = policy.named_parameters().values()
+    earlier = meter.peak()
+    meter.restart()
     with torch.random.fork_rng(devices=devices):
         try:
             reserve = torch.empty(worst.reserve_bytes, dtype=torch.uint8, device=device)
@@ -64,6 +66,7 @@ def rehearse(policy: Policy, algorithm: Algorithm, worst: Worst, meter: Meter) -
                 f"{peak / GB:.2f} GB; memory.budget={0.9 * peak / GB:.1f}GB plans with less"
             ) from error
         finally:
+            meter.highest = max(meter.highest, earlier)
             for leaf in leaves:
                 leaf.grad = None
             if device.type == "cuda":

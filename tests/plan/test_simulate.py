@@ -49,7 +49,6 @@ def base_of(config: PreTrainedConfig, dtype: torch.dtype, mode: Checkpointing) -
         location="",
         dtype=dtype,
         stop_ids=frozenset(),
-        context_length=4096,
         gradient_checkpointing=mode,
         notes=(),
     )
