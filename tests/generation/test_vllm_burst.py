@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from rlkit.bench.random_model import write_random_model
-from rlkit.generation.vllm.burst import _end
-from rlkit.generation.vllm.config import is_installed
+from rlkit.generation import VLLMGeneratorConfig
+from rlkit.generation.vllm.burst import _end, find_decoder
+from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, is_installed
 from rlkit.generation.vllm.life import capture_sizes
+from rlkit.generation.vllm.loop import describe
 
 TESTS = Path(__file__).parents[1]
 
@@ -60,6 +62,35 @@ def test_an_interrupted_burst_leaves_the_engine_ready(found: Any) -> None:
     for a, b in zip(found["length scheduler"], found["after"], strict=True):
         assert a["ids"] == b["ids"]
     assert found["lost blocks"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "found", "need"),
+    [
+        ({}, "one kind of attention", "one kind of attention"),
+        ({"compilation": Compilation.eager}, "one kind of attention", "CUDA graphs"),
+        ({"sampling": VLLMSamplingOptions(stop=["\n"])}, "", "no generator.sampling.stop"),
+        ({"sampling": VLLMSamplingOptions(extra={"ignore_eos": True})}, "one device", "one device"),
+        (
+            {"sampling": VLLMSamplingOptions(extra={"min_tokens": 3})},
+            "one device",
+            "no generator.sampling.extra",
+        ),
+    ],
+)
+def test_the_summary_says_why_there_are_no_bursts(
+    config: dict[str, Any], found: str, need: str
+) -> None:
+    said = describe(VLLMGeneratorConfig(**config), found, on_cpu=False)
+    assert said == f", decoding step by step (bursts need {need})"
+
+
+def test_an_unknown_vllm_decodes_step_by_step() -> None:
+    core = SimpleNamespace(engine_core=object())
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core))
+    assert find_decoder(llm, "0.99.1") == "vLLM 0.24 or 0.30"
+    core.engine_core = None
+    assert find_decoder(llm, "0.24.0") == "the engine in this process"
 
 
 @pytest.mark.parametrize(

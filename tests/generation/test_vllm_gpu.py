@@ -5,28 +5,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from vllm_models import LEAVES, SCALE, key, linear_layers, logps_of, merged, random_lora
+from vllm_cuda import Cuda, limit_of, started, token_ids
+from vllm_models import logps_of
 
 from rlkit.generation import Progress, VLLMGeneratorConfig
 from rlkit.generation.base import ProgressCallback
 from rlkit.generation.vllm.config import KVCacheDType, Products, is_installed
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.generation.vllm.lora import LoRAInjector, Mode
-from rlkit.generation.vllm.probe import (
-    ProbeRow,
-    mean_difference,
-    mismatch_limit,
-    sample,
-    self_test,
-)
-from rlkit.generation.vllm.weights import forget_prefixes, kv_sleep, kv_wake, weight_views
-from rlkit.models.views import model_on_views, shared_bytes
+from rlkit.generation.vllm.probe import ProbeRow, mean_difference, sample, self_test
+from rlkit.generation.vllm.weights import forget_prefixes, kv_sleep, kv_wake
+from rlkit.models.views import shared_bytes
 from rlkit.types import Prompt, SamplingConfig
 
 pytestmark = [
@@ -35,87 +29,14 @@ pytestmark = [
 ]
 
 
-class Cuda(NamedTuple):
-    """An engine, the model on its weights, and one loaded from the files, in bfloat16."""
-
-    engine: Any
-    llm: Any
-    hf: PreTrainedModel
-    own: PreTrainedModel
-    views: dict[str, Tensor]
-    added_bytes: int
-    """What the model on the engine's weights takes beside them."""
-    summary: str
-    products: Products
-
-    def injector(self, scale: float = SCALE) -> LoRAInjector:
-        return LoRAInjector(self.llm, linear_layers(self.own), rank=16, scale=scale, key=key)
-
-    def adapter(self, seed: int) -> dict[str, Tensor]:
-        tensors = random_lora(self.own, linear_layers(self.own), rank=16, seed=seed)
-        return {name: tensor.to(self.own.device) for name, tensor in tensors.items()}
-
-    def score(self, tensors: Any, rows: Any) -> list[list[float]]:
-        with merged(self.own, tensors):
-            return logps_of(self.own, rows)
-
-    def error(self, request: Any, tensors: dict[str, Tensor] | None) -> float:
-        rows, logps = sample(self.llm, request)
-        return mean_difference(logps, self.score(tensors, rows))
-
-
 @pytest.fixture(
     scope="module",
     params=[(KVCacheDType.auto, Products.dense), (KVCacheDType.fp8, Products.punica)],
     ids=lambda options: "-".join(options),
 )
 def cuda(request: pytest.FixtureRequest, starter: str) -> Iterator[Cuda]:
-    from rlkit.generation.vllm.engine import EngineSpec, start_engine
-
-    device = torch.device("cuda", torch.cuda.current_device())
-    kv_cache_dtype, products = request.param
-    config = VLLMGeneratorConfig(
-        release_kv_cache=True,
-        kv_cache_bytes=2**30,
-        kv_cache_dtype=kv_cache_dtype,
-        lora=products,
-    )
-    spec = EngineSpec(
-        location=starter,
-        revision=None,
-        hf_config=AutoConfig.from_pretrained(starter),
-        dtype=torch.bfloat16,
-        device=device,
-        max_prompt_length=128,
-        max_completion_length=128,
-        rows=8,
-        lora_rank=16,
-        lora_modules=LEAVES,
-    )
-    engine = start_engine(config, spec, say=print)
-    before = torch.cuda.memory_allocated()
-    views = weight_views(engine.llm)
-    hf = model_on_views(
-        spec.hf_config, views, starter, dtype=torch.bfloat16, device=device, attention="sdpa"
-    )
-    hf.train(False)
-    added = torch.cuda.memory_allocated() - before
-    own = AutoModelForCausalLM.from_pretrained(
-        starter, dtype=torch.bfloat16, attn_implementation="sdpa"
-    )
-    torch.nn.Module.to(own, device)
-    own.train(False)
-    yield Cuda(engine, engine.llm, hf, own, views, added, engine.summary, products)
-    engine.close()
-
-
-def limit_of(cuda: Cuda) -> float:
-    cache = cuda.llm.llm_engine.vllm_config.cache_config.cache_dtype
-    return mismatch_limit(torch.bfloat16, kv_cache_bits=8 if "fp8" in str(cache) else 16)
-
-
-def token_ids(device: torch.device) -> Tensor:
-    return torch.arange(120, device=device).view(2, 60) * 397 % 49152
+    with started(starter, *request.param) as running:
+        yield running
 
 
 def test_shared_weights(cuda: Cuda) -> None:
@@ -213,7 +134,7 @@ def test_bursts_sample_what_the_scheduler_samples(
         for n in range(6)
     ]
     seeds = [[2 * n, 2 * n + 1] for n in range(6)]
-    assert cuda.engine.decoder is not None
+    assert cuda.engine.decoder is not None and "bursts need" not in cuda.summary
 
     def completions(*, bursts: bool) -> list[Any]:
         looks: list[Progress] = []

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
+from triton_places import INTERPRETED
 
 
 def _places() -> list[object]:
     places: list[object] = [pytest.param(("torch", "cpu"), id="torch-cpu")]
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if INTERPRETED:
         places.append(pytest.param(("triton", "cpu"), id="triton-interpreted"))
-    if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    elif torch.cuda.is_available():
         places += [
             pytest.param((impl, "cuda"), id=f"{impl}-cuda", marks=pytest.mark.gpu)
             for impl in ("torch", "triton")
@@ -55,7 +55,7 @@ def _mend_interpreter() -> None:
     builder.create_fp_trunc = lambda self, x, to: self.cast_impl(x, to)
 
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if INTERPRETED:
     _mend_interpreter()
 
     @pytest.fixture(autouse=True)

@@ -6,13 +6,13 @@ name of a Python type in a kernel's signature.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
+from triton_places import INTERPRETED
 
 pytest.importorskip("triton")
-if os.environ.get("TRITON_INTERPRET") == "1":
+if INTERPRETED:
     pytest.skip("interpreted functions cannot be compiled", allow_module_level=True)
 
 import triton
@@ -66,6 +66,12 @@ CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
         _layers_triton.rms_norm_backward,
         "*bf16 *bf16 *bf16 *fp32 *bf16 i32",
         {"D": 1536, "BLOCK_D": 2048, "ROWS": 2},
+    ),
+    (
+        "rms_norm_weight_backward",
+        _layers_triton.rms_norm_weight_backward,
+        "*bf16 *bf16 *fp32 *fp32 i32",
+        {"D": 1536, "BLOCK_D": 128, "ROWS": 32, "TILES": 8},
     ),
     (
         "sum_uses",

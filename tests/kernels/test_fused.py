@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import weakref
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from tiny_models import random_ids, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
+from triton_places import on_triton_device
 
 from rlkit.lora import LoRAConfig, attach, init_adapter
 from rlkit.models import fused
@@ -19,16 +19,6 @@ from rlkit.models.attention import packed_attention
 from rlkit.models.fused import fuse
 from rlkit.models.layout import packing_of
 from rlkit.models.packing import PackedRow, Segment, Span
-
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_PLACES: list[object] = []
-if _INTERPRETED:
-    _PLACES.append(pytest.param("cpu", id="triton-interpreted"))
-elif torch.cuda.is_available():
-    _PLACES.append(pytest.param("cuda", id="triton-cuda", marks=pytest.mark.gpu))
-else:
-    _PLACES.append(pytest.param("", marks=pytest.mark.skip(reason="no GPU, not interpreted")))
-needs_triton = pytest.mark.parametrize("device", _PLACES)
 
 
 def states_and_gradients(
@@ -65,7 +55,7 @@ def states_and_gradients(
     return [x.double() for x in (states.detach(), *gradients) if x is not None]
 
 
-@needs_triton
+@on_triton_device
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_fused_layers_are_as_exact_as_the_models_own(
     family: str, device: str, monkeypatch: pytest.MonkeyPatch

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from triton_places import INTERPRETED
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already interpreted")
+@pytest.mark.skipif(INTERPRETED, reason="already interpreted")
 @pytest.mark.parametrize(
     "files",
     [("logps", "kl"), ("layers", "fused"), ("lora_kernels",)],

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
 from torch import Tensor
+from triton_places import INTERPRETED
 
 from rlkit.kernels import reference
 from rlkit.kernels._head import LogitMap
@@ -95,14 +95,14 @@ def test_values_and_gradients(
     assert (error / gradient.norm(dim=1)).max() < limit
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_interpreter.py")
+@pytest.mark.skipif(not INTERPRETED, reason="test_interpreter.py")
 @pytest.mark.parametrize("distance", [0.02, 1.0])
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("map_name", ["plain", "softcap"])
 def test_triton_kernel_interpreted(
     map_name: str, direction: Direction, distance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlkit.kernels.kl._fits", lambda hidden, top_k: top_k is None)
+    monkeypatch.setattr("rlkit.kernels.kl.fits", lambda hidden, top_k: top_k is None)
     monkeypatch.setattr("rlkit.kernels._kl_triton._BLOCK", 64)  # several blocks, the last ragged
     hidden, ref, weight, bias, upstream = inputs(torch.bfloat16, distance)
     hidden, ref, upstream = hidden[::4], ref[::4], upstream[::4]
@@ -119,6 +119,64 @@ def test_triton_kernel_interpreted(
     with torch.no_grad():
         again = kl_exact(hidden, ref, weight, direction=direction, **logit_map._asdict())
     assert torch.equal(again, out.detach())
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("map_name", ["hot", "softcap"])
+@pytest.mark.parametrize("top_k", [None, 16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_head_that_trains(
+    device: str,
+    dtype: torch.dtype,
+    top_k: int | None,
+    map_name: str,
+    direction: Direction,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gradients in states, weight and bias, against a reference with a head of its own."""
+    if INTERPRETED and dtype is torch.bfloat16:
+        monkeypatch.setattr("rlkit.kernels.kl.fits", lambda hidden, top_k: top_k is None)
+    hidden, ref, weight, bias, upstream = (x.to(device) for x in inputs(dtype, 0.5))
+    ref_weight, ref_bias = weight + 0.3 * weight.roll(1, 0), bias.roll(2)
+    leaves = [hidden, weight, bias]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    logit_map = MAPS[map_name]
+    z = reference.logits(exact[0], exact[1], logit_map._replace(bias=exact[2]))
+    ref_map = logit_map._replace(bias=ref_bias.double())
+    ref_z = reference.logits(ref.double(), ref_weight.double(), ref_map)
+    kl = reference.kl(z, ref_z, reverse=direction == Direction.reverse, top_k=top_k)
+    expected = torch.autograd.grad((kl * upstream).sum(), exact)
+    hidden, weight, bias = (x.detach().requires_grad_() for x in leaves)
+    out = kl_exact(
+        hidden,
+        ref,
+        weight,
+        direction=direction,
+        top_k=top_k,
+        **logit_map._asdict() | {"bias": bias},
+        ref_weight=ref_weight,
+        ref_bias=ref_bias,
+        workspace_bytes=7 * 157 * 24,
+    )
+    digits = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 2e-3}[dtype]
+    torch.testing.assert_close(out.double(), kl.detach(), rtol=max(digits, 2e-7), atol=1e-8)
+    found = torch.autograd.grad((out * upstream).sum(), [hidden, weight, bias])
+    limit = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 6e-3}[dtype]
+    for actual, truth in zip(found, expected, strict=True):
+        assert (actual.double() - truth).norm() < limit * truth.norm()
+    again = kl_exact(
+        hidden.detach(),
+        ref,
+        weight.detach(),
+        direction=direction,
+        top_k=top_k,
+        **logit_map._asdict() | {"bias": bias.detach()},
+        ref_weight=ref_weight,
+        ref_bias=ref_bias,
+        workspace_bytes=7 * 157 * 24,
+    )
+    assert torch.equal(again, out)
 
 
 @pytest.mark.parametrize("direction", list(Direction))
@@ -196,7 +254,7 @@ def test_no_gradient_for_the_reference_and_no_rows() -> None:
     [
         ({"ref_hidden": torch.zeros(2, 4)}, r"ref_hidden must have hidden's shape \(3, 4\)"),
         ({"ref_hidden": torch.zeros(3, 4).half()}, "ref_hidden must have hidden's dtype"),
-        ({"weight": torch.zeros(9, 4, requires_grad=True)}, "weight must not require gradients"),
+        ({"ref_weight": torch.zeros(8, 4)}, r"ref_weight must have weight's shape, .*\(9, 4\)"),
         ({"top_k": 0}, "top_k must be None or >= 1, got 0"),
         ({"workspace_bytes": -1}, "workspace_bytes must be > 0, got -1"),
         ({"direction": "none"}, "'none' is not a valid Direction"),

@@ -5,25 +5,18 @@ On a CPU under Triton's interpreter (test_interpreter.py), whose tl.dot sums as 
 
 from __future__ import annotations
 
-import os
 from itertools import accumulate
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from triton_places import DEVICE, INTERPRETED, MARKS
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason="test_interpreter.py"
-)
-DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = MARKS
 KINDS = [torch.bfloat16, torch.float32]
 PADDED = 8
 """Columns of the base's product that belong to nothing."""
-
-if not INTERPRETED:
-    pytestmark = [pytestmark, pytest.mark.gpu]  # type: ignore[assignment]
 
 
 def case(

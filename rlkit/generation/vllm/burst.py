@@ -6,8 +6,8 @@ graphs and sampler, and its tokens come back together: 1.2 ms. Between bursts vL
 the requests as ever: it admits, preempts and frees them.
 
 Private attributes of vLLM, as in `rlkit.generation.vllm.worker`: the V2 model runner of 0.24.0
-(CUDA, measured) and 0.30.0 (CPU, Triton's interpreter). `find_decoder` returns None where they
-are not as they were.
+(CUDA, measured) and 0.30.0 (CPU, Triton's interpreter). `find_decoder` says where they are not as
+they were.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ _RUNNER = (
 )
 
 
+class _Burst(NamedTuple):
+    """Requests with room for `num_steps` more tokens, and the graph of a step."""
+
+    requests: list[Any]
+    num_steps: int
+    graph: Any
+
+
 class Piece(NamedTuple):
     """New tokens of one request."""
 
@@ -53,27 +61,30 @@ class _Flight:
     landed: torch.cuda.Event | None
 
 
-def find_decoder(llm: Any, version: str) -> Decoder | None:
-    """A decoder for `llm` when its version is known and it has all that one needs."""
+def find_decoder(llm: Any, version: str) -> Decoder | str:
+    """A decoder for `llm`, or what one needs that `llm` does not have."""
     core = getattr(llm.llm_engine.engine_core, "engine_core", None)
-    if core is None or not version.startswith(_VERSIONS):
-        return None
+    if core is None:
+        return "the engine in this process"
+    if not version.startswith(_VERSIONS):
+        return "vLLM 0.24 or 0.30"
     runner: Any = core.model_executor.driver_worker.model_runner
     scheduler = core.scheduler
     if not all(hasattr(runner, n) for n in _RUNNER) or not hasattr(scheduler, "connector"):
-        return None  # the older model runner
-    config = llm.llm_engine.vllm_config
-    known = (
-        type(runner.model_state).__name__ == "DefaultModelState"
-        and runner.model_state.rope_state is None
-        and not runner.supports_mm_inputs
-        and runner.speculator is None
-        and len(runner.kv_cache_config.kv_cache_groups) == 1
-        and not runner.kv_cache_config.needs_kv_cache_zeroing
-        and scheduler.connector is None
-        and config.parallel_config.world_size_across_dp == 1
-    )
-    return Decoder(core, runner) if known else None
+        return "vLLM's V2 model runner"
+    plain = type(runner.model_state).__name__ == "DefaultModelState"
+    cache, parallel = runner.kv_cache_config, llm.llm_engine.vllm_config.parallel_config
+    needs = {
+        "vLLM's default model state": plain and runner.model_state.rope_state is None,
+        "a model of text alone": not runner.supports_mm_inputs,
+        "no speculative decoding": runner.speculator is None,
+        "one kind of attention": len(cache.kv_cache_groups) == 1,
+        "a cache without zeroing": not cache.needs_kv_cache_zeroing,
+        "no KV connector": scheduler.connector is None,
+        "one device": parallel.world_size_across_dp == 1,
+    }
+    missing = next((need for need, is_met in needs.items() if not is_met), None)
+    return missing or Decoder(core, runner)
 
 
 class Decoder:
@@ -115,12 +126,12 @@ class Decoder:
         """
         flights: deque[_Flight] = deque()
         while True:
-            batch, num_steps = self._next_batch()
-            if batch:
-                flights.append(self._launch(batch, num_steps))
-            if flights and (len(flights) == 2 or not batch):
+            burst = self._next()
+            if burst:
+                flights.append(self._launch(burst))
+            if flights and (len(flights) == 2 or not burst):
                 yield self._land(flights.popleft())
-            elif not batch:
+            elif not burst:
                 return
 
     def _can_join(self) -> bool:
@@ -128,22 +139,27 @@ class Decoder:
         waits = scheduler.waiting or getattr(scheduler, "skipped_waiting", ())
         return bool(waits) and len(scheduler.running) < scheduler.max_num_running_reqs
 
-    def _next_batch(self) -> tuple[list[Any], int]:
-        """Requests with room for more tokens, and for how many steps they have memory."""
+    def _next(self) -> _Burst | None:
+        """As many steps as the requests that go on have room and memory for."""
         left = {r: _tokens_left(r) for r in self._scheduler.running}
         batch = [request for request, num_tokens in left.items() if num_tokens > 0]
-        if not batch or self._can_join() or self._graph([r.request_id for r in batch]) is None:
-            return [], 0
+        if not batch or self._can_join():
+            return None
+        graph = self._graph([request.request_id for request in batch])
+        if graph is None:
+            return None
         num_steps = min(_STEPS, *(left[request] for request in batch))
         size = self._runner.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         held = (request.num_computed_tokens for request in batch)
         blocks = sum(math.ceil((n + num_steps) / size) - math.ceil(n / size) for n in held)
         pool = self._scheduler.kv_cache_manager.block_pool
-        return (batch, num_steps) if blocks <= pool.get_num_free_blocks() else ([], 0)
+        fits = blocks <= pool.get_num_free_blocks()
+        return _Burst(batch, num_steps, graph) if fits else None
 
-    def _launch(self, batch: Sequence[Any], num_steps: int) -> _Flight:
+    def _launch(self, burst: _Burst) -> _Flight:
+        batch, num_steps, graph = burst
         scheduled = self._schedule(batch, num_steps)
-        token_ids, logps = self._steps(scheduled, num_steps)
+        token_ids, logps = self._steps(scheduled, num_steps, graph)
         for request in batch:
             request.num_computed_tokens += num_steps
             request.num_output_placeholders += num_steps
@@ -193,10 +209,9 @@ class Decoder:
         return scheduled
 
     @torch.inference_mode()
-    def _steps(self, scheduled: Any, num_steps: int) -> tuple[Tensor, Tensor]:
+    def _steps(self, scheduled: Any, num_steps: int, graph: Any) -> tuple[Tensor, Tensor]:
         """Token ids and logps, (requests, steps)."""
         runner = self._runner
-        graph = self._graph(list(scheduled.num_scheduled_tokens))
         runner.execute_model(scheduled)
         state, runner.execute_model_state = runner.execute_model_state, None
         batch, hidden = state.input_batch, state.hidden_states

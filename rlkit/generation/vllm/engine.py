@@ -11,7 +11,7 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
-from rlkit.generation.vllm import dense, life
+from rlkit.generation.vllm import dense, life, loop
 from rlkit.generation.vllm.burst import Decoder, find_decoder
 from rlkit.generation.vllm.config import (
     Compilation,
@@ -137,18 +137,19 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
         # vLLM has moved this thread to a stream of its own: what was loaded must be there.
         torch.cuda.synchronize()
     seconds = time.monotonic() - started
-    weights = resolve_weights(config.weights)
+    weights, found = resolve_weights(config.weights), find_decoder(llm, version())
     return Engine(
         llm=llm,
         max_model_len=max_model_len(spec),
         weights=weights,
         release_kv_cache=config.release_kv_cache,
         start_log=output[0],
-        decoder=find_decoder(llm, version()),
+        decoder=found if isinstance(found, Decoder) else None,
         summary=(
             f"generator: vLLM {version()} in process, started in {seconds:.1f} s; "
             f"{_gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
             f"at once, weights {weights.value}{products}"
+            f"{loop.describe(config, found, on_cpu=spec.device.type == 'cpu')}"
         ),
     )
 

@@ -6,6 +6,32 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from rlkit.generation.vllm.burst import Decoder, Piece
+from rlkit.generation.vllm.config import (
+    Compilation,
+    VLLMGeneratorConfig,
+    VLLMSamplingOptions,
+    resolve_compilation,
+)
+
+
+def takes_bursts(sampling: VLLMSamplingOptions) -> bool:
+    """Whether a burst samples all that `sampling` asks of vLLM beyond rlkit's own options."""
+    return set(sampling.extra) <= {"ignore_eos"}
+
+
+def describe(config: VLLMGeneratorConfig, found: Decoder | str, *, on_cpu: bool) -> str:
+    """Why an engine decodes without bursts, for its summary; empty where it has them."""
+    if resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.eager:
+        need = "CUDA graphs"
+    elif config.sampling.stop:
+        need = "no generator.sampling.stop"
+    elif not takes_bursts(config.sampling):
+        need = "no generator.sampling.extra"
+    elif isinstance(found, str):
+        need = found
+    else:
+        return ""
+    return f", decoding step by step (bursts need {need})"
 
 
 def through_core(
