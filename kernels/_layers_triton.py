@@ -45,6 +45,27 @@ def rms_norm_backward(
 
 
 @triton.jit
+def rms_norm_weight_backward(
+    dy_ptr, x_ptr, rstd_ptr, sums_ptr, num_rows,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Sums of dy round(x / rms) over the TILES x ROWS rows of a program, of a block of columns."""
+    part = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    total = tl.zeros([BLOCK_D], tl.float32)
+    for i in range(TILES):
+        rows = (part * TILES + i) * ROWS + tl.arange(0, ROWS)
+        inside = (rows < num_rows)[:, None] & (columns < D)[None, :]
+        places = rows[:, None] * D + columns[None, :]
+        rstd = tl.load(rstd_ptr + rows, mask=rows < num_rows, other=0.0)[:, None]
+        normal = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32) * rstd
+        normal = normal.to(x_ptr.dtype.element_ty).to(tl.float32)
+        dy = tl.load(dy_ptr + places, mask=inside, other=0.0).to(tl.float32)
+        total += tl.sum(dy * normal, axis=0)
+    tl.store(sums_ptr + part * D + columns, total, mask=columns < D)
+
+
+@triton.jit
 def sum_uses(grad_ptr, order_ptr, starts_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """The sum of the rows of `grad` at the places of one row's uses, in their order, in float32."""
     row = tl.program_id(0).to(tl.int64)

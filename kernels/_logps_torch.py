@@ -155,7 +155,7 @@ def backward(
         if grad_bias is not None:
             grad_bias.add_(dz.scatter(1, y, dz_y).sum(0) * factor)
         if grad_weight is not None:
-            _add_grad_weight(grad_weight, low.scatter_(1, y, dz_y.to(low.dtype)), h, factor)
+            add_grad_weight(grad_weight, low.scatter_(1, y, dz_y.to(low.dtype)), h, factor)
     return Grads(
         grad_hidden,
         None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -186,7 +186,7 @@ def _grad_logits(
     return p.mul_(-(g + g_entropy * entropy)).sub_(p_log_p.mul_(g_entropy)), dz_y
 
 
-def _add_grad_weight(grad_weight: Tensor, dz: Tensor, h: Tensor, factor: Tensor) -> None:
+def add_grad_weight(grad_weight: Tensor, dz: Tensor, h: Tensor, factor: Tensor) -> None:
     """grad_weight += factor * dz^T h, in slabs no larger than the chunk's logits."""
     step = max(1, dz.numel() // h.shape[1])
     for start in range(0, dz.shape[1], step):

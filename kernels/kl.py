@@ -1,7 +1,8 @@
-"""Exact KL divergence between two next-word distributions of one frozen head; `kl_exact`."""
+"""Exact KL divergence between two next-word distributions; `kl_exact`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -9,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rlkit.kernels._head import WORKSPACE_BYTES, LogitMap, check_head, matmul, working
-from rlkit.kernels._logps_torch import chunks
+from rlkit.kernels._kl_torch import Chunk, chunk, fits, fused_chunk
+from rlkit.kernels._logps_torch import add_grad_weight, chunks
 from rlkit.kernels._row_gradient import with_row_gradient
 
 
@@ -35,17 +38,22 @@ def kl_exact(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     bias: Float[Tensor, " V"] | None = None,
+    ref_weight: Float[Tensor, "V D"] | None = None,
+    ref_bias: Float[Tensor, " V"] | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> Float[Tensor, " N"]:
     """KL per row, in nats, >= 0, over all V words, from the two models' hidden states.
 
-    Both distributions are softmax(softcap(logit_scale (h W^T + bias)) / temperature). With
+    Both distributions are softmax(softcap(logit_scale (h W^T + bias)) / temperature); the reference
+    has a head of its own where `ref_weight` and `ref_bias` are given. With
     `top_k`, both are coarsened first: the reference's `top_k` likeliest words, and one bucket of
     all others; by the data-processing inequality that is a lower bound of the full divergence.
     `top_k` >= V is the full divergence.
 
-    Differentiable in `hidden` alone, once; the gradient is found in the forward pass (three
-    matmuls of 2 N V D operations in all). With d_v = log(p_v / q_v), and sums over v:
+    Differentiable in `hidden`, once with a frozen head: the gradient is found in the forward pass
+    (three matmuls of 2 N V D operations in all). `weight` and `bias` that require gradients get
+    them; the backward pass then computes the logits again. With d_v = log(p_v / q_v), and sums over
+    v:
 
         reverse  sum p d       gradient in the logits  p_v (d_v - KL)
         forward  sum -q d      gradient in the logits  p_v - q_v
@@ -58,28 +66,26 @@ def kl_exact(
     """
     logit_map = LogitMap(temperature, logit_scale, softcap, bias)
     check_head(hidden, weight, logit_map)
-    _check(hidden, ref_hidden, weight, bias, top_k, workspace_bytes)
-    reverse = Direction(direction) == Direction.reverse
-    wide = torch.promote_types(hidden.dtype, torch.float32)
+    _check(hidden, ref_hidden, top_k, workspace_bytes)
+    ref_weight = _ref_part("weight", ref_weight, weight)
+    ref_bias = None if bias is None else _ref_part("bias", ref_bias, bias)
+    call = _Call(
+        ref_hidden.detach(), ref_weight, ref_bias, logit_map, workspace_bytes,
+        reverse=Direction(direction) == Direction.reverse, top_k=top_k,
+    )  # fmt: skip
+    if torch.is_grad_enabled() and (
+        weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        function: Any = _TwoPass
+        learnt: Tensor = function.apply(hidden, weight, bias, call)
+        return learnt
     learns = torch.is_grad_enabled() and hidden.requires_grad
-    values = hidden.new_empty(hidden.shape[0], dtype=wide)
+    values = _empty_values(hidden)
     factor = torch.empty_like(values)
     gradient = torch.empty_like(hidden) if learns else None
-    chunk_gradient = _fused_chunk if _fits(hidden, top_k) else _chunk
     with torch.no_grad(), _on(hidden):
         head = working(weight)
-        row_bytes = weight.shape[0] * 6 * max(4, weight.itemsize)
-        if chunk_gradient is _fused_chunk:
-            row_bytes = weight.shape[0] * 10
-        for rows in chunks(hidden.shape[0], row_bytes, workspace_bytes):
-            found = chunk_gradient(
-                matmul(working(hidden[rows]), head.T),
-                matmul(working(ref_hidden[rows]), head.T),
-                logit_map,
-                reverse=reverse,
-                top_k=top_k,
-                gradient=learns,
-            )
+        for rows, found in call.chunks(hidden, head, gradient=learns):
             values[rows] = found.values
             if gradient is not None and found.dz is not None:
                 gradient[rows] = matmul(found.dz.to(head.dtype), head)
@@ -89,17 +95,105 @@ def kl_exact(
     return with_row_gradient(hidden, values, factor, gradient)
 
 
-class _Chunk(NamedTuple):
-    """KL of some rows, and its gradient factor (R,) times dz (R, V) in the products over gain."""
+class _Call(NamedTuple):
+    """The reference and the options of a call."""
 
-    values: Tensor
-    dz: Tensor | None
-    factor: Tensor | float
+    ref_hidden: Tensor
+    ref_weight: Tensor
+    ref_bias: Tensor | None
+    logit_map: LogitMap
+    workspace_bytes: int
+    reverse: bool
+    top_k: int | None
+
+    def chunks(
+        self, hidden: Tensor, head: Tensor, *, gradient: bool
+    ) -> Iterator[tuple[slice, Chunk]]:
+        """The divergence of all rows, as many at a time as the workspace holds."""
+        same = self.ref_weight.data_ptr() == head.data_ptr()
+        ref_head = head if same else working(self.ref_weight)
+        compute = fused_chunk if fits(hidden, self.top_k) else chunk
+        row_bytes = len(head) * (10 if compute is fused_chunk else 6 * max(4, head.itemsize))
+        for rows in chunks(len(hidden), row_bytes, self.workspace_bytes):
+            ref_product = matmul(working(self.ref_hidden[rows]), ref_head.T)
+            if self.ref_bias is not None and self.logit_map.bias is not None:
+                ref_product.add_(self.ref_bias - self.logit_map.bias)
+            yield (
+                rows,
+                compute(
+                    matmul(working(hidden[rows]), head.T),
+                    ref_product,
+                    self.logit_map,
+                    reverse=self.reverse,
+                    top_k=self.top_k,
+                    gradient=gradient,
+                ),
+            )
 
 
-def _fits(hidden: Tensor, top_k: int | None) -> bool:
-    """Whether the fused kernel, which has no top k, takes these rows."""
-    return hidden.is_cuda and hidden.dtype == torch.bfloat16 and top_k is None
+class _TwoPass(torch.autograd.Function):
+    """Of a head that trains: keeps the inputs and computes the logits again in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.call = call
+        values = _empty_values(hidden)
+        with _on(hidden):
+            for rows, found in call.chunks(hidden, working(weight), gradient=False):
+                values[rows] = found.values
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        hidden, weight, bias = ctx.saved_tensors
+        call: _Call = ctx.call
+        head = working(weight)
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight, dtype=grad.dtype) if ctx.needs_input_grad[1] else None
+        of_bias = weight.new_zeros(len(weight), dtype=grad.dtype)
+        with _on(hidden):
+            for rows, found in call.chunks(hidden, head, gradient=True):
+                assert found.dz is not None
+                dz = found.dz.to(head.dtype)
+                scale = (grad[rows] * found.factor * call.logit_map.gain)[:, None]
+                if of_hidden is not None:
+                    of_hidden[rows] = matmul(dz, head).mul_(scale)
+                if bias is not None:
+                    of_bias.addmv_(dz.to(grad.dtype).T, scale.squeeze(1))
+                if of_weight is not None:
+                    # Relative to the largest: a 16-bit product with a small loss would vanish.
+                    peak = scale.abs().amax().clamp_min_(1e-30)
+                    h = (working(hidden[rows]) * (scale / peak)).to(head.dtype)
+                    add_grad_weight(of_weight, dz, h, peak)
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if bias is None else of_bias.to(bias.dtype),
+            None,
+        )
+
+
+def _empty_values(hidden: Tensor) -> Tensor:
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    return hidden.new_empty(hidden.shape[0], dtype=wide)
+
+
+def _ref_part(name: str, ref: Tensor | None, own: Tensor) -> Tensor:
+    """The reference's part of the head; the policy's where it has none of its own."""
+    if ref is None:
+        return own.detach()
+    if (ref.shape, ref.dtype, ref.device) != (own.shape, own.dtype, own.device):
+        raise ValueError(
+            f"ref_{name} must have {name}'s shape, dtype and device ({tuple(own.shape)}, "
+            f"{own.dtype}, {own.device}), got {tuple(ref.shape)}, {ref.dtype}, {ref.device}"
+        )
+    return ref.detach()
 
 
 def _on(hidden: Tensor) -> AbstractContextManager[None]:
@@ -109,58 +203,7 @@ def _on(hidden: Tensor) -> AbstractContextManager[None]:
     return context
 
 
-def _fused_chunk(
-    product: Tensor,
-    ref_product: Tensor,
-    logit_map: LogitMap,
-    *,
-    reverse: bool,
-    top_k: int | None,
-    gradient: bool,
-) -> _Chunk:
-    from rlkit.kernels._kl_triton import kl_rows
-
-    values = product.new_empty(len(product))
-    dz = kl_rows(product, ref_product, logit_map, values, reverse=reverse, gradient=gradient)
-    return _Chunk(values, dz, 1.0)
-
-
-def _chunk(
-    product: Tensor,
-    ref_product: Tensor,
-    logit_map: LogitMap,
-    *,
-    reverse: bool,
-    top_k: int | None,
-    gradient: bool,
-) -> _Chunk:
-    z = logit_map.apply_(product)
-    ref_logps = logit_map.apply_(ref_product).log_softmax(1)
-    slope = logit_map.slope(z) if gradient else None
-    logps = z.log_softmax(1)
-    ratio = _log_ratio(logps, ref_logps, top_k)
-    values = _divergence(logps, ref_logps, ratio, reverse)
-    if not gradient:
-        return _Chunk(values, None, 1.0)
-    dz = _grad_logits(logps, ratio, values[:, None], reverse)
-    if slope is not None:
-        dz.mul_(slope)
-    # A factor per row keeps 16-bit copies of dz in range when p and q almost agree.
-    peak = dz.abs().amax(1, keepdim=True).clamp_min_(1e-30)
-    return _Chunk(values, dz.div_(peak), peak.squeeze(1))
-
-
-def _check(
-    hidden: Tensor,
-    ref_hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    top_k: int | None,
-    workspace_bytes: int,
-) -> None:
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.requires_grad:
-            raise ValueError(f"{name} must not require gradients: kl_exact takes a frozen head")
+def _check(hidden: Tensor, ref_hidden: Tensor, top_k: int | None, workspace_bytes: int) -> None:
     if ref_hidden.shape != hidden.shape:
         raise ValueError(
             f"ref_hidden must have hidden's shape {tuple(hidden.shape)}, "
@@ -175,35 +218,3 @@ def _check(
         raise ValueError(f"top_k must be None or >= 1, got {top_k}")
     if workspace_bytes <= 0:
         raise ValueError(f"workspace_bytes must be > 0, got {workspace_bytes}")
-
-
-def _log_ratio(logps: Tensor, ref_logps: Tensor, top_k: int | None) -> Tensor:
-    """log(p_v / q_v), of the bucket's probabilities for words outside the top k."""
-    ratio = logps - ref_logps
-    if top_k is None or top_k >= logps.shape[1]:
-        return ratio
-    kept = ref_logps.topk(top_k, dim=1).indices
-    tail = logps.scatter(1, kept, -torch.inf).logsumexp(1, keepdim=True)
-    tail -= ref_logps.scatter(1, kept, -torch.inf).logsumexp(1, keepdim=True)
-    return tail.expand_as(ratio).scatter(1, kept, ratio.gather(1, kept))
-
-
-def _divergence(logps: Tensor, ref_logps: Tensor, ratio: Tensor, reverse: bool) -> Tensor:
-    """sum_v a (s + exp(-s) - 1), s = log(a / b): equal to sum_v a s, since a and b both add to 1.
-
-    Words of a bucket share s, so that their terms (a exp(-s) or b) add up to the bucket's.
-    """
-    log_a, log_b, s = (logps, ref_logps, ratio) if reverse else (ref_logps, logps, -ratio)
-    a = log_a.exp()
-    small = a * (s + torch.expm1(-s))
-    large = a * s + (log_b.exp() - a)  # exp(-s) alone may overflow where a vanishes
-    return torch.where(s.abs() < 1, small, large).sum(1)
-
-
-def _grad_logits(logps: Tensor, ratio: Tensor, kl: Tensor, reverse: bool) -> Tensor:
-    """d KL / d z."""
-    p = logps.exp()
-    if reverse:
-        return (ratio - kl).mul_(p)
-    near = -p * torch.expm1(-ratio)
-    return torch.where(ratio.abs() < 1, near, p - (logps - ratio).exp())

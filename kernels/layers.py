@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 _BLOCK = 2048
 _MAX_ROW = 2**14
 """Longest row of a norm: one program holds it in registers."""
+_SUM_ROWS, _SUM_TILES = 32, 8
+"""Rows that one program of a norm's weight gradient adds up: at once, and how often."""
 
 
 def takes(x: Tensor) -> bool:
@@ -28,7 +30,8 @@ def takes(x: Tensor) -> bool:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) along the last axis, in float32, rounded before `weight`.
 
-    Differentiable in `x` alone. Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
+    Differentiable in `x`, and in `weight` when it requires a gradient, which is summed in float32.
+    Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
     """
     out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
@@ -109,15 +112,14 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, rstd = ctx.saved_tensors
-        dx = torch.empty_like(x)
+        dx, dy = torch.empty_like(x), dy.contiguous()
         if not x.is_meta:
             kernels, grid, shape = _norm_launch(x)
-            kernels.rms_norm_backward[grid](
-                dy.contiguous(), x, weight, rstd, dx, rstd.numel(), **shape
-            )
-        return dx, None, None
+            kernels.rms_norm_backward[grid](dy, x, weight, rstd, dx, rstd.numel(), **shape)
+        dweight = _norm_weight_gradient(dy, x, rstd) if ctx.needs_input_grad[1] else None
+        return dx, dweight, None
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -181,6 +183,21 @@ def _norm_launch(x: Tensor) -> tuple[Any, tuple[int], dict[str, int]]:
     grid = (-(-(x.numel() // width) // rows),)
     shape = {"D": width, "BLOCK_D": _power(width), "ROWS": rows}
     return kernels, grid, shape | {"num_warps": 8 if width > 4096 else 4}
+
+
+def _norm_weight_gradient(dy: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
+    """(D,) sum over the rows of dy x / rms, always in the same order."""
+    width, num_rows = x.shape[-1], rstd.numel()
+    num_parts = -(-num_rows // (_SUM_ROWS * _SUM_TILES))
+    sums = rstd.new_empty(num_parts, width)
+    if not x.is_meta:
+        from rlkit.kernels import _layers_triton as kernels
+
+        block = min(128, _power(width))
+        kernels.rms_norm_weight_backward[(num_parts, -(-width // block))](
+            dy, x, rstd, sums, num_rows, D=width, BLOCK_D=block, ROWS=_SUM_ROWS, TILES=_SUM_TILES
+        )
+    return sums.sum(0).to(x.dtype)
 
 
 def _flat_launch(x: Tensor) -> tuple[Any, tuple[int]]:

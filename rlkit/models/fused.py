@@ -44,7 +44,7 @@ def _norm(module: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 
     def forward(x: Tensor) -> Tensor:
         weight: Tensor = module.weight
-        if not takes(x) or weight.dtype != x.dtype or weight.requires_grad:
+        if not takes(x) or weight.dtype != x.dtype:
             return own(x)
         return rms_norm(x, weight, module.variance_epsilon)
 

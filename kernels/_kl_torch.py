@@ -1,0 +1,98 @@
+"""KL divergence of some rows of logits, and its gradient in the logits; for `rlkit.kernels.kl`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlkit.kernels._head import LogitMap
+
+
+class Chunk(NamedTuple):
+    """KL of some rows, and its gradient factor (R,) times dz (R, V) in the products over gain."""
+
+    values: Tensor
+    dz: Tensor | None
+    factor: Tensor | float
+
+
+def fits(hidden: Tensor, top_k: int | None) -> bool:
+    """Whether the fused kernel, which has no top k, takes these rows."""
+    return hidden.is_cuda and hidden.dtype == torch.bfloat16 and top_k is None
+
+
+def fused_chunk(
+    product: Tensor,
+    ref_product: Tensor,
+    logit_map: LogitMap,
+    *,
+    reverse: bool,
+    top_k: int | None,
+    gradient: bool,
+) -> Chunk:
+    """`chunk` by one kernel; without `top_k`."""
+    from rlkit.kernels._kl_triton import kl_rows
+
+    values = product.new_empty(len(product))
+    dz = kl_rows(product, ref_product, logit_map, values, reverse=reverse, gradient=gradient)
+    return Chunk(values, dz, 1.0)
+
+
+def chunk(
+    product: Tensor,
+    ref_product: Tensor,
+    logit_map: LogitMap,
+    *,
+    reverse: bool,
+    top_k: int | None,
+    gradient: bool,
+) -> Chunk:
+    """Of the rows of both products h W^T, which are overwritten."""
+    z = logit_map.apply_(product)
+    ref_logps = logit_map.apply_(ref_product).log_softmax(1)
+    slope = logit_map.slope(z) if gradient else None
+    logps = z.log_softmax(1)
+    ratio = _log_ratio(logps, ref_logps, top_k)
+    values = _divergence(logps, ref_logps, ratio, reverse)
+    if not gradient:
+        return Chunk(values, None, 1.0)
+    dz = _grad_logits(logps, ratio, values[:, None], reverse)
+    if slope is not None:
+        dz.mul_(slope)
+    # A factor per row keeps 16-bit copies of dz in range when p and q almost agree.
+    peak = dz.abs().amax(1, keepdim=True).clamp_min_(1e-30)
+    return Chunk(values, dz.div_(peak), peak.squeeze(1))
+
+
+def _log_ratio(logps: Tensor, ref_logps: Tensor, top_k: int | None) -> Tensor:
+    """log(p_v / q_v), of the bucket's probabilities for words outside the top k."""
+    ratio = logps - ref_logps
+    if top_k is None or top_k >= logps.shape[1]:
+        return ratio
+    kept = ref_logps.topk(top_k, dim=1).indices
+    tail = logps.scatter(1, kept, -torch.inf).logsumexp(1, keepdim=True)
+    tail -= ref_logps.scatter(1, kept, -torch.inf).logsumexp(1, keepdim=True)
+    return tail.expand_as(ratio).scatter(1, kept, ratio.gather(1, kept))
+
+
+def _divergence(logps: Tensor, ref_logps: Tensor, ratio: Tensor, reverse: bool) -> Tensor:
+    """sum_v a (s + exp(-s) - 1), s = log(a / b): equal to sum_v a s, since a and b both add to 1.
+
+    Words of a bucket share s, so that their terms (a exp(-s) or b) add up to the bucket's.
+    """
+    log_a, log_b, s = (logps, ref_logps, ratio) if reverse else (ref_logps, logps, -ratio)
+    a = log_a.exp()
+    small = a * (s + torch.expm1(-s))
+    large = a * s + (log_b.exp() - a)  # exp(-s) alone may overflow where a vanishes
+    return torch.where(s.abs() < 1, small, large).sum(1)
+
+
+def _grad_logits(logps: Tensor, ratio: Tensor, kl: Tensor, reverse: bool) -> Tensor:
+    """d KL / d z."""
+    p = logps.exp()
+    if reverse:
+        return (ratio - kl).mul_(p)
+    near = -p * torch.expm1(-ratio)
+    return torch.where(ratio.abs() < 1, near, p - (logps - ratio).exp())
