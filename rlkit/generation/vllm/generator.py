@@ -17,6 +17,7 @@ from rlkit.generation.vllm.burst import Piece
 from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
 from rlkit.generation.vllm.loop import takes_bursts, through_core, through_engine
+from rlkit.generation.vllm.weights import rest, wake
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
