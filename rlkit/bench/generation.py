@@ -10,57 +10,41 @@ compile cache and with a warm one. Prints a table and writes JSON with versions 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from rlkit.bench.generation_sides import PROGRESS, SIDES, Work
+from rlkit.bench.generation_sides import SIDES, Work
 from rlkit.bench.random_model import SHAPES, write_random_model
-from rlkit.environment import hardware, versions
+from rlkit.bench.side import Result, Side, hand_over, memory_folder, wait_for_turn, write_report
 from rlkit.generation.vllm.config import Compilation
 
-_MARK = "rlkit.bench.result "
-Result = dict[str, Any]
+_MODULE = "rlkit.bench.generation"
 
 
 def main() -> None:
     """Run the sides, or, as their child, one of them."""
     options = _arguments()
     if options.child:
-        work = _work(Path(options.folder), options)
-        print(_MARK + json.dumps(SIDES[options.child](work)), flush=True)
+        wait_for_turn()
+        hand_over(SIDES[options.child](_work(Path(options.folder), options)))
         return
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     results: dict[str, Result] = {}
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
+    with memory_folder() as root:
         folder = Path(root) / options.shape
         write_random_model(folder, options.shape, dtype=dtype)
-        cache = Path(root) / "vllm-cache"
         for side in options.sides.split(","):
             name = f"{side} (cold)" if side == "rlkit" and options.cold else side
-            results[name] = _run(side, folder, cache, options)
+            results[name] = _run(side, folder, options)
             if name != side:
-                results[side] = _run(side, folder, cache, options)
-    report = {
-        "command": " ".join(["python -m rlkit.bench.generation", *sys.argv[1:]]),
-        "work": _work(Path(options.shape), options)._asdict() | {"folder": options.shape},
-        "versions": versions(),
-        "hardware": hardware(),
-        "results": results,
-    }
+                results[side] = _run(side, folder, options)
     print(table(results))
     if options.out:
-        options.out.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        work = _work(Path(options.shape), options)._asdict() | {"folder": options.shape}
+        write_report(options.out, _MODULE, work, results)
 
 
 def table(results: dict[str, Result]) -> str:
@@ -79,40 +63,14 @@ def table(results: dict[str, Result]) -> str:
     return "\n".join([*lines, *failed])
 
 
-def _run(side: str, folder: Path, cache: Path, options: argparse.Namespace) -> Result:
-    """One side in a fresh process; what it said when it fails."""
-    command = [sys.executable, "-m", "rlkit.bench.generation", "--child", side]
-    command += ["--folder", str(folder), *_passed_on(options)]
-    environment = os.environ | {
-        "VLLM_CACHE_ROOT": str(cache),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }
-    begin, lines = time.monotonic(), []
-    with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-        watch = threading.Timer(options.timeout_s, child.kill)
-        watch.start()
-        assert child.stdout is not None
-        for line in child.stdout:
-            lines.append(line)
-            if line.startswith(PROGRESS):
-                seconds = time.monotonic() - begin
-                print(f"{side} {seconds:5.0f} s: {line.removeprefix(PROGRESS)}", end="", flush=True)
-        child.wait()
-        watch.cancel()
-        errors.seek(0)
-        problems = errors.read()
-    for line in lines:
-        if line.startswith(_MARK):
-            result: Result = json.loads(line.removeprefix(_MARK))
-            print(f"{side}: {json.dumps(result)[:400]}", flush=True)
-            return result
-    if time.monotonic() - begin >= options.timeout_s:
-        return {"error": f"no result within {options.timeout_s} s"}
-    print("".join(lines)[-3000:], problems[-3000:], sep="\n", flush=True)
-    return {"error": (problems.strip().splitlines() or ["no output"])[-1]}
+def _run(side: str, folder: Path, options: argparse.Namespace) -> Result:
+    """One side in a fresh process."""
+    arguments = ["--child", side, "--folder", str(folder), *_passed_on(options)]
+    cache = folder.with_name("vllm-cache")
+    environment = {"VLLM_CACHE_ROOT": str(cache), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    log = folder.with_name(f"{side}.log")
+    child = Side(side, _MODULE, arguments, log=log, environment=environment)
+    return child.finish(timeout_s=options.timeout_s)
 
 
 def _work(folder: Path, options: argparse.Namespace) -> Work:
@@ -137,7 +95,7 @@ def _passed_on(options: argparse.Namespace) -> list[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rlkit.bench.generation")
+    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
     parser.add_argument("--sides", default="rlkit,vllm,trl")
     parser.add_argument("--warm-only", dest="cold", action="store_false", help="rlkit once")

@@ -26,8 +26,7 @@ from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.config import LoRAConfig
 from rlkit.types import Prompt, SamplingConfig
 
-PROGRESS = "rlkit.bench.progress "
-"""Starts a line that says how far a side is."""
+_BEGIN = time.perf_counter()
 _PROMPT_TOKENS = 128
 _LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _TRL_SYNCS = 5  # each takes a second or so
@@ -273,7 +272,7 @@ def _timed(generate: Callable[[], None], work: Work) -> list[float]:
 
 
 def _say(text: str) -> None:
-    print(f"{PROGRESS}{text}", flush=True)
+    print(f"{time.perf_counter() - _BEGIN:5.0f} s: {text}", flush=True)
 
 
 def _gpu_memory() -> int | None:

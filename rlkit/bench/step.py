@@ -12,27 +12,20 @@ shape, on a CPU as well; `--set` adds options to rlkit's command line.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
-import threading
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rlkit.bench.random_model import SHAPES, write_random_model
+from rlkit.bench.side import Result, Side, hand_over, memory_folder, wait_for_turn, write_report
 from rlkit.bench.step_sides import SIDES, Work, medians, write_prompts
-from rlkit.environment import hardware, versions
 
-_MARK = "rlkit.bench.result "
+_MODULE = "rlkit.bench.step"
 _COUNTS = {
     "prompts": 8, "samples": 8, "new_tokens": 512, "warmup": 2, "steps": 5, "trl_rows": 8,
 }  # fmt: skip
 _TINY = {"prompts": 2, "samples": 2, "new_tokens": 8, "warmup": 1, "steps": 2, "trl_rows": 2}
-Result = dict[str, Any]
 
 
 def main() -> int:
@@ -42,17 +35,17 @@ def main() -> int:
         return _child(options)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     results: dict[str, Result] = {}
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
+    with memory_folder() as root:
         work = _work(Path(root) / options.shape, options)
         write_random_model(work.folder, options.shape, dtype=dtype)
         write_prompts(work)
         sides = options.sides.split(",")
         started = {side: _start(side, work.folder, options) for side in sides}
-        for side, process in started.items():
-            results[side] = _finish(side, process, timeout_s=options.timeout_s)
-            if "error" in results[side]:
-                print((work.folder / f"{side}.log").read_text()[-3000:], flush=True)
-            _write(options, results)
+        for name, side in started.items():
+            results[name] = side.finish(timeout_s=options.timeout_s)
+            if options.out:
+                said = work._asdict() | {"folder": options.shape}
+                write_report(options.out, _MODULE, said, results)
     print(table(results))
     return 1 if any("error" in result for result in results.values()) else 0
 
@@ -81,69 +74,21 @@ def _child(options: argparse.Namespace) -> int:
         import trl  # noqa: F401
     if torch.cuda.is_available() or options.child == "rlkit":
         import vllm  # noqa: F401
-    sys.stdin.readline()
-    work = _work(Path(options.folder), options)
-    print(_MARK + json.dumps(SIDES[options.child](work)), flush=True)
+    wait_for_turn()
+    hand_over(SIDES[options.child](_work(Path(options.folder), options)))
     return 0
 
 
-def _start(side: str, folder: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
-    """A process that has imported, and waits for a line before it uses the device."""
-    command = [sys.executable, "-m", "rlkit.bench.step", "--child", side, "--folder", str(folder)]
-    command += [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in _COUNTS]
-    command += [f"--set={override}" for override in options.set]
-    environment = os.environ | {
+def _start(side: str, folder: Path, options: argparse.Namespace) -> Side:
+    arguments = ["--child", side, "--folder", str(folder)]
+    arguments += [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in _COUNTS]
+    arguments += [f"--set={override}" for override in options.set]
+    environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    log = folder / f"{side}.log"
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log.open("w"),
-        text=True,
-    )
-
-
-def _finish(side: str, process: subprocess.Popen[str], *, timeout_s: float) -> Result:
-    """Let one side run, show what it says, and return its result."""
-    assert process.stdin is not None and process.stdout is not None
-    result: Result = {}
-    tail: list[str] = []
-    alarm = threading.Timer(timeout_s, process.kill)
-    alarm.start()
-    try:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        for line in process.stdout:
-            if line.startswith(_MARK):
-                result = json.loads(line.removeprefix(_MARK))
-            else:
-                tail = [line.rstrip()]
-                print(f"{side}: {line.rstrip()[:200]}", flush=True)
-        process.wait()
-    except BrokenPipeError:
-        process.wait()
-    finally:
-        alarm.cancel()
-    last = tail[-1] if tail else "nothing was said"
-    return result or {"error": f"exit code {process.returncode}: {last}"}
-
-
-def _write(options: argparse.Namespace, results: dict[str, Result]) -> None:
-    if not options.out:
-        return
-    report = {
-        "command": " ".join(["python -m rlkit.bench.step", *sys.argv[1:]]),
-        "work": _work(Path(options.shape), options)._asdict() | {"folder": options.shape},
-        "versions": versions(),
-        "hardware": hardware(devices=torch.cuda.is_available()),
-        "results": results,
-    }
-    options.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    return Side(side, _MODULE, arguments, log=folder / f"{side}.log", environment=environment)
 
 
 def _work(folder: Path, options: argparse.Namespace) -> Work:
@@ -160,7 +105,7 @@ def _work(folder: Path, options: argparse.Namespace) -> Work:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rlkit.bench.step")
+    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
     parser.add_argument("--sides", default="rlkit,trl,trl_whole")
     parser.add_argument("--tiny", action="store_true", help="a small shape: a test of this program")
