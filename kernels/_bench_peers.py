@@ -33,32 +33,21 @@ class Transform(NamedTuple):
 Entry = Callable[[Tensor, Tensor, Tensor, EntropyMode, Transform], Results]
 
 
-def rlkit_fused(
-    hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
-) -> Results:
-    return selected_logps(
-        hidden,
-        weight,
-        targets,
-        temperature=transform.temperature,
-        softcap=transform.softcap,
-        entropy=entropy,
-        impl=Impl.triton,
-    )
+def _rlkit(impl: Impl) -> Entry:
+    def run(
+        hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
+    ) -> Results:
+        return selected_logps(
+            hidden,
+            weight,
+            targets,
+            temperature=transform.temperature,
+            softcap=transform.softcap,
+            entropy=entropy,
+            impl=impl,
+        )
 
-
-def rlkit_torch(
-    hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
-) -> Results:
-    return selected_logps(
-        hidden,
-        weight,
-        targets,
-        temperature=transform.temperature,
-        softcap=transform.softcap,
-        entropy=entropy,
-        impl=Impl.torch,
-    )
+    return run
 
 
 def eager(
@@ -216,8 +205,8 @@ _PEERS: dict[str, tuple[str, Callable[[], Entry], bool]] = {
 def load_peers() -> tuple[dict[str, Entry], dict[str, str], set[str]]:
     """Entries by name, versions (or why a peer is missing), and which can give an entropy."""
     entries: dict[str, Entry] = {
-        "rlkit triton": rlkit_fused,
-        "rlkit torch": rlkit_torch,
+        "rlkit triton": _rlkit(Impl.triton),
+        "rlkit torch": _rlkit(Impl.torch),
         "eager": eager,
         "torch.compile": torch.compile(eager),
     }
