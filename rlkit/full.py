@@ -116,7 +116,7 @@ def _master(parameter: nn.Parameter) -> Tensor:
     if parameter.dtype.itemsize >= torch.float32.itemsize:
         return parameter
     master = parameter.detach().float().requires_grad_()
-    parameter.register_post_accumulate_grad_hook(partial(_hand_over, master))
+    parameter.register_post_accumulate_grad_hook(partial(_hand_over, master))  # type: ignore[no-untyped-call]
     return master
 
 

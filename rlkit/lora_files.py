@@ -21,6 +21,8 @@ from torch import Tensor
 
 from rlkit.lora import LoRA, LoRAConfig, check_adapter
 
+ADAPTER_FOLDER = "adapter"
+"""Where in a run's folder its adapter lies."""
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 

@@ -32,9 +32,9 @@ class ModelRun:
         """What the tracker is told before the first step."""
         return run_info(self.parts, run_dir=run_dir, versions=versions, first_step=first_step)
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format."""
-        self.parts.save_adapter(folder)
+    def save(self, run_dir: Path) -> None:
+        """Write the adapter in PEFT's format, or the model."""
+        self.parts.save(run_dir)
 
     def close(self) -> None:
         """End the reward processes; idempotent."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,18 +38,20 @@ class Schedule(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW on the adapter, and how often it steps on one rollout batch."""
+    """AdamW on what trains, and how often it steps on one rollout batch."""
 
     kind: OptimKind = OptimKind.adamw
     """Format of the moments; those of fewer than 4096 parameters are always float32."""
     learning_rate: float = 1e-3
-    """Peak learning rate, > 0. LoRA wants about ten times the rate of full fine-tuning."""
+    """Peak learning rate, > 0, for LoRA. All weights (model.tuning=full) want a hundredth or less:
+    1e-5 for 135M parameters, 1e-6 from 1B on."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Adam's two decay rates, each in [0, 1). Default 0.9, 0.999 (Kingma & Ba 2015)."""
     eps: float = 1e-8
     """Adam's denominator offset, > 0."""
     weight_decay: float = 0.0
-    """Decoupled weight decay, >= 0; pulls LoRA factors to zero, that is, to the base model."""
+    """Decoupled weight decay, >= 0; pulls LoRA factors to zero, that is, to the base model, but all
+    weights (model.tuning=full) to zero itself."""
     max_grad_norm: float = 1.0
     """Gradients with a larger 2-norm are scaled down to it, > 0."""
     warmup_steps: int = 0
@@ -118,6 +121,18 @@ def build_optimizer(
     for name, parameter in parameters.items():
         by_factor.setdefault(rate_factor(name), []).append(parameter)
     groups = [{"params": leaves, "rate_factor": factor} for factor, leaves in by_factor.items()]
+    optimizer = _adamw(groups, config)
+    optimizer.register_step_post_hook(_count_writes)
+    return optimizer
+
+
+def _count_writes(optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
+    """Fused kernels write past autograd's counts of writes, by which copies know that they age."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     betas = (config.betas[0], config.betas[1])
     rate, eps, decay = config.learning_rate, config.eps, config.weight_decay
     if config.kind is OptimKind.adamw:
@@ -126,7 +141,7 @@ def build_optimizer(
         )
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 
-    on_cuda = any(parameter.is_cuda for parameter in parameters.values())
+    on_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
     paged = config.kind is OptimKind.paged_adamw8bit and on_cuda
     make = PagedAdamW8bit if paged else AdamW8bit
     optimizer: torch.optim.Optimizer = make(
@@ -170,7 +185,7 @@ def restore_state(
                 raise ValueError(f"optimizer state of another optim.kind: {full_name}")
             created.copy_(value)
         elif isinstance(optimizer, torch.optim.AdamW) and key in _ADAMW_KEYS:
-            state[key] = value.clone()
+            state[key] = value.to(parameters[name].device, copy=True)
         else:
             raise ValueError(f"optimizer state of another optim.kind: {full_name}")
 

@@ -12,8 +12,11 @@ import torch
 
 from rlkit.algorithms import Warmup
 from rlkit.config import Config
-from rlkit.lora_files import save_adapter
+from rlkit.full import FullWeights
+from rlkit.lora import LoRA
+from rlkit.lora_files import ADAPTER_FOLDER, save_adapter
 from rlkit.models.load import BaseModel
+from rlkit.models.save import MODEL_FOLDER, save_model
 from rlkit.plan.device import Meter
 from rlkit.plan.of_config import Planned
 from rlkit.policy import Policy
@@ -60,10 +63,15 @@ class Parts:
         """End the generator, its engine and the reward processes; idempotent."""
         self.resources.close()
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the policy's adapter in PEFT's format."""
-        source = self.base.location
-        save_adapter(folder, self.policy.lora, self.policy.adapter, base_model=source)
+    def save(self, run_dir: Path) -> None:
+        """Write what was learnt: `adapter/` in PEFT's format, or the whole `model/`."""
+        tuning, base = self.policy.tuning, self.base
+        if isinstance(tuning, LoRA):
+            folder = run_dir / ADAPTER_FOLDER
+            save_adapter(folder, tuning, self.policy.adapter, base_model=base.location)
+        elif isinstance(tuning, FullWeights):
+            weights = tuning.copies(self.policy.adapter)
+            save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
 
     def algorithm_at(self, step: int) -> Algorithm:
         """The algorithm of a step: the warm-up's at first, if there is one."""

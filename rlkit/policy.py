@@ -1,7 +1,8 @@
-"""The policy: a frozen base model under LoRA adapters, scored on completion tokens only.
+"""The policy: a model and what of it trains, scored on completion tokens only.
 
-The reference policy is the same model with the adapter off; a critic, if there is one, is a second
-adapter with a linear value head. Logits over the vocabulary are never held for a whole batch.
+With LoRA the reference policy is the model with the adapter off, and a critic, if there is one, a
+second adapter with a linear value head; with all weights the reference is a copy of the first
+ones. Logits over the vocabulary are never held for a whole batch.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from rlkit.full import FullWeights
 from rlkit.kernels._head import WORKSPACE_BYTES
 from rlkit.kernels.compact import spread
 from rlkit.kernels.kl import kl_exact
 from rlkit.kernels.logps import EntropyMode, selected_logps
 from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.attention import packed_attention
-from rlkit.models.config import Checkpointing, ModelConfig, Switch
+from rlkit.models.config import Checkpointing, ModelConfig, Switch, TuningKind
 from rlkit.models.families import Head, backbone_of, head_of
 from rlkit.models.fused import fuse
 from rlkit.models.hidden import Scoring, completion_states, prepare
@@ -46,15 +49,34 @@ class CriticChoice(StrEnum):
     """A second adapter on the same base, with a linear value head."""
 
 
+class Tuning(Protocol):
+    """How the tensors that train take part in the model's forward passes."""
+
+    dtype: torch.dtype
+    """Compute dtype."""
+
+    def active(self, adapter: Mapping[str, Tensor] | None, /) -> AbstractContextManager[None]:
+        """Forward passes inside use `adapter`, the head included; None = the reference policy."""
+        ...
+
+    def checkpoint_contexts(
+        self,
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """What layers run in, the first time and when they run again in the backward pass."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Handles to a model and the tensors that train; `adapter` and `critic` change in place."""
 
     model: PreTrainedModel
-    lora: LoRA
+    tuning: Tuning
+    """`LoRA` or `FullWeights`."""
     head: Head
+    """Of what is active; its tensors are the model's own."""
     adapter: dict[str, Tensor]
-    """The policy's LoRA tensors, float32 leaves."""
+    """What trains, float32 leaves: LoRA's tensors, or all weights."""
     critic: dict[str, Tensor] | None = None
     """The critic's LoRA tensors with `value_head.weight` (1, D) and `value_head.bias` (1,)."""
     offload: Offload | None = None
@@ -85,23 +107,24 @@ class Policy:
             raise ValueError("values need a critic, got a policy without one")
         # Depends on neither grad mode nor adapter: policy and reference must take the same way.
         share = self.shared_prefix is not Switch.off
-        scoring = prepare(self.model.config, batch, dtype=self.lora.dtype, share=share)
-        states = self._states(scoring, adapter)
+        scoring = prepare(self.model.config, batch, dtype=self.tuning.dtype, share=share)
         mask = batch.completion_mask
-        result = selected_logps(
-            states,
-            self.head.weight,
-            batch.completion_ids[mask],
-            temperature=temperature,
-            logit_scale=self.head.logit_scale,
-            softcap=self.head.softcap,
-            bias=self.head.bias,
-            entropy=_entropy_mode(spec),
-            workspace_bytes=self.workspace_bytes,
-        )
         full_kl = values = None
-        if spec.full_kl is not None:
-            full_kl = self._full_kl(scoring, states, spec.full_kl, temperature)
+        with self.tuning.active(adapter):
+            states = self._states(scoring)
+            result = selected_logps(
+                states,
+                self.head.weight,
+                batch.completion_ids[mask],
+                temperature=temperature,
+                logit_scale=self.head.logit_scale,
+                softcap=self.head.softcap,
+                bias=self.head.bias,
+                entropy=_entropy_mode(spec),
+                workspace_bytes=self.workspace_bytes,
+            )
+            if spec.full_kl is not None:
+                full_kl = self._full_kl(scoring, states, spec.full_kl, temperature)
         if spec.values:
             values = spread(self._values(scoring), mask)
         return PolicyOutput(
@@ -119,9 +142,9 @@ class Policy:
         critic = self.critic or {}
         return {**self.adapter, **{f"{CRITIC_PREFIX}{name}": leaf for name, leaf in critic.items()}}
 
-    def _states(self, scoring: Scoring, adapter: Mapping[str, Tensor] | None) -> Tensor:
+    def _states(self, scoring: Scoring) -> Tensor:
+        """Of what is active."""
         with ExitStack() as stack:
-            stack.enter_context(self.lora.active(adapter))
             stack.enter_context(packed_attention(self.model.config))
             if self.gradient_checkpointing is not Checkpointing.off and torch.is_grad_enabled():
                 keeping = nullcontext if self.offload is None else self.offload.saved
@@ -129,19 +152,25 @@ class Policy:
             return completion_states(backbone_of(self.model), scoring)
 
     def _again(self) -> AbstractContextManager[None]:
-        """What the layers run in a second time: the adapter and the attention of the first time."""
-        _, adapter = self.lora.checkpoint_contexts()
-        return _both(adapter, packed_attention(self.model.config))
+        """What the layers run in a second time: the weights and the attention of the first time."""
+        _, weights = self.tuning.checkpoint_contexts()
+        return _both(weights, packed_attention(self.model.config))
 
     def _full_kl(
         self, scoring: Scoring, states: Tensor, spec: FullKL, temperature: float
     ) -> Tensor:
-        with torch.no_grad():
-            ref_states = self._states(scoring, None)
+        with torch.no_grad(), self.tuning.active(None):
+            ref_states = self._states(scoring)
+            ref_weight, ref_bias = (
+                None if part is None else part.detach()  # stays the reference's outside as well
+                for part in (self.head.weight, self.head.bias)
+            )
         return kl_exact(
             states,
             ref_states,
             self.head.weight,
+            ref_weight=ref_weight,
+            ref_bias=ref_bias,
             direction=spec.direction,
             top_k=spec.top_k,
             temperature=temperature,
@@ -155,7 +184,8 @@ class Policy:
         """V(state before the token) = w . h + b in float32, with the critic's adapter."""
         critic = self.critic or {}
         head = {VALUE_WEIGHT, VALUE_BIAS}
-        states = self._states(scoring, {k: v for k, v in critic.items() if k not in head})
+        with self.tuning.active({k: v for k, v in critic.items() if k not in head}):
+            states = self._states(scoring)
         weight, bias = critic[VALUE_WEIGHT], critic[VALUE_BIAS]
         return F.linear(states.to(weight.dtype), weight, bias).squeeze(1)
 
@@ -166,28 +196,40 @@ def new_policy(
     *,
     seed: int,
     critic: CriticChoice = CriticChoice.none,
+    holds_reference: bool = True,
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> Policy:
     """A policy that starts as `base` exactly (B = 0); its adapters depend on `seed` alone.
 
-    Attaches the adapter and the fused kernels to `base.model`: call it once per loaded model.
-    Raises ValueError when `config.lora` does not fit the model.
+    Attaches what trains and the fused kernels to `base.model`: call it once per loaded model.
+    `holds_reference` False saves the copy of the weights that `model.tuning=full` needs to score
+    the reference policy. Raises ValueError when `config` does not fit the model.
     """
-    lora = attach(base.model, config.lora, dtype=base.dtype)
+    tuning: Tuning
+    if config.tuning is TuningKind.full:
+        tuning = FullWeights(base.model, dtype=base.dtype, holds_reference=holds_reference)
+        adapter = tuning.masters
+    else:
+        tuning = attach(base.model, config.lora, dtype=base.dtype)
+        adapter = init_adapter(tuning, seed=seed, device=base.model.device)
     fuse(base.model)
     head = head_of(base.model)
     device = head.weight.device
     offloads = base.gradient_checkpointing is Checkpointing.offload
     critic_tensors = None
     if critic is CriticChoice.lora:
+        if not isinstance(tuning, LoRA):
+            raise ValueError(f"a critic needs model.tuning=lora, got {config.tuning.value}")
         num_hidden = head.weight.shape[1]
         # A seed of its own: the same A would start both adapters in the same subspace.
-        critic_tensors = init_critic(lora, num_hidden=num_hidden, seed=seed + 2**31, device=device)
+        critic_tensors = init_critic(
+            tuning, num_hidden=num_hidden, seed=seed + 2**31, device=device
+        )
     return Policy(
         model=base.model,
-        lora=lora,
+        tuning=tuning,
         head=head,
-        adapter=init_adapter(lora, seed=seed, device=device),
+        adapter=adapter,
         critic=critic_tensors,
         offload=Offload(device) if offloads and device.type == "cuda" else None,
         gradient_checkpointing=base.gradient_checkpointing,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlkit.config import ConfigError
+from rlkit.full import FullWeights
 from rlkit.generation import (
     GeneratorConfig,
     HFGeneratorConfig,
@@ -20,7 +22,7 @@ from rlkit.generation import (
 from rlkit.generation.base import ProgressCallback
 from rlkit.generation.hf import HFGenerator
 from rlkit.generation.vllm.config import KVCacheDType
-from rlkit.lora import attach
+from rlkit.lora import LoRA, attach
 from rlkit.models.families import head_of
 from rlkit.models.load import BaseModel
 from rlkit.policy import Policy
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine
     from rlkit.generation.vllm.lora import Injector
     from rlkit.generation.vllm.probe import ProbeRow, Score
+    from rlkit.generation.vllm.watch import Watchable
 
 Say = Callable[[str], None]
 _WATCH_EVERY = 25
@@ -46,18 +49,49 @@ def bind_adapter(
     sampled: BaseModel | None = None,
     say: Say,
 ) -> Injector | None:
-    """What hands the policy's adapter to `engine`, chosen by a self-test; None without an engine.
+    """What hands what trains to `engine`, found good by a self-test; None without an engine.
 
     `sampled`: the model on the engine's weights where these are not the policy's, for the test.
     Raises ConfigError when vLLM does not sample from what the trainer scores.
     """
     if engine is None or not isinstance(config, VLLMGeneratorConfig):
         return None
-    from rlkit.generation.vllm.lora import LoRAInjector
-    from rlkit.generation.vllm.probe import mismatch_limit, self_test
+    from rlkit.generation.vllm.probe import mismatch_limit
     from rlkit.generation.vllm.watch import WatchedInjector
 
-    lora = policy.lora
+    kv_cache_bits = 16 if config.kv_cache_dtype is KVCacheDType.auto else 8
+    tolerance = mismatch_limit(base.dtype, kv_cache_bits=kv_cache_bits)
+    bind = _bind_lora if isinstance(policy.tuning, LoRA) else _bind_weights
+    try:
+        bound = bind(engine, policy, sampled, tolerance, say)
+    except RuntimeError as error:
+        raise ConfigError(f"generator must be hf for this model: {error}") from error
+    return WatchedInjector(
+        bound.injector,
+        bound.score,
+        explain=bound.explain,
+        tolerance=tolerance,
+        every=_WATCH_EVERY,
+        warn=_log.warning,
+    )
+
+
+class _Bound(NamedTuple):
+    """An injector that passed its self-test, and how to watch it."""
+
+    injector: Watchable
+    score: Score
+    explain: Callable[[Mapping[str, Tensor]], str]
+
+
+def _bind_lora(
+    engine: Engine, policy: Policy, sampled: BaseModel | None, tolerance: float, say: Say
+) -> _Bound:
+    from rlkit.generation.vllm.lora import LoRAInjector
+    from rlkit.generation.vllm.probe import self_test
+    from rlkit.generation.vllm.watch import explain_mismatch
+
+    lora = _lora_of(policy)
     injector = LoRAInjector(
         engine.llm,
         tuple(lora.shapes),
@@ -65,16 +99,28 @@ def bind_adapter(
         scale=lora.config.scale,
         key=lora.key,
     )
-    kv_cache_bits = 16 if config.kv_cache_dtype is KVCacheDType.auto else 8
-    tolerance = mismatch_limit(base.dtype, kv_cache_bits=kv_cache_bits)
     score = policy_score(policy if sampled is None else _on(sampled, policy))
-    try:
-        say(str(self_test(injector, score, like=policy.adapter, tolerance=tolerance)))
-    except RuntimeError as error:
-        raise ConfigError(f"generator must be hf for this model: {error}") from error
-    return WatchedInjector(
-        injector, score, tolerance=tolerance, every=_WATCH_EVERY, warn=_log.warning
-    )
+    say(str(self_test(injector, score, like=policy.adapter, tolerance=tolerance)))
+    return _Bound(injector, score, partial(explain_mismatch, injector))
+
+
+def _bind_weights(
+    engine: Engine, policy: Policy, _sampled: BaseModel | None, tolerance: float, say: Say
+) -> _Bound:
+    from rlkit.generation.vllm.full import WeightInjector, self_test
+
+    tuning = policy.tuning
+    assert isinstance(tuning, FullWeights)
+    injector = WeightInjector(engine.llm, tuning.copies)
+    score = policy_score(policy)
+    say(self_test(injector, score, policy.adapter, tolerance=tolerance))
+    return _Bound(injector, score, injector.explain)
+
+
+def _lora_of(policy: Policy) -> LoRA:
+    if not isinstance(policy.tuning, LoRA):
+        raise ConfigError("model.tuning must be lora with this generator, got full")
+    return policy.tuning
 
 
 def _on(base: BaseModel, policy: Policy) -> Policy:
@@ -82,7 +128,7 @@ def _on(base: BaseModel, policy: Policy) -> Policy:
     return replace(
         policy,
         model=base.model,
-        lora=attach(base.model, policy.lora.config, dtype=base.dtype),
+        tuning=attach(base.model, _lora_of(policy).config, dtype=base.dtype),
         head=head_of(base.model),
         adapter={},
         critic=None,
@@ -119,7 +165,7 @@ def new_generator(
         return HFGenerator(
             base.model,
             base.tokenizer,
-            activate=policy.lora.active,
+            activate=policy.tuning.active,
             stop_token_ids=base.stop_ids,
             config=config,
             progress=progress,
@@ -140,7 +186,7 @@ def _vllm_server(
 ) -> Generator:
     from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator
 
-    lora = policy.lora
+    lora = _lora_of(policy)
     files = AdapterFiles(
         rank=lora.config.rank,
         scale=lora.config.scale,

@@ -10,7 +10,6 @@ from tiny_run import CPU, PAD, tiny_run
 from torch import Tensor
 
 from rlkit.divergence import DivergenceMeter, EvalKL
-from rlkit.lora import LoRA
 from rlkit.policy import Policy
 from rlkit.stopping import StopRequest
 from rlkit.types import Rollout, SamplingConfig
@@ -43,10 +42,10 @@ def meter(policy: Policy, estimator: EvalKL, *, tokens: int = 10_000) -> Diverge
     )
 
 
-def naive_rows(policy: Policy, lora: LoRA, rollout: Rollout, *, adapter: bool) -> Tensor:
+def naive_rows(policy: Policy, rollout: Rollout, *, adapter: bool) -> Tensor:
     """(C, V) log-probabilities of one completion's positions, by one forward pass, float64."""
     ids = torch.tensor([[*rollout.prompt.ids, *rollout.completion_ids]])
-    with torch.no_grad(), lora.active(policy.adapter if adapter else None):
+    with torch.no_grad(), policy.tuning.active(policy.adapter if adapter else None):
         logits: Tensor = policy.model(ids).logits[0]
     return logits[len(rollout.prompt.ids) - 1 : -1].double().log_softmax(dim=-1)
 
@@ -57,8 +56,8 @@ def test_exact_and_k3_match_a_softmax_over_the_vocabulary(
     policy, rollouts = learnt
     kl, k3, entropies = [], [], []
     for rollout in (r for group in rollouts for r in group):
-        p = naive_rows(policy, policy.lora, rollout, adapter=True)
-        q = naive_rows(policy, policy.lora, rollout, adapter=False)
+        p = naive_rows(policy, rollout, adapter=True)
+        q = naive_rows(policy, rollout, adapter=False)
         kl.append(float((p.exp() * (p - q)).sum()))
         entropies += (-(p.exp() * p).sum(dim=-1)).tolist()
         taken = torch.tensor(rollout.completion_ids)[:, None]

@@ -10,7 +10,7 @@ from tiny_models import grouped_batch, make_batch, oracle_logps, random_ids, tin
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlkit.lora import LoRAConfig, attach, init_adapter
+from rlkit.lora import LoRA, LoRAConfig, attach, init_adapter
 from rlkit.models.config import Checkpointing, Switch
 from rlkit.models.families import FAMILIES, head_of
 from rlkit.policy import VALUE_BIAS, VALUE_WEIGHT, Policy, init_critic
@@ -25,7 +25,7 @@ def make_policy(model: PreTrainedModel, **options: object) -> Policy:
     lora = attach(model, LoRAConfig(rank=4, alpha=6.0), dtype=model.dtype)
     return Policy(
         model=model,
-        lora=lora,
+        tuning=lora,
         head=head_of(model),
         adapter=filled(init_adapter(lora, seed=1, device=CPU), seed=2),
         critic=filled(init_critic(lora, num_hidden=32, seed=3, device=CPU), seed=4),
@@ -59,7 +59,7 @@ def test_logps_and_gradients_equal_those_of_transformers(family: str, way: Switc
     batch = three_groups()
     upstream = torch.randn(batch.completion_ids.shape, generator=torch.Generator().manual_seed(5))
     output = policy.forward(batch, adapter=policy.adapter, temperature=0.7)
-    with policy.lora.active(policy.adapter):
+    with policy.tuning.active(policy.adapter):
         expected = oracle_logps(policy.model, batch, temperature=0.7)
     assert expected.abs().max() > 1.0
     # transformers' RMSNorm and Gemma 2's softmax round to float32 inside a float64 model, so
@@ -109,7 +109,7 @@ def test_sharing_equals_the_plain_way_on_awkward_batches(batch: RolloutBatch) ->
     plain = make_policy(tiny_model("phi"), shared_prefix=Switch.off)
     shared = replace(plain, shared_prefix=Switch.on)
     outputs = [p.forward(batch, adapter=p.adapter, temperature=1.0).logps for p in (plain, shared)]
-    with plain.lora.active(plain.adapter):
+    with plain.tuning.active(plain.adapter):
         truth = oracle_logps(plain.model, batch, temperature=1.0)
     upstream = torch.linspace(-1, 2, truth.numel()).reshape(truth.shape).double()
     expected = gradients(plain, truth, upstream)
@@ -125,7 +125,7 @@ def test_windows_shorter_than_the_rows_count_places_in_the_row(family: str, way:
     policy = make_policy(tiny_model(family, sliding_window=12), shared_prefix=way)
     batch = three_groups()
     logps = policy.forward(batch, adapter=policy.adapter, temperature=1.0).logps
-    with policy.lora.active(policy.adapter):
+    with policy.tuning.active(policy.adapter):
         truth = oracle_logps(policy.model, batch, temperature=1.0)
     tolerance = 1e-10 if way is Switch.off and family != "gemma2" else 1e-6  # as above
     torch.testing.assert_close(logps, truth, rtol=tolerance, atol=tolerance)
@@ -140,7 +140,9 @@ def test_a_new_adapter_scores_bitwise_like_the_reference(way: Switch, dtype: tor
     model = tiny_model("llama", dtype=dtype)
     lora = attach(model, LoRAConfig(rank=8), dtype=dtype)
     adapter = init_adapter(lora, seed=0, device=CPU)
-    policy = Policy(model=model, lora=lora, head=head_of(model), adapter=adapter, shared_prefix=way)
+    policy = Policy(
+        model=model, tuning=lora, head=head_of(model), adapter=adapter, shared_prefix=way
+    )
     batch = three_groups()
     spec = OutputSpec(entropy=True, full_kl=FullKL(KLDirection.reverse))
     output = policy.forward(batch, adapter=adapter, temperature=0.9, spec=spec)
@@ -174,7 +176,7 @@ def test_checkpointing_recomputes_with_the_adapter_of_the_forward_pass(
     total = loss(recomputing)
     # What is active during the backward pass must not matter, nor transformers' attention.
     assert plain.model.config._attn_implementation in ("sdpa", "eager")
-    with plain.lora.active({k: torch.zeros_like(v) for k, v in plain.adapter.items()}):
+    with plain.tuning.active({k: torch.zeros_like(v) for k, v in plain.adapter.items()}):
         actual = torch.autograd.grad(total, leaves)
     for a, b in zip(actual, truth, strict=True):
         assert b.abs().max() > 0
@@ -201,7 +203,7 @@ def test_entropy_equals_its_definition(way: Switch) -> None:
     output = policy.forward(batch, adapter=policy.adapter, temperature=0.8, spec=spec)
     assert output.entropy is not None
     ids = torch.cat([batch.prompt_ids[1], batch.completion_ids[1, :2]])
-    with policy.lora.active(policy.adapter):
+    with policy.tuning.active(policy.adapter):
         logps = (policy.model(input_ids=ids[None]).logits[0] / 0.8).log_softmax(-1)
     expected = -(logps.exp() * logps).sum(-1)[5:7]
     tolerance = 1e-9 if way is Switch.off else 1e-6  # as above
@@ -222,9 +224,9 @@ def test_full_kl_equals_the_sum_over_the_vocabulary(direction: KLDirection) -> N
     assert output.full_kl is not None
     row = 2
     ids = torch.cat([batch.prompt_ids[row][batch.prompt_mask[row]], batch.completion_ids[row, :1]])
-    with policy.lora.active(policy.adapter):
+    with policy.tuning.active(policy.adapter):
         p = (policy.model(input_ids=ids[None]).logits[0, -2] / 1.3).log_softmax(-1)
-    with torch.no_grad(), policy.lora.active(None):
+    with torch.no_grad(), policy.tuning.active(None):
         q = (policy.model(input_ids=ids[None]).logits[0, -2] / 1.3).log_softmax(-1)
     first, second = (p, q) if direction is KLDirection.reverse else (q, p)
     expected = (first.exp() * (first - second)).sum()
@@ -243,7 +245,7 @@ def test_values_come_from_the_critic_and_leave_the_policy_alone() -> None:
     output = policy.forward(batch, adapter=policy.adapter, temperature=1.0, spec=spec)
     assert output.values is not None
     head = (VALUE_WEIGHT, VALUE_BIAS)
-    with policy.lora.active({k: v for k, v in policy.critic.items() if k not in head}):
+    with policy.tuning.active({k: v for k, v in policy.critic.items() if k not in head}):
         ids = torch.cat([batch.prompt_ids[3][batch.prompt_mask[3]], batch.completion_ids[3, :2]])
         states = policy.model.base_model(input_ids=ids[None]).last_hidden_state[0]
     expected = (states @ policy.critic[VALUE_WEIGHT][0] + policy.critic[VALUE_BIAS])[-3:]
@@ -258,7 +260,8 @@ def test_values_come_from_the_critic_and_leave_the_policy_alone() -> None:
 
 def test_a_new_critic_predicts_zero_and_learns() -> None:
     policy = make_policy(tiny_model("llama"))
-    critic = init_critic(policy.lora, num_hidden=32, seed=0, device=CPU)
+    assert isinstance(policy.tuning, LoRA)
+    critic = init_critic(policy.tuning, num_hidden=32, seed=0, device=CPU)
     fresh = replace(policy, critic=critic)
     spec = OutputSpec(values=True)
     values = fresh.forward(three_groups(), adapter=None, temperature=1.0, spec=spec).values

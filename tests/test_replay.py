@@ -25,6 +25,7 @@ from rlkit.algorithms.online_dpo_config import OnlineDPOConfig
 from rlkit.algorithms.ppo import PPOConfig
 from rlkit.algorithms.ratio import Clip
 from rlkit.algorithms.rloo import RLOOConfig
+from rlkit.lora import LoRA
 from rlkit.optim import OptimConfig
 from rlkit.policy import Policy, init_critic
 from rlkit.replay import Replayed, cosines, replay
@@ -198,7 +199,8 @@ def test_micro_batches_do_not_matter(run_dir: Path) -> None:
 def test_the_critics_gradient_is_left_out(run_dir: Path) -> None:
     """With values 0 the critic changes no advantage, so value_coef must not show."""
     learner = learner_at(run_dir, 4)
-    critic = init_critic(learner.lora, num_hidden=32, seed=1, device=CPU)
+    assert isinstance(learner.tuning, LoRA)
+    critic = init_critic(learner.tuning, num_hidden=32, seed=1, device=CPU)
     learner = replace(learner, critic=critic)
     batch = rollout_files.load(run_dir, 4, device=CPU).batch
     algorithms = {

@@ -146,7 +146,7 @@ def tiny_run(
     lora = attach(model, LoRAConfig(rank=4, alpha=8.0), dtype=dtype)
     policy = Policy(
         model=model,
-        lora=lora,
+        tuning=lora,
         head=head_of(model),
         adapter={
             # float32 leaves, as always; float64 for tests that need more digits.

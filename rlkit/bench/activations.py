@@ -55,7 +55,7 @@ def new_policy(config: PreTrainedConfig, device: torch.device) -> Policy:
     for name, leaf in adapter.items():
         if "lora_B" in name:
             torch.nn.init.normal_(leaf, std=0.01)
-    return Policy(model=model, lora=lora, head=head_of(model), adapter=adapter)
+    return Policy(model=model, tuning=lora, head=head_of(model), adapter=adapter)
 
 
 def batch_of(
@@ -179,7 +179,7 @@ def _padded_step(policy: Policy, batch: RolloutBatch) -> None:
     for leaf in policy.adapter.values():
         leaf.grad = None
     ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
-    with policy.lora.active(policy.adapter):
+    with policy.tuning.active(policy.adapter):
         states = backbone_of(policy.model)(input_ids=ids, use_cache=False).last_hidden_state
     # The head costs the same both ways and is left out here: only the packed side pays it.
     torch.autograd.backward(states.float().sum())

@@ -65,7 +65,7 @@ def run_job(config: Config, *, run_dir: Path) -> int:
 def _train(
     prepared: Prepared, tracker: Tracker, stop: StopRequest, *, run_dir: Path, start: float
 ) -> Outcome:
-    """Fit, save the adapter, and turn whatever happened into an outcome."""
+    """Fit, save what was learnt, and turn whatever happened into an outcome."""
     state = prepared.initial_state()
     trainer = prepared.trainer(tracker, stop, run_dir=run_dir)
     status, message = Status.completed, ""
@@ -75,7 +75,7 @@ def _train(
         there = hardware(devices=info.device != "cpu")
         tracker.start(replace(info, hardware=there, command=shlex.join(sys.argv)))
         state = trainer.fit(state, stop=stop)
-        prepared.save_adapter(run_dir / "adapter")
+        prepared.save(run_dir)
     except Interrupted as interrupted:
         status = Status.interrupted
         message = f"{interrupted} after step {state.step}; resume=auto goes on from there"

@@ -29,8 +29,8 @@ class Prepared(Protocol):
         """What the tracker is told before the first step."""
         ...
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write what was learnt."""
+    def save(self, run_dir: Path) -> None:
+        """Write what was learnt into the run's folder."""
         ...
 
     def close(self) -> None:

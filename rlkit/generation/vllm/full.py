@@ -1,0 +1,103 @@
+"""All weights of a policy into a running vLLM engine, in place: neither a reload nor new graphs.
+
+Where the weights that the trainer computes with are views of vLLM's, an update is there as soon as
+they follow the masters: nothing is copied. Elsewhere they are copied over vLLM's own. Either way
+the prefix cache is emptied: its blocks do not know the weights that they were made with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkit.generation.vllm.probe import CLEAR, Score, mean_difference, sample
+from rlkit.generation.vllm.weights import push_weights, weight_views
+
+_FIRST_LAYER = ".layers.0."
+"""In the names of what the self-test changes: every key and value after that layer changes too."""
+
+
+class WeightInjector:
+    """Keeps the weights of one engine those of the policy; implements `lora.Injector`."""
+
+    def __init__(
+        self, llm: Any, copies: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    ) -> None:
+        """`copies`: from masters to what the trainer computes with, in the engine's dtype."""
+        self.llm = llm
+        self._copies = copies
+
+    @property
+    def request(self) -> None:
+        """Requests carry no adapter."""
+        return None
+
+    def load(self, tensors: Mapping[str, Tensor], version: int) -> int:
+        """Sample with the masters `tensors` from the next request on; the bytes copied.
+
+        `version` needs no telling: no key or value of an earlier one is left.
+        """
+        return push_weights(self.llm, self._copies(tensors))
+
+    def differences(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Names of the weights that vLLM does not hold as the trainer computes with them."""
+        views, copies = weight_views(self.llm), self._copies(tensors)
+        return [name for name, copy in copies.items() if not torch.equal(views[name], copy)]
+
+    def explain(self, tensors: Mapping[str, Tensor]) -> str:
+        """What is probably wrong when vLLM's logps are not those of `tensors`."""
+        if wrong := self.differences(tensors):
+            return (
+                f"vLLM holds other weights than the trainer's ({len(wrong)} differ, {wrong[0]} "
+                "first); load_adapter must follow every update"
+            )
+        return (
+            "the weights in vLLM are the trainer's bit for bit, so the sampling options (top_p, "
+            "top_k, min_p, extra fields) or 8-bit keys and values differ"
+        )
+
+
+@torch.no_grad()
+def self_test(
+    injector: WeightInjector, score: Score, weights: Mapping[str, Tensor], *, tolerance: float
+) -> str:
+    """Does vLLM sample from the policy that the trainer scores, and follow it? One line.
+
+    The signs of the first layer change for a moment, to the last bit back and forth: vLLM must
+    follow, past its prefix cache. Raises RuntimeError when its logps are off by more than
+    `tolerance`.
+    """
+    begin = time.perf_counter()
+    layer = [tensor for name, tensor in weights.items() if _FIRST_LAYER in name]
+    copied = injector.load(weights, 0)
+    rows, logps = sample(injector.llm, None)
+    errors = [mean_difference(logps, score(weights, rows))]
+    torch._foreach_neg_(layer)
+    try:
+        effect = mean_difference(logps, score(weights, rows))
+        errors.append(_error(injector, score, weights))
+    finally:
+        torch._foreach_neg_(layer)
+        errors.append(_error(injector, score, weights))
+    if not max(errors) <= tolerance:
+        raise RuntimeError(
+            f"vLLM does not sample from the trainer's policy: off by {max(errors):.1e} a token "
+            f"(allowed {tolerance:.0e}); {injector.explain(weights)}"
+        )
+    way = f"{copied / 1e9:.2f} GB copied in place" if copied else "shared, nothing to copy"
+    told = "" if effect >= CLEAR * tolerance else ", too little to tell"
+    return (
+        f"weights to vLLM: {way}; logps off the trainer's by {max(errors):.1e} (allowed "
+        f"{tolerance:.0e}, another first layer moves them by {effect:.2f}{told}); "
+        f"{time.perf_counter() - begin:.1f} s"
+    )
+
+
+def _error(injector: WeightInjector, score: Score, weights: Mapping[str, Tensor]) -> float:
+    injector.load(weights, 0)
+    rows, logps = sample(injector.llm, None)
+    return mean_difference(logps, score(weights, rows))
