@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from engine_process import run_script
 
 from rlkit.bench.random_model import write_random_model
 from rlkit.generation.vllm.config import is_installed
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not is_installed(), reason="vLLM is not installed"),
 ]
 _SCRIPT = """
-import sys, time
+import os, sys, time
 import torch
 from transformers import AutoConfig
 from rlkit.generation import VLLMGeneratorConfig
@@ -59,7 +59,14 @@ def sample(seed, config, close=True):
     return [rollout.completion_ids for rollout in group]
 
 def used():
+    # Of this process where the driver tells; else of the whole card, which must then be ours alone.
     torch.cuda.synchronize()
+    from vllm.third_party import pynvml
+    pynvml.nvmlInit()
+    card = pynvml.nvmlDeviceGetHandleByIndex(0)
+    for process in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
+        if process.pid == os.getpid() and process.usedGpuMemory:
+            return process.usedGpuMemory
     free, total = torch.cuda.mem_get_info()
     return total - free
 
@@ -70,10 +77,13 @@ awake = VLLMGeneratorConfig(kv_cache_bytes=size)
 before = used()
 first = sample(5, asleep)
 after = used()
-assert after - before < size, "a closed engine must give its cache back"
-assert sample(5, asleep) == first, "the same seeds must sample the same in a new engine"
-assert sample(5, offloaded) == first
-assert used() - after < size // 2, "engines in succession must not add up"
+print("left by the first engine", after - before, flush=True)
+# Kernels, workspaces and process groups stay, some hundred MB; of the cache not even a layer.
+assert after - before < 2**30, "a closed engine must give its cache back"
+for config in (asleep, offloaded, awake):
+    assert sample(5, config) == first, "the same seeds must sample the same in a new engine"
+    print("left by another one", used() - after, flush=True)
+    assert used() - after < 2**28, "engines in succession must not add up"
 assert sample(5, awake, close=False) == first
 print("done", time.time(), flush=True)
 """
@@ -81,19 +91,11 @@ print("done", time.time(), flush=True)
 
 def run(folder: Path, mode: str) -> tuple[subprocess.CompletedProcess[str], float]:
     write_random_model(folder, "tiny", dtype=torch.bfloat16)
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(folder), mode],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    return done, time.time()
+    return run_script(_SCRIPT, folder, mode)
 
 
 def test_engines_that_slept_leave_room_for_the_next(tmp_path: Path) -> None:
-    """Two with a cache that sleeps, one that sleeps as a whole, one left to the process's end."""
+    """Two with a cache that sleeps, one that sleeps as a whole, one awake, one not closed."""
     done, ended = run(tmp_path / "tiny", "sample")
     assert done.returncode == 0, done.stderr[-3000:]
     assert ended - float(done.stdout.split("done ")[1]) < 30
@@ -103,7 +105,8 @@ def test_engines_that_slept_leave_room_for_the_next(tmp_path: Path) -> None:
 def test_an_exception_while_sampling_ends_the_process(tmp_path: Path) -> None:
     begin = time.time()
     done, ended = run(tmp_path / "tiny", "raise")
-    assert done.returncode != 0
+    # 1: Python forgets the signal when code at exit evaluates a string. Any other is a crash.
+    assert done.returncode in (1, 130, -signal.SIGINT), done.stderr[-3000:]
     assert "KeyboardInterrupt" in done.stderr
     assert "destroy_process_group" not in done.stderr
     assert ended - begin < 120

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from engine_process import run_script
 
 from rlkit.bench.random_model import write_random_model
 from rlkit.generation.vllm.config import is_installed
@@ -74,28 +72,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(folder: Path, mode: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(folder), mode],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    return done, time.time()
-
-
 def test_three_engines_in_succession_and_exit(folder: Path) -> None:
     """Two closed one after the other, the third left to the end of the process."""
-    done, ended = run(folder, "sample")
+    done, ended = run_script(_SCRIPT, folder, "sample")
     assert done.returncode == 0, done.stderr[-3000:]
     assert ended - float(done.stdout.split("done ")[1]) < 30
 
 
 def test_an_exception_while_sampling_ends_the_process(folder: Path) -> None:
     begin = time.time()
-    done, ended = run(folder, "raise")
+    done, ended = run_script(_SCRIPT, folder, "raise")
     assert done.returncode in (130, -2), done.stderr[-3000:]
     assert "KeyboardInterrupt" in done.stderr
     assert ended - begin < 200

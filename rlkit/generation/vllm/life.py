@@ -81,6 +81,17 @@ def end(llm: Any) -> None:
         finalizer()
     vars(engine).clear()
     vars(llm).clear()
+    _forget_graph_pool()
+
+
+def _forget_graph_pool() -> None:
+    """vLLM captures the graphs of all engines into one pool. While somebody still holds a tensor of
+    an ended engine's graphs, PyTorch neither frees that pool nor captures into it again."""
+    from vllm.platforms import current_platform
+
+    platform: Any = type(current_platform)
+    if "_global_graph_pool" in vars(platform):
+        platform._global_graph_pool = None
 
 
 def collect_garbage() -> None:
