@@ -15,6 +15,10 @@ from rlkit.optim import OptimConfig, OptimKind, build_optimizer, state_tensors
 from rlkit.stopping import StopRequest
 from rlkit.trainer import restore
 
+DEVICES = [
+    pytest.param(CPU, id="cpu"),
+    pytest.param(torch.device("cuda", 0), id="cuda", marks=pytest.mark.gpu),  # paged for real
+]
 EIGHT_BIT = [OptimKind.adamw8bit, OptimKind.paged_adamw8bit]
 BOUND = 0.02
 """Distance from float32's parameters, relative to their norm."""
@@ -22,26 +26,30 @@ SIZE = 8192
 """Of the parameters below: from 4096 on the moments have 8 bits."""
 
 
-def descend(kind: OptimKind, *, steps: int, decay: float = 0.0) -> list[Tensor]:
+def descend(
+    kind: OptimKind, *, steps: int, decay: float = 0.0, device: torch.device = CPU
+) -> list[Tensor]:
     """The path of a noisy quadratic's minimisation: gradient of |x - goal|^2 / 2 plus noise."""
     generator = torch.Generator().manual_seed(0)
-    goal = torch.randn(SIZE, generator=generator)
-    leaf = torch.zeros(SIZE, requires_grad=True)
+    goal = torch.randn(SIZE, generator=generator).to(device)
+    leaf = torch.zeros(SIZE, device=device, requires_grad=True)
     config = OptimConfig(kind=kind, learning_rate=0.02, weight_decay=decay)
     optimizer = build_optimizer({"w": leaf}, config)
     path = []
     for _ in range(steps):
-        leaf.grad = leaf.detach() - goal + 0.5 * torch.randn(SIZE, generator=generator)
+        noise = torch.randn(SIZE, generator=generator).to(device)
+        leaf.grad = leaf.detach() - goal + 0.5 * noise
         optimizer.step()
-        path.append(leaf.detach().clone())
+        path.append(leaf.detach().cpu().clone())
     return path
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", EIGHT_BIT)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_eight_bits_follow_float32(kind: OptimKind, decay: float) -> None:
+def test_eight_bits_follow_float32(kind: OptimKind, decay: float, device: torch.device) -> None:
     truth = descend(OptimKind.adamw, steps=60, decay=decay)
-    found = descend(kind, steps=60, decay=decay)
+    found = descend(kind, steps=60, decay=decay, device=device)
     # The first update divides the gradient by its own size: 8 bits of it cannot matter.
     assert (found[0] - truth[0]).abs().max() < 1e-5
     for step in (9, 29, 59):
@@ -62,18 +70,22 @@ def test_eight_bit_moments_take_a_quarter_of_the_memory() -> None:
     assert sizes[OptimKind.adamw8bit] == 2 * SIZE + 2 * 4 * SIZE // 256 + 8
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", list(OptimKind))
-def test_restored_state_continues_the_same_path(kind: OptimKind, tmp_path: Path) -> None:
+def test_restored_state_continues_the_same_path(
+    kind: OptimKind, device: torch.device, tmp_path: Path
+) -> None:
     """Two updates, save, load into a fresh optimiser, two more: bitwise equal to four updates."""
     config = OptimConfig(kind=kind, learning_rate=0.1)
 
     def leaves() -> dict[str, Tensor]:
-        return {name: torch.ones(n, requires_grad=True) for name, n in (("a", SIZE), ("b", 7))}
+        sizes = (("a", SIZE), ("b", 7))
+        return {name: torch.ones(n, device=device, requires_grad=True) for name, n in sizes}
 
     def run(steps: range, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         for step in steps:
             for leaf in tensors.values():
-                leaf.grad = torch.linspace(-1, step, len(leaf)).sin()
+                leaf.grad = torch.linspace(-1, step, len(leaf)).sin().to(device)
             optimizer.step()
 
     whole = leaves()
@@ -85,7 +97,7 @@ def test_restored_state_continues_the_same_path(kind: OptimKind, tmp_path: Path)
     saved = Checkpoint(
         parameters=first, moments=checkpoint.moments_of(optimizer, first), progress=progress
     )
-    loaded = checkpoint.load(checkpoint.save(tmp_path, saved, keep_last=2), device=CPU)
+    loaded = checkpoint.load(checkpoint.save(tmp_path, saved, keep_last=2), device=device)
     second = {name: x.clone().requires_grad_() for name, x in loaded.parameters.items()}
     optimizer = build_optimizer(second, config)
     checkpoint.restore_moments(optimizer, second, loaded.moments)
