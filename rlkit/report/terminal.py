@@ -13,22 +13,40 @@ from rlkit.report.load import Kind
 from rlkit.report.measure import SUCCESS
 from rlkit.report.results import Results
 from rlkit.report.rows import Row
-from rlkit.report.text import fixed, p_value, with_range
+from rlkit.report.text import NONE, fixed, p_value, short, with_range
 from rlkit.report.verdict import headline
-from rlkit.stats import Verdict
+from rlkit.stats import Estimate, Verdict
 from rlkit.tracking.columns import seconds
 from rlkit.tracking.intervals import change
 from rlkit.tracking.summary import printable
 
 _STYLES = {Verdict.above: "bold green", Verdict.below: "bold red", Verdict.similar: "bold"}
 _MAX_OPTIONS = 20
+_WIDEST = 1000
+_HIGH = {
+    "seeds": 5, "before": 6, "after": 14, "difference": 16, "p": 7, "verdict": 13,
+    "KL": 6, "time": 6,
+}  # fmt: skip
+"""Columns of the table that 80 columns hold, and how wide they are."""
 
 
 def print_results(console: Console, results: Results) -> None:
-    """The headline, a table for each panel, the options that differ, what is not completed."""
-    console.print(Text(printable(headline(results)), style="bold"))
-    for panel, rows in results.panels.items():
-        console.print(_table(results, panel, rows))
+    """The headline, a table for each panel, the options that differ, what is not completed.
+
+    A terminal that is too narrow for the tables gets them two lines high, with the name of each
+    variant above its numbers.
+    """
+    console.print(Text(printable(headline(results)), style="bold"), soft_wrap=True)
+    panels = results.panels.items()
+    tables = [_table(results, panel, rows) for panel, rows in panels]
+    anything = console.options.update(width=_WIDEST, max_width=_WIDEST)
+    width = max((console.measure(t, options=anything).maximum for t in tables), default=0)
+    if console.is_terminal and width > console.width:
+        for panel, rows in panels:
+            _print_high(console, results, panel, rows)
+    else:
+        for table in tables:
+            console.print(table, width=max(width, console.width), crop=False)
     _print_prompts(console, results)
     _print_options(console, results)
     for job in results.study.jobs:
@@ -48,10 +66,6 @@ def _table(results: Results, panel: str, rows: list[Row]) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         comparison = row.comparison
-        verdict = Text("baseline" if row.is_baseline else "–", style="dim")
-        if comparison is not None:
-            word = comparison.verdict
-            verdict = Text(word.value, style=_STYLES.get(word, "dim"))
         table.add_row(
             Text(printable(row.arm.variant)),
             f"{len(row.values)}/{len(row.arm.jobs)}",
@@ -59,11 +73,51 @@ def _table(results: Results, panel: str, rows: list[Row]) -> Table:
             Text(with_range(row.final)),
             Text(with_range(comparison.difference if comparison else None, sign="+")),
             p_value(comparison.p_different if comparison else None),
-            verdict,
+            _verdict(row),
             Text(with_range(row.kl)),
             _time(row),
         )
     return table
+
+
+def _print_high(console: Console, results: Results, panel: str, rows: list[Row]) -> None:
+    """The table of a panel for 80 columns: intervals below their means, none for the KL."""
+    against = f"differences from {results.baseline}, similar within ±{results.margin:g}"
+    title = f"{panel}: " if panel else ""
+    console.print(Text(f"{title}{results.metric_label}, {against}"), style="italic")
+    console.print(_cells(*(Text(name, style="bold") for name in _HIGH)))
+    for row in rows:
+        comparison = row.comparison
+        found = comparison.difference if comparison else None
+        console.print(Text(printable(row.arm.variant), style="bold"))
+        console.print(
+            _cells(
+                f"{len(row.values)}/{len(row.arm.jobs)}",
+                fixed(row.start),
+                Text(with_range(row.final).replace(" ", "\n", 1)),
+                Text(with_range(found, sign="+").replace(" ", "\n", 1)),
+                p_value(comparison.p_different if comparison else None),
+                _verdict(row),
+                _short(row.kl),
+                _time(row),
+            )
+        )
+
+
+def _cells(*cells: Text | str) -> Table:
+    """One row of the high table, with columns like those of the others."""
+    line = Table.grid(padding=(0, 1, 0, 0))
+    for name, width in _HIGH.items():
+        line.add_column(width=width, justify="left" if name == "verdict" else "right")
+    line.add_row(*cells)
+    return line
+
+
+def _verdict(row: Row) -> Text:
+    if row.comparison is None:
+        return Text("baseline" if row.is_baseline else "–", style="dim")
+    word = row.comparison.verdict
+    return Text(word.value, style=_STYLES.get(word, "dim"))
 
 
 def _print_prompts(console: Console, results: Results) -> None:
@@ -109,6 +163,13 @@ def _options_table(found: Differences) -> Table:
         shown = [Text(printable(c.text), style="bold" if c.differs else "") for c in cells]
         table.add_row(Text(key), *shown)
     return table
+
+
+def _short(found: Estimate | None) -> str:
+    """A mean in six characters."""
+    if found is None:
+        return NONE
+    return short(found.mean) if found.mean < 100 else fixed(found.mean, digits=1)
 
 
 def _time(row: Row) -> str:

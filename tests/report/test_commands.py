@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from made_up_sweep import write_run
+from rich.console import Console
 
 from rlkit.cli import run
+from rlkit.report.build import ReportOptions, analyse_with
+from rlkit.report.load import load_study
+from rlkit.report.terminal import print_results
 
 
 def test_report_prints_the_headline_and_the_page(
@@ -59,6 +65,25 @@ def test_compare_shows_the_variants_of_a_sweep(
         assert text in line
     assert any("failed OutOfMemoryError" in line for line in lines)
     assert sorted(sweep.rglob("*")) == before
+
+
+def test_compare_fits_80_columns_and_is_one_line_a_variant_in_a_pipe(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = analyse_with(load_study([sweep]), ReportOptions())
+    terminal = Console(width=80, force_terminal=True, no_color=True, file=StringIO())
+    print_results(terminal, results)
+    assert isinstance(terminal.file, StringIO)
+    lines = re.sub("\x1b[^m]*m", "", terminal.file.getvalue()).splitlines()
+    above = lines.index("ratio=no_detach")
+    numbers, intervals = lines[above + 1].split(), lines[above + 2].split("]")
+    assert numbers[:6] == ["5/5", "0.200", "0.200", "−0.720", "<", "0.001"] and "lower" in numbers
+    assert [text.count(",") for text in intervals] == [1, 1, 0]
+    table = lines[lines.index(next(line for line in lines if "seeds before" in line)) :]
+    assert [line for line in table if len(line) > 80 or "…" in line] == []
+    assert run(["compare", str(sweep)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "│ ratio=no_detach" in line]
+    assert line.endswith("│") and "[" in line and "…" not in line
 
 
 def test_compare_pairs_two_sides_by_seed(
