@@ -127,6 +127,7 @@ def _with_model(
         config.model,
         seed=config.seed,
         critic=critic,
+        holds_reference=planned.work.holds_reference,
         workspace_bytes=planned.plan.choice.workspace_bytes,
     )
     injector = bind_adapter(

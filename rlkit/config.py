@@ -20,11 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
 from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
+from rlkit.algorithms.ppo import PPOConfig
 from rlkit.divergence import EvalKL
-from rlkit.generation import GeneratorConfig
+from rlkit.generation import GeneratorConfig, VLLMGeneratorConfig, VLLMServerConfig
+from rlkit.generation.vllm.config import Products, Quantization
 from rlkit.launch.settings import IsolatedConfig
 from rlkit.memory import MemoryConfig
-from rlkit.models import ModelConfig
+from rlkit.models import ModelConfig, QuantKind, TuningKind
 from rlkit.optim import OptimConfig
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Schema
@@ -127,6 +129,8 @@ class Config:
         minibatches = self.optim.minibatches
         rule = f"<= prompts_per_step ({self.prompts_per_step}): a group is never split"
         require(minibatches <= self.prompts_per_step, "optim.minibatches", rule, minibatches)
+        if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
+            _check_full(self)
 
 
 # What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
@@ -139,6 +143,23 @@ def require(holds: bool, key: str, rule: str, value: object) -> None:
     """Raise ConfigError `key must be RULE, got VALUE` unless `holds`."""
     if not holds:
         raise ConfigError(f"{key} must be {rule}, got {value}")
+
+
+def _check_full(config: Config) -> None:
+    """What needs an adapter or a frozen model cannot go with weights that all train."""
+    having = "with model.tuning=full"
+    kind = config.memory.quant.kind
+    require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
+    critic = isinstance(config.algorithm, PPOConfig)
+    require(not critic, "algorithm", f"one without a critic {having}", "ppo")
+    generator = config.generator
+    server = isinstance(generator, VLLMServerConfig)
+    require(not server, "generator", f"auto, vllm or hf {having}", "vllm_server")
+    if isinstance(generator, VLLMGeneratorConfig):
+        in_nf4, products = generator.quantization, generator.lora
+        key = "generator.quantization"
+        require(in_nf4 is Quantization.none, key, f"none {having}", in_nf4.value)
+        require(products is Products.auto, "generator.lora", f"auto {having}", products.value)
 
 
 def register() -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from transformers import PreTrainedConfig
 
 from rlkit.config import Config, ConfigError
 from rlkit.generation import (
@@ -27,7 +28,7 @@ from rlkit.generation.vllm.config import (
     is_installed,
 )
 from rlkit.lora import target_layers
-from rlkit.models.config import ModelConfig, QuantConfig, QuantKind
+from rlkit.models.config import ModelConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.load import BaseModel, load_model, resolve_dtype
 from rlkit.models.nf4_folder import in_nf4
 from rlkit.models.quantize import meta_model, require_bitsandbytes
@@ -140,8 +141,7 @@ def _engine_spec(
 
     location = locate(model, say=say)
     hf_config = architecture_of(model, say=say)
-    skeleton = meta_model(hf_config)
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in target_layers(skeleton, model.lora)})
+    slot = _adapter_slot(model, hf_config)
     max_prompt_length, max_completion_length = longest
     return EngineSpec(
         location=location,
@@ -152,10 +152,26 @@ def _engine_spec(
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length,
         rows=config.prompts_per_step * config.algorithm.group_size,
-        lora_rank=model.lora.rank,
-        lora_modules=tuple(leaves),
+        lora_rank=slot.rank,
+        lora_modules=slot.modules,
         allow_remote_code=model.allow_remote_code,
     )
+
+
+class _AdapterSlot(NamedTuple):
+    """What an engine sets aside for an adapter."""
+
+    rank: int
+    """0 = nothing."""
+    modules: tuple[str, ...]
+
+
+def _adapter_slot(model: ModelConfig, hf_config: PreTrainedConfig) -> _AdapterSlot:
+    if model.tuning is TuningKind.full:
+        return _AdapterSlot(0, ())
+    layers = target_layers(meta_model(hf_config), model.lora)
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    return _AdapterSlot(model.lora.rank, tuple(leaves))
 
 
 def _with_extra(sampling: SamplingOptions) -> VLLMSamplingOptions:

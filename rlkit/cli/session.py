@@ -1,4 +1,4 @@
-"""What `chat` and `generate` share: a model with an adapter, ready to sample."""
+"""What `chat` and `generate` share: a model, with or without an adapter, ready to sample."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from rlkit.cli import UsageError
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.lora import LoRAConfig, attach
-from rlkit.lora_files import load_adapter, read_adapter_config
-from rlkit.models import ModelConfig, QuantConfig, QuantKind
+from rlkit.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
+from rlkit.models import ModelConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.load import load_model
+from rlkit.models.save import MODEL_FOLDER
 from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
 
 
@@ -58,7 +59,7 @@ class Session:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that say which model to sample from, and how."""
-    parser.add_argument("--run", type=Path, help="a run's folder: its model and its adapter")
+    parser.add_argument("--run", type=Path, help="a run's folder: what it learnt")
     parser.add_argument("--model", help="starter, a hub id, a folder or a .gguf file")
     parser.add_argument("--adapter", type=Path, help="a folder in PEFT format")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest completion")
@@ -81,15 +82,18 @@ def open_session(options: argparse.Namespace) -> Session:
         raise UsageError(str(error)) from error
 
 
-def _of_run(run: Path) -> tuple[str, Path, QuantConfig]:
+def _of_run(run: Path) -> tuple[str, Path | None, QuantConfig]:
+    """Its model and the adapter on it; a run that trained all weights has a model of its own."""
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
+        if config["model"].get("tuning") == TuningKind.full:
+            return str(run / MODEL_FOLDER), None, QuantConfig()
         source = str(config["model"]["source"])
         saved = dict(config["memory"].get("quant", {}))  # runs of before it was an option
         quant = QuantConfig(**{**saved, "kind": QuantKind(saved.get("kind", QuantKind.none))})
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"--run must be the folder of a run, got {run} ({error})") from error
-    return source, run / "adapter", quant
+    return source, run / ADAPTER_FOLDER, quant
 
 
 def _load(

@@ -88,8 +88,9 @@ def _train(
 
 def _resume(state: TrainState, trainer: Trainer, tracker: Tracker) -> TrainState:
     """The newest checkpoint of the run folder, if there is one, put into `state`."""
+    # To the host: beside the state that it replaces, all weights and moments might not fit.
     saved, problems = checkpoint.load_newest(
-        trainer.run_dir / "checkpoints", device=torch.device(trainer.device)
+        trainer.run_dir / "checkpoints", device=torch.device("cpu")
     )
     for problem in problems:
         tracker.message(Level.warning, problem)

@@ -13,6 +13,7 @@ from rlkit.models.config import (
     QuantConfig,
     QuantKind,
     Switch,
+    TuningKind,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "QuantConfig",
     "QuantKind",
     "Switch",
+    "TuningKind",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from rlkit.kernels._head import WORKSPACE_BYTES
-from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, Switch
+from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, Switch, TuningKind
 from rlkit.optim import OptimKind
 from rlkit.plan.parts import (
     ENGINES,
@@ -194,7 +194,10 @@ def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request
             found.append(("generator.weights=shared", shared, request))
     if work.optim is OptimKind.adamw:
         found.append(("optim=adamw8bit", replace(work, optim=OptimKind.adamw8bit), request))
-    if work.quant.kind is QuantKind.none:
+    if work.trains_all:
+        adapter = replace(work, tuning=TuningKind.lora)
+        found.append(("model.tuning=lora", adapter, request))
+    if work.quant.kind is QuantKind.none and not work.trains_all:
         nf4 = replace(work, quant=QuantConfig(kind=QuantKind.nf4))
         found.append(("memory=qlora", nf4, request))
     for share in (2, 4, 8):
@@ -202,7 +205,7 @@ def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request
         if length >= 1:
             shorter = replace(work, max_completion=length)
             found.append((f"task.max_completion_length={length}", shorter, request))
-    if work.lora.rank > 8:
+    if work.lora.rank > 8 and not work.trains_all:
         small = replace(work, lora=replace(work.lora, rank=8))
         found.append(("model.lora.rank=8", small, request))
     return found

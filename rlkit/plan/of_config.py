@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from rlkit.config import Config
+from rlkit.divergence import EvalKL
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
 from rlkit.generation.vllm.config import (
     Compilation,
@@ -18,14 +19,15 @@ from rlkit.generation.vllm.config import (
     Weights,
     slot_rank,
 )
-from rlkit.models.config import Switch
+from rlkit.models.config import Switch, TuningKind
 from rlkit.models.load import resolve_dtype
+from rlkit.models.quantize import saved_quantization
 from rlkit.models.source import architecture_of
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request
 from rlkit.plan.work import Sampler, Work
-from rlkit.types import Algorithm
+from rlkit.types import Algorithm, Column
 
 Say = Callable[[str], None]
 _SAMPLERS = {
@@ -71,7 +73,7 @@ def planned(
     """
     dtype, _ = resolve_dtype(config.model.dtype, device)
     hf_config = architecture_of(config.model, say=say)
-    _check(config, context=int(hf_config.max_position_embeddings))
+    _check(config, hf_config)
     work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
     if budget is None:
         budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
@@ -79,16 +81,29 @@ def planned(
     return Planned(work=work, plan=plan, config=with_plan(config, plan))
 
 
-def _check(config: Config, *, context: int) -> None:
+def _check(config: Config, hf_config: PreTrainedConfig) -> None:
     """What memory cannot help; said here, before anything is loaded or quantised."""
+    context = int(hf_config.max_position_embeddings)
     longest = config.task.max_prompt_length + config.task.max_completion_length
     if longest > context:
         raise ValueError(
             f"task.max_prompt_length + task.max_completion_length must be <= {context}, the "
             f"model's context, got {longest}"
         )
-    if isinstance(config.generator, VLLMGeneratorConfig):
+    trains_all = config.model.tuning is TuningKind.full
+    if trains_all and saved_quantization(hf_config) is not None:
+        raise ValueError(
+            "model.source must hold weights of 16 or 32 bits with model.tuning=full, got quantised "
+            f"ones: {config.model.source}"
+        )
+    if isinstance(config.generator, VLLMGeneratorConfig) and not trains_all:
         slot_rank(config.model.lora.rank)
+
+
+def _needs_reference(config: Config, algorithm: Algorithm) -> bool:
+    """Whether the loss, a reward or the evaluation asks for the reference policy."""
+    in_loss = Column.ref_logps in algorithm.needs or algorithm.outputs.full_kl is not None
+    return in_loss or config.evaluation.kl is not EvalKL.none
 
 
 def work_of(
@@ -120,6 +135,8 @@ def work_of(
         critic=algorithm.outputs.values,
         full_kl=algorithm.outputs.full_kl is not None,
         on_cuda=on_cuda,
+        tuning=config.model.tuning,
+        holds_reference=_needs_reference(config, algorithm),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from rlkit.models.config import Checkpointing, QuantKind, Switch
 from rlkit.plan.sizes import moment_bytes
 from rlkit.plan.work import Sampler, Work
@@ -26,6 +28,10 @@ _HOLES = 1.03
 """What the allocator takes for activations of one byte."""
 _KV_BLOCK = 16
 _CPU_KV_BLOCK = 32
+_PROBE_TOKENS = 96
+"""Of the self-test, in two sequences."""
+_PROBE_ROWS = 16
+"""Those of them that are scored."""
 _LOGITS_COPIES = 4
 """Float32 arrays of rows x vocabulary that sampling holds at once."""
 ENGINES = (Sampler.vllm, Sampler.vllm_separate, Sampler.vllm_sleep)
@@ -86,14 +92,28 @@ def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
 
 def _static_parts(work: Work) -> list[Part]:
     context = (CONTEXT_BYTES + KERNEL_BYTES) if work.on_cuda else 0
-    base, trained = work.weight_bytes, work.num_trained
+    trained = work.num_trained
     moments = moment_bytes(trained, work.optim)
     return [
         Part("CUDA context and kernels", context, context),
-        Part(f"base model ({_dtype(work)})", base, base),
-        Part(f"adapters ({trained / 1e6:.1f} M parameters, fp32)", 4 * trained, 4 * trained),
+        *_weight_parts(work),
         Part(f"optimiser ({work.optim.value})", moments, moments),
         Part("gradients (fp32)", 0, 4 * trained),
+    ]
+
+
+def _weight_parts(work: Work) -> list[Part]:
+    base, trained, dtype = work.weight_bytes, work.num_trained, _dtype(work)
+    wide = 4 * trained
+    if not work.trains_all:
+        adapters = Part(f"adapters ({trained / 1e6:.1f} M parameters, fp32)", wide, wide)
+        return [Part(f"base model ({dtype})", base, base), adapters]
+    masters = wide if work.dtype.itemsize < torch.float32.itemsize else 0
+    reference = base if work.holds_reference else 0
+    return [
+        Part(f"weights ({trained / 1e6:.1f} M parameters, {dtype})", base, base),
+        Part("master weights (fp32)", masters, masters),
+        Part(f"reference policy ({dtype})", reference, reference),
     ]
 
 
@@ -104,7 +124,7 @@ def _sampling_parts(work: Work, kv: int, choice: Choice) -> list[Part]:
     if work.sampler is Sampler.hf:
         compute = _sampling_activations(work, choice.at_once)
         return [Part(name, kv, 0), Part("sampling (transformers)", compute, 0)]
-    slots = work.dtype.itemsize * work.num_trained
+    slots = work.dtype.itemsize * work.num_adapter
     own = ENGINE_BYTES * work.on_cuda + slots
     graphs = _graph_bytes(work, choice)
     steps = _engine_step_bytes(work, choice)
@@ -134,7 +154,7 @@ def _engine_step_bytes(work: Work, choice: Choice) -> int:
     """Peak of a step that reads prompts, or of the self-test with an adapter of its own."""
     tokens = min(choice.engine_tokens, work.num_rows * work.row_tokens)
     logits = _LOGITS_COPIES * 4 * choice.at_once * work.num_words
-    self_test = (4 + work.dtype.itemsize) * work.num_trained
+    self_test = (4 + work.dtype.itemsize) * work.num_adapter
     holes = _HOLES if work.on_cuda else 1.0
     return int(holes * max(work.prefill_bytes(tokens) + logits, self_test))
 
@@ -143,7 +163,7 @@ def _sampling_activations(work: Work, at_once: int) -> int:
     """Prefill of the prompts in the cache at once, then logits of each row."""
     prompts = -(-at_once // work.group_size)
     prefill = work.prefill_bytes(prompts * work.max_prompt)
-    factors = work.num_trained * work.dtype.itemsize  # of the adapter, in the compute dtype
+    factors = work.num_adapter * work.dtype.itemsize  # of the adapter, in the compute dtype
     return max(prefill, factors + _LOGITS_COPIES * 4 * at_once * work.num_words)
 
 

@@ -24,13 +24,15 @@ from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
+from rlkit.full import FullWeights
 from rlkit.lora import attach
-from rlkit.models.config import Checkpointing, LoRAConfig
+from rlkit.models.config import Checkpointing, LoRAConfig, TuningKind
 from rlkit.models.families import backbone_of, head_of
 from rlkit.models.fused import fuse
 from rlkit.models.quantize import quantisable
 from rlkit.models.recompute import recomputed
 from rlkit.plan.live import LiveBytes
+from rlkit.policy import Tuning
 
 _RETAINED_BY_OFFLOAD = 3
 """Layer inputs on the device at once: the newest, one that leaves and one that comes."""
@@ -55,6 +57,7 @@ class TrainingWork:
     """Attention by one kernel over a packed row (CUDA, 16 bits), else over padded copies."""
     with_gradient: bool = True
     """False: forward alone."""
+    tuning: TuningKind = TuningKind.lora
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,29 +103,40 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
     with torch.device("meta"), ExitStack() as stack:
         model = _meta_model(config, work, num_layers=num_layers)
         head = head_of(model).weight
-        adapter_config = LoRAConfig(rank=work.lora_rank, targets=list(work.lora_targets))
-        lora = attach(model, adapter_config, dtype=work.dtype)
-        shapes = lora.expected_shapes()
-        adapter = {key: torch.zeros(shape, requires_grad=True) for key, shape in shapes.items()}
-        for leaf in adapter.values():
-            leaf.grad = torch.zeros_like(leaf)  # counted with the adapter, not here
+        tuning, leaves = _trained(model, work)
+        for leaf in leaves.values():
+            leaf.grad = torch.zeros_like(leaf)  # counted with what trains, not here
         inputs = torch.zeros(1, work.num_tokens, dtype=torch.long)
         live = stack.enter_context(LiveBytes())
         stack.enter_context(torch.set_grad_enabled(work.with_gradient))
-        stack.enter_context(lora.active(adapter))
+        stack.enter_context(tuning.active(leaves))
         if work.with_gradient and work.checkpointing is not Checkpointing.off:
-            stack.enter_context(recomputed(model, again=lambda: lora.checkpoint_contexts()[1]))
+            stack.enter_context(recomputed(model, again=lambda: tuning.checkpoint_contexts()[1]))
         embedded = model.get_input_embeddings()(inputs)
         states = backbone_of(model)(inputs_embeds=embedded, use_cache=False).last_hidden_state
         del embedded
         rows = torch.zeros(work.num_scored, dtype=torch.long)
-        logps = _apply(_Head, states.flatten(0, 1).index_select(0, rows))
-        del states
-        at_head = live.now
+        selected = states.flatten(0, 1).index_select(0, rows)
+        trains_head = head.requires_grad and work.with_gradient
+        logps = _apply(_TrainedHead, selected, head) if trains_head else _apply(_Head, selected)
+        del states, selected
+        at_head = live.now + (4 * head.numel() if trains_head else 0)
         if work.with_gradient:
             torch.autograd.backward(logps.sum())
         row_bytes = head_row_bytes(head.shape[0], head.shape[1], work.dtype)
         return Peaks(layers=live.peak, head=at_head, workspace=work.num_scored * row_bytes)
+
+
+def _trained(model: Any, work: TrainingWork) -> tuple[Tuning, dict[str, Tensor]]:
+    """What trains of `model`, as `rlkit.policy.new_policy` makes it."""
+    if work.tuning is TuningKind.full:
+        full = FullWeights(model, dtype=work.dtype, holds_reference=False)
+        return full, full.masters
+    lora = attach(
+        model, LoRAConfig(rank=work.lora_rank, targets=list(work.lora_targets)), dtype=work.dtype
+    )
+    shapes = lora.expected_shapes()
+    return lora, {key: torch.zeros(shape, requires_grad=True) for key, shape in shapes.items()}
 
 
 def _meta_model(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) -> Any:
@@ -224,6 +238,21 @@ class _Head(torch.autograd.Function):
         direction, ctx.direction = ctx.direction, None
         out: Tensor = direction.mul_(2.0)  # in place, as the kernel does
         return out
+
+
+class _TrainedHead(torch.autograd.Function):
+    """Of a head that trains: the inputs are kept, its gradient is summed in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return torch.empty(len(hidden), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_grads: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, weight = ctx.saved_tensors
+        sums = torch.empty_like(weight, dtype=torch.float32)
+        return torch.empty_like(hidden), sums.to(weight.dtype)
 
 
 def head_row_bytes(num_words: int, hidden_size: int, dtype: torch.dtype) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind
+from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.quantize import is_nf4, meta_model
 from rlkit.optim import OptimKind
 from rlkit.plan import sizes
@@ -62,6 +62,9 @@ class Work:
     on_cuda: bool
     engine_in_nf4: bool = False
     """Whether an engine with weights of its own has them in NF4, whatever the trainer has."""
+    tuning: TuningKind = TuningKind.lora
+    holds_reference: bool = False
+    """Whether anything scores the reference policy, which `TuningKind.full` must keep for it."""
 
     @property
     def row_tokens(self) -> int:
@@ -99,11 +102,23 @@ class Work:
         quant = QuantConfig(kind=QuantKind.nf4, double_quant=self.quant.double_quant)
         return sizes.weight_bytes(self.model, self.hf_config, self.dtype, quant)
 
+    @property
+    def trains_all(self) -> bool:
+        """Whether the model itself trains, instead of an adapter."""
+        return self.tuning is TuningKind.full
+
     @cached_property
     def num_trained(self) -> int:
-        """Trained parameters: adapters of policy and critic."""
+        """Trained parameters: of the model, or of the adapters of policy and critic."""
+        if self.trains_all:
+            return sum(parameter.numel() for parameter in self.model.parameters())
         adapters = 2 if self.critic else 1
         return adapters * sizes.num_adapter_parameters(self.model, self.lora)
+
+    @property
+    def num_adapter(self) -> int:
+        """Trained parameters that are not the model's own."""
+        return 0 if self.trains_all else self.num_trained
 
     @property
     def kv_token_bytes(self) -> int:
@@ -142,5 +157,6 @@ class Work:
             checkpointing=checkpointing,
             ragged=self.on_cuda and self.dtype is not torch.float32,
             with_gradient=with_gradient,
+            tuning=self.tuning,
         )
         return peaks(self.hf_config, work)
