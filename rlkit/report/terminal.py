@@ -45,8 +45,9 @@ def print_results(console: Console, results: Results) -> None:
         for panel, rows in panels:
             _print_high(console, results, panel, rows)
     else:
+        console.width = max(width, console.width)  # a pipe has none of its own
         for table in tables:
-            console.print(table, width=max(width, console.width), crop=False)
+            console.print(table)
     _print_prompts(console, results)
     _print_options(console, results)
     for job in results.study.jobs:
