@@ -64,6 +64,11 @@ def bind_adapter(
     bind = _bind_lora if isinstance(policy.tuning, LoRA) else _bind_weights
     try:
         bound = bind(engine, policy, sampled, tolerance, say)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "memory.budget must leave room for the start (generator.kv_cache_bytes makes the cache "
+            f"smaller), got: {error}"
+        ) from error
     except RuntimeError as error:
         raise ConfigError(f"generator must be hf for this model: {error}") from error
     return WatchedInjector(
@@ -100,7 +105,7 @@ def _bind_lora(
         key=lora.key,
     )
     score = policy_score(policy if sampled is None else _on(sampled, policy))
-    say(str(self_test(injector, score, like=policy.adapter, tolerance=tolerance)))
+    say(str(self_test(injector, score, tensors=policy.adapter, tolerance=tolerance)))
     return _Bound(injector, score, partial(explain_mismatch, injector))
 
 

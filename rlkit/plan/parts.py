@@ -151,12 +151,13 @@ def _graph_bytes(work: Work, choice: Choice) -> int:
 
 
 def _engine_step_bytes(work: Work, choice: Choice) -> int:
-    """Peak of a step that reads prompts, or of the self-test with an adapter of its own."""
+    """Peak of a step that reads prompts, or of the trainer's part of the self-test."""
     tokens = min(choice.engine_tokens, work.num_rows * work.row_tokens)
-    logits = _LOGITS_COPIES * 4 * choice.at_once * work.num_words
-    self_test = (4 + work.dtype.itemsize) * work.num_adapter
-    holes = _HOLES if work.on_cuda else 1.0
-    return int(holes * max(work.prefill_bytes(tokens) + logits, self_test))
+    row_of_logits = _LOGITS_COPIES * 4 * work.num_words
+    step = work.prefill_bytes(tokens) + choice.at_once * row_of_logits
+    factors = work.num_adapter * work.dtype.itemsize  # of the adapter, in the compute dtype
+    self_test = factors + work.prefill_bytes(_PROBE_TOKENS) + _PROBE_ROWS * row_of_logits
+    return int((_HOLES if work.on_cuda else 1.0) * max(step, self_test))
 
 
 def _sampling_activations(work: Work, at_once: int) -> int:

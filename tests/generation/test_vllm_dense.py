@@ -158,7 +158,7 @@ def test_a_batch_may_mix_rows_with_and_without_the_adapter(pair: Pair) -> None:
 def test_the_self_test_and_the_watch_see_the_dense_path(pair: Pair) -> None:
     injector = pair.injector()
     like = pair.adapter(injector, seed=0)
-    found = self_test(injector, pair.score, like=like, tolerance=1e-3)
+    found = self_test(injector, pair.score, tensors=like, tolerance=1e-3)
     assert found.mode is Mode.in_place
     assert all(not verdict.problem for verdict in found.verdicts)
 
@@ -171,7 +171,7 @@ def test_the_self_test_and_the_watch_see_the_dense_path(pair: Pair) -> None:
     in_worker(pair.llm, forget)
     try:
         with pytest.raises(RuntimeError, match="in_place: off by"):
-            self_test(injector, pair.score, like=like, tolerance=1e-3)
+            self_test(injector, pair.score, tensors=like, tolerance=1e-3)
     finally:
         in_worker(pair.llm, lambda w: setattr(_down(w), "b", layer_b))
 

@@ -17,7 +17,7 @@ from vllm_models import LEAVES
 
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm.config import is_installed
-from rlkit.generation.vllm.probe import mismatch_limit, random_adapter
+from rlkit.generation.vllm.probe import mismatch_limit, random_factors
 from rlkit.lora import attach
 from rlkit.loss_scale import FLOAT16
 from rlkit.models.config import DType, LoRAConfig, ModelConfig
@@ -58,7 +58,7 @@ def step_on(policy: Policy, device: torch.device) -> Step:
         num_tokens=NUM_TOKENS,
         num_sequences=4,
     )
-    return Step(batch, random_adapter(policy.adapter, LORA.scale, seed=1, strength=1.0))
+    return Step(batch, dict(random_factors(policy.adapter, LORA.scale, seed=1, strength=1.0)))
 
 
 def gradients(policy: Policy, step: Step, *, loss_scale: float) -> Gradients:

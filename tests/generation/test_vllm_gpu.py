@@ -50,7 +50,7 @@ def test_shared_weights(cuda: Cuda) -> None:
 
 def test_self_test_and_versions(cuda: Cuda, record_property: Any) -> None:
     injector = cuda.injector()
-    found = self_test(injector, cuda.score, like=cuda.adapter(0), tolerance=limit_of(cuda))
+    found = self_test(injector, cuda.score, tensors=cuda.adapter(0), tolerance=limit_of(cuda))
     record_property("self_test", str(found))
     assert found.mode is Mode.in_place
     assert [verdict.problem for verdict in found.verdicts] == ["", "", ""]

@@ -156,7 +156,7 @@ def test_the_probe_sees_a_wrong_adapter(smol: Pair, fault: Any, num_wrong: int) 
 def test_self_test_on_the_starter(smol: Pair) -> None:
     injector = smol.injector()
     like = smol.adapter(injector, seed=0)
-    found = self_test(injector, smol.score, like=like, tolerance=LIMIT)
+    found = self_test(injector, smol.score, tensors=like, tolerance=LIMIT)
     assert found.mode is injector.mode is Mode.in_place
     assert [verdict.mode for verdict in found.verdicts] == list(Mode)
     assert all(not verdict.problem and verdict.error < 1e-4 for verdict in found.verdicts)
@@ -347,7 +347,7 @@ def test_self_test_falls_back(tiny: Pair) -> None:
 
     in_worker(tiny.llm, store(list))
     try:
-        found = self_test(injector, tiny.score, like=like, tolerance=LIMIT)
+        found = self_test(injector, tiny.score, tensors=like, tolerance=LIMIT)
     finally:
         in_worker(tiny.llm, store(tuple))
     assert found.mode is injector.mode is Mode.tensors
@@ -363,4 +363,4 @@ def test_self_test_refuses_a_trainer_with_another_scale(tiny: Pair) -> None:
 
     like = tiny.adapter(injector, seed=0)
     with pytest.raises(RuntimeError, match=r"in_place: off by .*disk: off by"):
-        self_test(injector, half, like=like, tolerance=LIMIT)
+        self_test(injector, half, tensors=like, tolerance=LIMIT)

@@ -16,7 +16,7 @@ from vllm_models import in_worker, logps_of, save_tiny, tiny_llm
 
 from rlkit.generation.vllm.config import is_installed
 from rlkit.generation.vllm.lora import LoRAInjector
-from rlkit.generation.vllm.probe import mean_difference, random_adapter, sample, self_test
+from rlkit.generation.vllm.probe import mean_difference, random_factors, sample, self_test
 from rlkit.generation.vllm.weights import weight_views
 from rlkit.lora import LoRA, attach
 from rlkit.models.config import LoRAConfig
@@ -169,10 +169,10 @@ def _adapters(shared: Shared) -> None:
             return logps_of(shared.own, probes)
 
     like = {name: torch.zeros(shape) for name, shape in lora.expected_shapes().items()}
-    found = self_test(injector, score, like=like, tolerance=2 * case.tolerance)
+    found = self_test(injector, score, tensors=like, tolerance=2 * case.tolerance)
     assert [verdict.problem for verdict in found.verdicts] == [""] * len(found.verdicts)
     assert found.effect > 4 * case.tolerance
-    adapter = random_adapter(like, lora.config.scale, seed=3, strength=0.4)
+    adapter = dict(random_factors(like, lora.config.scale, seed=3, strength=0.4))
     grads = [
         _grads(model, lora, adapter)
         for model, lora in zip((shared.hf, shared.own), loras, strict=True)

@@ -21,7 +21,7 @@ from rlkit.generation.vllm.lora import LoRAInjector
 from rlkit.generation.vllm.probe import (
     mean_difference,
     mismatch_limit,
-    random_adapter,
+    random_factors,
     sample,
     self_test,
 )
@@ -118,13 +118,13 @@ def test_self_test_graphs_and_gradients(cuda: Cuda, record_property: Any) -> Non
     limit = mismatch_limit(DTYPE)
     shapes = lora.expected_shapes().items()
     like = {name: torch.zeros(shape, device=cuda.hf.device) for name, shape in shapes}
-    found = self_test(injector, score, like=like, tolerance=limit)
+    found = self_test(injector, score, tensors=like, tolerance=limit)
     record_property("self_test", str(found))
     assert found.verdicts[0].problem == ""
     rows, logps = sample(cuda.llm, None)
     record_property("base_error", error := mean_difference(logps, score(None, rows)))
     assert error < limit
-    adapter = random_adapter(like, lora.config.scale, seed=3, strength=0.1)
+    adapter = dict(random_factors(like, lora.config.scale, seed=3, strength=0.1))
     ids = torch.arange(60, device=cuda.hf.device).view(1, 60) * 397 % 49152
     grads = []
     for model, its in ((cuda.hf, lora), (cuda.own, own_lora)):

@@ -108,6 +108,7 @@ def test_the_self_test_of_a_large_adapter_is_counted() -> None:
     choice = Choice(1024, Checkpointing.offload, 2**26, 1, 1024, False)
     parts = parts_of(work, LARGEST.request(), choice)
     (steps,) = [p for p in parts if p.name.startswith("vLLM: activations")]
-    # One more adapter in float32 and its factors in 16 bits: 1.24 GB for 207 M parameters.
-    assert steps.sampling >= 6 * work.num_trained == 1_242_562_560
+    # The factors in 16 bits, and a forward pass that dequantises the largest layer.
+    largest = 2 * 8192 * 28672
+    assert steps.sampling >= 2 * work.num_trained + largest == 883_949_568
     assert work.dtype is torch.bfloat16

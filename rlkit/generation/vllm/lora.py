@@ -144,9 +144,9 @@ class LoRAInjector:
         self._request = None
 
     def slot(self) -> dict[str, Tensor]:
-        """Copies of what vLLM holds of the adapter, whole slot, as `layer.A` and `layer.B`."""
-        copies: dict[str, Tensor] = self._call("rlkit_slot", self.int_id)
-        return copies
+        """Views of what vLLM holds of the adapter, whole slot, as `layer.A` and `layer.B`."""
+        views: dict[str, Tensor] = self._call("rlkit_slot", self.int_id)
+        return views
 
     def differences(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """The factors in vLLM that are not exactly `tensors`, ranks beyond the adapter's zero.
@@ -202,8 +202,7 @@ class LoRAInjector:
             "bias": "none",
         }
         (folder / "adapter_config.json").write_text(json.dumps(config))
-        tensors = {k: t.cpu().contiguous() for k, t in self._scaled(factors).items()}
-        save_file(tensors, folder / "adapter_model.safetensors")
+        save_file(self._scaled(factors), folder / "adapter_model.safetensors")
         self._call("rlkit_drop", self.int_id)
         # The flag reads the files now; on a request it would read them again at every step.
         now = LoRARequest(request.lora_name, self.int_id, request.lora_path, load_inplace=True)
@@ -211,9 +210,13 @@ class LoRAInjector:
         self.llm.llm_engine.pin_lora(self.int_id)
 
     def _scaled(self, factors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """PEFT's tensors with the scale folded into B before it is rounded, as in place."""
-        values = [t.detach() * self.scale if i % 2 else t.detach() for i, t in enumerate(factors)]
-        return dict(zip(self._keys, values, strict=True))
+        """PEFT's tensors with the scale folded into B before it is rounded, as in place.
+
+        Copies in host memory: the device may have no room for another adapter.
+        """
+        copies = [t.detach().to("cpu", copy=True).contiguous() for t in factors]
+        torch._foreach_mul_(copies[1::2], self.scale)
+        return dict(zip(self._keys, copies, strict=True))
 
     def _factors(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """A and B of each layer in turn; raises ValueError unless `tensors` are exactly those."""

@@ -8,7 +8,8 @@ must be the same bits. The fastest way that passes is used.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from rlkit.generation.vllm import life
 from rlkit.generation.vllm.lora import LoRAInjector, Mode
 
 _NUM_PROMPTS, _NUM_TOKENS = 2, 8
+_SEEDS = (1, 2)
+"""Of the random adapters."""
 _STRENGTHS = (0.4, 0.8, 1.6, 3.2)
 """Sizes of a random adapter's update in units of its input, tried until the effect is clear."""
 CLEAR = 4.0
@@ -60,8 +63,11 @@ class SelfTest:
 
     def __str__(self) -> str:
         found = ", ".join(f"{v.mode.value} {v.problem or f'{v.error:.1e}'}" for v in self.verdicts)
+        way = self.mode.value
+        if self.mode is not Mode.in_place:
+            way += " (warning: hundreds of times slower than in_place)"
         return (
-            f"LoRA to vLLM: {self.mode.value}, {self.num_layers} layers; logps off the trainer's "
+            f"LoRA to vLLM: {way}, {self.num_layers} layers; logps off the trainer's "
             f"by {found} (allowed {self.tolerance:.0e}, the adapter moves them by "
             f"{self.effect:.2f}); {self.seconds:.1f} s"
         )
@@ -78,30 +84,32 @@ def mismatch_limit(dtype: torch.dtype, *, kv_cache_bits: int = 16) -> float:
     return max(limit, 0.6) if kv_cache_bits == 8 else limit
 
 
+@torch.no_grad()
 def self_test(
     injector: LoRAInjector,
     score: Score,
     *,
-    like: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     tolerance: float,
 ) -> SelfTest:
-    """Choose `injector.mode`; afterwards the injector holds no adapter. `like` gives the shapes.
+    """Choose `injector.mode`; afterwards the injector holds no adapter.
 
-    Raises RuntimeError when no way gives the trainer's logps.
+    The random adapters are drawn into the trainer's own `tensors`, so that none is held beside
+    them; what was there is put back, bit for bit. Raises RuntimeError when no way gives the
+    trainer's logps, and torch.OutOfMemoryError when there is no room to tell.
     """
     begin = time.perf_counter()
     prompts = probe_prompts(injector.llm)
-    on_host = {key: tensor.new_empty(tensor.shape, device="cpu") for key, tensor in like.items()}
-    for strength in _STRENGTHS:
-        # In host memory until they are used: of a 70B model each takes almost a gigabyte.
-        adapters = [
-            random_adapter(on_host, injector.scale, seed=seed, strength=strength) for seed in (1, 2)
-        ]
-        effect = _effect(score, _beside(like, adapters[0]), prompts)
-        if effect >= CLEAR * tolerance:
-            break
-    trial = _Trial(injector, score, adapters, like)
-    verdicts = [trial.verdict(mode, tolerance) for mode in Mode]
+    life.collect_garbage()
+    with _put_back(tensors):
+        trial = _Trial(injector, score, tensors)
+        for strength in _STRENGTHS:
+            trial.strength = strength
+            trial.draw(_SEEDS[0])
+            effect = _effect(score, tensors, prompts)
+            if effect >= CLEAR * tolerance:
+                break
+        verdicts = [trial.verdict(mode, tolerance) for mode in Mode]
     passed = [verdict.mode for verdict in verdicts if not verdict.problem]
     if not passed:
         found = "; ".join(f"{v.mode.value}: {v.problem}" for v in verdicts)
@@ -118,72 +126,74 @@ def self_test(
 
 
 class _Trial:
-    """The adapters of a self-test and what has been found so far."""
+    """What a self-test has found so far."""
 
-    def __init__(
-        self,
-        injector: LoRAInjector,
-        score: Score,
-        adapters: Sequence[Mapping[str, Tensor]],
-        like: Mapping[str, Tensor],
-    ) -> None:
+    def __init__(self, injector: LoRAInjector, score: Score, tensors: Mapping[str, Tensor]) -> None:
         self.injector = injector
         self.score = score
-        self.adapters = adapters
-        """In host memory."""
-        self.like = like
-        """The trainer's."""
+        self.tensors = tensors
+        """The trainer's, which hold the adapters in turn."""
+        self.strength = 0.0
         self.held: dict[str, Tensor] = {}
         """vLLM's buffers after the last adapter was written in place, if that passed; copies in
         host memory."""
         self.error = float("nan")
         """In place."""
 
+    def draw(self, seed: int) -> None:
+        """Another random adapter."""
+        scale = self.injector.scale
+        for key, value in random_factors(self.tensors, scale, seed=seed, strength=self.strength):
+            self.tensors[key].copy_(value)
+
     def verdict(self, mode: Mode, tolerance: float) -> Verdict:
         self.injector.mode = mode
         try:
             error, problem = self._outcome(tolerance)
+        except torch.OutOfMemoryError:
+            raise  # says nothing about the way: the run itself would have no room
         except Exception as reason:  # an unknown vLLM may fail in any way: the next one is tried
             error, problem = float("nan"), f"{type(reason).__name__}: {life.reason(reason)}"
-        self.injector.unload()
+        finally:
+            self.injector.unload()
         return Verdict(mode, error, problem)
 
     def _outcome(self, tolerance: float) -> tuple[float, str]:
         if self.held:
             # The same bits in the same buffers sample the same: no need to see it again.
-            self.injector.load(_beside(self.like, self.adapters[-1]), version=-1)
-            held = self._slot()
-            wrong = [name for name, bits in self.held.items() if not torch.equal(bits, held[name])]
+            self.injector.load(self.tensors, version=-1)
+            slot = self.injector.slot()
+            wrong = [n for n, bits in self.held.items() if not torch.equal(bits, slot[n].cpu())]
             return self.error, f"other bits in {len(wrong)} buffers ({wrong[0]})" if wrong else ""
         error = 0.0
-        for on_host in self.adapters:
-            adapter = _beside(self.like, on_host)
-            self.injector.load(adapter, version=-1)
+        for seed in _SEEDS:
+            self.draw(seed)
+            self.injector.load(self.tensors, version=-1)
             rows, logps = sample(self.injector.llm, self.injector.request)
-            error = max(error, mean_difference(logps, self.score(adapter, rows)))
+            error = max(error, mean_difference(logps, self.score(self.tensors, rows)))
         if not error <= tolerance:
             return error, f"off by {error:.1e}"
         if self.injector.mode is Mode.in_place:
-            self.error, self.held = error, self._slot()
+            slot = self.injector.slot()
+            self.held = {name: bits.to("cpu", copy=True) for name, bits in slot.items()}
+            self.error = error
         return error, ""
 
-    def _slot(self) -> dict[str, Tensor]:
-        return {name: bits.cpu() for name, bits in self.injector.slot().items()}
 
-
-def random_adapter(
+def random_factors(
     like: Mapping[str, Tensor], scale: float, *, seed: int, strength: float
-) -> dict[str, Tensor]:
-    """A and B normal, so that an update has `strength` times the size of the layer's input."""
-    generator = torch.Generator().manual_seed(seed)
-    adapter = {}
+) -> Iterator[tuple[str, Tensor]]:
+    """A and B normal, so that an update has `strength` times the size of the layer's input.
+
+    One tensor at a time, by key, float32, where that of `like` is.
+    """
+    device = next(iter(like.values())).device
+    generator = torch.Generator(device).manual_seed(seed)
     for key, tensor in like.items():
         rows, columns = tensor.shape
-        is_a = ".lora_A." in key
-        size = columns**-0.5 if is_a else strength / (scale * columns**0.5)
-        values = torch.randn(rows, columns, generator=generator) * size
-        adapter[key] = values.to(tensor.device, torch.float32)
-    return adapter
+        size = 1.0 if ".lora_A." in key else strength / scale
+        value = torch.empty(rows, columns, device=device)
+        yield key, value.normal_(0.0, size * columns**-0.5, generator=generator)
 
 
 def probe_prompts(llm: Any) -> list[tuple[int, ...]]:
@@ -242,6 +252,12 @@ def _effect(
     return mean_difference(score(adapter, rows), score(None, rows))
 
 
-def _beside(like: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`adapter` on the devices of `like`."""
-    return {key: tensor.to(like[key].device) for key, tensor in adapter.items()}
+@contextmanager
+def _put_back(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Afterwards `tensors` hold what they held before."""
+    kept = {key: tensor.to("cpu", copy=True) for key, tensor in tensors.items()}
+    try:
+        yield
+    finally:
+        for key, tensor in tensors.items():
+            tensor.copy_(kept[key])

@@ -91,7 +91,7 @@ class WorkerExtension:
         return Written(bound=len(factors) // 2, rebound=rebound)
 
     def rlkit_load(self, int_id: int, tensors: Mapping[str, Tensor], rank: int) -> None:
-        """Hand `tensors` (PEFT's keys, scale folded in) to vLLM's own loader."""
+        """Hand `tensors` (PEFT's keys, scale folded in) to vLLM's own loader, which keeps them."""
         from vllm.lora.lora_model import LoRAModel
         from vllm.lora.peft_helper import PEFTHelper
 
@@ -101,8 +101,7 @@ class WorkerExtension:
         manager = self._rlkit_manager()
         model = LoRAModel.from_lora_tensors(
             int_id,
-            # Cloned: where device and dtype match, vLLM keeps the tensor and scales it in place.
-            {key: tensor.detach().clone() for key, tensor in tensors.items()},
+            dict(tensors),
             helper,
             device="cpu",
             dtype=manager.lora_config.lora_dtype,
@@ -131,14 +130,14 @@ class WorkerExtension:
         return parts
 
     def rlkit_slot(self, int_id: int) -> dict[str, Tensor]:
-        """Copies of the whole slot of `int_id`, unused ranks included, by layer, part and factor.
+        """Views of the whole slot of `int_id`, unused ranks included, by layer, part and factor.
 
         Raises ValueError when vLLM holds no such adapter.
         """
         manager = self._rlkit_manager()
         index = manager.lora_index_to_id.index(int_id)
         return {
-            f"{layer}.{factor}": stack[index, 0].clone()
+            f"{layer}.{factor}": stack[index, 0]
             for layer, part in self.rlkit_parts().items()
             for factor, stack in (("A", part.a), ("B", part.b))
         }
