@@ -117,7 +117,7 @@ def _parameters_on_meta() -> Iterator[None]:
     register = nn.Module.register_parameter
 
     def without_memory(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None:
+        if param is not None and not param.is_meta:  # one that is stays the one that ties share
             param = nn.Parameter(param.to("meta"), requires_grad=False)
         register(self, name, param)
 

