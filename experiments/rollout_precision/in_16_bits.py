@@ -28,6 +28,7 @@ from rlkit.stopping import StopRequest
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
 
 ADAPTER = Path("adapter", "adapter_model.safetensors")
+NAMES = ("generator.quantization", "generator.kv_cache_dtype", "correction", "seed")
 OPTIONS = [
     "experiment=rollout_precision", "generator=vllm", "generator.kv_cache_dtype=auto",
     "correction=none", "seed=0", "memory.torch_threads=1", "memory.dry_run=off",
@@ -49,13 +50,14 @@ class Silent:
 
 
 def finished(sweeps: list[str]) -> Iterator[tuple[dict[str, str], Path]]:
-    """Overrides and adapter of every finished job."""
+    """What tells it apart, and the adapter, of every finished job."""
     for sweep in map(Path, sweeps):
         for job in json.loads((sweep / "sweep.json").read_text())["jobs"]:
             folder = sweep / job["folder"]
             if (folder / "DONE").exists():
                 overrides = dict(text.split("=", 1) for text in job["overrides"])
-                yield {"sweep": sweep.name, **overrides}, folder / ADAPTER
+                about = {key: overrides[key] for key in NAMES if key in overrides}
+                yield {"sweep": sweep.name, **about}, folder / ADAPTER
 
 
 def measure(run: Prepared, sweeps: list[str]) -> Iterator[dict[str, Any]]:
