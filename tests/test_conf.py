@@ -5,14 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
 
+from rlkit.algorithms.ppo import PPOConfig
 from rlkit.config import Config, ConfigError, flatten, identity_hash, load, register
+from rlkit.generation import VLLMGeneratorConfig, VLLMServerConfig
+from rlkit.generation.vllm.config import Products, Quantization
 from rlkit.launch.preflight import preflight
 from rlkit.launch.sweep_folder import sweep_name
+from rlkit.memory import MemoryConfig
+from rlkit.models import LoRAConfig, ModelConfig, QuantConfig, QuantKind, TuningKind
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -91,6 +98,32 @@ def test_mistakes_are_one_line_that_names_key_and_rule(override: str, message: s
         compose_config(override)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_all_weights_go_with_nothing_that_needs_an_adapter() -> None:
+    config = compose_config("model.tuning=full")
+    nf4 = MemoryConfig(quant=QuantConfig(kind=QuantKind.nf4))
+    sampling_nf4 = VLLMGeneratorConfig(quantization=Quantization.nf4)
+    rule = "with model.tuning=full"
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"memory": nf4}, f"memory.quant.kind must be none {rule}, got nf4"),
+        ({"algorithm": PPOConfig()}, f"algorithm must be one without a critic {rule}, got ppo"),
+        (
+            {"generator": VLLMServerConfig()},
+            f"generator must be auto, vllm or hf {rule}, got vllm_server",
+        ),
+        ({"generator": sampling_nf4}, f"generator.quantization must be none {rule}, got nf4"),
+        (
+            {"generator": VLLMGeneratorConfig(lora=Products.punica)},
+            f"generator.lora must be auto {rule}, got punica",
+        ),
+    ]
+    for changes, message in refused:
+        with pytest.raises(ConfigError) as caught:
+            replace(config, **changes)
+        assert str(caught.value) == message
+    with pytest.raises(ValueError, match=f"model.lora must be left as it is {rule}"):
+        ModelConfig(tuning=TuningKind.full, lora=LoRAConfig(rank=8))
 
 
 def test_a_mistake_anywhere_in_a_sweep_is_found_before_job_0() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tiny_run import CPU, flat, tiny_run
 from rlkit import checkpoint
 from rlkit.algorithms import RatioConfig
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.models.config import TuningKind
 from rlkit.optim import OptimConfig
 from rlkit.stopping import Interrupted, StopRequest
 from rlkit.tracking import comparable
@@ -51,20 +53,30 @@ def test_without_detach_the_policy_never_moves(tmp_path: Path) -> None:
     assert not flat(learned).any()
 
 
-@pytest.mark.parametrize("optim", [None, SEVERAL], ids=["on-policy", "epochs-and-minibatches"])
-def test_resume_is_bitwise(tmp_path: Path, optim: OptimConfig | None) -> None:
+@pytest.mark.parametrize(
+    ("optim", "tuning", "dtype"),
+    [
+        pytest.param(None, TuningKind.lora, torch.float32, id="on-policy"),
+        pytest.param(SEVERAL, TuningKind.lora, torch.float32, id="epochs-and-minibatches"),
+        pytest.param(SEVERAL, TuningKind.full, torch.bfloat16, id="all weights"),
+    ],
+)
+def test_resume_is_bitwise(
+    tmp_path: Path, optim: OptimConfig | None, tuning: TuningKind, dtype: torch.dtype
+) -> None:
     """run(4) == run(2) + resume(2): parameters, optimiser moments and every metric but timings."""
-    trainer, state, whole = tiny_run(tmp_path / "whole", num_steps=4, optim=optim)
+    make = partial(tiny_run, num_steps=4, optim=optim, tuning=tuning, dtype=dtype)
+    trainer, state, whole = make(tmp_path / "whole")
     trainer.fit(state, stop=StopRequest())
     expected = checkpoint.load(tmp_path / "whole/checkpoints/step-000004", device=CPU)
 
-    trainer, state, first = tiny_run(tmp_path / "parts", num_steps=4, optim=optim)
+    trainer, state, first = make(tmp_path / "parts")
     stop = StopRequest()
     first.step = _stop_after(first.steps, 2, stop)  # type: ignore[method-assign, assignment]
     with pytest.raises(Interrupted):
         trainer.fit(state, stop=stop)
 
-    trainer, state, second = tiny_run(tmp_path / "parts", num_steps=4, optim=optim)
+    trainer, state, second = make(tmp_path / "parts")
     saved, problems = checkpoint.load_newest(tmp_path / "parts/checkpoints", device=CPU)
     assert saved is not None and saved.progress.step == 2 and problems == []
     trainer.fit(restore(state, saved), stop=StopRequest())

@@ -24,9 +24,11 @@ from rlkit.algorithms.base import AlgorithmConfig
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.collect import Collector
 from rlkit.evaluate import Evaluator
+from rlkit.full import FullWeights
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.lora import LoRAConfig, attach, init_adapter
+from rlkit.models.config import TuningKind
 from rlkit.models.families import head_of
 from rlkit.optim import OptimConfig, build_optimizer
 from rlkit.policy import Policy
@@ -136,6 +138,7 @@ def tiny_run(
     tokens_per_microbatch: int = 10_000,
     dtype: torch.dtype = torch.float32,
     resample: bool = False,
+    tuning: TuningKind = TuningKind.lora,
     device: torch.device = CPU,
 ) -> tuple[Trainer, TrainState, Recorder]:
     """A trainer, its fresh state and the tracker that sees what happens."""
@@ -143,21 +146,11 @@ def tiny_run(
     algorithm = algorithm or GRPOConfig(group_size=4)
     model, tokenizer = tiny_model(dtype), tiny_tokenizer()
     torch.nn.Module.to(model, device)
-    lora = attach(model, LoRAConfig(rank=4, alpha=8.0), dtype=dtype)
-    policy = Policy(
-        model=model,
-        tuning=lora,
-        head=head_of(model),
-        adapter={
-            # float32 leaves, as always; float64 for tests that need more digits.
-            name: leaf.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
-            for name, leaf in init_adapter(lora, seed=0, device=device).items()
-        },
-    )
+    policy = tiny_policy(model, dtype, tuning)
     generator = HFGenerator(
         model,
         tokenizer,
-        activate=lora.active,
+        activate=policy.tuning.active,
         stop_token_ids=frozenset({STOP}),
         config=HFGeneratorConfig(),
     )
@@ -216,6 +209,24 @@ def tiny_run(
     )
     state = TrainState(learner=policy, optimizer=build_optimizer(policy.named_parameters(), optim))
     return trainer, state, tracker
+
+
+def tiny_policy(model: LlamaForCausalLM, dtype: torch.dtype, tuning: TuningKind) -> Policy:
+    """With LoRA of rank 4, or all weights and their reference."""
+    if tuning is TuningKind.full:
+        full = FullWeights(model, dtype=dtype, holds_reference=True)
+        return Policy(model=model, tuning=full, head=head_of(model), adapter=full.masters)
+    lora = attach(model, LoRAConfig(rank=4, alpha=8.0), dtype=dtype)
+    return Policy(
+        model=model,
+        tuning=lora,
+        head=head_of(model),
+        adapter={
+            # float32 leaves, as always; float64 for tests that need more digits.
+            name: leaf.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+            for name, leaf in init_adapter(lora, seed=0, device=model.device).items()
+        },
+    )
 
 
 def flat(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from rlkit.lora import LoRAConfig, attach, init_adapter
-from rlkit.models.config import Checkpointing, ModelConfig, QuantConfig, Switch
+from rlkit.models.config import Checkpointing, ModelConfig, QuantConfig, Switch, TuningKind
 from rlkit.models.load import BaseModel
 from rlkit.models.quantize import meta_model, tensors_of
 from rlkit.optim import OptimConfig, OptimKind, build_optimizer, learning_rate
@@ -72,22 +72,26 @@ def test_live_bytes_count_storages_once_and_until_the_last_view_is_gone() -> Non
 
 
 @pytest.mark.parametrize(
-    ("family", "mode", "dtype"),
+    ("family", "mode", "dtype", "tuning"),
     [
-        ("llama", Checkpointing.off, torch.float32),
-        ("llama", Checkpointing.on, torch.float32),
-        ("qwen2", Checkpointing.on, torch.bfloat16),
-        ("qwen3", Checkpointing.off, torch.bfloat16),
-        ("gemma", Checkpointing.on, torch.float32),
-        ("phi3", Checkpointing.on, torch.float32),
+        ("llama", Checkpointing.off, torch.float32, TuningKind.lora),
+        ("llama", Checkpointing.on, torch.float32, TuningKind.lora),
+        ("qwen2", Checkpointing.on, torch.bfloat16, TuningKind.lora),
+        ("qwen3", Checkpointing.off, torch.bfloat16, TuningKind.lora),
+        ("gemma", Checkpointing.on, torch.float32, TuningKind.lora),
+        ("phi3", Checkpointing.on, torch.float32, TuningKind.lora),
+        ("qwen2", Checkpointing.on, torch.bfloat16, TuningKind.full),
+        ("llama", Checkpointing.off, torch.float32, TuningKind.full),
+        ("gemma", Checkpointing.on, torch.float32, TuningKind.full),
     ],
 )
 def test_planned_activations_are_those_of_the_policy(
-    family: str, mode: Checkpointing, dtype: torch.dtype
+    family: str, mode: Checkpointing, dtype: torch.dtype, tuning: TuningKind
 ) -> None:
     rows, prompt, completion = 4, 100, 300
     config = config_of(family, layers=6)
-    policy = new_policy(base_of(config, dtype, mode), ModelConfig(shared_prefix=Switch.off), seed=0)
+    options = ModelConfig(shared_prefix=Switch.off, tuning=tuning)
+    policy = new_policy(base_of(config, dtype, mode), options, seed=0)
     for leaf in policy.adapter.values():
         leaf.grad = torch.zeros_like(leaf)
     batch = make_batch([[3 + i] * prompt for i in range(rows)], [[5] * completion] * rows)
@@ -103,6 +107,7 @@ def test_planned_activations_are_those_of_the_policy(
         lora_targets=(),
         checkpointing=mode,
         ragged=False,
+        tuning=tuning,
     )
     planned = peaks(config, work).with_workspace(2**30)
     assert abs(planned / live.peak - 1) < 0.10
