@@ -1,4 +1,4 @@
-"""The command line in a process of its own."""
+"""The command line in a process of its own, from its start; tests/warm_cli.py spares that."""
 
 from __future__ import annotations
 

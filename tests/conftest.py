@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from warm_cli import Forks
 
 # Before anything imports rlkit: jaxtyping turns `Float[Tensor, "B C"]` into a check of dtype, rank
 # and of equal sizes of equal letters across the arguments of a call.
@@ -14,6 +17,14 @@ install_import_hook(
 )
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Starts the command line without its start."""
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_process import RunCLI, command, environment
+from cli_process import RunCLI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from warm_cli import Forks
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
@@ -53,19 +54,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def rlkit(model_folder: Path, tmp_path: Path) -> RunCLI:
-    """The command line in an empty folder, on the tiny model unless `model=None`."""
+def rlkit(forks: Forks, tmp_path: Path) -> RunCLI:
+    """The command line in an empty folder."""
 
     def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments),
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return forks.start(*arguments, cwd=tmp_path).finish(timeout)
 
     return run
 
@@ -84,5 +77,6 @@ def small(model_folder: Path) -> list[str]:
         "checkpoint.every=1",
         "memory.torch_threads=1",
         "reward.workers=1",
+        "tracker.plot=false",
         "+reward.functions.digits.fn=" + f"{Path(__file__).parent / 'digits_reward.py'}:digits",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from cli_process import RunCLI, command, environment
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from warm_cli import Forks
 
 from rlkit import cli
 from rlkit.tracking import comparable, read_metrics
@@ -31,10 +33,23 @@ def same_adapter(a: Path, b: Path) -> bool:
     return one.keys() == other.keys() and all((one[k] == other[k]).all() for k in one)
 
 
+def from_the_start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m rlkit *arguments`, as a user would type it."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def test_a_run_leaves_everything_behind(
-    rlkit: RunCLI, small: list[str], tmp_path: Path, model_folder: Path
+    small: list[str], tmp_path: Path, model_folder: Path
 ) -> None:
-    result = rlkit("run_dir=run", *small)
+    result = from_the_start("run_dir=run", *small, "tracker.plot=true", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
     assert json.loads((run / "status.json").read_text())["status"] == "completed"
@@ -52,54 +67,47 @@ def test_a_run_leaves_everything_behind(
     assert "its token ids:" in result.stdout
 
 
+@pytest.fixture(scope="module")
+def whole(forks: Forks, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of twelve steps that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert forks.start("run_dir=run", *small, "steps=12", cwd=folder).wait(120) == 0
+    return folder / "run"
+
+
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
-    rlkit: RunCLI, small: list[str], tmp_path: Path
+    rlkit: RunCLI, small: list[str], tmp_path: Path, whole: Path
 ) -> None:
-    assert rlkit("run_dir=whole", *small).returncode == 0
     assert rlkit("run_dir=parts", *small, "steps=2").returncode == 0
-    result = rlkit("run_dir=parts", *small, "resume=auto")
+    result = rlkit("run_dir=parts", *small, "steps=12", "resume=auto")
     assert result.returncode == 0, result.stderr
-    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    assert same_adapter(tmp_path / "parts", tmp_path / "whole")
+    assert metrics(tmp_path / "parts") == metrics(whole)
+    assert same_adapter(tmp_path / "parts", whole)
     changed = rlkit("run_dir=parts", *small, "resume=auto", "kl.beta=0.5")
     assert changed.returncode == 2
     assert "kl.beta must be 0.04 as in the run being resumed" in changed.stderr
 
 
-@pytest.fixture(scope="module")
-def whole(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of twelve steps that nobody disturbed."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    arguments = command(f"run_dir={run}", *small, "steps=12")
-    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
-    return run
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_leaves_no_process_and_goes_on_exactly(
-    rlkit: RunCLI, small: list[str], tmp_path: Path, whole: Path, number: signal.Signals
+    forks: Forks, small: list[str], tmp_path: Path, whole: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        command("run_dir=run", *small, "steps=12"),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = forks.start("run_dir=run", *small, "steps=12", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not (run / "checkpoints/step-000003").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
-    code = process.wait(timeout=30)
+    os.kill(process.pid, number)
+    code = process.wait(30)
     assert code == (-9 if number is signal.SIGKILL else 130)
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
     if number is not signal.SIGKILL:
         assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
-    assert rlkit("run_dir=run", *small, "steps=12", "resume=must").returncode == 0
+    again = forks.start("run_dir=run", *small, "steps=12", "resume=must", cwd=tmp_path)
+    assert again.wait(120) == 0
     assert metrics(run) == metrics(whole)
     assert same_adapter(run, whole)
 
@@ -182,8 +190,8 @@ def test_generate_uses_the_adapter_of_a_run(
     assert bad.returncode == 2 and "--run must be the folder of a run" in bad.stderr
 
 
-def test_env_names_the_versions_that_matter(rlkit: RunCLI) -> None:
-    result = rlkit("env")
+def test_env_names_the_versions_that_matter(tmp_path: Path) -> None:
+    result = from_the_start("env", cwd=tmp_path)
     assert result.returncode == 0
     assert {"rlkit", "python", "torch", "transformers", "cuda"} <= {
         line.split(":")[0] for line in result.stdout.splitlines()
