@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,9 +95,10 @@ def run(folder: Path, mode: str) -> tuple[subprocess.CompletedProcess[str], floa
     return run_script(_SCRIPT, folder, mode)
 
 
-def test_engines_that_slept_leave_room_for_the_next(tmp_path: Path) -> None:
+def test_engines_that_slept_leave_room_for_the_next(tmp_path: Path, record_property: Any) -> None:
     """Two with a cache that sleeps, one that sleeps as a whole, one awake, one not closed."""
     done, ended = run(tmp_path / "tiny", "sample")
+    record_property("said", done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
     assert ended - float(done.stdout.split("done ")[1]) < 30
     assert "destroy_process_group" not in done.stderr
