@@ -66,8 +66,9 @@ def bind_adapter(
         bound = bind(engine, policy, sampled, tolerance, say)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            "memory.budget must leave room for the start (generator.kv_cache_bytes makes the cache "
-            f"smaller), got: {error}"
+            "memory.budget must leave room for the comparison with vLLM at the start "
+            "(generator.kv_cache_bytes makes the cache smaller), got: "
+            + ". ".join(str(error).split(". ")[:2])
         ) from error
     except RuntimeError as error:
         raise ConfigError(f"generator must be hf for this model: {error}") from error

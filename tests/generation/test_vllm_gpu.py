@@ -200,16 +200,19 @@ def test_an_interrupted_burst_leaves_the_engine_ready(cuda: Cuda) -> None:
 def test_200_injections_take_no_memory(cuda: Cuda, record_property: Any) -> None:
     injector = cuda.injector()
     adapters = [cuda.adapter(seed) for seed in (1, 2)]
-    cuda.error(_loaded(injector, adapters[0], 0), adapters[0])
-    gc.collect()  # what earlier tests left is no news
-    torch.cuda.synchronize()
+    for version, tensors in enumerate(adapters):  # each has a table of addresses
+        assert cuda.error(_loaded(injector, tensors, version), tensors) < limit_of(cuda)
+    gc.collect()  # what earlier tests left behind
     before = torch.cuda.memory_allocated()
-    seconds = []
+    seconds, taken = [], []
     for version in range(200):
         seconds.append(injector.load(adapters[version % 2], version).seconds)
+        taken.append(torch.cuda.memory_allocated() - before)
         if version % 50 == 0:
             assert cuda.error(injector.request, adapters[version % 2]) < limit_of(cuda)
+    gc.collect()
     assert torch.cuda.memory_allocated() == before
+    assert max(taken) == 0
     record_property("sync_ms", 1e3 * statistics.median(seconds))
     assert statistics.median(seconds) < 0.5e-3
 

@@ -27,6 +27,7 @@ from vllm_models import (
     tiny_llm,
 )
 
+from rlkit.generation.vllm import life
 from rlkit.generation.vllm.config import is_installed
 from rlkit.generation.vllm.lora import LoRAInjector, Mode
 from rlkit.generation.vllm.probe import (
@@ -155,8 +156,18 @@ def test_the_probe_sees_a_wrong_adapter(smol: Pair, fault: Any, num_wrong: int) 
 
 def test_self_test_on_the_starter(smol: Pair) -> None:
     injector = smol.injector()
-    like = smol.adapter(injector, seed=0)
-    found = self_test(injector, smol.score, tensors=like, tolerance=LIMIT)
+    own = smol.adapter(injector, seed=0)
+    before = {name: tensor.clone() for name, tensor in own.items()}
+    others: set[int] = set()
+
+    def score(tensors: Any, rows: Any) -> list[list[float]]:
+        others.update(id(t) for t in (tensors or {}).values())
+        return smol.score(tensors, rows)
+
+    found = self_test(injector, score, tensors=own, tolerance=LIMIT)
+    # No adapter beside the trainer's own, which holds again what it held.
+    assert others == {id(tensor) for tensor in own.values()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.items())
     assert found.mode is injector.mode is Mode.in_place
     assert [verdict.mode for verdict in found.verdicts] == list(Mode)
     assert all(not verdict.problem and verdict.error < 1e-4 for verdict in found.verdicts)
@@ -352,6 +363,7 @@ def test_self_test_falls_back(tiny: Pair) -> None:
         in_worker(tiny.llm, store(tuple))
     assert found.mode is injector.mode is Mode.tensors
     assert "without" in found.verdicts[0].problem
+    assert "tensors (warning: hundreds of times slower than in_place)" in str(found)
 
 
 def test_self_test_refuses_a_trainer_with_another_scale(tiny: Pair) -> None:
@@ -364,3 +376,38 @@ def test_self_test_refuses_a_trainer_with_another_scale(tiny: Pair) -> None:
     like = tiny.adapter(injector, seed=0)
     with pytest.raises(RuntimeError, match=r"in_place: off by .*disk: off by"):
         self_test(injector, half, tensors=like, tolerance=LIMIT)
+
+
+def test_out_of_memory_in_the_self_test_says_nothing_about_a_way(tiny: Pair) -> None:
+    injector, num_calls = tiny.injector(), 0
+    own = tiny.adapter(injector, seed=0)
+    before = {name: tensor.clone() for name, tensor in own.items()}
+
+    def score(tensors: Any, rows: Any) -> list[list[float]]:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 3:  # the first with a sampled completion
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return tiny.score(tensors, rows)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        self_test(injector, score, tensors=own, tolerance=LIMIT)
+    assert num_calls == 3 and injector.request is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.items())
+    tiny.llm.collective_rpc("rlkit_bind", args=(1, injector.layers, 16))  # the slot is free
+
+
+def test_each_engine_captures_into_a_pool_of_its_own(
+    tiny: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.platforms import current_platform
+
+    handles = iter([(0, 1), (0, 2)])
+    platform: Any = type(current_platform)
+    monkeypatch.setattr(platform, "_global_graph_pool", None)
+    monkeypatch.setattr(platform, "graph_pool_handle", lambda _: next(handles), raising=False)
+    pools = []
+    for _ in range(2):
+        life.start_afresh()
+        pools += [current_platform.get_global_graph_pool() for _ in range(2)]
+    assert pools == [(0, 1), (0, 1), (0, 2), (0, 2)]

@@ -169,8 +169,8 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
 
     on_cpu = spec.device.type == "cpu"
     sleeps = config.release_kv_cache or config.weights is Weights.sleep
-    if sleeps:
-        life.free_pools()
+    if not on_cpu:
+        life.start_afresh()
     use_architecture(vllm, spec.hf_config)
     if on_cpu:
         from rlkit.generation.vllm.cpu import prepare_cpu

@@ -44,6 +44,21 @@ def faster_start() -> Iterator[None]:
             gc.enable()
 
 
+def start_afresh() -> None:
+    """What earlier engines and runs of this process leave on the CUDA device gets out of the way.
+
+    The engine captures its graphs into a pool of its own. vLLM has one for the whole process, which
+    PyTorch closes with its last graph; while a workspace of cuBLAS that was allocated by a capture
+    lives in it, no other capture may follow. And PyTorch's segments do not grow: the pools of
+    memory that can sleep cannot have that.
+    """
+    from vllm.platforms import current_platform
+
+    type(current_platform)._global_graph_pool = None
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
+    free_pools()
+
+
 def capture_sizes(max_num_seqs: int) -> list[int]:
     """Batch sizes to capture decoding graphs for: coarser than vLLM's, and `max_num_seqs` itself.
 
@@ -81,17 +96,6 @@ def end(llm: Any) -> None:
         finalizer()
     vars(engine).clear()
     vars(llm).clear()
-    _forget_graph_pool()
-
-
-def _forget_graph_pool() -> None:
-    """vLLM captures the graphs of all engines into one pool. While somebody still holds a tensor of
-    an ended engine's graphs, PyTorch neither frees that pool nor captures into it again."""
-    from vllm.platforms import current_platform
-
-    platform: Any = type(current_platform)
-    if "_global_graph_pool" in vars(platform):
-        platform._global_graph_pool = None
 
 
 def collect_garbage() -> None:
