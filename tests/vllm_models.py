@@ -69,13 +69,16 @@ def tiny_llm(
 ) -> Iterator[Any]:
     """A bare `vllm.LLM` with rlkit's worker extension and LoRA slots of rank 16.
 
-    `dense`: with rlkit's worker, and without slots for the embedding and the head.
+    `max_loras` 0: without slots. `dense`: with rlkit's worker, and without slots for the embedding
+    and the head.
     """
     from rlkit.generation.vllm.cpu import prepare_cpu
     from rlkit.generation.vllm.guard import configure_environment, process_state_kept
 
     configure_environment()
     options: dict[str, Any] = {}
+    if max_loras:
+        options |= {"enable_lora": True, "max_loras": max_loras, "max_lora_rank": 16}
     if dense:
         options["worker_cls"] = "rlkit.generation.vllm.dense_worker.DenseWorker"
         options["lora_target_modules"] = [*LEAVES, "qkv_proj", "gate_up_proj"]
@@ -96,9 +99,6 @@ def tiny_llm(
             kv_cache_memory_bytes=2**26,
             gpu_memory_utilization=0.3,
             block_size=32,
-            enable_lora=True,
-            max_loras=max_loras,
-            max_lora_rank=16,
             worker_extension_cls="rlkit.generation.vllm.worker.WorkerExtension",
             disable_log_stats=True,
             **options,

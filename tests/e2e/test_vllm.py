@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_process import command, environment
+from warm_cli import Forks
 
 from rlkit.bench.random_model import write_random_model
 from rlkit.generation.vllm.config import is_installed
@@ -26,8 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(folder: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    small = [
+def options(folder: Path) -> list[str]:
+    """Those of a small run."""
+    return [
         f"model.source={folder}",
         "generator=vllm",
         "task=max_of_n",
@@ -40,8 +42,11 @@ def run(folder: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess
         "reward.workers=1",
         "run_dir=run",
     ]
+
+
+def run(folder: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*small, *arguments),
+        command(*options(folder), *arguments),
         cwd=cwd,
         env=environment(),
         capture_output=True,
@@ -63,6 +68,21 @@ def test_a_run_samples_from_the_policy_it_trains(folder: Path, tmp_path: Path) -
         assert record["sampling/sampling_logp_difference/max"] < 1e-3
         assert record["sampling/ess"] > 0.999
     assert "vLLM while starting" in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.nightly
+def test_all_weights_train_inside_the_engine(folder: Path, tmp_path: Path) -> None:
+    done = run(folder, tmp_path, "model.tuning=full", "optim.learning_rate=1e-3", "kl=reverse_k3")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "weights to vLLM: shared, nothing to copy" in done.stdout
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert all(r["sampling/sampling_logp_difference/max"] < 1e-3 for r in records)
+    assert records[0]["kl"] == 0.0 < records[1]["kl"]
+    asked = command("generate", "--run", "run", "--max-tokens", "3", "--raw", "12")
+    said = subprocess.run(
+        asked, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stderr[-2000:]
 
 
 @pytest.mark.nightly
@@ -99,9 +119,9 @@ def test_qlora_and_4_bit_rollouts(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(
-    folder: Path, tmp_path: Path, override: str, message: str
+    forks: Forks, folder: Path, tmp_path: Path, override: str, message: str
 ) -> None:
-    done = run(folder, tmp_path, override)
+    done = forks.start(*options(folder), override, cwd=tmp_path).finish(120)
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("rlkit: ")]
     assert message in line
