@@ -18,6 +18,7 @@ COMMANDS = {
     "check": "rlkit.cli.check",
     "compare": "rlkit.cli.compare",
     "env": "rlkit.cli.env",
+    "export": "rlkit.cli.export",
     "generate": "rlkit.cli.generate",
     "quantize": "rlkit.cli.quantize",
     "replay": "rlkit.cli.replay",

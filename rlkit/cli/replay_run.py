@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from rlkit import checkpoint, rollout_files
 from rlkit.algorithms import Objective, build
 from rlkit.cli import UsageError
+from rlkit.cli.run_folder import RunOptions, read_options
 from rlkit.compute import resolve_device
-from rlkit.config import DeviceChoice, register
+from rlkit.config import register
 from rlkit.launch.preflight import preflight
 from rlkit.memory import MemoryConfig
-from rlkit.models import ModelConfig
 from rlkit.models.load import load_model
 from rlkit.optim import OptimConfig
 from rlkit.policy import CRITIC_PREFIX, CriticChoice, Policy, new_policy
@@ -33,16 +30,6 @@ from rlkit.types import Algorithm, Setting
 from rlkit.update import UpdateSettings
 
 _PLAIN_WIDTH = 200
-
-
-@dataclass(kw_only=True, slots=True)
-class RunOptions:
-    """What replay needs of a run's config.yaml, besides what is saved with the batch."""
-
-    seed: int = MISSING
-    device: DeviceChoice = MISSING
-    model: ModelConfig = MISSING
-    memory: MemoryConfig = MISSING
 
 
 class Candidate(NamedTuple):
@@ -60,7 +47,7 @@ def compare(run_dir: Path, names: Sequence[str], *, step: int | None) -> None:
     Prints the tables and writes the JSON file. Raises ValueError with one line, TrackingError when
     the file cannot be written.
     """
-    options = _read_run(run_dir)
+    options = read_options(run_dir, key="run_dir")
     step = _choose_step(run_dir, step)
     device = resolve_device(options.device)
     rollouts = rollout_files.load(run_dir, step, device=device)
@@ -114,19 +101,6 @@ def _record(
             for (name, result), row in zip(results.items(), matrix, strict=True)
         },
     }
-
-
-def _read_run(run_dir: Path) -> RunOptions:
-    """What `config.yaml` says about the model; raises UsageError when there is no run."""
-    rule = f"run_dir must be the folder of a run, got {run_dir}"
-    try:
-        saved = yaml.safe_load((run_dir / "config.yaml").read_text())
-        values = {f.name: saved[f.name] for f in fields(RunOptions)}
-        options = OmegaConf.to_object(OmegaConf.merge(RunOptions, values))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, OmegaConfBaseException) as error:
-        raise UsageError(f"{rule} ({' '.join(str(error).split())})") from error
-    assert isinstance(options, RunOptions)
-    return options
 
 
 def _choose_step(run_dir: Path, wanted: int | None) -> int:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlkit.cli import UsageError
+from rlkit.cli.run_folder import read_options
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.lora import LoRAConfig, attach
 from rlkit.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
-from rlkit.models import ModelConfig, QuantConfig, QuantKind, TuningKind
+from rlkit.models import ModelConfig, QuantConfig, TuningKind
 from rlkit.models.load import load_model
 from rlkit.models.save import MODEL_FOLDER
 from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
@@ -84,16 +84,10 @@ def open_session(options: argparse.Namespace) -> Session:
 
 def _of_run(run: Path) -> tuple[str, Path | None, QuantConfig]:
     """Its model and the adapter on it; a run that trained all weights has a model of its own."""
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        if config["model"].get("tuning") == TuningKind.full:
-            return str(run / MODEL_FOLDER), None, QuantConfig()
-        source = str(config["model"]["source"])
-        saved = dict(config["memory"].get("quant", {}))  # runs of before it was an option
-        quant = QuantConfig(**{**saved, "kind": QuantKind(saved.get("kind", QuantKind.none))})
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"--run must be the folder of a run, got {run} ({error})") from error
-    return source, run / ADAPTER_FOLDER, quant
+    options = read_options(run, key="--run")
+    if options.model.tuning is TuningKind.full:
+        return str(run / MODEL_FOLDER), None, QuantConfig()
+    return options.model.source, run / ADAPTER_FOLDER, options.memory.quant
 
 
 def _load(

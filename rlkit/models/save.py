@@ -22,7 +22,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     weights: Mapping[str, Tensor],
 ) -> None:
-    """Write `weights` (by parameter name, tied ones once) as a model like `model`.
+    """Write `weights` (by parameter name, tied ones once) as a model like `model`, not 4-bit.
 
     The folder appears whole; one of that name before is replaced. The tokenizer keeps the chat
     template that it has now.
@@ -32,6 +32,9 @@ def save_model(
     partial.mkdir(parents=True)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
+    config.dtype = next(iter(weights.values())).dtype
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     config.save_pretrained(partial)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(partial)
