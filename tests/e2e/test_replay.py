@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_process import RunCLI, command, environment
+from cli_process import RunCLI
+from warm_cli import Forks
 
 from rlkit import cli
 from rlkit.tracking import read_metrics
@@ -18,12 +18,12 @@ NAMES = ["grpo", "rloo_token", "ppo", "online_dpo"]
 
 
 @pytest.fixture(scope="module")
-def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(forks: Forks, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps: checkpoints 3 and 4, batches 0 and 3."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    arguments = command(f"run_dir={run}", *small, "optim.learning_rate=0.01")
-    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
-    return run
+    folder = tmp_path_factory.mktemp("finished")
+    run = forks.start("run_dir=run", *small, "optim.learning_rate=0.01", cwd=folder)
+    assert run.wait(120) == 0
+    return folder / "run"
 
 
 def record(run: Path, step: int) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
+from rlkit import cli
 from rlkit.config import Config, ConfigError, Resume, flatten, register
 from rlkit.launch.composing import Composer, compose_job
 from rlkit.launch.outcome import JobState, cause_of_death, last_line, settle, state_of
@@ -113,12 +112,11 @@ def test_a_sweep_is_named_by_its_set_of_jobs() -> None:
     ],
 )
 def test_bad_launcher_options_are_one_line_and_nothing_written(
-    tmp_path: Path, override: str, message: str
+    tmp_path: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [sys.executable, "-m", "rlkit", "-m", "seed=0,1", override]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert message in result.stderr and result.stderr.count("\n") == 1
+    assert cli.run(["-m", "seed=0,1", override]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

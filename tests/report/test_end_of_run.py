@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from cli_process import command, environment
+from warm_cli import Forks
 
 from rlkit.report.load import load_study
 from rlkit.report.results import analyse
@@ -15,16 +14,11 @@ from rlkit.report.results import analyse
 _RUN = ("model=tabular", "steps=3", "evaluation.every=1", "tracker.metrics_every=1")
 
 
-def rlkit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), env=environment(), capture_output=True, text=True, timeout=300
-    )
-
-
-def test_a_run_writes_its_report_and_says_where(tmp_path: Path) -> None:
+def test_a_run_writes_its_report_and_says_where(forks: Forks, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     secret = "tracker.console=plain"
-    result = rlkit(*_RUN, f"run_dir={folder}", "tracker.report=true", secret)
+    options = [f"run_dir={folder}", "tracker.report=true", secret]
+    result = forks.start(*_RUN, *options, cwd=tmp_path).finish(120)
     assert result.returncode == 0, result.stderr
     assert str(folder / "report.html") in result.stdout
     page = (folder / "report.html").read_text()
@@ -36,20 +30,21 @@ def test_a_run_writes_its_report_and_says_where(tmp_path: Path) -> None:
     assert about["versions"]["torch"] in page and about["hardware"]["system"] in page
 
 
-def test_a_report_that_fails_does_not_fail_the_run(tmp_path: Path) -> None:
+def test_a_report_that_fails_does_not_fail_the_run(forks: Forks, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (folder / "report.html").mkdir(parents=True)
-    result = rlkit(*_RUN, f"run_dir={folder}", "resume=auto", "tracker.report=true")
+    options = [f"run_dir={folder}", "resume=auto", "tracker.report=true"]
+    result = forks.start(*_RUN, *options, cwd=tmp_path).finish(120)
     assert result.returncode == 0, result.stderr
     assert json.loads((folder / "status.json").read_text())["status"] == "completed"
     assert "the report was not written" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.slow
-def test_a_real_sweep_is_read_as_it_was_run(tmp_path: Path) -> None:
+def test_a_real_sweep_is_read_as_it_was_run(forks: Forks, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     grid = ("kl=none,reverse_k3", "seed=0,1")
-    result = rlkit("-m", *_RUN, *grid, f"hydra.sweep.dir={sweep}")
+    result = forks.start("-m", *_RUN, *grid, f"hydra.sweep.dir={sweep}", cwd=tmp_path).finish(120)
     assert result.returncode == 0, result.stderr
     assert f"rlkit report {sweep}" in result.stdout
     found = analyse(load_study([sweep]))
