@@ -23,7 +23,7 @@ from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioC
 from rlkit.algorithms.ppo import PPOConfig
 from rlkit.divergence import EvalKL
 from rlkit.generation import GeneratorConfig, VLLMGeneratorConfig, VLLMServerConfig
-from rlkit.generation.vllm.config import Products, Quantization
+from rlkit.generation.vllm.config import Products, Quantization, further_options
 from rlkit.launch.settings import IsolatedConfig
 from rlkit.memory import MemoryConfig
 from rlkit.models import ModelConfig, QuantKind, TuningKind
@@ -226,10 +226,12 @@ def to_yaml(config: Config) -> str:
 
 def did_you_mean(key: str, known: list[str]) -> str:
     """` (did you mean X?)` for the nearest of `known`, else the options beside `key`."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    if near:
-        return f" (did you mean {near[0]}?)"
-    parent, dot, _ = key.rpartition(".")
+    parent, dot, leaf = key.rpartition(".")
+    for near in difflib.get_close_matches(key, known, n=5, cutoff=0.75):
+        its_parent, _, its_leaf = near.rpartition(".")
+        # A long common path makes all that is under it look alike.
+        if its_parent != parent or difflib.get_close_matches(leaf, [its_leaf]):
+            return f" (did you mean {near}?)"
     beside = [k.removeprefix(parent + dot) for k in known if k.startswith(parent + dot)]
     names = sorted({name.split(".")[0] for name in beside})
     return f" ({parent} has {', '.join(names)})" if dot and names else ""
@@ -251,7 +253,7 @@ def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[
     for key in map(str, node):
         full_key = f"{prefix}{key}"
         if known is not None and key not in known:
-            yield full_key, [f"{prefix}{name}" for name in known]
+            yield full_key, [f"{prefix}{name}" for name in (*known, *further_options(schema))]
             continue
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue

@@ -8,11 +8,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rlkit.generation import VLLMGeneratorConfig, VLLMServerConfig
+from rlkit.config import did_you_mean
+from rlkit.generation import SamplingOptions, VLLMGeneratorConfig, VLLMServerConfig
 from rlkit.generation.vllm.config import (
     Quantization,
     VLLMSamplingOptions,
     Weights,
+    further_options,
     is_installed,
     sampling_fields,
     slot_rank,
@@ -55,6 +57,19 @@ def test_fields_are_those_of_the_installed_vllm() -> None:
 def test_unknown_and_owned_sampling_fields_are_refused(key: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VLLMSamplingOptions(extra={key: 1})
+
+
+@needs_vllm
+def test_the_way_to_a_further_field_is_named() -> None:
+    names = ("top_k", "top_p", "min_p", *further_options(VLLMSamplingOptions))
+    known = [f"generator.sampling.{name}" for name in names]
+    hint = did_you_mean("generator.sampling.repetition_penalty", known)
+    assert hint == " (did you mean generator.sampling.extra.repetition_penalty?)"
+    # The options that every engine has; what they share with the key is their path alone.
+    known = known[:3]
+    assert further_options(SamplingOptions) == []
+    hint = did_you_mean("generator.sampling.repetition_penalty", known)
+    assert hint == " (generator.sampling has min_p, top_k, top_p)"
 
 
 def test_4_bit_rollouts_have_weights_of_their_own() -> None:

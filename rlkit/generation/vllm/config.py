@@ -219,6 +219,13 @@ def check_sampling_fields(extra: dict[str, Any]) -> None:
             )
 
 
+def further_options(schema: type | None) -> list[str]:
+    """Names of options that a dataclass takes through a mapping: `extra.repetition_penalty`, ..."""
+    if schema is not VLLMSamplingOptions or not is_installed():
+        return []
+    return [f"extra.{name}" for name in sorted(sampling_fields() - _OURS)]
+
+
 @cache
 def sampling_fields() -> frozenset[str]:
     """Fields of SamplingParams in the installed vLLM, read from its source: importing takes 6 s."""
