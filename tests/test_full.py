@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.full import FullWeights
-from rlkit.models.config import Checkpointing, ModelConfig, Switch, TuningKind
+from rlkit.models.config import Checkpointing, ModelConfig, TuningKind
 from rlkit.models.families import head_of
 from rlkit.models.load import BaseModel
 from rlkit.models.save import save_model
@@ -29,15 +29,9 @@ from rlkit.types import FullKL, KLDirection, OutputSpec, RolloutBatch
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "phi", "phi3", "cohere"]
 
 
-def policy_of(model: PreTrainedModel, *, holds_reference: bool = True, **options: object) -> Policy:
+def policy_of(model: PreTrainedModel, *, holds_reference: bool = True) -> Policy:
     full = FullWeights(model, dtype=model.dtype, holds_reference=holds_reference)
-    return Policy(
-        model=model,
-        tuning=full,
-        head=head_of(model),
-        adapter=full.masters,
-        **options,  # type: ignore[arg-type]
-    )
+    return Policy(model=model, tuning=full, head=head_of(model), adapter=full.masters)
 
 
 def three_groups() -> RolloutBatch:
@@ -66,8 +60,8 @@ def test_every_gradient_is_that_of_plain_transformers(family: str) -> None:
     """Embeddings, norms, biases and head, of logps and of a differentiable entropy, in float64."""
     model = tiny_model(family)
     plain = copy.deepcopy(model).requires_grad_(True)
-    way = {"shared_prefix": Switch.on, "gradient_checkpointing": Checkpointing.on}
-    policy = policy_of(model, **way if family in ("phi", "llama") else {})
+    way = Checkpointing.on if family in ("phi", "llama") else Checkpointing.off
+    policy = replace(policy_of(model), gradient_checkpointing=way)
     batch = three_groups()
     upstream = torch.randn(batch.completion_ids.shape, generator=torch.Generator().manual_seed(5))
     spec = OutputSpec(entropy=True, entropy_grad=True)
@@ -237,8 +231,8 @@ def test_the_saved_model_is_one_of_transformers(tmp_path: Path, tied: bool) -> N
     model = tiny_model("llama", dtype=torch.bfloat16, tie_word_embeddings=tied)
     attention = model.get_submodule("model.layers.0.self_attn")
     parts = [attention.get_submodule(f"{x}_proj") for x in "qkv"]
-    fused = torch.cat([part.weight.detach() for part in parts])  # type: ignore[misc]
-    for part, view in zip(parts, fused.split([32, 16, 16]), strict=True):
+    fused = torch.cat([part.get_parameter("weight").detach() for part in parts])
+    for part, view in zip(parts, torch.split(fused, [32, 16, 16]), strict=True):
         part.weight = torch.nn.Parameter(view, requires_grad=False)
     base = BaseModel(
         model=model,

@@ -10,6 +10,7 @@ from tiny_run import flat, tiny_run
 
 from rlkit import checkpoint
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.models.config import TuningKind
 from rlkit.optim import OptimConfig
 from rlkit.stopping import StopRequest
 from rlkit.trainer import restore
@@ -22,11 +23,23 @@ def cuda() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_it_learns_and_starts_at_kl_zero(tmp_path: Path, dtype: torch.dtype) -> None:
-    optim, algorithm = OptimConfig(learning_rate=0.01), GRPOConfig(group_size=8)
+@pytest.mark.parametrize(
+    ("dtype", "tuning", "rate"),
+    [(dtype, TuningKind.lora, 0.01) for dtype in DTYPES]
+    + [(dtype, TuningKind.full, 0.003) for dtype in DTYPES[:2]],
+    ids=str,
+)
+def test_it_learns_and_starts_at_kl_zero(
+    tmp_path: Path, dtype: torch.dtype, tuning: TuningKind, rate: float
+) -> None:
     trainer, state, tracker = tiny_run(
-        tmp_path, num_steps=25, optim=optim, algorithm=algorithm, dtype=dtype, device=cuda()
+        tmp_path,
+        num_steps=25,
+        optim=OptimConfig(learning_rate=rate),
+        algorithm=GRPOConfig(group_size=8),
+        dtype=dtype,
+        device=cuda(),
+        tuning=tuning,
     )
     trainer.fit(state, stop=StopRequest())
     assert tracker.steps[0].metrics["kl"] == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,13 @@ LIMITS = {torch.float32: 1e-4, torch.bfloat16: 0.2}
 """Logits of these random models are large: bfloat16 alone moves logps by 0.06."""
 
 
+def load(location: str, dtype: torch.dtype) -> PreTrainedModel:
+    auto: Any = AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_pretrained(location, dtype=dtype, attn_implementation="sdpa")
+    model.train(False)
+    return model
+
+
 def policy_of(model: PreTrainedModel) -> Policy:
     full = FullWeights(model, dtype=model.dtype, holds_reference=False)
     return Policy(model=model, tuning=full, head=head_of(model), adapter=full.masters)
@@ -46,10 +54,7 @@ def test_a_step_reaches_vllm_and_no_old_prefix_stays(
 ) -> None:
     location, limit = save_tiny(tmp_path, family, dtype), LIMITS[dtype]
     with tiny_llm(location, dtype=str(dtype).removeprefix("torch."), max_loras=0) as llm:
-        own, plain = (
-            AutoModelForCausalLM.from_pretrained(location, dtype=dtype, attn_implementation="sdpa")
-            for _ in range(2)
-        )
+        own, plain = (load(location, dtype) for _ in range(2))
         if weights is Weights.shared:
             config, views = AutoConfig.from_pretrained(location), weight_views(llm)
             own = model_on_views(
@@ -60,7 +65,7 @@ def test_a_step_reaches_vllm_and_no_old_prefix_stays(
                 device=torch.device("cpu"),
                 attention="sdpa",
             )
-        policy = policy_of(own.train(False))
+        policy = policy_of(own)
         tuning = policy.tuning
         assert isinstance(tuning, FullWeights)
         injector, score = WeightInjector(llm, tuning.copies), policy_score(policy)
@@ -105,8 +110,7 @@ def size(model: PreTrainedModel) -> int:
 def test_an_engine_that_does_not_follow_is_refused(tmp_path: Path) -> None:
     location = save_tiny(tmp_path, "llama")
     with tiny_llm(location, max_loras=0) as llm:
-        own = AutoModelForCausalLM.from_pretrained(location, attn_implementation="sdpa")
-        policy = policy_of(own.train(False))
+        policy = policy_of(load(location, torch.float32))
         tuning = policy.tuning
         assert isinstance(tuning, FullWeights)
         first = {name: copy.clone() for name, copy in tuning.copies(policy.adapter).items()}

@@ -13,28 +13,42 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from triton_places import on_triton_device
 
+from rlkit.full import FullWeights
 from rlkit.lora import LoRAConfig, attach, init_adapter
 from rlkit.models import fused
 from rlkit.models.attention import packed_attention
+from rlkit.models.config import TuningKind
 from rlkit.models.fused import fuse
 from rlkit.models.layout import packing_of
 from rlkit.models.packing import PackedRow, Segment, Span
+from rlkit.policy import Tuning
 
 
 def states_and_gradients(
-    model: PreTrainedModel, *, dtype: torch.dtype, device: str, fusing: bool, seed: int
+    model: PreTrainedModel,
+    tuning: TuningKind,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    fusing: bool,
+    seed: int,
 ) -> list[Tensor]:
-    """Last states of one packed row of two sequences, and gradients of an adapter."""
+    """Last states of one packed row of two sequences, and gradients of what trains."""
     model = copy.deepcopy(model).to(device, dtype)  # type: ignore[arg-type]
-    lora = attach(model, LoRAConfig(rank=4), dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    trained: Tuning
+    if tuning is TuningKind.full:
+        trained = FullWeights(model, dtype=dtype, holds_reference=False)
+        adapter = trained.masters
+    else:
+        trained = attach(model, LoRAConfig(rank=4), dtype=dtype)
+        adapter = init_adapter(trained, seed=0, device=torch.device(device))
+        with torch.no_grad():
+            for key, tensor in adapter.items():
+                if ".lora_B." in key:
+                    tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
     if fusing:
         fuse(model)
-    adapter = init_adapter(lora, seed=0, device=torch.device(device))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, tensor in adapter.items():
-            if ".lora_B." in key:
-                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
     ids = torch.tensor([*random_ids(9, seed=seed), *random_ids(6, seed=seed + 100)], device=device)
     row = PackedRow(
         ids=ids,
@@ -42,7 +56,7 @@ def states_and_gradients(
         segments=(Segment(Span(0, 9)), Segment(Span(9, 6))),
         predictors=torch.arange(15, device=device),
     )
-    with lora.active(adapter), packed_attention(model.config):
+    with trained.active(adapter), packed_attention(model.config):
         states = model.model(
             input_ids=ids[None],
             position_ids=row.positions[None],
@@ -56,9 +70,22 @@ def states_and_gradients(
 
 
 @on_triton_device
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("family", "tuning", "num_tensors"),
+    [
+        ("llama", TuningKind.lora, 2 * 7 * 2),
+        ("mistral", TuningKind.lora, 2 * 7 * 2),
+        ("qwen2", TuningKind.lora, 2 * 7 * 2),
+        ("qwen3", TuningKind.lora, 2 * 7 * 2),
+        ("qwen3", TuningKind.full, 2 * (7 + 4) + 2),  # with norms and embeddings
+    ],
+)
 def test_fused_layers_are_as_exact_as_the_models_own(
-    family: str, device: str, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    tuning: TuningKind,
+    num_tensors: int,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: set[torch.dtype] = set()
 
@@ -72,17 +99,19 @@ def test_fused_layers_are_as_exact_as_the_models_own(
     for seed in range(4):
         kinds = [(torch.float64, False), (torch.bfloat16, True), (torch.bfloat16, False)]
         exact, *others = (
-            states_and_gradients(model, dtype=dtype, device=device, fusing=fusing, seed=seed)
+            states_and_gradients(
+                model, tuning, dtype=dtype, device=device, fusing=fusing, seed=seed
+            )
             for dtype, fusing in kinds
         )
         for fusing, found in zip((True, False), others, strict=True):
-            assert len(found) == len(exact) == 1 + 2 * 7 * 2
+            assert len(found) == len(exact) == 1 + num_tensors
             for a, b in zip(found, exact, strict=True):
                 errors[fusing] += float((a - b).square().sum() / b.square().sum())
     assert torch.bfloat16 in seen
     # Two ways of rounding: neither may be clearly worse than the other.
     assert errors[True] <= 2.0 * errors[False]
-    assert (errors[False] / (4 * 29)) ** 0.5 < 0.05
+    assert (errors[False] / (4 * (1 + num_tensors))) ** 0.5 < 0.05
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3", "cohere"])
