@@ -24,10 +24,11 @@ import os, sys, time
 import torch
 from transformers import AutoConfig
 from rlkit.generation import VLLMGeneratorConfig
-from rlkit.generation.vllm.config import Weights
+from rlkit.generation.vllm.config import Products, Weights
 from rlkit.generation.vllm.engine import EngineSpec, start_engine
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.generation.vllm.weights import weight_views
+from rlkit.plan.device import let_segments_grow
 from rlkit.types import Prompt, SamplingConfig
 
 folder, mode = sys.argv[1:]
@@ -42,6 +43,7 @@ def sample(seed, config, close=True):
         max_completion_length=64, rows=4, lora_rank=8, lora_modules=("q_proj",),
     )
     engine = start_engine(config, spec, say=lambda _: None)
+    let_segments_grow(spec.device)  # as a run does
     views = weight_views(engine.llm)
     def progress(now):
         if mode == "raise" and now.tokens > 20:
@@ -64,7 +66,7 @@ def used():
     torch.cuda.synchronize()
     from vllm.third_party import pynvml
     pynvml.nvmlInit()
-    card = pynvml.nvmlDeviceGetHandleByIndex(0)
+    card = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda._get_nvml_device_index(0))
     for process in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
         if process.pid == os.getpid() and process.usedGpuMemory:
             return process.usedGpuMemory
@@ -75,16 +77,21 @@ size = 2**32
 asleep = VLLMGeneratorConfig(release_kv_cache=True, kv_cache_bytes=size)
 offloaded = VLLMGeneratorConfig(weights=Weights.sleep, kv_cache_bytes=size)
 awake = VLLMGeneratorConfig(kv_cache_bytes=size)
+punica = VLLMGeneratorConfig(kv_cache_bytes=size, lora=Products.punica)
 before = used()
 first = sample(5, asleep)
 after = used()
 print("left by the first engine", after - before, flush=True)
 # Kernels, workspaces and process groups stay, some hundred MB; of the cache not even a layer.
 assert after - before < 2**30, "a closed engine must give its cache back"
-for config in (asleep, offloaded, awake):
-    assert sample(5, config) == first, "the same seeds must sample the same in a new engine"
+for config in (asleep, offloaded, punica):
+    again = sample(5, config)
+    # Punica's engine has vLLM's own norms, which may round otherwise.
+    assert config is punica or again == first, "the same seeds must sample the same"
     print("left by another one", used() - after, flush=True)
     assert used() - after < 2**28, "engines in succession must not add up"
+from vllm.lora.ops.triton_ops import utils
+assert not utils._LORA_A_PTR_DICT and not utils._LORA_B_PTR_DICT, "they hold LoRA buffers"
 assert sample(5, awake, close=False) == first
 print("done", time.time(), flush=True)
 """
@@ -96,7 +103,7 @@ def run(folder: Path, mode: str) -> tuple[subprocess.CompletedProcess[str], floa
 
 
 def test_engines_that_slept_leave_room_for_the_next(tmp_path: Path, record_property: Any) -> None:
-    """Two with a cache that sleeps, one that sleeps as a whole, one awake, one not closed."""
+    """Two with a cache that sleeps, one that sleeps as a whole, two awake; one is not closed."""
     done, ended = run(tmp_path / "tiny", "sample")
     record_property("said", done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -411,3 +411,19 @@ def test_each_engine_captures_into_a_pool_of_its_own(
         life.start_afresh()
         pools += [current_platform.get_global_graph_pool() for _ in range(2)]
     assert pools == [(0, 1), (0, 1), (0, 2), (0, 2)]
+
+
+def test_an_engine_that_ends_leaves_no_buffers_in_the_tables_of_punica(tiny: Pair) -> None:
+    from vllm.lora.ops.triton_ops import utils
+
+    parts = in_worker(tiny.llm, lambda worker: worker.rlkit_parts())
+    part = parts["model.layers.0.self_attn.o_proj"]
+    kept = {(1,): (torch.zeros(1),)}
+    for table, stack in ((utils._LORA_A_PTR_DICT, part.a), (utils._LORA_B_PTR_DICT, part.b)):
+        table.update(kept | {(stack.data_ptr(),): (stack,), (2, stack.data_ptr()): ()})
+    try:
+        tiny.llm.collective_rpc("rlkit_forget_buffers")
+        assert list(utils._LORA_A_PTR_DICT) == list(utils._LORA_B_PTR_DICT) == [(1,)]
+    finally:
+        utils._LORA_A_PTR_DICT.clear()
+        utils._LORA_B_PTR_DICT.clear()

@@ -101,7 +101,7 @@ class Engine:
             return
         with process_state_kept():
             life.end(llm)
-        life.collect_garbage()
+        life.clean_up()
         if self.release_kv_cache or self.weights is Weights.sleep:
             life.abandon_pools(self.asleep)
 

@@ -90,6 +90,7 @@ def leave_groups() -> None:
 def end(llm: Any) -> None:
     """Shut the engine of a `vllm.LLM` down and empty it, so that who holds it holds no memory."""
     engine = llm.llm_engine
+    llm.collective_rpc("rlkit_forget_buffers")
     engine.engine_core.shutdown()
     finalizer = getattr(engine, "_finalizer", None)  # holds the model while `engine` lives
     if finalizer is not None:
@@ -103,6 +104,21 @@ def collect_garbage() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def clean_up() -> None:
+    """After an engine has ended: free what nothing refers to, and workspaces of cuBLAS.
+
+    PyTorch keeps one of them for every stream that has run a product, and each engine captures on a
+    stream of its own. While any CUDA graph lives they stay: it may use them.
+    """
+    gc.collect()
+    if not torch.cuda.is_available():
+        return
+    if not any(issubclass(type(thing), torch.cuda.CUDAGraph) for thing in gc.get_objects()):
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
 
 
 def reason(error: BaseException) -> str:

@@ -66,10 +66,11 @@ class SelfTest:
         way = self.mode.value
         if self.mode is not Mode.in_place:
             way += " (warning: hundreds of times slower than in_place)"
+        told = "" if self.effect >= CLEAR * self.tolerance else ", too little to tell"
         return (
             f"LoRA to vLLM: {way}, {self.num_layers} layers; logps off the trainer's "
             f"by {found} (allowed {self.tolerance:.0e}, the adapter moves them by "
-            f"{self.effect:.2f}); {self.seconds:.1f} s"
+            f"{self.effect:.2f}{told}); {self.seconds:.1f} s"
         )
 
 

@@ -11,6 +11,7 @@ into B. CUDA graphs and Triton kernels hold the addresses, so buffers are writte
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -141,6 +142,16 @@ class WorkerExtension:
             for layer, part in self.rlkit_parts().items()
             for factor, stack in (("A", part.a), ("B", part.b))
         }
+
+    def rlkit_forget_buffers(self) -> None:
+        """Before the engine ends: Punica's tables, which the process keeps, hold LoRA buffers."""
+        tables = sys.modules.get("vllm.lora.ops.triton_ops.utils")
+        if tables is None or not self.model_runner.lora_config:
+            return
+        ours = {stack.data_ptr() for part in self.rlkit_parts().values() for stack in part[2:]}
+        for table in (tables._LORA_A_PTR_DICT, tables._LORA_B_PTR_DICT):
+            for addresses in [key for key in table if not ours.isdisjoint(key)]:
+                del table[addresses]
 
     def rlkit_parameters(self) -> dict[str, Tensor]:
         """Views of vLLM's weights under the names of the Hugging Face model.
