@@ -12,7 +12,6 @@ import hashlib
 import json
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
-from cli_process import command, environment
+from warm_cli import Forks, Run
 
 from rlkit.tracking import comparable, read_metrics
 
@@ -50,11 +49,11 @@ class Tally:
     jobs_not_done: int = 0
 
 
-def campaign(num_kills: int, *, folder: Path, seed: int) -> Tally:
-    """Kill launchers `num_kills` times under `folder`."""
+def campaign(num_kills: int, *, forks: Forks, folder: Path, seed: int) -> Tally:
+    """Kill launchers, started by `forks`, `num_kills` times under `folder`."""
     rng = random.Random(seed)
     tally = Tally()
-    _launch(folder, "undisturbed").wait()
+    _launch(forks, folder / "undisturbed").wait()
     truth = _metrics(folder / "undisturbed")
     assert len(truth) == NUM_JOBS
     while sum(tally.kills.values()) < num_kills:
@@ -62,9 +61,9 @@ def campaign(num_kills: int, *, folder: Path, seed: int) -> Tally:
         sweep = folder / f"sweep{tally.sweeps}"
         finished: dict[Path, str] = {}
         while len(finished) < NUM_JOBS and sum(tally.kills.values()) < num_kills:
-            _kill_one(folder, sweep, rng, tally)
+            _kill_one(forks, sweep, rng, tally)
             _check_finished(sweep, finished, tally)
-        code = _launch(folder, sweep.name).wait()
+        code = _launch(forks, sweep).wait()
         _check_finished(sweep, finished, tally)
         tally.jobs_not_done += NUM_JOBS - len(finished) if code == 0 else NUM_JOBS
         found = _metrics(sweep)
@@ -73,20 +72,13 @@ def campaign(num_kills: int, *, folder: Path, seed: int) -> Tally:
     return tally
 
 
-def _launch(folder: Path, sweep: str) -> subprocess.Popen[bytes]:
-    with (folder / f"{sweep}.out").open("ab") as output:
-        return subprocess.Popen(
-            command("-m", *JOBS, f"hydra.sweep.dir={sweep}"),
-            cwd=folder,
-            env=environment(),
-            stdout=output,
-            stderr=output,
-        )
+def _launch(forks: Forks, sweep: Path) -> Run:
+    return forks.start("-m", *JOBS, f"hydra.sweep.dir={sweep.name}", cwd=sweep.parent)
 
 
-def _kill_one(folder: Path, sweep: Path, rng: random.Random, tally: Tally) -> None:
+def _kill_one(forks: Forks, sweep: Path, rng: random.Random, tally: Tally) -> None:
     """Launch, wait for a random while after the first job has begun (or not so long), kill."""
-    process = _launch(folder, sweep.name)
+    process = _launch(forks, sweep)
     if rng.random() < 0.8:
         before = _activity(sweep)
         deadline = time.monotonic() + _PATIENCE_S
@@ -134,5 +126,7 @@ def _metrics(sweep: Path) -> dict[str, list[dict[str, object]]]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        result = campaign(int(sys.argv[1]), folder=Path(folder), seed=0)
+        forks = Forks(Path(folder))
+        result = campaign(int(sys.argv[1]), forks=forks, folder=Path(folder), seed=0)
+        forks.close()
     print(json.dumps(asdict(result), indent=2))

@@ -41,14 +41,19 @@ class Run:
         """The exit code; None while it runs."""
         return self._forks.code_of(self.pid, timeout=0.0)
 
-    def wait(self, timeout: float) -> int:
+    def send_signal(self, number: int) -> None:
+        """Like `Popen`'s; nothing happens when the run is over."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 300.0) -> int:
         code = self._forks.code_of(self.pid, timeout=timeout)
         if code is None:
             os.kill(self.pid, signal.SIGKILL)
             raise subprocess.TimeoutExpired("rlkit", timeout)
         return code
 
-    def finish(self, timeout: float) -> subprocess.CompletedProcess[str]:
+    def finish(self, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
         """Wait; what it printed."""
         code = self.wait(timeout)
         out, err = (path.read_text() for path in self._outputs)

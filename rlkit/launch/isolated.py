@@ -13,8 +13,10 @@ from rlkit.launch import leases
 from rlkit.launch.board import Board
 from rlkit.launch.devices import GPU, num_cores
 from rlkit.launch.live import Live, Stops
+from rlkit.launch.nursery import Preload
 from rlkit.launch.outcome import JobState, cause_of_death, settle, state_of
 from rlkit.launch.packed import pack
+from rlkit.launch.prepare import is_tabular
 from rlkit.launch.processes import Event, Exited, Lost, Processes, Refused, Started
 from rlkit.launch.rows import Stand
 from rlkit.launch.settings import IsolatedConfig, Start
@@ -74,8 +76,7 @@ class _Launch:
         """Run what is left to run; what became of each job is in the board's rows."""
         if not self._queue:
             return
-        warm = not all(self._fresh(job.config) for job in self._queue)
-        processes = Processes(warm=warm, log=self._sweep / "launcher.log")
+        processes = Processes(preload=self._preload(), log=self._sweep / "launcher.log")
         try:
             with self._stops.hear():
                 while self._live or (self._queue and not self._stops.reason):
@@ -118,6 +119,13 @@ class _Launch:
     def _fresh(self, config: Config) -> bool:
         start = self._settings.start
         return start is Start.fresh or (start is Start.auto and self._on_gpu(config))
+
+    def _preload(self) -> Preload:
+        """What the jobs that fork from the nursery have in common."""
+        forked = [job.config for job in self._queue if not self._fresh(job.config)]
+        if not forked:
+            return Preload.nothing
+        return Preload.tables if all(map(is_tabular, forked)) else Preload.models
 
     def _start_jobs(self, processes: Processes) -> None:
         """Fill the free slots, in the order of the sweep."""

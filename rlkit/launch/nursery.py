@@ -19,6 +19,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,22 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from {module} import main; main(*sys.argv[2:])"
 )
-_PRELOAD = (
-    "rlkit.launch.job", "rlkit.launch.packed", "rlkit.model_run", "rlkit.tabular.run",
-    "torch._dynamo", "rlkit.tracking.plot", "pyarrow.parquet",
-)  # fmt: skip
+_ANY = (
+    *("rlkit.launch.job", "rlkit.launch.packed", "rlkit.tabular.run"),
+    *("torch._dynamo", "rlkit.tracking.plot", "pyarrow.parquet"),
+)
+_MODULES = {"nothing": (), "tables": _ANY, "models": (*_ANY, "rlkit.model_run")}
+
+
+class Preload(StrEnum):
+    """What a nursery imports before the first job."""
+
+    nothing = "nothing"
+    """Its jobs start from new interpreters."""
+    tables = "tables"
+    """What a table of logits needs."""
+    models = "models"
+    """What a language model needs as well: transformers."""
 
 
 def boot(module: str, *arguments: str) -> list[str]:
@@ -49,8 +62,8 @@ def main(descriptor: str, parent: str, preload: str) -> None:
     # and its handlers waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     channel = socket.socket(fileno=int(descriptor))
-    if preload == "warm":
-        for module in _PRELOAD:
+    if modules := _MODULES[preload]:
+        for module in modules:
             importlib.import_module(module)
         gc.collect()
         gc.freeze()  # keeps the garbage collectors of the jobs off the pages they share

@@ -38,10 +38,15 @@ class Prepared(Protocol):
         ...
 
 
+def is_tabular(config: Config) -> bool:
+    """Whether a run needs no language model; with a part of one alone `prepare` says so."""
+    parts = (config.model, config.task)
+    return any(isinstance(part, TabularModelConfig | TabularTaskConfig) for part in parts)
+
+
 def prepare(config: Config, *, say: Callable[[str], None]) -> Prepared:
     """Check and load everything, cheapest first; raises ConfigError with one line."""
-    tabular = isinstance(config.model, TabularModelConfig)
-    if tabular or isinstance(config.task, TabularTaskConfig):
+    if is_tabular(config):
         from rlkit.tabular.run import tabular_run
 
         return tabular_run(config)

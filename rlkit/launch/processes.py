@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlkit.launch.leases import Lease
-from rlkit.launch.nursery import MESSAGE_BYTES, boot
+from rlkit.launch.nursery import MESSAGE_BYTES, Preload, boot
 
 
 class Started(NamedTuple):
@@ -48,8 +48,8 @@ Event = Started | Refused | Exited | Lost
 class Processes:
     """All processes of a launcher. A nursery is started when there is none."""
 
-    def __init__(self, *, warm: bool, log: Path) -> None:
-        self._warm = warm
+    def __init__(self, *, preload: Preload, log: Path) -> None:
+        self._preload = preload
         self._log = log
         self._channel, self._nursery = self._new()
 
@@ -118,8 +118,7 @@ class Processes:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
         with theirs, self._log.open("ab") as log:
-            preload = "warm" if self._warm else "cold"
-            arguments = (str(theirs.fileno()), str(os.getpid()), preload)
+            arguments = (str(theirs.fileno()), str(os.getpid()), self._preload.value)
             nursery = subprocess.Popen(
                 boot("rlkit.launch.nursery", *arguments),
                 stdin=subprocess.DEVNULL,

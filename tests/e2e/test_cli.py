@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -99,7 +98,7 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_exactly(
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, number)
+    process.send_signal(number)
     code = process.wait(30)
     assert code == (-9 if number is signal.SIGKILL else 130)
     _, alive = psutil.wait_procs(children, timeout=5)

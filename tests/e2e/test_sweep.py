@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import signal
-import subprocess
 import time
 from datetime import datetime
 from pathlib import Path
@@ -14,38 +13,16 @@ from typing import Any
 
 import psutil
 import pytest
-from cli_process import command, environment
+from cli_process import environment
 from sweep_kills import NUM_JOBS, campaign
+from warm_cli import Forks, Run
 
 TINY = ["-m", "model=tabular", "steps=20", "evaluation.every=0", "checkpoint.every=5"]
 ENVIRONMENT = {**environment(), "CUDA_VISIBLE_DEVICES": ""}
 
 
-def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*TINY, *arguments),
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return start_sweep(folder, *TINY[1:], *arguments)
-
-
-def start_sweep(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("-m", *arguments),
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(forks: Forks, folder: Path, *arguments: str) -> Run:
+    return forks.start(*TINY, *arguments, cwd=folder, env=ENVIRONMENT)
 
 
 def folders(sweep: Path) -> dict[str, Path]:
@@ -65,10 +42,10 @@ def stamps(sweep: Path) -> dict[Path, int]:
 
 @pytest.mark.slow
 def test_the_same_command_again_skips_what_is_done_and_retries_only_when_asked(
-    tmp_path: Path,
+    forks: Forks, tmp_path: Path
 ) -> None:
     grid = ["device=cpu,cuda", "seed=0,1"]
-    first = launch(tmp_path, *grid)
+    first = start(forks, tmp_path, *grid).finish()
     assert first.returncode == 1, first.stdout + first.stderr
     (sweep,) = (tmp_path / "sweeps").iterdir()
     assert re.fullmatch(r"tabular-[0-9a-f]{8}", sweep.name)
@@ -87,11 +64,11 @@ def test_the_same_command_again_skips_what_is_done_and_retries_only_when_asked(
             assert status(job)["message"].startswith("exit code 2: device must be")
     assert first.stdout.count("exit code 2: device must be") == 4  # as it fails, in the table
     before = stamps(sweep)
-    again = launch(tmp_path, *grid)
+    again = start(forks, tmp_path, *grid).finish()
     assert again.returncode == 1
     assert "2 done before" in again.stdout and "2 failed before" in again.stdout
     assert stamps(sweep) == before
-    retried = launch(tmp_path, *grid, "hydra.launcher.retry_failed=true")
+    retried = start(forks, tmp_path, *grid, "hydra.launcher.retry_failed=true").finish()
     assert retried.returncode == 1
     after = stamps(sweep)
     touched = {f.parent for f in after if after[f] != before.get(f)}
@@ -99,8 +76,9 @@ def test_the_same_command_again_skips_what_is_done_and_retries_only_when_asked(
 
 
 @pytest.mark.slow
-def test_killed_and_hanging_jobs_fail_alone(tmp_path: Path) -> None:
+def test_killed_and_hanging_jobs_fail_alone(forks: Forks, tmp_path: Path) -> None:
     process = start(
+        forks,
         tmp_path,
         "steps=200",
         "seed=0,1,2",
@@ -121,8 +99,8 @@ def test_killed_and_hanging_jobs_fail_alone(tmp_path: Path) -> None:
                 victims[seed] = status(job)["pid"]
                 number = signal.SIGKILL if seed == 0 else signal.SIGSTOP
                 psutil.Process(victims[seed]).send_signal(number)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 1
+    ended = process.finish()
+    assert ended.returncode == 1
     jobs = {int(name[-1]): job for name, job in folders(sweep).items()}
     assert status(jobs[0])["status"] == "failed"
     assert status(jobs[0])["message"].startswith("killed by SIGKILL")
@@ -130,19 +108,20 @@ def test_killed_and_hanging_jobs_fail_alone(tmp_path: Path) -> None:
     assert "no sign of life for 0.4 minutes" in status(jobs[1])["message"]
     assert (jobs[2] / "DONE").exists()
     assert not psutil.pid_exists(victims[1])
-    assert f"see sweep/jobs/{jobs[0].name}/log.txt" in output
+    assert f"see sweep/jobs/{jobs[0].name}/log.txt" in ended.stdout + ended.stderr
 
 
 @pytest.mark.slow
-def test_fail_fast_leaves_the_rest_for_the_next_launch(tmp_path: Path) -> None:
-    result = launch(
+def test_fail_fast_leaves_the_rest_for_the_next_launch(forks: Forks, tmp_path: Path) -> None:
+    result = start(
+        forks,
         tmp_path,
         "device=cuda,cpu",
         "seed=0,1",
         "hydra.sweep.dir=sweep",
         "hydra.launcher.jobs=1",
         "hydra.launcher.fail_fast=1",
-    )
+    ).finish()
     assert result.returncode == 1
     assert "3 waiting" in result.stdout and "1 failed" in result.stdout
     assert len(list((tmp_path / "sweep/jobs").iterdir())) == 1
@@ -150,19 +129,19 @@ def test_fail_fast_leaves_the_rest_for_the_next_launch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_sweeps_at_once_share_the_gpus_without_clash(
-    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(tmp_path))  # where the leases are
     # Cards that exist by name only: the jobs are told them and find no CUDA.
     options = ["hydra.launcher.gpus=[sim-0,sim-1]", "hydra.launcher.start=warm"]
-    jobs = [*small, "steps=1", "seed=0,1,2,3", *options]
+    jobs = ["device=auto", "seed=0,1,2,3", *options]
     both = [
-        start_sweep(tmp_path, *jobs, "kl=none", "hydra.sweep.dir=a"),
-        start_sweep(tmp_path, *jobs, "kl=reverse_k3", "hydra.sweep.dir=b"),
+        start(forks, tmp_path, *jobs, "kl=none", "hydra.sweep.dir=a"),
+        start(forks, tmp_path, *jobs, "kl=reverse_k3", "hydra.sweep.dir=b"),
     ]
     for process in both:
-        output, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, output
+        ended = process.finish()
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     spans: dict[str, list[tuple[float, float]]] = {"sim-0": [], "sim-1": []}
     for job in [*folders(tmp_path / "a").values(), *folders(tmp_path / "b").values()]:
         line = (job / "output.txt").read_text().splitlines()[0]
@@ -177,23 +156,25 @@ def test_two_sweeps_at_once_share_the_gpus_without_clash(
 
 
 @pytest.mark.slow
-def test_a_second_launcher_of_the_same_sweep_is_refused(tmp_path: Path) -> None:
-    first = start(tmp_path, "seed=0,1", "hydra.sweep.dir=sweep")
+def test_a_second_launcher_of_the_same_sweep_is_refused(forks: Forks, tmp_path: Path) -> None:
+    first = start(forks, tmp_path, "seed=0,1", "hydra.sweep.dir=sweep")
     deadline = time.monotonic() + 120
     while not (tmp_path / "sweep/sweep.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    second = launch(tmp_path, "seed=0,1", "hydra.sweep.dir=sweep")
+    second = start(forks, tmp_path, "seed=0,1", "hydra.sweep.dir=sweep").finish()
     assert second.returncode == 2
     assert second.stderr == "rlkit: the sweep in sweep is being run by another process\n"
-    output, _ = first.communicate(timeout=200)
-    assert first.returncode == 0, output
+    ended = first.finish()
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 @pytest.mark.slow
-def test_killed_launchers_lose_nothing_and_leave_nothing_behind(tmp_path: Path) -> None:
-    tally = campaign(4, folder=tmp_path, seed=1)
-    assert sum(tally.kills.values()) == 4
+def test_killed_launchers_lose_nothing_and_leave_nothing_behind(
+    forks: Forks, tmp_path: Path
+) -> None:
+    tally = campaign(3, forks=forks, folder=tmp_path, seed=1)
+    assert sum(tally.kills.values()) == 3
     assert tally.finished_jobs_touched == 0
     assert tally.orphans == 0
     assert tally.jobs_that_differ == 0

@@ -13,6 +13,7 @@ import pytest
 
 from rlkit.launch.devices import GPU
 from rlkit.launch.leases import take
+from rlkit.launch.nursery import Preload
 from rlkit.launch.processes import Event, Exited, Lost, Processes, Started
 
 EARLIER: dict[int, list[Event]] = {}
@@ -20,7 +21,7 @@ EARLIER: dict[int, list[Event]] = {}
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
-    found = Processes(warm=False, log=tmp_path / "launcher.log")
+    found = Processes(preload=Preload.nothing, log=tmp_path / "launcher.log")
     yield found
     found.close()
 
@@ -80,8 +81,7 @@ def test_a_dead_nursery_takes_its_jobs_along_and_is_replaced(
     processes: Processes, tmp_path: Path
 ) -> None:
     pid = begin(processes, waiting_folder(tmp_path))
-    (nursery,) = psutil.Process().children()
-    nursery.kill()
+    psutil.Process(psutil.Process(pid).ppid()).kill()
     assert isinstance(heard(processes, Lost), Lost)
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid):
