@@ -113,7 +113,7 @@ def clean_up() -> None:
     stream of its own. While any CUDA graph lives they stay: it may use them.
     """
     gc.collect()
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return
     if not any(issubclass(type(thing), torch.cuda.CUDAGraph) for thing in gc.get_objects()):
         torch.cuda.synchronize()
