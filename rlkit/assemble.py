@@ -15,7 +15,7 @@ from rlkit.collect import Collector
 from rlkit.compute import resolve_device
 from rlkit.config import Config, ConfigError, flatten, option_of
 from rlkit.divergence import DivergenceMeter, EvalKL
-from rlkit.engines import Loaded, choose_generator, load_base
+from rlkit.engines import Loaded, choose_generator, plan_and_load
 from rlkit.evaluate import Evaluator
 from rlkit.generation import Progress, sample_seed, sampling_config
 from rlkit.loss_scale import FLOAT16
@@ -23,7 +23,7 @@ from rlkit.models.load import BaseModel
 from rlkit.parts import Parts, render_prompts
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
-from rlkit.plan.run import plan_run, record, try_worst_step, verdict
+from rlkit.plan.run import record, try_worst_step, verdict
 from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
 from rlkit.prompts import without_overlong
 from rlkit.rewards import reward_specs
@@ -90,13 +90,8 @@ def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
     try:
         rewards.start()
         meter = Meter.start(device)
-        planned = plan_run(config, algorithm, device=device, say=say)
-        loaded = load_base(
-            planned.config,
-            device=device,
-            longest=(task.max_prompt_length, task.max_completion_length),
-            say=say,
-        )
+        longest = task.max_prompt_length, task.max_completion_length
+        planned, loaded = plan_and_load(config, algorithm, device=device, longest=longest, say=say)
         if loaded.engine is not None:
             resources.callback(loaded.engine.close)
         let_segments_grow(device)

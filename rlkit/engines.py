@@ -33,6 +33,10 @@ from rlkit.models.load import BaseModel, load_model, resolve_dtype
 from rlkit.models.nf4_folder import in_nf4
 from rlkit.models.quantize import meta_model, require_bitsandbytes
 from rlkit.models.source import architecture_of, locate, revision_of
+from rlkit.models.views import CannotShare
+from rlkit.plan.of_config import Planned
+from rlkit.plan.run import plan_run
+from rlkit.types import Algorithm
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine, EngineSpec
@@ -62,6 +66,35 @@ def choose_generator(config: Config, device: torch.device, *, say: Say) -> Gener
     reason = f"the device is {device.type}" if device.type != "cuda" else "vLLM is not installed"
     say(f"generator: hf (auto: {reason})")
     return HFGeneratorConfig(sampling=chosen.sampling)
+
+
+def plan_and_load(
+    config: Config,
+    algorithm: Algorithm,
+    *,
+    device: torch.device,
+    longest: tuple[int, int],
+    say: Say,
+) -> tuple[Planned, Loaded]:
+    """The memory plan and what is loaded by it; `longest` as in `load_base`.
+
+    Where vLLM's weights cannot be the trainer's, `generator.weights=auto` is planned and loaded
+    again with two copies: on CUDA vLLM's sleep while the trainer computes. Raises ValueError with
+    one line.
+    """
+    made = plan_run(config, algorithm, device=device, say=say)
+    try:
+        return made, load_base(made.config, device=device, longest=longest, say=say)
+    except CannotShare as error:
+        generator = config.generator
+        if not isinstance(generator, VLLMGeneratorConfig) or generator.weights is not Weights.auto:
+            raise ValueError(f"{error}; set generator.weights=separate") from error
+        apart = Weights.sleep if device.type == "cuda" else Weights.separate
+        say(f"generator.weights: {apart.value} (auto: {error})")
+    # Not above: while the exception lives, its frames hold what the first engine held.
+    config = replace(config, generator=replace(generator, weights=apart))
+    made = plan_run(config, algorithm, device=device, say=say)
+    return made, load_base(made.config, device=device, longest=longest, say=say)
 
 
 def load_base(

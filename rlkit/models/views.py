@@ -18,6 +18,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from rlkit.models.quantize import settle, tensors_of
 
 
+class CannotShare(ValueError):
+    """An engine's weights are not those of the model: packed, in another layout or dtype."""
+
+
 def model_on_views(
     config: PreTrainedConfig,
     views: Mapping[str, Tensor],
@@ -31,7 +35,7 @@ def model_on_views(
 
     Buffers are computed from `config`, as when loading from `location`, of which only the options
     of generation are read. Writing to a parameter writes to its view.
-    Raises ValueError when a weight has no view of its shape, dtype and device.
+    Raises CannotShare when a weight has no view of its shape, dtype and device.
     """
     with _parameters_on_meta():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
@@ -78,9 +82,9 @@ def _checked(
             checked: Tensor = view
             return checked
         got = f"{shape} {view.dtype} on {view.device.type}"
-    raise ValueError(
+    raise CannotShare(
         f"generator.weights=shared needs {name} of shape {wanted[0]} in {dtype} on {device.type}, "
-        f"got {got}; set generator.weights=separate"
+        f"got {got}"
     )
 
 

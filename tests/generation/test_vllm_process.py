@@ -64,6 +64,45 @@ assert torch.equal(torch.get_rng_state(), before), "the trainer's random state m
 print("done", time.time(), flush=True)
 """
 
+_PACKED = """
+import sys
+import torch
+import vllm._custom_ops as ops
+from rlkit.algorithms import Objective, build
+from rlkit.config import register
+from rlkit.engines import plan_and_load
+from rlkit.generation.vllm import cpu
+from rlkit.generation.vllm.config import Weights
+from rlkit.launch.preflight import preflight
+from rlkit.policy import new_policy
+from rlkit.samplers import bind_adapter
+from rlkit.settings import setting_of
+
+def prepare():
+    prepare_cpu()
+    ops._supports_onednn = True
+
+# vLLM as it is on a CPU: oneDNN packs the weights and leaves nothing of them.
+prepare_cpu, cpu.prepare_cpu = cpu.prepare_cpu, prepare
+register()
+(config,) = preflight([f"model.source={sys.argv[1]}", f"generator.weights={sys.argv[2]}"] + [
+    "generator=vllm", "device=cpu", "run_dir=/nowhere/new", "task.max_prompt_length=64",
+    "task.max_completion_length=32",
+])
+algorithm = build(
+    Objective(config.algorithm, config.kl, config.ratio, config.correction), setting_of(config)
+)
+made, loaded = plan_and_load(
+    config, algorithm, device=torch.device("cpu"), longest=(64, 32), say=print
+)
+assert loaded.engine.weights is Weights.separate
+(own,) = [part for part in made.plan.parts if part.name == "vLLM: weights of its own"]
+assert own.training > 0
+policy = new_policy(loaded.base, config.model, seed=0)
+bind_adapter(made.config.generator, loaded.engine, loaded.base, policy, say=print)
+loaded.engine.close()
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -85,3 +124,17 @@ def test_an_exception_while_sampling_ends_the_process(folder: Path) -> None:
     assert done.returncode in (130, -2), done.stderr[-3000:]
     assert "KeyboardInterrupt" in done.stderr
     assert ended - begin < 200
+
+
+@pytest.mark.nightly
+def test_weights_that_cannot_be_shared_are_loaded_twice_and_said(folder: Path) -> None:
+    """And the engine samples from the trainer's policy, by its self-test."""
+    done, _ = run_script(_PACKED, folder, "auto")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    (line,) = [line for line in lines if line.startswith("generator.weights: separate (auto: ")]
+    assert "self_attn.q_proj.weight of shape (128, 128)" in line
+    assert "weights separate" in done.stdout
+    assert lines[-1].startswith("LoRA to vLLM: in_place, 14 layers")
+    done, _ = run_script(_PACKED, folder, "shared")
+    assert done.stderr.rstrip().endswith("got none; set generator.weights=separate")

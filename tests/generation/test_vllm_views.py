@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused(llama: Shared, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"needs {name} of shape .*got none"):
         build(without)
     packed = {**llama.views, name: torch.zeros(0)}  # what oneDNN leaves of a packed weight
-    with pytest.raises(ValueError, match=r"got \(0,\) .*set generator.weights=separate"):
+    with pytest.raises(ValueError, match=r"got \(0,\) "):
         build(packed)
     with pytest.raises(ValueError, match=r"in torch.bfloat16 on cpu, got .*torch.float32"):
         build(llama.views, torch.bfloat16)
