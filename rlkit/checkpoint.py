@@ -2,7 +2,8 @@
 
     checkpoints/step-000004/{adapter.safetensors, optimizer.safetensors, state.json}
 
-`state.json` is written last and holds the SHA-256 of the other files. Nothing random is stored:
+`adapter.safetensors` holds what trains: an adapter, or the float32 masters of all weights, with a
+critic if there is one. `state.json` is written last and holds the SHA-256 of the other files. Nothing random is stored:
 every seed is a pure function of (run seed, step, prompt, sample), so a resumed run repeats itself.
 """
 

@@ -23,7 +23,8 @@ class Learner(Protocol):
 
     @property
     def adapter(self) -> Mapping[str, Tensor]:
-        """The policy's adapter; None in its place is the reference policy."""
+        """What trains of the policy, an adapter or all weights; None in its place is the
+        reference policy."""
         ...
 
     def forward(
@@ -38,7 +39,7 @@ class Learner(Protocol):
         ...
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """Every trainable leaf by a unique name: the adapter's, then a critic's."""
+        """Every trainable leaf by a unique name: the policy's, then a critic's."""
         ...
 
 

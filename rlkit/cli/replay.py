@@ -16,7 +16,7 @@ _USAGE = """\
 rlkit replay run_dir=runs/x [algorithms=[grpo,rloo,ppo,online_dpo]] [step=5]
 
 Scores the batch that the run sampled after `step` steps (default: the newest one saved) with each
-algorithm, at the parameters that sampled it: loss, norm of the gradient of the policy's adapter,
+algorithm, at the parameters that sampled it: loss, norm of the policy's gradient,
 tokens used, and the cosines between the gradients. Nothing is sampled or updated.
 Algorithms are the options of conf/algorithm with their own kl, ratio and correction."""
 

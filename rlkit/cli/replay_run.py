@@ -197,5 +197,5 @@ def _print_tables(
     sampled = int(batch.completion_mask.sum())
     reward = float(batch.rewards.mean())
     console.print(f"{len(batch)} rows, {sampled} sampled tokens, mean reward {reward:.4g}")
-    console.print(f"gradients: of the policy's adapter; critic: {critic}")
+    console.print(f"gradients: of what trains of the policy; critic: {critic}")
     console.print(angles)

@@ -130,7 +130,7 @@ def _sampling_parts(work: Work, kv: int, choice: Choice) -> list[Part]:
     steps = _engine_step_bytes(work, choice)
     parts = [
         Part(name, kv, 0 if work.releases_kv else kv),
-        Part("vLLM: kernels, buffers, adapter slot", own, own),
+        Part(f"vLLM: kernels, buffers{', adapter slot' if slots else ''}", own, own),
         Part("vLLM: CUDA graphs", graphs, graphs),
         Part(f"vLLM: activations ({choice.engine_tokens} tokens)", steps, 0),
     ]
@@ -142,12 +142,13 @@ def _sampling_parts(work: Work, kv: int, choice: Choice) -> list[Part]:
 
 
 def _graph_bytes(work: Work, choice: Choice) -> int:
-    """One graph for 1, 2, 4, 8, 16, 24, ... rows, with and without the adapter, in one pool."""
+    """One graph for 1, 2, 4, 8, 16, 24, ... rows, with and without an adapter, in one pool."""
     if not choice.graphs:
         return 0
     sizes = 3 + -(-choice.at_once // 8)
     layers = int(work.hf_config.get_text_config().num_hidden_layers)
-    return GRAPH_BYTES + 2 * sizes * layers * GRAPH_BYTES_PER_LAYER
+    kinds = 1 if work.trains_all else 2
+    return GRAPH_BYTES + kinds * sizes * layers * GRAPH_BYTES_PER_LAYER
 
 
 def _engine_step_bytes(work: Work, choice: Choice) -> int:

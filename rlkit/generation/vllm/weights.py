@@ -33,7 +33,7 @@ def weight_views(llm: Any) -> dict[str, Tensor]:
 def push_weights(llm: Any, tensors: Mapping[str, Tensor]) -> int:
     """Copy `tensors` (by Hugging Face names) over vLLM's weights, in place; the bytes written.
 
-    For training of all parameters without sharing: addresses, CUDA graphs and adapters stay, which
+    For training of all parameters (`full.py`): addresses, CUDA graphs and adapters stay, which
     vLLM's own reload_weights does not promise. Tensors that are vLLM's own are skipped.
     Raises ValueError when a name or a shape does not fit, before anything is written.
     """
