@@ -3,8 +3,9 @@
     checkpoints/step-000004/{adapter.safetensors, optimizer.safetensors, state.json}
 
 `adapter.safetensors` holds what trains: an adapter, or the float32 masters of all weights, with a
-critic if there is one. `state.json` is written last and holds the SHA-256 of the other files. Nothing random is stored:
-every seed is a pure function of (run seed, step, prompt, sample), so a resumed run repeats itself.
+critic if there is one. `state.json` is written last and holds the SHA-256 of the other files.
+Nothing random is stored: every seed is a pure function of (run seed, step, prompt, sample), so a
+resumed run repeats itself.
 """
 
 from __future__ import annotations

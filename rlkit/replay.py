@@ -26,7 +26,7 @@ class Replayed(NamedTuple):
     metrics: dict[str, float]
     """The algorithm's own."""
     gradient: Float[Tensor, " N"]
-    """Of the policy alone, without a critic: its leaves one after the other; float32 or wider, on CPU."""
+    """Of the policy alone, its leaves one after the other; float32 or wider, on CPU."""
 
 
 def replay(

@@ -46,7 +46,11 @@ class WeightInjector:
     def differences(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Names of the weights that vLLM does not hold as the trainer computes with them."""
         views, copies = weight_views(self.llm), self._copies(tensors)
-        return [name for name, copy in copies.items() if not torch.equal(views[name], copy)]
+        return [
+            name
+            for name, copy in copies.items()
+            if copy.data_ptr() != views[name].data_ptr() and not torch.equal(views[name], copy)
+        ]
 
     def explain(self, tensors: Mapping[str, Tensor]) -> str:
         """What is probably wrong when vLLM's logps are not those of `tensors`."""
@@ -69,29 +73,26 @@ def self_test(
 
     The signs of the first layer change for a moment, to the last bit back and forth: vLLM must
     follow, past its prefix cache. Raises RuntimeError when its logps are off by more than
-    `tolerance`.
+    `tolerance`, or by more than a tenth of what the change makes.
     """
     begin = time.perf_counter()
     layer = [tensor for name, tensor in weights.items() if _FIRST_LAYER in name]
     copied = injector.load(weights, 0)
     rows, logps = sample(injector.llm, None)
-    errors = [mean_difference(logps, score(weights, rows))]
+    error = mean_difference(logps, score(weights, rows))
     torch._foreach_neg_(layer)
     try:
         effect = mean_difference(logps, score(weights, rows))
-        errors.append(_error(injector, score, weights))
+        # A policy that makes no sense magnifies rounding: 0.27 of 10 nats in bfloat16, SmolLM2.
+        _require(injector, weights, _error(injector, score, weights), max(tolerance, effect / 10))
     finally:
         torch._foreach_neg_(layer)
-        errors.append(_error(injector, score, weights))
-    if not max(errors) <= tolerance:
-        raise RuntimeError(
-            f"vLLM does not sample from the trainer's policy: off by {max(errors):.1e} a token "
-            f"(allowed {tolerance:.0e}); {injector.explain(weights)}"
-        )
+    error = max(error, _error(injector, score, weights))
+    _require(injector, weights, error, tolerance)
     way = f"{copied / 1e9:.2f} GB copied in place" if copied else "shared, nothing to copy"
     told = "" if effect >= CLEAR * tolerance else ", too little to tell"
     return (
-        f"weights to vLLM: {way}; logps off the trainer's by {max(errors):.1e} (allowed "
+        f"weights to vLLM: {way}; logps off the trainer's by {error:.1e} (allowed "
         f"{tolerance:.0e}, another first layer moves them by {effect:.2f}{told}); "
         f"{time.perf_counter() - begin:.1f} s"
     )
@@ -101,3 +102,13 @@ def _error(injector: WeightInjector, score: Score, weights: Mapping[str, Tensor]
     injector.load(weights, 0)
     rows, logps = sample(injector.llm, None)
     return mean_difference(logps, score(weights, rows))
+
+
+def _require(
+    injector: WeightInjector, weights: Mapping[str, Tensor], error: float, limit: float
+) -> None:
+    if not error <= limit or injector.differences(weights):
+        raise RuntimeError(
+            f"vLLM does not sample from the trainer's policy: off by {error:.1e} a token "
+            f"(allowed {limit:.0e}); {injector.explain(weights)}"
+        )
