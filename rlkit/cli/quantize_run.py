@@ -16,7 +16,7 @@ from rlkit.launch.preflight import preflight
 from rlkit.memory import parse_bytes
 from rlkit.models.config import DType, QuantConfig, QuantKind
 from rlkit.models.load import BaseModel, load_model
-from rlkit.models.quantize import require_bitsandbytes, tensors_of
+from rlkit.models.quantize import require_bitsandbytes, saved_quantization, tensors_of
 from rlkit.models.quantize_error import (
     UnitError,
     keep_worst,
@@ -25,6 +25,7 @@ from rlkit.models.quantize_error import (
     next_token_logps,
 )
 from rlkit.models.quiet import no_progress_bars
+from rlkit.models.source import architecture_of
 from rlkit.prompts import render_all
 from rlkit.tasks import build_task
 
@@ -43,6 +44,10 @@ def quantise(overrides: Sequence[str], out: str, budget: str, num_prompts: int) 
         raise ValueError(f"out must be a new folder, got {folder}")
     budget_bytes = parse_bytes(budget, name="budget")
     require_bitsandbytes()
+    if saved_quantization(architecture_of(config.model, say=print)) is not None:
+        raise ValueError(
+            f"model.source must hold 16- or 32-bit weights, got {config.model.source} in NF4"
+        )
     device = resolve_device(config.device)
     base = load_model(config.model, device=device, say=print)
     prompts = _prompts(config, base, 2 * num_prompts)

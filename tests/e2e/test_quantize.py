@@ -46,6 +46,8 @@ def test_a_folder_with_the_worst_layers_in_16_bits(
     skipped = base.model.config.quantization_config.llm_int8_skip_modules
     assert set(kept) <= set(skipped)  # vLLM looks for the fused names
     assert "lm_head" in skipped
+    assert run(["quantize", f"out={out}-again", f"model.source={out}"]) == 2
+    assert "model.source must hold 16- or 32-bit weights" in capsys.readouterr().err
 
 
 def test_bad_input(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,3 +68,9 @@ def test_check_prints_the_plan_or_the_way_out(
     assert "memory plan: 8192 tokens a micro-batch" in text
     assert run(["check", f"model.source={source}", "memory.budget=100MB"]) == 1
     assert "memory must be at least" in capsys.readouterr().err
+    for override, message in (
+        ("task.max_completion_length=5000", "must be <= 2048, the model's context"),
+        ("model.lora.rank=600", "model.lora.rank must be <= 512 with generator=vllm"),
+    ):
+        assert run(["check", f"model.source={source}", "generator=vllm", override]) == 2
+        assert message in capsys.readouterr().err
