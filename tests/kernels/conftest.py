@@ -23,7 +23,8 @@ def _places() -> list[object]:
 
 def _mend_interpreter() -> None:
     """Triton 3.6's interpreter: scalars as Python ints under numpy 2.4, tl.dot of bfloat16 (it
-    multiplies the bits as integers), and rounding to bfloat16 (it truncates; GPUs round)."""
+    multiplies the bits as integers), rounding to bfloat16 (it truncates; GPUs round), and a third
+    of its time (every call inside a kernel patches the whole language again)."""
     import numpy as np
     import triton.language as tl
     from triton.runtime import interpreter
@@ -50,6 +51,16 @@ def _mend_interpreter() -> None:
         bits = torch.tensor(x.data).bfloat16().view(torch.uint16).numpy()
         return interpreter.TensorHandle(bits, tl.bfloat16)
 
+    patch_language, patched = interpreter._patch_lang, set[int]()
+
+    def patch_once(function: Any) -> Any:
+        modules = {id(x) for x in function.__globals__.values() if x is tl or x is tl.core}
+        if not modules <= patched:
+            patch_language(function)  # for good: nothing is compiled in this process
+            patched.update(modules)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_once
     interpreter._patch_lang_tensor = patch_scalars
     builder.create_dot, builder.cast_impl = wide_dot, rounding_cast
     builder.create_fp_trunc = lambda self, x, to: self.cast_impl(x, to)

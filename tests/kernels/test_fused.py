@@ -11,7 +11,7 @@ import torch
 from tiny_models import random_ids, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
-from triton_places import on_triton_device
+from triton_places import INTERPRETED, on_triton_device
 
 from rlkit.full import FullWeights
 from rlkit.lora import LoRAConfig, attach, init_adapter
@@ -96,7 +96,8 @@ def test_fused_layers_are_as_exact_as_the_models_own(
     monkeypatch.setattr(fused, "takes", takes)
     model = tiny_model(family, initializer_range=0.1)
     errors = {True: 0.0, False: 0.0}
-    for seed in range(4):
+    num_seeds = 2 if INTERPRETED else 4
+    for seed in range(num_seeds):
         kinds = [(torch.float64, False), (torch.bfloat16, True), (torch.bfloat16, False)]
         exact, *others = (
             states_and_gradients(
@@ -111,7 +112,7 @@ def test_fused_layers_are_as_exact_as_the_models_own(
     assert torch.bfloat16 in seen
     # Two ways of rounding: neither may be clearly worse than the other.
     assert errors[True] <= 2.0 * errors[False]
-    assert (errors[False] / (4 * (1 + num_tensors))) ** 0.5 < 0.05
+    assert (errors[False] / (num_seeds * (1 + num_tensors))) ** 0.5 < 0.05
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3", "cohere"])
