@@ -76,7 +76,8 @@ def gradients(policy: Policy, step: Step, *, loss_scale: float) -> Gradients:
         optim=OptimConfig(), total_updates=1, temperature=1.0, tokens_per_microbatch=128
     )
     accumulate(policy, step.batch, algorithm, settings, loss_scale=loss_scale)
-    return {k: leaf.grad / loss_scale for k, leaf in policy.adapter.items()}  # type: ignore[operator]
+    found = {name: leaf.grad for name, leaf in policy.adapter.items()}
+    return {name: grad / loss_scale for name, grad in found.items() if grad is not None}
 
 
 def float32_gradients(location: str, step: Step) -> Gradients:

@@ -120,8 +120,11 @@ def test_the_starter(engine: Any, starter: str, starter_hf: PreTrainedModel) -> 
     assert base.model.generation_config.to_dict() == plain.model.generation_config.to_dict()
 
 
-def test_bfloat16_with_an_adapter(tmp_path: Path) -> None:
-    location = save_tiny(tmp_path, "qwen3", torch.bfloat16)
+@pytest.mark.parametrize(
+    ("model", "limit"), [("qwen3", 0.05), pytest.param("starter", 0.2, marks=pytest.mark.nightly)]
+)
+def test_bfloat16_with_an_adapter(tmp_path: Path, starter: str, model: str, limit: float) -> None:
+    location = starter if model == "starter" else save_tiny(tmp_path, model, torch.bfloat16)
     with tiny_llm(location, dtype="bfloat16") as llm:
         both = shared(llm, location, torch.bfloat16)
         assert torch.equal(logits(both.hf), logits(both.own))
@@ -134,7 +137,7 @@ def test_bfloat16_with_an_adapter(tmp_path: Path) -> None:
             rows, logps = sample(llm, injector.request)
             assert mean_difference(logps, logps_of(both.own, rows)) > 0.2
             with merged(both.own, tensors, scale=0.7):
-                assert mean_difference(logps, logps_of(both.own, rows)) < 0.05
+                assert mean_difference(logps, logps_of(both.own, rows)) < limit
 
 
 def test_a_training_step_on_the_views_is_a_step_of_vllm(llama: Shared) -> None:
