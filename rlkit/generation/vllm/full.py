@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.generation.vllm.probe import CLEAR, Score, mean_difference, sample
+from rlkit.generation.vllm.probe import Score, clear_effect, mean_difference, sample
 from rlkit.generation.vllm.weights import push_weights, weight_views
 
 _FIRST_LAYER = ".layers.0."
@@ -90,7 +90,7 @@ def self_test(
     error = max(error, _error(injector, score, weights))
     _require(injector, weights, error, tolerance)
     way = f"{copied / 1e9:.2f} GB copied in place" if copied else "shared, nothing to copy"
-    told = "" if effect >= CLEAR * tolerance else ", too little to tell"
+    told = "" if effect >= clear_effect(tolerance) else ", too little to tell"
     return (
         f"weights to vLLM: {way}; logps off the trainer's by {error:.1e} (allowed "
         f"{tolerance:.0e}, another first layer moves them by {effect:.2f}{told}); "
