@@ -72,7 +72,8 @@ def test_a_run_samples_from_the_policy_it_trains(folder: Path, tmp_path: Path) -
 
 @pytest.mark.nightly
 def test_all_weights_train_inside_the_engine(folder: Path, tmp_path: Path) -> None:
-    done = run(folder, tmp_path, "model.tuning=full", "optim.learning_rate=1e-3", "kl=reverse_k3")
+    reward = f"+reward.functions.digits.fn={Path(__file__).parent / 'digits_reward.py'}:digits"
+    done = run(folder, tmp_path, "model.tuning=full", "optim.learning_rate=1e-3", reward)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "weights to vLLM: shared, nothing to copy" in done.stdout
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
