@@ -137,6 +137,8 @@ class Work:
         peak = self._simulated(num_tokens, checkpointing).with_workspace(workspace_bytes)
         if self.full_kl:  # states of the reference, and their share of the gradient
             peak += 2 * num_tokens * int(self.hf_config.hidden_size) * self.dtype.itemsize
+            if self.trains_all:  # a second gradient of the head, summed in float32
+                peak += 4 * self.num_words * int(self.hf_config.hidden_size)
         return peak
 
     def prefill_bytes(self, num_tokens: int) -> int:
