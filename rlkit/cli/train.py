@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from rlkit.cli import UsageError
-from rlkit.config import ConfigError, load, register
+from rlkit.config import Config, ConfigError, load, register
 from rlkit.launch.preflight import plan
 from rlkit.tracking import TrackingError
 
@@ -28,15 +28,21 @@ def run(arguments: Sequence[str]) -> int:
             return run_sweep(checked, arguments)
     except (ConfigError, TrackingError) as error:
         raise UsageError(str(error)) from error
+    sys.argv = ["rlkit", *arguments]
+    if checked.jobs and not checked.hydra_overrides:
+        # Hydra would compose the job twice more, which takes a second, and add nothing.
+        return _train(checked.jobs[0].config)
     codes: list[int] = []
 
     def job(composed: DictConfig) -> None:
-        from rlkit.launch.job import run_job
+        codes.append(_train(load(composed)))
 
-        config = load(composed)
-        codes.append(run_job(config, run_dir=Path(config.run_dir)))
-
-    sys.argv = ["rlkit", *arguments]
     main = hydra.main(version_base="1.3", config_path="pkg://rlkit.conf", config_name="config")
     main(job)()
     return max(codes, default=0)
+
+
+def _train(config: Config) -> int:
+    from rlkit.launch.job import run_job
+
+    return run_job(config, run_dir=Path(config.run_dir))

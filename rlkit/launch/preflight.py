@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     hydra: DictConfig | None = None
     """Hydra's own part of a sweep's configuration."""
     hydra_overrides: tuple[str, ...] = ()
-    """What of the command line is about it."""
+    """What of the command line is about it; of a single job its flags, too."""
     retry_failed: bool = False
     """`hydra.launcher.retry_failed` for launchers that do not have it."""
 
@@ -63,7 +63,8 @@ def plan(arguments: Sequence[str]) -> Plan:
         if not parsed.multirun:
             config = _check(overrides + extra, compose_job)
             check_run_dir(config)
-            return Plan([Job.of(config, overrides)], multirun=False)
+            rest = (a for a in arguments if _is_hydras(a) or a not in overrides)
+            return Plan([Job.of(config, overrides)], multirun=False, hydra_overrides=tuple(rest))
         retry, overrides = _without_retry(overrides)
         hydra, expanded = _expand(overrides, extra)
         composer = Composer()

@@ -304,7 +304,9 @@ def test_no_change_while_requests_run(tiny: Pair) -> None:
     tensors = tiny.adapter(injector, seed=9)
     engine = tiny.llm.llm_engine
     engine.add_request(
-        "1", {"prompt_token_ids": [1, 2, 3]}, SamplingParams(max_tokens=4, detokenize=False)
+        "1",
+        {"prompt_token_ids": [1, 2, 3]},
+        SamplingParams(max_tokens=4, detokenize=False, temperature=0.0),
     )
     with pytest.raises(RuntimeError, match="while requests"):
         injector.load(tensors, 0)
