@@ -1,6 +1,6 @@
 """LoRA as explicit tensors: y = W x + s B (A x), s = alpha / rank (rsLoRA: alpha / sqrt(rank)).
 
-An adapter is a `dict[str, Tensor]` of float32 tensors under PEFT's key names,
+An adapter is a `dict[str, Tensor]` of float32 (or bfloat16) tensors under PEFT's key names,
 `<layer>.lora_A.weight` (r, in) and `<layer>.lora_B.weight` (out, r). The model holds none of them:
 `LoRA.active(adapter)` says which adapter the forward passes inside it use, and `active(None)` is
 exactly the base model.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlkit.lora_linear import compute_copies, updated_linear
+from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
 
 PREFIX = "base_model.model."
@@ -51,7 +52,7 @@ class LoRA:
         self.shapes = dict(shapes)
         """Of each adapted layer, by its name in the model."""
         self.dtype = dtype
-        """Compute dtype; gradients flow back to the float32 tensors of the adapter."""
+        """Compute dtype; gradients flow back to the tensors of the adapter, in their own."""
         self._factors: Factors | None = None
 
     @contextmanager
@@ -178,7 +179,8 @@ def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
 def init_adapter(lora: LoRA, *, seed: int, device: torch.device) -> dict[str, Tensor]:
     """A new adapter: A uniform in +-1/sqrt(in) (PEFT's Kaiming initialisation), B = 0.
 
-    Each tensor depends on `seed` and its key alone, not on the global generator or other targets.
+    Each tensor depends on `seed` and its key alone, not on the global generator or other targets;
+    drawn in float32, rounded once to `model.lora.dtype`.
     """
     adapter: dict[str, Tensor] = {}
     for key, shape in lora.expected_shapes().items():
@@ -186,8 +188,13 @@ def init_adapter(lora: LoRA, *, seed: int, device: torch.device) -> dict[str, Te
         if key.endswith("lora_A.weight"):
             bound = 1.0 / math.sqrt(shape[1])
             tensor.uniform_(-bound, bound, generator=_generator(seed, key))
-        adapter[key] = tensor.to(device).requires_grad_()
+        adapter[key] = tensor.to(device, stored_dtype(lora.config)).requires_grad_()
     return adapter
+
+
+def stored_dtype(config: LoRAConfig) -> torch.dtype:
+    """Of the tensors of an adapter."""
+    return torch.bfloat16 if config.dtype is AdapterDType.bf16 else torch.float32
 
 
 def check_adapter(lora: LoRA, adapter: Mapping[str, Tensor]) -> None:

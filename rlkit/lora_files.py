@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlkit.lora import LoRA, LoRAConfig, check_adapter
+from rlkit.lora import LoRA, LoRAConfig, check_adapter, stored_dtype
 
 ADAPTER_FOLDER = "adapter"
 """Where in a run's folder its adapter lies."""
@@ -62,7 +62,7 @@ def save_adapter(
 
 
 def load_adapter(folder: Path, lora: LoRA, *, device: torch.device) -> dict[str, Tensor]:
-    """The adapter in `folder` as float32 leaves on `device`, in the key order of `lora`.
+    """The adapter in `folder` as leaves on `device`, in the key order and dtype of `lora`.
 
     Warns when every lora_B of a layer is zero: such an adapter does nothing there. Raises
     ValueError, naming the file and what is wrong, when it does not fit `lora` exactly.
@@ -92,7 +92,7 @@ def load_adapter(folder: Path, lora: LoRA, *, device: torch.device) -> dict[str,
             stacklevel=2,
         )
     return {
-        key: tensors[key].to(device, torch.float32).requires_grad_()
+        key: tensors[key].to(device, stored_dtype(lora.config)).requires_grad_()
         for key in lora.expected_shapes()
     }
 

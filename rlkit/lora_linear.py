@@ -26,7 +26,10 @@ def updated_linear(
 def compute_copies(
     firsts: Sequence[Tensor], seconds: Sequence[Tensor], *, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """Copies in `dtype` of all A and then of all s B; differentiable, in a handful of launches."""
+    """Copies in `dtype` of all A and then of all s B; differentiable, in a handful of launches.
+
+    s B is rounded once, to `dtype`, and its gradient once, to that of B.
+    """
     copies: tuple[Tensor, ...] = _Copies.apply(len(firsts), scale, dtype, *firsts, *seconds)  # type: ignore[no-untyped-call]
     return copies
 
@@ -66,15 +69,24 @@ class _Copies(torch.autograd.Function):
         ctx.num_firsts, ctx.scale = num_firsts, scale
         ctx.dtypes = [tensor.dtype for tensor in tensors]
         firsts, seconds = list(tensors[:num_firsts]), list(tensors[num_firsts:])
-        sources = [*firsts, *torch._foreach_mul(seconds, scale)]
+        widens = dtype.itemsize > tensors[0].dtype.itemsize
+        sources = [*firsts, *(seconds if widens else torch._foreach_mul(seconds, scale))]
         copies = [torch.empty_like(source, dtype=dtype) for source in sources]
         torch._foreach_copy_(copies, sources)
+        if widens:
+            torch._foreach_mul_(copies[num_firsts:], scale)
         return tuple(copies)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wide = [torch.empty_like(g, dtype=d) for g, d in zip(grads, ctx.dtypes, strict=True)]
-        torch._foreach_copy_(wide, list(grads))
-        torch._foreach_mul_(wide[ctx.num_firsts :], ctx.scale)
-        return None, None, None, *wide
+        firsts, seconds = list(grads[: ctx.num_firsts]), list(grads[ctx.num_firsts :])
+        narrows = ctx.dtypes[0].itemsize < grads[0].dtype.itemsize
+        if narrows:
+            seconds = list(torch._foreach_mul(seconds, ctx.scale))
+        sources = [*firsts, *seconds]
+        leaves = [torch.empty_like(g, dtype=d) for g, d in zip(sources, ctx.dtypes, strict=True)]
+        torch._foreach_copy_(leaves, sources)
+        if not narrows:
+            torch._foreach_mul_(leaves[ctx.num_firsts :], ctx.scale)
+        return None, None, None, *leaves

@@ -76,7 +76,7 @@ class Policy:
     head: Head
     """Of what is active; its tensors are the model's own."""
     adapter: dict[str, Tensor]
-    """What trains, float32 leaves: LoRA's tensors, or all weights."""
+    """What trains, as leaves: LoRA's tensors in `model.lora.dtype`, or all weights in float32."""
     critic: dict[str, Tensor] | None = None
     """The critic's LoRA tensors with `value_head.weight` (1, D) and `value_head.bias` (1,)."""
     offload: Offload | None = None

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from rlkit.lora import LoRA, LoRAConfig, attach, init_adapter
 from rlkit.lora_files import CONFIG, TENSORS, load_adapter, read_adapter_config, save_adapter
+from rlkit.models.config import AdapterDType
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([random_ids(9, seed=1), random_ids(9, seed=2)])
@@ -147,6 +148,39 @@ def test_bfloat16_forward_gives_float32_gradients_close_to_float64() -> None:
         grads.append(torch.cat([v.grad.flatten() for v in adapter.values() if v.grad is not None]))
         assert all(v.grad is not None and v.grad.dtype == torch.float32 for v in adapter.values())
     assert F.cosine_similarity(grads[0], grads[1], dim=0) > 0.99
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_an_adapter_in_bfloat16_is_one_of_rounded_values(
+    compute: torch.dtype, tmp_path: Path
+) -> None:
+    """Same logits as a float32 adapter of these values; its gradients, rounded."""
+    model = tiny_model("llama", dtype=compute)
+    config = LoRAConfig(rank=4, alpha=6.0, dtype=AdapterDType.bf16)
+    lora = attach(model, config, dtype=compute)
+    narrow = {
+        key: value.detach().bfloat16().requires_grad_()
+        for key, value in random_adapter(lora).items()
+    }
+    wide = {key: value.detach().float().requires_grad_() for key, value in narrow.items()}
+    outputs = []
+    for adapter in (narrow, wide):
+        with lora.active(adapter):
+            logits = model(input_ids=IDS).logits.float()
+        torch.autograd.backward(logits.log_softmax(-1)[..., 3].sum())
+        outputs.append(logits)
+    assert torch.equal(*outputs)
+    for key, tensor in narrow.items():
+        gradient = wide[key].grad
+        assert tensor.grad is not None and gradient is not None
+        assert torch.equal(tensor.grad, gradient.bfloat16())
+    save_adapter(tmp_path, lora, narrow, base_model="tiny")
+    again = load_adapter(tmp_path, lora, device=CPU)
+    assert all(torch.equal(again[key], tensor) for key, tensor in narrow.items())
+    assert {tensor.dtype for tensor in again.values()} == {torch.bfloat16}
+    first = init_adapter(lora, seed=1, device=CPU)
+    plain = init_adapter(attach(tiny_model("llama"), CONFIGS[0], dtype=compute), seed=1, device=CPU)
+    assert all(torch.equal(first[key], plain[key].bfloat16()) for key in plain)
 
 
 def test_parameter_names_of_the_model_stay_as_they_are() -> None:

@@ -15,9 +15,9 @@ from rlkit.cli.run_folder import RunOptions, read_options
 from rlkit.compute import resolve_device
 from rlkit.lora import attach
 from rlkit.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
+from rlkit.lora_merge import merged_weights, weights_of
 from rlkit.models.config import DType, ModelConfig, TuningKind
 from rlkit.models.load import BaseModel, load_model, resolve_dtype
-from rlkit.lora_merge import merged_weights, weights_of
 from rlkit.models.quantize_error import mean_kl, next_token_logps
 from rlkit.models.save import MODEL_FOLDER, save_model
 

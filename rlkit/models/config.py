@@ -20,13 +20,22 @@ class TuningKind(StrEnum):
 
 
 class DType(StrEnum):
-    """Storage and compute dtype of the model; what trains is float32."""
+    """Storage and compute dtype of the model; all weights train with float32 masters, an adapter
+    as `model.lora.dtype` says."""
 
     auto = "auto"
     """CUDA with bfloat16: bf16; CUDA without: fp16; CPU: fp32."""
     bf16 = "bf16"
     fp16 = "fp16"
     fp32 = "fp32"
+
+
+class AdapterDType(StrEnum):
+    """In what the adapter is stored, its gradients add up and AdamW keeps its moments."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    """Half the bytes. An update below 1/256 of an entry is lost: for rates of 1e-4 and more."""
 
 
 class ChatTemplate(StrEnum):
@@ -115,6 +124,8 @@ class LoRAConfig:
     targets: list[str] = field(default_factory=list)
     """Names of the adapted linear layers, or ends of them as in PEFT (q_proj, mlp.up_proj, ...);
     empty = every linear layer but the language-model head."""
+    dtype: AdapterDType = AdapterDType.fp32
+    """Of what trains; the model computes with copies in its own dtype."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 from rlkit.models.config import Checkpointing, QuantKind, Switch
-from rlkit.plan.sizes import moment_bytes
 from rlkit.plan.work import Sampler, Work
 
 GB = 10**9
@@ -34,6 +33,7 @@ _PROBE_ROWS = 16
 """Those of them that are scored."""
 _LOGITS_COPIES = 4
 """Float32 arrays of rows x vocabulary that sampling holds at once."""
+_SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 ENGINES = (Sampler.vllm, Sampler.vllm_separate, Sampler.vllm_sleep)
 
 
@@ -92,21 +92,21 @@ def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
 
 def _static_parts(work: Work) -> list[Part]:
     context = (CONTEXT_BYTES + KERNEL_BYTES) if work.on_cuda else 0
-    trained = work.num_trained
-    moments = moment_bytes(trained, work.optim)
+    moments, gradients = work.moment_bytes, work.num_trained * work.trained_dtype.itemsize
     return [
         Part("CUDA context and kernels", context, context),
         *_weight_parts(work),
         Part(f"optimiser ({work.optim.value})", moments, moments),
-        Part("gradients (fp32)", 0, 4 * trained),
+        Part(f"gradients ({_SHORT[work.trained_dtype]})", 0, gradients),
     ]
 
 
 def _weight_parts(work: Work) -> list[Part]:
     base, trained, dtype = work.weight_bytes, work.num_trained, _dtype(work)
-    wide = 4 * trained
+    wide = trained * work.trained_dtype.itemsize
     if not work.trains_all:
-        adapters = Part(f"adapters ({trained / 1e6:.1f} M parameters, fp32)", wide, wide)
+        stored = _SHORT[work.trained_dtype]
+        adapters = Part(f"adapters ({trained / 1e6:.1f} M parameters, {stored})", wide, wide)
         return [Part(f"base model ({dtype})", base, base), adapters]
     masters = wide if work.dtype.itemsize < torch.float32.itemsize else 0
     reference = base if work.holds_reference else 0

@@ -14,7 +14,6 @@ import torch
 from rlkit.plan.choose import Plan
 from rlkit.plan.device import Meter
 from rlkit.plan.parts import GB
-from rlkit.plan.sizes import moment_bytes
 from rlkit.plan.work import Work
 from rlkit.policy import Policy
 from rlkit.types import Algorithm, Column, RolloutBatch, TrainBatch, with_denominators
@@ -42,7 +41,7 @@ def worst_of(plan: Plan, work: Work, *, temperature: float) -> Worst:
         max_prompt=work.max_prompt,
         max_completion=work.max_completion,
         temperature=temperature,
-        reserve_bytes=moment_bytes(work.num_trained, work.optim),
+        reserve_bytes=work.moment_bytes,
     )
 
 

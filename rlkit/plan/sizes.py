@@ -20,11 +20,7 @@ from rlkit.models.quantize import (
 )
 from rlkit.optim import OptimKind
 
-_MOMENT_BYTES = {
-    OptimKind.adamw: 8.0,
-    OptimKind.adamw8bit: 2.0 + 2 * 4 / 256,
-    OptimKind.paged_adamw8bit: 0.0,
-}
+_QUANTISED_MOMENTS = {OptimKind.adamw8bit: 2.0 + 2 * 4 / 256, OptimKind.paged_adamw8bit: 0.0}
 """Device memory of both moments per parameter; paged moments may live in the host's."""
 
 
@@ -61,9 +57,9 @@ def num_adapter_parameters(model: nn.Module, lora: LoRAConfig) -> int:
     return sum(lora.rank * (m.in_features + m.out_features) for m in layers.values())
 
 
-def moment_bytes(num_parameters: int, kind: OptimKind) -> int:
-    """AdamW's two moments."""
-    return int(num_parameters * _MOMENT_BYTES[kind])
+def moment_bytes(num_parameters: int, kind: OptimKind, *, dtype: torch.dtype) -> int:
+    """AdamW's two moments of parameters in `dtype`, or in 8 bits."""
+    return int(num_parameters * _QUANTISED_MOMENTS.get(kind, 2 * dtype.itemsize))
 
 
 def kv_bytes_per_token(config: PreTrainedConfig, *, bytes_per_value: int) -> int:

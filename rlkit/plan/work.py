@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from rlkit.lora import stored_dtype
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.quantize import is_nf4, meta_model
 from rlkit.optim import OptimKind
@@ -114,6 +115,16 @@ class Work:
             return sum(parameter.numel() for parameter in self.model.parameters())
         adapters = 2 if self.critic else 1
         return adapters * sizes.num_adapter_parameters(self.model, self.lora)
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """Of what trains, its gradients and AdamW's full moments."""
+        return torch.float32 if self.trains_all else stored_dtype(self.lora)
+
+    @property
+    def moment_bytes(self) -> int:
+        """Of the optimiser."""
+        return sizes.moment_bytes(self.num_trained, self.optim, dtype=self.trained_dtype)
 
     @property
     def num_adapter(self) -> int:

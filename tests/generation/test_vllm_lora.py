@@ -222,6 +222,16 @@ def test_a_smaller_rank_and_a_subset_after_a_larger_adapter(tiny: Pair) -> None:
     assert tiny.error(smaller.request, tensors) <= 1e-4
 
 
+@pytest.mark.parametrize("mode", list(Mode))
+def test_an_adapter_in_bfloat16_arrives_unrounded(tiny: Pair, mode: Mode) -> None:
+    """A scale that is no power of two: s B has more bits than B, and vLLM here computes in 32."""
+    injector = tiny.injector()
+    injector.scale, injector.mode = 1.7, mode
+    narrow = {key: t.bfloat16() for key, t in tiny.adapter(injector, seed=7).items()}
+    injector.load(narrow, 0)
+    assert injector.differences({key: t.float() for key, t in narrow.items()}) == []
+
+
 def test_several_adapters_and_the_base_model_in_one_batch(tiny: Pair) -> None:
     from vllm import SamplingParams
 

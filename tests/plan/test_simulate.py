@@ -138,9 +138,10 @@ def test_weights_adapter_and_moments_are_counted_exactly() -> None:
         assert planned == sum(t.numel() for t in adapter.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [OptimKind.adamw, OptimKind.adamw8bit])
-def test_moments(kind: OptimKind) -> None:
-    leaf = nn.Parameter(torch.ones(64, 4096))
+def test_moments(kind: OptimKind, dtype: torch.dtype) -> None:
+    leaf = nn.Parameter(torch.ones(64, 4096, dtype=dtype))
     config = OptimConfig(kind=kind)
     optimizer = build_optimizer({"w": leaf}, config)
     for group in optimizer.param_groups:
@@ -153,7 +154,7 @@ def test_moments(kind: OptimKind) -> None:
         for name, t in state.items()
         if isinstance(t, torch.Tensor) and t.numel() > 256 and not name.startswith("qmap")
     )
-    assert held == sizes.moment_bytes(leaf.numel(), kind)
+    assert held == sizes.moment_bytes(leaf.numel(), kind, dtype=dtype)
 
 
 def test_keys_and_values() -> None:

@@ -156,7 +156,7 @@ class LoRAInjector:
         held = self.slot()
         wrong = []
         for layer, a, b in zip(self.layers, *_pairs(self._factors(tensors)), strict=True):
-            for name, value in ((f"{layer}.A", a), (f"{layer}.B", b * self.scale)):
+            for name, value in ((f"{layer}.A", a), (f"{layer}.B", b.float() * self.scale)):
                 stack = held.pop(name)
                 expected = torch.zeros_like(stack)
                 rows, columns = value.shape
@@ -214,7 +214,7 @@ class LoRAInjector:
 
         Copies in host memory: the device may have no room for another adapter.
         """
-        copies = [t.detach().to("cpu", copy=True).contiguous() for t in factors]
+        copies = [t.detach().to("cpu", torch.float32, copy=True).contiguous() for t in factors]
         torch._foreach_mul_(copies[1::2], self.scale)
         return dict(zip(self._keys, copies, strict=True))
 

@@ -79,8 +79,9 @@ class Slot:
             if table is not None:
                 table.copy(scale)
                 return
-        if math.frexp(scale)[0] == 0.5:
-            # A power of two: scaling after rounding is exact, and needs no memory.
+        widens = targets[0].dtype.itemsize > values[0].dtype.itemsize
+        if widens or math.frexp(scale)[0] == 0.5:
+            # Rounded once all the same (a power of two is exact), and needs no memory.
             torch._foreach_copy_(targets, values)
             torch._foreach_mul_(targets[1::2], scale)
         else:
