@@ -68,25 +68,23 @@ class _Copies(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.num_firsts, ctx.scale = num_firsts, scale
         ctx.dtypes = [tensor.dtype for tensor in tensors]
-        firsts, seconds = list(tensors[:num_firsts]), list(tensors[num_firsts:])
-        widens = dtype.itemsize > tensors[0].dtype.itemsize
-        sources = [*firsts, *(seconds if widens else torch._foreach_mul(seconds, scale))]
-        copies = [torch.empty_like(source, dtype=dtype) for source in sources]
-        torch._foreach_copy_(copies, sources)
-        if widens:
-            torch._foreach_mul_(copies[num_firsts:], scale)
-        return tuple(copies)
+        return _scaled(num_firsts, scale, tensors, [dtype] * len(tensors))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        firsts, seconds = list(grads[: ctx.num_firsts]), list(grads[ctx.num_firsts :])
-        narrows = ctx.dtypes[0].itemsize < grads[0].dtype.itemsize
-        if narrows:
-            seconds = list(torch._foreach_mul(seconds, ctx.scale))
-        sources = [*firsts, *seconds]
-        leaves = [torch.empty_like(g, dtype=d) for g, d in zip(sources, ctx.dtypes, strict=True)]
-        torch._foreach_copy_(leaves, sources)
-        if not narrows:
-            torch._foreach_mul_(leaves[ctx.num_firsts :], ctx.scale)
-        return None, None, None, *leaves
+        return None, None, None, *_scaled(ctx.num_firsts, ctx.scale, grads, ctx.dtypes)
+
+
+def _scaled(
+    num_firsts: int, scale: float, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]
+) -> tuple[Tensor, ...]:
+    """Copies in `dtypes`, those after the first ones times `scale`, in the wider of two dtypes."""
+    firsts, seconds = tensors[:num_firsts], tensors[num_firsts:]
+    narrows = dtypes[0].itemsize < tensors[0].dtype.itemsize
+    sources = [*firsts, *(torch._foreach_mul(list(seconds), scale) if narrows else seconds)]
+    copies = [torch.empty_like(s, dtype=d) for s, d in zip(sources, dtypes, strict=True)]
+    torch._foreach_copy_(copies, sources)
+    if not narrows:
+        torch._foreach_mul_(copies[num_firsts:], scale)
+    return tuple(copies)
