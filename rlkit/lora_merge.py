@@ -15,36 +15,25 @@ from rlkit.models.quantize import dequantised
 from rlkit.models.views import is_four_bit
 
 
-def weights_of(model: nn.Module, *, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every parameter of `model` by name, tied ones once, in `dtype` on the CPU.
-
-    A 4-bit weight counts as what its layer computes with; the result is not 4-bit.
-    """
-    return merged_weights(model, None, {}, dtype=dtype)
-
-
 @torch.no_grad()
 def merged_weights(
-    model: nn.Module, lora: LoRA | None, adapter: Mapping[str, Tensor], *, dtype: torch.dtype
+    model: nn.Module, lora: LoRA, adapter: Mapping[str, Tensor], *, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """`weights_of` with `adapter` in the layers of `lora`: summed in float32, rounded once.
+    """Every parameter of `model` by name, tied ones once, with `adapter` in it, on the CPU.
 
-    On 4-bit weights the adapter is added to what it was trained on, not to the 16-bit original.
+    Summed in float32 and rounded once to `dtype`. A 4-bit weight counts as what its layer computes
+    with, which is what the adapter was trained on; the result is not 4-bit.
     """
-    shapes = {} if lora is None else lora.shapes
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        layer, weight = name.removesuffix(".weight"), _plain(model, name, parameter)
-        if lora is not None and name != layer and layer in shapes:
+        weight: Tensor = parameter
+        layer, _, leaf = name.rpartition(".")
+        if is_four_bit(parameter):
+            module = model.get_submodule(layer)
+            assert isinstance(module, nn.Linear)
+            weight = dequantised(module)
+        if leaf == "weight" and layer in lora.shapes:
             a, b = (adapter[lora.key(layer, factor)].float() for factor in "AB")
             weight = weight.float() + lora.config.scale * (b @ a)
         weights[name] = weight.to("cpu", dtype)
     return weights
-
-
-def _plain(model: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    if not is_four_bit(parameter):
-        return parameter
-    layer = model.get_submodule(name.removesuffix(".weight"))
-    assert isinstance(layer, nn.Linear)
-    return dequantised(layer)

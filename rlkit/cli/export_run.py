@@ -15,11 +15,13 @@ from rlkit.cli.run_folder import RunOptions, read_options
 from rlkit.compute import resolve_device
 from rlkit.lora import attach
 from rlkit.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
-from rlkit.lora_merge import merged_weights, weights_of
+from rlkit.lora_merge import merged_weights
 from rlkit.models.config import DType, ModelConfig, TuningKind
 from rlkit.models.load import BaseModel, load_model, resolve_dtype
 from rlkit.models.quantize_error import mean_kl, next_token_logps
 from rlkit.models.save import MODEL_FOLDER, save_model
+from rlkit.prompts import render
+from rlkit.tasks.base import Example, Message
 
 _TEXTS = (
     "What is 17 + 25? Think step by step.",
@@ -65,8 +67,9 @@ def _policy_of(
     if options.model.tuning is TuningKind.full:
         source = replace(options.model, source=str(run / MODEL_FOLDER), revision=None)
         base = load_model(source, device=device, say=print)
+        weights = {n: p.detach().to("cpu", stored) for n, p in base.model.named_parameters()}
         prompts = _prompts(base)
-        return base, weights_of(base.model, dtype=stored), prompts, _logps(base, prompts)
+        return base, weights, prompts, _logps(base, prompts)
     folder = run / ADAPTER_FOLDER
     config = read_adapter_config(folder)
     base = load_model(options.model, device=device, say=print, quant=options.memory.quant)
@@ -78,13 +81,8 @@ def _policy_of(
 
 
 def _prompts(base: BaseModel) -> list[tuple[int, ...]]:
-    rendered = (
-        base.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
-        for text in _TEXTS
-    )
-    return [tuple(base.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in rendered]
+    examples = [Example(prompt=(Message("user", text),)) for text in _TEXTS]
+    return [render(e, base.tokenizer, index=i).ids for i, e in enumerate(examples)]
 
 
 def _logps(
