@@ -31,11 +31,6 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from {module} import main; main(*sys.argv[2:])"
 )
-_ANY = (
-    *("rlkit.launch.job", "rlkit.launch.packed", "rlkit.tabular.run"),
-    *("torch._dynamo", "rlkit.tracking.plot", "pyarrow.parquet"),
-)
-_MODULES = {"nothing": (), "tables": _ANY, "models": (*_ANY, "rlkit.model_run")}
 
 
 class Preload(StrEnum):
@@ -47,6 +42,17 @@ class Preload(StrEnum):
     """What a table of logits needs."""
     models = "models"
     """What a language model needs as well: transformers."""
+
+
+_TABLES = (
+    *("rlkit.launch.job", "rlkit.launch.packed", "rlkit.tabular.run"),
+    *("torch._dynamo", "rlkit.tracking.plot", "pyarrow.parquet"),
+)
+_MODULES = {
+    Preload.nothing: (),
+    Preload.tables: _TABLES,
+    Preload.models: (*_TABLES, "rlkit.model_run"),
+}
 
 
 def boot(module: str, *arguments: str) -> list[str]:
@@ -62,7 +68,7 @@ def main(descriptor: str, parent: str, preload: str) -> None:
     # and its handlers waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     channel = socket.socket(fileno=int(descriptor))
-    if modules := _MODULES[preload]:
+    if modules := _MODULES[Preload(preload)]:
         for module in modules:
             importlib.import_module(module)
         gc.collect()

@@ -92,7 +92,7 @@ def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
 
 def _static_parts(work: Work) -> list[Part]:
     context = (CONTEXT_BYTES + KERNEL_BYTES) if work.on_cuda else 0
-    moments, gradients = work.moment_bytes, work.num_trained * work.trained_dtype.itemsize
+    moments, gradients = work.moment_bytes, work.trained_bytes
     return [
         Part("CUDA context and kernels", context, context),
         *_weight_parts(work),
@@ -103,7 +103,7 @@ def _static_parts(work: Work) -> list[Part]:
 
 def _weight_parts(work: Work) -> list[Part]:
     base, trained, dtype = work.weight_bytes, work.num_trained, _dtype(work)
-    wide = trained * work.trained_dtype.itemsize
+    wide = work.trained_bytes
     if not work.trains_all:
         stored = _SHORT[work.trained_dtype]
         adapters = Part(f"adapters ({trained / 1e6:.1f} M parameters, {stored})", wide, wide)

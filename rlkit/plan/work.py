@@ -122,6 +122,11 @@ class Work:
         return torch.float32 if self.trains_all else stored_dtype(self.lora)
 
     @property
+    def trained_bytes(self) -> int:
+        """Of what trains, and of its gradients."""
+        return self.num_trained * self.trained_dtype.itemsize
+
+    @property
     def moment_bytes(self) -> int:
         """Of the optimiser."""
         return sizes.moment_bytes(self.num_trained, self.optim, dtype=self.trained_dtype)
