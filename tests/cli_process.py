@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 RunCLI = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -13,6 +14,21 @@ RunCLI = Callable[..., subprocess.CompletedProcess[str]]
 def command(*arguments: str) -> list[str]:
     """The command line in this interpreter."""
     return [sys.executable, "-m", "rlkit", *arguments]
+
+
+def from_the_start(
+    *arguments: str, cwd: Path, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """`python -m rlkit *arguments`, as a user would type it."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def environment() -> dict[str, str]:

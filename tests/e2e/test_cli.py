@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from cli_process import RunCLI, command, environment
+from cli_process import RunCLI, from_the_start
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -30,19 +29,6 @@ def metrics(run: Path) -> list[dict[str, object]]:
 def same_adapter(a: Path, b: Path) -> bool:
     one, other = (load_file(run / "adapter/adapter_model.safetensors") for run in (a, b))
     return one.keys() == other.keys() and all((one[k] == other[k]).all() for k in one)
-
-
-def from_the_start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m rlkit *arguments`, as a user would type it."""
-    return subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def test_a_run_leaves_everything_behind(

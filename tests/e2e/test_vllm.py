@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_process import command, environment
+from cli_process import from_the_start
 from warm_cli import Forks
 
 from rlkit.bench.random_model import write_random_model
@@ -45,15 +45,7 @@ def options(folder: Path) -> list[str]:
 
 
 def run(folder: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*options(folder), *arguments),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return from_the_start(*options(folder), *arguments, cwd=cwd, timeout=300)
 
 
 def test_a_run_samples_from_the_policy_it_trains(folder: Path, tmp_path: Path) -> None:
@@ -79,10 +71,8 @@ def test_all_weights_train_inside_the_engine(folder: Path, tmp_path: Path) -> No
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     assert all(r["sampling/sampling_logp_difference/max"] < 1e-3 for r in records)
     assert records[0]["kl"] == 0.0 < records[1]["kl"]
-    asked = command("generate", "--run", "run", "--max-tokens", "3", "--raw", "12")
-    said = subprocess.run(
-        asked, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
-    )
+    asked = ("generate", "--run", "run", "--max-tokens", "3", "--raw", "12")
+    said = from_the_start(*asked, cwd=tmp_path)
     assert said.returncode == 0, said.stderr[-2000:]
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cli_process import command, environment
+from cli_process import from_the_start
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm_models import LEAVES
@@ -148,15 +147,7 @@ def test_a_run_learns(starter: str, tmp_path: Path, record_property: Any) -> Non
         *("generator=vllm", "generator.release_kv_cache=true"),
         *("evaluation.num_prompts=16", "run_dir=run"),
     ]
-    done = subprocess.run(
-        command(*overrides),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = from_the_start(*overrides, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     for line in ("dtype: fp16 (model.dtype)", "weights shared", "worst step tried"):
         assert line in done.stdout

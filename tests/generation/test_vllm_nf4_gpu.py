@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cli_process import command, environment
+from cli_process import from_the_start
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm_models import LEAVES, logps_of
@@ -154,15 +153,7 @@ def test_a_run_learns(starter: str, tmp_path: Path, record_property: Any) -> Non
         *(f"model.source={starter}", f"model.cache_dir={tmp_path / 'cache'}", "memory=qlora"),
         *("task=echo", "steps=25", "evaluation.num_prompts=16", "run_dir=run"),
     ]
-    done = subprocess.run(
-        command(*overrides),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = from_the_start(*overrides, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "generator: vllm (auto" in done.stdout and "weights shared" in done.stdout
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
