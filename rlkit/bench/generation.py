@@ -3,8 +3,9 @@
     python -m rlkit.bench.generation [--shape qwen2.5-1.5b] [--sides rlkit,vllm,trl] [--out FILE]
 
 A random model of the shape, LoRA on all linear layers, prompts of 128 tokens. Each side runs in a
-process of its own and samples exactly the same number of tokens. rlkit runs twice: with an empty
-compile cache and with a warm one. Prints a table and writes JSON with versions and hardware.
+process of its own and samples exactly the same number of tokens. rlkit runs twice: with empty
+caches of compiled kernels (vLLM's, Triton's, Inductor's) and with what the first run left there.
+Prints a table and writes JSON with versions and hardware.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ def table(results: dict[str, Result]) -> str:
 def _run(side: str, folder: Path, options: argparse.Namespace) -> Result:
     """One side in a fresh process."""
     arguments = ["--child", side, "--folder", str(folder), *_passed_on(options)]
-    cache = folder.with_name("vllm-cache")
-    environment = {"VLLM_CACHE_ROOT": str(cache), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    caches = ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    environment = {name: str(folder.with_name(name.lower())) for name in caches}
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     log = folder.with_name(f"{side}.log")
     child = Side(side, _MODULE, arguments, log=log, environment=environment)
     return child.finish(timeout_s=options.timeout_s)
