@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from rlkit.models.recompute import Trained
 
 
 class FullWeights:
@@ -61,11 +63,11 @@ class FullWeights:
         with self._using(self._policy):
             yield
 
-    def checkpoint_contexts(
-        self,
-    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """`context_fn` of torch.utils.checkpoint: recomputation uses the weights of the forward."""
-        return nullcontext(), self._using(self._current)
+    def trained_in(self, layer: str) -> Trained:
+        """The parameters of a layer, which stay what they are, where they point at now."""
+        current = self._current
+        inside = [p for name, p in self._parameters.items() if name.startswith(f"{layer}.")]
+        return Trained(tuple(inside), lambda _: self._using(current))
 
     def copies(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What computes for `weights`, the masters: their copies, by name, up to date."""

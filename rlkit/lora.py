@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from rlkit.lora_linear import compute_copies, updated_linear
 from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
+from rlkit.models.recompute import Trained
 
 PREFIX = "base_model.model."
 """What PEFT puts before the layer's name in the model."""
@@ -54,6 +55,7 @@ class LoRA:
         self.dtype = dtype
         """Compute dtype; gradients flow back to the tensors of the adapter, in their own."""
         self._factors: Factors | None = None
+        self._inside: dict[str, tuple[str, ...]] = {}
 
     @contextmanager
     def active(self, adapter: Mapping[str, Tensor] | None) -> Iterator[None]:
@@ -67,11 +69,22 @@ class LoRA:
         with self._using(factors):
             yield
 
-    def checkpoint_contexts(
-        self,
-    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """`context_fn` of torch.utils.checkpoint: recomputation uses the adapter of the forward."""
-        return nullcontext(), self._using(self._factors)
+    def trained_in(self, layer: str) -> Trained:
+        """The factors of the active adapter in a layer of the model, one that holds others."""
+        factors = self._factors or {}
+        names = self._names_in(layer) if factors else ()
+
+        def again(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
+            pairs = zip(tensors[::2], tensors[1::2], strict=True)
+            return self._using(dict(zip(names, pairs, strict=True)) if factors else None)
+
+        return Trained(tuple(t for name in names for t in factors[name]), again)
+
+    def _names_in(self, layer: str) -> tuple[str, ...]:
+        if layer not in self._inside:  # asked for each layer of each forward pass
+            names = tuple(name for name in self.shapes if name.startswith(f"{layer}."))
+            self._inside[layer] = names
+        return self._inside[layer]
 
     def key(self, layer: str, factor: str) -> str:
         """PEFT's key of factor "A" or "B" of a layer."""

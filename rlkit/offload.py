@@ -1,19 +1,18 @@
 """Tensors that a backward pass will need, kept in host memory meanwhile; copies beside compute.
 
     compute  | layer 1    | layer 2    | ...        | layer 2 back  | layer 1 back |
-    to host     | input 1    | input 2    |
+    to host     input 1    | input 2    |
     to device                                 | input 2 | input 1    |
 
-`Offload.saved()` is a context like `torch.autograd.graph.save_on_cpu`, but: copies run on a stream
-of their own for each direction and wait for events on the device, never in the host; the backward
-pass asks for the tensor before the one it needs; the newest tensor, which the backward pass wants
-first, stays; and the page-locked memory is kept from step to step. Values come back bitwise.
+Copies run on a stream of their own for each direction and wait for events on the device, never in
+the host; who fetches a tensor has the one kept before it fetched as well; the newest tensor, which
+a backward pass wants first, stays; and the page-locked memory is kept from step to step. Values
+come back bitwise.
 """
 
 from __future__ import annotations
 
 import weakref
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,20 +71,20 @@ class HostStack:
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
-class _Saved:
-    """One tensor of the autograd graph, wherever it is at the moment."""
+class Kept:
+    """One tensor that `Offload` keeps, wherever it is at the moment, for as long as this lives."""
 
     on_device: Tensor | None
     """The tensor, or the copy that is on its way back."""
     ready: Any
     """Event of the last thing that happened to it: made, copied to the host, copied back."""
-    before: weakref.ReferenceType[_Saved] | None
-    """What was saved before this: the backward pass wants it next."""
+    before: weakref.ReferenceType[Kept] | None
+    """What was kept before this: the backward pass wants it next."""
     on_host: Tensor | None = None
 
 
 class Offload:
-    """Moves what autograd saves inside `saved` to the host and back. One device, one thread.
+    """Moves tensors to the host and back. One device, one thread.
 
     Small models are bound by the host: a tensor on its way takes few calls, and one event.
     """
@@ -100,74 +99,76 @@ class Offload:
         self._to_host: Any = self._backend.Stream()
         self._to_device: Any = self._backend.Stream()
         self._enqueued: Any = self._backend.Event()
-        self._newest: weakref.ReferenceType[_Saved] | None = None
+        self._newest: weakref.ReferenceType[Kept] | None = None
         # Device memory that a copy still reads or writes, with the event of its end. Memory goes
         # back to the compute stream's pool when its last reference goes: not before that event.
         self._in_flight: list[tuple[Tensor, Any]] = []
 
-    def saved(self) -> AbstractContextManager[object]:
-        """Tensors saved for a backward pass inside go to the host, all but the newest one."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
-
-    def _pack(self, tensor: Tensor) -> _Saved | Tensor:
-        here = tensor.device.type == self._device.type and tensor.is_contiguous()
-        if not here or tensor.nbytes < self._min_bytes:
-            return tensor
-        compute = self._backend.current_stream()
-        previous = None if self._newest is None else self._newest()
-        if previous is not None and previous.on_host is None:
-            self._send(previous, compute)
-        ready = self._backend.Event()
-        ready.record(compute)
+    def keep(self, tensor: Tensor) -> Kept:
+        """Take `tensor`, whose values must not change any more; what was kept before goes now."""
+        moves = tensor.nbytes >= self._min_bytes and tensor.is_contiguous()
         # Detached: a tensor in flight must not keep alive the graph that it came from.
-        saved = _Saved(tensor.detach(), ready, self._newest)
-        self._newest = weakref.ref(saved)
-        return saved
+        kept = Kept(tensor.detach(), None, self._newest)
+        if moves:
+            compute = self._backend.current_stream()
+            previous = None if self._newest is None else self._newest()
+            if previous is not None and previous.on_host is None:
+                self._send(previous, compute)
+            kept.ready = self._backend.Event()
+            kept.ready.record(compute)
+            self._newest = weakref.ref(kept)
+        return kept
 
-    def _unpack(self, saved: _Saved | Tensor) -> Tensor:
-        if isinstance(saved, Tensor):
-            return saved
+    def fetch(self, kept: Kept) -> Tensor:
+        """The tensor that was kept, on its device; may be asked for again.
+
+        The one kept before it is on its way from now on.
+        """
+        if kept.ready is None:
+            assert kept.on_device is not None
+            return kept.on_device
         compute = self._backend.current_stream()
-        if saved.on_device is None:
-            self._fetch(saved, compute)
-        tensor = saved.on_device
+        if kept.on_device is None:
+            self._bring(kept, compute)
+        tensor = kept.on_device
         assert tensor is not None
-        if saved.on_host is not None:
-            compute.wait_event(saved.ready)
-            saved.on_device = None  # the caller has it; a second backward pass fetches it again
-        before = None if saved.before is None else saved.before()
+        if kept.on_host is not None:
+            compute.wait_event(kept.ready)
+            self._in_flight = [x for x in self._in_flight if x[1] is not kept.ready]
+            kept.on_device = None  # the caller has it; asked again, it is copied again
+        before = None if kept.before is None else kept.before()
         if before is not None and before.on_device is None:
-            self._fetch(before, compute)
+            self._bring(before, compute)
         return tensor
 
-    def _send(self, saved: _Saved, compute: Any) -> None:
+    def _send(self, kept: Kept, compute: Any) -> None:
         """Start the copy to the host; the device's memory is given up once it is done."""
-        tensor = saved.on_device
+        tensor = kept.on_device
         assert tensor is not None
         self._wait_for_copies(compute)
         buffer = self.host.take(tensor.nbytes)
         # Not at exit, when the device may be gone.
-        weakref.finalize(saved, self._release).atexit = False
-        saved.on_host = buffer.view(tensor.dtype).view(tensor.shape)
-        self._to_host.wait_event(saved.ready)
+        weakref.finalize(kept, self._release).atexit = False
+        kept.on_host = buffer.view(tensor.dtype).view(tensor.shape)
+        self._to_host.wait_event(kept.ready)
         with self._backend.stream(self._to_host):
-            saved.on_host.copy_(tensor, non_blocking=True)
-        saved.ready.record(self._to_host)
-        self._in_flight.append((tensor, saved.ready))
-        saved.on_device = None
+            kept.on_host.copy_(tensor, non_blocking=True)
+        kept.ready.record(self._to_host)
+        self._in_flight.append((tensor, kept.ready))
+        kept.on_device = None
 
-    def _fetch(self, saved: _Saved, compute: Any) -> None:
+    def _bring(self, kept: Kept, compute: Any) -> None:
         """Start the copy to the device."""
-        assert saved.on_host is not None
+        assert kept.on_host is not None
         self._wait_for_copies(compute)
         # Allocated for the compute stream, whose earlier work may still use the same memory.
-        saved.on_device = torch.empty_like(saved.on_host, device=self._device)
+        kept.on_device = torch.empty_like(kept.on_host, device=self._device)
         self._enqueued.record(compute)
         self._to_device.wait_event(self._enqueued)
         with self._backend.stream(self._to_device):
-            saved.on_device.copy_(saved.on_host, non_blocking=True)
-        saved.ready.record(self._to_device)
-        self._in_flight.append((saved.on_device, saved.ready))
+            kept.on_device.copy_(kept.on_host, non_blocking=True)
+        kept.ready.record(self._to_device)
+        self._in_flight.append((kept.on_device, kept.ready))
 
     def _wait_for_copies(self, compute: Any) -> None:
         """Hold back the compute stream, not the host, so that their device memory can be reused."""

@@ -7,10 +7,11 @@ ones. Logits over the vocabulary are never held for a whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -30,7 +31,7 @@ from rlkit.models.families import Head, backbone_of, head_of
 from rlkit.models.fused import fuse
 from rlkit.models.hidden import Scoring, completion_states, prepare
 from rlkit.models.load import BaseModel
-from rlkit.models.recompute import recomputed
+from rlkit.models.recompute import Trained, recomputed
 from rlkit.offload import Offload
 from rlkit.types import FullKL, OutputSpec, PolicyOutput, RolloutBatch
 
@@ -59,10 +60,8 @@ class Tuning(Protocol):
         """Forward passes inside use `adapter`, the head included; None = the reference policy."""
         ...
 
-    def checkpoint_contexts(
-        self,
-    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """What layers run in, the first time and when they run again in the backward pass."""
+    def trained_in(self, layer: str, /) -> Trained:
+        """What trains in a layer of this name, for `rlkit.models.recompute`."""
         ...
 
 
@@ -147,14 +146,11 @@ class Policy:
         with ExitStack() as stack:
             stack.enter_context(packed_attention(self.model.config))
             if self.gradient_checkpointing is not Checkpointing.off and torch.is_grad_enabled():
-                keeping = nullcontext if self.offload is None else self.offload.saved
-                stack.enter_context(recomputed(self.model, again=self._again, keeping=keeping))
+                again = partial(packed_attention, self.model.config)
+                stack.enter_context(
+                    recomputed(self.model, self.tuning, again=again, offload=self.offload)
+                )
             return completion_states(backbone_of(self.model), scoring)
-
-    def _again(self) -> AbstractContextManager[None]:
-        """What the layers run in a second time: the weights and the attention of the first time."""
-        _, weights = self.tuning.checkpoint_contexts()
-        return _both(weights, packed_attention(self.model.config))
 
     def _full_kl(
         self, scoring: Scoring, states: Tensor, spec: FullKL, temperature: float
@@ -246,14 +242,6 @@ def init_critic(
     critic[VALUE_WEIGHT] = torch.zeros(1, num_hidden, device=device, requires_grad=True)
     critic[VALUE_BIAS] = torch.zeros(1, device=device, requires_grad=True)
     return critic
-
-
-@contextmanager
-def _both(
-    first: AbstractContextManager[None], second: AbstractContextManager[None]
-) -> Iterator[None]:
-    with first, second:
-        yield
 
 
 def _entropy_mode(spec: OutputSpec) -> EntropyMode:

@@ -25,6 +25,7 @@ from rlkit.collate import collate
 from rlkit.lora import LoRAConfig, attach, init_adapter
 from rlkit.models.config import Checkpointing, Switch
 from rlkit.models.families import backbone_of, head_of
+from rlkit.models.fused import fuse
 from rlkit.offload import Offload
 from rlkit.policy import Policy
 from rlkit.types import FinishReason, Prompt, Rollout, RolloutBatch, ScoredRollout
@@ -51,6 +52,7 @@ def new_policy(config: PreTrainedConfig, device: torch.device) -> Policy:
         model = auto.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.requires_grad_(False).train(False)
     lora = attach(model, LoRAConfig(rank=16), dtype=torch.bfloat16)
+    fuse(model)
     adapter = init_adapter(lora, seed=0, device=device)
     for name, leaf in adapter.items():
         if "lora_B" in name:

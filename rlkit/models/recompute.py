@@ -1,50 +1,117 @@
-"""Gradient checkpointing: decoder layers keep their inputs and run again in the backward pass."""
+"""Gradient checkpointing: decoder layers keep their inputs and run again in the backward pass.
+
+Of torch.utils.checkpoint's two ways one calls Python for each tensor that a layer would have kept,
+which costs small models more than the card takes to compute; the other loses the gradients of
+tensors that a layer closes over, as it does over LoRA's. Here a layer says what it closes over, the
+first run builds no graph, and nothing but the layer's input is saved.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from rlkit.offload import Offload
+
 Context = Callable[[], AbstractContextManager[object]]
+
+
+class Trained(NamedTuple):
+    """What a layer computes with that takes gradients, beside its input."""
+
+    tensors: tuple[Tensor, ...]
+    again: Callable[[Sequence[Tensor]], AbstractContextManager[None]]
+    """Inside, the layer computes with other tensors of these values, whatever else is active."""
+
+
+class TrainsLayers(Protocol):
+    """Something that knows what trains in a layer."""
+
+    def trained_in(self, layer: str, /) -> Trained:
+        """Of the layer of this name, as of now."""
+        ...
 
 
 @contextmanager
 def recomputed(
-    model: PreTrainedModel, *, again: Context, keeping: Context = nullcontext
+    model: PreTrainedModel,
+    tuning: TrainsLayers,
+    *,
+    again: Context = nullcontext,
+    offload: Offload | None = None,
 ) -> Iterator[None]:
-    """Decoder layers called inside keep their inputs only, in `keeping()`, and run twice.
+    """Decoder layers called inside keep their inputs only, by `offload` if any, and run twice.
 
-    They run the second time in `again()`, made when they run the first time. Set for one forward
-    pass instead of by `gradient_checkpointing_enable`: transformers looks at these attributes in
-    every call, drops the cache of generation where they are set, and wants the whole model, dropout
-    included, in training mode.
+    The second time they run in `again()` and with what `tuning` had them compute with the first
+    time. Not twice differentiable. Set for one forward pass instead of by
+    `gradient_checkpointing_enable`: transformers looks at these attributes in every call, drops the
+    cache of generation where they are set, and wants the whole model, dropout included, in training
+    mode.
     """
 
-    def run(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        with keeping():
-            out: Tensor = checkpoint(
-                layer,
-                *inputs,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=lambda: (nullcontext(), again()),
-            )
-        return out
+    def recomputing(name: str) -> Callable[..., Tensor]:
+        def run(layer: Callable[..., Tensor], states: Tensor, *constants: object) -> Tensor:
+            trained = tuning.trained_in(name)
+            again_by = _Again(lambda x: layer(x, *constants), trained, again, offload)
+            out: Tensor = _Recomputed.apply(again_by, states, *trained.tensors)  # type: ignore[no-untyped-call]
+            return out
 
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    for layer in layers:
+        return run
+
+    named = model.named_modules()
+    layers = {n: m for n, m in named if isinstance(m, GradientCheckpointingLayer)}
+    for name, layer in layers.items():
         layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = run  # type: ignore[assignment]
+        layer._gradient_checkpointing_func = recomputing(name)  # type: ignore[assignment]
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in layers.values():
             layer.gradient_checkpointing = layer.training = False
+
+
+class _Again(NamedTuple):
+    """How a layer runs, both times."""
+
+    layer: Callable[[Tensor], Tensor]
+    trained: Trained
+    context: Context
+    offload: Offload | None
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, again: _Again, states: Tensor, *_tensors: Tensor) -> Tensor:
+        ctx.again = again
+        if again.offload is None:
+            ctx.save_for_backward(states)
+        else:
+            ctx.kept = again.offload.keep(states)
+        return again.layer(states)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        layer, trained, context, offload = ctx.again
+        states = ctx.saved_tensors[0] if offload is None else offload.fetch(ctx.kept)
+        needed = ctx.needs_input_grad[1:]
+        states = states.detach().requires_grad_(needed[0])
+        # A leaf stays itself: it is what the layer finds in its module.
+        tensors = [t if t.is_leaf else t.detach().requires_grad_() for t in trained.tensors]
+        with torch.enable_grad(), context(), trained.again(tensors):
+            # The edge alone: nobody needs the layer's output a second time.
+            end = get_gradient_edge(layer(states))
+        inputs = [states, *tensors]
+        wanted = [tensor for tensor, is_needed in zip(inputs, needed, strict=True) if is_needed]
+        found = iter(torch.autograd.grad(end, wanted, grad, allow_unused=True))
+        return None, *(next(found) if is_needed else None for is_needed in needed)

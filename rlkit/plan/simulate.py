@@ -111,7 +111,7 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
         stack.enter_context(torch.set_grad_enabled(work.with_gradient))
         stack.enter_context(tuning.active(leaves))
         if work.with_gradient and work.checkpointing is not Checkpointing.off:
-            stack.enter_context(recomputed(model, again=lambda: tuning.checkpoint_contexts()[1]))
+            stack.enter_context(recomputed(model, tuning))
         embedded = model.get_input_embeddings()(inputs)
         states = backbone_of(model)(inputs_embeds=embedded, use_cache=False).last_hidden_state
         del embedded
