@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlkit.lora_linear import compute_copies, updated_linear
+from rlkit.lora_linear import compute_copies, unread_linear, updated_linear
 from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
+from rlkit.models.families import last_products
+from rlkit.models.four_bit import is_four_bit, linear
 from rlkit.models.recompute import Trained
 
 PREFIX = "base_model.model."
@@ -47,14 +49,22 @@ class LoRA:
     """The adapted layers of one model and the adapter that they use at the moment."""
 
     def __init__(
-        self, config: LoRAConfig, shapes: Mapping[str, LayerShape], dtype: torch.dtype
+        self,
+        config: LoRAConfig,
+        shapes: Mapping[str, LayerShape],
+        dtype: torch.dtype,
+        *,
+        last_products: Container[str] = (),
     ) -> None:
+        """`last_products`: layers whose results nobody reads where a decoder layer runs again."""
         self.config = config
         self.shapes = dict(shapes)
         """Of each adapted layer, by its name in the model."""
         self.dtype = dtype
         """Compute dtype; gradients flow back to the tensors of the adapter, in their own."""
         self._factors: Factors | None = None
+        self._last_products = last_products
+        self._unread: Container[str] = ()
         self._inside: dict[str, tuple[str, ...]] = {}
 
     @contextmanager
@@ -76,7 +86,8 @@ class LoRA:
 
         def again(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
             pairs = zip(tensors[::2], tensors[1::2], strict=True)
-            return self._using(dict(zip(names, pairs, strict=True)) if factors else None)
+            inside = dict(zip(names, pairs, strict=True)) if factors else None
+            return self._using(inside, unread=self._last_products)
 
         return Trained(tuple(t for name in names for t in factors[name]), again)
 
@@ -112,25 +123,28 @@ class LoRA:
         return add_update
 
     def linear(self, layer: str, module: nn.Linear) -> Callable[[Tensor], Tensor]:
-        """Forward method of `module`, a plain frozen layer, with the active adapter's update."""
+        """Forward method of `module`, frozen, plain or 4-bit, with the active adapter's update."""
         # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
         plain = weakref.proxy(module)
 
         def forward(x: Tensor) -> Tensor:
             if self._factors is None:
-                return F.linear(x, plain.weight, plain.bias)
+                return linear(x, plain.weight, plain.bias)
             a, scaled_b = self._factors[layer]
+            if layer in self._unread:
+                return unread_linear(x, plain.weight, a, scaled_b)
             return updated_linear(x, plain.weight, plain.bias, a, scaled_b)
 
         return forward
 
     @contextmanager
-    def _using(self, factors: Factors | None) -> Iterator[None]:
-        previous, self._factors = self._factors, factors
+    def _using(self, factors: Factors | None, *, unread: Container[str] = ()) -> Iterator[None]:
+        previous = self._factors, self._unread
+        self._factors, self._unread = factors, unread
         try:
             yield
         finally:
-            self._factors = previous
+            self._factors, self._unread = previous
 
     def _factorise(self, adapter: Mapping[str, Tensor]) -> Factors:
         check_adapter(self, adapter)
@@ -174,14 +188,15 @@ def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
     """Hook the target layers of `model` up to a new `LoRA`. Parameter names stay as they are.
 
     A forward method or a hook, not a wrapping module: the model's state dict, its views in vLLM and
-    its export keep their names, and a quantised layer is treated as the black box that it is.
+    its export keep their names; a layer of an unknown kind is treated as a black box.
     Raises ValueError when a target is not a linear layer of the model.
     """
     chosen = target_layers(model, config)
     shapes = {n: LayerShape(m.in_features, m.out_features) for n, m in chosen.items()}
-    lora = LoRA(config, shapes, dtype)
+    lora = LoRA(config, shapes, dtype, last_products=last_products(model))
     for name, module in chosen.items():
-        plain = type(module) is nn.Linear and not module.weight.requires_grad
+        known = type(module) is nn.Linear or is_four_bit(module.weight)
+        plain = known and not module.weight.requires_grad
         if plain and "forward" not in vars(module):
             module.forward = lora.linear(name, module)  # type: ignore[assignment,method-assign]
         else:

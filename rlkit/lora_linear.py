@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from rlkit.models.four_bit import dense, linear
+
 
 def updated_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
@@ -20,6 +22,12 @@ def updated_linear(
     is bitwise that without it.
     """
     out: Tensor = _UpdatedLinear.apply(x, weight, bias, a, scaled_b)  # type: ignore[no-untyped-call]
+    return out
+
+
+def unread_linear(x: Tensor, weight: Tensor, a: Tensor, scaled_b: Tensor) -> Tensor:
+    """`updated_linear` for its gradients alone: the values of the result are undefined."""
+    out: Tensor = _UnreadLinear.apply(x, weight, None, a, scaled_b)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -39,26 +47,41 @@ class _UpdatedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
     ) -> Tensor:
-        out = F.linear(x, weight, bias)
+        out = linear(x, weight, bias)
         inner = F.linear(x, a)
         out.view(-1, out.shape[-1]).addmm_(inner.flatten(0, -2), scaled_b.t())
-        ctx.save_for_backward(x, weight, a, scaled_b, inner)
+        _keep(ctx, x, weight, a, scaled_b, inner)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, scaled_b, inner = ctx.saved_tensors
+        x, a, scaled_b, inner = ctx.saved_tensors
         rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
         inner_grad = rows @ scaled_b
         dx = da = db = None
         if ctx.needs_input_grad[0]:
-            dx = (rows @ weight).addmm_(inner_grad, a).view_as(x)
+            dx = (rows @ dense(ctx.weight)).addmm_(inner_grad, a).view_as(x)
         if ctx.needs_input_grad[3]:
             da = inner_grad.t() @ inputs
         if ctx.needs_input_grad[4]:
             db = rows.t() @ inner.flatten(0, -2)
         return dx, None, None, da, db
+
+
+class _UnreadLinear(_UpdatedLinear):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
+    ) -> Tensor:
+        _keep(ctx, x, weight, a, scaled_b, F.linear(x, a))
+        return x.new_empty((*x.shape[:-1], len(scaled_b)))
+
+
+def _keep(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, scaled_b: Tensor, inner: Tensor) -> None:
+    """The weight, which is frozen, as the object that it is: autograd would keep its codes only."""
+    ctx.weight = weight
+    ctx.save_for_backward(x, a, scaled_b, inner)
 
 
 class _Copies(torch.autograd.Function):

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.lora import LoRA
-from rlkit.models.quantize import dequantised
-from rlkit.models.views import is_four_bit
+from rlkit.models.four_bit import dense
 
 
 @torch.no_grad()
@@ -26,12 +25,8 @@ def merged_weights(
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        weight: Tensor = parameter
+        weight = dense(parameter)
         layer, _, leaf = name.rpartition(".")
-        if is_four_bit(parameter):
-            module = model.get_submodule(layer)
-            assert isinstance(module, nn.Linear)
-            weight = dequantised(module)
         if leaf == "weight" and layer in lora.shapes:
             a, b = (adapter[lora.key(layer, factor)].float() for factor in "AB")
             weight = weight.float() + lora.config.scale * (b @ a)

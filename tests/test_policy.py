@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import grouped_batch, make_batch, oracle_logps, random_ids, tiny_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from rlkit.lora import LoRA, LoRAConfig, attach, init_adapter
+from rlkit.models.attention import packed_attention
 from rlkit.models.config import Checkpointing, Switch
-from rlkit.models.families import FAMILIES, head_of
+from rlkit.models.families import FAMILIES, backbone_of, head_of
+from rlkit.models.hidden import completion_states, prepare
 from rlkit.policy import VALUE_BIAS, VALUE_WEIGHT, Policy, init_critic
 from rlkit.types import FullKL, KLDirection, OutputSpec, RolloutBatch
 
@@ -156,10 +161,11 @@ def test_a_new_adapter_scores_bitwise_like_the_reference(way: Switch, dtype: tor
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointing_recomputes_with_the_adapter_of_the_forward_pass(
-    family: str, way: Switch
+    family: str, way: Switch, nan_in_new_memory: None
 ) -> None:
+    """Bitwise, and without reading what the second run leaves out."""
     plain = make_policy(tiny_model(family), shared_prefix=way)
     recomputing = replace(plain, gradient_checkpointing=Checkpointing.on)
     batch = three_groups()
@@ -182,6 +188,51 @@ def test_checkpointing_recomputes_with_the_adapter_of_the_forward_pass(
         assert b.abs().max() > 0
         assert torch.equal(a, b)
     assert not any(m.training for m in plain.model.modules())
+
+
+@pytest.fixture
+def nan_in_new_memory() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class Multiplications(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts those of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__.removesuffix("_")
+        if name in ("mm", "addmm"):
+            left, right = args[-2:]
+            self.count += left.shape[0] * left.shape[1] * right.shape[1]
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_second_run_leaves_out_the_product_that_nobody_reads() -> None:
+    """A layer's last one, W x + s B (A x): all but A x."""
+    plain = make_policy(tiny_model("qwen2"))
+    counts = {}
+    for way in (Checkpointing.off, Checkpointing.on):
+        policy = replace(plain, gradient_checkpointing=way)
+        out = policy.forward(three_groups(), adapter=policy.adapter, temperature=1.0)
+        with Multiplications() as products:
+            torch.autograd.backward(out.logps.sum())
+        counts[way] = products.count
+    config = plain.model.config
+    scoring = prepare(config, three_groups(), dtype=torch.float64, share=True)
+    active = plain.tuning.active(plain.adapter)
+    with Multiplications() as forward, torch.no_grad(), packed_attention(config), active:
+        completion_states(backbone_of(plain.model), scoring)
+    a_token = config.hidden_size * (config.intermediate_size + 4) * config.num_hidden_layers
+    left_out = scoring.row.ids.numel() * a_token
+    again = counts[Checkpointing.on] - counts[Checkpointing.off]
+    assert 0 < again == forward.count - left_out
 
 
 def test_checkpointing_really_recomputes() -> None:

@@ -18,6 +18,7 @@ from transformers import (
 
 from rlkit.models.config import AttentionImpl, Checkpointing, DType, ModelConfig, QuantConfig
 from rlkit.models.convert import Say, first_line
+from rlkit.models.four_bit import is_four_bit
 from rlkit.models.quantize import (
     is_nf4,
     quantisable,
@@ -29,7 +30,7 @@ from rlkit.models.quantize import (
 from rlkit.models.quiet import no_progress_bars
 from rlkit.models.source import architecture_of, load_options, locate, readable
 from rlkit.models.templates import choose_template
-from rlkit.models.views import is_four_bit, model_on_views, shared_bytes
+from rlkit.models.views import model_on_views, shared_bytes
 
 _TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
 RECOMPUTES_FROM = 1_000_000_000

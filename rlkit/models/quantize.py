@@ -171,15 +171,6 @@ def settle(model: nn.Module, dtype: torch.dtype) -> int:
     return len(layers)
 
 
-def dequantised(layer: nn.Linear) -> Tensor:
-    """The weight (out, in) that a 4-bit layer computes with, in the dtype it was made from."""
-    import bitsandbytes.functional as bnb
-
-    weight: Any = layer.weight
-    values: Tensor = bnb.dequantize_4bit(weight.data, weight.quant_state)
-    return values
-
-
 def nf4_bytes(num_weights: int, *, double_quant: bool) -> int:
     """Bytes of an NF4 layer of `num_weights`: codes, scales of the blocks, and tables.
 

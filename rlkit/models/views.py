@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from rlkit.models.four_bit import is_four_bit
 from rlkit.models.quantize import settle, tensors_of
 
 
@@ -86,11 +87,6 @@ def _checked(
         f"generator.weights=shared needs {name} of shape {wanted[0]} in {dtype} on {device.type}, "
         f"got {got}"
     )
-
-
-def is_four_bit(view: Tensor) -> bool:
-    """Whether `view` is bitsandbytes' `Params4bit` rather than a weight in 16 or 32 bits."""
-    return hasattr(view, "quant_state")
 
 
 def _four_bit_layer(linear: nn.Module, weight: Tensor) -> nn.Module:

@@ -11,7 +11,7 @@ Nothing is allocated and nothing is computed: a 70B model takes as long as a sma
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -151,7 +151,7 @@ def _meta_model(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int
     model.requires_grad_(False).train(False)
     if work.in_nf4:
         for layer in quantisable(model).values():
-            layer.forward = _dequantising(layer)  # type: ignore[method-assign]
+            layer.weight = _InFourBits(layer.weight, requires_grad=False)
     if work.ragged:
         fuse(model)
     return model
@@ -162,14 +162,21 @@ def _apply(function: Any, *inputs: Tensor) -> Tensor:
     return out
 
 
-def _dequantising(layer: nn.Linear) -> Any:
-    """`layer.forward` as bitsandbytes does it: a 16-bit weight for the time of the product."""
+class _InFourBits(nn.Parameter):
+    """A weight of which every product makes a 16-bit copy, for the time that it takes."""
 
-    def forward(x: Tensor) -> Tensor:
-        out = _apply(_Dequantised, x, layer.weight)
-        return out if layer.bias is None else out + layer.bias
-
-    return forward
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is F.linear:
+                x, weight, *bias = args
+                out = _apply(_Dequantised, x, weight)
+                return out + bias[0] if bias and bias[0] is not None else out
+            if func is Tensor.__matmul__:
+                return args[0] @ torch.empty_like(args[1])
+            return func(*args, **(kwargs or {}))
 
 
 class _Dequantised(torch.autograd.Function):

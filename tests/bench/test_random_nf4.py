@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlkit.bench.memory import tiny
 from rlkit.bench.random_nf4 import write_nf4_folder
-from rlkit.models.quantize import dequantised, quantisable, settle, tensors_of
+from rlkit.models.four_bit import dense
+from rlkit.models.quantize import quantisable, settle, tensors_of
 from rlkit.plan.headline import ROWS
 
 
@@ -29,7 +30,7 @@ def test_a_folder_is_the_model_of_its_row(row: object, tmp_path: Path) -> None:
     assert settle(model, torch.bfloat16) == len(layers) > 0
     assert sum(t.nbytes for t in tensors_of(model)) == headline.work().weight_bytes
     for layer in layers.values():
-        weight = dequantised(layer).float()
+        weight = dense(layer.weight).float()
         assert weight.abs().max() == pytest.approx(0.05, rel=1e-2)
         assert weight.std() > 0.02  # every code occurs: NF4 of uniform codes is 0.026 wide
     with torch.no_grad():

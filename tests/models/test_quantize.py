@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from rlkit.lora import LoRAConfig
 from rlkit.models import DType, ModelConfig, QuantConfig, QuantKind
+from rlkit.models.config import Checkpointing
+from rlkit.models.four_bit import dense
 from rlkit.models.load import BaseModel, load_model
 from rlkit.models.quantize import (
-    dequantised,
     kept_layers,
     meta_model,
     nf4_bytes,
@@ -57,7 +59,7 @@ def test_values_are_the_nearest_levels_of_the_paper(folder: Path) -> None:
     scales = blocks.abs().amax(1, keepdim=True)
     nearest = (blocks / scales)[..., None].sub(LEVELS).abs().argmin(-1)
     expected = (LEVELS[nearest] * scales).view_as(plain)
-    found = dequantised(layer(quantised, "model.layers.0.mlp.up_proj"))
+    found = dense(layer(quantised, "model.layers.0.mlp.up_proj").weight)
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
 
 
@@ -98,7 +100,7 @@ def test_adapter_gradients_are_those_of_the_dequantised_weights(
     exact, plain = load(folder, QuantConfig()), load(folder, QuantConfig(), dtype=dtype)
     for model in (exact.model, plain.model):
         for name, module in quantisable(model).items():
-            module.weight.data = dequantised(layer(base.model, name)).to(module.weight.dtype)
+            module.weight.data = dense(layer(base.model, name).weight).to(module.weight.dtype)
     truth, expected = _gradients(exact, seed=7)
     errors = {}
     for kind, found in (("nf4", base), ("plain", plain)):
@@ -109,6 +111,23 @@ def test_adapter_gradients_are_those_of_the_dequantised_weights(
         errors[kind] = float(torch.stack(norms).square().mean().sqrt())
     assert errors["nf4"] <= tolerance
     assert dtype is DType.fp32 or errors["nf4"] <= 1.3 * errors["plain"]
+
+
+def test_zero_b_is_bitwise_the_base_model_and_checkpointing_that_without(folder: Path) -> None:
+    policy = new_policy(load(folder), ModelConfig(lora=LoRAConfig(rank=4)), seed=0)
+    batch = make_batch([random_ids(5, seed=2), random_ids(8, seed=3)], [[5, 6, 7], [9, 4]])
+    out = policy.forward(batch, adapter=policy.adapter, temperature=1.0)
+    with torch.no_grad():
+        reference = policy.forward(batch, adapter=None, temperature=1.0)
+    assert torch.equal(out.logps, reference.logps)
+    for leaf in policy.adapter.values():
+        leaf.data.normal_(std=0.1, generator=torch.Generator().manual_seed(leaf.numel()))
+    leaves, found = list(policy.adapter.values()), []
+    for way in (Checkpointing.off, Checkpointing.on):
+        one = replace(policy, gradient_checkpointing=way)
+        out = one.forward(batch, adapter=one.adapter, temperature=1.0)
+        found.append(torch.autograd.grad(out.logps.sum(), leaves))
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(*found, strict=True))
 
 
 def test_fused_layers_are_kept_together(folder: Path) -> None:

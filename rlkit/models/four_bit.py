@@ -1,0 +1,34 @@
+"""Weights in 4 bits: bitsandbytes' `Params4bit`, codes with a quantisation state.
+
+bitsandbytes is imported where such a weight is used: other models do without it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def is_four_bit(weight: Tensor) -> bool:
+    """Whether `weight` is bitsandbytes' `Params4bit` rather than numbers in 16 or 32 bits."""
+    return hasattr(weight, "quant_state")
+
+
+def dense(weight: Tensor) -> Tensor:
+    """The weight (out, in) that a layer computes with, in the dtype it was quantised from."""
+    if not is_four_bit(weight):
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    values: Tensor = dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
+    return values
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + bias."""
+    if not is_four_bit(weight):
+        return F.linear(x, weight, bias)
+    from bitsandbytes import matmul_4bit  # type: ignore[attr-defined,unused-ignore]
+
+    out: Tensor = matmul_4bit(x, weight, bias=bias, quant_state=weight.quant_state)  # type: ignore[attr-defined]
+    return out
