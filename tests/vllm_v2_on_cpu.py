@@ -58,6 +58,20 @@ def accept_triton() -> None:
     triton.backends.backends["cpu"] = cpu
 
 
+def schedule_ahead() -> None:
+    """vLLM launches a step before it has seen the tokens of the last one, as on CUDA."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config
+
+    def check_and_update_config(vllm_config: Any) -> None:
+        check(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    platform: Any = CpuPlatform
+    platform.check_and_update_config = staticmethod(check_and_update_config)
+
+
 class EagerGraphs:
     """Stands where vLLM's CUDA graphs do: runs the model on the metadata prepared last."""
 
@@ -106,6 +120,7 @@ class EagerGraphs:
 def main(folder: str) -> None:
     """Sample every case twice, then interrupt a burst."""
     accept_triton()
+    schedule_ahead()
     spec = EngineSpec(
         location=folder,
         revision=None,

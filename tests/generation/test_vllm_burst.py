@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,12 @@ import torch
 
 from rlkit.bench.random_model import write_random_model
 from rlkit.generation import VLLMGeneratorConfig
-from rlkit.generation.vllm.burst import _end, find_decoder
-from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, is_installed
+from rlkit.generation.vllm import generator
+from rlkit.generation.vllm.burst import Piece, _end, find_decoder
+from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, Weights, is_installed
 from rlkit.generation.vllm.life import capture_sizes
 from rlkit.generation.vllm.loop import describe
+from rlkit.types import Prompt, SamplingConfig
 
 TESTS = Path(__file__).parents[1]
 
@@ -27,12 +30,16 @@ TESTS = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What tests/vllm_v2_on_cpu.py samples: 6 completions of up to 37 tokens, 4 at once."""
+    return json.loads(_output("vllm_v2_on_cpu.py", tmp_path_factory.mktemp("burst")))
+
+
+def _output(script: str, folder: Path, *arguments: str) -> str:
+    """The last line of what a script of tests/ prints about a random model in `folder`."""
     if not is_installed() or torch.cuda.is_available():
         pytest.skip("needs vLLM for CPUs; GPUs have test_vllm_gpu.py")
-    folder = tmp_path_factory.mktemp("burst") / "tiny"
-    write_random_model(folder, "tiny", dtype=torch.float32)
+    write_random_model(folder / "tiny", "tiny", dtype=torch.float32)
     done = subprocess.run(
-        [sys.executable, str(TESTS / "vllm_v2_on_cpu.py"), str(folder)],
+        [sys.executable, str(TESTS / script), str(folder / "tiny"), *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)},
         capture_output=True,
         text=True,
@@ -40,7 +47,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
 @pytest.mark.nightly
@@ -62,6 +69,45 @@ def test_an_interrupted_burst_leaves_the_engine_ready(found: Any) -> None:
     for a, b in zip(found["length scheduler"], found["after"], strict=True):
         assert a["ids"] == b["ids"]
     assert found["lost blocks"] == 0
+
+
+@pytest.mark.nightly
+def test_random_schedules_sample_what_seeds_and_positions_say(tmp_path: Path) -> None:
+    """Hundreds of calls over a made-up model: stops, joins, preemptions, interrupts."""
+    assert _output("vllm_schedules_on_cpu.py", tmp_path, "400").startswith("400 calls, ")
+
+
+def test_no_two_generators_name_a_request_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that vLLM launched ahead may still be on its way when the next call begins: by a name
+    it knows, its token would go to the wrong completion.
+    """
+    named: list[str] = []
+
+    def through_core(_: Any, requests: dict[str, Any], *__: Any) -> Iterator[list[Piece]]:
+        named.extend(requests)
+        yield [Piece(name, [1], [-1.0], "length") for name in requests]
+
+    monkeypatch.setattr(generator, "through_core", through_core)
+    monkeypatch.setattr(generator.VLLMGenerator, "_sampling_params", lambda *_: None)
+    engine: Any = SimpleNamespace(
+        **{"llm": object(), "max_model_len": 8, "start_log": "", "decoder": None, "asleep": ()},
+        **{"weights": Weights.shared, "release_kv_cache": False},
+    )
+    for _ in range(2):
+        sampler = generator.VLLMGenerator(
+            engine,
+            SimpleNamespace(request=None),
+            stop_token_ids=frozenset(),
+            config=VLLMGeneratorConfig(),
+        )
+        for _ in range(2):
+            sampler.generate(
+                [Prompt(index=0, ids=(1, 2), text="")],
+                num_samples=3,
+                sampling=SamplingConfig(max_completion_length=1),
+                seeds=[[1, 2, 3]],
+            )
+    assert len(set(named)) == len(named) == 12
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.lora import Injector
 
 _log = logging.getLogger(__name__)
+_call_numbers = itertools.count(1)
+"""Of all generators. vLLM schedules a step ahead: that of a completion that met a stop token comes
+back while the next call runs, and vLLM would give its token to a request of the same id."""
 
 
 class VLLMGenerator:
@@ -58,7 +62,6 @@ class VLLMGenerator:
         self._config = config
         self._progress = progress
         self._version = 0
-        self._num_calls = 0
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Copy `tensors` into vLLM's buffers and tag the rollouts with `version`."""
@@ -100,8 +103,8 @@ class VLLMGenerator:
         return rollouts
 
     def _sample(self, rows: Sequence[Row], sampling: SamplingConfig) -> None:
-        self._num_calls += 1
-        by_id = {f"{self._num_calls}-{number}": row for number, row in enumerate(rows)}
+        call = next(_call_numbers)
+        by_id = {f"{call}-{number}": row for number, row in enumerate(rows)}
         requests = {
             request_id: (list(row.prompt.ids), self._sampling_params(sampling, row.seed))
             for request_id, row in by_id.items()
