@@ -248,7 +248,12 @@ def test_a_sleeping_cache_leaves_the_trainer_its_weights(cuda: Cuda, record_prop
     assert torch.cuda.memory_reserved() >= held + 2**30  # PyTorch keeps it: in vLLM's way
     wake(cuda.engine)
     assert torch.cuda.memory_reserved() < held + 2**28
-    assert sample(cuda.llm, request) == before
+    after = sample(cuda.llm, request)
+    if cuda.products is Products.dense:
+        assert after == before
+    # Punica adds in any order: other roundings, other tokens. Of those that it drew, the trainer's
+    # logps must be as near as 8-bit keys allow; NaN or a wrong weight would be far off.
+    assert mean_difference(after[1], cuda.score(tensors, after[0])) < limit_of(cuda)
     assert injector.differences(tensors) == []
     assert not injector.load(tensors, 1).rebound
 
