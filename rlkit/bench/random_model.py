@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-)
+
+if TYPE_CHECKING:  # else where it is needed: Unsloth wants to be imported before it
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-1.5b": {
@@ -63,6 +60,8 @@ _EOS = 256
 
 def write_random_model(folder: Path, shape: str, *, dtype: torch.dtype) -> PreTrainedConfig:
     """Write config, byte tokenizer and normal weights (standard deviation 0.02) to `folder`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     folder.mkdir(parents=True, exist_ok=True)
     values = {**SHAPES[shape], "eos_token_id": _EOS, "pad_token_id": _EOS, "bos_token_id": None}
     name = str(dtype).removeprefix("torch.")
@@ -86,6 +85,8 @@ def write_random_model(folder: Path, shape: str, *, dtype: torch.dtype) -> PreTr
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Every byte is a token; `<end>` ends a text."""
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,27 +1,36 @@
-"""One training step of rlkit and of TRL on the same work, with where its time goes.
+"""One training step of rlkit, TRL and Unsloth on the same work, with where its time goes.
 
-    python -m rlkit.bench.step [--shape qwen2.5-1.5b] [--sides rlkit,trl,trl_whole] [--out FILE]
+    python -m rlkit.bench.step [--shape qwen2.5-1.5b] [--sides rlkit,trl,unsloth] [--out FILE]
 
 GRPO with LoRA on all linear layers of a random model of the shape, vLLM in the process, prompts of
 128 tokens, completions of exactly as many tokens, the reference policy's KL in the loss, importance
-weights against the sampler. Each side has a process of its own; they import together and take turns
-with the device. Prints medians over the measured steps and writes JSON. `--tiny` runs a small
-shape, on a CPU as well; `--set` adds options to rlkit's command line.
+weights against the sampler. Each side has a process of its own; they import together (but for
+Unsloth, whose import starts CUDA) and take turns with the device. Prints medians over the measured
+steps and writes JSON. `--tiny` runs a small shape, on a CPU as well (without Unsloth); `--set` adds
+options to rlkit's command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from rlkit.bench.random_model import SHAPES, write_random_model
 from rlkit.bench.side import Result, Side, hand_over, memory_folder, wait_for_turn, write_report
-from rlkit.bench.step_sides import SIDES, Work, medians, write_prompts
+from rlkit.bench.step_sides import Work, medians, rlkit_side, write_prompts
+from rlkit.bench.step_trl import trl_side, trl_whole_side, unsloth_side
 
 _MODULE = "rlkit.bench.step"
+SIDES: dict[str, Callable[[Work], dict[str, object]]] = {
+    "rlkit": rlkit_side,
+    "trl": trl_side,
+    "trl_whole": trl_whole_side,
+    "unsloth": unsloth_side,
+}
 _COUNTS = {
     "prompts": 8, "samples": 8, "new_tokens": 512, "warmup": 2, "steps": 5, "trl_rows": 8,
 }  # fmt: skip
@@ -68,15 +77,24 @@ def table(results: dict[str, Result]) -> str:
 
 
 def _child(options: argparse.Namespace) -> int:
-    if options.child == "rlkit":
-        import rlkit.assemble  # noqa: F401  # imported while another side has the device
+    if options.child == "unsloth":
+        wait_for_turn()
+        import unsloth  # noqa: F401  # before transformers and trl, and it starts CUDA
     else:
-        import trl  # noqa: F401
-    if torch.cuda.is_available() or options.child == "rlkit":
-        import vllm  # noqa: F401
-    wait_for_turn()
+        _import_ahead(options.child)
+        wait_for_turn()
     hand_over(SIDES[options.child](_work(Path(options.folder), options)))
     return 0
+
+
+def _import_ahead(side: str) -> None:
+    """What takes long and leaves the device alone, while another side has it."""
+    if side == "rlkit":
+        import rlkit.assemble  # noqa: F401
+    else:
+        import trl  # noqa: F401
+    if torch.cuda.is_available() or side == "rlkit":
+        import vllm  # noqa: F401
 
 
 def _start(side: str, folder: Path, options: argparse.Namespace) -> Side:
@@ -87,6 +105,8 @@ def _start(side: str, folder: Path, options: argparse.Namespace) -> Side:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "HF_HUB_OFFLINE": "1",
+        "UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth_compiled_cache"),
+        "UNSLOTH_DISABLE_STATISTICS": "1",
     }
     return Side(side, _MODULE, arguments, log=folder / f"{side}.log", environment=environment)
 

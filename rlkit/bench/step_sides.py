@@ -1,23 +1,14 @@
-"""The sides of `rlkit.bench.step`, each run in a process of its own; results are plain dicts.
-
-rlkit     `rlkit generator=vllm`: its own command, whose metrics.jsonl says where the time went
-trl       TRL's GRPOTrainer with colocated vLLM, micro-batches of `Work.trl_rows` rows
-trl_whole the same with all rows in one micro-batch
-"""
+"""What the sides of `rlkit.bench.step` do, and rlkit's: `rlkit generator=vllm`, its own command,
+whose metrics.jsonl says where the time went. Results are plain dicts."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 PROMPT_TOKENS = 128
 RANK = 16
@@ -27,7 +18,7 @@ LEARNING_RATE = 1e-4
 
 
 class Work(NamedTuple):
-    """What both sides do."""
+    """What all sides do."""
 
     folder: Path
     """The model, `prompts.jsonl` and whatever a side writes."""
@@ -38,7 +29,7 @@ class Work(NamedTuple):
     steps: int
     """Measured ones, after the warm-up."""
     trl_rows: int
-    """Rows of TRL's micro-batch; gradients are accumulated over the rest."""
+    """Rows of TRL's and Unsloth's micro-batch; gradients are accumulated over the rest."""
     overrides: tuple[str, ...] = ()
     """Further options of rlkit's command line."""
 
@@ -115,7 +106,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
         raise RuntimeError(f"rlkit ended with {code}")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     measured = lines[-work.steps :]
-    _check_tokens([m["completions/mean_length"] for m in measured], work)
+    check_tokens([m["completions/mean_length"] for m in measured], work)
     plan = json.loads((run_dir / "memory_plan.json").read_text())
     return {
         "seconds": wall_seconds(lines, work.steps),
@@ -139,155 +130,10 @@ def wall_seconds(lines: Sequence[Mapping[str, float]], steps: int) -> dict[str, 
     return seconds
 
 
-def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
-    """`GRPOTrainer`; its phases are timed around its own methods, after waiting for the device."""
-    from transformers import TrainerCallback
-
-    from rlkit.trainer import memory_metrics
-
-    clock = Clock()
-    metrics: list[Mapping[str, float]] = []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    class Watch(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock.next()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.next()
-            metrics.append(memory_metrics(device))
-            print(f"step {len(metrics)}: {clock.steps[-1]['step']:.2f} s", flush=True)
-
-    micro = rows or work.trl_rows
-    trainer = _trl_trainer(work, micro, Watch())
-    print("the trainer is there", flush=True)
-    trainer._generate_and_score_completions = clock.timed(
-        "score", trainer._generate_and_score_completions
-    )
-    trainer._generate = clock.timed("generate", trainer._generate)
-    engine = trainer.vllm_generation
-    engine.sync_weights = clock.timed("sync", engine.sync_weights)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    trainer.train()
-    logged = [line for line in trainer.state.log_history if "completions/mean_length" in line]
-    _check_tokens([line["completions/mean_length"] for line in logged], work)
-    measured = clock.steps[-work.steps :]
-    return {
-        "seconds": {key: [step[key] for step in measured] for key in _TRL_PHASES},
-        "device_peak_bytes": max(m.get("memory/device_peak_bytes", 0.0) for m in metrics),
-        "allocator_peak_bytes": max(m.get("memory/cuda_peak_bytes", 0.0) for m in metrics),
-        "rows_per_microbatch": micro,
-        "kl": logged[-1].get("kl"),
-    }
-
-
-def _trl_trainer(work: Work, micro: int, watch: Any) -> Any:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
-
-    from rlkit.bench.step_reward import noise
-
-    on_cuda = torch.cuda.is_available()
-    prompts = (work.folder / "prompts.jsonl").read_text()
-    arguments = GRPOConfig(
-        output_dir=str(work.folder / f"trl-{micro}"),
-        max_steps=work.total_steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=work.rows // micro,
-        num_generations=work.num_samples,
-        max_completion_length=work.new_tokens,
-        beta=BETA,
-        loss_type="grpo",
-        learning_rate=LEARNING_RATE,
-        bf16=on_cuda,
-        use_cpu=not on_cuda,
-        use_vllm=True,
-        vllm_mode="colocate",
-        vllm_gpu_memory_utilization=0.3,
-        vllm_max_model_length=PROMPT_TOKENS + work.new_tokens,
-        generation_kwargs={"ignore_eos": True},
-        model_init_kwargs={"dtype": "bfloat16" if on_cuda else "float32"},
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-    return GRPOTrainer(
-        model=str(work.folder),
-        reward_funcs=lambda completions, **_: [noise(text) for text in completions],
-        args=arguments,
-        train_dataset=Dataset.from_list([json.loads(line) for line in prompts.splitlines()]),
-        processing_class=AutoTokenizer.from_pretrained(work.folder, padding_side="left"),
-        callbacks=[watch],
-        peft_config=LoraConfig(
-            r=RANK, lora_alpha=int(ALPHA), target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-    )
-
-
-_TRL_PHASES = ("generate", "score", "update", "sync", "step")
-
-
-class Clock:
-    """Seconds of each phase of each step; a phase inside another is not counted in it."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-        self._start = 0.0
-        self._spent: dict[str, float] = defaultdict(float)
-        self._inside: list[float] = []
-
-    def next(self) -> None:
-        """A step ends; what no phase explains is its update."""
-        now = self._now()
-        if self._start:
-            total = now - self._start
-            rest = total - sum(self._spent.values())
-            self.steps.append({**self._spent, "update": rest, "step": total})
-        self._start, self._spent = now, defaultdict(float)
-
-    def timed(self, phase: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        """`method`, booked on `phase`."""
-
-        def run(*arguments: Any, **options: Any) -> Any:
-            with self._phase(phase):
-                return method(*arguments, **options)
-
-        return run
-
-    @contextmanager
-    def _phase(self, phase: str) -> Iterator[None]:
-        start = self._now()
-        self._inside.append(0.0)
-        yield
-        seconds = self._now() - start
-        self._spent[phase] += seconds - self._inside.pop()
-        if self._inside:
-            self._inside[-1] += seconds
-
-    def _now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
-def _check_tokens(lengths: list[float], work: Work) -> None:
+def check_tokens(lengths: list[float], work: Work) -> None:
+    """Raise where a mean length is not that of all completions."""
     if set(lengths) != {float(work.new_tokens)}:
         raise RuntimeError(f"every completion must have {work.new_tokens} tokens, got {lengths}")
-
-
-def _trl_whole(work: Work) -> dict[str, object]:
-    return trl_side(work, rows=work.rows)
-
-
-SIDES: dict[str, Callable[[Work], dict[str, object]]] = {
-    "rlkit": rlkit_side,
-    "trl": trl_side,
-    "trl_whole": _trl_whole,
-}
 
 
 def medians(result: Mapping[str, Any]) -> dict[str, float]:

@@ -11,7 +11,8 @@ import pytest
 from rlkit.bench.random_model import byte_tokenizer
 from rlkit.bench.step import table
 from rlkit.bench.step_reward import noise, score
-from rlkit.bench.step_sides import PROMPT_TOKENS, Clock, Work, wall_seconds, write_prompts
+from rlkit.bench.step_sides import PROMPT_TOKENS, Work, wall_seconds, write_prompts
+from rlkit.bench.step_trl import Clock
 from rlkit.types import Completion, FinishReason, Prompt
 
 
