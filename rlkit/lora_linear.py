@@ -61,7 +61,7 @@ class _UpdatedLinear(torch.autograd.Function):
         inner_grad = rows @ scaled_b
         dx = da = db = None
         if ctx.needs_input_grad[0]:
-            dx = (rows @ dense(ctx.weight)).addmm_(inner_grad, a).view_as(x)
+            dx = (rows @ dense(ctx.weight).to(rows.dtype)).addmm_(inner_grad, a).view_as(x)
         if ctx.needs_input_grad[3]:
             da = inner_grad.t() @ inputs
         if ctx.needs_input_grad[4]:

@@ -187,6 +187,22 @@ def test_a_quantised_folder_loads_as_it_is(folder: Path, tmp_path: Path) -> None
     assert torch.equal(theirs(input_ids=IDS).logits, expected)
 
 
+def test_gradients_in_another_dtype_than_the_folder_was_made_in(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Up to bfloat16's rounding: bitsandbytes' backward pass rounds the weights to their dtype."""
+    made = load(folder, dtype=DType.bf16)
+    made.model.save_pretrained(tmp_path / "nf4")
+    made.tokenizer.save_pretrained(tmp_path / "nf4")
+    wide, exact = load(tmp_path / "nf4", dtype=DType.fp32), load(folder, QuantConfig())
+    theirs = dict(wide.model.named_parameters())
+    for name, weight in exact.model.named_parameters():
+        weight.data = dense(theirs[name]).float()
+    (_, expected), (_, grads) = _gradients(exact, seed=7), _gradients(wide, seed=7)
+    for name, grad in grads.items():
+        assert (grad - expected[name]).norm() < 0.02 * expected[name].norm()
+
+
 def test_refusals(folder: Path) -> None:
     with pytest.raises(
         ValueError, match=r"memory\.quant\.skip must name linear layers.*got w_proj"
