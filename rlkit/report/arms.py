@@ -108,11 +108,17 @@ def pick_baseline(arms: Sequence[Arm], wanted: str | None) -> str:
 
 def _choices(job: Job) -> dict[str, str]:
     pairs = (text.lstrip("+~").partition("=") for text in job.overrides)
-    return {key: value for key, _, value in pairs if is_setting(key)}
+    return {key: value for key, _, value in pairs if is_setting(key) and not _idle(key, job)}
 
 
 def _leaves(job: Job) -> dict[str, str]:
-    return {key: str(value) for key, value in job.config.items() if is_setting(key)}
+    leaves = ((key, str(value)) for key, value in job.config.items() if is_setting(key))
+    return {key: value for key, value in leaves if not _idle(key, job)}
+
+
+def _idle(key: str, job: Job) -> bool:
+    """Whether a leaf does nothing in this job: what describes an adapter that there is none of."""
+    return key.startswith("model.lora.") and job.config.get("model.tuning") == "full"
 
 
 def _varying(choices: Sequence[Mapping[str, str]]) -> list[str]:

@@ -214,6 +214,27 @@ def test_a_seed_that_became_nan_is_left_out_and_said_so(tmp_path: Path) -> None:
     assert row.final is not None and row.final.mean == pytest.approx(0.9)
 
 
+def test_the_rank_of_no_adapter_is_no_part_of_a_name(tmp_path: Path) -> None:
+    """A sweep over ranks and `model.tuning=full` needs some rank there; it does nothing."""
+    names = ["model.lora.rank=1", "model.tuning=full,model.lora.rank=16"]
+    jobs = []
+    for index, name in enumerate(names):
+        jobs.append((f"{index:012x}", [*name.split(","), "seed=0"]))
+        tuning = {"tuning": "full" if index else "lora", "lora": {"rank": 16 if index else 1}}
+        run = tmp_path / "s/jobs" / jobs[-1][0]
+        write_run(run, seed=0, final=0.9, options={"model": tuning})
+    write_sweep(tmp_path / "s", jobs)
+    (tmp_path / "s/sweep.json").rename(tmp_path / "sweep.json")
+    plain = analyse(load_study([tmp_path / "s"]))
+    (tmp_path / "sweep.json").rename(tmp_path / "s/sweep.json")
+    asked = analyse(load_study([tmp_path / "s"]))
+    assert [row.arm.variant for row in asked.rows] == ["model.lora.rank=1", "model.tuning=full"]
+    assert [row.arm.variant for row in plain.rows] == [
+        "model.lora.rank=1, model.tuning=lora",
+        "model.tuning=full",
+    ]
+
+
 def grid_of(folder: Path, axes: list[list[str]]) -> Results:
     """A sweep of one seed over `axes`; KL counts the jobs from 1."""
     jobs = []
