@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from rlkit.report import charts, svg, text
 from rlkit.report.arms import Arm
 from rlkit.report.cost import PHASES, costs
+from rlkit.report.curves import AXIS_OF
 from rlkit.report.differences import differences
 from rlkit.report.environment import environment
 from rlkit.report.export import export_tables
@@ -120,6 +121,7 @@ def build_page(results: Results, *, command: str = "") -> str:
         legend=_legend(arms),
         tables=result_tables(results),
         main_curves=main,
+        first_axis=AXIS_OF[results.at].value,
         more_curves=more,
         frontiers=frontiers(results),
         costs=costs(arms),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rlkit.report.arms import Arm
 from rlkit.report.job import Job
-from rlkit.report.measure import SUCCESS, eval_value
+from rlkit.report.measure import SUCCESS, At, eval_value
 from rlkit.stats import MIN_SEEDS, mean_band
 
 Floats = NDArray[np.float64]
@@ -27,6 +27,8 @@ class Axis(StrEnum):
     seconds = "seconds"
 
 
+AXIS_OF = {At.end: Axis.steps, At.samples: Axis.samples, At.seconds: Axis.seconds}
+"""What curves are shown over at first: the budget at which the variants are compared."""
 AXIS_LABELS = {
     Axis.steps: "training steps",
     Axis.samples: "completions sampled",

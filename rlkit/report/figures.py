@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.report.curves import AXIS_LABELS, Axis, curve, num_evals
+from rlkit.report.curves import AXIS_LABELS, AXIS_OF, curve, num_evals
 from rlkit.report.results import Results
 from rlkit.report.rows import Row
 from rlkit.tracking.files import write_atomic
@@ -47,11 +47,11 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
 
 def _curves(results: Results) -> Any | None:
     arms = [row.arm for row in results.rows]
-    metric, label = "reward", "training reward"
+    metric, label, over = "reward", "training reward", AXIS_OF[results.at]
     if num_evals(arms) >= 3:
         metric, label = results.evaluated
     panels = {
-        panel: [c for row in rows if (c := curve(row.arm, metric, Axis.steps)) is not None]
+        panel: [c for row in rows if (c := curve(row.arm, metric, over)) is not None]
         for panel, rows in results.panels.items()
     }
     if not any(panels.values()):
@@ -66,7 +66,7 @@ def _curves(results: Results) -> Any | None:
                 axis.fill_between(c.x, c.low, c.high, color=_colour(style), alpha=0.15, linewidth=0)
             axis.plot(c.x, c.mean, label=c.arm.variant, **_line(style, max(1, len(c.x) // 5)))
         axis.set_title(panel, fontsize=9, parse_math=False)
-        axis.set_xlabel(AXIS_LABELS[Axis.steps])
+        axis.set_xlabel(AXIS_LABELS[over])
     _legend(figure, axes)
     return figure
 
@@ -154,7 +154,9 @@ def _legend(figure: Any, axes: Sequence[Any]) -> None:
             found.setdefault(label, handle)
     if len(found) > 1:
         longest = max(map(len, found))
-        columns = max(1, int(figure.get_figwidth() / (0.6 + _LETTER_INCH * longest)))
+        entry_inch = 0.6 + _LETTER_INCH * longest
+        figure.set_figwidth(max(figure.get_figwidth(), entry_inch))
+        columns = max(1, int(figure.get_figwidth() / entry_inch))
         lines = math.ceil(len(found) / columns)
         figure.set_figheight(figure.get_figheight() + _LINE_INCH * lines)
         legend = figure.legend(

@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_sweep import FINALS, write_run, write_sweep
 
-from rlkit.report.build import ReportOptions, write_page, write_report
+from rlkit.report.build import ReportOptions, build_page, write_page, write_report
+from rlkit.report.load import load_study
+from rlkit.report.measure import At
+from rlkit.report.results import analyse
 from rlkit.tracking import Status
 
 _VOID = {"meta", "link", "input", "br", "wbr", "hr", "img"}
@@ -118,6 +121,14 @@ def test_curves_come_over_steps_samples_and_seconds_and_can_be_hidden(page_of_sw
         assert source.count(f'<div class="on-{axis}"><svg') == 3
     assert source.count("data-toggle=") == 5
     assert source.count('aria-label="held-out success: 5 curves over training steps"') == 1
+
+
+@pytest.mark.parametrize(("at", "axis"), [("end", "steps"), ("seconds", "seconds")])
+def test_curves_are_first_over_what_the_variants_are_compared_at(
+    sweep: Path, at: str, axis: str
+) -> None:
+    source = build_page(analyse(load_study([sweep]), at=At(at)))
+    assert f'id="by-{axis}" checked' in source and source.count(" checked><label") == 1
 
 
 def test_a_keyboard_finds_everything(page_of_sweep: Path) -> None:

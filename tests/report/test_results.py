@@ -140,6 +140,9 @@ def test_equal_budgets_are_those_that_every_completed_run_has(tmp_path: Path) ->
     assert second.final.mean == pytest.approx(0.2 + (0.92 - 0.2) / 2)
     assert second.kl is not None and second.kl.mean == pytest.approx(0.75)
     assert second.verdict is Verdict.below
+    drawn = figures._curves(analyse(study, at=At.seconds))
+    assert drawn is not None and drawn.axes[0].get_xlabel() == "training time [s]"
+    assert [line.get_xdata().max() for line in drawn.axes[0].lines] == [210, 420]
     first, second = analyse(study, at=At.samples).rows
     assert second.final is not None and second.final.mean == pytest.approx(0.92)
     assert "held-out success at equal samples" in headline(analyse(study, at=At.samples)).lower()
@@ -274,6 +277,16 @@ def test_a_legend_of_many_variants_leaves_the_charts_their_height(tmp_path: Path
     (axis,) = figure.axes
     assert axis.get_window_extent().height / figure.dpi > 2.0
     assert figure.legends[0].get_window_extent().y0 >= 0
+
+
+def test_a_legend_of_long_names_fits_into_the_figure(tmp_path: Path) -> None:
+    first = "generator.kv_cache_dtype=auto,generator.quantization=nf4,correction=sequence_"
+    results = grid_of(tmp_path / "s", [[f"{first}tis", f"{first}mask"]])
+    for figure in (figures._curves(results), figures._frontier(results)):
+        assert figure is not None
+        figure.canvas.draw()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
 def test_aggregates_over_three_tasks_of_five_seeds(tmp_path: Path) -> None:
