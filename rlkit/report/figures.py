@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,9 @@ def _differences(results: Results) -> Any | None:
     names = [f"{r.arm.variant}  {r.arm.panel}".strip() for r in rows]
     axis.set_yticks(range(len(rows)), names, fontsize=8)
     axis.invert_yaxis()
-    label = f"{results.metric_label}: difference to {results.baseline}"
-    axis.set_xlabel(f"{label} (strip: ±{results.margin:g})", fontsize=9, parse_math=False)
+    label = f"{results.metric_label}: difference to {results.baseline} (strip: ±{results.margin:g})"
+    lines = textwrap.wrap(label, int(figure.get_figwidth() / _LETTER_INCH))
+    figure.supxlabel("\n".join(lines), fontsize=9, parse_math=False)  # as wide as the figure
     _tidy(axis)
     return figure
 

@@ -289,6 +289,16 @@ def test_a_legend_of_long_names_fits_into_the_figure(tmp_path: Path) -> None:
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
+def test_the_label_of_the_differences_fits_into_the_figure(tmp_path: Path) -> None:
+    name = "kl=" + "a baseline of many words, " * 5
+    results = grid_of(tmp_path / "s", [[name, "kl=other"]])
+    figure = figures._differences(results)
+    assert figure is not None
+    figure.canvas.draw()
+    box = figure._supxlabel.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+
+
 def test_aggregates_over_three_tasks_of_five_seeds(tmp_path: Path) -> None:
     finals = {"algorithm=a": 0.5, "algorithm=b": 0.7}
     jobs = []
