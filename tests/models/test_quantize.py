@@ -200,7 +200,7 @@ def test_gradients_in_another_dtype_than_the_folder_was_made_in(
         weight.data = dense(theirs[name]).float()
     (_, expected), (_, grads) = _gradients(exact, seed=7), _gradients(wide, seed=7)
     for name, grad in grads.items():
-        assert (grad - expected[name]).norm() < 0.02 * expected[name].norm()
+        assert (grad - expected[name]).norm() < 0.1 * expected[name].norm()
 
 
 def test_refusals(folder: Path) -> None:
