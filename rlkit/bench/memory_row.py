@@ -12,15 +12,14 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import torch
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.bench.card import leave, used_before_this_process
+from rlkit.bench.pace import Look, step_ms
 from rlkit.config import Config
 from rlkit.engines import Loaded, load_base
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, Progress
@@ -96,8 +95,7 @@ class Row:
         """`folder`: a model of the row's shape."""
         self.row, self.say = row, say
         self.loaded: Loaded | None = None
-        self.times: list[float] = []
-        """Of the steps of the generator, in ms."""
+        self.looks: list[Look] = []
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.config = row_config(row, folder, generator)
         self.found = Measured(
@@ -190,18 +188,16 @@ class Row:
         """Full caches of all rows, the cache's own batches one after another."""
         self.found.ms["sync"] = self._sync(version=0)
         self.found.ms["sampling"] = self._generate(self.row.rows, num_tokens=_DECODED)
-        last = self.times[-_DECODED // 2 :]
-        gaps = [b - a for a, b in pairwise(last)]
-        self.found.ms["decoding step"] = median(gaps) if gaps else 0.0
+        at_once = min(self.row.rows, self.plan.choice.at_once)
+        self.found.ms["decoding step"] = step_ms(self.looks, at_once)
 
     def _sample_again(self) -> None:
         """The cache comes back, under the adapter that was trained."""
         self.found.ms["wake and sync"] = self._sync(version=1)
         self._generate(1, num_tokens=2)
 
-    def _see(self, _: Progress) -> None:
-        """After every step of the generator."""
-        self.times.append(1000.0 * time.perf_counter())
+    def _see(self, progress: Progress) -> None:
+        self.looks.append(Look(1000.0 * time.perf_counter(), progress.tokens))
         self.meter.note()
 
     def _sync(self, *, version: int) -> float:
