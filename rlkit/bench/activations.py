@@ -42,6 +42,7 @@ LLAMA_8B_8_LAYERS = LlamaConfig(
 )  # fmt: skip
 MODES = (Checkpointing.off, Checkpointing.on, Checkpointing.offload)
 _REPEATS = 5
+_TURNS = 12
 
 
 def new_policy(config: PreTrainedConfig, device: torch.device) -> Policy:
@@ -120,24 +121,66 @@ def measured(run: Callable[[], object]) -> dict[str, float]:
 
 
 def checkpointing(policy: Policy, lengths: Sequence[int], device: torch.device) -> list[object]:
-    """Off, on and offload at one sequence of each of `lengths` tokens."""
+    """Off, on and offload at one sequence of each of `lengths` tokens; what does not fit is left
+    out."""
     rows: list[object] = []
-    offload = Offload(device)
     for length in lengths:
         batch = batch_of([64], [length - 64], group=1, device=device)
-        for mode in MODES:
-            wanted = offload if mode is Checkpointing.offload else None
-            one = replace(policy, gradient_checkpointing=mode, offload=wanted)
-            try:
-                numbers = measured(partial(step, one, batch))
-            except torch.OutOfMemoryError:
-                numbers = {}
-            host = offload.host.num_bytes / 2**30 if wanted else 0.0
-            rows.append({"tokens": length, "mode": mode.value, "host_gib": host, **numbers})
+        offload = Offload(device)
+        ways = {
+            mode: replace(
+                policy,
+                gradient_checkpointing=mode,
+                offload=offload if mode is Checkpointing.offload else None,
+            )
+            for mode in MODES
+        }
+        peaks = {mode: _peak(partial(step, one, batch)) for mode, one in ways.items()}
+        fitting = {mode: ways[mode] for mode, peak in peaks.items() if peak is not None}
+        for mode, ms in _in_turns(fitting, batch).items():
+            rows.append(
+                {
+                    "tokens": length,
+                    "mode": mode.value,
+                    "ms": statistics.median(ms),
+                    "ms_min": min(ms),
+                    "ms_all": ms,
+                    "above_weights_gib": peaks[mode],
+                    "host_gib": offload.host.num_bytes / 2**30
+                    if mode is Checkpointing.offload
+                    else 0,
+                }
+            )
             print(rows[-1], flush=True)
-            gc.collect()
-            torch.cuda.empty_cache()
+        gc.collect()
+        torch.cuda.empty_cache()
     return rows
+
+
+def _peak(run: Callable[[], object]) -> float | None:
+    """GiB above what there was; None = more than there is. Warms up."""
+    try:
+        run()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _in_turns(ways: dict[Checkpointing, Policy], batch: RolloutBatch) -> dict[Any, list[float]]:
+    """Milliseconds of each, one after the other and back: what else the host does meets all."""
+    times: dict[Any, list[float]] = {mode: [] for mode in ways}
+    for turn in range(_TURNS):
+        for mode in list(ways)[:: 1 if turn % 2 == 0 else -1]:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            step(ways[mode], batch)
+            torch.cuda.synchronize()
+            times[mode].append(1e3 * (time.perf_counter() - start))
+    return times
 
 
 def bitwise(policy: Policy, device: torch.device) -> dict[str, object]:
