@@ -16,10 +16,10 @@ from rlkit.models.four_bit import dense, linear
 def updated_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
 ) -> Tensor:
-    """x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B; W and bias are frozen.
+    """x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B.
 
-    The update is added to the product in the same matmul: rounded once, and with B = 0 the result
-    is bitwise that without it.
+    W, in 16 or 32 bits or bitsandbytes' 4, and bias are frozen. The update is added to the product
+    in the same matmul: rounded once, and with B = 0 the result is bitwise that without it.
     """
     out: Tensor = _UpdatedLinear.apply(x, weight, bias, a, scaled_b)  # type: ignore[no-untyped-call]
     return out
