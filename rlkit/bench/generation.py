@@ -1,11 +1,12 @@
 """What generation costs beside its decoding: rlkit, plain vLLM and TRL on the same work.
 
-    python -m rlkit.bench.generation [--shape qwen2.5-1.5b] [--sides rlkit,vllm,trl] [--out FILE]
+    python -m rlkit.bench.generation [--sides rlkit,rlkit_base,vllm,trl] [--out FILE]
 
 A random model of the shape, LoRA on all linear layers, prompts of 128 tokens. Each side runs in a
-process of its own and samples exactly the same number of tokens. rlkit runs twice: with empty
-caches of compiled kernels (vLLM's, Triton's, Inductor's) and with what the first run left there.
-Prints a table and writes JSON with versions and hardware.
+process of its own and samples exactly the same number of tokens. `rlkit_base` is rlkit without
+LoRA, `vllm` vLLM's own loop without LoRA. rlkit runs twice: with empty caches of compiled kernels
+(vLLM's, Triton's, Inductor's) and with what the first run left there. Prints a table and writes
+JSON with versions and hardware.
 """
 
 from __future__ import annotations
@@ -17,12 +18,19 @@ from pathlib import Path
 
 import torch
 
-from rlkit.bench.generation_sides import SIDES, Work
+from rlkit.bench.generation_peers import trl_side, vllm_side
+from rlkit.bench.generation_sides import Work, rlkit_base_side, rlkit_side
 from rlkit.bench.random_model import SHAPES, write_random_model
 from rlkit.bench.side import Result, Side, hand_over, memory_folder, wait_for_turn, write_report
 from rlkit.generation.vllm.config import Compilation
 
 _MODULE = "rlkit.bench.generation"
+SIDES: dict[str, Callable[[Work], dict[str, object]]] = {
+    "rlkit": rlkit_side,
+    "rlkit_base": rlkit_base_side,
+    "vllm": vllm_side,
+    "trl": trl_side,
+}
 
 
 def main() -> None:
@@ -99,7 +107,7 @@ def _passed_on(options: argparse.Namespace) -> list[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
-    parser.add_argument("--sides", default="rlkit,vllm,trl")
+    parser.add_argument("--sides", default="rlkit,rlkit_base,vllm,trl")
     parser.add_argument("--warm-only", dest="cold", action="store_false", help="rlkit once")
     parser.add_argument("--compilation", choices=list(Compilation), default=Compilation.auto)
     parser.add_argument("--out", type=Path)

@@ -1,8 +1,7 @@
-"""The sides of `rlkit.bench.generation`, each run in a process of its own; results are plain dicts.
+"""rlkit's sides of `rlkit.bench.generation`, and what all sides need.
 
-rlkit   the engine of generator=vllm with shared weights, and the adapter edited in place
-vllm    the same engine without adapters: what LoRA costs
-trl     TRL's colocated vLLM: the adapter merged into the trainer's weights and all of them pushed
+rlkit       the engine of generator=vllm with shared weights, and the adapter edited in place
+rlkit_base  the same engine without adapters: what LoRA costs
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from rlkit.generation import VLLMGeneratorConfig, sample_seed
 from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, Weights
@@ -27,9 +26,8 @@ from rlkit.models.config import LoRAConfig
 from rlkit.types import Prompt, SamplingConfig
 
 _BEGIN = time.perf_counter()
-_PROMPT_TOKENS = 128
-_LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_TRL_SYNCS = 5  # each takes a second or so
+PROMPT_TOKENS = 128
+LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Work(NamedTuple):
@@ -43,7 +41,7 @@ class Work(NamedTuple):
     repeats: int
     syncs: int
     compilation: Compilation = Compilation.auto
-    """Of rlkit's engine; TRL leaves it to vLLM, which is `inductor`."""
+    """Of rlkit's engine; the others leave it to vLLM, which is `inductor`."""
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -51,7 +49,7 @@ class Work(NamedTuple):
         return [
             Prompt(
                 index=n,
-                ids=(7, *((11 * n + 3 * i) % 250 for i in range(_PROMPT_TOKENS - 1))),
+                ids=(7, *((11 * n + 3 * i) % 250 for i in range(PROMPT_TOKENS - 1))),
                 text="",
             )
             for n in range(self.num_prompts)
@@ -64,9 +62,9 @@ def rlkit_side(work: Work) -> dict[str, object]:
     from rlkit.generation.vllm.weights import weight_views
     from rlkit.models.views import model_on_views
 
-    hf_config, device, dtype = _setting(work)
+    hf_config, device, dtype = setting(work)
     begin = time.perf_counter()
-    _say("starting vLLM")
+    say("starting vLLM")
     engine, config = _engine(work, hf_config, device, dtype, rank=work.rank)
     views = weight_views(engine.llm)
     model = model_on_views(
@@ -81,111 +79,44 @@ def rlkit_side(work: Work) -> dict[str, object]:
     generator.load_adapter(adapter, 0)
     _generate(generator, work, new_tokens=1)
     first_token = time.perf_counter() - begin
-    _say(f"first token after {first_token:.1f} s")
+    say(f"first token after {first_token:.1f} s")
     syncs = []
     for version in range(1, work.syncs + 1):
         for tensor in adapter.values():
             tensor.mul_(1.001)
-        _wait()
+        wait()
         start = time.perf_counter()
         generator.load_adapter(adapter, version)
-        _wait()
+        wait()
         syncs.append(1e3 * (time.perf_counter() - start))
-    _say(f"{work.syncs} syncs, {statistics.median(syncs):.2f} ms each")
-    seconds = _timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
+    say(f"{work.syncs} syncs, {statistics.median(syncs):.2f} ms each")
+    seconds = timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
     result: dict[str, object] = {
         "sync_ms": statistics.median(syncs),
         "sync_ms_all": syncs,
         "sync_bytes": sum(t.numel() for t in adapter.values()) * dtype.itemsize,
         "generation_s": seconds,
         "first_token_s": first_token,
-        "base_weight_bytes": _distinct_bytes([*views.values(), *model.parameters()]),
-        "one_copy_bytes": _distinct_bytes([*views.values()]),
+        "base_weight_bytes": distinct_bytes([*views.values(), *model.parameters()]),
+        "one_copy_bytes": distinct_bytes([*views.values()]),
         "runner": _runner(engine),
-        "gpu_memory_bytes": _gpu_memory(),
+        "gpu_memory_bytes": gpu_memory(),
     }
     generator.close()
     return result
 
 
-def vllm_side(work: Work) -> dict[str, object]:
+def rlkit_base_side(work: Work) -> dict[str, object]:
     """The same engine and requests without LoRA."""
-    hf_config, device, dtype = _setting(work)
-    _say("starting vLLM")
+    hf_config, device, dtype = setting(work)
+    say("starting vLLM")
     engine, config = _engine(work, hf_config, device, dtype, rank=0)
     generator = VLLMGenerator(engine, NoAdapter(), stop_token_ids=frozenset(), config=config)
     _generate(generator, work, new_tokens=1)
-    seconds = _timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
-    memory = _gpu_memory()
+    seconds = timed(lambda: _generate(generator, work, new_tokens=work.new_tokens), work)
+    memory = gpu_memory()
     generator.close()
     return {"generation_s": seconds, "gpu_memory_bytes": memory}
-
-
-def trl_side(work: Work) -> dict[str, object]:
-    """TRL's own class, as its GRPO trainer uses it with a PEFT model in colocate mode."""
-    begin = time.perf_counter()
-    model, generation = _trl(work)
-    generation.sync_weights()
-    prompts = [list(p.ids) for p in work.prompts for _ in range(work.num_samples)]
-
-    def generate(new_tokens: int) -> None:
-        generation.max_completion_length = new_tokens
-        generation.generate(prompts, None, work.num_samples)
-
-    generate(1)
-    first_token = time.perf_counter() - begin
-    _say(f"first token after {first_token:.1f} s")
-    syncs = []
-    for _ in range(_TRL_SYNCS):
-        _wait()
-        start = time.perf_counter()
-        generation.sync_weights()
-        _wait()
-        syncs.append(1e3 * (time.perf_counter() - start))
-    _say(f"{len(syncs)} syncs, {statistics.median(syncs):.2f} ms each")
-    engine_model = generation.llm.llm_engine.model_executor.driver_worker.model_runner.model
-    trained = [p for n, p in model.named_parameters() if "lora_" not in n]
-    return {
-        "sync_ms": statistics.median(syncs),
-        "sync_ms_all": syncs,
-        "generation_s": _timed(lambda: generate(work.new_tokens), work),
-        "first_token_s": first_token,
-        "base_weight_bytes": _distinct_bytes([*trained, *engine_model.parameters()]),
-        "gpu_memory_bytes": _gpu_memory(),
-    }
-
-
-def _trl(work: Work) -> tuple[Any, Any]:
-    """A PEFT model and TRL's `VLLMGeneration` for it."""
-    from accelerate import Accelerator  # type: ignore[import-untyped]
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoTokenizer
-    from trl.generation.vllm_generation import VLLMGeneration
-
-    _, device, dtype = _setting(work)
-    base = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype)
-    torch.nn.Module.to(base, device)
-    adapter = LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=[*_LEAVES])
-    model = get_peft_model(base, adapter)
-    _say("starting vLLM, which compiles")
-    generation = VLLMGeneration(
-        model,
-        Accelerator(),
-        AutoTokenizer.from_pretrained(work.folder),
-        gpu_memory_utilization=0.3,
-        max_model_length=_PROMPT_TOKENS + work.new_tokens,
-        max_num_seqs=work.num_prompts * work.num_samples,
-        max_completion_length=work.new_tokens,
-        generation_kwargs={"ignore_eos": True},
-    )
-    return model, generation
-
-
-SIDES: dict[str, Callable[[Work], dict[str, object]]] = {
-    "rlkit": rlkit_side,
-    "vllm": vllm_side,
-    "trl": trl_side,
-}
 
 
 class NoAdapter:
@@ -198,7 +129,8 @@ class NoAdapter:
         raise RuntimeError("this engine has no adapters")
 
 
-def _setting(work: Work) -> tuple[PreTrainedConfig, torch.device, torch.dtype]:
+def setting(work: Work) -> tuple[PreTrainedConfig, torch.device, torch.dtype]:
+    """Configuration of the model, and where and in what it computes."""
     hf_config: PreTrainedConfig = AutoConfig.from_pretrained(work.folder)
     if torch.cuda.is_available():
         return hf_config, torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
@@ -226,11 +158,11 @@ def _engine(
         hf_config=hf_config,
         dtype=dtype,
         device=device,
-        max_prompt_length=_PROMPT_TOKENS,
+        max_prompt_length=PROMPT_TOKENS,
         max_completion_length=work.new_tokens,
         rows=rows,
         lora_rank=rank,
-        lora_modules=_LEAVES,
+        lora_modules=LEAVES,
     )
     return start_engine(config, spec, say=print), config
 
@@ -257,25 +189,26 @@ def _random_adapter(lora: LoRA, device: torch.device) -> dict[str, Tensor]:
     return adapter
 
 
-def _timed(generate: Callable[[], None], work: Work) -> list[float]:
+def timed(generate: Callable[[], None], work: Work) -> list[float]:
     """Seconds of each repetition, after one to warm up."""
     generate()
     seconds = []
     for _ in range(work.repeats):
-        _wait()
+        wait()
         start = time.perf_counter()
         generate()
-        _wait()
+        wait()
         seconds.append(time.perf_counter() - start)
-        _say(f"generation {len(seconds)} of {work.repeats}: {seconds[-1]:.3f} s")
+        say(f"generation {len(seconds)} of {work.repeats}: {seconds[-1]:.3f} s")
     return seconds
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print with the seconds since the process began."""
     print(f"{time.perf_counter() - _BEGIN:5.0f} s: {text}", flush=True)
 
 
-def _gpu_memory() -> int | None:
+def gpu_memory() -> int | None:
     """Bytes of the device in use, CUDA's own included; the bench is alone on it."""
     if not torch.cuda.is_available():
         return None
@@ -283,7 +216,7 @@ def _gpu_memory() -> int | None:
     return total - free
 
 
-def _distinct_bytes(tensors: list[Tensor]) -> int:
+def distinct_bytes(tensors: list[Tensor]) -> int:
     """Bytes of the storages behind `tensors`, each counted once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
@@ -294,6 +227,7 @@ def _runner(engine: Engine) -> str:
     return "V2" if getattr(config, "use_v2_model_runner", False) else "V1"
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until the device is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
