@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,7 +92,7 @@ def test_no_two_generators_name_a_request_alike(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(generator.VLLMGenerator, "_sampling_params", lambda *_: None)
     engine: Any = SimpleNamespace(
         **{"llm": object(), "max_model_len": 8, "start_log": "", "decoder": None, "asleep": ()},
-        **{"weights": Weights.shared, "release_kv_cache": False},
+        **{"weights": Weights.shared, "release_kv_cache": False, "call_numbers": count()},
     )
     for _ in range(2):
         sampler = generator.VLLMGenerator(

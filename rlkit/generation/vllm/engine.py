@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -28,11 +29,11 @@ from rlkit.generation.vllm.guard import (
     process_state_kept,
 )
 from rlkit.generation.vllm.memory import (
-    GIB,
     OVERHEAD_BYTES,
     Budget,
     Demand,
     cache_shape,
+    gib,
     plan,
     weight_bytes,
 )
@@ -93,6 +94,8 @@ class Engine:
     """Decodes past vLLM's scheduler; None = vLLM's own loop does it all."""
     asleep: tuple[str, ...] = ()
     """vLLM's tags of the memory that is given back until the next call."""
+    call_numbers: itertools.count[int] = field(default_factory=itertools.count)
+    """Of calls, whoever makes them."""
 
     def close(self) -> None:
         """End the engine and free its memory; idempotent."""
@@ -116,7 +119,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     _check_options(config, spec)
     budget = _budget(config, spec)
     started = time.monotonic()
-    say(f"starting vLLM {version()}: {_gib(budget.kv_cache_bytes)} for keys and values ...")
+    say(f"starting vLLM {version()}: {gib(budget.kv_cache_bytes)} for keys and values ...")
     configure_environment()
     life.collect_garbage()
     life.leave_groups_at_exit()
@@ -147,7 +150,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
         decoder=found if isinstance(found, Decoder) else None,
         summary=(
             f"generator: vLLM {version()} in process, started in {seconds:.1f} s; "
-            f"{_gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
+            f"{gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
             f"at once, weights {weights.value}{products}"
             f"{loop.describe(config, found, on_cpu=spec.device.type == 'cpu')}"
         ),
@@ -294,7 +297,3 @@ def _weight_bytes(spec: EngineSpec) -> int:
         bytes_per_parameter=spec.dtype.itemsize,
         in_nf4=spec.four_bit,
     )
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f} GiB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.lora import Injector
 
 _log = logging.getLogger(__name__)
-_call_numbers = itertools.count(1)
-"""Of all generators. vLLM schedules a step ahead: that of a completion that met a stop token comes
-back while the next call runs, and vLLM would give its token to a request of the same id."""
 
 
 class VLLMGenerator:
@@ -103,7 +99,9 @@ class VLLMGenerator:
         return rollouts
 
     def _sample(self, rows: Sequence[Row], sampling: SamplingConfig) -> None:
-        call = next(_call_numbers)
+        # No id twice on an engine: vLLM schedules a step ahead, and that of a completion that met a
+        # stop token comes back in the next call, whose request of its id would get the token.
+        call = next(self._engine.call_numbers)
         by_id = {f"{call}-{number}": row for number, row in enumerate(rows)}
         requests = {
             request_id: (list(row.prompt.ids), self._sampling_params(sampling, row.seed))

@@ -103,21 +103,22 @@ def plan(
     least = bytes_for(1, demand, shape)
     if wanted < least:
         key = "generator.kv_cache_bytes" if kv_cache_bytes else "free memory for generator=vllm"
-        rule = f"at least {_gib(least)} for one completion of {demand.tokens_per_row} tokens"
+        rule = f"at least {gib(least)} for one completion of {demand.tokens_per_row} tokens"
         advice = "task.max_completion_length shortens it, generator=hf needs no engine"
         if not kv_cache_bytes:
-            rule += f" beside {_gib(free_bytes - max(room, 0))} of weights and graphs"
+            rule += f" beside {gib(free_bytes - max(room, 0))} of weights and graphs"
         raise ValueError(
-            f"{key} must be {rule} ({advice}), got {_gib(kv_cache_bytes or free_bytes)}"
+            f"{key} must be {rule} ({advice}), got {gib(kv_cache_bytes or free_bytes)}"
         )
     if room < wanted:
         raise ValueError(
             f"free memory for generator=vllm must be at least "
-            f"{_gib(free_bytes - room + wanted)} (weights, graphs and a cache of "
-            f"{_gib(wanted)}; generator.kv_cache_bytes makes it smaller), got {_gib(free_bytes)}"
+            f"{gib(free_bytes - room + wanted)} (weights, graphs and a cache of "
+            f"{gib(wanted)}; generator.kv_cache_bytes makes it smaller), got {gib(free_bytes)}"
         )
     return Budget(kv_cache_bytes=wanted, max_num_seqs=seqs)
 
 
-def _gib(num_bytes: int) -> str:
+def gib(num_bytes: int) -> str:
+    """As people read it."""
     return f"{num_bytes / GIB:.2f} GiB"
