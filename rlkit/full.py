@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rlkit.models.recompute import Trained
+from rlkit.models.recompute import NamesInside, Trained
 
 
 class FullWeights:
@@ -34,6 +34,7 @@ class FullWeights:
         self.dtype = dtype
         """Compute dtype."""
         self._parameters = dict(model.named_parameters())
+        self._inside = NamesInside(self._parameters)
         # Aliases, which keep pointing at the policy's memory while a parameter does not.
         self._policy = [p.detach() for p in self._parameters.values()]
         self._reference = [p.clone() for p in self._policy] if holds_reference else None
@@ -66,8 +67,8 @@ class FullWeights:
     def trained_in(self, layer: str) -> Trained:
         """The parameters of a layer, which stay what they are, where they point at now."""
         current = self._current
-        inside = [p for name, p in self._parameters.items() if name.startswith(f"{layer}.")]
-        return Trained(tuple(inside), lambda _: self._using(current))
+        inside = tuple(self._parameters[name] for name in self._inside(layer))
+        return Trained(inside, lambda _: self._using(current))
 
     def copies(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What computes for `weights`, the masters: their copies, by name, up to date."""

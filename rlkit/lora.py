@@ -26,7 +26,7 @@ from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
 from rlkit.models.families import last_products
 from rlkit.models.four_bit import is_four_bit, linear
-from rlkit.models.recompute import Trained
+from rlkit.models.recompute import NamesInside, Trained
 
 PREFIX = "base_model.model."
 """What PEFT puts before the layer's name in the model."""
@@ -65,7 +65,7 @@ class LoRA:
         self._factors: Factors | None = None
         self._last_products = last_products
         self._unread: Container[str] = ()
-        self._inside: dict[str, tuple[str, ...]] = {}
+        self._inside = NamesInside(self.shapes)
 
     @contextmanager
     def active(self, adapter: Mapping[str, Tensor] | None) -> Iterator[None]:
@@ -82,7 +82,7 @@ class LoRA:
     def trained_in(self, layer: str) -> Trained:
         """The factors of the active adapter in a layer of the model, one that holds others."""
         factors = self._factors or {}
-        names = self._names_in(layer) if factors else ()
+        names = self._inside(layer) if factors else ()
 
         def again(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
             pairs = zip(tensors[::2], tensors[1::2], strict=True)
@@ -90,12 +90,6 @@ class LoRA:
             return self._using(inside, unread=self._last_products)
 
         return Trained(tuple(t for name in names for t in factors[name]), again)
-
-    def _names_in(self, layer: str) -> tuple[str, ...]:
-        if layer not in self._inside:  # asked for each layer of each forward pass
-            names = tuple(name for name in self.shapes if name.startswith(f"{layer}."))
-            self._inside[layer] = names
-        return self._inside[layer]
 
     def key(self, layer: str, factor: str) -> str:
         """PEFT's key of factor "A" or "B" of a layer."""

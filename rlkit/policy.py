@@ -31,7 +31,7 @@ from rlkit.models.families import Head, backbone_of, head_of
 from rlkit.models.fused import fuse
 from rlkit.models.hidden import Scoring, completion_states, prepare
 from rlkit.models.load import BaseModel
-from rlkit.models.recompute import Trained, recomputed
+from rlkit.models.recompute import TrainsLayers, recomputed
 from rlkit.offload import Offload
 from rlkit.types import FullKL, OutputSpec, PolicyOutput, RolloutBatch
 
@@ -50,7 +50,7 @@ class CriticChoice(StrEnum):
     """A second adapter on the same base, with a linear value head."""
 
 
-class Tuning(Protocol):
+class Tuning(TrainsLayers, Protocol):
     """How the tensors that train take part in the model's forward passes."""
 
     dtype: torch.dtype
@@ -58,10 +58,6 @@ class Tuning(Protocol):
 
     def active(self, adapter: Mapping[str, Tensor] | None, /) -> AbstractContextManager[None]:
         """Forward passes inside use `adapter`, the head included; None = the reference policy."""
-        ...
-
-    def trained_in(self, layer: str, /) -> Trained:
-        """What trains in a layer of this name, for `rlkit.models.recompute`."""
         ...
 
 

@@ -8,7 +8,7 @@ first run builds no graph, and nothing but the layer's input is saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -32,6 +32,20 @@ class Trained(NamedTuple):
     tensors: tuple[Tensor, ...]
     again: Callable[[Sequence[Tensor]], AbstractContextManager[None]]
     """Inside, the layer computes with other tensors of these values, whatever else is active."""
+
+
+class NamesInside:
+    """Which of some names lie inside a layer: asked for each layer of each forward pass."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        self._found: dict[str, tuple[str, ...]] = {}
+
+    def __call__(self, layer: str) -> tuple[str, ...]:
+        """In their order."""
+        if layer not in self._found:
+            self._found[layer] = tuple(n for n in self._names if n.startswith(f"{layer}."))
+        return self._found[layer]
 
 
 class TrainsLayers(Protocol):
