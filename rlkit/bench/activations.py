@@ -105,12 +105,7 @@ def measured(run: Callable[[], object]) -> dict[str, float]:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    times = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - start))
+    times = [_ms(run) for _ in range(_REPEATS)]
     peak = torch.cuda.max_memory_allocated()
     return {
         "ms": statistics.median(times),
@@ -138,23 +133,25 @@ def checkpointing(policy: Policy, lengths: Sequence[int], device: torch.device) 
         peaks = {mode: _peak(partial(step, one, batch)) for mode, one in ways.items()}
         fitting = {mode: ways[mode] for mode, peak in peaks.items() if peak is not None}
         for mode, ms in _in_turns(fitting, batch).items():
-            rows.append(
-                {
-                    "tokens": length,
-                    "mode": mode.value,
-                    "ms": statistics.median(ms),
-                    "ms_min": min(ms),
-                    "ms_all": ms,
-                    "above_weights_gib": peaks[mode],
-                    "host_gib": offload.host.num_bytes / 2**30
-                    if mode is Checkpointing.offload
-                    else 0,
-                }
-            )
+            host = offload.host.num_bytes if mode is Checkpointing.offload else 0
+            rows.append({
+                "tokens": length, "mode": mode.value, "ms": statistics.median(ms),
+                "ms_min": min(ms), "ms_all": ms, "above_weights_gib": peaks[mode],
+                "host_gib": host / 2**30,
+            })  # fmt: skip
             print(rows[-1], flush=True)
         gc.collect()
         torch.cuda.empty_cache()
     return rows
+
+
+def _ms(run: Callable[[], object]) -> float:
+    """Of one run, the device's part included."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def _peak(run: Callable[[], object]) -> float | None:
@@ -175,11 +172,7 @@ def _in_turns(ways: dict[Checkpointing, Policy], batch: RolloutBatch) -> dict[An
     times: dict[Any, list[float]] = {mode: [] for mode in ways}
     for turn in range(_TURNS):
         for mode in list(ways)[:: 1 if turn % 2 == 0 else -1]:
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            step(ways[mode], batch)
-            torch.cuda.synchronize()
-            times[mode].append(1e3 * (time.perf_counter() - start))
+            times[mode].append(_ms(partial(step, ways[mode], batch)))
     return times
 
 

@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlkit.bench.generation_sides import (
-    LEAVES,
     PROMPT_TOKENS,
     Work,
     distinct_bytes,
@@ -24,6 +23,7 @@ from rlkit.bench.generation_sides import (
     timed,
     wait,
 )
+from rlkit.bench.random_model import LINEAR_LAYERS
 
 _SHARE = 0.3
 """Of the device's memory, for vLLM."""
@@ -120,7 +120,7 @@ def _trl(work: Work) -> tuple[Any, Any]:
     _, device, dtype = setting(work)
     base = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype)
     torch.nn.Module.to(base, device)
-    adapter = LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=[*LEAVES])
+    adapter = LoraConfig(r=work.rank, lora_alpha=2 * work.rank, target_modules=[*LINEAR_LAYERS])
     model = get_peft_model(base, adapter)
     say("starting vLLM, which compiles")
     generation = VLLMGeneration(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlkit.bench.random_model import LINEAR_LAYERS
 from rlkit.generation import VLLMGeneratorConfig, sample_seed
 from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, Weights
 from rlkit.generation.vllm.engine import Engine, EngineSpec, start_engine
@@ -27,7 +28,6 @@ from rlkit.types import Prompt, SamplingConfig
 
 _BEGIN = time.perf_counter()
 PROMPT_TOKENS = 128
-LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Work(NamedTuple):
@@ -162,7 +162,7 @@ def _engine(
         max_completion_length=work.new_tokens,
         rows=rows,
         lora_rank=rank,
-        lora_modules=LEAVES,
+        lora_modules=LINEAR_LAYERS,
     )
     return start_engine(config, spec, say=print), config
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from rlkit.bench.random_model import LINEAR_LAYERS
 from rlkit.bench.step_sides import (
     ALPHA,
     BETA,
@@ -28,17 +29,17 @@ from rlkit.bench.step_sides import (
     check_tokens,
 )
 
-VLLM_SHARE = 0.3
+_VLLM_SHARE = 0.3
 """Of the device's memory, for vLLM."""
 
 
 def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
     """`GRPOTrainer` with vLLM as its own, and peft's LoRA."""
     micro = rows or work.trl_rows
-    return trainer_seconds(work, micro, lambda watch: _trl_trainer(work, micro, watch))
+    return _trainer_seconds(work, micro, lambda watch: _trl_trainer(work, micro, watch))
 
 
-def trainer_seconds(
+def _trainer_seconds(
     work: Work, micro: int, build: Callable[[Any], Any], *, sync: str = "sync_weights"
 ) -> dict[str, object]:
     """Train what `build` makes with one callback. Its phases are timed around its own methods,
@@ -93,17 +94,17 @@ def _trl_trainer(work: Work, micro: int, watch: Any) -> Any:
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     return GRPOTrainer(
         model=str(work.folder),
-        args=GRPOConfig(**trainer_arguments(work, micro), model_init_kwargs={"dtype": dtype}),
+        args=GRPOConfig(**_trainer_arguments(work, micro), model_init_kwargs={"dtype": dtype}),
         processing_class=AutoTokenizer.from_pretrained(work.folder, padding_side="left"),
         callbacks=[watch],
         peft_config=LoraConfig(
             r=RANK, lora_alpha=int(ALPHA), target_modules="all-linear", task_type="CAUSAL_LM"
         ),
-        **trainer_data(work),
+        **_trainer_data(work),
     )
 
 
-def trainer_arguments(work: Work, micro: int) -> dict[str, Any]:
+def _trainer_arguments(work: Work, micro: int) -> dict[str, Any]:
     """Of a `GRPOConfig`; what is not here is as by default in TRL."""
     on_cuda = torch.cuda.is_available()
     return {
@@ -120,7 +121,7 @@ def trainer_arguments(work: Work, micro: int) -> dict[str, Any]:
         "use_cpu": not on_cuda,
         "use_vllm": True,
         "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": VLLM_SHARE,
+        "vllm_gpu_memory_utilization": _VLLM_SHARE,
         "vllm_max_model_length": PROMPT_TOKENS + work.new_tokens,
         "generation_kwargs": {"ignore_eos": True},
         "logging_steps": 1,
@@ -130,7 +131,7 @@ def trainer_arguments(work: Work, micro: int) -> dict[str, Any]:
     }
 
 
-def trainer_data(work: Work) -> dict[str, Any]:
+def _trainer_data(work: Work) -> dict[str, Any]:
     """The prompts and the reward, as a `GRPOTrainer` takes them."""
     from datasets import Dataset
 
@@ -198,16 +199,16 @@ def unsloth_side(work: Work) -> dict[str, object]:
     """Unsloth's trainer; `import unsloth` must come before transformers and TRL."""
     micro = work.trl_rows
     with chdir(work.folder):  # it writes the adapter's configuration where it is
-        result = trainer_seconds(
+        result = _trainer_seconds(
             work,
             micro,
             lambda watch: _unsloth_trainer(work, micro, watch),
             sync="_unsloth_load_lora",
         )
-    return result | {"versions": unsloth_versions()}
+    return result | {"versions": _unsloth_versions()}
 
 
-def unsloth_versions() -> dict[str, str]:
+def _unsloth_versions() -> dict[str, str]:
     """What Unsloth's speed depends on and may be absent."""
     found = {}
     for package in ("unsloth", "unsloth_zoo", "trl", "xformers", "flash_attn"):
@@ -226,24 +227,23 @@ def _unsloth_trainer(work: Work, micro: int, watch: Any) -> Any:
         dtype=torch.bfloat16,
         load_in_4bit=False,
         fast_inference=True,
-        gpu_memory_utilization=VLLM_SHARE,
+        gpu_memory_utilization=_VLLM_SHARE,
         max_lora_rank=RANK,
     )
     tokenizer.padding_side = "left"
     model = FastLanguageModel.get_peft_model(
-        model, r=RANK, lora_alpha=int(ALPHA), target_modules=list(_LINEAR)
+        model, r=RANK, lora_alpha=int(ALPHA), target_modules=list(LINEAR_LAYERS)
     )
-    options = trainer_arguments(work, micro) | _TRL_DEFAULTS
+    options = _trainer_arguments(work, micro) | _TRL_DEFAULTS
     return GRPOTrainer(
         model=model,
         args=GRPOConfig(**options),
         processing_class=tokenizer,
         callbacks=[watch],
-        **trainer_data(work),
+        **_trainer_data(work),
     )
 
 
-_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _TRL_DEFAULTS = {
     "vllm_importance_sampling_correction": True,
     "optim": "adamw_torch_fused",
