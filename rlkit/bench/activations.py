@@ -1,11 +1,12 @@
 """What keeping, recomputing and offloading activations cost, and what packing and sharing save.
 
-`python -m rlkit.bench.activations out.json` on a CUDA device: random weights of real shapes, the
-policy's own forward and backward pass. Tables in docs/memory/activations.md.
+`python -m rlkit.bench.activations [--out FILE]` on a CUDA device: random weights of real shapes,
+the policy's own forward and backward pass. Tables in docs/memory/activations.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import statistics
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from rlkit.collate import collate
+from rlkit.environment import hardware, versions
 from rlkit.lora import LoRAConfig, attach, init_adapter
 from rlkit.models.config import Checkpointing, Switch
 from rlkit.models.families import backbone_of, head_of
@@ -223,18 +225,25 @@ def _padded_step(policy: Policy, batch: RolloutBatch) -> None:
     torch.autograd.backward(states.float().sum())
 
 
-def main(out: Path) -> None:
+def main() -> int:
     """Run everything and write JSON after each part."""
+    parser = argparse.ArgumentParser(prog="python -m rlkit.bench.activations")
+    parser.add_argument("--out", type=Path, help="where to write the numbers")
+    out: Path | None = parser.parse_args().out
+    if not torch.cuda.is_available():
+        print("rlkit.bench.activations needs a CUDA device, got none", file=sys.stderr)
+        return 1
     device = torch.device("cuda", torch.cuda.current_device())
     record: dict[str, object] = {
-        "device": torch.cuda.get_device_name(device),
-        "torch": torch.__version__,
-        "command": "python -m rlkit.bench.activations",
+        "command": " ".join(["python -m rlkit.bench.activations", *sys.argv[1:]]),
+        "versions": versions(),
+        "hardware": hardware(),
     }
 
     def save(key: str, value: object) -> None:
         record[key] = value
-        out.write_text(json.dumps(record, indent=2) + "\n")
+        if out is not None:
+            out.write_text(json.dumps(record, indent=2) + "\n")
         print(key, value, flush=True)
 
     policy = new_policy(QWEN_1_5B, device)
@@ -246,7 +255,8 @@ def main(out: Path) -> None:
     torch.cuda.empty_cache()
     policy = new_policy(LLAMA_8B_8_LAYERS, device)
     save("llama-3.1-8b, 8 of 32 layers", checkpointing(policy, (4096, 20480), device))
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main())
