@@ -81,28 +81,35 @@ def sum_uses(grad_ptr, order_ptr, starts_ptr, out_ptr, WIDTH: tl.constexpr, BLOC
 
 
 @triton.jit
-def swiglu_forward(gate_ptr, up_ptr, y_ptr, size, BLOCK: tl.constexpr):
-    """y = round(silu(gate)) up."""
+def swiglu_forward(
+    gate_ptr, up_ptr, y_ptr, size, WIDTH: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr
+):
+    """y = round(silu(gate)) up; gate and up have SKIP numbers of something else after each row."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size
-    gate = tl.load(gate_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    spread = places + places // WIDTH * SKIP
+    gate = tl.load(gate_ptr + spread, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + spread, mask=inside, other=0.0).to(tl.float32)
     silu = (gate / (1.0 + tl.exp(-gate))).to(y_ptr.dtype.element_ty).to(tl.float32)
     tl.store(y_ptr + places, (silu * up).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def swiglu_backward(dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, size, BLOCK: tl.constexpr):
+def swiglu_backward(
+    dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, size,
+    WIDTH: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)) with s = sigmoid(gate)."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size
+    spread = places + places // WIDTH * SKIP
     dy = tl.load(dy_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(gate_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + spread, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + spread, mask=inside, other=0.0).to(tl.float32)
     sigmoid = 1.0 / (1.0 + tl.exp(-gate))
     dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
-    tl.store(dgate_ptr + places, dgate.to(dgate_ptr.dtype.element_ty), mask=inside)
-    tl.store(dup_ptr + places, (dy * gate * sigmoid).to(dup_ptr.dtype.element_ty), mask=inside)
+    tl.store(dgate_ptr + spread, dgate.to(dgate_ptr.dtype.element_ty), mask=inside)
+    tl.store(dup_ptr + spread, (dy * gate * sigmoid).to(dup_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -136,3 +143,60 @@ def rotate(
         y2 = second * cos2 - first * sin1
     tl.store(target, y1.to(kind), mask=inside)
     tl.store(target + HALF, y2.to(kind), mask=inside)
+
+
+@triton.jit
+def split_heads(
+    x_ptr, cos_ptr, sin_ptr, q_ptr, k_ptr, v_ptr,
+    SIGN: tl.constexpr, ROTATED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """The heads of one token between x and q, k, v; SIGN -1 is the gradient's direction."""
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)[None, :]
+    heads = tl.arange(0, HEADS)[:, None]
+    real = columns < HALF
+    is_q = real & (heads < QUERIES)
+    is_k = real & (heads >= QUERIES) & (heads < QUERIES + KEYS)
+    is_v = real & (heads >= QUERIES + KEYS) & (heads < QUERIES + 2 * KEYS)
+    offsets = heads * 2 * HALF + columns
+    x = x_ptr + token * (QUERIES + 2 * KEYS) * 2 * HALF + offsets
+    q = q_ptr + token * QUERIES * 2 * HALF + offsets
+    k = k_ptr + token * KEYS * 2 * HALF + offsets - QUERIES * 2 * HALF
+    v = v_ptr + token * KEYS * 2 * HALF + offsets - (QUERIES + KEYS) * 2 * HALF
+    kind = x_ptr.dtype.element_ty
+    if SIGN > 0:
+        first = tl.load(x, mask=is_q | is_k | is_v, other=0.0).to(tl.float32)
+        second = tl.load(x + HALF, mask=is_q | is_k | is_v, other=0.0).to(tl.float32)
+    else:  # each is 0 where the others are not
+        first = tl.load(q, mask=is_q, other=0.0).to(tl.float32)
+        first += tl.load(k, mask=is_k, other=0.0).to(tl.float32)
+        first += tl.load(v, mask=is_v, other=0.0).to(tl.float32)
+        second = tl.load(q + HALF, mask=is_q, other=0.0).to(tl.float32)
+        second += tl.load(k + HALF, mask=is_k, other=0.0).to(tl.float32)
+        second += tl.load(v + HALF, mask=is_v, other=0.0).to(tl.float32)
+    y1, y2 = first, second
+    if ROTATED:
+        table = token * 2 * HALF + columns
+        cos1 = tl.load(cos_ptr + table, mask=real, other=0.0).to(tl.float32)
+        cos2 = tl.load(cos_ptr + table + HALF, mask=real, other=0.0).to(tl.float32)
+        sin1 = tl.load(sin_ptr + table, mask=real, other=0.0).to(tl.float32)
+        sin2 = tl.load(sin_ptr + table + HALF, mask=real, other=0.0).to(tl.float32)
+        if SIGN > 0:
+            y1 = first * cos1 - second * sin1
+            y2 = second * cos2 + first * sin2
+        else:
+            y1 = first * cos1 + second * sin2
+            y2 = second * cos2 - first * sin1
+        y1 = tl.where(is_v, first, y1)
+        y2 = tl.where(is_v, second, y2)
+    if SIGN > 0:
+        tl.store(q, y1.to(kind), mask=is_q)
+        tl.store(q + HALF, y2.to(kind), mask=is_q)
+        tl.store(k, y1.to(kind), mask=is_k)
+        tl.store(k + HALF, y2.to(kind), mask=is_k)
+        tl.store(v, y1.to(kind), mask=is_v)
+        tl.store(v + HALF, y2.to(kind), mask=is_v)
+    else:
+        tl.store(x, y1.to(kind), mask=is_q | is_k | is_v)
+        tl.store(x + HALF, y2.to(kind), mask=is_q | is_k | is_v)

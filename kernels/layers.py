@@ -20,6 +20,11 @@ _SUM_ROWS, _SUM_TILES = 32, 8
 """Rows that one program of a norm's weight gradient adds up: at once, and how often."""
 
 
+def power_of_two(number: int) -> int:
+    """The least that is not smaller."""
+    return 1 << (number - 1).bit_length()
+
+
 def takes(x: Tensor) -> bool:
     """Whether the kernels of this module are for `x`."""
     if x.dtype not in (torch.bfloat16, torch.float16) or x.shape[-1] > _MAX_ROW:
@@ -43,13 +48,9 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (T, H, d) by the (T, d) tables: x cos + rotate_half(x) sin.
-
-    rotate_half((a, b)) = (-b, a). Differentiable in `x`; the result is contiguous. Su et al. 2021,
-    arXiv:2104.09864, eq. 34.
-    """
-    out: Tensor = _Rotary.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+def swiglu_joined(gate_and_up: Tensor) -> Tensor:
+    """`swiglu` (..., F) of gate and up side by side, (..., 2 F)."""
+    out: Tensor = _SwiGLUJoined.apply(gate_and_up)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -93,7 +94,7 @@ class _Rows(torch.autograd.Function):
         num_rows, width = len(starts) - 1, grad[0].numel()
         out = grad.new_empty(num_rows, *grad.shape[1:])
         kernels.sum_uses[(num_rows,)](
-            grad.contiguous(), order, starts, out, WIDTH=width, BLOCK=_power(width)
+            grad.contiguous(), order, starts, out, WIDTH=width, BLOCK=power_of_two(width)
         )
         return out, None, None, None
 
@@ -126,52 +127,55 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
-        y = torch.empty_like(gate)
-        if not y.is_meta:
-            kernels, grid = _flat_launch(y)
-            kernels.swiglu_forward[grid](gate, up, y, y.numel(), BLOCK=_BLOCK)
         ctx.save_for_backward(gate, up)
-        return y
+        return _swiglu(gate, up, torch.empty_like(gate), skip=0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-        if not dy.is_meta:
-            kernels, grid = _flat_launch(gate)
-            kernels.swiglu_backward[grid](
-                dy.contiguous(), gate, up, dgate, dup, gate.numel(), BLOCK=_BLOCK
-            )
+        _swiglu_gradients(dy, gate, up, dgate, dup, skip=0)
         return dgate, dup
 
 
-class _Rotary(torch.autograd.Function):
+class _SwiGLUJoined(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, sign=1)
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        both = both.contiguous()
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, dim=-1)
+        return _swiglu(gate, up, both.new_empty(gate.shape), skip=gate.shape[-1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _rotate(dy, *ctx.saved_tensors, sign=-1), None, None
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        grad = torch.empty_like(both)
+        halves = (*both.chunk(2, dim=-1), *grad.chunk(2, dim=-1))
+        _swiglu_gradients(dy, *halves, skip=dy.shape[-1])
+        return grad
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, sign: int) -> Tensor:
-    num_tokens, num_heads, width = x.shape
-    if x.stride()[1:] != (width, 1):
-        x = x.contiguous()
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if not x.is_meta:
-        from rlkit.kernels import _layers_triton as kernels
-
-        half = width // 2
-        kernels.rotate[(num_tokens,)](
-            x, cos, sin, y, num_heads, x.stride(0),
-            SIGN=sign, HALF=half, BLOCK=_power(half), HEADS=_power(num_heads),
-        )  # fmt: skip
+def _swiglu(gate: Tensor, up: Tensor, y: Tensor, *, skip: int) -> Tensor:
+    """Into `y`, contiguous; between two rows of gate, and of up, lie `skip` numbers."""
+    if not y.is_meta:
+        kernels, grid = _flat_launch(y)
+        kernels.swiglu_forward[grid](
+            gate, up, y, y.numel(), WIDTH=y.shape[-1], SKIP=skip, BLOCK=_BLOCK
+        )
     return y
+
+
+def _swiglu_gradients(
+    dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor, *, skip: int
+) -> None:
+    if not dy.is_meta:
+        kernels, grid = _flat_launch(dy)
+        kernels.swiglu_backward[grid](
+            dy.contiguous(), gate, up, dgate, dup, dy.numel(),
+            WIDTH=dy.shape[-1], SKIP=skip, BLOCK=_BLOCK,
+        )  # fmt: skip
 
 
 def _norm_launch(x: Tensor) -> tuple[Any, tuple[int], dict[str, int]]:
@@ -179,9 +183,9 @@ def _norm_launch(x: Tensor) -> tuple[Any, tuple[int], dict[str, int]]:
     from rlkit.kernels import _layers_triton as kernels
 
     width = x.shape[-1]
-    rows = max(1, _BLOCK // _power(width))
+    rows = max(1, _BLOCK // power_of_two(width))
     grid = (-(-(x.numel() // width) // rows),)
-    shape = {"D": width, "BLOCK_D": _power(width), "ROWS": rows}
+    shape = {"D": width, "BLOCK_D": power_of_two(width), "ROWS": rows}
     return kernels, grid, shape | {"num_warps": 8 if width > 4096 else 4}
 
 
@@ -193,7 +197,7 @@ def _norm_weight_gradient(dy: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
     if not x.is_meta:
         from rlkit.kernels import _layers_triton as kernels
 
-        block = min(128, _power(width))
+        block = min(128, power_of_two(width))
         kernels.rms_norm_weight_backward[(num_parts, -(-width // block))](
             dy, x, rstd, sums, num_rows, D=width, BLOCK_D=block, ROWS=_SUM_ROWS, TILES=_SUM_TILES
         )
@@ -204,8 +208,3 @@ def _flat_launch(x: Tensor) -> tuple[Any, tuple[int]]:
     from rlkit.kernels import _layers_triton as kernels
 
     return kernels, (-(-x.numel() // _BLOCK),)
-
-
-def _power(number: int) -> int:
-    """The least power of two that is not smaller."""
-    return 1 << (number - 1).bit_length()

@@ -15,34 +15,28 @@ import math
 import weakref
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlkit.lora_groups import Factors, Groups
+from rlkit.lora_groups import LayerShape as LayerShape
 from rlkit.lora_linear import compute_copies, unread_linear, updated_linear
 from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
 from rlkit.models.families import last_products
-from rlkit.models.four_bit import is_four_bit, linear
+from rlkit.models.four_bit import is_four_bit
+from rlkit.models.joined import Frozen, product
 from rlkit.models.recompute import NamesInside, Trained
 
 PREFIX = "base_model.model."
 """What PEFT puts before the layer's name in the model."""
-_AT_ONCE = 28
-"""Layers whose factors are copied together: few launches, and not all gradients twice in memory."""
-
-
-class LayerShape(NamedTuple):
-    """Size of an adapted layer."""
-
-    num_inputs: int
-    num_outputs: int
-
-
-Factors = Mapping[str, tuple[Tensor, Tensor]]
-"""Of each layer: A (r, in) and s B (out, r) in the compute dtype."""
+_AT_ONCE = 10**7
+"""Numbers that are copied together: few launches, and not all gradients twice in memory."""
+Projection = Callable[[Tensor], Tensor]
+"""What linear layers with one input compute, their outputs side by side."""
 
 
 class LoRA:
@@ -65,7 +59,9 @@ class LoRA:
         self._factors: Factors | None = None
         self._last_products = last_products
         self._unread: Container[str] = ()
-        self._inside = NamesInside(self.shapes)
+        self._plain: set[str] = set()
+        self._groups = Groups(self.shapes, config.rank)
+        self._inside = NamesInside(self._groups.layers)
 
     @contextmanager
     def active(self, adapter: Mapping[str, Tensor] | None) -> Iterator[None]:
@@ -111,23 +107,48 @@ class LoRA:
         ) -> Tensor | None:
             if self._factors is None:
                 return None
-            a, scaled_b = self._factors[layer]
+            a, scaled_b = self._groups.factors_of(layer, self._factors)
             return out + F.linear(F.linear(inputs[0], a), scaled_b)
 
         return add_update
 
-    def linear(self, layer: str, module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def linear(self, layer: str, module: nn.Linear) -> Projection:
         """Forward method of `module`, frozen, plain or 4-bit, with the active adapter's update."""
+        self._plain.add(layer)
         # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
-        plain = weakref.proxy(module)
+        plain = (weakref.proxy(module),)
 
         def forward(x: Tensor) -> Tensor:
+            frozen = _frozen(plain)
             if self._factors is None:
-                return linear(x, plain.weight, plain.bias)
-            a, scaled_b = self._factors[layer]
+                return product(x, frozen)
+            a, scaled_b = self._groups.factors_of(layer, self._factors)
             if layer in self._unread:
-                return unread_linear(x, plain.weight, a, scaled_b)
-            return updated_linear(x, plain.weight, plain.bias, a, scaled_b)
+                return unread_linear(x, frozen, a, scaled_b)
+            return updated_linear(x, frozen, a, scaled_b)
+
+        return forward
+
+    def join(self, layers: Mapping[str, nn.Module]) -> Projection | None:
+        """Compute several layers with one input, by name, as one; None where they cannot be.
+
+        To be called before the first `active`. Each layer still computes by itself when called.
+        """
+        if not self._plain.issuperset(layers) or not self._groups.may_join(list(layers)):
+            return None
+        plain = tuple(weakref.proxy(module) for module in layers.values())
+        if len({module.bias is None for module in plain}) > 1:
+            return None
+        group = self._groups.join(list(layers))
+        self._inside = NamesInside(self._groups.layers)
+
+        def forward(x: Tensor) -> Tensor:
+            frozen = _frozen(plain)
+            if self._factors is not None:
+                return updated_linear(x, frozen, *self._factors[group])
+            if x.requires_grad:
+                return torch.cat([module(x) for module in plain], dim=-1)
+            return product(x, frozen)
 
         return forward
 
@@ -142,20 +163,24 @@ class LoRA:
 
     def _factorise(self, adapter: Mapping[str, Tensor]) -> Factors:
         check_adapter(self, adapter)
-        layers = list(self.shapes)
         factors: dict[str, tuple[Tensor, Tensor]] = {}
-        for start in range(0, len(layers), _AT_ONCE):
-            part = layers[start : start + _AT_ONCE]
+        for names in self._groups.portions(_AT_ONCE):
+            groups = [
+                [(adapter[self.key(layer, "A")], adapter[self.key(layer, "B")]) for layer in layers]
+                for layers in (self._groups.layers[name] for name in names)
+            ]
             # Scaled in float32 and rounded once; vLLM, too, folds the scale into B.
-            copies = compute_copies(
-                [adapter[self.key(layer, "A")] for layer in part],
-                [adapter[self.key(layer, "B")] for layer in part],
-                scale=self.config.scale,
-                dtype=self.dtype,
-            )
-            pairs = zip(copies[: len(part)], copies[len(part) :], strict=True)
-            factors.update(zip(part, pairs, strict=True))
+            copies = compute_copies(groups, scale=self.config.scale, dtype=self.dtype)
+            factors.update(zip(names, copies, strict=True))
         return factors
+
+
+def _frozen(modules: Sequence[Any]) -> Frozen:
+    return Frozen(
+        tuple(module.weight for module in modules),
+        tuple(module.bias for module in modules if module.bias is not None),
+        [module.out_features for module in modules],
+    )
 
 
 def target_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:

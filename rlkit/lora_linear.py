@@ -1,7 +1,13 @@
-"""The arithmetic of an adapted layer, with fewer passes over memory than autograd would make."""
+"""The arithmetic of adapted layers, with fewer passes over memory than autograd would make.
+
+Layers with one input (q, k and v; gate and up) may be computed as one, a group: [A_1; A_2] is
+applied at once, and s B is the matrix with the layers' s B_i as blocks on its diagonal. Two zero
+blocks of a few columns cost less than a second matmul.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,47 +16,68 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from rlkit.models.four_bit import dense, linear
+from rlkit.models.joined import Frozen, input_gradient, product
+
+Group = Sequence[tuple[Tensor, Tensor]]
+"""A (r, in) and B (out, r) of layers with one input."""
 
 
-def updated_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
-) -> Tensor:
+def updated_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
     """x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B.
 
-    W, in 16 or 32 bits or bitsandbytes' 4, and bias are frozen. The update is added to the product
-    in the same matmul: rounded once, and with B = 0 the result is bitwise that without it.
+    A (r, in) and s B (out, r) are those of a group, W its weights. The update is added to the
+    product in the same matmul: rounded once, and with B = 0 the result is bitwise that without it.
     """
-    out: Tensor = _UpdatedLinear.apply(x, weight, bias, a, scaled_b)  # type: ignore[no-untyped-call]
+    out: Tensor = _UpdatedLinear.apply(x, frozen, a, scaled_b)  # type: ignore[no-untyped-call]
     return out
 
 
-def unread_linear(x: Tensor, weight: Tensor, a: Tensor, scaled_b: Tensor) -> Tensor:
+def unread_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
     """`updated_linear` for its gradients alone: the values of the result are undefined."""
-    out: Tensor = _UnreadLinear.apply(x, weight, None, a, scaled_b)  # type: ignore[no-untyped-call]
+    out: Tensor = _UnreadLinear.apply(x, frozen, a, scaled_b)  # type: ignore[no-untyped-call]
     return out
 
 
 def compute_copies(
-    firsts: Sequence[Tensor], seconds: Sequence[Tensor], *, scale: float, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    """Copies in `dtype` of all A and then of all s B; differentiable, in a handful of launches.
+    groups: Sequence[Group], *, scale: float, dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """A and s B of each group in `dtype`; differentiable, in launches that all groups share.
 
     s B is rounded once, to `dtype`, and its gradient once, to that of B.
     """
-    copies: tuple[Tensor, ...] = _Copies.apply(len(firsts), scale, dtype, *firsts, *seconds)  # type: ignore[no-untyped-call]
+    alike: dict[tuple[torch.Size, ...], list[int]] = defaultdict(list)
+    for i, group in enumerate(groups):
+        alike[tuple(factor.shape for pair in group for factor in pair)].append(i)
+    order = [[groups[i] for i in members] for members in alike.values()]
+    leaves = [factor for kind in order for group in kind for pair in group for factor in pair]
+    shapes = [(len(kind), len(kind[0])) for kind in order]
+    stacks: tuple[Tensor, ...] = _Copies.apply(shapes, scale, dtype, *leaves)  # type: ignore[no-untyped-call]
+    copies: list[tuple[Tensor, Tensor]] = [(leaves[0], leaves[0])] * len(groups)
+    for kind, members, a, b in zip(order, alike.values(), stacks[::2], stacks[1::2], strict=True):
+        blocks = _on_diagonal(b, [len(second) for _, second in kind[0]])
+        for i, *pair in zip(members, a.unbind(), blocks.unbind(), strict=True):
+            copies[i] = (pair[0], pair[1])
     return copies
+
+
+def _on_diagonal(b: Tensor, widths: Sequence[int]) -> Tensor:
+    """(groups, out, layers r) from (groups, out, r), whose rows are the layers' one after another:
+    each layer's in columns of its own."""
+    if len(widths) == 1:
+        return b
+    own = b.new_zeros(sum(widths), len(widths), 1)
+    for i, rows in enumerate(torch.split(own, list(widths))):
+        rows[:, i] = 1.0
+    return (b.unsqueeze(2) * own).flatten(2)
 
 
 class _UpdatedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
-    ) -> Tensor:
-        out = linear(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
+        out = product(x, frozen)
         inner = F.linear(x, a)
         out.view(-1, out.shape[-1]).addmm_(inner.flatten(0, -2), scaled_b.t())
-        _keep(ctx, x, weight, a, scaled_b, inner)
+        _keep(ctx, x, frozen, a, scaled_b, inner)
         return out
 
     @staticmethod
@@ -61,53 +88,84 @@ class _UpdatedLinear(torch.autograd.Function):
         inner_grad = rows @ scaled_b
         dx = da = db = None
         if ctx.needs_input_grad[0]:
-            dx = (rows @ dense(ctx.weight).to(rows.dtype)).addmm_(inner_grad, a).view_as(x)
-        if ctx.needs_input_grad[3]:
+            dx = input_gradient(rows, ctx.frozen).addmm_(inner_grad, a).view_as(x)
+        if ctx.needs_input_grad[2]:
             da = inner_grad.t() @ inputs
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[3]:
             db = rows.t() @ inner.flatten(0, -2)
-        return dx, None, None, da, db
+        return dx, None, da, db
 
 
 class _UnreadLinear(_UpdatedLinear):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, scaled_b: Tensor
-    ) -> Tensor:
-        _keep(ctx, x, weight, a, scaled_b, F.linear(x, a))
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
+        _keep(ctx, x, frozen, a, scaled_b, F.linear(x, a))
         return x.new_empty((*x.shape[:-1], len(scaled_b)))
 
 
-def _keep(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, scaled_b: Tensor, inner: Tensor) -> None:
-    """The weight, which is frozen, as the object that it is: autograd would keep its codes only."""
-    ctx.weight = weight
+def _keep(ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor, inner: Tensor) -> None:
+    """The weights, which are frozen, as the objects they are: autograd would keep codes only."""
+    ctx.frozen = frozen
     ctx.save_for_backward(x, a, scaled_b, inner)
 
 
 class _Copies(torch.autograd.Function):
+    """For groups of equal shapes each, stacks of [A_1; A_2; ...] and of [s B_1; s B_2; ...]."""
+
     @staticmethod
     def forward(
-        ctx: Any, num_firsts: int, scale: float, dtype: torch.dtype, *tensors: Tensor
+        ctx: Any,
+        shapes: Sequence[tuple[int, int]],
+        scale: float,
+        dtype: torch.dtype,
+        *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.num_firsts, ctx.scale = num_firsts, scale
-        ctx.dtypes = [tensor.dtype for tensor in tensors]
-        return _scaled(num_firsts, scale, tensors, [dtype] * len(tensors))
+        ctx.shapes, ctx.scale = shapes, scale
+        ctx.leaves = [(leaf.shape, leaf.dtype) for leaf in leaves]
+        stacks, start = [], 0
+        for num_groups, num_layers in shapes:
+            one = leaves[start : start + 2 * num_layers]
+            for factor in (one[::2], one[1::2]):
+                rows = sum(map(len, factor))
+                stacks.append(
+                    factor[0].new_empty(num_groups, rows, factor[0].shape[1], dtype=dtype)
+                )
+            start += 2 * num_groups * num_layers
+        firsts, seconds = _places(stacks, shapes, [leaf.shape for leaf in leaves])
+        torch._foreach_copy_(firsts, list(leaves[::2]))
+        _scale_into(seconds, leaves[1::2], scale)
+        return tuple(stacks)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *_scaled(ctx.num_firsts, ctx.scale, grads, ctx.dtypes)
+        stacks = [grad.contiguous() for grad in grads]
+        firsts, seconds = _places(stacks, ctx.shapes, [shape for shape, _ in ctx.leaves])
+        found = [stacks[0].new_empty(shape, dtype=dtype) for shape, dtype in ctx.leaves]
+        torch._foreach_copy_(found[::2], firsts)
+        _scale_into(found[1::2], seconds, ctx.scale)
+        return None, None, None, *found
 
 
-def _scaled(
-    num_firsts: int, scale: float, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]
-) -> tuple[Tensor, ...]:
-    """Copies in `dtypes`, those after the first ones times `scale`, in the wider of two dtypes."""
-    firsts, seconds = tensors[:num_firsts], tensors[num_firsts:]
-    narrows = dtypes[0].itemsize < tensors[0].dtype.itemsize
-    sources = [*firsts, *(torch._foreach_mul(list(seconds), scale) if narrows else seconds)]
-    copies = [torch.empty_like(s, dtype=d) for s, d in zip(sources, dtypes, strict=True)]
-    torch._foreach_copy_(copies, sources)
+def _places(
+    stacks: Sequence[Tensor], shapes: Sequence[tuple[int, int]], leaves: Sequence[torch.Size]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Where each A and each B lies in `stacks`, contiguous."""
+    firsts: list[Tensor] = []
+    seconds: list[Tensor] = []
+    start = 0
+    for (num_groups, num_layers), a, b in zip(shapes, stacks[::2], stacks[1::2], strict=True):
+        one = leaves[start : start + 2 * num_layers]
+        for places, stack, sizes in ((firsts, a, one[::2]), (seconds, b, one[1::2])):
+            places += torch.split(stack.flatten(0, 1), [s[0] for s in sizes] * num_groups)
+        start += 2 * num_groups * num_layers
+    return firsts, seconds
+
+
+def _scale_into(targets: Sequence[Tensor], sources: Sequence[Tensor], scale: float) -> None:
+    """scale * sources, multiplied in the wider of two dtypes."""
+    narrows = targets[0].dtype.itemsize < sources[0].dtype.itemsize
+    scaled = torch._foreach_mul(list(sources), scale) if narrows else list(sources)
+    torch._foreach_copy_(list(targets), list(scaled))
     if not narrows:
-        torch._foreach_mul_(copies[num_firsts:], scale)
-    return tuple(copies)
+        torch._foreach_mul_(list(targets), scale)

@@ -204,7 +204,7 @@ def new_policy(
     else:
         tuning = attach(base.model, config.lora, dtype=base.dtype)
         adapter = init_adapter(tuning, seed=seed, device=base.model.device)
-    fuse(base.model)
+    fuse(base.model, join=tuning.join if isinstance(tuning, LoRA) else None)
     head = head_of(base.model)
     device = head.weight.device
     offloads = base.gradient_checkpointing is Checkpointing.offload

@@ -55,7 +55,7 @@ def new_policy(config: PreTrainedConfig, device: torch.device) -> Policy:
         model = auto.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.requires_grad_(False).train(False)
     lora = attach(model, LoRAConfig(rank=16), dtype=torch.bfloat16)
-    fuse(model)
+    fuse(model, join=lora.join)
     adapter = init_adapter(lora, seed=0, device=device)
     for name, leaf in adapter.items():
         if "lora_B" in name:

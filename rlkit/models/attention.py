@@ -53,7 +53,8 @@ def attend(
     **_others: object,  # transformers passes every layer's options to every implementation
 ) -> tuple[Tensor, None]:
     """(1, T, H, d) outputs of (1, H, T, d) queries over (1, H', T, d) keys and values."""
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # Squeezed, as the gradient of x[0] is a row of zeros that is written to.
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(packing, Ragged):
         if packing.key_tokens is not None and packing.key_uses is not None:

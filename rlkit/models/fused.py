@@ -7,37 +7,57 @@ else runs transformers' own code. Names, parameters and the state dict stay as t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rlkit.kernels.layers import rms_norm, rotary, swiglu, takes
+from rlkit.kernels.heads import Tables, rotary, split_heads
+from rlkit.kernels.layers import rms_norm, swiglu, swiglu_joined, takes
 
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 _MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 _ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention")
 _PACKED = "rlkit_"
 """How the names of the attentions begin that take one packed row; others run as they are."""
+_QKV = ("q_proj", "k_proj", "v_proj")
+_GATE_UP = ("gate_proj", "up_proj")
+
+Projection = Callable[[Tensor], Tensor]
+Joins = Callable[[Mapping[str, nn.Module]], Projection | None]
+"""Makes one of linear layers with one input, by name: their outputs side by side."""
 
 
-def fuse(model: nn.Module) -> None:
-    """Let the layers of `model` use the fused kernels where they can; idempotent."""
-    for module in model.modules():
-        name = type(module).__name__
+def fuse(model: PreTrainedModel, *, join: Joins | None = None) -> None:
+    """Let the layers of `model` use the fused kernels where they can; idempotent.
+
+    `join`: makes one product of q, k and v and one of gate and up where it can.
+    """
+    embedding: Any = model.get_input_embeddings()
+    if not takes(embedding.weight):
+        join = None  # who runs transformers' own code calls each layer by itself
+    for name, module in model.named_modules():
+        kind = type(module).__name__
         if "forward" in vars(module):
             continue
         # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
         own, plain = partial(type(module).forward, weakref.proxy(module)), weakref.proxy(module)
-        if name in _NORMS:
+        if kind in _NORMS:
             module.forward = _norm(plain, own)
-        elif name in _MLPS and isinstance(module.act_fn, SiLUActivation | nn.SiLU):
-            module.forward = _mlp(plain, own)
-        elif name in _ATTENTIONS:
-            module.forward = _attention(plain, own)
+        elif kind in _MLPS and isinstance(module.act_fn, SiLUActivation | nn.SiLU):
+            module.forward = _mlp(plain, own, _joined(join, name, module, _GATE_UP))
+        elif kind in _ATTENTIONS:
+            module.forward = _attention(plain, own, _joined(join, name, module, _QKV))
+
+
+def _joined(
+    join: Joins | None, name: str, module: nn.Module, parts: tuple[str, ...]
+) -> Projection | None:
+    return None if join is None else join({f"{name}.{p}": getattr(module, p) for p in parts})
 
 
 def _norm(module: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -51,20 +71,27 @@ def _norm(module: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
     return forward
 
 
-def _mlp(module: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _mlp(
+    module: Any, own: Callable[[Tensor], Tensor], gate_and_up: Projection | None
+) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         if not takes(x):
             return own(x)
-        return module.down_proj(swiglu(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return]
+        if gate_and_up is None:
+            inner = swiglu(module.gate_proj(x), module.up_proj(x))
+        else:
+            inner = swiglu_joined(gate_and_up(x))
+        return module.down_proj(inner)  # type: ignore[no-any-return]
 
     return forward
 
 
 def _attention(
-    module: Any, own: Callable[..., tuple[Tensor, Tensor | None]]
+    module: Any,
+    own: Callable[..., tuple[Tensor, Tensor | None]],
+    qkv: Projection | None,
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    normed = hasattr(module, "q_norm")
     window = getattr(module, "sliding_window", None)
 
     def forward(
@@ -84,18 +111,12 @@ def _attention(
                 past_key_values=past_key_values,
                 **options,
             )
-        q, k, v = (
-            layer(x)[0].unflatten(-1, (-1, module.head_dim))
-            for layer in (module.q_proj, module.k_proj, module.v_proj)
-        )
-        if normed:
-            q, k = module.q_norm(q), module.k_norm(k)
-        cos, sin = (table[0] for table in position_embeddings)
-        q, k = rotary(q, cos, sin), rotary(k, cos, sin)
+        # Squeezed, as the gradient of x[0] is a row of zeros that is written to.
+        tables = position_embeddings[0].squeeze(0), position_embeddings[1].squeeze(0)
         attend: Any = ALL_ATTENTION_FUNCTIONS[implementation]
         out, weights = attend(
             module,
-            *(part.transpose(0, 1)[None] for part in (q, k, v)),
+            *(part.transpose(0, 1).unsqueeze(0) for part in _heads(module, x, tables, qkv)),
             attention_mask,
             dropout=0.0,
             scaling=module.scaling,
@@ -105,3 +126,20 @@ def _attention(
         return module.o_proj(out.flatten(2)), weights
 
     return forward
+
+
+def _heads(
+    module: Any, x: Tensor, tables: Tables, qkv: Projection | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (T, heads, d) of one row (1, T, D)."""
+    width, normed = module.head_dim, hasattr(module, "q_norm")
+    if qkv is not None:
+        rows, num_kv = qkv(x.squeeze(0)), module.config.num_key_value_heads
+        q, k, v = split_heads(rows, None if normed else tables, num_kv=num_kv, width=width)
+    else:
+        q, k, v = (getattr(module, name)(x).squeeze(0).unflatten(-1, (-1, width)) for name in _QKV)
+    if normed:
+        q, k = module.q_norm(q), module.k_norm(k)
+    if normed or qkv is None:
+        q, k = rotary(q, *tables), rotary(k, *tables)
+    return q, k, v

@@ -25,7 +25,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from rlkit.full import FullWeights
-from rlkit.lora import attach
+from rlkit.lora import LoRA, attach
 from rlkit.models.config import Checkpointing, LoRAConfig, TuningKind
 from rlkit.models.families import backbone_of, head_of
 from rlkit.models.fused import fuse
@@ -104,6 +104,8 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
         model = _meta_model(config, work, num_layers=num_layers)
         head = head_of(model).weight
         tuning, leaves = _trained(model, work)
+        if work.ragged:
+            fuse(model, join=tuning.join if isinstance(tuning, LoRA) else None)
         for leaf in leaves.values():
             leaf.grad = torch.zeros_like(leaf)  # counted with what trains, not here
         inputs = torch.zeros(1, work.num_tokens, dtype=torch.long)
@@ -152,14 +154,16 @@ def _meta_model(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int
     if work.in_nf4:
         for layer in quantisable(model).values():
             layer.weight = _InFourBits(layer.weight, requires_grad=False)
-    if work.ragged:
-        fuse(model)
     return model
 
 
 def _apply(function: Any, *inputs: Tensor) -> Tensor:
     out: Tensor = function.apply(*inputs)
     return out
+
+
+_PRODUCTS = (Tensor.__matmul__, Tensor.addmm_, Tensor.t)
+"""What a weight is used in, beside a layer's own product."""
 
 
 class _InFourBits(nn.Parameter):
@@ -174,8 +178,8 @@ class _InFourBits(nn.Parameter):
                 x, weight, *bias = args
                 out = _apply(_Dequantised, x, weight)
                 return out + bias[0] if bias and bias[0] is not None else out
-            if func is Tensor.__matmul__:
-                return args[0] @ torch.empty_like(args[1])
+            if func in _PRODUCTS:
+                args = [torch.empty_like(x) if isinstance(x, cls) else x for x in args]
             return func(*args, **(kwargs or {}))
 
 
@@ -214,7 +218,7 @@ def _attend(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: object, **_options: object
 ) -> tuple[Tensor, None]:
     """(1, T, H, d) from (1, H, T, d), as `rlkit.models.attention.attend` does it."""
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     out = _apply(_Attention, q, k, v)
     return out[None], None
 
@@ -222,7 +226,7 @@ def _attend(
 def _attend_padded(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: object, **_options: object
 ) -> tuple[Tensor, None]:
-    q, k, v = (x[0].transpose(0, 1).clone() for x in (query, key, value))
+    q, k, v = (x.squeeze(0).transpose(0, 1).clone() for x in (query, key, value))
     out = _apply(_Attention, q, k, v)
     return out.clone().clone()[None], None
 

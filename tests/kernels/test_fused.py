@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from triton_places import INTERPRETED, on_triton_device
 
 from rlkit.full import FullWeights
-from rlkit.lora import LoRAConfig, attach, init_adapter
+from rlkit.lora import LoRA, LoRAConfig, attach, init_adapter
 from rlkit.models import fused
 from rlkit.models.attention import packed_attention
 from rlkit.models.config import TuningKind
@@ -48,7 +48,7 @@ def states_and_gradients(
                 if ".lora_B." in key:
                     tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
     if fusing:
-        fuse(model)
+        fuse(model, join=trained.join if isinstance(trained, LoRA) else None)
     ids = torch.tensor([*random_ids(9, seed=seed), *random_ids(6, seed=seed + 100)], device=device)
     row = PackedRow(
         ids=ids,
@@ -130,8 +130,8 @@ def test_other_inputs_and_other_models_run_their_own_code(family: str) -> None:
 def test_a_fused_model_with_an_adapter_is_freed_at_once() -> None:
     """Without the garbage collector: an engine may wait for the weights that a model holds."""
     model = tiny_model("qwen2")
-    attach(model, LoRAConfig(rank=4), dtype=torch.float64)
-    fuse(model)
+    lora = attach(model, LoRAConfig(rank=4), dtype=torch.float64)
+    fuse(model, join=lora.join)
     model(input_ids=torch.tensor([random_ids(9, seed=1)]))
     layer = weakref.ref(model.get_submodule("model.layers.0.mlp"))
     weight = weakref.ref(model.get_parameter("model.layers.1.mlp.up_proj.weight"))

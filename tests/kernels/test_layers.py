@@ -20,7 +20,8 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 from triton_places import on_triton_device
 
-from rlkit.kernels.layers import rms_norm, rotary, rows_of, swiglu, takes, uses_of
+from rlkit.kernels.heads import rotary, split_heads
+from rlkit.kernels.layers import rms_norm, rows_of, swiglu, swiglu_joined, takes, uses_of
 
 pytestmark = on_triton_device
 DTYPES = [torch.bfloat16, torch.float16]
@@ -83,6 +84,9 @@ def test_swiglu(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None
     theirs = gradients(eager, [gate, up], dy)
     exact = gradients(eager, [gate.double(), up.double()], dy)
     assert_as_exact_as_eager(ours, theirs, exact)
+    out, grad = gradients(swiglu_joined, [torch.cat([gate, up], -1)], dy)
+    assert torch.equal(out, ours[0])
+    assert torch.equal(grad, torch.cat(ours[1:], -1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,6 +111,35 @@ def test_rotary(num_heads: int, dtype: torch.dtype, device: str) -> None:
     cos, sin = cos.double(), sin.double()
     exact = gradients(eager, [x.double()], dy)
     assert_as_exact_as_eager(ours, theirs, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize(("num_queries", "num_kv"), [(1, 1), (6, 2), (5, 5)])
+def test_split_heads_is_rotary_of_each_part(
+    num_queries: int, num_kv: int, rotates: bool, dtype: torch.dtype, device: str
+) -> None:
+    """Bit for bit, and `rotary` is compared with transformers above."""
+    width, num_tokens = 24, 5
+    config = Qwen2Config(hidden_size=width * 4, num_attention_heads=4)
+    positions = torch.tensor([[0, 1, 5, 2, 900]], device=device)
+    x = noise(num_tokens, (num_queries + 2 * num_kv) * width, device=device, dtype=dtype)
+    cos, sin = (t[0] for t in Qwen2RotaryEmbedding(config).to(device)(x, positions))
+    widths = [num_queries * width, num_kv * width, num_kv * width]
+
+    def joined(x: Tensor) -> Tensor:
+        tables = (cos, sin) if rotates else None
+        parts = split_heads(x, tables, num_kv=num_kv, width=width)
+        return torch.cat([part.permute(2, 1, 0) for part in parts], dim=1)
+
+    def apart(x: Tensor) -> Tensor:
+        parts = [part.unflatten(1, (-1, width)) for part in x.split(widths, dim=1)]
+        turned = [rotary(p, cos, sin) if rotates and i < 2 else p for i, p in enumerate(parts)]
+        return torch.cat([part.permute(2, 1, 0) for part in turned], dim=1)
+
+    dy = noise(width, num_queries + 2 * num_kv, num_tokens, device=device, dtype=dtype, seed=4)
+    for a, b in zip(gradients(joined, [x], dy), gradients(apart, [x], dy), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,0 +1,81 @@
+"""Frozen linear layers with one input, as one product: q, k and v; gate and up.
+
+Engines store their weights one behind the other: then it is one matmul, which reads the input once.
+Else each layer writes its columns of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlkit.models.four_bit import dense, is_four_bit, linear
+
+
+class Frozen(NamedTuple):
+    """The weights of linear layers with one input; in 16 or 32 bits or bitsandbytes' 4."""
+
+    weights: tuple[Tensor, ...]
+    """(out, in) each."""
+    biases: tuple[Tensor, ...]
+    """One a layer, or none at all."""
+    widths: list[int]
+    """Outputs of each layer."""
+
+
+def product(x: Tensor, frozen: Frozen) -> Tensor:
+    """x [W_1; W_2; ...]^T + [b_1, b_2, ...], the layers' outputs side by side.
+
+    Not differentiable in `x` when there are several layers whose weights lie apart.
+    """
+    whole = adjoined(frozen.weights)
+    if whole is not None:
+        return linear(x, whole, _joined(frozen.biases) if frozen.biases else None)
+    out = x.new_empty((*x.shape[:-1], sum(frozen.widths)))
+    rows = x.flatten(0, -2)
+    columns = torch.split(out.view(len(rows), -1), frozen.widths, dim=1)
+    for i, (part, weight) in enumerate(zip(columns, frozen.weights, strict=True)):
+        transposed = dense(weight).t().to(x.dtype)
+        if frozen.biases:
+            torch.addmm(frozen.biases[i], rows, transposed, out=part)
+        else:
+            torch.mm(rows, transposed, out=part)
+        del transposed  # a copy of a 4-bit weight, before the next one is made
+    return out
+
+
+def input_gradient(rows: Tensor, frozen: Frozen) -> Tensor:
+    """(T, in) gradient of `product`'s input, from that of its result (T, outputs)."""
+    whole = adjoined(frozen.weights)
+    if whole is not None:
+        return rows @ dense(whole).to(rows.dtype)
+    parts = torch.split(rows, frozen.widths, dim=1)
+    total: Tensor = parts[0] @ dense(frozen.weights[0]).to(rows.dtype)
+    for part, weight in zip(parts[1:], frozen.weights[1:], strict=True):
+        total.addmm_(part, dense(weight).to(rows.dtype))
+    return total
+
+
+def adjoined(parts: Sequence[Tensor]) -> Tensor | None:
+    """`parts` along the first axis as one view of their memory; None where they lie apart."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    end = first.data_ptr()
+    for part in parts:
+        if part.data_ptr() != end or is_four_bit(part) or not part.is_contiguous():
+            return None
+        end += part.nbytes
+    # Allocators put one tensor's memory behind another's: a view stays within one.
+    owner = first.untyped_storage().data_ptr()
+    if any(part.untyped_storage().data_ptr() != owner for part in parts[1:]):
+        return None
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    whole = adjoined(parts)
+    return torch.cat(list(parts)) if whole is None else whole
