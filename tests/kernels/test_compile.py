@@ -21,10 +21,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rlkit.generation.vllm import burst_kernel, lora_kernels, lora_norm
-from rlkit.kernels import _kl_triton, _layers_triton, _triton_kernels
+from rlkit.kernels import _heads_triton, _kl_triton, _layers_triton, _triton_kernels
 
 _HOPPER = GPUTarget("cuda", 90, 32)
 _LORA = {"RANK": 16, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_R": 16, "EARLY": True, "launch_pdl": True}
+_HEADS = {"ROTATED": True, "QUERIES": 12, "KEYS": 2, "HALF": 64, "BLOCK": 64, "HEADS": 16}
 _PLAIN = {"BIAS": True, "SOFTCAP": True}
 CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
     (
@@ -79,18 +80,35 @@ CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
         "*bf16 *i64 *i64 *bf16",
         {"WIDTH": 256, "BLOCK": 256},
     ),
-    ("swiglu_forward", _layers_triton.swiglu_forward, "*bf16 *bf16 *bf16 i32", {"BLOCK": 4096}),
+    (
+        "swiglu_forward",
+        _layers_triton.swiglu_forward,
+        "*bf16 *bf16 *bf16 i32",
+        {"WIDTH": 8960, "SKIP": 8960, "BLOCK": 2048},
+    ),
     (
         "swiglu_backward",
         _layers_triton.swiglu_backward,
         "*bf16 *bf16 *bf16 *bf16 *bf16 i32",
-        {"BLOCK": 4096},
+        {"WIDTH": 8960, "SKIP": 8960, "BLOCK": 2048},
     ),
     (
         "rotate",
-        _layers_triton.rotate,
+        _heads_triton.rotate,
         "*bf16 *bf16 *bf16 *bf16 i32 i32",
         {"SIGN": 1, "HALF": 64, "BLOCK": 64, "HEADS": 16},
+    ),
+    (
+        "split_heads",
+        _heads_triton.split_heads,
+        "*bf16 *bf16 *bf16 *bf16 *bf16 *bf16",
+        _HEADS | {"SIGN": 1},
+    ),
+    (
+        "split_heads_backward",
+        _heads_triton.split_heads,
+        "*bf16 *bf16 *bf16 *bf16 *bf16 *bf16",
+        _HEADS | {"SIGN": -1},
     ),
     (
         "expand",
@@ -149,6 +167,7 @@ def test_every_kernel_is_compiled() -> None:
         lora_kernels,
         lora_norm,
         burst_kernel,
+        _heads_triton,
         _kl_triton,
         _layers_triton,
         _triton_kernels,
@@ -160,5 +179,5 @@ def test_every_kernel_is_compiled() -> None:
         if isinstance(value, triton.JITFunction)
     }
     called = {"scaled_logits", "_finish_tile", "_load_logits", "_excess", "LN_2"}
-    called |= {"_weights", "_inputs", "_outputs", "_updated"}
+    called |= {"_weights", "_inputs", "_outputs", "_updated", "_turned", "_one_of"}
     assert launched - called == {case[1].__name__ for case in CASES}

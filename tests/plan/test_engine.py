@@ -49,14 +49,15 @@ def test_smaller_steps_come_before_fewer_completions_and_graphs_go_last() -> Non
     assert [p.choice.engine_tokens for p in plans] == [8192, 8192, 8192]
     assert [p.choice.at_once for p in plans] == [8, 4, 2]
     steps = {}
-    for tenths in range(24, 42):
+    for hundredths in range(240, 420, 4):
         try:
-            plan = make_plan(SMALL.work(), SMALL.request(), budget=tenths * GB // 10)
+            plan = make_plan(SMALL.work(), SMALL.request(), budget=hundredths * GB // 100)
         except ValueError:
             continue
-        steps[tenths] = plan.choice
-    tight, wide = steps[min(steps)], steps[max(steps)]
+        steps[hundredths] = plan.choice
+    wide = steps[max(steps)]
     assert (wide.engine_tokens, wide.graphs, wide.at_once) == (2048, True, 8)
+    tight = next(choice for choice in steps.values() if choice.at_once == 8)
     assert (tight.engine_tokens, tight.graphs) == (1024, False)
     order = [(c.at_once, c.graphs, c.engine_tokens) for c in steps.values()]
     assert order == sorted(order)
