@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlkit.backward import backward, garbage_waits
 from rlkit.loss_scale import UNSCALED, LossScale
 from rlkit.microbatch import microbatches
 from rlkit.optim import OptimConfig, learning_rate
@@ -88,6 +89,7 @@ class NonFiniteGradients(RuntimeError):
     """Too many updates in a row had a gradient that is not finite."""
 
 
+@garbage_waits()
 def score(
     learner: Learner, batch: RolloutBatch, algorithm: Algorithm, settings: UpdateSettings
 ) -> RolloutBatch:
@@ -157,6 +159,7 @@ def train_step(
     return state, UpdateResult(metrics | _apply(state, settings, norms), logps)
 
 
+@garbage_waits()
 def accumulate(
     learner: Learner,
     batch: TrainBatch,
@@ -183,7 +186,7 @@ def accumulate(
         )
         loss, metrics = algorithm.loss(output, micro)
         scaled = loss if loss_scale == 1.0 else loss * loss_scale
-        scaled.backward()  # type: ignore[no-untyped-call]
+        backward(scaled)
         logps[index] = output.logps.detach().to(logps.dtype)
         for name, value in {**metrics, "loss": loss.detach()}.items():
             sums[name] += value

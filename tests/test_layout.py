@@ -42,7 +42,8 @@ ALLOWED = {
     "stats": set(),
     "report": {"stats", "tracking"},
     "loss_scale": set(),
-    "update": {"types", "microbatch", "optim", "loss_scale"},
+    "backward": set(),
+    "update": {"types", "backward", "microbatch", "optim", "loss_scale"},
     "replay": {"types", "update"},
 }
 MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION = 300, 150, 50

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
+from rlkit.backward import backward, garbage_waits
 from rlkit.collate import collate
 from rlkit.environment import hardware, versions
 from rlkit.lora import LoRAConfig, attach, init_adapter
@@ -92,12 +93,13 @@ def _sample(prompt: Prompt, index: int, ids: tuple[int, ...]) -> ScoredRollout:
     return ScoredRollout(rollout=rollout, text="", components=(), reward=0.0)
 
 
+@garbage_waits()
 def step(policy: Policy, batch: RolloutBatch) -> dict[str, Tensor]:
     """Gradient of the sum of the logps on `batch`."""
     for leaf in policy.adapter.values():
         leaf.grad = None
     out = policy.forward(batch, adapter=policy.adapter, temperature=1.0)
-    torch.autograd.backward(out.logps.sum())
+    backward(out.logps.sum())
     return {name: leaf.grad for name, leaf in policy.adapter.items() if leaf.grad is not None}
 
 
@@ -222,7 +224,7 @@ def _padded_step(policy: Policy, batch: RolloutBatch) -> None:
     with policy.tuning.active(policy.adapter):
         states = backbone_of(policy.model)(input_ids=ids, use_cache=False).last_hidden_state
     # The head costs the same both ways and is left out here: only the packed side pays it.
-    torch.autograd.backward(states.float().sum())
+    backward(states.float().sum())
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rlkit.backward import backward
 from rlkit.plan.choose import Plan
 from rlkit.plan.device import Meter
 from rlkit.plan.parts import GB
@@ -83,7 +84,7 @@ def _forward_backward(
         spec=algorithm.outputs,
     )
     loss = algorithm.loss(output, batch).loss
-    loss.backward()  # type: ignore[no-untyped-call]
+    backward(loss)
 
 
 def _worst_batch(policy: Policy, algorithm: Algorithm, worst: Worst) -> TrainBatch:
