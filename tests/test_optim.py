@@ -50,8 +50,10 @@ def descend(
 def test_eight_bits_follow_float32(kind: OptimKind, decay: float, device: torch.device) -> None:
     truth = descend(OptimKind.adamw, steps=60, decay=decay)
     found = descend(kind, steps=60, decay=decay, device=device)
-    # The first update divides the gradient by its own size: 8 bits of it cannot matter.
-    assert (found[0] - truth[0]).abs().max() < 1e-5
+    # The first update divides the gradient by its own size: 8 bits of it cannot matter. From zero,
+    # torch has nothing to decay; bitsandbytes decays what its update gave, but on a CPU.
+    decayed = 1.0 - 0.02 * decay if device.type == "cuda" else 1.0
+    assert (found[0] - decayed * truth[0]).abs().max() < 1e-5
     for step in (9, 29, 59):
         error = (found[step] - truth[step]).norm() / truth[step].norm()
         assert 0 < error < BOUND, (step, float(error))

@@ -44,6 +44,7 @@ LLAMA_8B_8_LAYERS = LlamaConfig(
     tie_word_embeddings=False,
 )  # fmt: skip
 MODES = (Checkpointing.off, Checkpointing.on, Checkpointing.offload)
+_SIZES = ((1, 4096), (2, 4096), (1, 20480))
 _REPEATS = 5
 _TURNS = 12
 
@@ -119,12 +120,14 @@ def measured(run: Callable[[], object]) -> dict[str, float]:
     }
 
 
-def checkpointing(policy: Policy, lengths: Sequence[int], device: torch.device) -> list[object]:
-    """Off, on and offload at one sequence of each of `lengths` tokens; what does not fit is left
-    out."""
+def checkpointing(
+    policy: Policy, sizes: Sequence[tuple[int, int]], device: torch.device
+) -> list[object]:
+    """Off, on and offload of micro-batches of `sizes`, sequences x tokens; what does not fit is
+    left out."""
     rows: list[object] = []
-    for length in lengths:
-        batch = batch_of([64], [length - 64], group=1, device=device)
+    for count, length in sizes:
+        batch = batch_of([64] * count, [length - 64] * count, group=1, device=device)
         offload = Offload(device)
         ways = {
             mode: replace(
@@ -139,7 +142,7 @@ def checkpointing(policy: Policy, lengths: Sequence[int], device: torch.device) 
         for mode, ms in _in_turns(fitting, batch).items():
             host = offload.host.num_bytes if mode is Checkpointing.offload else 0
             rows.append({
-                "tokens": length, "mode": mode.value, "ms": statistics.median(ms),
+                "sequences": count, "tokens": length, "mode": mode.value, "ms": statistics.median(ms),
                 "ms_min": min(ms), "ms_all": ms, "above_weights_gib": peaks[mode],
                 "host_gib": host / 2**30,
             })  # fmt: skip
@@ -250,13 +253,13 @@ def main() -> int:
 
     policy = new_policy(QWEN_1_5B, device)
     save("bitwise", bitwise(policy, device))
-    save("qwen2.5-1.5b", checkpointing(policy, (4096, 20480), device))
+    save("qwen2.5-1.5b", checkpointing(policy, _SIZES, device))
     save("packing, qwen2.5-1.5b", packing(policy, device))
     del policy
     gc.collect()
     torch.cuda.empty_cache()
     policy = new_policy(LLAMA_8B_8_LAYERS, device)
-    save("llama-3.1-8b, 8 of 32 layers", checkpointing(policy, (4096, 20480), device))
+    save("llama-3.1-8b, 8 of 32 layers", checkpointing(policy, _SIZES, device))
     return 0
 
 
