@@ -178,7 +178,7 @@ class Offload:
         self._in_flight.clear()
 
     def _on(self, stream: Any) -> Any:
-        """Inside, `stream` is the current one; CUDA's are contexts themselves, the CPU's are not."""
+        """Makes `stream` the current one; CUDA's are contexts themselves, the CPU's are not."""
         return stream if isinstance(stream, torch.Stream) else self._backend.stream(stream)
 
     def _release(self, lent: weakref.ReferenceType[Kept]) -> None:

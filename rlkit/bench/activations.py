@@ -142,9 +142,9 @@ def checkpointing(
         for mode, ms in _in_turns(fitting, batch).items():
             host = offload.host.num_bytes if mode is Checkpointing.offload else 0
             rows.append({
-                "sequences": count, "tokens": length, "mode": mode.value, "ms": statistics.median(ms),
-                "ms_min": min(ms), "ms_all": ms, "above_weights_gib": peaks[mode],
-                "host_gib": host / 2**30,
+                "sequences": count, "tokens": length, "mode": mode.value,
+                "ms": statistics.median(ms), "ms_min": min(ms), "ms_all": ms,
+                "above_weights_gib": peaks[mode], "host_gib": host / 2**30,
             })  # fmt: skip
             print(rows[-1], flush=True)
         gc.collect()
