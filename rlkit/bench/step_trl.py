@@ -117,6 +117,7 @@ def _trainer_arguments(work: Work, micro: int) -> dict[str, Any]:
         "beta": BETA,
         "loss_type": "grpo",
         "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",  # as rlkit's; TRL's default falls to 0
         "bf16": on_cuda,
         "use_cpu": not on_cuda,
         "use_vllm": True,

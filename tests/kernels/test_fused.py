@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from rlkit.models.config import TuningKind
 from rlkit.models.fused import fuse
 from rlkit.models.layout import packing_of
 from rlkit.models.packing import PackedRow, Segment, Span
+from rlkit.models.recompute import recomputed
 from rlkit.policy import Tuning
 
 
@@ -32,6 +35,7 @@ def states_and_gradients(
     device: str,
     fusing: bool,
     seed: int,
+    recomputing: bool = False,
 ) -> list[Tensor]:
     """Last states of one packed row of two sequences, and gradients of what trains."""
     model = copy.deepcopy(model).to(device, dtype)  # type: ignore[arg-type]
@@ -56,7 +60,10 @@ def states_and_gradients(
         segments=(Segment(Span(0, 9)), Segment(Span(9, 6))),
         predictors=torch.arange(15, device=device),
     )
-    with trained.active(adapter), packed_attention(model.config):
+    again = partial(packed_attention, model.config)
+    with trained.active(adapter), again(), ExitStack() as stack:
+        if recomputing:
+            stack.enter_context(recomputed(model, trained, again=again))
         states = model.model(
             input_ids=ids[None],
             position_ids=row.positions[None],
@@ -113,6 +120,31 @@ def test_fused_layers_are_as_exact_as_the_models_own(
     # Two ways of rounding: neither may be clearly worse than the other.
     assert errors[True] <= 2.0 * errors[False]
     assert (errors[False] / (num_seeds * (1 + num_tensors))) ** 0.5 < 0.05
+
+
+@on_triton_device
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_layers_that_run_twice_give_the_same_bits(
+    family: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "takes", lambda x: x.dtype.itemsize == 2)
+    model = tiny_model(family, initializer_range=0.1)
+    once, twice = (
+        states_and_gradients(
+            model,
+            TuningKind.lora,
+            dtype=torch.bfloat16,
+            device=device,
+            fusing=True,
+            seed=1,
+            recomputing=recomputing,
+        )
+        for recomputing in (False, True)
+    )
+    assert len(once) == 1 + 2 * 7 * 2
+    for a, b in zip(once, twice, strict=True):
+        assert torch.equal(a, b)
+        assert a.abs().sum() > 0
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3", "cohere"])
