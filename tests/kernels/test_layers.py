@@ -133,7 +133,7 @@ def test_split_heads_is_rotary_of_each_part(
         return torch.cat([part.permute(2, 1, 0) for part in parts], dim=1)
 
     def apart(x: Tensor) -> Tensor:
-        parts = [part.unflatten(1, (-1, width)) for part in torch.split(x, widths, dim=1)]
+        parts = [p.view(num_tokens, -1, width) for p in torch.split(x, widths, dim=1)]
         turned = [rotary(p, cos, sin) if rotates and i < 2 else p for i, p in enumerate(parts)]
         return torch.cat([part.permute(2, 1, 0) for part in turned], dim=1)
 
