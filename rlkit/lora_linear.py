@@ -52,12 +52,12 @@ def compute_copies(
     leaves = [factor for kind in order for group in kind for pair in group for factor in pair]
     shapes = [(len(kind), len(kind[0])) for kind in order]
     stacks: tuple[Tensor, ...] = _Copies.apply(shapes, scale, dtype, *leaves)  # type: ignore[no-untyped-call]
-    copies: list[tuple[Tensor, Tensor]] = [(leaves[0], leaves[0])] * len(groups)
+    copies: dict[int, tuple[Tensor, Tensor]] = {}
     for kind, members, a, b in zip(order, alike.values(), stacks[::2], stacks[1::2], strict=True):
         blocks = _on_diagonal(b, [len(second) for _, second in kind[0]])
-        for i, *pair in zip(members, a.unbind(), blocks.unbind(), strict=True):
-            copies[i] = (pair[0], pair[1])
-    return copies
+        pairs = zip(a.unbind(), blocks.unbind(), strict=True)
+        copies.update(zip(members, pairs, strict=True))
+    return [copies[i] for i in range(len(groups))]
 
 
 def _on_diagonal(b: Tensor, widths: Sequence[int]) -> Tensor:

@@ -27,6 +27,7 @@ from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.bench.activations import QWEN_1_5B, batch_of, new_policy
 from rlkit.bench.side import Result, write_report
 from rlkit.models.config import Checkpointing
+from rlkit.models.fused import GATE_UP, QKV
 from rlkit.models.joined import adjoined
 from rlkit.optim import OptimConfig, build_optimizer
 from rlkit.policy import Policy
@@ -38,7 +39,6 @@ _TINY = Qwen2Config(
     vocab_size=30000, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
 )  # fmt: skip
-_JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class Sizes(NamedTuple):
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 def lay_like_an_engine(model: nn.Module) -> None:
     """Put the weights of layers with one input one behind the other; their values stay."""
     for module in model.modules():
-        for names in _JOINED:
+        for names in (QKV, GATE_UP):
             layers = [getattr(module, name, None) for name in names]
             for leaf in ("weight", "bias"):
                 found = [getattr(layer, leaf, None) for layer in layers]

@@ -24,8 +24,9 @@ _MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 _ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention")
 _PACKED = "rlkit_"
 """How the names of the attentions begin that take one packed row; others run as they are."""
-_QKV = ("q_proj", "k_proj", "v_proj")
-_GATE_UP = ("gate_proj", "up_proj")
+QKV = ("q_proj", "k_proj", "v_proj")
+GATE_UP = ("gate_proj", "up_proj")
+"""Layers with one input, as they are named in these modules."""
 
 Projection = Callable[[Tensor], Tensor]
 Joins = Callable[[Mapping[str, nn.Module]], Projection | None]
@@ -49,9 +50,9 @@ def fuse(model: PreTrainedModel, *, join: Joins | None = None) -> None:
         if kind in _NORMS:
             module.forward = _norm(plain, own)
         elif kind in _MLPS and isinstance(module.act_fn, SiLUActivation | nn.SiLU):
-            module.forward = _mlp(plain, own, _joined(join, name, module, _GATE_UP))
+            module.forward = _mlp(plain, own, _joined(join, name, module, GATE_UP))
         elif kind in _ATTENTIONS:
-            module.forward = _attention(plain, own, _joined(join, name, module, _QKV))
+            module.forward = _attention(plain, own, _joined(join, name, module, QKV))
 
 
 def _joined(
@@ -137,7 +138,7 @@ def _heads(
         rows, num_kv = qkv(x.squeeze(0)), module.config.num_key_value_heads
         q, k, v = split_heads(rows, None if normed else tables, num_kv=num_kv, width=width)
     else:
-        q, k, v = (getattr(module, name)(x).squeeze(0).unflatten(-1, (-1, width)) for name in _QKV)
+        q, k, v = (getattr(module, name)(x).squeeze(0).unflatten(-1, (-1, width)) for name in QKV)
     if normed:
         q, k = module.q_norm(q), module.k_norm(k)
     if normed or qkv is None:
