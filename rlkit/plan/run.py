@@ -82,8 +82,7 @@ def verdict(parts: Parts) -> str:
     """One line that compares the plan with what the run took: the plan is an upper bound, for the
     longest prompts and completions."""
     measured, predicted = parts.meter.peak(), parts.planned.plan.peak
-    share = measured / predicted
-    return (
-        f"memory: planned at most {predicted / GB:.2f} GB, taken {measured / GB:.2f} GB "
-        f"({share:.0%} of it)"
-    )
+    planned, taken = f"memory: planned at most {predicted / GB:.2f} GB", f"{measured / GB:.2f} GB"
+    if parts.device.type != "cuda":
+        return f"{planned} of tensors; the process grew by {taken}, libraries included"
+    return f"{planned}, taken {taken} ({measured / predicted:.0%} of it)"
