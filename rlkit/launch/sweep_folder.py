@@ -1,6 +1,7 @@
 """The folder of a sweep: which jobs it has, and where each of them lives.
 
-    sweep.json            version, name, command, created, jobs: id, overrides, folder
+    sweep.json            version, name, command, earlier commands, created, jobs: id, overrides,
+                          folder
     jobs/<id>/            a run folder; an empty DONE in it when the run is complete
     jobs/<id>/output.txt  what the job's processes printed
 
@@ -62,7 +63,7 @@ def job_folder(sweep: Path, id: str) -> Path:
 
 
 def write_sweep(sweep: Path, *, name: str, command: Sequence[str], jobs: Sequence[Job]) -> None:
-    """Write `sweep.json`; jobs of an earlier command in the same folder stay listed.
+    """Write `sweep.json`; an earlier command in the same folder and its jobs stay listed.
 
     Raises ConfigError when an earlier `sweep.json` is damaged, TrackingError when it cannot be
     written.
@@ -74,10 +75,13 @@ def write_sweep(sweep: Path, *, name: str, command: Sequence[str], jobs: Sequenc
         {"id": job.id, "overrides": list(job.overrides), "folder": f"jobs/{job.id}"} for job in jobs
     ]
     redactor = Redactor.collect(environ=os.environ, argv=command)
+    shown = [redactor.text(argument) for argument in command]
+    commands = [*before.get("earlier_commands", []), *filter(None, [before.get("command")])]
     record = {
         "version": 1,
         "name": name,
-        "command": [redactor.text(argument) for argument in command],
+        "command": shown,
+        "earlier_commands": [earlier for earlier in commands if earlier != shown],
         "created": before.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
         "jobs": kept + entries,
     }

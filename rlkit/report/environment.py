@@ -16,7 +16,7 @@ def environment(study: Study) -> dict[str, list[str]]:
     """Name -> the different values that the jobs have, in the order they occur."""
     found: dict[str, dict[str, None]] = {}
     if study.command:
-        found["command"] = {study.command: None}
+        found["command"] = dict.fromkeys([*study.earlier_commands, study.command])
     for job in study.jobs:
         facts = _facts(job)
         for name, value in facts.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -37,7 +37,9 @@ class Study:
     folder: Path | None
     """Of the run or of the sweep; None when the jobs come from several places."""
     command: str = ""
-    """What started the sweep; empty when unknown."""
+    """What started the sweep, the last time; empty when unknown."""
+    earlier_commands: tuple[str, ...] = ()
+    """Those that were others."""
     created: str = ""
     jobs: tuple[Job, ...]
 
@@ -91,6 +93,10 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 def _sweep(folder: Path) -> Study:
     path = folder / "sweep.json"
     redactor = Redactor()
+
+    def said(command: Iterable[object]) -> str:
+        return redactor.text(" ".join(map(str, command)))
+
     try:
         record = json.loads(path.read_text())
         if record["version"] != 1:
@@ -107,7 +113,8 @@ def _sweep(folder: Path) -> Study:
             kind=Kind.sweep,
             name=str(record.get("name") or folder.resolve().name),
             folder=folder,
-            command=redactor.text(" ".join(map(str, record.get("command", ())))),
+            command=said(record.get("command", ())),
+            earlier_commands=tuple(map(said, record.get("earlier_commands", ()))),
             created=str(record.get("created", "")),
             jobs=jobs,
         )

@@ -130,6 +130,12 @@ def test_an_extended_sweep_keeps_its_jobs() -> None:
     assert record["created"] == created
     assert [job["overrides"] for job in record["jobs"]] == [["seed=0"], ["seed=1"], ["seed=2"]]
     assert record["command"] == ["rlkit", "-m", "seed=1,2"]
+    (earlier,) = record["earlier_commands"]
+    assert earlier[:2] == ["rlkit", "-m"] and "hunter22" not in earlier[2]
+    write_sweep(sweep, name="x", command=["rlkit", "-m", "seed=1,2"], jobs=second)
+    assert read_sweep(sweep) == record
+    write_sweep(sweep, name="x", command=["rlkit", "-m", "seed=3"], jobs=second)
+    assert read_sweep(sweep)["earlier_commands"] == [earlier, record["command"]]
     (sweep / "sweep.json").write_text("{")
     with pytest.raises(ConfigError, match=r"sweep\.json cannot be read"):
         read_sweep(sweep)

@@ -11,6 +11,7 @@ import pytest
 from made_up_sweep import write_run, write_sweep
 
 from rlkit.report.arms import arms_of, panels_of, pick_baseline
+from rlkit.report.environment import environment
 from rlkit.report.job import State, read_job
 from rlkit.report.load import Kind, StudyError, load_sides, load_study
 from rlkit.tracking import Status
@@ -20,6 +21,7 @@ def test_every_state_of_a_job_is_told_apart(sweep: Path) -> None:
     study = load_study([sweep])
     assert study.kind is Kind.sweep and study.name == "kl_detach"
     assert study.command == "rlkit -m kl=reverse_k3,none seed=range(5)"
+    assert environment(study)["command"] == [study.command]
     states = [job.state for job in study.jobs[20:]]
     assert states == [
         State.completed,
@@ -207,3 +209,12 @@ def test_what_cannot_be_reported_on_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty" / "sweep.json").write_text('{"version": 1')
     with pytest.raises(StudyError, match=r"sweep\.json cannot be read"):
         load_study([tmp_path / "empty"])
+
+
+def test_commands_that_extended_a_sweep_are_all_told(sweep: Path) -> None:
+    file = sweep / "sweep.json"
+    record = json.loads(file.read_text())
+    record["earlier_commands"] = [["rlkit", "-m", "seed=0"], ["rlkit", "-m", "seed=1"]]
+    file.write_text(json.dumps(record))
+    study = load_study([sweep])
+    assert environment(study)["command"] == ["rlkit -m seed=0", "rlkit -m seed=1", study.command]
