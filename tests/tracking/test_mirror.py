@@ -209,7 +209,8 @@ def test_ctrl_c_does_not_reach_the_child(tmp_path: Path, monkeypatch: pytest.Mon
     mirror = Mirror(Service.wandb, _OPTIONS, run_dir=tmp_path, timeout_s=20.0)
     mirror.start(tracked_run.info(tmp_path))
     deadline = time.monotonic() + 20
-    while not record.exists() and time.monotonic() < deadline:
+    # The file is there before its first line is.
+    while not (record.exists() and "\n" in record.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
     child = calls(record)[0][2]
     assert isinstance(child, int)
