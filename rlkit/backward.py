@@ -6,10 +6,6 @@ kernels, and most of their gradients are Python.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -23,18 +19,3 @@ def backward(loss: Tensor) -> None:
     """
     with torch.autograd.set_multithreading_enabled(False):
         torch.autograd.backward(loss)
-
-
-@contextmanager
-def garbage_waits() -> Iterator[None]:
-    """Python's collector of cycles pauses inside, where each graph is freed by its last reference.
-
-    It would walk through the graph's objects time and again: 5 % of the same update.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

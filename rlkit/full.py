@@ -70,6 +70,10 @@ class FullWeights:
         inside = tuple(self._parameters[name] for name in self._inside(layer))
         return Trained(inside, lambda _: self._using(current))
 
+    def join(self, _layers: Mapping[str, nn.Module], /) -> None:
+        """Layers whose weights train are computed one by one."""
+        return
+
     def copies(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What computes for `weights`, the masters: their copies, by name, up to date."""
         self.check(weights)

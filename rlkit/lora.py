@@ -28,15 +28,13 @@ from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
 from rlkit.models.families import last_products
 from rlkit.models.four_bit import is_four_bit
-from rlkit.models.joined import Frozen, product
+from rlkit.models.joined import Frozen, Projection, product
 from rlkit.models.recompute import NamesInside, Trained
 
 PREFIX = "base_model.model."
 """What PEFT puts before the layer's name in the model."""
 _AT_ONCE = 10**7
 """Numbers that are copied together: few launches, and not all gradients twice in memory."""
-Projection = Callable[[Tensor], Tensor]
-"""What linear layers with one input compute, their outputs side by side."""
 
 
 class LoRA:
@@ -146,8 +144,6 @@ class LoRA:
             frozen = _frozen(plain)
             if self._factors is not None:
                 return updated_linear(x, frozen, *self._factors[group])
-            if x.requires_grad:
-                return torch.cat([module(x) for module in plain], dim=-1)
             return product(x, frozen)
 
         return forward

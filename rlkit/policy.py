@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -30,6 +30,7 @@ from rlkit.models.config import Checkpointing, ModelConfig, Switch, TuningKind
 from rlkit.models.families import Head, backbone_of, head_of
 from rlkit.models.fused import fuse
 from rlkit.models.hidden import Scoring, completion_states, prepare
+from rlkit.models.joined import Projection
 from rlkit.models.load import BaseModel
 from rlkit.models.recompute import TrainsLayers, recomputed
 from rlkit.offload import Offload
@@ -58,6 +59,10 @@ class Tuning(TrainsLayers, Protocol):
 
     def active(self, adapter: Mapping[str, Tensor] | None, /) -> AbstractContextManager[None]:
         """Forward passes inside use `adapter`, the head included; None = the reference policy."""
+        ...
+
+    def join(self, layers: Mapping[str, nn.Module], /) -> Projection | None:
+        """Compute layers with one input, by name, as one; None where they cannot be."""
         ...
 
 
@@ -204,7 +209,7 @@ def new_policy(
     else:
         tuning = attach(base.model, config.lora, dtype=base.dtype)
         adapter = init_adapter(tuning, seed=seed, device=base.model.device)
-    fuse(base.model, join=tuning.join if isinstance(tuning, LoRA) else None)
+    fuse(base.model, join=tuning.join)
     head = head_of(base.model)
     device = head.weight.device
     offloads = base.gradient_checkpointing is Checkpointing.offload

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlkit.backward import backward, garbage_waits
+from rlkit.backward import backward
+from rlkit.garbage import garbage_waits
 from rlkit.loss_scale import UNSCALED, LossScale
 from rlkit.microbatch import microbatches
 from rlkit.optim import OptimConfig, learning_rate

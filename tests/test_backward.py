@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.backward import backward, garbage_waits
+from rlkit.backward import backward
+from rlkit.garbage import garbage_waits
 from rlkit.models.config import Checkpointing, LoRAConfig, ModelConfig
 from rlkit.models.load import BaseModel
 from rlkit.optim import OptimConfig

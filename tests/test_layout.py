@@ -23,7 +23,7 @@ ALLOWED = {
     "rewards": {"types"},
     "algorithms": {"types", "functional"},
     "oracle": {"types", "functional", "algorithms", "memory"},
-    "generation": {"types"},
+    "generation": {"types", "garbage"},
     "buffer": {"types"},
     "collate": {"types"},
     "microbatch": {"types"},
@@ -43,7 +43,8 @@ ALLOWED = {
     "report": {"stats", "tracking"},
     "loss_scale": set(),
     "backward": set(),
-    "update": {"types", "backward", "microbatch", "optim", "loss_scale"},
+    "garbage": set(),
+    "update": {"types", "backward", "garbage", "microbatch", "optim", "loss_scale"},
     "replay": {"types", "update"},
 }
 MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION = 300, 150, 50

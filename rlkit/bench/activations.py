@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
-from rlkit.backward import backward, garbage_waits
+from rlkit.backward import backward
 from rlkit.collate import collate
 from rlkit.environment import hardware, versions
+from rlkit.garbage import garbage_waits
 from rlkit.lora import LoRAConfig, attach, init_adapter
 from rlkit.models.config import Checkpointing, Switch
 from rlkit.models.families import backbone_of, head_of

@@ -7,7 +7,7 @@ else runs transformers' own code. Names, parameters and the state dict stay as t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlkit.kernels.heads import Tables, rotary, split_heads
 from rlkit.kernels.layers import rms_norm, swiglu, swiglu_joined, takes
+from rlkit.models.joined import Joins, Projection
 
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 _MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
@@ -27,10 +28,6 @@ _PACKED = "rlkit_"
 QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = ("gate_proj", "up_proj")
 """Layers with one input, as they are named in these modules."""
-
-Projection = Callable[[Tensor], Tensor]
-Joins = Callable[[Mapping[str, nn.Module]], Projection | None]
-"""Makes one of linear layers with one input, by name: their outputs side by side."""
 
 
 def fuse(model: PreTrainedModel, *, join: Joins | None = None) -> None:

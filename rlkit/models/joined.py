@@ -6,13 +6,18 @@ Else each layer writes its columns of the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlkit.models.four_bit import dense, is_four_bit, linear
+
+Projection = Callable[[Tensor], Tensor]
+"""What linear layers with one input compute, their outputs side by side."""
+Joins = Callable[[Mapping[str, nn.Module]], Projection | None]
+"""Makes one of such layers, by name; None where they cannot be."""
 
 
 class Frozen(NamedTuple):
@@ -27,13 +32,14 @@ class Frozen(NamedTuple):
 
 
 def product(x: Tensor, frozen: Frozen) -> Tensor:
-    """x [W_1; W_2; ...]^T + [b_1, b_2, ...], the layers' outputs side by side.
-
-    Not differentiable in `x` when there are several layers whose weights lie apart.
-    """
+    """x [W_1; W_2; ...]^T + [b_1, b_2, ...], the layers' outputs side by side."""
     whole = adjoined(frozen.weights)
     if whole is not None:
         return linear(x, whole, _joined(frozen.biases) if frozen.biases else None)
+    if x.requires_grad and torch.is_grad_enabled():  # no gradient goes through `out=`
+        biases = frozen.biases or (None,) * len(frozen.weights)
+        parts = zip(frozen.weights, biases, strict=True)
+        return torch.cat([linear(x, weight, bias) for weight, bias in parts], dim=-1)
     out = x.new_empty((*x.shape[:-1], sum(frozen.widths)))
     rows = x.flatten(0, -2)
     columns = torch.split(out.view(len(rows), -1), frozen.widths, dim=1)

@@ -25,7 +25,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from rlkit.full import FullWeights
-from rlkit.lora import LoRA, attach
+from rlkit.lora import attach
 from rlkit.models.config import Checkpointing, LoRAConfig, TuningKind
 from rlkit.models.families import backbone_of, head_of
 from rlkit.models.fused import fuse
@@ -105,7 +105,7 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
         head = head_of(model).weight
         tuning, leaves = _trained(model, work)
         if work.ragged:
-            fuse(model, join=tuning.join if isinstance(tuning, LoRA) else None)
+            fuse(model, join=tuning.join)
         for leaf in leaves.values():
             leaf.grad = torch.zeros_like(leaf)  # counted with what trains, not here
         inputs = torch.zeros(1, work.num_tokens, dtype=torch.long)

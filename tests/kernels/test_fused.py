@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from triton_places import INTERPRETED, on_triton_device
 
 from rlkit.full import FullWeights
-from rlkit.lora import LoRA, LoRAConfig, attach, init_adapter
+from rlkit.lora import LoRAConfig, attach, init_adapter
 from rlkit.models import fused
 from rlkit.models.attention import packed_attention
 from rlkit.models.config import TuningKind
@@ -52,7 +52,7 @@ def states_and_gradients(
                 if ".lora_B." in key:
                     tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
     if fusing:
-        fuse(model, join=trained.join if isinstance(trained, LoRA) else None)
+        fuse(model, join=trained.join)
     ids = torch.tensor([*random_ids(9, seed=seed), *random_ids(6, seed=seed + 100)], device=device)
     row = PackedRow(
         ids=ids,

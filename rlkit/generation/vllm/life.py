@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from rlkit.garbage import garbage_waits
+
 _CLOSED = "closed "
 """Starts the names of the memory pools of engines that have ended."""
 
@@ -22,13 +24,11 @@ _CLOSED = "closed "
 def faster_start() -> Iterator[None]:
     """Around the import of vLLM and the building of an engine.
 
-    The garbage collector pauses: it would walk through a million new objects time and again, a
-    tenth of the time of the import. vLLM's warm-up compiles what a plain request runs; kernels of
-    penalties, grammars or top-k logps are compiled by the first request that asks for them.
+    The garbage collector pauses, as a million objects are made that stay. vLLM's warm-up compiles
+    what a plain request runs; kernels of penalties, grammars or top-k logps are compiled by the
+    first request that asks for them.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with garbage_waits():
         from vllm import SamplingParams
 
         kept = SamplingParams.__dict__.get("for_sampler_warmup")
@@ -39,9 +39,6 @@ def faster_start() -> Iterator[None]:
         finally:
             if kept is not None:
                 SamplingParams.for_sampler_warmup = kept  # type: ignore[method-assign]
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def start_afresh() -> None:
