@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.kernels._head import LogitMap
+from rlkit.kernels.lm_head import LogitMap
 
 
 class Chunk(NamedTuple):

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkit.kernels._head import LogitMap
-from rlkit.kernels._triton_kernels import LN_2, scaled_logits
-from rlkit.kernels._triton_launch import units
+from rlkit.kernels._logps_kernels import LN_2, scaled_logits
+from rlkit.kernels._logps_launch import units
+from rlkit.kernels.lm_head import LogitMap
 
 _BLOCK = 4096
 """Words a program holds at a time."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rlkit.kernels._head import LogitMap, check_range_now, matmul, working
+from rlkit.kernels.lm_head import LogitMap, check_range_now, matmul, working
 
 
 class Forward(NamedTuple):

@@ -12,11 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from rlkit.kernels import _logps_kernels as kernels
 from rlkit.kernels import _logps_torch
-from rlkit.kernels import _triton_kernels as kernels
-from rlkit.kernels._head import LogitMap, add_matmul_, check_range, matmul, working
-from rlkit.kernels._logps_torch import Forward, Grads, chunks
-from rlkit.kernels._triton_launch import (
+from rlkit.kernels._logps_launch import (
     Chunk,
     Sums,
     aligned,
@@ -27,6 +25,8 @@ from rlkit.kernels._triton_launch import (
     units,
     weighted_exponentials,
 )
+from rlkit.kernels._logps_torch import Forward, Grads, chunks
+from rlkit.kernels.lm_head import LogitMap, add_matmul_, check_range, matmul, working
 
 _OVERFLOW = 2.0**100
 """Rows with S above it (a word 69 nats above the target) are done again by `_logps_torch`."""

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlkit.kernels import _logps_torch, reference
-from rlkit.kernels._head import (
+from rlkit.kernels._logps_torch import Forward, power_of_two
+from rlkit.kernels._row_gradient import with_row_gradient
+from rlkit.kernels.lm_head import (
     WORKSPACE_BYTES,
     LogitMap,
     check_head,
     check_range_now,
     check_targets,
 )
-from rlkit.kernels._logps_torch import Forward, power_of_two
-from rlkit.kernels._row_gradient import with_row_gradient
 
 
 class Impl(StrEnum):

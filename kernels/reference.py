@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlkit.kernels._head import LogitMap
+from rlkit.kernels.lm_head import LogitMap
 
 
 def logits(

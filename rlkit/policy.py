@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rlkit.full import FullWeights
-from rlkit.kernels._head import WORKSPACE_BYTES
 from rlkit.kernels.compact import spread
 from rlkit.kernels.kl import kl_exact
+from rlkit.kernels.lm_head import WORKSPACE_BYTES
 from rlkit.kernels.logps import EntropyMode, selected_logps
 from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.attention import packed_attention

@@ -267,7 +267,7 @@ class _TrainedHead(torch.autograd.Function):
 
 
 def head_row_bytes(num_words: int, hidden_size: int, dtype: torch.dtype) -> int:
-    """Temporary bytes of one scored token: kernels/_triton_launch.py, kernels/_logps_torch.py."""
+    """Temporary bytes of one scored token: kernels/_logps_launch.py, kernels/_logps_torch.py."""
     if dtype is torch.bfloat16:
         return 2 * num_words + 4 * hidden_size + 8 * (num_words // 128 + 2)
     return 3 * 4 * num_words

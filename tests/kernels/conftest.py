@@ -72,10 +72,10 @@ if INTERPRETED:
     @pytest.fixture(autouse=True)
     def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         """Several ragged tiles per test, and a faster interpreter."""
-        from rlkit.kernels import _triton_launch
+        from rlkit.kernels import _logps_launch
 
-        tiling = _triton_launch.Tiling(block_m=64, block_n=128, block_k=32, group_m=2)
-        monkeypatch.setattr(_triton_launch, "tiling", lambda: tiling)
+        tiling = _logps_launch.Tiling(block_m=64, block_n=128, block_k=32, group_m=2)
+        monkeypatch.setattr(_logps_launch, "tiling", lambda: tiling)
 
 
 @pytest.fixture(params=_places())

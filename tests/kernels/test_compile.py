@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rlkit.generation.vllm import burst_kernel, lora_kernels, lora_norm
-from rlkit.kernels import _heads_triton, _kl_triton, _layers_triton, _triton_kernels
+from rlkit.kernels import _kl_triton, _layers_triton, _logps_kernels, _rotary_triton
 
 _HOPPER = GPUTarget("cuda", 90, 32)
 _LORA = {"RANK": 16, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_R": 16, "EARLY": True, "launch_pdl": True}
@@ -30,23 +30,23 @@ _PLAIN = {"BIAS": True, "SOFTCAP": True}
 CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
     (
         "target_logits",
-        _triton_kernels.target_logits,
+        _logps_kernels.target_logits,
         "*bf16 *bf16 *i64 *fp32 *fp32 i32 i32 i32 fp32 fp32",
         _PLAIN | {"BLOCK_D": 512},
     ),
     (
         "exponentials",
-        _triton_kernels.exponentials,
+        _logps_kernels.exponentials,
         "tensordesc<bf16[128,64]> tensordesc<bf16[256,64]> tensordesc<bf16[128,256]> *fp32 *i64 "
         "*fp32 *fp32 *fp32 *fp32 *fp32 i32 i32 i32 fp32 fp32",
         _PLAIN
         | {"ENTROPY": True, "STORE": True, "WEIGHTED": False, "BLOCK_M": 128, "BLOCK_N": 256}
         | {"BLOCK_K": 64, "GROUP_M": 8, "PROGRAMS": 132},
     ),
-    ("add_tiles", _triton_kernels.add_tiles, "*fp32 *fp32 i32", {"BLOCK_T": 1024}),
+    ("add_tiles", _logps_kernels.add_tiles, "*fp32 *fp32 i32", {"BLOCK_T": 1024}),
     (
         "directions",
-        _triton_kernels.directions,
+        _logps_kernels.directions,
         "*fp32 *fp32 *fp32 *fp32 *bf16 *i64 *bf16 i32 i32 i32 fp32",
         {"SOFTCAP": True, "BLOCK_D": 1024},
     ),
@@ -94,19 +94,19 @@ CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
     ),
     (
         "rotate",
-        _heads_triton.rotate,
+        _rotary_triton.rotate,
         "*bf16 *bf16 *bf16 *bf16 i32 i32",
         {"SIGN": 1, "HALF": 64, "BLOCK": 64, "HEADS": 16},
     ),
     (
         "split_heads",
-        _heads_triton.split_heads,
+        _rotary_triton.split_heads,
         "*bf16 *bf16 *bf16 *bf16 *bf16 *bf16",
         _HEADS | {"SIGN": 1},
     ),
     (
         "split_heads_backward",
-        _heads_triton.split_heads,
+        _rotary_triton.split_heads,
         "*bf16 *bf16 *bf16 *bf16 *bf16 *bf16",
         _HEADS | {"SIGN": -1},
     ),
@@ -167,10 +167,10 @@ def test_every_kernel_is_compiled() -> None:
         lora_kernels,
         lora_norm,
         burst_kernel,
-        _heads_triton,
+        _rotary_triton,
         _kl_triton,
         _layers_triton,
-        _triton_kernels,
+        _logps_kernels,
     )
     launched = {
         name

@@ -11,8 +11,8 @@ from torch import Tensor
 from triton_places import INTERPRETED
 
 from rlkit.kernels import reference
-from rlkit.kernels._head import LogitMap
 from rlkit.kernels.kl import Direction, kl_exact
+from rlkit.kernels.lm_head import LogitMap
 from rlkit.types import KLDirection
 
 MAPS = {

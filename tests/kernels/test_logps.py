@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from rlkit.kernels import reference
-from rlkit.kernels._head import WORKSPACE_BYTES, LogitMap
 from rlkit.kernels.compact import compact, spread
+from rlkit.kernels.lm_head import WORKSPACE_BYTES, LogitMap
 from rlkit.kernels.logps import EntropyMode, Impl, selected_logps
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -396,7 +396,7 @@ def test_gradients_are_rounded_once(place: tuple[str, str], entropy: EntropyMode
 def test_chunks_fill_whole_waves() -> None:
     """The chunk sizes that measured fastest at the benchmark's shapes (docs/kernels.md)."""
     pytest.importorskip("triton")
-    from rlkit.kernels._triton_launch import chunk_rows
+    from rlkit.kernels._logps_launch import chunk_rows
 
     for words, width, rows in ((151936, 1536, 2816), (128256, 4096, 2048)):
         weight = torch.empty(words, width, dtype=torch.bfloat16, device="meta")

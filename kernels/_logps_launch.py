@@ -10,8 +10,8 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from rlkit.kernels import _triton_kernels as kernels
-from rlkit.kernels._head import LogitMap
+from rlkit.kernels import _logps_kernels as kernels
+from rlkit.kernels.lm_head import LogitMap
 
 
 class Tiling(NamedTuple):

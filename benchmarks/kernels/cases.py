@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.kernels._bench_peers import Entry, Transform
+from benchmarks.kernels.peers import Entry, Transform
 from rlkit.kernels.compact import compact
 from rlkit.kernels.kl import kl_exact
 from rlkit.kernels.logps import EntropyMode

@@ -58,7 +58,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, sign: int) -> Tensor:
         x = x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.is_meta:
-        from rlkit.kernels import _heads_triton as kernels
+        from rlkit.kernels import _rotary_triton as kernels
 
         half = width // 2
         kernels.rotate[(num_tokens,)](
@@ -96,7 +96,7 @@ def _split(
     """From `x` into `parts`; with sign -1 from `parts`, which are gradients, into `x`."""
     if x.is_meta:
         return
-    from rlkit.kernels import _heads_triton as kernels
+    from rlkit.kernels import _rotary_triton as kernels
 
     q, k, v = parts
     half, num_heads = q.shape[2] // 2, q.shape[1] + 2 * k.shape[1]
