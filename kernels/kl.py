@@ -112,23 +112,24 @@ class _Call(NamedTuple):
         """The divergence of all rows, as many at a time as the workspace holds."""
         same = self.ref_weight.data_ptr() == head.data_ptr()
         ref_head = head if same else working(self.ref_weight)
-        compute = fused_chunk if fits(hidden, self.top_k) else chunk
-        row_bytes = len(head) * (10 if compute is fused_chunk else 6 * max(4, head.itemsize))
+        fused = fits(hidden, self.top_k)
+        row_bytes = len(head) * (10 if fused else 6 * max(4, head.itemsize))
         for rows in chunks(len(hidden), row_bytes, self.workspace_bytes):
             ref_product = matmul(working(self.ref_hidden[rows]), ref_head.T)
             if self.ref_bias is not None and self.logit_map.bias is not None:
                 ref_product.add_(self.ref_bias - self.logit_map.bias)
-            yield (
-                rows,
-                compute(
-                    matmul(working(hidden[rows]), head.T),
-                    ref_product,
-                    self.logit_map,
-                    reverse=self.reverse,
-                    top_k=self.top_k,
-                    gradient=gradient,
-                ),
-            )
+            product = matmul(working(hidden[rows]), head.T)
+            if fused:
+                found = fused_chunk(
+                    product, ref_product, self.logit_map, dtype=hidden.dtype,
+                    reverse=self.reverse, gradient=gradient,
+                )  # fmt: skip
+            else:
+                found = chunk(
+                    product, ref_product, self.logit_map, reverse=self.reverse,
+                    top_k=self.top_k, gradient=gradient,
+                )  # fmt: skip
+            yield rows, found
 
 
 class _TwoPass(torch.autograd.Function):
