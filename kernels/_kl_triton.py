@@ -36,6 +36,44 @@ def _excess(s):
 
 
 @triton.jit
+def _log_sums(
+    policy, ref, bias, V, gain, cap,
+    BIAS: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """log2 of the sums of exponentials of both rows."""
+    top_p, top_q = -float("inf"), -float("inf")
+    sum_p, sum_q = 0.0, 0.0
+    for start in range(0, V, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        z, _ = _load_logits(policy, bias, cols, V, gain, cap, BIAS, SOFTCAP)
+        r, _ = _load_logits(ref, bias, cols, V, gain, cap, BIAS, SOFTCAP)
+        new_p, new_q = tl.maximum(top_p, tl.max(z, 0)), tl.maximum(top_q, tl.max(r, 0))
+        sum_p = sum_p * tl.exp2(top_p - new_p) + tl.sum(tl.exp2(z - new_p), 0)
+        sum_q = sum_q * tl.exp2(top_q - new_q) + tl.sum(tl.exp2(r - new_q), 0)
+        top_p, top_q = new_p, new_q
+    return top_p + tl.log2(sum_p), top_q + tl.log2(sum_q)
+
+
+@triton.jit
+def _terms(d, p, q, REVERSE: tl.constexpr):
+    """The summands of the KL, all >= 0, from d = log(p / q)."""
+    if REVERSE:
+        return tl.where(tl.abs(d) < 1, p * _excess(d), p * d + (q - p))
+    else:
+        return tl.where(tl.abs(d) < 1, q * _excess(-d), (p - q) - q * d)
+
+
+@triton.jit
+def _exponent(most, heaviest, kl):
+    """The power of two that brings a row's gradient below float16's end, 2^16.
+
+    |p (d - kl)| <= max p |d| + kl max p for the reverse KL; heaviest is 0 for the forward one.
+    """
+    bound = tl.maximum(most + tl.maximum(kl, 0.0) * heaviest, 1e-30)
+    return tl.ceil(tl.log2(bound)) - 15.0
+
+
+@triton.jit
 def _kl_rows(
     policy, ref, bias, values, factors, gradient, V, stride, stride_g, gain, cap,
     REVERSE: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, GRADIENT: tl.constexpr,
@@ -48,17 +86,7 @@ def _kl_rows(
     row = tl.program_id(0).to(tl.int64)
     policy += row * stride
     ref += row * stride
-    top_p, top_q = -float("inf"), -float("inf")
-    sum_p, sum_q = 0.0, 0.0
-    for start in range(0, V, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        z, _ = _load_logits(policy, bias, cols, V, gain, cap, BIAS, SOFTCAP)
-        r, _ = _load_logits(ref, bias, cols, V, gain, cap, BIAS, SOFTCAP)
-        new_p, new_q = tl.maximum(top_p, tl.max(z, 0)), tl.maximum(top_q, tl.max(r, 0))
-        sum_p = sum_p * tl.exp2(top_p - new_p) + tl.sum(tl.exp2(z - new_p), 0)
-        sum_q = sum_q * tl.exp2(top_q - new_q) + tl.sum(tl.exp2(r - new_q), 0)
-        top_p, top_q = new_p, new_q
-    lse_p, lse_q = top_p + tl.log2(sum_p), top_q + tl.log2(sum_q)
+    lse_p, lse_q = _log_sums(policy, ref, bias, V, gain, cap, BIAS, SOFTCAP, BLOCK)
     kl, most, heaviest = 0.0, 0.0, 0.0
     for start in range(0, V, BLOCK):
         cols = start + tl.arange(0, BLOCK)
@@ -66,11 +94,7 @@ def _kl_rows(
         r, _ = _load_logits(ref, bias, cols, V, gain, cap, BIAS, SOFTCAP)
         d = tl.where(cols < V, LN_2 * ((z - lse_p) - (r - lse_q)), 0.0)
         p, q = tl.exp2(z - lse_p), tl.exp2(r - lse_q)
-        if REVERSE:
-            terms = tl.where(tl.abs(d) < 1, p * _excess(d), p * d + (q - p))
-        else:
-            terms = tl.where(tl.abs(d) < 1, q * _excess(-d), (p - q) - q * d)
-        kl += tl.sum(terms, 0)
+        kl += tl.sum(_terms(d, p, q, REVERSE), 0)
         if SHIFTED:
             if REVERSE:
                 most = tl.maximum(most, tl.max(tl.where(p > 0, tl.abs(p * d), 0.0), 0))
@@ -80,9 +104,7 @@ def _kl_rows(
     tl.store(values + row, kl)
     scale = 1.0
     if SHIFTED:
-        # |p (d - kl)| <= max p |d| + kl max p, and 2^15 is the largest power below float16's end.
-        bound = tl.maximum(most + tl.maximum(kl, 0.0) * heaviest, 1e-30)
-        exponent = tl.ceil(tl.log2(bound)) - 15.0
+        exponent = _exponent(most, heaviest, kl)
         scale = tl.exp2(-exponent)
         tl.store(factors + row, tl.exp2(exponent))
     if GRADIENT:

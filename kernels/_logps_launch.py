@@ -13,6 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from rlkit.kernels import _logps_kernels as kernels
 from rlkit.kernels.lm_head import LogitMap
 from rlkit.kernels.tilings import Tiling, tiling_of
+from rlkit.kernels.workspace import fused_row_bytes, padded
 
 _INTERPRETED = Tiling()
 
@@ -71,9 +72,8 @@ def chunk_rows(
         The number of rows, at least one tile.
     """
     words, width = weight.shape
-    row_bytes = 8 * (words // tiling.block_n + 2)
-    if store:
-        row_bytes += 2 * padded(words) + 4 * width
+    shifted = weight.dtype == torch.float16
+    row_bytes = fused_row_bytes(words, width, tiling, store=store, shifted=shifted)
     most = max(tiling.block_m, workspace_bytes // row_bytes)
     if not store or most < 512:
         return most
@@ -237,11 +237,6 @@ def units(logit_map: LogitMap) -> tuple[float, float]:
 
 def _bias(logit_map: LogitMap, unused: Tensor) -> Tensor:
     return unused if logit_map.bias is None else logit_map.bias.contiguous()
-
-
-def padded(words: int) -> int:
-    """Words per row of E: its rows start at multiples of 128 bytes."""
-    return (words + 63) // 64 * 64
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from rlkit.kernels._kl_torch import Chunk, chunk, fits, fused_chunk
 from rlkit.kernels._logps_torch import add_grad_weight, chunks
 from rlkit.kernels._row_gradient import with_row_gradient
-from rlkit.kernels.lm_head import WORKSPACE_BYTES, LogitMap, check_head, matmul, working
+from rlkit.kernels.lm_head import LogitMap, check_head, matmul, working
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 
 
 class Direction(StrEnum):

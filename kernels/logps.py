@@ -19,13 +19,13 @@ from rlkit.kernels._logps_torch import Forward, power_of_two
 from rlkit.kernels._row_gradient import with_row_gradient
 from rlkit.kernels._self_test import fused_runs
 from rlkit.kernels.lm_head import (
-    WORKSPACE_BYTES,
     LogitMap,
     check_head,
     check_range_now,
     check_targets,
 )
 from rlkit.kernels.tilings import Tiling
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 
 
 class Impl(StrEnum):

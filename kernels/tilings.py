@@ -37,7 +37,8 @@ class Tiling(NamedTuple):
 HOPPER = Tiling()
 """Of 18 measured on an H200, the fastest or within 2% of it at D = 1536 and D = 4096."""
 BLACKWELL = HOPPER
-AMPERE = Tiling(descriptors=False)
+AMPERE = Tiling(descriptors=False, flatten=False)
+"""Flattened, the compiler runs out of registers with softcap, bias and entropy together."""
 SMALL_AMPERE = Tiling(block_n=128, descriptors=False)
 SMALL_BLACKWELL = Tiling(block_n=128)
 
@@ -54,14 +55,15 @@ def tiling_of(capability: tuple[int, int]) -> Tiling | None:
 
 
 def forced(capability: tuple[int, int]) -> Tiling:
-    """The tiling and the instructions of an older or other card, for the card at hand.
+    """The tiling and the instructions of an older or smaller card, for the card at hand.
 
-    Raises ValueError where `tiling_of` has none.
+    Raises ValueError for cards whose instructions no other card runs: 10.x and 11.x multiply in
+    tensor memory.
     """
     tiling = tiling_of(capability)
-    if tiling is None:
+    if tiling is None or capability[0] in (10, 11):
         raise ValueError(
-            "capability must be one that the fused kernel has a tiling for, "
+            "capability must be 8.x, 9.x or 12.x to be forced on another card, "
             f"got {capability[0]}.{capability[1]}"
         )
     return tiling._replace(arch=f"sm{capability[0]}{capability[1]}")

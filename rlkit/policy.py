@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from rlkit.full import FullWeights
 from rlkit.kernels.compact import spread
 from rlkit.kernels.kl import kl_exact
-from rlkit.kernels.lm_head import WORKSPACE_BYTES
 from rlkit.kernels.logps import EntropyMode, selected_logps
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.attention import packed_attention
 from rlkit.models.config import Checkpointing, ModelConfig, Switch, TuningKind

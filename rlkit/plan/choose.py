@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from rlkit.kernels.lm_head import WORKSPACE_BYTES
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, Switch, TuningKind
 from rlkit.optim import OptimKind
 from rlkit.plan.parts import (

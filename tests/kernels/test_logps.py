@@ -16,9 +16,10 @@ from torch import Tensor
 
 from rlkit.kernels import reference
 from rlkit.kernels.compact import compact, spread
-from rlkit.kernels.lm_head import WORKSPACE_BYTES, LogitMap
+from rlkit.kernels.lm_head import LogitMap
 from rlkit.kernels.logps import EntropyMode, Impl, selected_logps
 from rlkit.kernels.tilings import HOPPER
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAPS = {
