@@ -89,11 +89,22 @@ def kl_exact(
         for rows, found in call.chunks(hidden, head, gradient=learns):
             values[rows] = found.values
             if gradient is not None and found.dz is not None:
-                gradient[rows] = matmul(found.dz.to(head.dtype), head)
-                factor[rows] = found.factor * logit_map.gain
+                product = matmul(found.dz.to(head.dtype), head)
+                scale = found.factor * logit_map.gain
+                if hidden.dtype == torch.float16:
+                    sizes = _powers_of_two(product)
+                    product.div_(sizes[:, None])
+                    scale = scale * sizes
+                gradient[rows], factor[rows] = product, scale
     if gradient is None:
         return values
     return with_row_gradient(hidden, values, factor, gradient)
+
+
+def _powers_of_two(product: Tensor) -> Tensor:
+    """The power of two above the largest number of each row (R,): float16 holds what is left."""
+    most = product.abs().amax(1)
+    return torch.ldexp(torch.ones_like(most), torch.frexp(most).exponent)
 
 
 class _Call(NamedTuple):
