@@ -23,9 +23,9 @@ from benchmarks.kernels.cases import OPS, SHAPES, errors, make_data, offers, ope
 from benchmarks.kernels.peers import Transform, load_peers
 
 
-def matmul_rate(ms: int = 400) -> float:
-    """TFLOP/s of an 8192^3 bfloat16 product on random data."""
-    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+def matmul_rate(ms: int = 400, dtype: torch.dtype = torch.bfloat16) -> float:
+    """TFLOP/s of an 8192^3 product on random data."""
+    a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
     return 2 * 8192**3 / statistics.median(timed(lambda: a @ b, ms)) / 1e9
 
 
