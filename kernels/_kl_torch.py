@@ -51,7 +51,8 @@ def fused_chunk(
     """
     from rlkit.kernels._kl_triton import kl_rows
 
-    return kl_rows(product, ref_product, logit_map, dtype, reverse=reverse, gradient=gradient)
+    found = kl_rows(product, ref_product, logit_map, dtype, reverse=reverse, gradient=gradient)
+    return Chunk(*found)
 
 
 def chunk(

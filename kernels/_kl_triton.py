@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkit.kernels._kl_torch import Chunk
 from rlkit.kernels._logps_kernels import LN_2, scaled_logits
 from rlkit.kernels._logps_launch import units
 from rlkit.kernels.lm_head import LogitMap
@@ -132,7 +131,7 @@ def kl_rows(
     *,
     reverse: bool,
     gradient: bool,
-) -> Chunk:
+) -> tuple[Tensor, Tensor | None, Tensor | float]:
     """KL per row from the float32 products h W^T (R, V) of policy and reference.
 
     Args:
@@ -160,4 +159,4 @@ def kl_rows(
         GRADIENT=gradient, SHIFTED=shifted, BLOCK=min(_BLOCK, triton.next_power_of_2(words)),
         num_warps=8,
     )  # fmt: skip
-    return Chunk(values, dz, factors if shifted else 1.0)
+    return values, dz, factors if shifted else 1.0
