@@ -186,12 +186,14 @@ def level_tiles(
     t = tl.arange(0, BLOCK_T)
     level = tl.max(tl.load(shifts + t, mask=t < tiles, other=-1000.0), 0)
     tl.store(levels + row, level)
-    for start in range(0, V, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        shift = tl.load(shifts + cols // TILE, mask=cols < V, other=0.0)
+    for first in range(0, tiles, BLOCK // TILE):
+        part = first + tl.arange(0, BLOCK // TILE)
+        shift = tl.load(shifts + part, mask=part < tiles, other=0.0)
+        cols = part[:, None] * TILE + tl.arange(0, TILE)[None, :]
         places = e + row * (step8 * 8) + cols
         x = tl.load(places, mask=cols < V, other=0.0).to(tl.float32)
-        tl.store(places, (x * tl.exp2(shift - level)).to(tl.float16), mask=cols < V)
+        x *= tl.exp2(shift - level)[:, None]
+        tl.store(places, x.to(tl.float16), mask=cols < V)
 
 
 @triton.jit

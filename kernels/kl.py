@@ -60,10 +60,28 @@ def kl_exact(
         forward  sum -q d      gradient in the logits  p_v - q_v
 
     Float32 (float64 for float64 inputs) results; each row is a sum of terms >= 0, so nearly equal
-    distributions lose no digits to cancellation. Temporary memory stays below `workspace_bytes`.
+    distributions lose no digits to cancellation. Source: the definition; the gradients are derived
+    in docs/kernels.md.
 
-    Raises ValueError, naming the argument, for shapes, dtypes, devices or ranges that do not fit.
-    Source: the definition; the gradients are derived in docs/kernels.md.
+    Args:
+        hidden: Last hidden states of the policy.
+        ref_hidden: Those of the reference.
+        weight: The head.
+        direction: Which distribution the log ratio is averaged under.
+        top_k: Words kept apart, >= 1; None keeps all.
+        temperature: Divides the logits; > 0.
+        logit_scale: Multiplies the products; not 0.
+        softcap: Bound of the logits before the temperature; None means no bound.
+        bias: Added to the products.
+        ref_weight: The reference's head; None means the policy's, detached.
+        ref_bias: The reference's bias, likewise.
+        workspace_bytes: Bound on temporary memory.
+
+    Returns:
+        KL per row.
+
+    Raises:
+        ValueError: Where a shape, dtype, device or range does not fit; it names the argument.
     """
     logit_map = LogitMap(temperature, logit_scale, softcap, bias)
     check_head(hidden, weight, logit_map)
@@ -145,7 +163,7 @@ class _Call(NamedTuple):
 
 
 class _TwoPass(torch.autograd.Function):
-    """Of a head that trains: keeps the inputs and computes the logits again in backward."""
+    """Serves a head that trains: keeps the inputs and computes the logits again in backward."""
 
     @staticmethod
     def forward(
@@ -210,7 +228,7 @@ def _ref_part(name: str, ref: Tensor | None, own: Tensor) -> Tensor:
 
 
 def _on(hidden: Tensor) -> AbstractContextManager[None]:
-    """Triton launches on the current device: makes that hidden's."""
+    """Makes hidden's device the current one, on which Triton launches."""
     device: Any = torch.cuda.device_of
     context: AbstractContextManager[None] = device(hidden)
     return context

@@ -169,3 +169,17 @@ def test_the_self_test_tells_right_from_wrong_in_triton(
     monkeypatch.setattr(_logps_triton, "anchor", shifted)
     logps, _ = _self_test.errors(CPU, dtype, tiling)
     assert 1e-3 < logps < 0.0101
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("capability", [None, (8, 0), (8, 9), (12, 0)], ids=str)
+def test_instructions_of_other_cards_agree_with_the_chunked_path(
+    capability: tuple[int, int] | None, dtype: torch.dtype
+) -> None:
+    """On Hopper, which runs them all; `errors` covers both passes."""
+    tiling = None if capability is None else forced(capability)
+    logps, gradient = _self_test.errors(torch.device("cuda", 0), dtype, tiling)
+    assert logps < 3e-5
+    assert gradient < (6e-3 if dtype is torch.bfloat16 else 1e-3)
