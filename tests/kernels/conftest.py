@@ -74,8 +74,9 @@ if INTERPRETED:
     def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         """Several ragged tiles per test, and a faster interpreter."""
         from rlkit.kernels import _logps_launch
+        from rlkit.kernels.tilings import Tiling
 
-        tiling = _logps_launch.Tiling(
+        tiling = Tiling(
             block_m=64,
             block_n=128,
             block_k=32,

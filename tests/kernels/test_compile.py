@@ -100,7 +100,7 @@ def build_exponentials(
     constants |= {"SHIFTED": constants["STORE"] and half == "fp16", "FLATTEN": tiling.flatten}
     constants |= {"BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n, "BLOCK_K": tiling.block_k}
     constants |= {"GROUP_M": tiling.group_m, "PROGRAMS": 132}
-    options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
+    options: dict[str, Any] = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
     options |= {} if tiling.arch is None else {"arch": tiling.arch}
     return build(
         _logps_kernels.exponentials, types, constants, target,
