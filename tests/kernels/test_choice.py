@@ -153,14 +153,14 @@ def test_the_self_test_tells_right_from_wrong_in_triton(
     dtype: torch.dtype, descriptors: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    from rlkit.kernels import _logps_triton
+    from rlkit.kernels import _logps_launch, _logps_triton
 
     tiling = Tiling(block_m=64, block_n=128, block_k=32, group_m=2, descriptors=descriptors)
     logps, gradient = _self_test.errors(CPU, dtype, tiling)
     assert logps < 2e-5
     assert gradient < 6e-3
     # An anchor that is off by 0.01 nats shifts every logp by less than that, and is seen.
-    anchor = _logps_triton.anchor
+    anchor = _logps_launch.anchor
 
     def shifted(*arguments: object) -> object:
         chunk = anchor(*arguments)  # type: ignore[arg-type]
