@@ -148,16 +148,33 @@ def check_request(
             )
 
 
-def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:
+def sample_seed(
+    run_seed: int, step: int, prompt_index: int, sample_index: int, occurrence: int = 0
+) -> int:
     """The seed of one completion: a pure 63-bit hash of where it stands in the run.
 
         seed = first 8 bytes, little-endian, of BLAKE2b(run_seed, step, prompt_index, sample_index
                as 4 little-endian int64; digest 8 bytes, person "rlkit.sample"), shifted right by 1
 
-    Because nothing is drawn from a running state, a resumed run samples what an uninterrupted one
-    would, and neither batch order nor group size changes the seed of a given completion. The result
-    is in [0, 2**63), which every engine's seed type holds. Each argument must fit an int64.
+    A prompt that comes again within a step has its `occurrence`, 1, 2, ..., hashed as a fifth int64,
+    so that its samples differ from the first ones. Because nothing is drawn from a running state, a
+    resumed run samples what an uninterrupted one would, and neither batch order nor group size
+    changes the seed of a given completion.
+
+    Args:
+        run_seed: The seed of the run.
+        step: The number of the step, from 0 on.
+        prompt_index: The number of the prompt in its split.
+        sample_index: The number of the sample in its group, from 0 on.
+        occurrence: How often the step had this prompt before, >= 0.
+
+    Returns:
+        A seed in [0, 2**63), which the seed type of every engine holds.
+
+    Raises:
+        struct.error: An argument does not fit an int64.
     """
-    key = struct.pack("<4q", run_seed, step, prompt_index, sample_index)
+    place = [run_seed, step, prompt_index, sample_index, *([occurrence] if occurrence else [])]
+    key = struct.pack(f"<{len(place)}q", *place)
     digest = hashlib.blake2b(key, digest_size=8, person=b"rlkit.sample").digest()
     return int.from_bytes(digest, "little") >> 1
