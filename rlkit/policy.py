@@ -33,6 +33,7 @@ from rlkit.models.hidden import Scoring, completion_states, prepare
 from rlkit.models.joined import Projection
 from rlkit.models.load import BaseModel
 from rlkit.models.recompute import TrainsLayers, recomputed
+from rlkit.models.rope import one_set
 from rlkit.offload import Offload
 from rlkit.types import FullKL, OutputSpec, PolicyOutput, RolloutBatch
 
@@ -106,7 +107,8 @@ class Policy:
         if spec.values and self.critic is None:
             raise ValueError("values need a critic, got a policy without one")
         # Depends on neither grad mode nor adapter: policy and reference must take the same way.
-        share = self.shared_prefix is not Switch.off
+        lengths = batch.prompt_mask.sum(1) + batch.completion_mask.sum(1)
+        share = self.shared_prefix is not Switch.off and one_set(self.model, lengths)
         scoring = prepare(self.model.config, batch, dtype=self.tuning.dtype, share=share)
         mask = batch.completion_mask
         full_kl = values = None

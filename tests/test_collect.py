@@ -58,7 +58,7 @@ def test_one_prompt_four_times_gives_sixteen_samples_in_four_groups(tmp_path: Pa
 
 
 def test_resampling_a_small_set_never_copies(tmp_path: Path) -> None:
-    """Three prompts, four attempts of four samples each: 48 samples, all with seeds of their own."""
+    """Three prompts, four attempts of four samples each: 48 samples with different seeds."""
     seen: list[int] = []
 
     def seed(step: int, prompt: int, sample: int, occurrence: int) -> int:

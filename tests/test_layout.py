@@ -23,7 +23,7 @@ ALLOWED = {
     "rewards": {"types"},
     "algorithms": {"types", "functional"},
     "oracle": {"types", "functional", "algorithms", "memory"},
-    "generation": {"types", "garbage"},
+    "generation": {"types", "garbage", "models"},
     "buffer": {"types"},
     "collate": {"types"},
     "microbatch": {"types"},

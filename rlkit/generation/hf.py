@@ -30,6 +30,7 @@ from rlkit.generation.batching import (
 from rlkit.generation.cache import empty_cache, spread_prefix, take_rows
 from rlkit.generation.sampling import Draw, sample
 from rlkit.generation.stopping import StopRule
+from rlkit.models.rope import check_row, factors_key, row_lengths
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 Adapter = Mapping[str, Tensor]
@@ -101,8 +102,9 @@ class HFGenerator:
     ) -> list[list[Rollout]]:
         """`num_samples` rollouts of each prompt: [prompt][sample], seeded by `seeds`, likewise.
 
-        Raises `ValueError` for empty prompts, options out of range and prompts that leave no room
-        for `max_completion_length` in the model's context; `FloatingPointError`, naming the prompt,
+        Raises `ValueError` for empty prompts, options out of range, prompts that leave no room for
+        `max_completion_length` in the model's context, and rows whose rotary factors could change
+        on the way; `FloatingPointError`, naming the prompt,
         when the model's logits are not finite.
         """
         if self._model is None:
@@ -112,6 +114,10 @@ class HFGenerator:
         check_request(prompts, num_samples, sampling, seeds, context=context)
         if not prompts or num_samples == 0:
             return [[] for _ in prompts]
+        for prompt_length in {len(prompt.ids) for prompt in prompts}:
+            # The cache keeps keys as they were rotated: factors must not change on the way.
+            row_length = prompt_length + sampling.max_completion_length
+            check_row(self._model, prompt_length, row_length)
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
         stop = StopRule(self._tokenizer, token_ids=self._stop_token_ids, strings=sampling.stop)
         with torch.no_grad(), _evaluating(self._model), self._activate(self._adapter):
@@ -146,14 +152,23 @@ class _Run:
         self._num_tokens = 0
 
     def sample_all(self) -> None:
-        """Sample every row to its end, batch after batch."""
+        """Sample every row to its end; rows with other rotary factors share nothing."""
+        by_factors: dict[tuple[int, ...], list[Row]] = {}
+        for row in self._rows:
+            by_factors.setdefault(factors_key(self._model, len(row.prompt.ids)), []).append(row)
+        for rows in by_factors.values():
+            with row_lengths(self._model, len(rows[0].prompt.ids)):
+                self._sample_rows(rows)
+
+    def _sample_rows(self, rows: Sequence[Row]) -> None:
+        """Sample rows with the same rotary factors, batch after batch."""
         batches = split_rows(
-            self._rows,
+            rows,
             max_completion_length=self._sampling.max_completion_length,
             max_rows=self._config.max_rows,
             max_tokens=self._config.max_tokens,
         )
-        prompts = list({row.prompt.ids: None for row in self._rows})
+        prompts = list({row.prompt.ids: None for row in rows})
         prefix_length = common_prefix_length(prompts) if len(prompts) > 1 else 0
         prefix = empty_cache()
         if prefix_length > 0:

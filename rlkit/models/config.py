@@ -161,6 +161,10 @@ class ModelConfig:
     shared_prefix: Switch = Switch.auto
     """Compute what prompts of a micro-batch have in common once, in the forward and in the backward
     pass; auto = on."""
+    rope_length: int | None = None
+    """Rotate all rows, short or long, by the factors of a row of so many tokens, >= 1. Only for
+    models whose factors change with the length (LongRoPE, dynamic NTK); None = each row by its
+    own length, and a run whose rows could cross the change is refused. vLLM, too, uses one set."""
     allow_remote_code: bool = False
     """Run Python code that comes with a model. Only for sources you trust."""
     tuning: TuningKind = TuningKind.lora
@@ -171,6 +175,8 @@ class ModelConfig:
             raise ValueError(
                 f"model.lora must be left as it is with model.tuning=full, got {self.lora}"
             )
+        if self.rope_length is not None and self.rope_length < 1:
+            raise ValueError(f"model.rope_length must be >= 1, got {self.rope_length}")
         if not self.source.strip():
             raise ValueError("model.source must name a model, got an empty string")
         if self.revision is not None and (

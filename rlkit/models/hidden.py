@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from rlkit.models.attention import take
 from rlkit.models.layout import Packing, can_flash, packing_of
 from rlkit.models.packing import PackedRow, pack
+from rlkit.models.rope import row_lengths
 from rlkit.types import RolloutBatch
 
 _MAX_MASKED = 2**26
@@ -46,11 +47,12 @@ def completion_states(backbone: nn.Module, scoring: Scoring) -> Tensor:
     Only inside `packed_attention`.
     """
     row, packing = scoring
-    states: Tensor = backbone(
-        input_ids=row.ids[None],
-        position_ids=row.positions[None],
-        use_cache=False,
-        packing=packing,
-    ).last_hidden_state
+    with row_lengths(backbone, row.lengths):
+        states: Tensor = backbone(
+            input_ids=row.ids[None],
+            position_ids=row.positions[None],
+            use_cache=False,
+            packing=packing,
+        ).last_hidden_state
     # Samples of a group are predicted from one state, that of their prompt's last token.
     return take(states[0], row.predictors)

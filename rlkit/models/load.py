@@ -28,6 +28,7 @@ from rlkit.models.quantize import (
     tensors_of,
 )
 from rlkit.models.quiet import no_progress_bars
+from rlkit.models.rope import fix_factors, switches
 from rlkit.models.source import architecture_of, load_options, locate, readable
 from rlkit.models.templates import choose_template
 from rlkit.models.views import model_on_views, shared_bytes
@@ -80,6 +81,7 @@ def load_model(
             device, location, hf_config, config, quant, weights, dtype=dtype, options=options
         )
     model.requires_grad_(False).train(False)
+    rope_notes = _fix_factors(model, config)
     chosen = choose_template(tokenizer, config.chat_template)
     tokenizer.chat_template = chosen.template
     if tokenizer.pad_token_id is None:
@@ -92,7 +94,7 @@ def load_model(
         dtype=dtype,
         stop_ids=stop_token_ids(model, tokenizer),
         gradient_checkpointing=checkpointing,
-        notes=(dtype_note, *quant_notes, chosen.reason, checkpointing_note),
+        notes=(dtype_note, *quant_notes, *rope_notes, chosen.reason, checkpointing_note),
     )
 
 
@@ -134,6 +136,20 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         eos = model.generation_config.eos_token_id
         listed += eos if isinstance(eos, list) else [eos]
     return frozenset(int(token_id) for token_id in listed if token_id is not None)
+
+
+def _fix_factors(model: PreTrainedModel, config: ModelConfig) -> tuple[str, ...]:
+    """Apply `model.rope_length`, and a line that says so; nothing where it is unset."""
+    length = config.rope_length
+    if length is None:
+        return ()
+    if not switches(model.config):
+        raise ValueError(
+            "model.rope_length must be unset for a model whose rotary factors are the same at "
+            f"every length, got {length} for {config.source}"
+        )
+    fix_factors(model, length)
+    return (f"rotary factors: those of a row of {length} tokens for all rows (model.rope_length)",)
 
 
 def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -22,6 +22,7 @@ from rlkit.generation.vllm.config import (
 from rlkit.models.config import Switch, TuningKind
 from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
+from rlkit.models.rope import check_lengths
 from rlkit.models.source import architecture_of
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
@@ -90,6 +91,8 @@ def _check(config: Config, hf_config: PreTrainedConfig) -> None:
             f"task.max_prompt_length + task.max_completion_length must be <= {context}, the "
             f"model's context, got {longest}"
         )
+    if config.model.rope_length is None:
+        check_lengths(hf_config, longest)
     trains_all = config.model.tuning is TuningKind.full
     if trains_all and saved_quantization(hf_config) is not None:
         raise ValueError(
