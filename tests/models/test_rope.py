@@ -14,11 +14,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rlkit.generation import HFGeneratorConfig
 from rlkit.generation.hf import HFGenerator
-from rlkit.lora import LoRAConfig, attach, init_adapter
 from rlkit.models.config import Switch
 from rlkit.models.families import head_of
 from rlkit.models.rope import check_lengths, fix_factors, switches
-from rlkit.policy import Policy
+from rlkit.policy.lora import LoRAConfig, attach, init_adapter
+from rlkit.policy.policy import Policy
 from rlkit.types import Prompt, RolloutBatch, SamplingConfig
 
 SWITCH = 32
