@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ from rlkit.models.rope import fix_factors, switches
 from rlkit.models.source import architecture_of, load_options, locate, readable
 from rlkit.models.templates import choose_template
 from rlkit.models.views import model_on_views, shared_bytes
+from rlkit.models.vocabulary import check_ids, pad_id, vocabulary_notes, with_rows
+from rlkit.types import Prompt
 
 _TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
 RECOMPUTES_FROM = 1_000_000_000
@@ -46,7 +48,7 @@ class BaseModel:
     model: PreTrainedModel
     """In eval mode; no parameter requires a gradient."""
     tokenizer: PreTrainedTokenizerBase
-    """With a chat template and a pad token."""
+    """With a chat template; its own pad token may be missing, see `pad_token_id`."""
     location: str
     """The folder (or hub id) that it was loaded from, for other engines to load as well."""
     dtype: torch.dtype
@@ -55,6 +57,24 @@ class BaseModel:
     """Never `auto`."""
     notes: tuple[str, ...]
     """What rlkit decided and why, one line each."""
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of the embedding: token ids must be below."""
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills batches up; it always has a row in the embedding."""
+        return pad_id(self.tokenizer, self.num_rows)
+
+    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Raise ValueError, naming the prompt, when one has a token without a row."""
+        for prompt in prompts:
+            check_ids(
+                prompt.ids, self.num_rows, where=f"prompt {prompt.index}", tokenizer=self.tokenizer
+            )
 
 
 def load_model(
@@ -86,15 +106,25 @@ def load_model(
     tokenizer.chat_template = chosen.template
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    stop_ids = stop_token_ids(model, tokenizer)
+    embedding: Any = model.get_input_embeddings()
+    num_rows = int(embedding.weight.shape[0])
     checkpointing, checkpointing_note = resolve_checkpointing(config, model, device)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
         location=location,
         dtype=dtype,
-        stop_ids=stop_token_ids(model, tokenizer),
+        stop_ids=with_rows(stop_ids, num_rows),
         gradient_checkpointing=checkpointing,
-        notes=(dtype_note, *quant_notes, *rope_notes, chosen.reason, checkpointing_note),
+        notes=(
+            dtype_note,
+            *quant_notes,
+            *rope_notes,
+            *vocabulary_notes(tokenizer, num_rows, stop_ids),
+            chosen.reason,
+            checkpointing_note,
+        ),
     )
 
 
