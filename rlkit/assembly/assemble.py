@@ -19,6 +19,7 @@ from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError
 from rlkit.generation import sampling_config
 from rlkit.models.load import BaseModel
+from rlkit.models.source import with_adapter_shape
 from rlkit.models.vocabulary import without_rows
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
@@ -61,6 +62,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     device = resolve_device(config.device)
     # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
     config = replace(config, generator=choose_generator(config, device, say=say))
+    config = replace(config, model=with_adapter_shape(config.model))
     task = build_task(config.task)
     setting = setting_of(config)
     objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)

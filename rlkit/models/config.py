@@ -19,6 +19,16 @@ class TuningKind(StrEnum):
     (10 with optim=adamw8bit) beside the weights that compute."""
 
 
+class AdapterUse(StrEnum):
+    """What becomes of the adapter that `model.adapter` names."""
+
+    train = "train"
+    """It trains on. The reference policy is the model with the adapter as it was."""
+    merge = "merge"
+    """It goes into the weights, in a folder of the cache: the base of everything, and the
+    reference. What trains is new."""
+
+
 class DType(StrEnum):
     """Storage and compute dtype of the model; all weights train with float32 masters, an adapter
     as `model.lora.dtype` says."""
@@ -167,6 +177,11 @@ class ModelConfig:
     own length, and a run whose rows could cross the change is refused. vLLM, too, uses one set."""
     allow_remote_code: bool = False
     """Run Python code that comes with a model. Only for sources you trust."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter in PEFT format (of an SFT run, or `adapter/` of an rlkit run) to
+    start from; None = from the model itself."""
+    adapter_use: AdapterUse = AdapterUse.train
+    """train or merge; with `train` leave `model.lora` as it is: its shape is the adapter's."""
     tuning: TuningKind = TuningKind.lora
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
@@ -175,6 +190,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.lora must be left as it is with model.tuning=full, got {self.lora}"
             )
+        trains_on = self.adapter is not None and self.adapter_use is AdapterUse.train
+        if trains_on and self.tuning is TuningKind.full:
+            raise ValueError("model.adapter_use must be merge with model.tuning=full, got train")
+        if self.adapter is None and self.adapter_use is not AdapterUse.train:
+            raise ValueError("model.adapter must name a folder with model.adapter_use=merge")
         if self.rope_length is not None and self.rope_length < 1:
             raise ValueError(f"model.rope_length must be >= 1, got {self.rope_length}")
         if not self.source.strip():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from rlkit.models.config import ModelConfig, QuantConfig
+from rlkit.models.config import AdapterUse, ModelConfig, QuantConfig
 from rlkit.models.convert import Say, build_once
 from rlkit.models.load import load_model, resolve_dtype
 from rlkit.models.quantize import (
@@ -55,6 +55,8 @@ def in_nf4(
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    if config.adapter_use is AdapterUse.merge:  # it is in the folder's weights
+        config = replace(config, adapter=None, adapter_use=AdapterUse.train)
     return replace(config, source=str(folder), revision=None)
 
 

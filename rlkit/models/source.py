@@ -11,13 +11,15 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.models.config import ModelConfig
+from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig
 from rlkit.models.convert import Say, convert_gguf, first_line
 from rlkit.models.families import check_family
+from rlkit.models.peft_config import read_adapter_config
 from rlkit.models.starter import starter_folder
 
 if TYPE_CHECKING:
@@ -68,7 +70,42 @@ def check(config: ModelConfig) -> None:
 
 
 def locate(config: ModelConfig, *, say: Say) -> str:
-    """A folder in Hugging Face format, or a hub id, that holds the model; converts where needed."""
+    """Return the folder in Hugging Face format, or the hub id, that holds the model.
+
+    Converts a GGUF file and merges an adapter where the config asks for it, once.
+    """
+    location = _locate_source(config, say=say)
+    if config.adapter is None or config.adapter_use is not AdapterUse.merge:
+        return location
+    from rlkit.models.merged_folder import merged_folder
+
+    adapter, cache = Path(config.adapter).expanduser(), cache_root(config.cache_dir)
+    with readable(config):
+        options = load_options(config)
+        return str(merged_folder(location, adapter, cache, options=options, say=say))
+
+
+def with_adapter_shape(config: ModelConfig) -> ModelConfig:
+    """Return `config` with the shape of the adapter that trains on as `model.lora`.
+
+    Raises:
+        ValueError: `model.lora` asks for another shape, or the adapter cannot be read.
+    """
+    if config.adapter is None:
+        return config
+    found = read_adapter_config(Path(config.adapter).expanduser())
+    if config.adapter_use is not AdapterUse.train:
+        return config
+    found = replace(found, dtype=config.lora.dtype)
+    if config.lora not in (found, LoRAConfig(dtype=config.lora.dtype)):
+        raise ValueError(
+            f"model.lora must be left as it is with model.adapter, whose shape is {found}, got "
+            f"{config.lora}"
+        )
+    return replace(config, lora=found)
+
+
+def _locate_source(config: ModelConfig, *, say: Say) -> str:
     check(config)
     kind = kind_of(config.source)
     cache = cache_root(config.cache_dir)
@@ -105,7 +142,7 @@ def architecture_of(config: ModelConfig, *, say: Say) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
-    location = locate(config, say=say)
+    location = _locate_source(config, say=say)  # merging an adapter changes no shape
     with readable(config):
         found: PreTrainedConfig = AutoConfig.from_pretrained(location, **load_options(config))
     check_family(found.model_type, source=config.source)

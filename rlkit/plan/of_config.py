@@ -15,7 +15,7 @@ from rlkit.models.config import Switch, TuningKind
 from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
 from rlkit.models.rope import check_lengths
-from rlkit.models.source import architecture_of
+from rlkit.models.source import architecture_of, with_adapter_shape
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request
@@ -52,6 +52,7 @@ def planned(
     `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`. Raises
     ValueError when the model's context or vLLM's adapter slots are too small for the run.
     """
+    config = replace(config, model=with_adapter_shape(config.model))
     dtype, _ = resolve_dtype(config.model.dtype, device)
     hf_config = architecture_of(config.model, say=say)
     _check(config, hf_config)

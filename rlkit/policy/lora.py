@@ -3,7 +3,7 @@
 An adapter is a `dict[str, Tensor]` of float32 (or bfloat16) tensors under PEFT's key names,
 `<layer>.lora_A.weight` (r, in) and `<layer>.lora_B.weight` (out, r). The model holds none of them:
 `LoRA.active(adapter)` says which adapter the forward passes inside it use, and `active(None)` is
-exactly the base model.
+exactly the base model, or the base model with `LoRA.reference` where a run started from an adapter.
 
 Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
 """
@@ -54,6 +54,8 @@ class LoRA:
         """Of each adapted layer, by its name in the model."""
         self.dtype = dtype
         """Compute dtype; gradients flow back to the tensors of the adapter, in their own."""
+        self.reference: Mapping[str, Tensor] | None = None
+        """The adapter of the reference policy; None = it is the base model."""
         self._factors: Factors | None = None
         self._last_products = last_products
         self._unread: Container[str] = ()
@@ -63,13 +65,14 @@ class LoRA:
 
     @contextmanager
     def active(self, adapter: Mapping[str, Tensor] | None) -> Iterator[None]:
-        """Forward passes inside use `adapter`; None = the base model. Nests.
+        """Forward passes inside use `adapter`; None = that of the reference policy. Nests.
 
         The scaled copies in the compute dtype are made here, once for all passes inside, so
         changing the adapter's tensors in place inside has no effect on them.
         Raises ValueError when the adapter's keys or shapes do not fit the model.
         """
-        factors = None if adapter is None else self._factorise(adapter)
+        tensors = self.reference if adapter is None else adapter
+        factors = None if tensors is None else self._factorise(tensors)
         with self._using(factors):
             yield
 

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -24,7 +25,7 @@ from rlkit.kernels.compact import spread
 from rlkit.kernels.kl import kl_exact
 from rlkit.kernels.logps import EntropyMode, selected_logps
 from rlkit.models.attention import packed_attention
-from rlkit.models.config import Checkpointing, ModelConfig, Switch, TuningKind
+from rlkit.models.config import AdapterUse, Checkpointing, ModelConfig, Switch, TuningKind
 from rlkit.models.families import Head, backbone_of, head_of
 from rlkit.models.fused import fuse
 from rlkit.models.hidden import Scoring, completion_states, prepare
@@ -35,6 +36,7 @@ from rlkit.models.recompute import TrainsLayers, recomputed
 from rlkit.models.rope import one_set
 from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.lora import LoRA, attach, init_adapter
+from rlkit.policy.lora_files import load_adapter
 from rlkit.types import FullKL, OutputSpec, PolicyOutput, RolloutBatch
 
 CRITIC_PREFIX = "critic/"
@@ -198,7 +200,9 @@ def new_policy(
     holds_reference: bool = True,
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> Policy:
-    """A policy that starts as `base` exactly (B = 0); its adapters depend on `seed` alone.
+    """A policy that starts as its reference exactly: as `base`, or with the adapter of the config.
+
+    New adapters have B = 0 and depend on `seed` alone.
 
     Attaches what trains and the fused kernels to `base.model`: call it once per loaded model.
     `holds_reference` False saves the copy of the weights that `model.tuning=full` needs to score
@@ -210,7 +214,7 @@ def new_policy(
         adapter = tuning.masters
     else:
         tuning = attach(base.model, config.lora, dtype=base.dtype)
-        adapter = init_adapter(tuning, seed=seed, device=base.model.device)
+        adapter = _first_adapter(tuning, config, seed=seed, device=base.model.device)
     fuse(base.model, join=tuning.join)
     head = head_of(base.model)
     device = head.weight.device
@@ -235,6 +239,17 @@ def new_policy(
         shared_prefix=config.shared_prefix,
         workspace_bytes=workspace_bytes,
     )
+
+
+def _first_adapter(
+    lora: LoRA, config: ModelConfig, *, seed: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Return a new adapter, or the one that `model.adapter` names, which is the reference, too."""
+    if config.adapter is None or config.adapter_use is not AdapterUse.train:
+        return init_adapter(lora, seed=seed, device=device)
+    adapter = load_adapter(Path(config.adapter).expanduser(), lora, device=device)
+    lora.reference = {key: tensor.detach().clone() for key, tensor in adapter.items()}
+    return adapter
 
 
 def init_critic(

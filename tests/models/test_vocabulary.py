@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from folder_run import run_config
 from tiny_models import tiny_model
 from tiny_run import Recorder
 from transformers import AutoTokenizer
 
 from rlkit.assembly.assemble import assemble
-from rlkit.config import Config, ConfigError
+from rlkit.config import ConfigError
 from rlkit.generation import HFGeneratorConfig
 from rlkit.generation.hf import HFGenerator
-from rlkit.launch.composing import register
-from rlkit.launch.preflight import preflight
 from rlkit.models import ModelConfig
 from rlkit.models.load import BaseModel, load_model
 from rlkit.models.vocabulary import check_ids, pad_id, without_rows
@@ -50,32 +49,6 @@ def forget(folder: Path, *names: str) -> None:
         if file == "config.json":
             kept |= {f"{name}_id": None for name in names}
         (folder / file).write_text(json.dumps(kept))
-
-
-def run_config(folder: Path, rows: list[dict[str, str]], tmp_path: Path) -> Config:
-    """A run over `rows` with the model in `folder`."""
-    register()
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (config,) = preflight(
-        [
-            "task=dataset",
-            f"task.path={file}",
-            "+task.columns.prompt=prompt",
-            "+task.columns.answer=answer",
-            "task.eval_fraction=0.2",
-            "reward=vowels",
-            "task.max_completion_length=8",
-            "task.max_prompt_length=40",
-            f"model.source={folder}",
-            "evaluation.num_prompts=2",
-            "steps=1",
-            "generator=hf",
-            "memory.dry_run=off",
-            f"run_dir={tmp_path / 'run'}",
-        ]
-    )
-    return config
 
 
 def test_a_prompt_with_a_token_without_a_row_is_refused_before_training(
