@@ -1,4 +1,4 @@
-"""What every generator shares: configuration, sampling seeds, progress reports."""
+"""This module holds what all generators share: configuration, seeds, progress reports."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class GeneratorConfig:
     """The sampling distribution, the same for every engine."""
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
-        """What this generator takes of the device; `row_tokens`: longest prompt and completion."""
+        """Return what this generator takes of the device for rows of up to `row_tokens` tokens."""
         return GeneratorDemand(Sampler.elsewhere, max_at_once=1)
 
     def with_choice(self, choice: EngineChoice) -> Self:
-        """A copy that asks for exactly what the memory plan gives."""
+        """Return a copy that asks for exactly what the memory plan gives."""
         return self
 
     def check_adapter_rank(self, rank: int) -> None:
@@ -85,7 +85,7 @@ class HFGeneratorConfig(GeneratorConfig):
         )
 
     def with_choice(self, choice: EngineChoice) -> Self:
-        """A copy that samples no more completions at once than the plan has room for."""
+        """Return a copy that samples no more completions at once than the plan has room for."""
         return replace(self, max_rows=min(self.max_rows, choice.at_once))
 
 
@@ -101,7 +101,7 @@ SCHEMAS = (
 
 
 class Progress(NamedTuple):
-    """How far one call of `generate` is."""
+    """A report of how far one call of `generate` is."""
 
     rows_done: int
     rows: int
@@ -115,7 +115,7 @@ ProgressCallback = Callable[[Progress], None]
 def sampling_config(
     options: SamplingOptions, *, max_completion_length: int, stop: Sequence[str] = ()
 ) -> SamplingConfig:
-    """The `SamplingConfig` of `options`: immutable, with the length limit of the run.
+    """Return the `SamplingConfig` of `options`: immutable, with the length limit of the run.
 
     `stop` adds the stop strings of the task to those of `options`.
     """
@@ -178,7 +178,7 @@ def check_request(
 def sample_seed(
     run_seed: int, step: int, prompt_index: int, sample_index: int, occurrence: int = 0
 ) -> int:
-    """The seed of one completion: a pure 63-bit hash of where it stands in the run.
+    """Return the seed of one completion: a pure 63-bit hash of where it stands in the run.
 
         seed = first 8 bytes, little-endian, of BLAKE2b(run_seed, step, prompt_index, sample_index
                as 4 little-endian int64; digest 8 bytes, person "rlkit.sample"), shifted right by 1

@@ -71,7 +71,7 @@ def _with_room(room: Tensor | None, states: Tensor, start: int) -> Tensor:
 
 
 def empty_cache() -> Cache:
-    """A cache without columns; the model's first forward pass gives it its layers."""
+    """Return a cache without columns; the model's first forward pass gives it its layers."""
     return Cache(layer_class_to_replicate=AppendLayer)
 
 
@@ -83,7 +83,7 @@ def take_rows(cache: Cache, rows: Int[Tensor, " R"]) -> None:
 
 
 def spread_prefix(prefix: Cache, columns: Int[Tensor, "N W"]) -> Cache:
-    """A cache of N rows whose column w of row i is column `columns[i, w]` of `prefix`'s one row."""
+    """Return a cache of N rows: column w of row i is column `columns[i, w]` of `prefix`."""
     cache = empty_cache()
     for index, source in enumerate(prefix.layers):
         assert isinstance(source, AppendLayer)

@@ -21,7 +21,7 @@ from rlkit.generation.base import (
 )
 from rlkit.generation.batching import (
     Prefill,
-    Row,
+    SamplingRow,
     common_prefix_length,
     make_rows,
     plan_prefill,
@@ -135,7 +135,7 @@ class _Run:
     def __init__(
         self,
         model: PreTrainedModel,
-        rows: Sequence[Row],
+        rows: Sequence[SamplingRow],
         sampling: SamplingConfig,
         stop: StopRule,
         config: HFGeneratorConfig,
@@ -153,14 +153,14 @@ class _Run:
 
     def sample_all(self) -> None:
         """Sample every row to its end; rows with other rotary factors share nothing."""
-        by_factors: dict[tuple[int, ...], list[Row]] = {}
+        by_factors: dict[tuple[int, ...], list[SamplingRow]] = {}
         for row in self._rows:
             by_factors.setdefault(factors_key(self._model, len(row.prompt.ids)), []).append(row)
         for rows in by_factors.values():
             with row_lengths(self._model, len(rows[0].prompt.ids)):
                 self._sample_rows(rows)
 
-    def _sample_rows(self, rows: Sequence[Row]) -> None:
+    def _sample_rows(self, rows: Sequence[SamplingRow]) -> None:
         """Sample rows with the same rotary factors, batch after batch."""
         batches = split_rows(
             rows,
@@ -179,7 +179,7 @@ class _Run:
         for batch in batches:
             self._sample_batch(list(batch), prefix, prefix_length)
 
-    def _sample_batch(self, rows: list[Row], prefix: Cache, prefix_length: int) -> None:
+    def _sample_batch(self, rows: list[SamplingRow], prefix: Cache, prefix_length: int) -> None:
         """Sample `rows` together. Column c of the cache holds token c - pads[i] of row i."""
         device = self._model.device
         cache, logits, plan = self._prefill(rows, prefix, prefix_length)
@@ -209,7 +209,7 @@ class _Run:
             logits = self._forward(cache, next_ids[:, None], start, pads, mask)
 
     def _prefill(
-        self, rows: Sequence[Row], prefix: Cache, prefix_length: int
+        self, rows: Sequence[SamplingRow], prefix: Cache, prefix_length: int
     ) -> tuple[Cache, Float[Tensor, "N V"], Prefill]:
         """Cache and next-token logits of every row, each distinct prompt computed once."""
         numbers = {ids: n for n, ids in enumerate(dict.fromkeys(row.prompt.ids for row in rows))}
@@ -244,7 +244,7 @@ class _Run:
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def _settle(self, rows: Sequence[Row], draws: Sequence[Draw]) -> None:
+    def _settle(self, rows: Sequence[SamplingRow], draws: Sequence[Draw]) -> None:
         """Hand freshly drawn tokens to their rows; the only place that waits for the device."""
         ids = torch.stack([draw.ids for draw in draws], dim=1).tolist()
         logps = torch.stack([draw.logps for draw in draws], dim=1).tolist()
@@ -254,7 +254,7 @@ class _Run:
         if self._progress is not None:
             self._progress(Progress(self._num_done, len(self._rows), self._num_tokens))
 
-    def _extend(self, row: Row, ids: list[int], logps: list[float]) -> None:
+    def _extend(self, row: SamplingRow, ids: list[int], logps: list[float]) -> None:
         """Append tokens to a row, up to and including the one that ends it."""
         num_old = len(row.ids)
         row.ids += ids

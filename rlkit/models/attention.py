@@ -121,7 +121,7 @@ def _attend_bucket(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """(B * Q, H, d) outputs of one bucket."""
+    """Return the (B * Q, H, d) outputs of one bucket."""
 
     def rows(x: Tensor) -> Tensor:
         return x.view(bucket.num_segments, -1, *x.shape[1:]).transpose(1, 2)

@@ -10,7 +10,7 @@ from rlkit.schema import Schema
 
 
 class TuningKind(StrEnum):
-    """What of the model trains."""
+    """The part of the model that trains."""
 
     lora = "lora"
     """An adapter; the model is frozen, and can be quantised."""
@@ -20,7 +20,7 @@ class TuningKind(StrEnum):
 
 
 class AdapterUse(StrEnum):
-    """What becomes of the adapter that `model.adapter` names."""
+    """The use of the adapter that `model.adapter` names."""
 
     train = "train"
     """It trains on. The reference policy is the model with the adapter as it was."""
@@ -41,7 +41,7 @@ class DType(StrEnum):
 
 
 class AdapterDType(StrEnum):
-    """In what the adapter is stored, its gradients add up and AdamW keeps its moments."""
+    """The dtype of the adapter, of its gradients and of AdamW's moments."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -49,7 +49,7 @@ class AdapterDType(StrEnum):
 
 
 class ChatTemplate(StrEnum):
-    """How messages become the text of a prompt."""
+    """The template that turns messages into the text of a prompt."""
 
     auto = "auto"
     """The tokenizer's own template; `rlkit_plain` when it has none."""
@@ -78,7 +78,7 @@ class Switch(StrEnum):
 
 
 class Checkpointing(StrEnum):
-    """What of a forward pass waits in memory for the backward pass."""
+    """The part of a forward pass that waits in memory for the backward pass."""
 
     auto = "auto"
     off = "off"
@@ -90,7 +90,7 @@ class Checkpointing(StrEnum):
 
 
 class QuantKind(StrEnum):
-    """How the linear layers of the frozen base model are stored."""
+    """The format of the linear layers of the frozen base model."""
 
     none = "none"
     """In `model.dtype`; a checkpoint that is NF4 already stays so."""
@@ -135,7 +135,7 @@ class LoRAConfig:
     """Names of the adapted linear layers, or ends of them as in PEFT (q_proj, mlp.up_proj, ...);
     empty = every linear layer but the language-model head."""
     dtype: AdapterDType = AdapterDType.fp32
-    """Of what trains; the model computes with copies in its own dtype."""
+    """The dtype of what trains; the model computes with copies in its own dtype."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -1,4 +1,4 @@
-"""Hidden states before each completion token, of a batch packed into one row."""
+"""Compute the hidden states before each completion token of a batch packed into one row."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def prepare(
 
 
 def completion_states(backbone: nn.Module, scoring: Scoring) -> Tensor:
-    """(N, D) states from which the completion tokens are predicted, row by row.
+    """Return the (N, D) states from which the completion tokens are predicted, row by row.
 
     Only inside `packed_attention`.
     """

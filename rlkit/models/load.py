@@ -56,17 +56,17 @@ class BaseModel:
     gradient_checkpointing: Checkpointing
     """Never `auto`."""
     notes: tuple[str, ...]
-    """What rlkit decided and why, one line each."""
+    """One line on each thing that rlkit decided, with the reason."""
 
     @property
     def num_rows(self) -> int:
-        """The rows of the embedding: token ids must be below."""
+        """Return the rows of the embedding: token ids must be below."""
         embedding: Any = self.model.get_input_embeddings()
         return int(embedding.weight.shape[0])
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills batches up; it always has a row in the embedding."""
+        """Return the id that fills batches up; it always has a row in the embedding."""
         return pad_id(self.tokenizer, self.num_rows)
 
     def check_prompts(self, prompts: Iterable[Prompt]) -> None:
@@ -129,7 +129,7 @@ def load_model(
 
 
 def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str]:
-    """The torch dtype that `wanted` means on `device`, and one line that says why."""
+    """Return the torch dtype that `wanted` means on `device`, and one line that says why."""
     if wanted is not DType.auto:
         return _TORCH_DTYPES[wanted], f"dtype: {wanted.value} (model.dtype)"
     if device.type != "cuda":
@@ -146,7 +146,7 @@ def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str
 def resolve_checkpointing(
     config: ModelConfig, model: PreTrainedModel, device: torch.device
 ) -> tuple[Checkpointing, str]:
-    """Whether to recompute activations in the backward pass, and one line that says why."""
+    """Return whether to recompute activations in the backward pass, and one line that says why."""
     wanted = config.gradient_checkpointing
     if wanted is not Checkpointing.auto:
         return wanted, f"gradient checkpointing: {wanted.value}"
@@ -203,7 +203,7 @@ def _load_on(
     dtype: torch.dtype,
     options: dict[str, Any],
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The model on `device`, and a line on what of it is 4-bit, if anything is."""
+    """Return the model on `device`, and a line on what of it is 4-bit, if anything is."""
     if weights is not None:
         attention = _attention(config.attention, hf_config)
         model = model_on_views(
@@ -237,7 +237,7 @@ def _load_weights(
     dtype: torch.dtype,
     options: dict[str, Any],
 ) -> PreTrainedModel:
-    """The model of safetensors files alone; a weight that is missing is an error, not random."""
+    """Return the model of safetensors files alone; a missing weight is an error, never random."""
     with no_progress_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,

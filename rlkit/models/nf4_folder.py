@@ -61,7 +61,7 @@ def in_nf4(
 
 
 def _identity(location: str, hf_config: PreTrainedConfig) -> str:
-    """What changes when the model behind `location` does."""
+    """Return a text that changes when the model behind `location` does."""
     folder = Path(location)
     if not folder.is_dir():
         return f"{location}@{getattr(hf_config, '_commit_hash', None)}"

@@ -1,4 +1,4 @@
-"""Rows of a batch as one row of tokens without padding; what prompts share is in it once.
+"""Pack the rows of a batch into one row without padding; what prompts share is in it once.
 
     prefix | rest of prompt 0 | completion 0 | completion 1 | rest of prompt 1 | ...
 
@@ -39,7 +39,7 @@ class Segment(NamedTuple):
 
     @property
     def num_keys(self) -> int:
-        """Keys of the segment's last token."""
+        """The number of keys that the segment's last token attends to."""
         return self.own.length + sum(span.length for span in self.before)
 
 
@@ -139,13 +139,13 @@ class _Builder:
 
 
 def _ragged(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """The ids under `mask`, row by row, on the host."""
+    """Return the ids under `mask`, row by row, on the host."""
     ids, mask = ids.cpu(), mask.cpu()
     return torch.split(ids[mask], mask.sum(1).tolist())
 
 
 def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What several different prompts all begin with, if it is long; every prompt is longer."""
+    """Return the beginning that different prompts share, if it is long; every prompt is longer."""
     if len(prompts) < 2:
         return ()
     # What the least and the greatest of sorted sequences share, all between them share as well.

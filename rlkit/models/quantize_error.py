@@ -1,4 +1,4 @@
-"""Which layers to keep in 16 bits when the rest becomes NF4, from what each does to the output.
+"""Find the layers to keep in 16 bits when the rest becomes NF4, by their effect on the output.
 
 Every unit (layers that vLLM fuses) is quantised alone and the calibration prompts are run through
 the model: KL(16 bits || unit in NF4) of the next-token distributions, a mean over tokens, and the
@@ -21,7 +21,7 @@ Ids = Sequence[int]
 
 
 class UnitError(NamedTuple):
-    """What NF4 does to one unit alone."""
+    """The error that NF4 makes in one unit alone."""
 
     unit: str
     layers: tuple[str, ...]
@@ -68,7 +68,7 @@ def keep_worst(errors: Iterable[UnitError], *, budget_bytes: int) -> list[UnitEr
 
 
 def next_token_logps(model: Any, ids: Ids) -> Tensor:
-    """(T, V) float32 log-probs after each token."""
+    """Return the (T, V) float32 log-probs after each token."""
     device = next(model.parameters()).device
     inputs = torch.tensor([list(ids)], device=device)
     logits: Tensor = model(input_ids=inputs, use_cache=False).logits[0]

@@ -30,7 +30,7 @@ _SWITCHING = ("longrope", "dynamic")
 
 
 def switches(config: PreTrainedConfig) -> dict[str, int]:
-    """The longest row that keeps its first factors, by rope type; empty when factors never change.
+    """Return the longest row that keeps its first factors, by rope type; empty for static ones.
 
     Raises ValueError, naming the model and the rope type, for a type that is not known here.
     """
@@ -61,7 +61,7 @@ def check_lengths(config: PreTrainedConfig, longest: int) -> None:
 
 
 def factors_key(model: nn.Module, length: int) -> tuple[int, ...]:
-    """A key that is equal for two lengths exactly when their rows have the same factors."""
+    """Return a key that is equal for two lengths exactly when their rows have the same factors."""
     if not _rotary_modules(model):
         return ()
     config: Any = model.config
@@ -72,7 +72,7 @@ def factors_key(model: nn.Module, length: int) -> tuple[int, ...]:
 
 
 def one_set(model: nn.Module, lengths: Tensor) -> bool:
-    """Whether rows of all `lengths` have the same factors, so that they can share tokens."""
+    """Return whether rows of all `lengths` have the same factors, so that they can share tokens."""
     if not _rotary_modules(model):
         return True  # without waiting for the device
     return len({factors_key(model, int(n)) for n in (lengths.min(), lengths.max())}) == 1
@@ -126,7 +126,7 @@ def fix_factors(model: nn.Module, length: int) -> None:
 
 
 def _rotary_modules(model: nn.Module) -> list[Any]:
-    """The modules whose factors change; none for most models, after one look at their config."""
+    """Return the modules whose factors change; for most models one look at the config says none."""
     config: Any = model.config
     if not switches(config):
         return []
@@ -194,7 +194,7 @@ def _switch(config: PreTrainedConfig, kind: str, parameters: dict[str, Any]) -> 
 
 
 def _parameters(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
-    """The rope parameters of a config, by layer type where they are listed so."""
+    """Return the rope parameters of a config, by layer type where they are listed so."""
     values: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
     nested = {name: inner for name, inner in values.items() if isinstance(inner, dict)}
     return nested or {"": values}

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_FOLDER = "model"
-"""Where in a run's folder its model lies."""
+"""The name of the model's folder in a run's folder."""
 
 
 def save_model(

@@ -1,4 +1,4 @@
-"""Where a model comes from: the starter package, a hub id, a folder or a GGUF file.
+"""Find a model: in the starter package, at a hub id, in a folder or in a GGUF file.
 
 `locate` makes a folder in Hugging Face format (or a hub id) of any of them; `check` finds out
 cheaply what would make that fail later. Every problem is a ValueError naming `model.source`.
@@ -29,7 +29,7 @@ _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
 class SourceKind(StrEnum):
-    """What `model.source` names."""
+    """The kinds of thing that `model.source` can name."""
 
     starter = "starter"
     hub = "hub"
@@ -38,7 +38,7 @@ class SourceKind(StrEnum):
 
 
 def kind_of(source: str) -> SourceKind:
-    """What `source` names; raises ValueError when it is none of the four."""
+    """Return the kind of thing that `source` names; raises ValueError when it is none."""
     path = Path(source).expanduser()
     if source == "starter":
         return SourceKind.starter
@@ -122,21 +122,21 @@ def _locate_source(config: ModelConfig, *, say: Say) -> str:
 
 
 def revision_of(config: ModelConfig) -> str | None:
-    """The revision to load from the hub; None for what lies on this machine."""
+    """Return the revision to load from the hub; None for what lies on this machine."""
     if kind_of(config.source) is not SourceKind.hub:
         return None
     return config.revision or "main"
 
 
 def load_options(config: ModelConfig) -> dict[str, Any]:
-    """What every `from_pretrained` of transformers is told beside the location."""
+    """Return the arguments of every `from_pretrained` of transformers beside the location."""
     revision = revision_of(config)
     options: dict[str, Any] = {"trust_remote_code": config.allow_remote_code}
     return options if revision is None else options | {"revision": revision}
 
 
 def architecture_of(config: ModelConfig, *, say: Say) -> PreTrainedConfig:
-    """The Hugging Face config of the model; its weights stay where they are.
+    """Return the Hugging Face config of the model; its weights stay where they are.
 
     Raises ValueError, with one line, when there is none or its family is not supported.
     """
@@ -163,7 +163,7 @@ def readable(config: ModelConfig) -> Iterator[None]:
 
 
 def cache_root(cache_dir: str | None) -> Path:
-    """The folder for converted models: `cache_dir`, or the user's cache folder (XDG)."""
+    """Return the folder for converted models: `cache_dir`, or the user's cache folder (XDG)."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlkit"

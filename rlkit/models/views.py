@@ -32,7 +32,7 @@ def model_on_views(
     device: torch.device,
     attention: str,
 ) -> PreTrainedModel:
-    """The model of `config` with `views` (by parameter name) as its weights; no weight is copied.
+    """Return the model of `config` on `views`, its weights by parameter name; none is copied.
 
     Buffers are computed from `config`, as when loading from `location`, of which only the options
     of generation are read. Writing to a parameter writes to its view.
@@ -61,7 +61,7 @@ def model_on_views(
 
 
 def shared_bytes(model: nn.Module, views: Mapping[str, Tensor]) -> int:
-    """The bytes of weights that `model` shares with `views`, each storage region counted once.
+    """Return the bytes of weights that `model` shares with `views`, each region counted once.
 
     Raises ValueError when a parameter lives anywhere but in its view.
     """

@@ -1,4 +1,4 @@
-"""Whether tokenizer and model fit: a token id needs a row of the embedding.
+"""Check that tokenizer and model fit: a token id needs a row of the embedding.
 
 Some published tokenizers have more tokens than their model has rows: an image token of a text model
 (Gemma 3), an added `[PAD]`, tokens that were added without resizing. Such a token in a prompt is an

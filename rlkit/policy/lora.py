@@ -32,7 +32,7 @@ from rlkit.policy.lora_groups import LayerShape as LayerShape
 from rlkit.policy.lora_linear import compute_copies, unread_linear, updated_linear
 
 PREFIX = "base_model.model."
-"""What PEFT puts before the layer's name in the model."""
+"""PEFT puts this before the layer's name in the model."""
 _AT_ONCE = 10**7
 """Numbers that are copied together: few launches, and not all gradients twice in memory."""
 
@@ -51,7 +51,7 @@ class LoRA:
         """`last_products`: layers whose results nobody reads where a decoder layer runs again."""
         self.config = config
         self.shapes = dict(shapes)
-        """Of each adapted layer, by its name in the model."""
+        """The shape of each adapted layer, by its name in the model."""
         self.dtype = dtype
         """Compute dtype; gradients flow back to the tensors of the adapter, in their own."""
         self.reference: Mapping[str, Tensor] | None = None
@@ -77,7 +77,7 @@ class LoRA:
             yield
 
     def trained_in(self, layer: str) -> Trained:
-        """The factors of the active adapter in a layer of the model, one that holds others."""
+        """Return the active adapter's factors inside a layer of the model that holds others."""
         factors = self._factors or {}
         names = self._inside(layer) if factors else ()
 
@@ -93,7 +93,7 @@ class LoRA:
         return f"{PREFIX}{layer}.lora_{factor}.weight"
 
     def expected_shapes(self) -> dict[str, tuple[int, int]]:
-        """Shape of every tensor of an adapter for this model, by key."""
+        """Return the shape of every tensor of an adapter for this model, by key."""
         shapes: dict[str, tuple[int, int]] = {}
         for layer, shape in self.shapes.items():
             shapes[self.key(layer, "A")] = (self.config.rank, shape.num_inputs)
@@ -183,7 +183,7 @@ def _frozen(modules: Sequence[Any]) -> Frozen:
 
 
 def target_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
-    """The layers of `model` that `config` adapts, by name.
+    """Return the layers of `model` that `config` adapts, by name.
 
     Raises ValueError when a target is not a linear layer of the model.
     """
@@ -223,7 +223,7 @@ def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
 
 
 def init_adapter(lora: LoRA, *, seed: int, device: torch.device) -> dict[str, Tensor]:
-    """A new adapter: A uniform in +-1/sqrt(in) (PEFT's Kaiming initialisation), B = 0.
+    """Return a new adapter: A uniform in +-1/sqrt(in) (PEFT's Kaiming initialisation), B = 0.
 
     Each tensor depends on `seed` and its key alone, not on the global generator or other targets;
     drawn in float32, rounded once to `model.lora.dtype`.
@@ -239,7 +239,7 @@ def init_adapter(lora: LoRA, *, seed: int, device: torch.device) -> dict[str, Te
 
 
 def stored_dtype(config: LoRAConfig) -> torch.dtype:
-    """Of the tensors of an adapter."""
+    """Return the dtype in which the tensors of an adapter are stored."""
     return torch.bfloat16 if config.dtype is AdapterDType.bf16 else torch.float32
 
 

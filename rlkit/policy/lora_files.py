@@ -23,7 +23,7 @@ from rlkit.models.peft_config import read_adapter_config as read_adapter_config
 from rlkit.policy.lora import LoRA, check_adapter, stored_dtype
 
 ADAPTER_FOLDER = "adapter"
-"""Where in a run's folder its adapter lies."""
+"""The name of the adapter's folder in a run's folder."""
 
 
 def save_adapter(
@@ -46,7 +46,7 @@ def save_adapter(
 
 
 def load_adapter(folder: Path, lora: LoRA, *, device: torch.device) -> dict[str, Tensor]:
-    """The adapter in `folder` as leaves on `device`, in the key order and dtype of `lora`.
+    """Return the adapter in `folder` as leaves on `device`, in the key order and dtype of `lora`.
 
     Warns when every lora_B of a layer is zero: such an adapter does nothing there. Raises
     ValueError, naming the file and what is wrong, when it does not fit `lora` exactly.

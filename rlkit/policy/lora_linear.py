@@ -41,7 +41,7 @@ def unread_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Ten
 def compute_copies(
     groups: Sequence[Group], *, scale: float, dtype: torch.dtype
 ) -> list[tuple[Tensor, Tensor]]:
-    """A and s B of each group in `dtype`; differentiable, in launches that all groups share.
+    """Return A and s B of each group in `dtype`; differentiable, in launches that all groups share.
 
     s B is rounded once, to `dtype`, and its gradient once, to that of B.
     """
@@ -150,7 +150,7 @@ class _Copies(torch.autograd.Function):
 def _places(
     stacks: Sequence[Tensor], shapes: Sequence[tuple[int, int]], leaves: Sequence[torch.Size]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Where each A and each B lies in `stacks`, contiguous."""
+    """Return the places of each A and each B in `stacks`, contiguous."""
     firsts: list[Tensor] = []
     seconds: list[Tensor] = []
     start = 0

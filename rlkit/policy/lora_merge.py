@@ -18,7 +18,7 @@ from rlkit.policy.lora import LoRA
 def merged_weights(
     model: nn.Module, lora: LoRA, adapter: Mapping[str, Tensor], *, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Every parameter of `model` by name, tied ones once, with `adapter` in it, on the CPU.
+    """Return every parameter of `model` by name, tied ones once, with `adapter` in it, on the CPU.
 
     Summed in float32 and rounded once to `dtype`. A 4-bit weight counts as what its layer computes
     with, which is what the adapter was trained on; the result is not 4-bit.

@@ -40,14 +40,14 @@ from rlkit.policy.lora_files import load_adapter
 from rlkit.types import FullKL, OutputSpec, PolicyOutput, RolloutBatch
 
 CRITIC_PREFIX = "critic/"
-"""What names the critic's tensors among the trainable ones."""
+"""The names of the critic's tensors begin with this among the trainable ones."""
 VALUE_WEIGHT = "value_head.weight"
 VALUE_BIAS = "value_head.bias"
 _LOGPS_ONLY = OutputSpec()
 
 
 class CriticChoice(StrEnum):
-    """Whether a policy carries a critic."""
+    """The critic that a policy carries."""
 
     none = "none"
     lora = "lora"
@@ -55,7 +55,7 @@ class CriticChoice(StrEnum):
 
 
 class Tuning(TrainsLayers, Protocol):
-    """How the tensors that train take part in the model's forward passes."""
+    """The way in which the tensors that train take part in the model's forward passes."""
 
     dtype: torch.dtype
     """Compute dtype."""
@@ -77,13 +77,13 @@ class Policy:
     tuning: Tuning
     """`LoRA` or `FullWeights`."""
     head: Head
-    """Of what is active; its tensors are the model's own."""
+    """The head of what is active; its tensors are the model's own."""
     adapter: dict[str, Tensor]
-    """What trains, as leaves: LoRA's tensors in `model.lora.dtype`, or all weights in float32."""
+    """The leaves that train: LoRA's tensors in `model.lora.dtype`, or all weights in float32."""
     critic: dict[str, Tensor] | None = None
     """The critic's LoRA tensors with `value_head.weight` (1, D) and `value_head.bias` (1,)."""
     offload: Offload | None = None
-    """Where the layers' inputs wait under `Checkpointing.offload`; None = on the device."""
+    """Holds the layers' inputs under `Checkpointing.offload`; None = they stay on the device."""
     gradient_checkpointing: Checkpointing = Checkpointing.off
     shared_prefix: Switch = Switch.auto
     workspace_bytes: int = WORKSPACE_BYTES
@@ -139,7 +139,7 @@ class Policy:
         )
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """The leaves that an optimiser steps: the adapter's, then the critic's as `critic/...`.
+        """Return the leaves that an optimiser steps: the adapter's, then `critic/...`.
 
         The order depends on the model alone.
         """
@@ -147,7 +147,7 @@ class Policy:
         return {**self.adapter, **{f"{CRITIC_PREFIX}{name}": leaf for name, leaf in critic.items()}}
 
     def _states(self, scoring: Scoring) -> Tensor:
-        """Of what is active."""
+        """Return the states of what is active."""
         with ExitStack() as stack:
             stack.enter_context(packed_attention(self.model.config))
             if self.gradient_checkpointing is not Checkpointing.off and torch.is_grad_enabled():
@@ -200,7 +200,7 @@ def new_policy(
     holds_reference: bool = True,
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> Policy:
-    """A policy that starts as its reference exactly: as `base`, or with the adapter of the config.
+    """Return a policy that starts as its reference: `base`, or `base` with `model.adapter`.
 
     New adapters have B = 0 and depend on `seed` alone.
 
@@ -255,7 +255,7 @@ def _first_adapter(
 def init_critic(
     lora: LoRA, *, num_hidden: int, seed: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """A new critic: LoRA tensors as in `init_adapter`, and a value head of zeros, so that V = 0."""
+    """Return a new critic: LoRA tensors as in `init_adapter`, a value head of zeros (V = 0)."""
     critic = init_adapter(lora, seed=seed, device=device)
     critic[VALUE_WEIGHT] = torch.zeros(1, num_hidden, device=device, requires_grad=True)
     critic[VALUE_BIAS] = torch.zeros(1, device=device, requires_grad=True)
