@@ -16,7 +16,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlkit.models.config import AttentionImpl, Checkpointing, DType, ModelConfig, QuantConfig
+from rlkit.models.config import (
+    AdapterUse,
+    AttentionImpl,
+    Checkpointing,
+    DType,
+    ModelConfig,
+    QuantConfig,
+)
 from rlkit.models.convert import Say, first_line
 from rlkit.models.four_bit import is_four_bit
 from rlkit.models.quantize import (
@@ -28,7 +35,7 @@ from rlkit.models.quantize import (
     tensors_of,
 )
 from rlkit.models.quiet import no_progress_bars
-from rlkit.models.rope import fix_factors, switches
+from rlkit.models.rope import fix_all_rows
 from rlkit.models.source import architecture_of, load_options, locate, readable
 from rlkit.models.templates import choose_template
 from rlkit.models.views import model_on_views, shared_bytes
@@ -101,7 +108,7 @@ def load_model(
             device, location, hf_config, config, quant, weights, dtype=dtype, options=options
         )
     model.requires_grad_(False).train(False)
-    rope_notes = _fix_factors(model, config)
+    rope_notes = fix_all_rows(model, config.rope_length, source=config.source)
     chosen = choose_template(tokenizer, config.chat_template)
     tokenizer.chat_template = chosen.template
     if tokenizer.pad_token_id is None:
@@ -120,6 +127,7 @@ def load_model(
         notes=(
             dtype_note,
             *quant_notes,
+            *_adapter_notes(config, location),
             *rope_notes,
             *vocabulary_notes(tokenizer, num_rows, stop_ids),
             chosen.reason,
@@ -168,18 +176,13 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return frozenset(int(token_id) for token_id in listed if token_id is not None)
 
 
-def _fix_factors(model: PreTrainedModel, config: ModelConfig) -> tuple[str, ...]:
-    """Apply `model.rope_length`, and a line that says so; nothing where it is unset."""
-    length = config.rope_length
-    if length is None:
+def _adapter_notes(config: ModelConfig, location: str) -> tuple[str, ...]:
+    """Return a line on the adapter that the run starts from, if there is one."""
+    if config.adapter is None:
         return ()
-    if not switches(model.config):
-        raise ValueError(
-            "model.rope_length must be unset for a model whose rotary factors are the same at "
-            f"every length, got {length} for {config.source}"
-        )
-    fix_factors(model, length)
-    return (f"rotary factors: those of a row of {length} tokens for all rows (model.rope_length)",)
+    if config.adapter_use is AdapterUse.merge:
+        return (f"adapter: {config.adapter} merged, base and reference are {location}",)
+    return (f"adapter: {config.adapter} trains on, the reference is the model with it as it was",)
 
 
 def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -112,6 +112,23 @@ def row_lengths(model: nn.Module, lengths: Tensor | int) -> Iterator[None]:
         yield
 
 
+def fix_all_rows(model: nn.Module, length: int | None, *, source: str) -> tuple[str, ...]:
+    """Apply `model.rope_length` to a loaded model, and return a line that says so.
+
+    Nothing happens for None. Raises ValueError when the factors of the model are static.
+    """
+    if length is None:
+        return ()
+    config: Any = model.config
+    if not switches(config):
+        raise ValueError(
+            "model.rope_length must be unset for a model whose rotary factors are the same at "
+            f"every length, got {length} for {source}"
+        )
+    fix_factors(model, length)
+    return (f"rotary factors: those of a row of {length} tokens for all rows (model.rope_length)",)
+
+
 def fix_factors(model: nn.Module, length: int) -> None:
     """Give every row of `model`, whatever its length, the factors of a row of `length` tokens."""
     for module in _rotary_modules(model):

@@ -16,7 +16,7 @@ from rlkit.generation import HFGeneratorConfig
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import Switch
 from rlkit.models.families import head_of
-from rlkit.models.rope import check_lengths, fix_factors, switches
+from rlkit.models.rope import check_lengths, fix_all_rows, fix_factors, switches
 from rlkit.policy.lora import LoRAConfig, attach, init_adapter
 from rlkit.policy.policy import Policy
 from rlkit.types import Prompt, RolloutBatch, SamplingConfig
@@ -197,6 +197,15 @@ def test_fixed_factors_let_rows_cross() -> None:
     # 37 tokens: transformers itself takes the long factors for the whole row.
     alone = oracle_logps(rope_model("phi3", "longrope"), batch, temperature=1.0)
     torch.testing.assert_close(sampled, alone, rtol=1e-6, atol=1e-6)
+
+
+def test_rope_length_is_refused_where_it_would_do_nothing() -> None:
+    with pytest.raises(ValueError, match=r"model\.rope_length must be unset .* got 64 for tiny"):
+        fix_all_rows(tiny_model("llama"), 64, source="tiny")
+    model = rope_model("phi3", "longrope")
+    (note,) = fix_all_rows(model, 64, source="tiny")
+    assert note.startswith("rotary factors: those of a row of 64 tokens for all rows")
+    assert fix_all_rows(model, None, source="tiny") == ()
 
 
 def test_an_unknown_rope_type_is_refused_by_name() -> None:
