@@ -152,9 +152,17 @@ def check_request(
     *,
     context: int | None,
 ) -> None:
-    """Raise `ValueError` unless the arguments of `Generator.generate` fit and agree.
+    """Check that the arguments of `Generator.generate` fit and agree.
 
-    `context` is the most tokens of prompt and completion together; None = no limit.
+    Args:
+        prompts: The prompts of the call, none of them empty.
+        num_samples: The samples of each prompt, >= 0.
+        sampling: The sampling distribution with the longest completion.
+        seeds: One seed for each sample: [prompt][sample].
+        context: The most tokens of prompt and completion together; None = no limit.
+
+    Raises:
+        ValueError: Something does not fit; the message names the argument, the rule and the value.
     """
     if num_samples < 0:
         raise ValueError(f"num_samples must be >= 0, got {num_samples}")

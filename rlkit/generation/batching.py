@@ -57,6 +57,15 @@ def split_rows(
     """Return consecutive batches of nearly equal size, within both limits but never empty.
 
     A batch of n rows with longest prompt P counts n * (P + max_completion_length) tokens.
+
+    Args:
+        rows: At least one row.
+        max_completion_length: The most tokens that a row may still get, >= 1.
+        max_rows: The most rows of a batch, >= 1.
+        max_tokens: The most tokens of a batch, >= 1; a single row may have more.
+
+    Returns:
+        Slices of `rows`, in their order.
     """
     longest = max(len(row.prompt.ids) for row in rows) + max_completion_length
     capacity = max(1, min(max_rows, max_tokens // longest))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 _ROOM = 64
@@ -90,3 +91,13 @@ def spread_prefix(prefix: Cache, columns: Int[Tensor, "N W"]) -> Cache:
         keys, values = (states[0][:, columns].transpose(0, 1) for states in source.filled())
         cache.update(keys, values, index)
     return cache
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Raise ValueError when a layer of `model` keeps something else than keys and values."""
+    layer_types = set(model.config.get_text_config().to_dict().get("layer_types") or ())
+    if unknown := layer_types - {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            f"generator=hf must have a model of full_attention and sliding_attention layers, "
+            f"got {sorted(unknown)} in {type(model).__name__}"
+        )

@@ -27,7 +27,7 @@ from rlkit.generation.batching import (
     plan_prefill,
     split_rows,
 )
-from rlkit.generation.cache import empty_cache, spread_prefix, take_rows
+from rlkit.generation.cache import check_layers, empty_cache, spread_prefix, take_rows
 from rlkit.generation.sampling import Draw, sample
 from rlkit.generation.stopping import StopRule
 from rlkit.models.rope import check_row, factors_key, row_lengths
@@ -68,7 +68,7 @@ class HFGenerator:
         configuration's. `progress` is called after every look at which rows have ended.
         Raises `ValueError` for models whose layers are not plain attention.
         """
-        _check_layers(model)
+        check_layers(model)
         self._model: PreTrainedModel | None = model
         self._tokenizer = tokenizer
         self._activate = activate
@@ -100,12 +100,21 @@ class HFGenerator:
         sampling: SamplingConfig,
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Rollout]]:
-        """`num_samples` rollouts of each prompt: [prompt][sample], seeded by `seeds`, likewise.
+        """Sample from the policy that `load_adapter` set.
 
-        Raises `ValueError` for empty prompts, options out of range, prompts that leave no room for
-        `max_completion_length` in the model's context, and rows whose rotary factors could change
-        on the way; `FloatingPointError`, naming the prompt,
-        when the model's logits are not finite.
+        Args:
+            prompts: The prompts, none of them empty.
+            num_samples: The samples of each prompt, >= 0.
+            sampling: The sampling distribution with the longest completion.
+            seeds: One seed for each sample: [prompt][sample], in [0, 2**63).
+
+        Returns:
+            The rollouts, [prompt][sample].
+
+        Raises:
+            ValueError: An option is out of range, a prompt leaves no room for
+                `max_completion_length`, or the rotary factors of a row could change on the way.
+            FloatingPointError: The logits are not finite; the message names the prompt.
         """
         if self._model is None:
             raise RuntimeError("generate() after close()")
@@ -284,12 +293,3 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def _check_layers(model: PreTrainedModel) -> None:
-    layer_types = set(model.config.get_text_config().to_dict().get("layer_types") or ())
-    if unknown := layer_types - {"full_attention", "sliding_attention"}:
-        raise ValueError(
-            f"generator=hf must have a model of full_attention and sliding_attention layers, "
-            f"got {sorted(unknown)} in {type(model).__name__}"
-        )

@@ -47,7 +47,17 @@ def sample(
     position: int,
     sampling: SamplingConfig,
 ) -> Draw:
-    """Draw token number `position` (0, 1, ...) of each row's completion."""
+    """Draw the next token of each row's completion.
+
+    Args:
+        logits: (N, V) logits of the next token.
+        seeds: (N,) one seed for each row.
+        position: The number of the token in its completion, >= 0.
+        sampling: The sampling distribution, steps 1 to 5 above.
+
+    Returns:
+        The (N,) sampled ids and their (N,) logps, in nats.
+    """
     probs = sampling_probs(logits, sampling)
     return draw(probs, uniforms(seeds, position))
 

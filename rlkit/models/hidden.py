@@ -28,11 +28,20 @@ class Scoring(NamedTuple):
 def prepare(
     config: PreTrainedConfig, batch: RolloutBatch, *, dtype: torch.dtype, share: bool
 ) -> Scoring:
-    """Pack `batch` for a model that computes in `dtype`: once for all adapters.
+    """Pack `batch` once for all adapters of a model.
 
-    `share`: compute what prompts have in common once; equal up to rounding. Long completions after
-    shared prompts need large masks where there is no FlashAttention: there, rows stay whole.
-    Raises ValueError when a prompt is empty.
+    Args:
+        config: The config of the model.
+        batch: The rows to score.
+        dtype: The dtype that the model computes in.
+        share: Compute what prompts have in common once; equal up to rounding. Long completions
+            after shared prompts need large masks without FlashAttention: there, rows stay whole.
+
+    Returns:
+        The packed row, and how its tokens attend to each other.
+
+    Raises:
+        ValueError: A prompt is empty.
     """
     row = pack(batch, share=share)
     if not can_flash(config, row.ids.device, dtype):

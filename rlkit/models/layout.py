@@ -105,7 +105,18 @@ def padded_of(
     window: int | None = None,
     softcap: bool = False,
 ) -> Padded:
-    """Buckets of segments whose numbers of queries are within a factor of two."""
+    """Put segments into buckets in which the numbers of queries are within a factor of two.
+
+    Args:
+        segments: The segments of a packed row, in order.
+        device: The device of the tensors.
+        dtype: The dtype of the masks.
+        window: The most keys that a query sees, its own included; None = all.
+        softcap: Whether the model caps its scores, so that every bucket needs a mask.
+
+    Returns:
+        The buckets, and the place of each token's output among theirs.
+    """
     sizes = [_size_class(i, s) for i, s in enumerate(segments)]
     order = sorted(range(len(segments)), key=lambda i: sizes[i])
     places = torch.empty(sum(s.own.length for s in segments), dtype=torch.long)

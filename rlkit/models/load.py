@@ -92,12 +92,21 @@ def load_model(
     quant: QuantConfig = _NOT_QUANTISED,
     weights: Mapping[str, Tensor] | None = None,
 ) -> BaseModel:
-    """Load `config.source` on `device`; `say` gets a line before each slow step.
+    """Load `config.source` with its tokenizer, frozen.
 
-    `quant` quantises it on the way; a checkpoint that is NF4 already stays as it is. With `weights`
-    (tensors of another engine, by parameter name) the model is built on them: no second copy.
+    Args:
+        config: The options of the model.
+        device: The device to load on.
+        say: Takes a line before each slow step.
+        quant: Quantises the model on the way; a checkpoint that is NF4 already stays as it is.
+        weights: Tensors of another engine, by parameter name. The model is then built on them: no
+            second copy.
 
-    Raises ValueError, naming the key, the rule and the value, when something does not fit.
+    Returns:
+        The model, its tokenizer, and what was decided about them.
+
+    Raises:
+        ValueError: Something does not fit; the message names the key, the rule and the value.
     """
     location = locate(config, say=say)
     hf_config, options = architecture_of(config, say=say), load_options(config)

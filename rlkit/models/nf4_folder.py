@@ -28,10 +28,19 @@ from rlkit.models.source import architecture_of, cache_root, load_options, locat
 def in_nf4(
     config: ModelConfig, quant: QuantConfig, *, device: torch.device, say: Say
 ) -> ModelConfig:
-    """`config` with the NF4 folder of its model as `source`; itself where the model is NF4 already.
+    """Quantise a model into a folder of the cache, once for each model, dtype and `quant`.
 
-    The folder lies in the cache and is made on `device` once for each model, dtype and `quant`
-    (double quantisation, layers kept). Raises ValueError when `quant` does not fit the model.
+    Args:
+        config: The options of the model.
+        quant: Double quantisation and the layers that stay in 16 bits.
+        device: The device that quantises.
+        say: Takes a line before each slow step.
+
+    Returns:
+        `config` with the folder as its source; `config` itself where the model is NF4 already.
+
+    Raises:
+        ValueError: `quant` does not fit the model.
     """
     location = locate(config, say=say)
     hf_config = architecture_of(config, say=say)

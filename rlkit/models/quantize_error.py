@@ -41,7 +41,17 @@ def measure_units(
     double_quant: bool,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[UnitError]:
-    """One `UnitError` a unit of a model with ordinary linear layers, in the order of the model."""
+    """Quantise each unit alone and measure what that does to the model's output.
+
+    Args:
+        model: A model with ordinary linear layers; it is left as it was.
+        prompts: The token ids that it is measured on.
+        double_quant: Whether the scales of the blocks are in 8 bits, too.
+        progress: Takes the number of units done and their total, after each.
+
+    Returns:
+        One `UnitError` a unit, in the order of the model.
+    """
     layers = quantisable(model)
     reference = [next_token_logps(model, ids) for ids in prompts]
     found = []

@@ -71,6 +71,15 @@ def recomputed(
     `gradient_checkpointing_enable`: transformers looks at these attributes in every call, drops the
     cache of generation where they are set, and wants the whole model, dropout included, in training
     mode.
+
+    Args:
+        model: The model whose decoder layers run twice.
+        tuning: Says what each layer computes with that takes gradients.
+        again: A context for the second run, such as the packed attention.
+        offload: Holds the layers' inputs in host memory; None = they stay on the device.
+
+    Yields:
+        Nothing; afterwards the layers run once again.
     """
 
     def recomputing(name: str) -> Callable[..., Tensor]:

@@ -29,10 +29,16 @@ ADAPTER_FOLDER = "adapter"
 def save_adapter(
     folder: Path, lora: LoRA, adapter: Mapping[str, Tensor], *, base_model: str
 ) -> None:
-    """Write `adapter` to `folder`, each file atomically and the config last.
+    """Write an adapter in PEFT's format, each file atomically and the config last.
 
-    `base_model` is what PEFT will load as base: a hub id or a folder. Raises ValueError when the
-    tensors do not fit `lora`.
+    Args:
+        folder: The folder to write to.
+        lora: The shape and the scale of the adapter.
+        adapter: Its tensors, by PEFT's keys.
+        base_model: The hub id or folder that PEFT will load as base.
+
+    Raises:
+        ValueError: The tensors do not fit `lora`.
     """
     check_adapter(lora, adapter)
     folder.mkdir(parents=True, exist_ok=True)

@@ -97,14 +97,24 @@ class Policy:
         temperature: float,
         spec: OutputSpec = _LOGPS_ONLY,
     ) -> PolicyOutput:
-        """Logps of the completion tokens of `batch`, and what `spec` asks for beside them.
+        """Compute the logps of the completion tokens, and what `spec` asks for beside them.
 
         logps[b, t] = log softmax(logits / temperature)[completion_ids[b, t]] given all before it.
-        `adapter` None scores the reference policy. Differentiable in `adapter` and `critic`. Equal
-        rows in equal order give bitwise equal logps, with and without gradients, so an adapter
-        with B = 0 equals None: score policy and reference in the same micro-batches.
+        Differentiable in `adapter` and `critic`. Equal rows in equal order give bitwise equal
+        logps, with and without gradients, so an adapter with B = 0 equals None: score policy and
+        reference in the same micro-batches.
 
-        Raises ValueError for an empty prompt, a foreign adapter, and `spec.values` without critic.
+        Args:
+            batch: The rows to score.
+            adapter: The tensors that train; None = the reference policy.
+            temperature: Divides the logits, > 0.
+            spec: The further outputs: entropy, values, KL over the vocabulary.
+
+        Returns:
+            (B, C) tensors, 0 on padding.
+
+        Raises:
+            ValueError: A prompt is empty, the adapter is foreign, or `spec.values` has no critic.
         """
         if spec.values and self.critic is None:
             raise ValueError("values need a critic, got a policy without one")
@@ -202,11 +212,22 @@ def new_policy(
 ) -> Policy:
     """Return a policy that starts as its reference: `base`, or `base` with `model.adapter`.
 
-    New adapters have B = 0 and depend on `seed` alone.
-
     Attaches what trains and the fused kernels to `base.model`: call it once per loaded model.
-    `holds_reference` False saves the copy of the weights that `model.tuning=full` needs to score
-    the reference policy. Raises ValueError when `config` does not fit the model.
+
+    Args:
+        base: The loaded model.
+        config: Says what of the model trains, and from where.
+        seed: The seed of new adapters, which depend on it alone and have B = 0.
+        critic: Whether there is a critic.
+        holds_reference: False saves the copy of the weights that `model.tuning=full` needs to score
+            the reference policy.
+        workspace_bytes: Bounds the temporary memory of the head's kernels.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `config` does not fit the model.
     """
     tuning: Tuning
     if config.tuning is TuningKind.full:
@@ -255,7 +276,17 @@ def _first_adapter(
 def init_critic(
     lora: LoRA, *, num_hidden: int, seed: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Return a new critic: LoRA tensors as in `init_adapter`, a value head of zeros (V = 0)."""
+    """Return a new critic: LoRA tensors as in `init_adapter`, a value head of zeros (V = 0).
+
+    Args:
+        lora: The shape of the adapter.
+        num_hidden: The width of the hidden states.
+        seed: The seed of A.
+        device: The device of the tensors.
+
+    Returns:
+        The leaves that train, by name.
+    """
     critic = init_adapter(lora, seed=seed, device=device)
     critic[VALUE_WEIGHT] = torch.zeros(1, num_hidden, device=device, requires_grad=True)
     critic[VALUE_BIAS] = torch.zeros(1, device=device, requires_grad=True)

@@ -117,7 +117,8 @@ def test_the_factors_matter() -> None:
     batch = rows_on_both_sides()
     truth = oracle("phi3", "longrope", batch)
     short, long = (rope_model("phi3", "longrope") for _ in range(2))
-    fix_factors(short, SWITCH), fix_factors(long, SWITCH + 1)
+    fix_factors(short, SWITCH)
+    fix_factors(long, SWITCH + 1)
     for model, right in ((short, slice(0, 2)), (long, slice(2, 4))):
         logps = plain_policy(model, Switch.on).forward(batch, adapter=None, temperature=1.0).logps
         difference = (logps - truth).abs().amax(1)

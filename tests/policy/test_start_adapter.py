@@ -77,7 +77,7 @@ def test_policy_and_reference_start_as_the_sft_model(
     base: Path, tmp_path: Path, use: AdapterUse, rslora: bool
 ) -> None:
     sft = peft_model(use_rslora=rslora)
-    sft.save_pretrained(tmp_path / "sft")
+    sft.save_pretrained(str(tmp_path / "sft"))
     with torch.no_grad():
         truth = oracle_logps(sft, BATCH, temperature=1.0)
         plain = oracle_logps(llama(), BATCH, temperature=1.0)
@@ -99,7 +99,7 @@ def test_policy_and_reference_start_as_the_sft_model(
 
 def test_all_weights_train_from_a_merged_adapter(base: Path, tmp_path: Path) -> None:
     sft = peft_model()
-    sft.save_pretrained(tmp_path / "sft")
+    sft.save_pretrained(str(tmp_path / "sft"))
     merge = AdapterUse.merge
     config = config_of(base, tmp_path / "sft", tmp_path, adapter_use=merge, tuning=TuningKind.full)
     policy = policy_of(config)
@@ -111,7 +111,7 @@ def test_all_weights_train_from_a_merged_adapter(base: Path, tmp_path: Path) -> 
 
 
 def test_the_shape_is_the_adapters(base: Path, tmp_path: Path) -> None:
-    peft_model().save_pretrained(tmp_path / "sft")
+    peft_model().save_pretrained(str(tmp_path / "sft"))
     config = config_of(base, tmp_path / "sft", tmp_path)
     assert (config.lora.rank, config.lora.alpha) == (4, 6.0)
     assert set(config.lora.targets) == {"q_proj", "down_proj"}
@@ -142,7 +142,7 @@ def test_the_shape_is_the_adapters(base: Path, tmp_path: Path) -> None:
 def test_options_that_change_the_arithmetic_are_refused_by_name(
     base: Path, tmp_path: Path, use: AdapterUse, options: dict[str, Any], message: str
 ) -> None:
-    peft_model().save_pretrained(tmp_path / "sft")
+    peft_model().save_pretrained(str(tmp_path / "sft"))
     file = tmp_path / "sft" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | options))
     with pytest.raises(ValueError, match=re.escape(message)) as error:
@@ -152,14 +152,14 @@ def test_options_that_change_the_arithmetic_are_refused_by_name(
 
 def test_every_option_of_pefts_own_default_is_harmless(tmp_path: Path) -> None:
     for options in ({}, {"init_lora_weights": "gaussian"}, {"lora_dropout": 0.1}):
-        peft_model(**options).save_pretrained(tmp_path / "sft")
+        peft_model(**options).save_pretrained(str(tmp_path / "sft"))
         assert read_adapter_config(tmp_path / "sft").rank == 4
 
 
 def test_an_adapter_of_another_model_is_refused_when_merged(base: Path, tmp_path: Path) -> None:
     other = llama(intermediate_size=64)
     config = peft.LoraConfig(r=4, target_modules=["down_proj"])
-    peft.get_peft_model(other, config).save_pretrained(tmp_path / "sft")
+    peft.get_peft_model(other, config).save_pretrained(str(tmp_path / "sft"))
     config_ = config_of(base, tmp_path / "sft", tmp_path, adapter_use=AdapterUse.merge)
     with pytest.raises(ValueError, match=r"must fit a weight of shape \(32, 48\), got \(32, 64\)"):
         policy_of(config_)
@@ -171,7 +171,7 @@ def test_a_run_starts_from_an_adapter_with_a_kl_of_exactly_0(
     base: Path, tmp_path: Path, use: AdapterUse
 ) -> None:
     """From the command line's options through two steps."""
-    peft_model().save_pretrained(tmp_path / "sft")
+    peft_model().save_pretrained(str(tmp_path / "sft"))
     rows = [{"prompt": "abcdefghijkl"[i], "answer": "a"} for i in range(12)]
     overrides = [
         f"model.adapter={tmp_path / 'sft'}",

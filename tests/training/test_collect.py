@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,6 +77,11 @@ def test_occurrences_count_by_prompt_not_by_place(tmp_path: Path, step: int) -> 
     mixed = completions(collector(tmp_path, [a, b, a, c, b, a]), step=step)
     assert mixed[:2] + mixed[3:4] == completions(collector(tmp_path, [a, b, c]), step=step)
     again = completions(
-        collector(tmp_path, [a], seed=lambda *p: partial(sample_seed, 0)(*p[:3], 2)), step=step
+        collector(
+            tmp_path,
+            [a],
+            seed=lambda step, prompt, sample, _: sample_seed(0, step, prompt, sample, 2),
+        ),
+        step=step,
     )
     assert again[0] == mixed[5]
