@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from folder_run import run_config
 from tiny_models import VOCAB, make_batch, oracle_logps, random_ids, tiny_model
 from tiny_tokenizers import byte_level_tokenizer
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from rlkit.assembly.assemble import assemble
+from rlkit.config import ConfigError
 from rlkit.generation import HFGeneratorConfig
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import Switch
@@ -182,6 +186,28 @@ def test_rows_that_would_cross_the_switch_are_refused(kind: str) -> None:
                 sampling=SamplingConfig(max_completion_length=3),
                 seeds=[[1]],
             )
+
+
+def test_a_run_that_could_cross_the_switch_is_refused_at_its_start(tmp_path: Path) -> None:
+    """The prompts of 40 and completions of 8 tokens; one option makes the same run possible."""
+    folder = tmp_path / "longrope"
+    options = ROPES["longrope"] | {"rope_type": "longrope"} | _THETA
+    tiny_model(
+        "phi3",
+        dtype=torch.float32,
+        vocab_size=300,
+        rope_parameters=options,
+        original_max_position_embeddings=SWITCH,
+    ).save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+    rows = [{"prompt": "abcdefghijkl"[i], "answer": "a"} for i in range(12)]
+    rule = r"max_completion_length must be <= 32 for \S*longrope with rope type longrope"
+    with pytest.raises(ConfigError, match=rule):
+        assemble(run_config(folder, rows, tmp_path), say=lambda _: None)
+    said: list[str] = []
+    run = assemble(run_config(folder, rows, tmp_path, "model.rope_length=48"), say=said.append)
+    run.close()
+    assert "rotary factors: those of a row of 48 tokens for all rows (model.rope_length)" in said
 
 
 def test_fixed_factors_let_rows_cross() -> None:
