@@ -19,7 +19,7 @@ from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.policy import Policy
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
-SWITCH, CONTEXT = 100, 256
+SWITCH, CONTEXT = 50, 256
 
 
 def save_longrope(folder: Path) -> str:
