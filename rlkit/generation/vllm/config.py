@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rlkit.distribution import how_to_install
 from rlkit.generation.base import GeneratorConfig, SamplingOptions
 from rlkit.schema import Schema
 
@@ -231,7 +232,7 @@ def sampling_fields() -> frozenset[str]:
     """Fields of SamplingParams in the installed vLLM, read from its source: importing takes 6 s."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
-        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]'")
+        raise ValueError(f"generator=vllm needs vLLM: {how_to_install('vllm')}")
     source = Path(spec.origin).with_name("sampling_params.py").read_text()
     (params,) = (
         node

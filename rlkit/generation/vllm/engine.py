@@ -12,6 +12,7 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
+from rlkit.distribution import how_to_install
 from rlkit.generation.vllm import dense, life, loop
 from rlkit.generation.vllm.burst import Decoder, find_decoder
 from rlkit.generation.vllm.config import (
@@ -115,7 +116,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     Its own output is kept out of the terminal; it goes to the log, and to `say` when it fails.
     """
     if not is_installed():
-        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]' (or generator=hf)")
+        raise ValueError(f"generator=vllm needs vLLM: {how_to_install('vllm')} (or generator=hf)")
     _check_options(config, spec)
     budget = _budget(config, spec)
     started = time.monotonic()
