@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Exact versions of everything, as tested; `make update-constraints` renews them.
 CONSTRAINTS = constraints/$(if $(GPU),cuda,cpu).txt
 # antlr4-python3-runtime, which Hydra needs, has no wheel: pip warns unless it builds it the new way.
-PIP = $(BIN)/pip install -q --use-pep517 -c $(CONSTRAINTS)
+PIP = $(BIN)/pip install -q --disable-pip-version-check --use-pep517 -c $(CONSTRAINTS)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
 .PHONY: run test test-nightly test-gpu update-constraints clean

@@ -20,7 +20,7 @@ from rlkit.evaluate import Evaluator
 from rlkit.generation import Progress, sample_seed, sampling_config
 from rlkit.loss_scale import FLOAT16
 from rlkit.models.load import BaseModel
-from rlkit.parts import Parts, render_prompts
+from rlkit.parts import Parts, longest_prompt, render_prompts
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.plan.run import record, try_worst_step, verdict
@@ -91,7 +91,14 @@ def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
         rewards.start()
         meter = Meter.start(device)
         longest = task.max_prompt_length, task.max_completion_length
-        planned, loaded = plan_and_load(config, algorithm, device=device, longest=longest, say=say)
+        planned, loaded = plan_and_load(
+            config,
+            algorithm,
+            device=device,
+            longest=longest,
+            say=say,
+            longest_prompt=longest_prompt(config, task, device, say=say),
+        )
         if loaded.engine is not None:
             resources.callback(loaded.engine.close)
         let_segments_grow(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from rlkit.config import Config
 from rlkit.full import FullWeights
 from rlkit.lora import LoRA
 from rlkit.lora_files import ADAPTER_FOLDER, save_adapter
-from rlkit.models.load import BaseModel
+from rlkit.models.load import BaseModel, load_tokenizer
 from rlkit.models.save import MODEL_FOLDER, save_model
 from rlkit.plan.device import Meter
 from rlkit.plan.of_config import Planned
@@ -28,6 +28,9 @@ from rlkit.types import Algorithm, Prompt, SamplingConfig, Setting
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine
     from rlkit.generation.vllm.lora import Injector
+
+_PROMPTS_LOOKED_AT = 256
+"""For the memory plan of a CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,3 +110,23 @@ def render_prompts(
         max_length=task.max_prompt_length,
         overlong=config.task.overlong_prompts,
     ).prompts
+
+
+def longest_prompt(
+    config: Config, task: Task, device: torch.device, *, say: Callable[[str], None]
+) -> int | None:
+    """Tokens of the longest of the first training prompts; None where nobody asks.
+
+    A card's memory ends suddenly, so its plan is for the longest prompt that is allowed.
+    """
+    if device.type == "cuda":
+        return None
+    size = min(_PROMPTS_LOOKED_AT, task.train.size or _PROMPTS_LOOKED_AT)
+    found = render_all(
+        task.train,
+        range(size),
+        load_tokenizer(config.model, say=say),
+        max_length=task.max_prompt_length,
+        overlong=config.task.overlong_prompts,
+    )
+    return max((len(prompt.ids) for prompt in found.prompts), default=None)

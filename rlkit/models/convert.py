@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlkit.models.quiet import no_progress_bars
+from rlkit.models.quiet import slow_step
 
 Say = Callable[[str], None]
 """Takes one line of progress for the user."""
@@ -37,8 +37,8 @@ def convert_gguf(gguf: Path, cache: Path, *, say: Say) -> Path:
     key = f"{gguf.stem[:60]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
     def build(folder: Path) -> None:
-        say(f"Converting {gguf.name} to Hugging Face format (once) ...")
-        write_converted(gguf, folder)
+        with slow_step(f"Converting {gguf.name} to Hugging Face format (once)", say=say):
+            write_converted(gguf, folder)
 
     return build_once(cache / "models" / key, build)
 
@@ -69,15 +69,14 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def write_converted(gguf: Path, folder: Path) -> None:
-    """Write weights, configs, tokenizer and chat template of `gguf` to `folder`."""
+    """Write weights, configs, tokenizer and chat template of `gguf` to `folder`, inside a step."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, name = str(gguf.parent), gguf.name
     try:
-        with no_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-            model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
     # The GGUF readers raise whatever the first nonsensical byte leads to.
     except Exception as error:
         raise ValueError(
@@ -88,9 +87,8 @@ def write_converted(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
-    with no_progress_bars():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @contextmanager

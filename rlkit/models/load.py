@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,15 @@ from rlkit.models.quantize import (
     settle,
     tensors_of,
 )
-from rlkit.models.quiet import no_progress_bars
-from rlkit.models.source import architecture_of, load_options, locate, readable
+from rlkit.models.quiet import no_progress_bars, slow_step
+from rlkit.models.source import (
+    SourceKind,
+    architecture_of,
+    kind_of,
+    load_options,
+    locate,
+    readable,
+)
 from rlkit.models.templates import choose_template
 from rlkit.models.views import model_on_views, shared_bytes
 
@@ -74,14 +82,12 @@ def load_model(
     location = locate(config, say=say)
     hf_config, options = architecture_of(config, say=say), load_options(config)
     dtype, dtype_note = resolve_dtype(config.dtype, device)
-    with readable(config):
-        tokenizer = _load_tokenizer(location, options)
+    tokenizer, template_note = _tokenizer(config, location)
+    with readable(config), _loading(config, say):
         model, quant_notes = _load_on(
             device, location, hf_config, config, quant, weights, dtype=dtype, options=options
         )
     model.requires_grad_(False).train(False)
-    chosen = choose_template(tokenizer, config.chat_template)
-    tokenizer.chat_template = chosen.template
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     checkpointing, checkpointing_note = resolve_checkpointing(config, model, device)
@@ -92,8 +98,15 @@ def load_model(
         dtype=dtype,
         stop_ids=stop_token_ids(model, tokenizer),
         gradient_checkpointing=checkpointing,
-        notes=(dtype_note, *quant_notes, chosen.reason, checkpointing_note),
+        notes=(dtype_note, *quant_notes, template_note, checkpointing_note),
     )
+
+
+def _loading(config: ModelConfig, say: Say) -> AbstractContextManager[None]:
+    """A line for what may be a long download; a model on this machine is there in seconds."""
+    if kind_of(config.source) is not SourceKind.hub:
+        return nullcontext()
+    return slow_step(f"Loading {config.source} (from the hub, downloaded once)", say=say)
 
 
 def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str]:
@@ -136,14 +149,25 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return frozenset(int(token_id) for token_id in listed if token_id is not None)
 
 
-def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: ModelConfig, *, say: Say) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, with its chat template; raises as `load_model`."""
+    architecture_of(config, say=say)
+    return _tokenizer(config, locate(config, say=say))[0]
+
+
+def _tokenizer(config: ModelConfig, location: str) -> tuple[PreTrainedTokenizerBase, str]:
+    """With a chat template, and one line that says which."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **options)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            location, **load_options(config)
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model.source must hold a tokenizer, got {location}: {first_line(error)}"
         ) from error
-    return tokenizer
+    chosen = choose_template(tokenizer, config.chat_template)
+    tokenizer.chat_template = chosen.template
+    return tokenizer, chosen.reason
 
 
 def _load_on(

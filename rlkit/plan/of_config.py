@@ -65,16 +65,19 @@ def planned(
     budget: int | None,
     say: Say,
     before: Choice | None = None,
+    longest_prompt: int | None = None,
 ) -> Planned:
     """The plan of `config` on `device`; raises DoesNotFit, with one line.
 
-    `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`. Raises
-    ValueError when the model's context or vLLM's adapter slots are too small for the run.
+    `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`,
+    `longest_prompt` as in `Work`. Raises ValueError when the model's context or vLLM's adapter
+    slots are too small for the run.
     """
     dtype, _ = resolve_dtype(config.model.dtype, device)
     hf_config = architecture_of(config.model, say=say)
     _check(config, hf_config)
     work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
+    work = replace(work, longest_prompt=longest_prompt)
     if budget is None:
         budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
     plan = make_plan(work, request_of(config, work), budget=budget, before=before)
@@ -137,6 +140,7 @@ def work_of(
         on_cuda=on_cuda,
         tuning=config.model.tuning,
         holds_reference=_needs_reference(config, algorithm),
+        shares_prompts=config.model.shared_prefix is not Switch.off,
     )
 
 

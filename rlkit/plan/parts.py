@@ -120,10 +120,11 @@ def _weight_parts(work: Work) -> list[Part]:
 def _sampling_parts(work: Work, kv: int, choice: Choice) -> list[Part]:
     if work.sampler is Sampler.elsewhere:
         return []
-    name = f"keys and values ({choice.at_once} x {work.row_tokens} tokens)"
     if work.sampler is Sampler.hf:
+        name = _kv_name(choice, work.prompt_tokens + work.max_completion)
         compute = _sampling_activations(work, choice.at_once)
         return [Part(name, kv, 0), Part("sampling (transformers)", compute, 0)]
+    name = _kv_name(choice, work.row_tokens)
     slots = work.dtype.itemsize * work.num_adapter
     own = ENGINE_BYTES * work.on_cuda + slots
     graphs = _graph_bytes(work, choice)
@@ -139,6 +140,10 @@ def _sampling_parts(work: Work, kv: int, choice: Choice) -> list[Part]:
         awake = 0 if work.sampler is Sampler.vllm_sleep else weights
         parts.append(Part("vLLM: weights of its own", weights, awake))
     return parts
+
+
+def _kv_name(choice: Choice, row_tokens: int) -> str:
+    return f"keys and values ({choice.at_once} x {row_tokens} tokens)"
 
 
 def _graph_bytes(work: Work, choice: Choice) -> int:
@@ -164,7 +169,7 @@ def _engine_step_bytes(work: Work, choice: Choice) -> int:
 def _sampling_activations(work: Work, at_once: int) -> int:
     """Prefill of the prompts in the cache at once, then logits of each row."""
     prompts = -(-at_once // work.group_size)
-    prefill = work.prefill_bytes(prompts * work.max_prompt)
+    prefill = work.prefill_bytes(prompts * work.prompt_tokens)
     factors = work.num_adapter * work.dtype.itemsize  # of the adapter, in the compute dtype
     return max(prefill, factors + _LOGITS_COPIES * 4 * at_once * work.num_words)
 
@@ -175,7 +180,7 @@ def _update(work: Work, choice: Choice) -> Part:
         Checkpointing.on: "activations, recomputed",
         Checkpointing.offload: "activations, recomputed, inputs in host memory",
     }[choice.checkpointing]
-    tokens = choice.tokens_per_microbatch
+    tokens = min(choice.tokens_per_microbatch, work.step_tokens)
     needed = work.activation_bytes(
         tokens, checkpointing=choice.checkpointing, workspace_bytes=choice.workspace_bytes
     )
@@ -188,7 +193,10 @@ def kv_bytes(work: Work, request: Request, at_once: int) -> int:
     if request.kv_cache_bytes and work.sampler in ENGINES:
         return request.kv_cache_bytes
     block = _KV_BLOCK if work.on_cuda else _CPU_KV_BLOCK
-    blocks = at_once * -(-work.row_tokens // block) + 2
+    row_tokens = work.row_tokens  # an engine must be ready for all that is allowed
+    if work.sampler is Sampler.hf:
+        row_tokens = work.prompt_tokens + work.max_completion
+    blocks = at_once * -(-row_tokens // block) + 2
     return blocks * block * work.kv_token_bytes
 
 

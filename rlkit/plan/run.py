@@ -29,10 +29,28 @@ Say = Callable[[str], None]
 _RECORD = "memory_plan.json"
 
 
-def plan_run(config: Config, algorithm: Algorithm, *, device: torch.device, say: Say) -> Planned:
-    """The plan of a run that is about to start, printed; raises ValueError if it cannot fit."""
+def plan_run(
+    config: Config,
+    algorithm: Algorithm,
+    *,
+    device: torch.device,
+    longest_prompt: int | None,
+    say: Say,
+) -> Planned:
+    """The plan of a run that is about to start, printed; raises ValueError if it cannot fit.
+
+    `longest_prompt` as in `rlkit.plan.work.Work`.
+    """
     before = recorded(Path(config.run_dir))
-    made = planned(config, algorithm, device=device, budget=None, say=say, before=before)
+    made = planned(
+        config,
+        algorithm,
+        device=device,
+        budget=None,
+        say=say,
+        before=before,
+        longest_prompt=longest_prompt,
+    )
     for line in lines(made.plan, where=place(config, device)):
         say(line)
     return made
@@ -79,10 +97,12 @@ def try_worst_step(parts: Parts, *, say: Say) -> None:
 
 
 def verdict(parts: Parts) -> str:
-    """One line that compares the plan with what the run took: the plan is an upper bound, for the
-    longest prompts and completions."""
+    """One line that compares the plan with what the run took.
+
+    The plan holds the longest completions and, on a card, the longest prompts that are allowed; a
+    CPU's process is its tensors and the libraries that it loads.
+    """
     measured, predicted = parts.meter.peak(), parts.planned.plan.peak
-    planned, taken = f"memory: planned at most {predicted / GB:.2f} GB", f"{measured / GB:.2f} GB"
-    if parts.device.type != "cuda":
-        return f"{planned} of tensors; the process grew by {taken}, libraries included"
-    return f"{planned}, taken {taken} ({measured / predicted:.0%} of it)"
+    took = "taken" if parts.device.type == "cuda" else "the process grew by"
+    share = f"({measured / predicted:.0%} of it)"
+    return f"memory: planned {predicted / GB:.2f} GB, {took} {measured / GB:.2f} GB {share}"

@@ -66,11 +66,31 @@ class Work:
     tuning: TuningKind = TuningKind.lora
     holds_reference: bool = False
     """Whether anything scores the reference policy, which `TuningKind.full` must keep for it."""
+    longest_prompt: int | None = None
+    """Of the prompts that the run has, on a CPU; None = `max_prompt`."""
+    shares_prompts: bool = True
+    """Whether equal prompts of a micro-batch are computed once."""
 
     @property
     def row_tokens(self) -> int:
         """Longest prompt and completion."""
         return self.max_prompt + self.max_completion
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Longest prompt that is expected."""
+        return self.max_prompt if self.longest_prompt is None else self.longest_prompt
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of a step: a CPU's plan knows the prompts, which are computed once a group.
+
+        A card's plan, tried on the device before the first step, takes rows of full length.
+        """
+        if self.on_cuda:
+            return self.num_rows * self.row_tokens
+        prompts = self.num_prompts if self.shares_prompts else self.num_rows
+        return prompts * self.prompt_tokens + self.num_rows * self.max_completion
 
     @property
     def num_rows(self) -> int:
