@@ -4,40 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlkit.assembly.parts import Parts
+from rlkit.assembly.model_run import ModelRun
 from rlkit.config import ConfigError
 from rlkit.generation.vllm.weights import rest
 from rlkit.models.config import Switch
+from rlkit.plan.of_config import peak_with
 from rlkit.plan.parts import GB
 from rlkit.plan.rehearse import rehearse, worst_of
 
 Say = Callable[[str], None]
 
 
-def try_worst_step(parts: Parts, *, say: Say) -> None:
+def try_worst_step(run: ModelRun, *, say: Say) -> None:
     """Rehearse the worst micro-batch where `memory.dry_run` says so; raises ConfigError."""
-    wanted = parts.config.memory.dry_run
-    if wanted is Switch.off or (wanted is Switch.auto and parts.device.type != "cuda"):
+    wanted = run.config.memory.dry_run
+    if wanted is Switch.off or (wanted is Switch.auto and run.device.type != "cuda"):
         return
-    if parts.engine is not None:  # as in a step: it rests while the trainer computes
-        parts.meter.note()
-        rest(parts.engine)
-    made = parts.planned
-    worst = worst_of(made.plan, made.work, temperature=parts.sampling.temperature)
+    if run.engine is not None:  # as in a step: it rests while the trainer computes
+        run.meter.note()
+        rest(run.engine)
+    made = run.planned
+    worst = worst_of(made.plan, made.work, temperature=run.sampling.temperature)
     try:
-        peak = rehearse(parts.policy, parts.algorithm, worst, parts.meter)
+        peak = rehearse(run.policy, run.algorithm, worst, run.meter)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     say(f"worst step tried: {peak / GB:.2f} GB, planned {made.plan.training / GB:.2f} GB")
 
 
-def verdict(parts: Parts) -> str:
+def verdict(run: ModelRun) -> str:
     """One line that compares the plan with what the run took.
 
-    The plan holds the longest completions and, on a card, the longest prompts that are allowed; a
-    CPU's process is its tensors and the libraries that it loads.
+    The plan is for completions of full length. On a CPU, where no worst step is tried, the line
+    also says what the plan is for the completions that came.
     """
-    measured, predicted = parts.meter.peak(), parts.planned.plan.peak
-    took = "taken" if parts.device.type == "cuda" else "the process grew by"
-    share = f"({measured / predicted:.0%} of it)"
-    return f"memory: planned {predicted / GB:.2f} GB, {took} {measured / GB:.2f} GB {share}"
+    measured, predicted = run.meter.peak(), run.planned.plan.peak
+    line = f"memory: planned at most {predicted / GB:.2f} GB"
+    if run.device.type == "cuda":
+        return f"{line}, taken {measured / GB:.2f} GB ({measured / predicted:.0%} of it)"
+    if sampled := run.meter.sampled_tokens:
+        predicted = peak_with(run.planned, sampled_tokens=sampled)
+        line += f", {predicted / GB:.2f} GB for the {sampled} tokens that a step sampled"
+    return f"{line}; the process grew by {measured / GB:.2f} GB ({measured / predicted:.0%} of it)"

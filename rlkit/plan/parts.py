@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, QuantKind, Switch
-from rlkit.plan.work import Sampler, Work
+from rlkit.plan.work import Work
 
 GB = 10**9
 # Measured on an H100 80GB (docs/memory/plan.md): torch 2.11, CUDA 13.0, vLLM 0.24.0.
@@ -16,6 +17,8 @@ CONTEXT_BYTES = 650_000_000
 """The CUDA context."""
 KERNEL_BYTES = 130_000_000
 """Kernels loaded and cuBLAS workspaces taken as a run goes on."""
+LIBRARY_BYTES = 250_000_000
+"""A CPU's process: modules that load as a run goes on, and what the allocator keeps."""
 ENGINE_BYTES = 250_000_000
 """What vLLM adds: its kernels, cuBLAS workspaces on its stream, index buffers."""
 GRAPH_BYTES = 80_000_000
@@ -81,6 +84,8 @@ def parts_of(work: Work, request: Request, choice: Choice) -> tuple[Part, ...]:
     """Everything the run holds at its peaks, zeros left out."""
     sampling = _sampling_parts(work, kv_bytes(work, request, choice.at_once), choice)
     parts = (*_static_parts(work), *sampling, _update(work, choice))
+    if not work.on_cuda:
+        parts = (*parts, _evaluation(work, choice, beside=sum(p.sampling for p in sampling)))
     return tuple(part for part in parts if part.sampling or part.training)
 
 
@@ -91,10 +96,11 @@ def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
 
 
 def _static_parts(work: Work) -> list[Part]:
-    context = (CONTEXT_BYTES + KERNEL_BYTES) if work.on_cuda else 0
+    context = (CONTEXT_BYTES + KERNEL_BYTES) if work.on_cuda else LIBRARY_BYTES
+    name = "CUDA context and kernels" if work.on_cuda else "libraries"
     moments, gradients = work.moment_bytes, work.trained_bytes
     return [
-        Part("CUDA context and kernels", context, context),
+        Part(name, context, context),
         *_weight_parts(work),
         Part(f"optimiser ({work.optim.value})", moments, moments),
         Part(f"gradients ({_SHORT[work.trained_dtype]})", 0, gradients),
@@ -186,6 +192,17 @@ def _update(work: Work, choice: Choice) -> Part:
     )
     taken = int(_HOLES * needed) + _UPDATE_BYTES if work.on_cuda else needed
     return Part(f"{mode} ({tokens} tokens) and log-probs", 0, taken)
+
+
+def _evaluation(work: Work, choice: Choice, *, beside: int) -> Part:
+    """Scoring held-out completions, as far as it takes more than sampling does.
+
+    On a card the worst step that is tried before the first one has room for it.
+    """
+    needed = work.evaluation_bytes(
+        choice.tokens_per_microbatch, workspace_bytes=choice.workspace_bytes
+    )
+    return Part("evaluation, beyond sampling", max(0, needed - beside), 0)
 
 
 def kv_bytes(work: Work, request: Request, at_once: int) -> int:

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.quantize import is_nf4, meta_model
 from rlkit.plan import sizes
-from rlkit.plan.simulate import Peaks, TrainingWork, peaks
+from rlkit.plan.simulate import Peaks, TrainingWork, head_row_bytes, peaks
 from rlkit.policy.lora import stored_dtype
 from rlkit.training.optim import OptimKind
-
-
-class Sampler(StrEnum):
-    """Who samples, as far as memory goes."""
-
-    hf = "hf"
-    """transformers on the trainer's weights; keys and values live during sampling only."""
-    vllm = "vllm"
-    """vLLM in this process on the same weights."""
-    vllm_separate = "vllm_separate"
-    """vLLM with weights of its own, always on the device."""
-    vllm_sleep = "vllm_sleep"
-    """vLLM with weights of its own, on the device while it samples."""
-    elsewhere = "elsewhere"
-    """A server: nothing on this device."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +55,12 @@ class Work:
     """Of the prompts that the run has, on a CPU; None = `max_prompt`."""
     shares_prompts: bool = True
     """Whether equal prompts of a micro-batch are computed once."""
+    sampled_tokens: int | None = None
+    """Of all completions of a step, once they are known; None = all have `max_completion`."""
+    eval_prompts: int = 0
+    """Held-out prompts whose completions are scored for their KL; 0 = none."""
+    eval_samples: int = 0
+    """Completions of each of them."""
 
     @property
     def row_tokens(self) -> int:
@@ -90,7 +81,10 @@ class Work:
         if self.on_cuda:
             return self.num_rows * self.row_tokens
         prompts = self.num_prompts if self.shares_prompts else self.num_rows
-        return prompts * self.prompt_tokens + self.num_rows * self.max_completion
+        sampled = self.sampled_tokens
+        if sampled is None:
+            sampled = self.num_rows * self.max_completion
+        return prompts * self.prompt_tokens + sampled
 
     @property
     def num_rows(self) -> int:
@@ -176,6 +170,18 @@ class Work:
             if self.trains_all:  # a second gradient of the head, summed in float32
                 peak += 4 * self.num_words * int(self.hf_config.hidden_size)
         return peak
+
+    def evaluation_bytes(self, most_tokens: int, *, workspace_bytes: int) -> int:
+        """Peak of scoring held-out completions, `most_tokens` at once, for their exact KL."""
+        of_prompts = self.eval_prompts * self.prompt_tokens
+        completions = self.eval_prompts * self.eval_samples * self.max_completion
+        tokens = min(most_tokens, of_prompts + completions)
+        if tokens == 0:
+            return 0
+        rows = 2 * tokens * completions // (of_prompts + completions)  # policy and reference
+        row_bytes = head_row_bytes(self.num_words, int(self.hf_config.hidden_size), self.dtype)
+        states = 2 * tokens * int(self.hf_config.hidden_size) * self.dtype.itemsize
+        return self.prefill_bytes(tokens) + states + min(workspace_bytes, rows * row_bytes)
 
     def prefill_bytes(self, num_tokens: int) -> int:
         """Peak of a forward pass without gradients."""
