@@ -6,12 +6,11 @@ import math
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rlkit.kernels import _triton_kernels as kernels
 from rlkit.kernels._head import LogitMap
+from rlkit.runtime.triton import TensorDescriptor, triton
 
 
 class Tiling(NamedTuple):

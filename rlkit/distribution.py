@@ -20,7 +20,6 @@ EXTRAS = {
     "wandb": "wandb",
     "trackio": "trackio",
     "tensorboard": "tensorboard",
-    "reasoning_gym": "reasoning",
 }
 """The optional modules that rlkit imports, and the extra that installs each."""
 _SUMMARY = "Reinforcement learning of language models on one GPU"
