@@ -18,7 +18,8 @@ from rlkit.assembly.load import Loaded, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError
-from rlkit.generation import sampling_config
+from rlkit.generation import VLLMGeneratorConfig, sampling_config
+from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.models.load import BaseModel
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
@@ -58,6 +59,8 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     device = resolve_device(config.device)
     # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
     config = replace(config, generator=choose_generator(config, device, say=say))
+    if isinstance(config.generator, VLLMGeneratorConfig):
+        require_vllm()
     task = build_task(config.task)
     setting = setting_of(config)
     objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)

