@@ -51,7 +51,7 @@ update-constraints: .venv-constraints/bin/uv
 # tried where pip can see one; the default build runs on a CPU as well, it is only larger.
 .venv/torch:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
-	  || { echo 'rlkit needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 ...'; exit 1; }
+	  || { echo 'rlkit needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 ...' >&2; exit 1; }
 	@echo 'Making .venv and installing PyTorch (once, minutes) ...'
 	@$(PYTHON) -m venv .venv
 ifeq ($(GPU),yes)

@@ -7,34 +7,16 @@ module of rlkit can be imported, or says in one line which extra it needs.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-
-class _Hidden:
-    """A finder that comes first and finds nothing for some names."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = frozenset(names)
-
-    def find_spec(self, name: str, *_others: object) -> ModuleSpec | None:
-        if name.partition(".")[0] in self._names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return None
+from hidden import hide
 
 
 def main(hidden: Sequence[str]) -> int:
     """The number of modules that fail without naming an extra, each printed."""
-    sys.meta_path.insert(0, _Hidden(hidden))
-    find = importlib.util.find_spec
-
-    def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
-        return None if name.partition(".")[0] in hidden else find(name, package)
-
-    importlib.util.find_spec = find_spec  # libraries ask it what is installed
+    hide(hidden)
     import rlkit
     from rlkit.distribution import NAME
 
