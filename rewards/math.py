@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from rlkit.distribution import lacks
 from rlkit.rewards.load import per_sample
+from rlkit.runtime.distribution import lacks
 
 try:
     from math_verify import parse, verify

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_layout import sources
 
-from rlkit.distribution import EXTRAS, NAME, how_to_install, lacks
+from rlkit.runtime.distribution import EXTRAS, NAME, how_to_install, lacks
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-from rlkit.distribution import other_project
+from rlkit.runtime.distribution import other_project
 
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {

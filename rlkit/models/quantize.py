@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
 
-from rlkit.distribution import how_to_install
 from rlkit.models.config import QuantConfig, QuantKind
+from rlkit.runtime.distribution import how_to_install
 
 BLOCK = 64
 """Weights that share a scale."""

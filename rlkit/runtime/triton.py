@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlkit.distribution import lacks
+from rlkit.runtime.distribution import lacks
 
 try:
     import triton

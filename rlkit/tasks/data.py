@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlkit.distribution import how_to_install
+from rlkit.runtime.distribution import how_to_install
 from rlkit.tasks.base import Example, Split, SplitName
 from rlkit.tasks.config import DataConfig
 from rlkit.tasks.generated import held_out

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from rlkit.distribution import how_to_install
+from rlkit.runtime.distribution import how_to_install
 
 
 class Session(Protocol):

@@ -18,7 +18,7 @@ def main(hidden: Sequence[str]) -> int:
     """The number of modules that fail without naming an extra, each printed."""
     hide(hidden)
     import rlkit
-    from rlkit.distribution import NAME
+    from rlkit.runtime.distribution import NAME
 
     root = Path(next(iter(rlkit.__path__)))
     files = sorted(p for p in _python_files(root))

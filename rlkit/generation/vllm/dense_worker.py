@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from rlkit.distribution import lacks
 from rlkit.generation.vllm import dense, dense_norm, life
 from rlkit.generation.vllm.worker import WorkerExtension
+from rlkit.runtime.distribution import lacks
 
 try:
     from vllm.platforms import current_platform

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from rlkit.distribution import lacks
+from rlkit.runtime.distribution import lacks
 
 try:
     from bitsandbytes import functional, matmul_4bit, utils  # type: ignore[attr-defined,unused-ignore]

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rlkit.distribution import how_to_install
 from rlkit.generation.base import SamplingOptions
+from rlkit.runtime.distribution import how_to_install
 
 _OURS = frozenset(
     (
