@@ -10,10 +10,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from rlkit.generation.demand import Sampler
+from rlkit.kernels.workspace import logps_workspace_bytes
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.quantize import is_nf4, meta_model
 from rlkit.plan import sizes
-from rlkit.plan.simulate import Peaks, TrainingWork, head_row_bytes, peaks
+from rlkit.plan.simulate import Peaks, TrainingWork, peaks
 from rlkit.policy.lora import stored_dtype
 from rlkit.training.optim import OptimKind
 
@@ -179,9 +180,10 @@ class Work:
         if tokens == 0:
             return 0
         rows = 2 * tokens * completions // (of_prompts + completions)  # policy and reference
-        row_bytes = head_row_bytes(self.num_words, int(self.hf_config.hidden_size), self.dtype)
-        states = 2 * tokens * int(self.hf_config.hidden_size) * self.dtype.itemsize
-        return self.prefill_bytes(tokens) + states + min(workspace_bytes, rows * row_bytes)
+        width = int(self.hf_config.hidden_size)
+        states = 2 * tokens * width * self.dtype.itemsize
+        workspace = logps_workspace_bytes(rows, self.num_words, width, dtype=self.dtype)
+        return self.prefill_bytes(tokens) + states + min(workspace_bytes, workspace)
 
     def prefill_bytes(self, num_tokens: int) -> int:
         """Peak of a forward pass without gradients."""

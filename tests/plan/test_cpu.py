@@ -10,7 +10,6 @@ from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, QuantConfig
 from rlkit.plan.headline import ROWS
 from rlkit.plan.parts import LIBRARY_BYTES, Choice, parts_of
-from rlkit.plan.simulate import head_row_bytes
 from rlkit.plan.work import Work
 from rlkit.training.optim import OptimKind
 
@@ -67,7 +66,7 @@ def test_an_evaluation_counts_beyond_sampling() -> None:
     assert few.evaluation_bytes(8192, workspace_bytes=2**60) == (
         few.prefill_bytes(tokens)
         + 2 * tokens * 1536 * 4
-        + rows * head_row_bytes(151936, 1536, torch.float32)
+        + rows * 3 * 4 * 151936  # logits and two passes over them
     )
     without = sum(p.sampling for p in parts_of(cpu_work(), ROWS[0].request(), CHOICE))
     with_it = sum(p.sampling for p in parts_of(work, ROWS[0].request(), CHOICE))
