@@ -31,8 +31,6 @@ BROUGHT = {
     "pynvml": "vllm",
 }
 """Modules that another dependency brings; the first two wherever it is installed."""
-PEERS = {"trl", "peft", "unsloth", "unsloth_zoo", "liger_kernel", "cut_cross_entropy", "quack"}
-"""What benchmarks compare with where it is installed: its pins and ours do not fit together."""
 _DYNAMIC = {"import_module", "find_spec", "_import"}
 
 
@@ -76,9 +74,7 @@ def test_every_import_is_declared() -> None:
             seen.add(name)
             distribution = canonicalize_name(DISTRIBUTIONS.get(name, name))
             where = f"{module} imports {name}"
-            if name in PEERS:
-                assert "bench" in module and not at_top, f"{where}: a peer, wanted in benchmarks"
-            elif name in BROUGHT:
+            if name in BROUGHT:
                 assert BROUGHT[name] in base | declared("gpu"), f"{where}: nothing brings it"
             elif name in EXTRAS:
                 assert distribution in declared(EXTRAS[name]), f"{where}: not in its extra"
