@@ -27,7 +27,7 @@ ALLOWED = {
     "rewards": {"types", "schema", "runtime"},
     "tracking": {"schema", "runtime"},
     "models": {"types", "schema", "runtime", "kernels"},
-    "generation": {"types", "schema", "runtime"},
+    "generation": {"types", "schema", "runtime", "models"},
     "algorithms": {"types", "schema", "functional"},
     "tasks": {"types", "schema", "runtime", "rewards"},
     "policy": {"types", "kernels", "models"},

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from rlkit.config import Config
-from rlkit.models.load import load_tokenizer
+from rlkit.models.tokenizer import load_tokenizer
 from rlkit.tasks import Task
 from rlkit.tasks.render import render_all
 
@@ -18,7 +18,7 @@ _LOOKED_AT = 256
 def longest_prompt(
     config: Config, task: Task, device: torch.device, *, say: Callable[[str], None]
 ) -> int | None:
-    """Tokens of the longest of the first training prompts; None where the plan does not ask.
+    """Return the tokens of the longest early training prompt; None where the plan does not ask.
 
     A card's memory ends suddenly, so its plan is for the longest prompt that is allowed.
 
