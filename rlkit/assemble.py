@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from rlkit.algorithms import Objective, Warmup, build, warmup
 from rlkit.collect import Collector
 from rlkit.compute import resolve_device
-from rlkit.config import Config, ConfigError, flatten, option_of
+from rlkit.config import Config, ConfigError, algorithm_of, flatten, option_of, setting_of
 from rlkit.divergence import DivergenceMeter, EvalKL
 from rlkit.engines import Loaded, choose_generator, plan_and_load
 from rlkit.evaluate import Evaluator
@@ -64,7 +63,6 @@ class _Start(NamedTuple):
     task: Task
     setting: Setting
     algorithm: Algorithm
-    warmup: Warmup | None
     rewards: RewardPool
     resources: ExitStack
 
@@ -74,19 +72,11 @@ def _assemble(config: Config, say: Callable[[str], None]) -> Parts:
     # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
     config.generator = choose_generator(config, device, say=say)
     task = build_task(config.task)
-    setting = Setting(
-        group_size=config.algorithm.group_size,
-        max_completion_length=task.max_completion_length,
-        updates_per_batch=config.optim.updates_per_batch,
-        microbatched=config.memory.tokens_per_microbatch > 0,
-    )
-    objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
-    algorithm = build(objective, setting)
-    first = warmup(objective, setting)
+    setting, algorithm = setting_of(config), algorithm_of(config)
     rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
     resources = ExitStack()
     resources.callback(rewards.close)
-    start = _Start(config, device, task, setting, algorithm, first, rewards, resources)
+    start = _Start(config, device, task, setting, algorithm, rewards, resources)
     try:
         rewards.start()
         meter = Meter.start(device)
@@ -141,7 +131,6 @@ def _with_model(
         injector=injector,
         resources=start.resources,
         algorithm=start.algorithm,
-        warmup=start.warmup,
         setting=start.setting,
         sampling=sampling,
         train=train,
@@ -173,7 +162,7 @@ def _splits(
 
 def initial_state(parts: Parts) -> TrainState:
     """The state before the first step."""
-    state = new_state(parts.policy, parts.config, critic_prefix=CRITIC_PREFIX)
+    state = new_state(parts.policy, parts.config, parts.algorithm, critic_prefix=CRITIC_PREFIX)
     if parts.base.dtype is torch.float16:
         state.loss_scale = FLOAT16
     return state
@@ -216,7 +205,7 @@ def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: 
         resample=resamples(config),
     )
     return Trainer(
-        algorithm=parts.algorithm_at,
+        algorithm=parts.algorithm.at,
         settings=update_settings(parts.planned.config),
         schedule=schedule_of(config),
         collector=collector,

@@ -19,8 +19,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
-from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
-from rlkit.algorithms.ppo import PPOConfig
+from rlkit.algorithms import (
+    AlgorithmConfig,
+    CorrectionConfig,
+    KLConfig,
+    Objective,
+    RatioConfig,
+    build,
+)
 from rlkit.divergence import EvalKL
 from rlkit.generation import GeneratorConfig, VLLMGeneratorConfig, VLLMServerConfig
 from rlkit.generation.vllm.config import Products, Quantization, further_options
@@ -32,6 +38,7 @@ from rlkit.rewards import RewardConfig
 from rlkit.schema import Schema
 from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
+from rlkit.types import Algorithm, Setting
 
 
 class ConfigError(ValueError):
@@ -150,8 +157,9 @@ def _check_full(config: Config) -> None:
     having = "with model.tuning=full"
     kind = config.memory.quant.kind
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
-    critic = isinstance(config.algorithm, PPOConfig)
-    require(not critic, "algorithm", f"one without a critic {having}", "ppo")
+    critic = algorithm_of(config).critic_rate is not None
+    name = option_of("algorithm", config.algorithm)
+    require(not critic, "algorithm", f"one without a critic {having}", name)
     generator = config.generator
     server = isinstance(generator, VLLMServerConfig)
     require(not server, "generator", f"auto, vllm or hf {having}", "vllm_server")
@@ -160,6 +168,24 @@ def _check_full(config: Config) -> None:
         key = "generator.quantization"
         require(in_nf4 is Quantization.none, key, f"none {having}", in_nf4.value)
         require(products is Products.auto, "generator.lora", f"auto {having}", products.value)
+
+
+def setting_of(config: Config) -> Setting:
+    """The facts of a run that an algorithm's factory may depend on."""
+    return Setting(
+        group_size=config.algorithm.group_size,
+        max_completion_length=config.task.max_completion_length,
+        updates_per_batch=config.optim.updates_per_batch,
+        microbatched=config.memory.tokens_per_microbatch > 0,
+    )
+
+
+def algorithm_of(config: Config) -> Algorithm:
+    """The algorithm of a run; raises ConfigError when its axes do not fit together."""
+    try:
+        return build(Objective.of(config), setting_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def register() -> None:
@@ -180,8 +206,12 @@ def schemas() -> list[Schema]:
 
 
 def option_of(group: str, chosen: object) -> str:
-    """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ..."""
-    return next(s.name for s in schemas() if s.group == group and s.node is type(chosen))
+    """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ...
+
+    An algorithm from outside is called by its `fn`.
+    """
+    names = (s.name for s in schemas() if s.group == group and s.node is type(chosen))
+    return next(names, "") or str(getattr(chosen, "fn", type(chosen).__name__))
 
 
 def load(composed: DictConfig) -> Config:
@@ -196,6 +226,7 @@ def load(composed: DictConfig) -> Config:
         raise ConfigError(str(error)) from error
     if not isinstance(config, Config):
         raise ConfigError(f"the root config must follow the schema `Config`, got {type(config)}")
+    algorithm_of(config)
     return config
 
 

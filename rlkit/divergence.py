@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlkit.collate import collate
-from rlkit.functional.kl import reverse_k3
+from rlkit.functional import reverse_k3
 from rlkit.microbatch import microbatches
 from rlkit.types import FullKL, KLDirection, OutputSpec, Rollout, RolloutBatch, ScoredRollout
 from rlkit.update import Learner

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlkit.algorithms import Warmup
 from rlkit.config import Config
 from rlkit.full import FullWeights
 from rlkit.lora import LoRA
@@ -52,7 +51,6 @@ class Parts:
     resources: ExitStack
     """Ends reward processes, engine and generator, the last started first."""
     algorithm: Algorithm
-    warmup: Warmup | None
     setting: Setting
     sampling: SamplingConfig
     train: Split
@@ -72,11 +70,6 @@ class Parts:
         elif isinstance(tuning, FullWeights):
             weights = tuning.copies(self.policy.adapter)
             save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
-
-    def algorithm_at(self, step: int) -> Algorithm:
-        """The algorithm of a step: the warm-up's at first, if there is one."""
-        warming_up = self.warmup is not None and step < self.warmup.num_steps
-        return self.warmup.algorithm if self.warmup and warming_up else self.algorithm
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids to text without special tokens."""

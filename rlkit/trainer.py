@@ -17,8 +17,7 @@ from rlkit.checkpoint import Checkpoint, Progress
 from rlkit.clock import StepClock
 from rlkit.collate import collate
 from rlkit.collect import Collector
-from rlkit.functional.correction import sampling_mismatch
-from rlkit.functional.values import explained_variance
+from rlkit.functional import explained_variance, sampling_mismatch
 from rlkit.metrics import average, rollout_metrics, sample_row
 from rlkit.rollout_files import SavedRollouts
 from rlkit.stopping import StopRequest

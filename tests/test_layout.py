@@ -47,7 +47,7 @@ ALLOWED = {
     "update": {"types", "backward", "garbage", "microbatch", "optim", "loss_scale"},
     "replay": {"types", "update"},
 }
-MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION = 300, 150, 50
+MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION = 300, 250, 50
 
 
 def sources() -> Iterator[tuple[str, Path]]:

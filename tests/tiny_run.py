@@ -20,8 +20,8 @@ from rlkit.algorithms import (
     RatioConfig,
     build,
 )
-from rlkit.algorithms.base import AlgorithmConfig
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.algorithms.objective.base import AlgorithmConfig
 from rlkit.collect import Collector
 from rlkit.evaluate import Evaluator
 from rlkit.full import FullWeights

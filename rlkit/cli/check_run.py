@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from rlkit.algorithms import Objective, build
 from rlkit.compute import resolve_device
-from rlkit.config import Config, DeviceChoice, register
+from rlkit.config import Config, DeviceChoice, algorithm_of, register
 from rlkit.engines import choose_generator
 from rlkit.launch.preflight import preflight
 from rlkit.plan.choose import DoesNotFit, make_plan
@@ -17,7 +16,6 @@ from rlkit.plan.of_config import planned
 from rlkit.plan.parts import GB
 from rlkit.plan.run import place
 from rlkit.plan.table import lines
-from rlkit.settings import setting_of
 
 
 def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
@@ -28,9 +26,7 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
         raise ValueError("rlkit check takes one run, not a sweep")
     device, budget = _device(config)
     config.generator = choose_generator(config, device, say=lambda _: None)
-    objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
-    algorithm = build(objective, setting_of(config))
-    made = planned(config, algorithm, device=device, budget=budget, say=print)
+    made = planned(config, algorithm_of(config), device=device, budget=budget, say=print)
     yield from lines(made.plan, where=place(config, device))
 
 

@@ -15,14 +15,14 @@ Rows = Float[Tensor, " B"]
 Groups = Int[Tensor, " B"]
 
 
-def group_centered(rewards: Rows, group_ids: Groups) -> Rows:
+def group_mean_advantages(rewards: Rows, group_ids: Groups) -> Rows:
     """R - mean of the group. Under token-sum aggregation the policy gradient times (n-1)/n."""
     shifted, valid, index, count = _shifted(rewards, group_ids)
     mean = _group_sum(shifted, index, count) / count.clamp(min=1)
     return torch.where(valid, shifted - mean[index], 0.0)
 
 
-def leave_one_out(rewards: Rows, group_ids: Groups) -> Rows:
+def leave_one_out_advantages(rewards: Rows, group_ids: Groups) -> Rows:
     """R - mean of the group's OTHER rewards = n/(n-1) (R - mean); 0 in a group of one.
 
     Unbiased at scale 1. Source: RLOO, Kool et al. 2019; arXiv:2402.14740, section 3.
@@ -44,9 +44,9 @@ def group_std(rewards: Rows, group_ids: Groups, *, bessel: bool) -> Rows:
     return (_group_sum(squares, index, count) / divisor).sqrt()[index]
 
 
-def batch_centered(rewards: Rows) -> Rows:
+def batch_mean_advantages(rewards: Rows) -> Rows:
     """R - mean of the batch."""
-    return group_centered(rewards, _one_group(rewards))
+    return group_mean_advantages(rewards, _one_group(rewards))
 
 
 def batch_std(rewards: Rows, *, bessel: bool) -> Rows:
@@ -54,7 +54,7 @@ def batch_std(rewards: Rows, *, bessel: bool) -> Rows:
     return group_std(rewards, _one_group(rewards), bessel=bessel)
 
 
-def scaled(advantages: Rows, std: Rows, *, eps: float) -> Rows:
+def divide_by_std(advantages: Rows, std: Rows, *, eps: float) -> Rows:
     """A / (std + eps), 0 where the divisor is 0.
 
     eps is 1e-4 in TRL, 1e-6 in verl: it matters in groups of small spread.
@@ -63,7 +63,7 @@ def scaled(advantages: Rows, std: Rows, *, eps: float) -> Rows:
     return torch.where(divisor > 0, advantages / torch.where(divisor > 0, divisor, 1.0), 0.0)
 
 
-def normalize_each(
+def gdpo_advantages(
     components: Float[Tensor, "B K"],
     weights: Float[Tensor, " K"],
     group_ids: Groups,
@@ -77,14 +77,16 @@ def normalize_each(
     NaN components are left out; a row with none gets 0.
     """
     z_scores = [
-        scaled(
-            group_centered(column, group_ids), group_std(column, group_ids, bessel=bessel), eps=eps
+        divide_by_std(
+            group_mean_advantages(column, group_ids),
+            group_std(column, group_ids, bessel=bessel),
+            eps=eps,
         )
         for column in components.unbind(dim=1)
     ]
     total = torch.stack(z_scores, dim=1) @ weights.to(components.dtype)
     total = total.masked_fill(components.isnan().all(dim=1), torch.nan)
-    return scaled(batch_centered(total), batch_std(total, bessel=bessel), eps=eps)
+    return divide_by_std(batch_mean_advantages(total), batch_std(total, bessel=bessel), eps=eps)
 
 
 def whiten_tokens(
@@ -97,7 +99,9 @@ def whiten_tokens(
     result = torch.zeros_like(advantages)
     tokens = advantages[mask]
     if tokens.numel() > 0:
-        result[mask] = scaled(batch_centered(tokens), batch_std(tokens, bessel=bessel), eps=eps)
+        result[mask] = divide_by_std(
+            batch_mean_advantages(tokens), batch_std(tokens, bessel=bessel), eps=eps
+        )
     return result
 
 

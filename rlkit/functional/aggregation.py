@@ -12,7 +12,7 @@ from torch import Tensor
 from rlkit.functional.masks import keep, lengths, token_mean
 
 __all__ = [
-    "constant_length",
+    "constant_length_mean",
     "microbatch_token_mean",
     "sequence_mean",
     "sequence_sum",
@@ -38,7 +38,7 @@ def sequence_sum(
     return keep(x, mask).sum() / num_sequences
 
 
-def constant_length(
+def constant_length_mean(
     x: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], num_sequences: int, length: int
 ) -> Float[Tensor, ""]:
     """1/(num_sequences * length) sum_i sum_t x_it: `sequence_sum` at the scale of a token mean.

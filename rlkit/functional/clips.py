@@ -14,14 +14,14 @@ from rlkit.functional.masks import keep
 from rlkit.functional.ratios import mean_log_ratio
 
 
-def unclipped(
+def surrogate_loss(
     ratio: Float[Tensor, "B _"], advantages: Float[Tensor, "B C"]
 ) -> Float[Tensor, "B C"]:
     """-ratio * A. Gradient -ratio * A * grad log pi: on-policy the policy gradient itself."""
     return -(ratio * advantages)
 
 
-def clipped(
+def clipped_surrogate_loss(
     ratio: Float[Tensor, "B _"],
     advantages: Float[Tensor, "B C"],
     *,
@@ -47,7 +47,7 @@ def clipped(
     return -surrogate
 
 
-def cispo(
+def cispo_loss(
     ratio: Float[Tensor, "B _"],
     logps: Float[Tensor, "B C"],
     advantages: Float[Tensor, "B C"],
@@ -64,7 +64,7 @@ def cispo(
     return -(weight * advantages * logps)
 
 
-def soft_gate(
+def sapo_loss(
     ratio: Float[Tensor, "B _"],
     advantages: Float[Tensor, "B C"],
     *,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlkit.functional.masks import keep
-from rlkit.functional.ratios import ratio, sequence_log_ratio
+from rlkit.functional.ratios import importance_ratio, sequence_log_ratio
 
 
 def sampler_log_ratio(
@@ -23,13 +23,15 @@ def sampler_log_ratio(
     return torch.nan_to_num(d, nan=0.0)
 
 
-def truncated(weight: Float[Tensor, "B _"], *, low: float, high: float) -> Float[Tensor, "B _"]:
+def truncate_weights(
+    weight: Float[Tensor, "B _"], *, low: float, high: float
+) -> Float[Tensor, "B _"]:
     """min(max(weight, low), high). Source: truncated importance sampling, Yao et al. 2025,
     "Your efficient RL framework secretly brings you off-policy training" (low = 0)."""
     return weight.clamp(low, high)
 
 
-def masked(weight: Float[Tensor, "B _"], *, low: float, high: float) -> Float[Tensor, "B _"]:
+def mask_weights(weight: Float[Tensor, "B _"], *, low: float, high: float) -> Float[Tensor, "B _"]:
     """weight inside [low, high], else 0: samples too far off are dropped, but still counted in
     denominators. Source: IcePop (Ring-1T, arXiv:2510.18855); TRL `*_mask`."""
     return torch.where((weight >= low) & (weight <= high), weight, 0.0)
@@ -53,7 +55,7 @@ def sampling_mismatch(
     tokens, rows = d[mask], sequence_log_ratio(d, mask)[mask.any(dim=1), 0]
     if tokens.numel() == 0:
         return {}
-    weights = ratio(tokens[None])[0]
+    weights = importance_ratio(tokens[None])[0]
     nan = torch.isnan(sampling_logps[mask]).to(d.dtype)
     return {
         "sampling/sampling_logp_difference/mean": tokens.abs().mean(),

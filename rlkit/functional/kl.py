@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlkit.functional.masks import future_sum, keep
-from rlkit.functional.ratios import ratio
+from rlkit.functional.ratios import importance_ratio
 
 Tokens = Float[Tensor, "B C"]
 
@@ -80,7 +80,7 @@ def unsloth_log_weighted(logps: Tokens, ref_logps: Tokens) -> Tokens:
 def times_live_ratio(value: Tokens, log_ratio: Tokens) -> Tokens:
     """value * ratio with the gradient of both: adds the score term, so that the gradient is the
     derivative of E_pi[value] at frozen prefixes. `log_ratio` = q - sg(q) or q - old_logps."""
-    return value * ratio(log_ratio)
+    return value * importance_ratio(log_ratio)
 
 
 def straight_through(value: Tokens, gradient: Tokens) -> Tokens:
@@ -88,7 +88,7 @@ def straight_through(value: Tokens, gradient: Tokens) -> Tokens:
     return gradient + (value - gradient).detach()
 
 
-def sequence_term(value: Tokens, logps: Tokens, mask: Bool[Tensor, "B C"]) -> Tokens:
+def sequence_kl_term(value: Tokens, logps: Tokens, mask: Bool[Tensor, "B C"]) -> Tokens:
     """0 with gradient sg(sum_{t'>t} value_t') * grad q_t: how token t changes later divergences.
 
     A token-level KL loss holds the distribution of prefixes fixed; adding this term makes its

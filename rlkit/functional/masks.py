@@ -25,9 +25,9 @@ def token_mean(
 
 def future_sum(x: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]) -> Float[Tensor, "B C"]:
     """sum_{t' > t} x_{t'} over kept tokens of the row: the part of x that token t can change."""
-    return to_go(x, mask) - keep(x, mask)
+    return sum_to_go(x, mask) - keep(x, mask)
 
 
-def to_go(x: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+def sum_to_go(x: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]) -> Float[Tensor, "B C"]:
     """sum_{t' >= t} x_{t'} over kept tokens of the row; 0.0 where `mask` is False."""
     return keep(keep(x, mask).flip(1).cumsum(1).flip(1), mask)

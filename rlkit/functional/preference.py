@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import logsigmoid
 
 from rlkit.functional.masks import keep
 
 Pairs = Float[Tensor, " N"]
 
 
-def margins(
+def preference_margins(
     logps: Float[Tensor, "B C"], ref_logps: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]
 ) -> Pairs:
     """h of each pair; rows are chosen, rejected, chosen, rejected, ..."""
@@ -24,13 +24,13 @@ def margins(
     return rows[0::2] - rows[1::2]
 
 
-def sigmoid_loss(margin: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Pairs:
+def dpo_loss(margin: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Pairs:
     """-(1 - s) log sigmoid(beta h) - s log sigmoid(-beta h).
 
     s = probability in [0, 0.5) that the label is wrong. Source: DPO, arXiv:2305.18290, eq. 7; with
     s > 0 conservative DPO (Mitchell 2023).
     """
-    right, wrong = F.logsigmoid(beta * margin), F.logsigmoid(-beta * margin)
+    right, wrong = logsigmoid(beta * margin), logsigmoid(-beta * margin)
     return -(1.0 - label_smoothing) * right - label_smoothing * wrong
 
 
@@ -47,7 +47,7 @@ def hinge_loss(margin: Pairs, *, beta: float) -> Pairs:
     return (1.0 - beta * margin).clamp(min=0.0)
 
 
-def optimism(
+def xpo_optimism_loss(
     logps: Float[Tensor, "B C"],
     ref_logps: Float[Tensor, "B C"],
     sampling_logps: Float[Tensor, "B C"],
@@ -65,7 +65,7 @@ def optimism(
     return weight * keep(logps, mask).sum(dim=1)
 
 
-def best_and_worst(rewards: Float[Tensor, " G"]) -> Int[Tensor, "2"]:
+def best_worst_pair(rewards: Float[Tensor, " G"]) -> Int[Tensor, "2"]:
     """Rows of the highest and the lowest reward; the first and the last row if all are equal.
 
     NaN rows are ignored while two others are left.

@@ -25,7 +25,7 @@ def log_ratio(
     return keep(logps, mask) - keep(old_logps, mask)
 
 
-def ratio(log_ratio: Float[Tensor, "B _"]) -> Float[Tensor, "B _"]:
+def importance_ratio(log_ratio: Float[Tensor, "B _"]) -> Float[Tensor, "B _"]:
     """exp(log_ratio), with the exponent clamped to +-`MAX_LOG_RATIO`."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 

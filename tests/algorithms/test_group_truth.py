@@ -11,14 +11,14 @@ from oracles import objective, setting
 from torch import Tensor
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
-from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.algorithms.kl import KLEstimator, KLPlacement
-from rlkit.algorithms.online_dpo_config import OnlineDPOConfig, PreferenceLoss
-from rlkit.algorithms.pairs import PairRule, TieRule
+from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
+from rlkit.algorithms.objective.aggregation import Aggregation
+from rlkit.algorithms.objective.kl import KLEstimator, KLPlacement
+from rlkit.algorithms.objective.pairs import PairRule, TieRule
+from rlkit.algorithms.objective.ratio import RatioLevel
+from rlkit.algorithms.online_dpo import OnlineDPOConfig, PreferenceLoss
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.algorithms.ratio import RatioLevel
 from rlkit.algorithms.rloo import RLOOConfig
 from rlkit.oracle import targets
 from rlkit.oracle.expectation import Denominator, World, expected_gradient, world

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from rlkit.algorithms.kl import (
+from rlkit.algorithms.objective.kl import (
     ESTIMATORS,
     KLConfig,
     KLGradient,
@@ -15,14 +15,22 @@ from rlkit.algorithms.kl import (
     KLPlacement,
     KLWeight,
 )
-from rlkit.functional import kl as F
-from rlkit.functional.masks import keep, to_go
-from rlkit.functional.ratios import log_ratio, ratio
+from rlkit.functional import (
+    importance_ratio,
+    keep,
+    log_ratio,
+    reverse_k2,
+    reverse_k3,
+    sequence_kl_term,
+    straight_through,
+    sum_to_go,
+    times_live_ratio,
+)
 from rlkit.types import FullKL, KLDirection, PolicyOutput, RolloutBatch, TrainBatch
 
 _UNBIASED_GRADIENT: Mapping[KLDirection, Callable[[Tensor, Tensor], Tensor]] = {
-    KLDirection.reverse: F.reverse_k2,
-    KLDirection.forward: F.reverse_k3,
+    KLDirection.reverse: reverse_k2,
+    KLDirection.forward: reverse_k3,
 }
 
 
@@ -51,14 +59,14 @@ def kl_loss(cfg: KLConfig, out: PolicyOutput, batch: TrainBatch, old_logps: Tens
         ref_logps = ref_of(batch, mask)
         value = term = sampled_kl(cfg, logps, ref_logps, mask)
         if cfg.gradient is KLGradient.straight_through:
-            term = F.straight_through(value, _UNBIASED_GRADIENT[cfg.direction](logps, ref_logps))
+            term = straight_through(value, _UNBIASED_GRADIENT[cfg.direction](logps, ref_logps))
     if cfg.gradient is KLGradient.score_function:
         base = keep(old_logps, mask).detach() if cfg.weight is KLWeight.old else logps.detach()
-        term = F.times_live_ratio(value, logps - base)
+        term = times_live_ratio(value, logps - base)
     elif cfg.weight is KLWeight.old:
-        term = ratio(log_ratio(logps, old_logps, mask)).detach() * term
+        term = importance_ratio(log_ratio(logps, old_logps, mask)).detach() * term
     if cfg.horizon is KLHorizon.sequence:
-        term = term + F.sequence_term(value, logps, mask)
+        term = term + sequence_kl_term(value, logps, mask)
     return term
 
 
@@ -76,7 +84,7 @@ def kl_metric(out: PolicyOutput, batch: TrainBatch) -> Tensor | None:
     if batch.rollout.ref_logps is None:
         return None
     mask = batch.loss_mask
-    return F.reverse_k3(keep(out.logps, mask), ref_of(batch, mask)).sum() / batch.num_tokens
+    return reverse_k3(keep(out.logps, mask), ref_of(batch, mask)).sum() / batch.num_tokens
 
 
 def kl_per_token(cfg: KLConfig, rollout: RolloutBatch) -> Tensor:
@@ -91,4 +99,4 @@ def with_advantage_kl(cfg: KLConfig, rollout: RolloutBatch, advantages: Tensor) 
     """`advantages` (B C) minus the KL-to-go of each token, if that is where the KL belongs."""
     if not cfg.enabled or cfg.placement is not KLPlacement.advantage:
         return advantages
-    return advantages - to_go(kl_per_token(cfg, rollout), rollout.completion_mask)
+    return advantages - sum_to_go(kl_per_token(cfg, rollout), rollout.completion_mask)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from rlkit.algorithms.aggregation import Aggregate
-from rlkit.algorithms.policy_gradient import Loss
-from rlkit.functional.masks import keep, token_mean
-from rlkit.functional.values import value_loss
-from rlkit.types import LossOutput, PolicyOutput, TrainBatch
+from rlkit.algorithms.objective.aggregation import Aggregate
+from rlkit.functional import keep, token_mean, value_loss
+from rlkit.types import Loss, LossOutput, PolicyOutput, TrainBatch
 
 
 def value_objective(aggregate: Aggregate, *, clip: float | None, coefficient: float) -> Loss:

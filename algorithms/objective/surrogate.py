@@ -8,15 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.algorithms.ratio import Clip, OldPolicy, RatioConfig, RatioLevel
-from rlkit.functional import clips
-from rlkit.functional.masks import keep
-from rlkit.functional.ratios import (
+from rlkit.algorithms.objective.ratio import Clip, OldPolicy, RatioConfig, RatioLevel
+from rlkit.functional import (
+    cispo_loss,
+    clipped_mean_log_ratio,
+    clipped_surrogate_loss,
+    importance_ratio,
+    keep,
     log_ratio,
     mean_log_ratio,
     mean_log_ratio_per_token,
-    ratio,
+    sapo_loss,
     sequence_log_ratio,
+    surrogate_loss,
 )
 from rlkit.types import Column, RolloutBatch, Setting
 
@@ -78,13 +82,13 @@ def surrogate(
     tokens = log_ratio(logps, old_logps, mask)
     log_r = _LEVELS[cfg.level](tokens, mask)
     if cfg.clip is Clip.gmpo:
-        clipped_log = clips.clipped_mean_log_ratio(
+        clipped_log = clipped_mean_log_ratio(
             tokens, advantages, mask, low=cfg.clip_low, high=cfg.clip_high
         )
-        loss = clips.unclipped(ratio(clipped_log), advantages)
+        loss = surrogate_loss(importance_ratio(clipped_log), advantages)
         low, high = tokens < -cfg.clip_low, tokens > cfg.clip_high
     else:
-        r = ratio(log_r)
+        r = importance_ratio(log_r)
         loss = _clip(cfg, r, logps, advantages)
         low, high = r < 1 - cfg.clip_low, r > 1 + cfg.clip_high
     clips_at_all = mask if cfg.clip not in (Clip.none, Clip.sapo) else mask & False
@@ -98,7 +102,7 @@ def surrogate(
 def _clip(cfg: RatioConfig, r: Tensor, logps: Tensor, advantages: Tensor) -> Tensor:
     match cfg.clip:
         case Clip.ppo:
-            return clips.clipped(
+            return clipped_surrogate_loss(
                 r,
                 advantages,
                 low=cfg.clip_low,
@@ -107,10 +111,10 @@ def _clip(cfg: RatioConfig, r: Tensor, logps: Tensor, advantages: Tensor) -> Ten
                 dual=cfg.dual,
             )
         case Clip.cispo:
-            return clips.cispo(r, logps, advantages, low=cfg.clip_low, high=cfg.clip_high)
+            return cispo_loss(r, logps, advantages, low=cfg.clip_low, high=cfg.clip_high)
         case Clip.sapo:
-            return clips.soft_gate(
+            return sapo_loss(
                 r, advantages, tau_positive=cfg.tau_positive, tau_negative=cfg.tau_negative
             )
         case _:
-            return clips.unclipped(r, advantages)
+            return surrogate_loss(r, advantages)

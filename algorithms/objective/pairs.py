@@ -8,7 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from rlkit.functional import preference as F
+from rlkit.functional import best_worst_pair, neighbour_pairs, ranked_pairs
 
 
 class PairRule(StrEnum):
@@ -27,9 +27,9 @@ class TieRule(StrEnum):
 
 
 _RULES: Mapping[PairRule, Callable[[Tensor], Tensor]] = {
-    PairRule.best_worst: F.best_and_worst,
-    PairRule.ranked: F.ranked_pairs,
-    PairRule.neighbours: F.neighbour_pairs,
+    PairRule.best_worst: best_worst_pair,
+    PairRule.ranked: ranked_pairs,
+    PairRule.neighbours: neighbour_pairs,
 }
 
 

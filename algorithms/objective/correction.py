@@ -7,8 +7,13 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from rlkit.functional.correction import masked, sampler_log_ratio, truncated
-from rlkit.functional.ratios import ratio, sequence_log_ratio
+from rlkit.functional import (
+    importance_ratio,
+    mask_weights,
+    sampler_log_ratio,
+    sequence_log_ratio,
+    truncate_weights,
+)
 
 
 class CorrectionMode(StrEnum):
@@ -65,6 +70,8 @@ def correction_weights(
 ) -> Tensor:
     """Detached weights, (B C) or (B 1); `old_logps` are the trainer's, before the updates."""
     d = sampler_log_ratio(old_logps, sampling_logps, mask)
-    weight = ratio(d if cfg.level is CorrectionLevel.token else sequence_log_ratio(d, mask))
-    cut = truncated if cfg.mode is CorrectionMode.truncate else masked
+    weight = importance_ratio(
+        d if cfg.level is CorrectionLevel.token else sequence_log_ratio(d, mask)
+    )
+    cut = truncate_weights if cfg.mode is CorrectionMode.truncate else mask_weights
     return cut(weight, low=cfg.low, high=cfg.high)
