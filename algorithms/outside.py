@@ -39,6 +39,7 @@ _RULE = (
 )
 
 
+@typing.runtime_checkable
 class Factory(typing.Protocol):
     """Makes an algorithm from its objective and the facts of a run; pure.
 

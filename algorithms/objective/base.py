@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class AlgorithmConfig:
             raise ValueError(f"algorithm.overlong_scale must be >= 0, got {self.overlong_scale}")
 
 
+@runtime_checkable
 class Axes(Protocol):
     """A configuration that chooses a value of every axis: a run's `Config`."""
 
@@ -72,7 +73,8 @@ ConfigT = TypeVar("ConfigT", bound=AlgorithmConfig, covariant=True)
 """The dataclass of an algorithm's options."""
 
 
-class Objective(NamedTuple, Generic[ConfigT]):
+@dataclass(frozen=True)
+class Objective(Generic[ConfigT]):
     """Everything that decides a gradient: one value of each axis."""
 
     algorithm: ConfigT

@@ -96,7 +96,7 @@ def _record(
                 "num_tokens": result.num_tokens,
                 "metrics": result.metrics,
                 "cosines": dict(zip(results, row, strict=True)),
-                "config": {k: asdict(v) for k, v in objectives[name]._asdict().items()},
+                "config": asdict(objectives[name]),
             }
             for (name, result), row in zip(results.items(), matrix, strict=True)
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -60,6 +60,7 @@ class LossOutput(NamedTuple):
     """Detached scalars, already divided by the global denominators."""
 
 
+@runtime_checkable
 class Prepare(Protocol):
     """Turns a rollout batch into the batch to learn from: advantages, pairs, KL in the reward.
 
@@ -76,6 +77,7 @@ class Prepare(Protocol):
     def __call__(self, rollout: RolloutBatch, /) -> TrainBatch: ...
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Turns the policy's outputs on some rows of a batch into a loss to minimise.
 

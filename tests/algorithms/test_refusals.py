@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hydra.errors import HydraException
 from oracles import setting
 
-from rlkit.algorithms import AlgorithmConfig, Objective, build
+from rlkit.algorithms import AlgorithmConfig, build
 from rlkit.oracle.compose import composed
 from rlkit.types import OutputSpec, Setting
 
@@ -144,7 +145,7 @@ def test_impossible_combinations_are_refused_when_built(
 
 
 def test_unknown_algorithms_are_named() -> None:
-    objective: Objective[AlgorithmConfig] = composed()._replace(algorithm=AlgorithmConfig())
+    objective = replace(composed(), algorithm=AlgorithmConfig())
     with pytest.raises(ValueError, match=r"must be one of GRPOConfig, .*, got AlgorithmConfig"):
         build(objective, setting(group_size=8))
 

@@ -175,14 +175,14 @@ def test_estimators_by_hand() -> None:
     p = torch.full((1, 1), 0.25, dtype=torch.float64).log()
     ln2 = math.log(2.0)
     want = {
-        kl.reverse_k1: ln2,
-        kl.reverse_k2: ln2**2 / 2,
-        kl.reverse_k3: ln2 - 0.5,
-        kl.forward_k1: -ln2 / 2,
-        kl.forward_k3: 0.5 - ln2 / 2,
-        kl.unsloth_full_reverse: 0.5 * (ln2 - 0.5),
-        kl.unsloth_forward: -0.25 * ln2,
-        kl.unsloth_log_weighted: -ln2 * (ln2 - 0.5),
+        fn.reverse_k1: ln2,
+        fn.reverse_k2: ln2**2 / 2,
+        fn.reverse_k3: ln2 - 0.5,
+        fn.forward_k1: -ln2 / 2,
+        fn.forward_k3: 0.5 - ln2 / 2,
+        fn.unsloth_full_reverse: 0.5 * (ln2 - 0.5),
+        fn.unsloth_forward: -0.25 * ln2,
+        fn.unsloth_log_weighted: -ln2 * (ln2 - 0.5),
     }
     for function, value in want.items():
         assert float(function(q, p)) == pytest.approx(value, abs=1e-15), function.__name__
