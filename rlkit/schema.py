@@ -55,6 +55,8 @@ def _import_file(path: Path) -> ModuleType:
         raise ImportError(f"{path} is no Python module")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and typing look modules up by name
-    sys.path.append(str(path.resolve().parent))  # so that the file can import its neighbours
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:  # so that the file can import its neighbours
+        sys.path.append(beside)
     spec.loader.exec_module(module)
     return module
