@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from rlkit.algorithms.grpo import GRPOConfig, grpo
+from rlkit.algorithms.grpo import grpo
 from rlkit.algorithms.objective.aggregation import Aggregation
 from rlkit.algorithms.objective.base import AlgorithmConfig, GroupFilter, Objective
 from rlkit.algorithms.objective.correction import CorrectionConfig
 from rlkit.algorithms.objective.kl import KLConfig
 from rlkit.algorithms.objective.ratio import RatioConfig
-from rlkit.algorithms.online_dpo import OnlineDPOConfig, online_dpo
-from rlkit.algorithms.outside import Factory, factory_of
-from rlkit.algorithms.ppo import PPOConfig, ppo
-from rlkit.algorithms.rloo import RLOOConfig, rloo
+from rlkit.algorithms.online_dpo import online_dpo
+from rlkit.algorithms.outside import Factory, factory_of, options_of
+from rlkit.algorithms.ppo import ppo
+from rlkit.algorithms.rloo import rloo
 from rlkit.schema import Schema
 from rlkit.types import Algorithm, Setting
 
@@ -47,14 +47,20 @@ class Entry(NamedTuple):
     name: str
     """Its option of the group `algorithm`."""
     config: type[AlgorithmConfig]
+    """The dataclass of its options, which the annotations of the factory name."""
     factory: Factory
+
+    @classmethod
+    def of(cls, name: str, factory: Factory) -> Entry:
+        """The entry of a factory of this repository."""
+        return cls(name, options_of(factory, target=name), factory)
 
 
 ALGORITHMS: tuple[Entry, ...] = (
-    Entry("grpo", GRPOConfig, grpo),
-    Entry("rloo", RLOOConfig, rloo),
-    Entry("ppo", PPOConfig, ppo),
-    Entry("online_dpo", OnlineDPOConfig, online_dpo),
+    Entry.of("grpo", grpo),
+    Entry.of("rloo", rloo),
+    Entry.of("ppo", ppo),
+    Entry.of("online_dpo", online_dpo),
 )
 
 SCHEMAS: tuple[Schema, ...] = (

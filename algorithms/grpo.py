@@ -1,8 +1,8 @@
 """GRPO, and everything that differs from it by a switch.
 
-Paper: DeepSeekMath, arXiv:2402.03300, section 4.1. As there and in `unsloth_2025`: group z-score,
-clip 0.2, mean over the tokens of a row and then over rows, k3 in the loss with beta 0.04. Unlike
-the paper's eq. 3 the standard deviation has Bessel's correction and 1e-4 added, as in TRL.
+Paper: DeepSeekMath, arXiv:2402.03300, section 4.1. As there: group z-score, clip 0.2, mean over
+the tokens of a row and then over rows, k3 in the loss with beta 0.04. Unlike the paper's eq. 3 the
+standard deviation has Bessel's correction and 1e-4 added, as in TRL.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def load(target: str, *, name: str = "") -> Outside:
     if not callable(factory):
         raise ValueError(f"{_RULE}, got {target}: {module_name} has no such function")
     file = Path(module.__file__ or "")
-    options = _options_of(factory, target)
+    options = options_of(factory, target=target)
     return Outside(name or target, _with_origin(options, factory, target, file))
 
 
@@ -93,8 +93,11 @@ def factory_of(config: type[AlgorithmConfig]) -> Factory | None:
     return getattr(config, _FACTORY, None)
 
 
-def _options_of(factory: Any, target: str) -> type[AlgorithmConfig]:
-    """The dataclass in the annotation `objective: Objective[Config]` of a factory."""
+def options_of(factory: Any, *, target: str) -> type[AlgorithmConfig]:
+    """The dataclass in the annotation `objective: Objective[Config]` of a factory.
+
+    Raises ValueError, naming `target`, when there is none.
+    """
     try:
         hints = typing.get_type_hints(factory)
     except (NameError, TypeError) as error:

@@ -38,7 +38,7 @@ class PPOConfig(PolicyGradientConfig):
     """Proximal policy optimisation."""
 
     aggregation: Aggregation = Aggregation.token_mean
-    """As in `PolicyGradientConfig`; also used for the value loss. TRL and verl: token_mean."""
+    """The same values as elsewhere; also used for the value loss. TRL and verl: token_mean."""
     gamma: float = 1.0
     """Discount per token, in (0, 1]. TRL: 1."""
     lam: float = 0.95

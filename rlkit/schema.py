@@ -1,4 +1,4 @@
-"""What packages share about options: their schemas, and the code and files that options name."""
+"""Facts that packages share about options: their schemas, and the code that options name."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from rlkit.types import RolloutBatch
 
 
 class Baseline(StrEnum):
-    """What is subtracted from the reward."""
+    """The number that is subtracted from the reward."""
 
     none = "none"
     group_mean = "group_mean"
@@ -30,7 +30,7 @@ class Baseline(StrEnum):
 
 
 class Scale(StrEnum):
-    """What the centred reward is divided by."""
+    """The number that the centred reward is divided by."""
 
     none = "none"
     group_std = "group_std"
@@ -40,7 +40,7 @@ class Scale(StrEnum):
 
 
 class Combine(StrEnum):
-    """How several reward functions become one number."""
+    """The way in which several reward functions become one number."""
 
     sum = "sum"
     normalize_each = "normalize_each"
@@ -76,7 +76,7 @@ class AdvantageConfig:
 
 
 def check_group_size(cfg: AdvantageConfig, group_size: int) -> None:
-    """Raise when the baseline or the scale has nothing to compare within a group."""
+    """Raise ValueError when baseline or scale has nothing to compare within a group."""
     grouped = cfg.baseline in (Baseline.group_mean, Baseline.leave_one_out)
     if group_size < 2 and (grouped or cfg.scale is Scale.group_std):
         raise ValueError(
@@ -86,7 +86,7 @@ def check_group_size(cfg: AdvantageConfig, group_size: int) -> None:
 
 
 def row_advantages(cfg: AdvantageConfig, rollout: RolloutBatch, rewards: Tensor) -> Tensor:
-    """One advantage per row; `rewards` are the shaped ones. 0 for rows without a reward."""
+    """Return one advantage a row, 0 for rows without a reward; `rewards` are the shaped ones."""
     if cfg.combine is Combine.normalize_each:
         return gdpo_advantages(
             rollout.reward_components,

@@ -31,7 +31,10 @@ Aggregate = Callable[[Tensor, TrainBatch], Tensor]
 
 
 def aggregate_of(kind: Aggregation, setting: Setting) -> Aggregate:
-    """Per-token losses and their batch to the scalar that `kind` names."""
+    """Return the function from per-token losses and their batch to the scalar that `kind` names.
+
+    Raises ValueError when the value would depend on how the run splits a batch.
+    """
     if kind is Aggregation.microbatch_token_mean and setting.microbatched:
         raise ValueError(
             "algorithm.aggregation=microbatch_token_mean depends on how a batch is split: set "

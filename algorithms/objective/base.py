@@ -17,7 +17,7 @@ from rlkit.types import RolloutBatch, Setting
 
 
 class GroupFilter(StrEnum):
-    """What happens to groups whose rewards are all equal."""
+    """The fate of groups whose rewards are all equal."""
 
     none = "none"
     mask = "mask"
@@ -103,7 +103,7 @@ def check_setting(cfg: AlgorithmConfig, setting: Setting) -> None:
 
 
 def shaped_rewards(cfg: AlgorithmConfig, setting: Setting, rollout: RolloutBatch) -> Tensor:
-    """Rewards with the soft length penalty; NaN where a row has none."""
+    """Return the rewards with the soft length penalty; NaN where a row has none."""
     if cfg.overlong_fraction == 0.0:
         return rollout.rewards
     return rollout.rewards + overlong_penalty(
@@ -115,7 +115,7 @@ def shaped_rewards(cfg: AlgorithmConfig, setting: Setting, rollout: RolloutBatch
 
 
 def loss_mask_of(cfg: AlgorithmConfig, rollout: RolloutBatch) -> Tensor:
-    """Completion tokens that the loss may use, after the overlong and zero-std filters."""
+    """Return the tokens that the loss may use, after the overlong and zero-std filters."""
     rows = torch.ones_like(rollout.truncated)
     if cfg.mask_truncated:
         rows = rows & ~rollout.truncated

@@ -8,7 +8,7 @@ from rlkit.types import Loss, LossOutput, PolicyOutput, TrainBatch
 
 
 def value_objective(aggregate: Aggregate, *, clip: float | None, coefficient: float) -> Loss:
-    """coefficient * value loss, as a function of outputs and batch."""
+    """Return the critic's loss, coefficient * aggregate(value loss), with its metrics."""
 
     def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
         old_values = batch.rollout.values

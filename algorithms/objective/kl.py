@@ -22,7 +22,7 @@ from rlkit.types import KLDirection
 
 
 class KLEstimator(StrEnum):
-    """How the divergence is estimated; formulas in `rlkit.functional.kl`."""
+    """The estimator of the divergence; formulas stand in `rlkit.functional.kl`."""
 
     k1 = "k1"
     k2 = "k2"
@@ -35,7 +35,7 @@ class KLEstimator(StrEnum):
 
 
 class KLPlacement(StrEnum):
-    """Where beta * KL enters."""
+    """The place where beta * KL enters."""
 
     loss = "loss"
     reward = "reward"
@@ -43,7 +43,7 @@ class KLPlacement(StrEnum):
 
 
 class KLGradient(StrEnum):
-    """Which gradient a KL in the loss has; its value stays the estimator's."""
+    """The gradient of a KL in the loss; its value stays the estimator's."""
 
     pathwise = "pathwise"
     score_function = "score_function"

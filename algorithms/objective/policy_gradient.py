@@ -29,7 +29,7 @@ class PolicyGradientConfig(AlgorithmConfig):
     """Fields of algorithms whose loss is a surrogate of the policy gradient."""
 
     aggregation: Aggregation = Aggregation.sequence_mean
-    """token_mean (DAPO); sequence_mean (DeepSeekMath, the seed); sequence_sum; constant_length
+    """token_mean (DAPO, unsloth_2025); sequence_mean (DeepSeekMath); sequence_sum; constant_length
     (Dr. GRPO); microbatch_token_mean (TRL's bnpo). The KL term is aggregated the same way."""
     entropy_coef: float = 0.0
     """Coefficient of the entropy bonus, a token mean over the full vocabulary; < 0 lowers it."""

@@ -26,7 +26,7 @@ from rlkit.types import Column, RolloutBatch, Setting
 
 
 def resolve_old(cfg: RatioConfig, setting: Setting) -> OldPolicy:
-    """`cfg.old` with auto resolved, after checking it against the run."""
+    """Return `cfg.old` with auto resolved; raises ValueError when it does not fit the run."""
     if cfg.old is not OldPolicy.auto:
         return cfg.old
     if setting.updates_per_batch == 1:
@@ -40,12 +40,21 @@ def resolve_old(cfg: RatioConfig, setting: Setting) -> OldPolicy:
 
 
 def columns_of(old: OldPolicy) -> frozenset[Column]:
-    """Columns that the trainer has to fill for a resolved `old`."""
+    """Return the columns that the trainer has to fill for a resolved `old`."""
     return frozenset({Column.old_logps}) if old is OldPolicy.stored else frozenset()
 
 
 def old_logps_of(cfg: RatioConfig, old: OldPolicy, logps: Tensor, rollout: RolloutBatch) -> Tensor:
-    """The denominator's logps: data, detached `logps`, or `logps` itself if not `cfg.detach`."""
+    """Return the denominator's logps:
+
+    Data, detached `logps`, or `logps` itself if not `cfg.detach`.
+
+    Args:
+        cfg: the group `ratio`.
+        old: its `old`, resolved by `resolve_old`.
+        logps: the policy's, nats.
+        rollout: holds the stored and the sampler's logps.
+    """
     if old is OldPolicy.current:
         return logps.detach() if cfg.detach else logps
     if old is OldPolicy.sampler:
@@ -78,7 +87,15 @@ _LEVELS: Mapping[RatioLevel, Callable[[Tensor, Tensor], Tensor]] = {
 def surrogate(
     cfg: RatioConfig, logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor
 ) -> Surrogate:
-    """The policy loss of `cfg` per token, before correction and aggregation."""
+    """Return the policy loss of `cfg` per token, before correction and aggregation.
+
+    Args:
+        cfg: the group `ratio`.
+        logps: the policy's, nats.
+        old_logps: the denominator's, nats.
+        advantages: one number a token.
+        mask: tokens that count.
+    """
     tokens = log_ratio(logps, old_logps, mask)
     log_r = _LEVELS[cfg.level](tokens, mask)
     if cfg.clip is Clip.gmpo:

@@ -1,8 +1,8 @@
 """Advantages from rewards of whole completions: baselines, scales and their combinations.
 
-Rewards are one number a row; NaN = not scored: left out of every statistic, and its advantage is 0.
-Rows of a group share an id; groups may have any size. Groups are centred on their first row
-before anything else, so a group of equal rewards gives exactly 0, in any precision.
+Rewards are one number a row. NaN means not scored: such a row is left out of every statistic, and
+its advantage is 0. Rows of a group share an id, and groups may have any size. Groups are centred on
+their first row before anything else, so a group of equal rewards gives exactly 0 in any precision.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ Groups = Int[Tensor, " B"]
 
 
 def group_mean_advantages(rewards: Rows, group_ids: Groups) -> Rows:
-    """R - mean of the group. Under token-sum aggregation the policy gradient times (n-1)/n."""
+    """Subtract the mean of the group: R - mean. This is GRPO's baseline.
+
+    Under token-sum aggregation the expected gradient is the policy gradient times (n-1)/n.
+    """
     shifted, valid, index, count = _shifted(rewards, group_ids)
     mean = _group_sum(shifted, index, count) / count.clamp(min=1)
     return torch.where(valid, shifted - mean[index], 0.0)
 
 
 def leave_one_out_advantages(rewards: Rows, group_ids: Groups) -> Rows:
-    """R - mean of the group's OTHER rewards = n/(n-1) (R - mean); 0 in a group of one.
+    """Subtract the mean of the group's OTHER rewards: n/(n-1) (R - mean), 0 in a group of one.
 
-    Unbiased at scale 1. Source: RLOO, Kool et al. 2019; arXiv:2402.14740, section 3.
+    It is unbiased at scale 1. Source: RLOO, Kool et al. 2019; arXiv:2402.14740, section 3.
     """
     shifted, valid, index, count = _shifted(rewards, group_ids)
     others = (_group_sum(shifted, index, count)[index] - shifted) / (count[index] - 1).clamp(min=1)
@@ -33,7 +36,7 @@ def leave_one_out_advantages(rewards: Rows, group_ids: Groups) -> Rows:
 
 
 def group_std(rewards: Rows, group_ids: Groups, *, bessel: bool) -> Rows:
-    """Standard deviation of each row's group, 0 in a group of one.
+    """Return the standard deviation of each row's group, 0 in a group of one.
 
     `bessel` divides the squares by n - 1 (TRL, verl, torch.std) instead of n.
     """
@@ -45,19 +48,19 @@ def group_std(rewards: Rows, group_ids: Groups, *, bessel: bool) -> Rows:
 
 
 def batch_mean_advantages(rewards: Rows) -> Rows:
-    """R - mean of the batch."""
+    """Subtract the mean of the whole batch: R - mean."""
     return group_mean_advantages(rewards, _one_group(rewards))
 
 
 def batch_std(rewards: Rows, *, bessel: bool) -> Rows:
-    """Standard deviation over the whole batch, the same number for every row."""
+    """Return the standard deviation over the whole batch, the same number for every row."""
     return group_std(rewards, _one_group(rewards), bessel=bessel)
 
 
 def divide_by_std(advantages: Rows, std: Rows, *, eps: float) -> Rows:
-    """A / (std + eps), 0 where the divisor is 0.
+    """Return A / (std + eps), 0 where the divisor is 0.
 
-    eps is 1e-4 in TRL, 1e-6 in verl: it matters in groups of small spread.
+    eps is 1e-4 in TRL and 1e-6 in verl; it matters in groups of small spread.
     """
     divisor = std + eps
     return torch.where(divisor > 0, advantages / torch.where(divisor > 0, divisor, 1.0), 0.0)
@@ -71,10 +74,19 @@ def gdpo_advantages(
     eps: float,
     bessel: bool,
 ) -> Rows:
-    """GDPO: z-score every reward function in its group, add them up with weights, z-score the
-    batch. One function's spread no longer drowns another's. Source: GDPO, arXiv:2601.05242.
+    """z-score every reward function in its group, add them up with weights, z-score the batch.
 
-    NaN components are left out; a row with none gets 0.
+    So one function's spread does not drown another's. Source: GDPO, arXiv:2601.05242.
+
+    Args:
+        components: raw value of each reward function; NaN ones are left out.
+        weights: factor of each function in the sum.
+        group_ids: equal for rows of one group.
+        eps: added to each standard deviation, >= 0.
+        bessel: divide squares by n - 1 instead of n.
+
+    Returns:
+        One advantage a row; 0 for a row whose components are all NaN.
     """
     z_scores = [
         divide_by_std(
@@ -92,9 +104,15 @@ def gdpo_advantages(
 def whiten_tokens(
     advantages: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], *, eps: float, bessel: bool
 ) -> Float[Tensor, "B C"]:
-    """(A - mean) / (std + eps) over the kept tokens of the batch; 0.0 elsewhere.
+    """Return (A - mean) / (std + eps) over the kept tokens of the batch, 0.0 elsewhere.
 
     Source: REINFORCE++, arXiv:2501.03262, eq. 11; PPO implementations.
+
+    Args:
+        advantages: one number a token.
+        mask: tokens that count.
+        eps: added to the standard deviation, >= 0.
+        bessel: divide squares by n - 1 instead of n.
     """
     result = torch.zeros_like(advantages)
     tokens = advantages[mask]
@@ -106,7 +124,7 @@ def whiten_tokens(
 
 
 def informative_groups(rewards: Rows, group_ids: Groups) -> Bool[Tensor, " B"]:
-    """True for rows of groups whose scored rewards are not all exactly equal.
+    """Return True for rows of groups whose scored rewards are not all exactly equal.
 
     The rest carries no signal for a group baseline: dynamic sampling (DAPO, arXiv:2503.14476,
     section 3.2) replaces those groups, the zero-std filter masks them. A group with fewer than two

@@ -20,7 +20,7 @@ class KLDirection(StrEnum):
 
 
 class FullKL(NamedTuple):
-    """Which full-vocabulary KL divergence a loss wants from the policy's forward pass."""
+    """The full-vocabulary KL divergence that a loss wants from the policy's forward pass."""
 
     direction: KLDirection
     top_k: int | None = None
@@ -28,7 +28,7 @@ class FullKL(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """What a loss needs beyond the logps of the sampled tokens; each item costs forward work."""
+    """Outputs that a loss needs beyond the logps of the sampled tokens; each costs forward work."""
 
     entropy: bool = False
     """Fill `PolicyOutput.entropy`."""
@@ -82,8 +82,8 @@ class Loss(Protocol):
     """Turns the policy's outputs on some rows of a batch into a loss to minimise.
 
     Its value is a sum over the rows at hand divided by `num_tokens` or `num_sequences` of the whole
-    batch, so that the losses of micro-batches add up. It masks with `loss_mask` before anything
-    else, since padding may hold any number.
+    batch. So the losses of micro-batches add up. It masks with `loss_mask` before anything else,
+    since padding may hold any number.
 
     Example: the policy gradient, averaged over all tokens of the batch.
 
@@ -121,13 +121,13 @@ class Algorithm(NamedTuple):
     needs: frozenset[Column] = frozenset()
     """Columns of the rollout batch that the trainer fills before `prepare`."""
     outputs: OutputSpec = OutputSpec()
-    """What the policy's forward pass computes for `loss`."""
+    """Outputs that the policy's forward pass computes for `loss`."""
     rows_per_unit: int = 1
     """Adjacent rows that must share a micro-batch: 2 for pairs (chosen, rejected, chosen, ...)."""
     critic_rate: float | None = None
     """Learning rate of the critic's parameters, > 0. None: the algorithm has no critic."""
     warmup: Warmup | None = None
-    """What the first steps minimise instead of `loss`, if anything."""
+    """The loss of the first steps, if it is another one."""
 
     def at(self, step: int) -> Algorithm:
         """The algorithm of the rollout batch number `step`, counted from 0: warm-up or itself."""

@@ -21,7 +21,7 @@ class Column(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RolloutBatch:
-    """What happened: samples with rewards, no learning signal yet. Rows of a group are adjacent."""
+    """Samples with their rewards, before any learning signal. Rows of a group are adjacent."""
 
     prompt_ids: Int[Tensor, "B P"]
     prompt_mask: Bool[Tensor, "B P"]
@@ -64,8 +64,8 @@ class RolloutBatch:
 class TrainBatch:
     """A rollout batch with its learning signal and the GLOBAL denominators of its loss.
 
-    Losses of any partition of the rows add up to the loss of the whole batch, because `num_tokens`
-    and `num_sequences` describe the whole optimisation batch and `rows` keeps them.
+    Losses of any partition of the rows add up to the loss of the whole batch: `num_tokens` and
+    `num_sequences` describe the whole optimisation batch, and `rows` keeps them.
     """
 
     rollout: RolloutBatch

@@ -36,7 +36,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What a reward function sees of one sample."""
+    """One sample as a reward function sees it."""
 
     prompt: Prompt
     text: str
@@ -106,7 +106,14 @@ class Generator(Protocol):
         sampling: SamplingConfig,
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Rollout]]:
-        """`num_samples` rollouts of each prompt: [prompt][sample], seeded by `seeds`, likewise."""
+        """Sample completions; the result is [prompt][sample].
+
+        Args:
+            prompts: the prompts, as token ids.
+            num_samples: completions of each prompt, >= 1.
+            sampling: the distribution to sample from.
+            seeds: a seed for each completion, [prompt][sample].
+        """
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Sample with this adapter from now on; `version` tags the rollouts."""
