@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
-from rlkit.compute import resolve_device
-from rlkit.config import Config, DeviceChoice, algorithm_of, register
-from rlkit.engines import choose_generator
+from rlkit.assembly.device import resolve_device
+from rlkit.assembly.load import choose_generator
+from rlkit.config import Config, DeviceChoice, algorithm_of
+from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.plan.choose import DoesNotFit, make_plan
 from rlkit.plan.headline import ROWS
@@ -25,7 +27,7 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
     if others:
         raise ValueError("rlkit check takes one run, not a sweep")
     device, budget = _device(config)
-    config.generator = choose_generator(config, device, say=lambda _: None)
+    config = replace(config, generator=choose_generator(config, device, say=lambda _: None))
     made = planned(config, algorithm_of(config), device=device, budget=budget, say=print)
     yield from lines(made.plan, where=place(config, device))
 

@@ -12,10 +12,11 @@ from cli_process import RunCLI, environment
 from warm_cli import Forks
 
 from rlkit import cli
-from rlkit.config import ConfigError, algorithm_of, option_of, register
+from rlkit.config import ConfigError, algorithm_of, option_of
+from rlkit.launch.composing import register
 from rlkit.launch.packed import pack, unpack
 from rlkit.launch.preflight import preflight
-from rlkit.run_folder import write_status
+from rlkit.launch.run_folder import write_status
 from rlkit.schema import content_hash
 from rlkit.tracking import Status, comparable, read_metrics
 from rlkit.tracking.files import read_lines

@@ -1,0 +1,70 @@
+"""What the training loop takes from the configuration, whatever kind of policy it trains."""
+
+from __future__ import annotations
+
+from rlkit.algorithms import GroupFilter
+from rlkit.config import Config, identity_hash
+from rlkit.generation import sample_seed
+from rlkit.models.config import Switch
+from rlkit.training.optim import build_optimizer
+from rlkit.training.trainer import Schedule
+from rlkit.training.update import Learner, TrainState, UpdateSettings
+from rlkit.types import Algorithm
+
+# Streams of seeds that must not meet: training samples use steps >= 0.
+EVALUATION_SEED = -1
+_SHUFFLE_PROMPT = -1
+
+
+def new_state(
+    learner: Learner, config: Config, algorithm: Algorithm, *, critic_prefix: str
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        learner: the tensors that train.
+        config: the run's configuration.
+        algorithm: says at which rate its critic learns, if it has one.
+        critic_prefix: how the names of the critic's leaves begin.
+    """
+    factor = 1.0
+    if algorithm.critic_rate is not None:
+        factor = algorithm.critic_rate / config.optim.learning_rate
+    optimizer = build_optimizer(
+        learner.named_parameters(),
+        config.optim,
+        rate_factor=lambda name: factor if name.startswith(critic_prefix) else 1.0,
+    )
+    return TrainState(learner=learner, optimizer=optimizer)
+
+
+def update_settings(config: Config) -> UpdateSettings:
+    """How a batch is split and stepped on."""
+    return UpdateSettings(
+        optim=config.optim,
+        total_updates=config.steps * config.optim.updates_per_batch,
+        temperature=config.generator.sampling.temperature,
+        tokens_per_microbatch=config.memory.tokens_per_microbatch,
+        share_prompts=config.model.shared_prefix is not Switch.off,
+    )
+
+
+def schedule_of(config: Config) -> Schedule:
+    """When the loop evaluates, saves and ends."""
+    return Schedule(
+        num_steps=config.steps,
+        evaluate_every=config.evaluation.every,
+        checkpoint_every=config.checkpoint.every,
+        keep_last=config.checkpoint.keep_last,
+        config_hash=identity_hash(config),
+    )
+
+
+def resamples(config: Config) -> bool:
+    """Whether groups without a signal are replaced."""
+    return config.algorithm.group_filter is GroupFilter.resample
+
+
+def shuffle_seed(config: Config, step: int, epoch: int) -> int:
+    """The seed that splits a batch into minibatches."""
+    return sample_seed(config.seed, step, _SHUFFLE_PROMPT, epoch)
