@@ -160,7 +160,10 @@ def _check_full(config: Config) -> None:
     name = option_of("algorithm", config.algorithm)
     require(not critic, "algorithm", f"one without a critic {having}", name)
     if isinstance(config.generator, GeneratorConfig):
-        config.generator.check_full_weights()
+        try:
+            config.generator.check_full_weights()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def setting_of(config: Config) -> Setting:
