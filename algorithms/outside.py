@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlkit.algorithms.objective.base import AlgorithmConfig, Objective
 from rlkit.schema import content_hash, import_code
@@ -56,19 +56,12 @@ class Factory(typing.Protocol):
     def __call__(self, objective: Objective[Any], setting: Setting, /) -> Algorithm: ...
 
 
-class Outside(NamedTuple):
-    """An algorithm from outside the repository."""
+def load(target: str) -> type[AlgorithmConfig]:
+    """Import `path/to/file.py:factory` or `package.module:factory` and return its options.
 
-    name: str
-    """Its option of the group `algorithm`: an entry point's name, or the target itself."""
-    config: type[AlgorithmConfig]
-    """The options of its dataclass; `fn` and `sha256` beside them tell what a run was made with."""
-
-
-def load(target: str, *, name: str = "") -> Outside:
-    """The algorithm of `path/to/file.py:factory` or `package.module:factory`.
-
-    Raises ValueError with one line when there is no such factory, or its dataclass is none.
+    The result extends the factory's own dataclass by `fn` and `sha256`, which tell what a run was
+    made with; `factory_of` gives the factory back. Raises ValueError with one line when there is no
+    such factory, or no dataclass in its annotation.
     """
     module_name, _, factory_name = target.rpartition(":")
     if not (module_name and factory_name):
@@ -77,24 +70,23 @@ def load(target: str, *, name: str = "") -> Outside:
     factory = vars(module).get(factory_name)
     if not callable(factory):
         raise ValueError(f"{_RULE}, got {target}: {module_name} has no such function")
-    file = Path(module.__file__ or "")
     options = options_of(factory, target=target)
-    return Outside(name or target, _with_origin(options, factory, target, file))
+    return _with_origin(options, factory, target, Path(module.__file__ or ""))
 
 
 def installed() -> Iterator[tuple[str, str]]:
-    """(name, target) of every algorithm that an installed package offers; nothing is imported."""
+    """Yield (name, target) of every algorithm that an installed package offers, importing none."""
     for point in sorted(entry_points(group=ENTRY_POINTS)):
         yield point.name, point.value
 
 
 def factory_of(config: type[AlgorithmConfig]) -> Factory | None:
-    """The factory of a dataclass that `load` made; None for any other."""
+    """Return the factory of a dataclass that `load` made, None for any other."""
     return getattr(config, _FACTORY, None)
 
 
 def options_of(factory: Any, *, target: str) -> type[AlgorithmConfig]:
-    """The dataclass in the annotation `objective: Objective[Config]` of a factory.
+    """Return the dataclass in the annotation `objective: Objective[Config]` of a factory.
 
     Raises ValueError, naming `target`, when there is none.
     """
@@ -114,7 +106,7 @@ def options_of(factory: Any, *, target: str) -> type[AlgorithmConfig]:
 def _with_origin(
     options: type[AlgorithmConfig], factory: Any, target: str, file: Path
 ) -> type[AlgorithmConfig]:
-    """A subclass of `options` whose values say which factory, of which content, they are for.
+    """Return a subclass of `options` whose values say which factory and file they are for.
 
     So the fields are part of a run's identity: a resumed run or a sweep's job is refused when the
     file has changed under it.

@@ -20,20 +20,21 @@ class Schema(NamedTuple):
 
 
 def content_hash(file: Path) -> str:
-    """The SHA-256 of a file's bytes, 64 hex digits: what a run's identity keeps of a file."""
+    """Return the SHA-256 of a file's bytes, 64 hex digits: a run's identity keeps it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def import_code(name: str, *, key: str, target: str) -> ModuleType:
-    """The module `package.module` or `path/to/file.py`, imported; a file can import its neighbours.
-
-    Raises ValueError with one line when that fails.
+    """Import `package.module` or `path/to/file.py`; a file can import its neighbours.
 
     Args:
         name: the module's name, or the path of its file.
         key: the option that asked for it, for the message.
         target: what that option says, for the message.
+
+    Raises:
+        ValueError: the import failed, with one line of why.
     """
     is_file = name.endswith(".py")
     if is_file and not Path(name).is_file():

@@ -57,13 +57,14 @@ def full_kl_spec(cfg: KLConfig) -> FullKL | None:
 def kl_loss(cfg: KLConfig, out: PolicyOutput, batch: TrainBatch, old_logps: Tensor) -> Tensor:
     """Return the per-token KL term of the loss, before beta, with the gradient that `cfg` names.
 
-    Raises ValueError when the trainer has not filled a column or an output that it needs.
-
     Args:
         cfg: the group `kl`, placed in the loss.
         out: the policy's outputs.
         batch: rows of an optimisation batch.
         old_logps: the denominator's logps, for `weight=old`.
+
+    Raises:
+        ValueError: the trainer has not filled a column or an output that it needs.
     """
     mask = batch.loss_mask
     logps = keep(out.logps, mask)

@@ -46,7 +46,7 @@ def as_typed(override: str) -> str:
 
 def _offer(option: str, *, target: str) -> None:
     try:
-        config = load(target).config
+        config = load(target)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     # Hydra takes what stands before a slash for a group, and drops an empty one.

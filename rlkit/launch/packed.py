@@ -28,7 +28,7 @@ def unpack(text: str) -> Config:
         if (group, name) in nodes:
             root[group] = OmegaConf.structured(nodes[group, name])
     if target := packed["values"]["algorithm"].get("fn"):
-        root["algorithm"] = OmegaConf.structured(load_algorithm(target).config)
+        root["algorithm"] = OmegaConf.structured(load_algorithm(target))
     merged = OmegaConf.merge(root, packed["values"])
     assert isinstance(merged, DictConfig)
     return load(merged)
