@@ -21,6 +21,7 @@ from rlkit.algorithms import (
     build,
 )
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.algorithms.objective.base import AlgorithmConfig
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import TuningKind
