@@ -27,7 +27,7 @@ ALLOWED = {
     "rewards": {"types", "schema"},
     "tracking": {"schema"},
     "models": {"types", "schema", "kernels"},
-    "generation": {"types", "schema", "runtime"},
+    "generation": {"types", "schema", "runtime", "models"},
     "algorithms": {"types", "schema", "functional"},
     "tasks": {"types", "schema", "rewards"},
     "policy": {"types", "kernels", "models"},
@@ -50,10 +50,6 @@ ALLOWED = {
     "cli": {
         *("types", "config", "algorithms", "assembly", "generation", "launch", "models", "plan"),
         *("policy", "report", "tasks", "tracking", "training"),
-    },
-    "bench": {
-        *("types", "config", "algorithms", "assembly", "generation", "launch", "models", "plan"),
-        *("policy", "runtime", "tasks", "training"),
     },
     "__init__": {"config", "launch", "types"},
     "__main__": {"cli"},
