@@ -6,11 +6,12 @@ import copy
 from collections.abc import Sequence
 
 from hydra import compose
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
+
+from rlkit.launch.hydra_compat import apply_values, can_apply_values
 
 
 def compose_job(overrides: Sequence[str]) -> DictConfig:
@@ -33,14 +34,16 @@ class Composer:
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
         parsed = [self._parse(text) for text in overrides]
-        if any(o.get_key_element().lstrip("+~") == "hydra.searchpath" for o in parsed):
-            return compose_job(overrides)  # options may live where the repository does not look
+        # With a search path, options may live where the repository does not look.
+        searches = any(o.get_key_element().lstrip("+~") == "hydra.searchpath" for o in parsed)
+        if searches or not can_apply_values():
+            return compose_job(overrides)
         choices = tuple(t for t, o in zip(overrides, parsed, strict=True) if self._chooses(o))
         if choices not in self._bases:
             self._bases[choices] = compose_job(choices)
         config = copy.deepcopy(self._bases[choices])
         values = [o for o in parsed if not self._chooses(o)]
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        apply_values(values, config)
         return config
 
     def _parse(self, text: str) -> Override:

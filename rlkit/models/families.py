@@ -30,13 +30,6 @@ FAMILIES = (
 """Values of `model_type` in config.json."""
 
 
-_ENDS_IN_DOWN_PROJ = (
-    *("CohereDecoderLayer", "GemmaDecoderLayer", "GraniteDecoderLayer", "LlamaDecoderLayer"),
-    *("MistralDecoderLayer", "Phi3DecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"),
-    "SmolLM3DecoderLayer",
-)
-
-
 class Head(NamedTuple):
     """The language-model head, as the log-prob kernels want it."""
 
@@ -86,8 +79,10 @@ def last_products(model: nn.Module) -> set[str]:
 
     A decoder layer that runs again for its gradients does not need the values of that product.
     """
+    from rlkit.models.compat import ends_in_down_proj  # families itself imports no transformers
+
     return {
         f"{name}.mlp.down_proj"
         for name, module in model.named_modules()
-        if type(module).__name__ in _ENDS_IN_DOWN_PROJ
+        if ends_in_down_proj(module)
     }
