@@ -22,7 +22,7 @@ from rlkit.models.compat import compute_once, recomputable_layers, recompute_wit
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rlkit.offload import Offload
+    from rlkit.models.offload import Offload
 
 Context = Callable[[], AbstractContextManager[object]]
 

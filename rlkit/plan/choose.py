@@ -8,7 +8,6 @@ from itertools import product
 
 from rlkit.kernels._head import WORKSPACE_BYTES
 from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, Switch, TuningKind
-from rlkit.optim import OptimKind
 from rlkit.plan.parts import (
     ENGINES,
     GB,
@@ -20,6 +19,7 @@ from rlkit.plan.parts import (
     sampling_bytes,
 )
 from rlkit.plan.work import Sampler, Work
+from rlkit.training.optim import OptimKind
 
 _WORKSPACES = (WORKSPACE_BYTES, 2**28, 2**26)
 _ENGINE_TOKENS = (8192, 2048, 1024)

@@ -9,9 +9,9 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind
-from rlkit.optim import OptimKind
 from rlkit.plan.parts import Request
 from rlkit.plan.work import Sampler, Work
+from rlkit.training.optim import OptimKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

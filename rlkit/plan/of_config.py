@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedConfig
 
 from rlkit.config import Config
-from rlkit.divergence import EvalKL
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
 from rlkit.generation.vllm.config import (
     Compilation,
@@ -27,6 +26,7 @@ from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request
 from rlkit.plan.work import Sampler, Work
+from rlkit.training.divergence import EvalKL
 from rlkit.types import Algorithm, Column
 
 Say = Callable[[str], None]

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from rlkit.lora import stored_dtype
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.quantize import is_nf4, meta_model
-from rlkit.optim import OptimKind
 from rlkit.plan import sizes
 from rlkit.plan.simulate import Peaks, TrainingWork, peaks
+from rlkit.policy.lora import stored_dtype
+from rlkit.training.optim import OptimKind
 
 
 class Sampler(StrEnum):

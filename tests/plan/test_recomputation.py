@@ -7,10 +7,10 @@ from transformers import CONFIG_MAPPING
 
 from rlkit.bench.random_model import SHAPES
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig
-from rlkit.optim import OptimKind
 from rlkit.plan.choose import make_plan
 from rlkit.plan.parts import GB, Choice, Request
 from rlkit.plan.work import Sampler, Work
+from rlkit.training.optim import OptimKind
 
 
 def choice(budget: int, *, on_cuda: bool) -> Choice:
