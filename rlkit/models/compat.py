@@ -57,17 +57,17 @@ def with_cache(module: nn.Module, options: Mapping[str, Any], cache: Any) -> dic
     the default of both. `module` may be a weak proxy.
     """
     kept = {name: value for name, value in options.items() if name not in _CACHE_NAMES}
-    return kept if cache is None else kept | {_cache_name(module.__class__): cache}
+    return kept if cache is None else kept | {_cache_name(module.__class__.forward): cache}
 
 
 @cache
-def _cache_name(kind: type[nn.Module]) -> str:
+def _cache_name(forward: Callable[..., Any]) -> str:
     # The signature is that of the undecorated function, without the name that is warned of.
-    parameters = inspect.signature(kind.forward).parameters
+    parameters = inspect.signature(forward).parameters
     for name in _CACHE_NAMES:
         if name in parameters:
             return name
-    raise MissingName(lacking("transformers", f"{kind.__name__}.forward(cache=)"))
+    raise MissingName(lacking("transformers", f"{forward.__qualname__}(cache=)"))
 
 
 def attention_implementation(config: PreTrainedConfig) -> str:
@@ -134,7 +134,7 @@ def compute_once(layer: nn.Module) -> None:
 def _calls_given_function() -> bool:
     """Whether a layer in the state that `recompute_with` makes calls the given function."""
 
-    class Probe(GradientCheckpointingLayer):
+    class Probe(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
         def forward(self, x: int) -> int:
             return x
 
@@ -192,16 +192,23 @@ def known_kind(module: nn.Module) -> Known | None:
         return None
     if kind is Known.mlp and not isinstance(module.act_fn, SiLUActivation | nn.SiLU):
         return None
-    if kind is Known.attention and not _attention_arguments(type(module)) <= _ATTENTION_TAKES:
+    if kind is Known.attention and not _arguments(type(module).forward) <= _ATTENTION_TAKES:
         return None
     return kind
 
 
 @cache
-def _attention_arguments(kind: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
+def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
-def ends_in_down_proj(layer: nn.Module) -> bool:
-    """Whether the decoder layer only adds the result of its `mlp.down_proj` to another tensor."""
-    return type(layer).__name__ in _ENDS_IN_DOWN_PROJ
+def last_products(model: nn.Module) -> set[str]:
+    """Names of linear layers whose result is only added to that of their decoder layer.
+
+    A decoder layer that runs again for its gradients does not need the values of that product.
+    """
+    return {
+        f"{name}.mlp.down_proj"
+        for name, module in model.named_modules()
+        if type(module).__name__ in _ENDS_IN_DOWN_PROJ
+    }

@@ -72,17 +72,3 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
     if not isinstance(backbone, nn.Module) or backbone is model:
         raise ValueError(f"{type(model).__name__} has no backbone apart from its head")
     return backbone
-
-
-def last_products(model: nn.Module) -> set[str]:
-    """Linear layers whose result only goes, in a sum, into that of their decoder layer, by name.
-
-    A decoder layer that runs again for its gradients does not need the values of that product.
-    """
-    from rlkit.models.compat import ends_in_down_proj  # families itself imports no transformers
-
-    return {
-        f"{name}.mlp.down_proj"
-        for name, module in model.named_modules()
-        if ends_in_down_proj(module)
-    }

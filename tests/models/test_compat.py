@@ -17,8 +17,8 @@ from rlkit.models.compat import (
     attention_function,
     attention_named,
     cache_of,
-    ends_in_down_proj,
     known_kind,
+    last_products,
     with_cache,
 )
 from rlkit.models.fused import fuse
@@ -102,7 +102,8 @@ def test_layers_are_known_by_name_attributes_and_arguments() -> None:
     assert kinds.count(Known.attention) == 2
     assert kinds.count(Known.mlp) == 2
     assert kinds.count(Known.norm) == 2 * 4 + 1
-    assert sum(map(ends_in_down_proj, model.modules())) == 2
+    products = {f"model.layers.{n}.mlp.down_proj" for n in (0, 1)}
+    assert last_products(model) == products
 
     mlp = model.get_submodule("model.layers.0.mlp")
     del mlp.up_proj
