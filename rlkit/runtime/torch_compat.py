@@ -26,15 +26,14 @@ require(
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves as tree_leaves  # noqa: E402
 
-# One kernel launch for a list of tensors, where a loop would launch one kernel per tensor.
-_COPY: Callable[..., None] | None = find("torch:_foreach_copy_")
-_SCALE: Callable[..., None] | None = find("torch:_foreach_mul_")
+# The next three launch one kernel for a list of tensors, where a loop launches one per tensor.
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Write each tensor of `sources` into its neighbour of `targets`, dtypes converted."""
-    if _COPY is not None:
-        _COPY(list(targets), list(sources))
+    copy: Callable[..., None] | None = find("torch:_foreach_copy_")
+    if copy is not None:
+        copy(list(targets), list(sources))
         return
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
@@ -42,8 +41,9 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 def scale_all_(tensors: Sequence[Tensor], scale: float) -> None:
     """Multiply each tensor by `scale` in place."""
-    if _SCALE is not None:
-        _SCALE(list(tensors), scale)
+    multiply: Callable[..., None] | None = find("torch:_foreach_mul_")
+    if multiply is not None:
+        multiply(list(tensors), scale)
         return
     for tensor in tensors:
         tensor.mul_(scale)
