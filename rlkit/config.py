@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
 from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.generation import GeneratorConfig, VLLMGeneratorConfig, VLLMServerConfig
-from rlkit.generation.vllm.config import Products, Quantization, further_options
+from rlkit.generation import GeneratorConfig
+from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Schema
@@ -151,14 +151,8 @@ def _check_full(config: Config) -> None:
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
     critic = isinstance(config.algorithm, PPOConfig)
     require(not critic, "algorithm", f"one without a critic {having}", "ppo")
-    generator = config.generator
-    server = isinstance(generator, VLLMServerConfig)
-    require(not server, "generator", f"auto, vllm or hf {having}", "vllm_server")
-    if isinstance(generator, VLLMGeneratorConfig):
-        in_nf4, products = generator.quantization, generator.lora
-        key = "generator.quantization"
-        require(in_nf4 is Quantization.none, key, f"none {having}", in_nf4.value)
-        require(products is Products.auto, "generator.lora", f"auto {having}", products.value)
+    if isinstance(config.generator, GeneratorConfig):
+        config.generator.check_full_weights()
 
 
 def register() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -28,7 +29,7 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
     if others:
         raise ValueError("rlkit check takes one run, not a sweep")
     device, budget = _device(config)
-    config.generator = choose_generator(config, device, say=lambda _: None)
+    config = replace(config, generator=choose_generator(config, device, say=lambda _: None))
     objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
     algorithm = build(objective, setting_of(config))
     made = planned(config, algorithm, device=device, budget=budget, say=print)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, QuantConfig, QuantKind
 from rlkit.plan.choose import DoesNotFit, Plan, make_plan
 from rlkit.plan.headline import ROWS
 from rlkit.plan.parts import GB
 from rlkit.plan.run import record, recorded
 from rlkit.plan.table import lines
-from rlkit.plan.work import Sampler
 from rlkit.training.optim import OptimKind
 
 SMALL, LARGE = ROWS[0], ROWS[1]
