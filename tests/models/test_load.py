@@ -231,6 +231,7 @@ def test_a_gguf_file_is_converted_once_and_keeps_every_value(tmp_path: Path) -> 
         base.model(input_ids=IDS).logits, expected(input_ids=IDS).logits, rtol=1e-5, atol=1e-5
     )
     assert base.stop_ids == {2}
+    assert base.tokenizer.eos_token_id == 2  # transformers 5.17 alone would say 1
     again = load_model(config, device=CPU, say=said.append)
     assert len(said) == 1
     assert again.location == base.location
