@@ -25,7 +25,7 @@ test-gpu: .venv/installed-test
 VENVS ?= .venv-versions
 .PHONY: test-versions
 test-versions: .venv/installed-test
-	$(BIN)/python tests/versions/run.py --folder $(VENVS) $(if $(ONLY),--only $(ONLY))
+	PYTHONPATH=tests $(BIN)/python -m versions.run --folder $(VENVS) $(if $(ONLY),--only $(ONLY))
 
 # The peers pin versions that do not fit together or with rlkit: they get a venv of their own.
 .PHONY: test-peers

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from versions import vllm_names
+
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 PAGE = ROOT / "docs" / "compatibility.md"
@@ -62,7 +64,10 @@ def main(arguments: Sequence[str]) -> int:
     table = tomllib.loads(Path(__file__).with_name("rows.toml").read_text())
     rows = [Row(**row) for row in table["rows"]]
     chosen = [row for row in rows if not options.only or row.name.startswith(tuple(options.only))]
-    if not chosen:
+    sources = table["vllm_sources"]
+    if options.only and "vllm-source" not in options.only:
+        sources = []
+    if not chosen and not sources:
         print(f"--only must be one of {', '.join(r.name for r in rows)}, got {options.only}")
         return 2
     failed = 0
@@ -72,7 +77,28 @@ def main(arguments: Sequence[str]) -> int:
             result = _run(python, row, suite, table["suites"][suite])
             failed += result.failed
             _record(result)
+    for version in sources if vllm_names.can_look_up() else []:
+        _record(_names(version, options.folder))
     return int(failed > 0)
+
+
+def _names(version: str, folder: Path) -> Result:
+    names = vllm_names.look_up(version, folder)
+    return Result(
+        library="vllm",
+        version=version,
+        suite="features in the source",
+        passed=len(names.found),
+        failed=0,
+        skipped=len(names.missing),
+        date=_today(),
+        command="make test-versions ONLY=vllm-source",
+        failures=names.missing,
+    )
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -121,7 +147,7 @@ def _run(python: Path, row: Row, suite: str, paths: Sequence[str]) -> Result:
         version=found.stdout.strip(),
         suite=suite,
         **count,
-        date=datetime.now(UTC).date().isoformat(),
+        date=_today(),
         command=f"make test-versions ONLY={row.name}",
         failures=[case for outcome, case in outcomes if outcome == "failed"],
     )
@@ -166,7 +192,11 @@ def page(results: Sequence[Result]) -> str:
         ),
         "",
     ]
-    if broken := [r for r in results if r.failures]:
+    if absent := [r for r in results if r.failures and not r.failed]:
+        lines += ["Features of the vLLM generator that fall back to a plain path:", ""]
+        lines += [f"- vLLM {r.version}: {', '.join(r.failures)}." for r in absent]
+        lines.append("")
+    if broken := [r for r in results if r.failed]:
         lines += ["Tests that failed:", ""]
         for r in broken:
             lines.append(f"- {r.library} {r.version}, {r.suite}: {', '.join(sorted(r.failures))}.")
