@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlkit.kernels.heads import Tables, rotary, split_heads
 from rlkit.kernels.layers import rms_norm, swiglu, swiglu_joined, takes
+from rlkit.kernels.rotary import Tables, rotary, split_heads
 from rlkit.models.compat import (
     Known,
     attention_function,
