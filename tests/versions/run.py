@@ -182,6 +182,7 @@ def page(results: Sequence[Result]) -> str:
         "library with `.venv`. `tests/versions/rows.toml` lists the packages and the files.",
         "Each private name is taken through one module, which checks it when it is imported:",
         "`rlkit/runtime/private_names.py` names these modules.",
+        "Rows outside the ranges of pyproject.toml show why a range begins or ends where it does.",
         "",
         "| library | version | suite | passed | failed | skipped | date | command |",
         "|---|---|---|---|---|---|---|---|",
