@@ -302,6 +302,6 @@ def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[
             continue
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
+        child = node[key]
+        if isinstance(child, DictConfig):
             yield from _unknown_keys(child, prefix=f"{full_key}.")

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra import compose, initialize_config_module
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
@@ -19,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlkit.config import Config, ConfigError, Resume, did_you_mean, flatten, load, require
 from rlkit.launch.composing import Composer, compose_job
+from rlkit.launch.hydra_compat import expand_sweep, get_args_parser
 from rlkit.launch.outside import as_typed, offer_algorithms
 from rlkit.launch.sweep_folder import Job
 
@@ -135,7 +134,7 @@ def _expand(overrides: Sequence[str], extra: Sequence[str]) -> tuple[DictConfig,
         params: DictConfig | None = OmegaConf.select(whole, "hydra.sweeper.params")
         grid = offer_algorithms([f"{key!s}={value}" for key, value in (params or {}).items()])
         every = parser.parse_overrides([*grid, *overrides])
-        batches = BasicSweeper.split_arguments(every, max_batch_size=None)
+        batches = expand_sweep(every)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"sweep not started: {_one_line(error, overrides)}") from error
     return whole.hydra, [list(job) for batch in batches for job in batch]
