@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from rlkit.runtime.distribution import other_project
+from rlkit.runtime.private_names import MissingName
 
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
@@ -51,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         module = "rlkit.cli.help"
     try:
         return _command(module).run(rest)
-    except UsageError as error:
+    except (UsageError, MissingName) as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
