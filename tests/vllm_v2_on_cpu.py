@@ -24,7 +24,7 @@ from triton import language as tl
 from vllm_models import key, linear_layers, random_lora
 
 from rlkit.generation import Progress, VLLMGeneratorConfig
-from rlkit.generation.vllm.burst import Decoder
+from rlkit.generation.vllm.accel.burst import Decoder
 from rlkit.generation.vllm.engine import EngineSpec, start_engine
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.generation.vllm.lora import LoRAInjector

@@ -19,10 +19,14 @@ import torch
 from rlkit.bench.random_model import write_random_model
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm import generator
-from rlkit.generation.vllm.burst import Piece, _end, find_decoder
+from rlkit.generation.vllm.accel.burst import _end
+from rlkit.generation.vllm.accel.find import find_decoder
+from rlkit.generation.vllm.compat.check import Support, look_up
+from rlkit.generation.vllm.compat.features import Feature
 from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, Weights, is_installed
 from rlkit.generation.vllm.life import capture_sizes
 from rlkit.generation.vllm.loop import describe
+from rlkit.generation.vllm.piece import Piece
 from rlkit.types import Prompt, SamplingConfig
 
 TESTS = Path(__file__).parents[1]
@@ -93,6 +97,7 @@ def test_no_two_generators_name_a_request_alike(monkeypatch: pytest.MonkeyPatch)
     engine: Any = SimpleNamespace(
         **{"llm": object(), "max_model_len": 8, "start_log": "", "decoder": None, "asleep": ()},
         **{"weights": Weights.shared, "release_kv_cache": False, "call_numbers": count()},
+        **{"past_output_processor": True},
     )
     for _ in range(2):
         sampler = generator.VLLMGenerator(
@@ -132,12 +137,16 @@ def test_the_summary_says_why_there_are_no_bursts(
     assert said == f", decoding step by step (bursts need {need})"
 
 
-def test_an_unknown_vllm_decodes_step_by_step() -> None:
+def test_a_vllm_without_the_names_decodes_step_by_step() -> None:
     core = SimpleNamespace(engine_core=object())
     llm = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core))
-    assert find_decoder(llm, "0.99.1") == "vLLM 0.24 or 0.30"
+    gaps = {Feature.bursts: ("v1.a.B.c", "v1.a.B.d", "v1.a.B.e")}
+    lacking = Support(line=None, missing=gaps, is_measured=False)
+    assert find_decoder(llm, lacking) == "v1.a.B.c and 2 more names in vLLM"
+    no_line = Support(line=None, missing={}, is_measured=False)
+    assert find_decoder(llm, no_line) == "a vLLM of a known line"
     core.engine_core = None
-    assert find_decoder(llm, "0.24.0") == "the engine in this process"
+    assert find_decoder(llm, look_up("0.24.0")) == "the engine in this process"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from triton import language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rlkit.generation.vllm import burst_kernel, lora_kernels, lora_norm
+from rlkit.generation.vllm.accel import burst_kernel, lora_kernels, lora_norm
 from rlkit.kernels import _heads_triton, _kl_triton, _layers_triton, _triton_kernels
 
 _HOPPER = GPUTarget("cuda", 90, 32)

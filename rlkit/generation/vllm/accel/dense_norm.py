@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.generation.vllm.dense import DenseLinear
+from rlkit.generation.vllm.accel.dense import DenseLinear
 
 _KNOWN = {
     "LlamaModel": "LlamaDecoderLayer",
@@ -42,7 +42,7 @@ class NormAfter:
 
     def forward(self, both: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The norm's output for [W x, A x], and the residual, updated in place."""
-        from rlkit.generation.vllm.lora_norm import expand_norm
+        from rlkit.generation.vllm.accel.lora_norm import expand_norm
 
         layer = self.layer
         out = torch.empty_like(residual)
@@ -67,7 +67,7 @@ def install_norms(model: Any, layers: Mapping[str, DenseLinear]) -> int:
     The first of each kind is tried against float64. Raises ValueError, with nothing changed, when
     it is off by more than rounding.
     """
-    from rlkit.generation.vllm.lora_norm import fits
+    from rlkit.generation.vllm.accel.lora_norm import fits
 
     behind = []
     for name, norm in _norms(model):

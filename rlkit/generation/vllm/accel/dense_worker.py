@@ -7,7 +7,8 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from rlkit.generation.vllm import dense, dense_norm, life
+from rlkit.generation.vllm import life
+from rlkit.generation.vllm.accel import dense, dense_norm
 from rlkit.generation.vllm.worker import WorkerExtension
 
 _log = logging.getLogger(__name__)
