@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from rlkit.garbage import garbage_waits
 from rlkit.generation.vllm.compat import objects
 from rlkit.generation.vllm.compat.pools import free_pools
 from rlkit.generation.vllm.compat.warm_up import plain_warm_up
+from rlkit.runtime.garbage import garbage_waits
 
 
 @contextmanager

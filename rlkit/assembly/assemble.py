@@ -1,0 +1,150 @@
+"""From a configuration to everything a run is made of; what cannot work is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from rlkit.algorithms import Objective, Warmup, build, warmup
+from rlkit.assembly.device import resolve_device
+from rlkit.assembly.from_config import setting_of
+from rlkit.assembly.generators import bind_adapter
+from rlkit.assembly.load import Loaded, choose_generator, plan_and_load
+from rlkit.assembly.model_run import ModelRun, render_prompts
+from rlkit.assembly.worst_step import try_worst_step, verdict
+from rlkit.config import Config, ConfigError
+from rlkit.generation import sampling_config
+from rlkit.models.load import BaseModel
+from rlkit.plan.device import Meter, let_segments_grow
+from rlkit.plan.of_config import Planned
+from rlkit.policy.policy import CriticChoice, new_policy
+from rlkit.rewards import reward_specs
+from rlkit.rewards.pool import RewardPool
+from rlkit.tasks import Overlong, Split, Task, build_task
+from rlkit.tasks.check import check_rewards
+from rlkit.tasks.render import without_overlong
+from rlkit.types import Algorithm, Prompt, Setting
+
+
+def assemble(config: Config, *, say: Callable[[str], None]) -> ModelRun:
+    """Check and load everything, cheapest first; raises ConfigError with one line."""
+    try:
+        return _assemble(config, say)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+class _Start(NamedTuple):
+    """What is known and running before a model is loaded."""
+
+    config: Config
+    device: torch.device
+    task: Task
+    setting: Setting
+    algorithm: Algorithm
+    warmup: Warmup | None
+    rewards: RewardPool
+    resources: ExitStack
+
+
+def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
+    device = resolve_device(config.device)
+    # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
+    config = replace(config, generator=choose_generator(config, device, say=say))
+    task = build_task(config.task)
+    setting = setting_of(config)
+    objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
+    algorithm = build(objective, setting)
+    first = warmup(objective, setting)
+    rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
+    resources = ExitStack()
+    resources.callback(rewards.close)
+    start = _Start(config, device, task, setting, algorithm, first, rewards, resources)
+    try:
+        rewards.start()
+        meter = Meter.start(device)
+        longest = task.max_prompt_length, task.max_completion_length
+        planned, loaded = plan_and_load(config, algorithm, device=device, longest=longest, say=say)
+        if loaded.engine is not None:
+            resources.callback(loaded.engine.close)
+        let_segments_grow(device)
+        run = _with_model(start, planned, loaded, meter, say)
+        try_worst_step(run, say=say)
+        resources.callback(lambda: say(verdict(run)))
+        return run
+    except BaseException:
+        resources.close()
+        raise
+
+
+def _with_model(
+    start: _Start, planned: Planned, loaded: Loaded, meter: Meter, say: Callable[[str], None]
+) -> ModelRun:
+    config, task, base = start.config, start.task, loaded.base
+    sampling = sampling_config(
+        config.generator.sampling,
+        max_completion_length=task.max_completion_length,
+        stop=task.stop,
+    )
+    check_rewards(task, start.rewards, base.tokenizer)
+    train, eval_prompts = _splits(config, task, base, say=say)
+    _say_what_is_known(base, eval_prompts[0], say)
+    critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
+    policy = new_policy(
+        base,
+        config.model,
+        seed=config.seed,
+        critic=critic,
+        holds_reference=planned.work.holds_reference,
+        workspace_bytes=planned.plan.choice.workspace_bytes,
+    )
+    injector = bind_adapter(
+        planned.config.generator, loaded.engine, base, policy, sampled=loaded.sampled, say=say
+    )
+    return ModelRun(
+        config=config,
+        planned=planned,
+        meter=meter,
+        device=start.device,
+        base=base,
+        policy=policy,
+        task=task,
+        rewards=start.rewards,
+        engine=loaded.engine,
+        injector=injector,
+        resources=start.resources,
+        algorithm=start.algorithm,
+        warmup=start.warmup,
+        setting=start.setting,
+        sampling=sampling,
+        train=train,
+        eval_prompts=eval_prompts,
+    )
+
+
+def _say_what_is_known(base: BaseModel, prompt: Prompt, say: Callable[[str], None]) -> None:
+    for note in base.notes:
+        say(note)
+    say(f"first prompt, {len(prompt.ids)} tokens: {prompt.text!r}")
+    say(f"its token ids: {' '.join(map(str, prompt.ids))}")
+
+
+def _splits(
+    config: Config, task: Task, base: BaseModel, *, say: Callable[[str], None]
+) -> tuple[Split, list[Prompt]]:
+    """The training split without prompts that the task drops, and the held-out prompts."""
+    train, held_out = task.train, task.eval
+    if config.task.overlong_prompts is Overlong.drop:
+        longest = task.max_prompt_length
+        train, num_train = without_overlong(train, base.tokenizer, max_length=longest)
+        held_out, num_eval = without_overlong(held_out, base.tokenizer, max_length=longest)
+        say(f"prompts over {longest} tokens left out: {num_train} training, {num_eval} held out")
+    size = min(config.evaluation.num_prompts, held_out.size or config.evaluation.num_prompts)
+    eval_prompts = render_prompts(task, held_out, range(size), base, config)
+    return train, eval_prompts
