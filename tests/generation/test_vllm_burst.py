@@ -34,17 +34,17 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What tests/vllm_v2_on_cpu.py samples: 6 completions of up to 37 tokens, 4 at once."""
+    """What tests/support/vllm_v2_on_cpu.py samples: 6 completions of up to 37 tokens, 4 at once."""
     return json.loads(_output("vllm_v2_on_cpu.py", tmp_path_factory.mktemp("burst")))
 
 
 def _output(script: str, folder: Path, *arguments: str) -> str:
-    """The last line of what a script of tests/ prints about a random model in `folder`."""
+    """The last line of what a script of tests/support prints about a random model in `folder`."""
     if not is_installed() or torch.cuda.is_available():
         pytest.skip("needs vLLM for CPUs; GPUs have test_vllm_gpu.py")
     write_random_model(folder / "tiny", "tiny", dtype=torch.float32)
     done = subprocess.run(
-        [sys.executable, str(TESTS / script), str(folder / "tiny"), *arguments],
+        [sys.executable, str(TESTS / "support" / script), str(folder / "tiny"), *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)},
         capture_output=True,
         text=True,

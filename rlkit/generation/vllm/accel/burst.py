@@ -153,10 +153,10 @@ class Decoder:
         """The first step as vLLM's scheduler would have it, with the blocks of all steps."""
         from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-        manager = self._scheduler.kv_cache_manager
+        cache = self._scheduler.kv_cache_manager
         cached, scheduled = CachedRequestData.make_empty(), SchedulerOutput.make_empty()
         for request in batch:
-            blocks = manager.allocate_slots(request, num_steps)
+            blocks = cache.allocate_slots(request, num_steps)
             cached.req_ids.append(request.request_id)
             cached.new_block_ids.append(blocks.get_block_ids(allow_none=True))
             cached.num_computed_tokens.append(request.num_computed_tokens)

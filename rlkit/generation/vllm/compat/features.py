@@ -100,7 +100,7 @@ v1/worker/gpu/lora_utils.py LoraState.get_activate_loras(req_ids)
 v1/worker/gpu/states.py RequestState: num_computed_tokens last_sampled_tokens prefill_len
 v1/worker/gpu/states.py RequestState: draft_tokens
 v1/worker/gpu/sample/sampler.py Sampler: sampling_states use_fp64_gumbel
-v1/worker/gpu/sample/states.py SamplingStates: temperature min_p seeds
+v1/worker/gpu/sample/states.py SamplingStates: temperature min_p seeds vocab_size
 v1/core/kv_cache_manager.py KVCacheManager: allocate_slots block_pool
 v1/core/block_pool.py BlockPool.get_num_free_blocks()
 v1/core/sched/output.py CachedRequestData.make_empty()
@@ -111,7 +111,7 @@ v1/core/sched/scheduler.py Scheduler.update_from_output(scheduler_output, model_
 v1/engine/core.py EngineCore: batch_queue
 v1/engine/core.py EngineCore.abort_requests(request_ids)
 v1/request.py Request: num_computed_tokens num_output_placeholders num_tokens num_output_tokens
-v1/request.py Request: num_prompt_tokens max_tokens sampling_params is_finished
+v1/request.py Request: request_id num_prompt_tokens max_tokens sampling_params is_finished
 v1/request.py Request.append_output_token_ids(token_ids)
 """
 _KV_RELEASE = """
