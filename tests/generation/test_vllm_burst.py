@@ -21,11 +21,11 @@ from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm import generator
 from rlkit.generation.vllm.accel.burst import _end
 from rlkit.generation.vllm.accel.find import find_decoder
+from rlkit.generation.vllm.choice import describe
 from rlkit.generation.vllm.compat.check import Support, look_up
 from rlkit.generation.vllm.compat.features import Feature
 from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, Weights, is_installed
 from rlkit.generation.vllm.life import capture_sizes
-from rlkit.generation.vllm.loop import describe
 from rlkit.generation.vllm.piece import Piece
 from rlkit.types import Prompt, SamplingConfig
 
@@ -66,6 +66,16 @@ def test_bursts_sample_what_the_scheduler_samples(found: Any, case: str) -> None
     assert found[f"{case} replays"] >= 30, "most steps must have been part of a burst"
     reasons = {row["reason"] for row in fast}
     assert reasons == ({"length"} if case == "length" else {"length", "stop"})
+
+
+@pytest.mark.nightly
+def test_the_trial_of_an_unmeasured_version(found: Any) -> None:
+    """Right bursts pass; wrong tokens, wrong logps and a failure do not."""
+    assert found["trial"] == ""
+    tokens, logps, failure = found["broken trial"]
+    assert tokens == "the tokens that vLLM's own loop samples"
+    assert logps.startswith("the logps that vLLM's own loop gives, got 1.0e-02 off")
+    assert failure == "no failure in their trial: run_fullgraph() got 1 argument"
 
 
 @pytest.mark.nightly

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig
 
-from rlkit.generation.vllm import life, loop, products
+from rlkit.generation.vllm import choice, life, products
 from rlkit.generation.vllm.compat import repacked
 from rlkit.generation.vllm.compat.check import Support, look_up
 from rlkit.generation.vllm.compat.features import Feature
@@ -141,7 +141,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
         # vLLM has moved this thread to a stream of its own: what was loaded must be there.
         torch.cuda.synchronize()
     seconds = time.monotonic() - started
-    found = loop.choose(llm, config, support, on_cpu=spec.device.type == "cpu")
+    found = choice.choose(llm, config, support, on_cpu=spec.device.type == "cpu")
     engine = Engine(
         llm=llm,
         max_model_len=max_model_len(spec),

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import Row, make_rows
+from rlkit.generation.vllm.choice import takes_bursts
 from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
-from rlkit.generation.vllm.loop import takes_bursts, through_core, through_engine
+from rlkit.generation.vllm.loop import through_core, through_engine
 from rlkit.generation.vllm.piece import Piece
 from rlkit.generation.vllm.weights import rest, wake
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
