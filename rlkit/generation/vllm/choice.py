@@ -25,20 +25,24 @@ class LoopChoice(NamedTuple):
     past_output_processor: bool
     told: str
     """What the engine's summary says of it; empty where nothing is missing."""
+    no_bursts: str
+    """What bursts need and this engine lacks; empty where it has them."""
 
 
 def choose(llm: Any, config: VLLMGeneratorConfig, support: Support, *, on_cpu: bool) -> LoopChoice:
     """Find the fastest loop that `config` allows and the installed vLLM has."""
     if config.accelerate is Accelerate.off:
-        return LoopChoice(None, False, ", vLLM's own loop (generator.accelerate=off)")
+        told = ", vLLM's own loop (generator.accelerate=off)"
+        return LoopChoice(None, False, told, "generator.accelerate=auto")
     if why_not := support.why_not(Feature.core_loop):
-        return LoopChoice(None, False, f", vLLM's own loop (rlkit's needs {why_not})")
+        return LoopChoice(None, False, f", vLLM's own loop (rlkit's needs {why_not})", why_not)
     found = find_decoder(llm, support)
     if isinstance(found, Decoder) and not support.is_measured:
         # The names are there, but nobody has seen what this version does with them.
         found = first_difference(llm, found) or found
     decoder = found if isinstance(found, Decoder) else None
-    return LoopChoice(decoder, True, describe(config, found, on_cpu=on_cpu))
+    told = describe(config, found, on_cpu=on_cpu)
+    return LoopChoice(decoder, True, told, why_no_bursts(config, found, on_cpu=on_cpu))
 
 
 def takes_bursts(sampling: VLLMSamplingOptions) -> bool:
@@ -46,16 +50,18 @@ def takes_bursts(sampling: VLLMSamplingOptions) -> bool:
     return set(sampling.extra) <= {"ignore_eos"}
 
 
-def describe(config: VLLMGeneratorConfig, found: Decoder | str, *, on_cpu: bool) -> str:
-    """Why an engine decodes without bursts, for its summary; empty where it has them."""
+def why_no_bursts(config: VLLMGeneratorConfig, found: Decoder | str, *, on_cpu: bool) -> str:
+    """Say what bursts need that an engine, or its configuration, does not have; else nothing."""
     if resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.eager:
-        need = "CUDA graphs"
-    elif config.sampling.stop:
-        need = "no generator.sampling.stop"
-    elif not takes_bursts(config.sampling):
-        need = "no generator.sampling.extra"
-    elif isinstance(found, str):
-        need = found
-    else:
-        return ""
-    return f", decoding step by step (bursts need {need})"
+        return "CUDA graphs"
+    if config.sampling.stop:
+        return "no generator.sampling.stop"
+    if not takes_bursts(config.sampling):
+        return "no generator.sampling.extra"
+    return found if isinstance(found, str) else ""
+
+
+def describe(config: VLLMGeneratorConfig, found: Decoder | str, *, on_cpu: bool) -> str:
+    """Say why an engine decodes without bursts, for its summary; empty where it has them."""
+    need = why_no_bursts(config, found, on_cpu=on_cpu)
+    return f", decoding step by step (bursts need {need})" if need else ""

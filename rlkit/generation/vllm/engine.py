@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +158,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
         f"{gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
         f"at once, weights {engine.weights.value}{told}{found.told}"
     )
+    say(features_line(version(), _lacking(engine, found, config, spec, support)))
     return engine
 
 
@@ -257,6 +258,34 @@ def _check_support(config: VLLMGeneratorConfig, support: Support) -> None:
     """Refuse what the installed vLLM cannot do and no plain path can replace."""
     if config.release_kv_cache and (why_not := support.why_not(Feature.kv_release)):
         raise ValueError(f"generator.release_kv_cache must be false without {why_not}, got true")
+
+
+def _lacking(
+    engine: Engine,
+    found: choice.LoopChoice,
+    config: VLLMGeneratorConfig,
+    spec: EngineSpec,
+    support: Support,
+) -> dict[Feature, str]:
+    """Say for each feature that concerns `engine` what it needs and does not have."""
+    lacking = {
+        Feature.views: engine.unshareable,
+        Feature.core_loop: "" if found.past_output_processor else found.no_bursts,
+        Feature.bursts: found.no_bursts,
+    }
+    if spec.lora_rank:
+        lacking[Feature.in_place] = support.why_not(Feature.in_place)
+        lacking[Feature.dense] = products.why_punica(engine.llm, config, support)
+    if spec.device.type == "cpu":
+        lacking[Feature.cpu] = support.why_not(Feature.cpu)
+    return lacking
+
+
+def features_line(version: str, lacking: Mapping[Feature, str]) -> str:
+    """Say which features are on, and for those that are off what they need; one line."""
+    on = ", ".join(feature.value for feature, need in lacking.items() if not need) or "none"
+    off = ", ".join(f"{feature.value} ({need})" for feature, need in lacking.items() if need)
+    return f"vLLM {version}: on are {on}" + (f"; off are {off}" if off else "")
 
 
 def _why_unshareable(llm: Any, support: Support) -> str:

@@ -26,17 +26,24 @@ def worker_option(config: VLLMGeneratorConfig, support: Support, *, on_cpu: bool
     return {"worker_cls": _WORKER} if wanted and has_names and not compiled else {}
 
 
+def why_punica(llm: Any, config: VLLMGeneratorConfig, support: Support) -> str:
+    """Say what plain products need that `llm` does not have; empty where it uses them."""
+    because: str | None = llm.collective_rpc("rlkit_punica_because")[0]
+    if because is None:
+        return ""
+    if config.accelerate is Accelerate.off:
+        return "generator.accelerate=auto"
+    return support.why_not(Feature.dense) or because
+
+
 def describe(llm: Any, config: VLLMGeneratorConfig, support: Support) -> str:
     """Say how `llm` multiplies the adapter, for the summary of an engine with one.
 
     Raises ValueError when it is not as configured.
     """
-    because: str | None = llm.collective_rpc("rlkit_punica_because")[0]
-    if because is None:
+    because = why_punica(llm, config, support)
+    if not because:
         return ", adapter by dense products"
-    because = support.why_not(Feature.dense) or because
-    if config.accelerate is Accelerate.off:
-        because = "generator.accelerate=auto"
     if config.lora is Products.dense:
         raise ValueError(f"generator.lora=dense needs {because}")
     why = "" if config.lora is Products.punica else f" (dense products need {because})"
