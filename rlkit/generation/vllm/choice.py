@@ -19,7 +19,7 @@ from rlkit.generation.vllm.config import (
 
 
 class LoopChoice(NamedTuple):
-    """How requests get through one engine."""
+    """This says how requests get through one engine."""
 
     decoder: Decoder | None
     past_output_processor: bool
@@ -46,7 +46,7 @@ def choose(llm: Any, config: VLLMGeneratorConfig, support: Support, *, on_cpu: b
 
 
 def takes_bursts(sampling: VLLMSamplingOptions) -> bool:
-    """Whether a burst samples all that `sampling` asks of vLLM beyond rlkit's own options."""
+    """Tell whether a burst samples all that `sampling` asks of vLLM beyond rlkit's options."""
     return set(sampling.extra) <= {"ignore_eos"}
 
 

@@ -19,7 +19,7 @@ MAX_NUM_SEQS = 256
 
 
 class Weights(StrEnum):
-    """Where the base weights of the policy and of the engine live."""
+    """The base weights of the policy and of the engine live in one of these ways."""
 
     auto = "auto"
     """`shared` where the trainer can use vLLM's own tensors, else `separate`."""
@@ -42,7 +42,7 @@ class KVCacheDType(StrEnum):
 
 
 class Quantization(StrEnum):
-    """What vLLM quantises beyond the trainer."""
+    """vLLM may quantise more than the trainer."""
 
     none = "none"
     """Nothing: vLLM has the base as the trainer has it (4-bit with memory.quant.kind=nf4)."""
@@ -52,7 +52,7 @@ class Quantization(StrEnum):
 
 
 class Products(StrEnum):
-    """How vLLM multiplies the adapter."""
+    """vLLM multiplies the adapter in one of these ways."""
 
     auto = "auto"
     """`dense` where the engine's layers allow it, else `punica`, and the summary says why."""
@@ -64,7 +64,7 @@ class Products(StrEnum):
 
 
 class Accelerate(StrEnum):
-    """Whether rlkit's faster paths through vLLM are used: dense products and bursts of steps."""
+    """rlkit's faster paths through vLLM are dense products and bursts of steps."""
 
     auto = "auto"
     """Each where the installed vLLM has what it needs and passes its trial at the start."""
@@ -73,7 +73,7 @@ class Accelerate(StrEnum):
 
 
 class Compilation(StrEnum):
-    """How vLLM runs the model's forward pass."""
+    """vLLM runs the model's forward pass in one of these ways."""
 
     auto = "auto"
     """`graphs` on CUDA, `eager` on a CPU, where compiling takes minutes."""
@@ -164,7 +164,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
                 raise ValueError(f"generator.{key} must be {rule}, got {value.value}")
 
     def with_choice(self, choice: EngineChoice) -> Self:
-        """A copy with the plan's cache, step and graphs; `auto` stays where graphs have room."""
+        """Copy with the plan's cache, step and graphs; `auto` stays where graphs have room."""
         is_auto = self.compilation is Compilation.auto
         return replace(
             self,
@@ -226,14 +226,14 @@ class VLLMServerConfig(GeneratorConfig):
 
 
 def resolve_compilation(wanted: Compilation, *, on_cpu: bool) -> Compilation:
-    """What `auto` stands for."""
+    """Put what it stands for in place of `auto`."""
     if wanted is not Compilation.auto:
         return wanted
     return Compilation.eager if on_cpu else Compilation.graphs
 
 
 def slot_rank(rank: int) -> int:
-    """The smallest rank that vLLM has kernels for and that holds `rank`; raises ValueError."""
+    """Find the smallest rank with kernels in vLLM that holds `rank`; raises ValueError."""
     fitting = [size for size in LORA_RANKS if size >= rank]
     if not fitting:
         raise ValueError(

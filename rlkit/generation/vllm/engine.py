@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """What a run asks of its engine."""
+    """This is what a run asks of its engine."""
 
     location: str
     """Folder or hub id of the base model."""
@@ -68,13 +68,13 @@ class EngineSpec:
 
     @property
     def four_bit(self) -> bool:
-        """Whether the folder holds bitsandbytes NF4, the one quantisation that rlkit loads."""
+        """Tell whether the folder holds bitsandbytes NF4, the one quantisation that rlkit loads."""
         return getattr(self.hf_config, "quantization_config", None) is not None
 
 
 @dataclass(slots=True, kw_only=True)
 class Engine:
-    """A running vLLM; `close` ends it."""
+    """This is a running vLLM; `close` ends it."""
 
     llm: Any
     """`vllm.LLM`; None after `close`."""

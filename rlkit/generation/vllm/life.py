@@ -80,7 +80,7 @@ def collect_garbage() -> None:
 
 
 def clean_up() -> None:
-    """After an engine has ended: free what nothing refers to, and workspaces of cuBLAS.
+    """Free what nothing refers to after an engine has ended, and workspaces of cuBLAS.
 
     PyTorch keeps one of them for every stream that has run a product, and each engine captures on a
     stream of its own. While any CUDA graph lives they stay: it may use them.
@@ -95,7 +95,7 @@ def clean_up() -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of the innermost cause."""
+    """Give the first line of the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def through_core(
     llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any, decoder: Decoder | None
 ) -> Generator[list[Piece], None, None]:
-    """The new tokens of each step of `EngineCore`, or of each burst where `decoder` can run one.
+    """Yield the new tokens of each step of `EngineCore`, or of each burst of `decoder`.
 
     `requests` holds prompt and SamplingParams by id, without stop strings: vLLM looks for those
     in its output processor, which is left out here. Ending the iterator early aborts the rest.
@@ -42,7 +42,7 @@ def through_core(
 def through_engine(
     llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any
 ) -> Generator[list[Piece], None, None]:
-    """As `through_core`, by vLLM's `LLMEngine`, which knows stop strings."""
+    """Yield the same by vLLM's `LLMEngine`, which knows stop strings."""
     engine = llm.llm_engine
     try:
         for request_id, (ids, params) in requests.items():
@@ -67,7 +67,7 @@ def _prompt(ids: list[int]) -> dict[str, object]:
 
 
 def _pieces(outputs: list[Any]) -> list[Piece]:
-    """Of vLLM's `EngineCoreOutput`s; column 0 of their logps is the sampled token."""
+    """Read vLLM's `EngineCoreOutput`s; column 0 of their logps is the sampled token."""
     return [
         Piece(
             output.request_id,
@@ -80,7 +80,7 @@ def _pieces(outputs: list[Any]) -> list[Piece]:
 
 
 def _piece(output: Any) -> Piece:
-    """Of vLLM's `RequestOutput`."""
+    """Read vLLM's `RequestOutput`."""
     (new,) = output.outputs
     return Piece(
         output.request_id, list(new.token_ids), list(new.logprobs.logprobs), new.finish_reason

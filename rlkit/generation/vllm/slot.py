@@ -20,7 +20,7 @@ _TABLES = 2
 
 
 class AdapterBuffers(NamedTuple):
-    """The LoRA buffers of one layer as the trainer knows it: q_proj, not qkv_proj."""
+    """These are the buffers of one layer as the trainer knows it: q_proj, not qkv_proj."""
 
     owner: str
     """Name of vLLM's module, which may be fused."""
@@ -33,7 +33,7 @@ class AdapterBuffers(NamedTuple):
 
 @dataclass(slots=True)
 class AdapterSlot:
-    """Where one adapter lives: views of the stacked buffers, cached between writes."""
+    """One adapter lives here: views of the stacked buffers are kept between writes."""
 
     index: int
     layers: tuple[str, ...]
@@ -54,7 +54,7 @@ class AdapterSlot:
     """On CUDA, the copies into `factors` of the adapters written last, the latest first."""
 
     def valid(self, manager: Any, int_id: int, layers: Sequence[str], rank: int) -> bool:
-        """Whether vLLM still holds the adapter, in this slot, in these buffers."""
+        """Tell whether vLLM still holds the adapter in this slot, in these buffers."""
         return (
             self.layers == layers
             and self.factors[0].shape[0] == rank
@@ -92,7 +92,7 @@ class AdapterSlot:
 def find_slot(
     parts: Mapping[str, AdapterBuffers], index: int, layers: tuple[str, ...], rank: int
 ) -> AdapterSlot:
-    """Slot `index` for the factors of `layers`.
+    """Find the places of the factors of `layers` in slot `index`.
 
     Raises ValueError when a layer has no LoRA buffers or `rank` does not fit them.
     """

@@ -21,7 +21,7 @@ ALL = ("weights", *KV_CACHE, "default")
 
 
 def weight_views(llm: Any) -> dict[str, Tensor]:
-    """The weights of a `vllm.LLM` under Hugging Face names, for the trainer to share.
+    """Give the weights of a `vllm.LLM` under Hugging Face names, for the trainer to share.
 
     Views, no copies; on a CPU only after `compat.cpu.prepare_cpu`. Whoever writes to them must call
     `forget_prefixes` before the next request.

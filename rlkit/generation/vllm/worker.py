@@ -32,7 +32,7 @@ class WriteReport(NamedTuple):
 
 @dataclass(slots=True)
 class _State:
-    """What the extension keeps for one engine."""
+    """The extension keeps this for one engine."""
 
     slots: dict[int, AdapterSlot] = field(default_factory=dict)
     """By the adapter's id."""
@@ -47,12 +47,12 @@ class WorkerExtension:
     model_runner: Any
 
     def rlkit_new_user(self) -> int:
-        """A number that no other caller of this engine has."""
+        """Give a number that no other caller of this engine has."""
         self._rlkit_state().users += 1
         return self._rlkit_state().users
 
     def rlkit_punica_because(self) -> str | None:
-        """Why Punica's kernels apply the adapters; None = plain products do."""
+        """Say why Punica's kernels apply the adapters; None = plain products do."""
         return self._rlkit_state().punica_because
 
     def rlkit_bind(self, int_id: int, layers: tuple[str, ...], rank: int) -> AdapterSlot:
@@ -115,7 +115,7 @@ class WorkerExtension:
         self._rlkit_manager().remove_adapter(int_id)
 
     def rlkit_parts(self) -> dict[str, AdapterBuffers]:
-        """The LoRA buffers by the trainer's layer names."""
+        """Give the LoRA buffers by the trainer's layer names."""
         manager = self._rlkit_manager()
         parts: dict[str, AdapterBuffers] = {}
         for name, module in manager.modules.items():
@@ -129,7 +129,7 @@ class WorkerExtension:
         return parts
 
     def rlkit_slot(self, int_id: int) -> dict[str, Tensor]:
-        """Views of the whole slot of `int_id`, unused ranks included, by layer, part and factor.
+        """Give views of the slot of `int_id`, unused ranks too, by layer, part and factor.
 
         Raises ValueError when vLLM holds no such adapter.
         """
@@ -142,7 +142,7 @@ class WorkerExtension:
         }
 
     def rlkit_forget_buffers(self) -> None:
-        """Before the engine ends: Punica's tables, which the process keeps, hold LoRA buffers."""
+        """Take LoRA buffers out of Punica's tables, which the process keeps, before the end."""
         if not self.model_runner.lora_config:
             return
         parts = self.rlkit_parts().values()
@@ -153,7 +153,7 @@ class WorkerExtension:
         return repacked_layers(self.model_runner.get_model())
 
     def rlkit_parameters(self) -> dict[str, Tensor]:
-        """Views of vLLM's weights under the names of the Hugging Face model.
+        """Give views of vLLM's weights under the names of the Hugging Face model.
 
         Fused layers are cut into their parts, padding of the vocabulary is left out, and 4-bit
         layers are bitsandbytes' `Params4bit`. No copies.

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rlkit.generation.vllm.compat.line import Line
+from rlkit.generation.vllm.compat.line import VLLMLine
 
 
 class BurstSampler:
     """Draws one token a row as `vllm.v1.worker.gpu.sample.Sampler` does, with the same bits."""
 
-    def __init__(self, runner: Any, line: Line) -> None:
+    def __init__(self, runner: Any, line: VLLMLine) -> None:
         from vllm.v1.worker.gpu.sample import gumbel
 
         # Not at the top: Triton may be missing where vLLM decodes step by step.
@@ -26,7 +26,7 @@ class BurstSampler:
         self._line = line
 
     def is_plain(self, batch: Any) -> bool:
-        """Whether the logits are sampled as they are: temperature 1 and nothing cut off."""
+        """Tell whether logits are sampled as they are: at temperature 1, with nothing cut off."""
         states, rows = self._runner.sampler.sampling_states, batch.idx_mapping_np
         cuts = self._line.cuts(states, batch, states.vocab_size)
         return (

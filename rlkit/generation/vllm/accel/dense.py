@@ -32,7 +32,7 @@ _PADDING = 16
 
 
 class ActiveRows:
-    """Which rows of the batch use the adapter; stands in for Punica's update of its metadata."""
+    """This knows which rows of the batch use the adapter, in place of Punica's metadata."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.some = False
@@ -45,7 +45,7 @@ class ActiveRows:
     def update(
         self, mapping: Any, lora_index_to_id: Sequence[int | None], *_sizes: Any, **_options: Any
     ) -> None:
-        """Of Punica's signature. Rows beyond the mapping are padding, and anything goes there.
+        """Take what Punica's update takes. Rows beyond the mapping are padding, of any value.
 
         Raises RuntimeError when a row wants an adapter that is not in the slot.
         """
@@ -202,31 +202,36 @@ def install(manager: Any, *, fused: bool) -> dict[str, DenseLinear]:
         raise ValueError(f"one LoRA slot and one kind of input, got {manager.lora_slots} slots")
     for module in modules:
         _check(module, fused=fused)
+    # One mask for all layers stands in for the tables of Punica.
     (wrapper,) = wrappers.values()
     device = modules[0].lora_a_stacked[0].device
     rows = ActiveRows(objects.token_capacity(wrapper), device)
+    # A gate_up layer whose output only SiluAndMul reads can return the gated half by itself.
     gates = [_gate_of(manager.model, name) if fused else None for name in manager.modules]
     layers = tuple(
         DenseLinear(module, rows, fused=fused, gated=gate is not None)
         for module, gate in zip(modules, gates, strict=True)
     )
+    # One layer of each shape is compared with float64; the factors are zero again afterwards.
     for layer in {(layer.widths, layer.a.shape, layer.gated): layer for layer in layers}.values():
         try:
             _try(layer)
         finally:
             for tensor in (layer.a, layer.b, rows.mask):
                 tensor.zero_()
+    # Nothing has changed so far but the place of the buffers. From here on layers multiply anew.
     for module, layer, gate in zip(modules, layers, gates, strict=True):
         module.apply = layer
         if layer.gated and gate is not None:
             gate.forward = _Gate(gate.forward, layer.num_outputs)
+    # Each batch of vLLM tells its rows through the wrapper.
     wrapper.update_metadata = rows.update
     objects.forget_mapping(manager)
     return dict(zip(manager.modules, layers, strict=True))
 
 
 def _gate_of(model: Any, name: str) -> Any:
-    """The SiluAndMul that alone reads the output of layer `name`, if there is one."""
+    """Find the SiluAndMul that alone reads the output of layer `name`, if there is one."""
     parent, _, leaf = name.rpartition(".")
     children = dict(model.get_submodule(parent).named_children())
     gate = children.get("act_fn")
@@ -235,7 +240,7 @@ def _gate_of(model: Any, name: str) -> Any:
 
 
 def _check(module: Any, *, fused: bool) -> tuple[int, ...]:
-    """Outputs of each part; raises ValueError unless the layer is one that `DenseLinear` takes."""
+    """Count the outputs of each part; raises ValueError unless `DenseLinear` takes the layer."""
     name = type(module).__name__
     a, b = module.lora_a_stacked, module.lora_b_stacked
     if not (isinstance(a, tuple) and isinstance(b, tuple) and hasattr(module, "base_layer")):

@@ -41,7 +41,7 @@ class NormAfter:
         return self.forward(x, residual)
 
     def forward(self, both: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm's output for [W x, A x], and the residual, updated in place."""
+        """Give the norm's output for [W x, A x], and the residual, updated in place."""
         from rlkit.generation.vllm.accel.lora_norm import expand_norm
 
         layer = self.layer
@@ -89,7 +89,7 @@ def install_norms(model: Any, layers: Mapping[str, DenseLinear]) -> int:
 
 
 def _norms(model: Any) -> Iterator[tuple[str, Any]]:
-    """Names of layers with the norm that alone reads them."""
+    """Pair the names of layers with the norm that alone reads them."""
     stack: Any = getattr(model, "model", None)
     watched: Any = getattr(stack, "aux_hidden_state_layers", ())
     if type(stack).__name__ not in _KNOWN or watched:

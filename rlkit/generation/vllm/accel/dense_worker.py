@@ -39,7 +39,7 @@ class DenseWorker(_Worker, WorkerExtension):  # type: ignore[misc]
 
 
 def _install(manager: Any) -> str | None:
-    """Why Punica stays in place; None = it does not."""
+    """Install plain products; say why Punica stays in place, or None when it does not."""
     fused = not current_platform.is_cpu()
     try:
         layers = dense.install(manager, fused=fused)

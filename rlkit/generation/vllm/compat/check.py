@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlkit.generation.vllm.compat import v0_24, v0_29
 from rlkit.generation.vllm.compat.features import Feature, gaps, line_of
-from rlkit.generation.vllm.compat.line import Line
+from rlkit.generation.vllm.compat.line import VLLMLine
 
 _MEASURED = {"0.24.0": v0_24.LINE, "0.30.0": v0_29.LINE}
 """Versions on which the features were run and measured: their source need not be read again."""
@@ -17,9 +17,9 @@ _MEASURED = {"0.24.0": v0_24.LINE, "0.30.0": v0_29.LINE}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """What a vLLM has of the private names that rlkit's features need."""
+    """This says what a vLLM has of the private names that rlkit's features need."""
 
-    line: Line | None
+    line: VLLMLine | None
     """The line that it belongs to; None = one that bursts do not know."""
     missing: Mapping[Feature, tuple[str, ...]]
     """The names that are not there, by feature; a feature that is absent has all of its names."""

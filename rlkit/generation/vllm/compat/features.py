@@ -12,12 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rlkit.generation.vllm.compat import cpu
-from rlkit.generation.vllm.compat.lines import LINES, Line
+from rlkit.generation.vllm.compat.lines import LINES, VLLMLine
 from rlkit.generation.vllm.compat.source import missing
 
 
 class Feature(StrEnum):
-    """What stands or falls with private names; each has a plain path that needs none of them."""
+    """Each member stands or falls with private names, and has a plain path without them."""
 
     in_place = "adapter in place"
     """The adapter is copied into vLLM's buffers. Else vLLM's own loader reads it, from memory or
@@ -130,10 +130,10 @@ TABLES: Mapping[Feature, str] = MappingProxyType(
         Feature.cpu: cpu.NAMES,
     }
 )
-"""The names that every line must have; `Line.names` adds those of one line."""
+"""The names that every line must have; `VLLMLine.names` adds those of one line."""
 
 
-def line_of(root: Path) -> Line | None:
+def line_of(root: Path) -> VLLMLine | None:
     """Find the newest line whose own names are all in vLLM's source at `root`; None without one."""
     return next((line for line in LINES if not missing(root, line.names)), None)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """What bursts must do otherwise from one vLLM to the next."""
+class VLLMLine:
+    """This says what bursts must do otherwise from one vLLM to the next."""
 
     name: str
     """The versions of the line, for people."""

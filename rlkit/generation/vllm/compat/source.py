@@ -22,7 +22,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class TableLine(NamedTuple):
-    """One line of a table, taken apart."""
+    """This is one line of a table, taken apart."""
 
     file: str
     path: tuple[str, ...]

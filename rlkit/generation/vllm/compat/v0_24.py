@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlkit.generation.vllm.compat.line import Line
+from rlkit.generation.vllm.compat.line import VLLMLine
 
 # `combine_sampled_and_draft_tokens`, `postprocess_sampled`, `dispatch` and the model state are
 # called alike in all lines, with arguments by position.
@@ -48,7 +48,7 @@ def _no_options(_batch: Any) -> dict[str, Any]:
     return {}
 
 
-LINE = Line(
+LINE = VLLMLine(
     name="0.24 to 0.28",
     names="\n".join((COMMON, _GUMBEL, _SAMPLE, CUTS_BY_ROW, SKIPPED)),
     waits=waits,

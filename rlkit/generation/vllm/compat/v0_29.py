@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rlkit.generation.vllm.compat import v0_24
-from rlkit.generation.vllm.compat.line import Line
+from rlkit.generation.vllm.compat.line import VLLMLine
 
 GUMBEL = (
     "v1/worker/gpu/sample/gumbel.py gumbel_sample(logits, expanded_idx_mapping, temperature, seed, "
@@ -23,7 +23,7 @@ def _sample_options(batch: Any) -> dict[str, Any]:
     return {"idx_mapping": batch.idx_mapping}
 
 
-LINE = Line(
+LINE = VLLMLine(
     name="0.29 and 0.30",
     names="\n".join((v0_24.COMMON, GUMBEL, _SAMPLE, v0_24.CUTS_BY_ROW, v0_24.SKIPPED)),
     waits=v0_24.waits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlkit.generation.vllm.compat import v0_24, v0_29
-from rlkit.generation.vllm.compat.line import Line
+from rlkit.generation.vllm.compat.line import VLLMLine
 
 SAMPLE = (
     "v1/worker/gpu/sample/sampler.py Sampler.sample(logits, expanded_idx_mapping, idx_mapping, "
@@ -27,7 +27,7 @@ def sample_options(batch: Any) -> dict[str, Any]:
     }
 
 
-LINE = Line(
+LINE = VLLMLine(
     name="0.31 and 0.32",
     names="\n".join((v0_24.COMMON, v0_29.GUMBEL, SAMPLE, v0_24.CUTS_BY_ROW, QUEUES)),
     waits=waits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlkit.generation.vllm.compat import v0_24, v0_29, v0_31
-from rlkit.generation.vllm.compat.line import Line
+from rlkit.generation.vllm.compat.line import VLLMLine
 
 _CUTS = (
     "v1/worker/gpu/sample/states.py SamplingStates.get_top_k_top_p"
@@ -20,7 +20,7 @@ def _cuts(states: Any, batch: Any, words: int) -> Any:
     return top_k, top_p
 
 
-LINE = Line(
+LINE = VLLMLine(
     name="0.33",
     names="\n".join((v0_24.COMMON, v0_29.GUMBEL, v0_31.SAMPLE, _CUTS, v0_31.QUEUES)),
     waits=v0_31.waits,
