@@ -48,7 +48,7 @@ def test_inner_modules_of_vllm_are_imported_in_known_places(path: Path) -> None:
         allowed = tuple(EXCEPTIONS.get(place, "nothing").split())
         if not place.startswith(KNOWN):
             assert all(name.startswith(allowed) for name in inner), (place, inner)
-    elif ROOT / "bench" not in path.parents:
+    else:
         assert not inner, f"{path} imports {inner}, which belongs into generation/vllm/compat"
 
 

@@ -22,7 +22,7 @@ def repacked_layers(model: torch.nn.Module) -> list[str]:
             continue
         if weight is None or weight.numel() == 0 or not _reads(product, weight):
             found.append(name.removesuffix(".base_layer"))
-    return found
+    return list(dict.fromkeys(found))  # a layer wrapped for LoRA answers for its base
 
 
 def describe(layers: list[str]) -> str:
