@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+from rlkit.runtime.private_names import MissingName
+
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
     "chat": "rlkit.cli.chat",
@@ -47,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         module = "rlkit.cli.help"
     try:
         return _command(module).run(rest)
-    except UsageError as error:
+    except (UsageError, MissingName) as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

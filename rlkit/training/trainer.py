@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlkit.functional.correction import sampling_mismatch
-from rlkit.functional.values import explained_variance
+from rlkit.functional import explained_variance, sampling_mismatch
 from rlkit.tracking.base import EvalRecord, Phase, SampleRow, StepRecord, Tracker
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.buffer import Group
