@@ -243,7 +243,7 @@ def test_several_slots_stay_with_punica(tmp_path: Path) -> None:
 
 
 def test_when_dense_products_are_tried() -> None:
-    known, none = look_up("0.24.0"), {}
+    known, none = look_up("0.24.0"), dict[str, str]()
     gaps = Support(line=None, missing={Feature.dense: ("lora.A.b",)}, is_measured=False)
 
     def option(support: Support = known, **choices: Any) -> dict[str, str]:

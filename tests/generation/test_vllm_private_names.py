@@ -65,7 +65,11 @@ def test_private_attributes_are_used_in_compat(path: Path) -> None:
         name
         for node in ast.walk(tree)
         for name in ({node.name} if isinstance(node, ast.ClassDef | ast.FunctionDef) else set())
-    } | {node.attr for node in ast.walk(tree) if _is_on_self(node)}
+    } | {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and _is_on_self(node)
+    }
     foreign = {
         ast.unparse(node)
         for node in ast.walk(tree)

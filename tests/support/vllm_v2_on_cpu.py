@@ -125,14 +125,18 @@ def broken_trial(llm: Any, bursts: Decoder) -> list[str]:
     """Bursts that sample another token, that tell other logps, and that fail."""
     steps, said = bursts._steps, []
 
+    def other_tokens(*arguments: Any) -> Any:
+        ids, logps = steps(*arguments)
+        return 255 - ids, logps
+
+    def other_logps(*arguments: Any) -> Any:
+        ids, logps = steps(*arguments)
+        return ids, logps + 0.01
+
     def fail(*_: Any) -> Any:
         raise TypeError("run_fullgraph() got 1 argument")
 
-    for wrong in (
-        lambda *args: (lambda ids, logps: (255 - ids, logps))(*steps(*args)),
-        lambda *args: (lambda ids, logps: (ids, logps + 0.01))(*steps(*args)),
-        fail,
-    ):
+    for wrong in (other_tokens, other_logps, fail):
         vars(bursts)["_steps"] = wrong
         said.append(first_difference(llm, bursts))
     del vars(bursts)["_steps"]

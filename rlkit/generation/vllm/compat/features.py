@@ -12,7 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rlkit.generation.vllm.compat import cpu
-from rlkit.generation.vllm.compat.lines import LINES, VLLMLine
+from rlkit.generation.vllm.compat.line import VLLMLine
+from rlkit.generation.vllm.compat.lines import LINES
 from rlkit.generation.vllm.compat.source import missing
 
 

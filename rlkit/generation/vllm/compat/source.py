@@ -56,12 +56,13 @@ def _gaps(root: Path, line: TableLine) -> Iterator[str]:
     if tree is None:
         yield line.file
         return
-    node: ast.AST | None = tree
+    node: ast.AST = tree
     for name in line.path:
-        node = _member(node, name)
-        if node is None:
+        member = _member(node, name)
+        if member is None:
             yield where
             return
+        node = member
     if line.is_call:
         if not isinstance(node, _Function):
             yield where
@@ -79,11 +80,11 @@ def _tree(file: Path) -> ast.Module | None:
     return ast.parse(file.read_text()) if file.is_file() else None
 
 
-def _member(node: ast.AST | None, name: str) -> ast.AST | None:
+def _member(node: ast.AST, name: str) -> ast.AST | None:
     """Find a class or a function by name; the last definition counts, as in Python."""
     found = [
         child
-        for child in ast.walk(node or ast.Module([], []))
+        for child in ast.walk(node)
         if isinstance(child, ast.ClassDef | _Function) and child.name == name
     ]
     return found[-1] if found else None
@@ -96,11 +97,11 @@ def _held(node: ast.AST) -> set[str]:
     for child in body:
         if isinstance(child, ast.ClassDef | _Function):
             held.add(child.name)
-    for child in ast.walk(node):
-        if isinstance(child, ast.Assign):
-            targets = child.targets
-        elif isinstance(child, ast.AnnAssign | ast.AugAssign):
-            targets = [child.target]
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Assign):
+            targets = inner.targets
+        elif isinstance(inner, ast.AnnAssign | ast.AugAssign):
+            targets = [inner.target]
         else:
             continue
         for target in targets:
