@@ -20,7 +20,6 @@ from rlkit.generation.vllm.config import (
     Compilation,
     VLLMGeneratorConfig,
     Weights,
-    is_installed,
     resolve_compilation,
     slot_rank,
 )
@@ -32,10 +31,12 @@ from rlkit.generation.vllm.guard import (
 )
 from rlkit.generation.vllm.memory import Budget, gib
 from rlkit.generation.vllm.package import use_architecture, version
+from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.generation.vllm.sizes import block_size, engine_budget, max_model_len, memory_share
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.accel.burst import Decoder
+
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
@@ -114,8 +115,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
 
     Its own output is kept out of the terminal; it goes to the log, and to `say` when it fails.
     """
-    if not is_installed():
-        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]' (or generator=hf)")
+    require_vllm()
     _check_options(config, spec)
     budget, support = engine_budget(config, spec), look_up(version())
     _check_support(config, support)

@@ -10,6 +10,7 @@ from pathlib import Path
 from rlkit.generation.vllm.compat import v0_24, v0_29
 from rlkit.generation.vllm.compat.features import Feature, gaps, line_of
 from rlkit.generation.vllm.compat.line import VLLMLine
+from rlkit.generation.vllm.sampling_options import require_vllm
 
 _MEASURED = {"0.24.0": v0_24.LINE, "0.30.0": v0_29.LINE}
 """Versions on which the features were run and measured: their source need not be read again."""
@@ -53,7 +54,7 @@ def look_up(version: str, *, root: Path | None = None) -> Support:
 
 
 def _installed() -> Path:
+    require_vllm()
     spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:
-        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]'")
+    assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent
