@@ -10,7 +10,9 @@ for each; marked `per_sample`, it gets one completion. Write one in any file and
 
     rlkit +reward.functions.shortest.fn=my_rewards.py:shortest
 
-    tags, answers, seed, math, length   the built-in functions
+    tags, answers, math, length         the built-in functions
+    unsloth_2025                        the five of the February 2025 notebooks
+    numbers                             exact rationals, which the built-in functions compare
     load                                names to functions
     pool, process, worker, wire         running them in processes that can be killed
     scores, config                      weighted sums, report, options

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.config import OnFailure, RewardConfig, RewardSpec
 from rlkit.rewards.process import Worker
-from rlkit.rewards.scores import Board, Scores
+from rlkit.rewards.scores import ScoreSheet, Scores
 from rlkit.rewards.wire import WHOLE_GROUP, Failure, Unit, encode_group
 
 if TYPE_CHECKING:
@@ -81,10 +81,10 @@ class RewardPool:
             if worker.units:  # an earlier call was interrupted
                 self._replace(i)
         self.start()
-        board = Board(self._specs, groups)
-        self._run(board, groups, self._units(groups))
+        sheet = ScoreSheet(self._specs, groups)
+        self._run(sheet, groups, self._units(groups))
         drop = self._config.on_failure is OnFailure.drop
-        return board.scores(seconds=time.perf_counter() - start, drop_failed=drop)
+        return sheet.scores(seconds=time.perf_counter() - start, drop_failed=drop)
 
     def close(self) -> None:
         """End the workers: idle ones are asked to, busy ones killed. At most 2 s; idempotent."""
@@ -121,7 +121,7 @@ class RewardPool:
         return units
 
     def _run(
-        self, board: Board, groups: Sequence[Sequence[Completion]], units: Sequence[Unit]
+        self, sheet: ScoreSheet, groups: Sequence[Sequence[Completion]], units: Sequence[Unit]
     ) -> None:
         share = -(-len(units) // len(self._workers)) or 1
         queue = deque(list(units[i : i + share]) for i in range(0, len(units), share))
@@ -138,14 +138,14 @@ class RewardPool:
             for i, worker in enumerate(self._workers):
                 worker.read_output()  # before the replies: what a call printed counts against it
                 for unit, reply in worker.read_replies():
-                    board.add(unit, reply)
+                    sheet.add(unit, reply)
                 self._check_start(worker)
-                self._judge(i, board, queue)
+                self._judge(i, sheet, queue)
             if time.monotonic() >= give_up:
-                self._abandon(board, queue)
+                self._abandon(sheet, queue)
         self._false_starts = 0
 
-    def _judge(self, i: int, board: Board, queue: deque[list[Unit]]) -> None:
+    def _judge(self, i: int, sheet: ScoreSheet, queue: deque[list[Unit]]) -> None:
         """Kill and replace worker `i` if it is dead, late or too loud; blame its current call."""
         worker, config = self._workers[i], self._config
         late = bool(worker.units) and time.monotonic() - worker.clock > config.timeout_s
@@ -161,14 +161,14 @@ class RewardPool:
             kind, message = Failure.output, f"printed more than {config.max_output_bytes} bytes"
         if blamed is not None:
             printed = f"; it printed: {worker.tail}" if worker.tail and not loud else ""
-            board.fail(units.pop(blamed), kind, message + printed, seconds=elapsed)
+            sheet.fail(units.pop(blamed), kind, message + printed, seconds=elapsed)
         elif units:  # it died between two batches: nobody's fault that we know of
             self._count_false_start(f"a reward worker {message} before its first call")
         if units:
             queue.appendleft(units)
         self._replace(i)
 
-    def _abandon(self, board: Board, queue: deque[list[Unit]]) -> None:
+    def _abandon(self, sheet: ScoreSheet, queue: deque[list[Unit]]) -> None:
         """The batch is out of time: everything unanswered counts as timed out."""
         message = f"the batch took more than {self._config.step_timeout_s} s"
         for i, worker in enumerate(self._workers):
@@ -177,7 +177,7 @@ class RewardPool:
                 self._replace(i)
         for units in queue:
             for unit in units:
-                board.fail(unit, Failure.timeout, message, seconds=0.0)
+                sheet.fail(unit, Failure.timeout, message, seconds=0.0)
         queue.clear()
 
     def _replace(self, i: int) -> None:

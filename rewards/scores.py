@@ -65,7 +65,7 @@ class Scores(NamedTuple):
         return self.report.describe()
 
 
-class Board:
+class ScoreSheet:
     """Collects the answers of one batch, in any order."""
 
     def __init__(self, specs: Sequence[RewardSpec], groups: Sequence[Sequence[Completion]]) -> None:

@@ -104,7 +104,7 @@ class Ids(Sequence[int]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class WirePrompt:
     """The worker's copy of `rlkit.types.Prompt`."""
 
     index: int
@@ -114,10 +114,10 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class WireCompletion:
     """The worker's copy of `rlkit.types.Completion`; `finish_reason` is its plain string."""
 
-    prompt: Prompt
+    prompt: WirePrompt
     text: str
     ids: Sequence[int]
     finish_reason: str
@@ -155,14 +155,14 @@ def encode_group(group: Sequence[types.Completion]) -> dict[str, Any]:
     }
 
 
-def decode_group(message: Mapping[str, Any]) -> tuple[Completion, ...]:
+def decode_group(message: Mapping[str, Any]) -> tuple[WireCompletion, ...]:
     """The inverse of `encode_group`; a tuple: no function can change the next one's input."""
     if not message["samples"]:
         return ()
     index, ids, prompt_text, columns = message["prompt"]
-    prompt = Prompt(index=index, ids=Ids(ids), text=prompt_text, columns=columns)
+    prompt = WirePrompt(index=index, ids=Ids(ids), text=prompt_text, columns=columns)
     return tuple(
-        Completion(prompt=prompt, text=text, ids=Ids(ids), finish_reason=finish_reason)
+        WireCompletion(prompt=prompt, text=text, ids=Ids(ids), finish_reason=finish_reason)
         for text, ids, finish_reason in message["samples"]
     )
 

@@ -21,9 +21,9 @@ from rlkit.rewards.load import Loaded, load
 from rlkit.rewards.wire import (
     PROGRESS,
     WHOLE_GROUP,
-    Completion,
     Failure,
     Unit,
+    WireCompletion,
     decode_group,
     frame,
     unframe,
@@ -77,7 +77,7 @@ def _serve(
         channel.sendall(frame(replies))
 
 
-def evaluate(loaded: Loaded, samples: Sequence[Completion]) -> list[Any]:
+def evaluate(loaded: Loaded, samples: Sequence[WireCompletion]) -> list[Any]:
     """Call one function; the fields of a `Reply`, whatever it raises or returns."""
     start = time.perf_counter()
     try:

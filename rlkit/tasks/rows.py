@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlkit.rewards import RewardSpec
-from rlkit.rewards.seed import correctness
+from rlkit.rewards.numbers import plain
+from rlkit.rewards.unsloth_2025 import correctness
 from rlkit.tasks.base import Example, Message, PromptStyle, Task
 from rlkit.tasks.config import DatasetConfig, GSM8KConfig
 from rlkit.tasks.data import column, data_splits, json_value, text_column
@@ -22,14 +23,15 @@ Respond in the following format:
 </answer>"""
 """The system prompt of the February 2025 GRPO notebooks."""
 
-# The seed's five, with reasoning of any number of lines; `reward=gsm8k_seed` has them as published,
-# where no completion can earn both formats.
+# The five of the February 2025 notebooks, mended: reasoning may have several lines, answers may be
+# negative and are compared as numbers. `reward=gsm8k_seed` has them as published, where no
+# completion can earn both formats.
 _GSM8K_REWARDS = (
     RewardSpec("xmlcount", "xmlcount"),
     RewardSpec("soft_format", "soft_format", options={"multiline": True}),
     RewardSpec("strict_format", "strict_format", options={"multiline": True}),
-    RewardSpec("int", "int"),
-    RewardSpec("correctness", "correctness"),
+    RewardSpec("int", "int", options={"signed": True}),
+    RewardSpec("correctness", "correctness", options={"as_numbers": True}),
 )
 
 _ROLES = ("system", "user", "assistant", "tool")
@@ -83,7 +85,7 @@ def dataset(config: DatasetConfig) -> Task:
     def gold(example: Example) -> str:
         text = config.gold
         for name, value in example.columns.items():
-            text = text.replace("{" + name + "}", str(value))
+            text = text.replace("{" + name + "}", plain(value))
         return text
 
     train, held = data_splits(config, to_example)
@@ -123,7 +125,7 @@ def _message(item: Any, where: str) -> Message:
 
 
 def _is_correct(completion: Completion) -> bool:
-    return correctness(completion) > 0
+    return correctness(completion, as_numbers=True) > 0
 
 
 def _gsm8k_gold(example: Example) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from rlkit.rewards.answers import numbers_in, numeric_match, raw_exact
 from rlkit.rewards.length import cosine_length, repetition
-from rlkit.rewards.seed import (
+from rlkit.rewards.unsloth_2025 import (
     correctness,
     integer_answer,
     soft_format,

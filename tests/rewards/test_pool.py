@@ -27,7 +27,7 @@ from rlkit.rewards import (
 )
 from rlkit.rewards.pool import RewardPool
 from rlkit.rewards.scores import weighted_sum
-from rlkit.rewards.seed import xmlcount
+from rlkit.rewards.unsloth_2025 import xmlcount
 from rlkit.rewards.tags import tag_answer
 from rlkit.types import Completion, FinishReason, Prompt
 
@@ -153,7 +153,7 @@ def test_everything_arrives(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("copy", "original"), [(wire.Prompt, Prompt), (wire.Completion, Completion)]
+    ("copy", "original"), [(wire.WirePrompt, Prompt), (wire.WireCompletion, Completion)]
 )
 def test_worker_types_have_the_same_fields(copy: type, original: type) -> None:
     assert [f.name for f in fields(copy)] == [f.name for f in fields(original)]
