@@ -12,6 +12,7 @@ for each; marked `per_sample`, it gets one completion. Write one in any file and
 
     tags, answers, math, length         the built-in functions
     unsloth_2025                        the five of the February 2025 notebooks
+    golds                               which rows a built-in function cannot judge
     numbers                             exact rationals, which the built-in functions compare
     load                                names to functions
     pool, process, worker, wire         running them in processes that can be killed
@@ -26,6 +27,7 @@ from rlkit.rewards.config import (
     RewardConfig,
     RewardFunctionConfig,
     RewardSpec,
+    SpecialTokens,
     reward_specs,
 )
 from rlkit.rewards.load import REGISTRY, per_sample
@@ -39,6 +41,7 @@ __all__ = [
     "RewardConfig",
     "RewardFunctionConfig",
     "RewardSpec",
+    "SpecialTokens",
     "per_sample",
     "reward_specs",
 ]

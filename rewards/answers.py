@@ -27,13 +27,16 @@ class Where(StrEnum):
 
 
 @per_sample
-def raw_exact(completion: Completion, *, column: str = "answer") -> float:
+def raw_exact(completion: Completion, *, column: str = "answer") -> float | None:
     """Return 1.0 when the first line of the text is the prompt's `column`, else 0.0.
 
     Spaces around the line do not matter. Two numbers are compared as numbers: 7.0 answers 7.
+    A column that holds null gives None: the prompt cannot be judged.
     """
-    first_line = completion.text.lstrip(" ").split("\n", 1)[0]
-    return float(same_answer(first_line, completion.prompt.columns[column]))
+    gold = completion.prompt.columns[column]
+    if gold is None:
+        return None
+    return float(same_answer(completion.text.lstrip(" ").split("\n", 1)[0], gold))
 
 
 @per_sample

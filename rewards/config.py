@@ -23,6 +23,16 @@ class OnFailure(StrEnum):
     """Its reward is the weighted sum of the other functions."""
 
 
+class SpecialTokens(StrEnum):
+    """What becomes of the tokenizer's special tokens in the text that rewards see."""
+
+    drop = "drop"
+    """They are left out, as `skip_special_tokens` does."""
+    keep = "keep"
+    """They stay, except those that begin, end or pad a sequence. For tokenizers in which
+    `<answer>` or `<think>` is a special token."""
+
+
 class RewardSpec(NamedTuple):
     """One reward function of a run."""
 
@@ -60,6 +70,8 @@ class RewardConfig:
     recommends."""
     on_failure: OnFailure = OnFailure.drop
     """What becomes of a sample when one of its functions with a weight raised, hung or crashed."""
+    special_tokens: SpecialTokens = SpecialTokens.drop
+    """drop or keep: whether tags that are special tokens are part of a completion's text."""
     timeout_s: float = 10.0
     """Seconds until a call is killed, > 0. A call is one sample for functions marked `per_sample`
     (all built-in ones are), else one prompt's group."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.config import OnFailure, RewardConfig, RewardSpec
 from rlkit.rewards.process import Worker
-from rlkit.rewards.scores import ScoreSheet, Scores
+from rlkit.rewards.scores import Scores, ScoreSheet
 from rlkit.rewards.wire import WHOLE_GROUP, Failure, Unit, encode_group
 
 if TYPE_CHECKING:

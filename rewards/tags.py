@@ -21,13 +21,16 @@ def first_answer(text: str) -> str | None:
 
 
 @per_sample
-def tag_answer(completion: Completion, *, column: str = "answer") -> float:
+def tag_answer(completion: Completion, *, column: str = "answer") -> float | None:
     """Return 1.0 when the first `<answer></answer>` holds the prompt's `column`, else 0.0.
 
     Upper and lower case are the same. Two numbers are compared as numbers: 1,234.0 answers 1234.
+    A column that holds null gives None: the prompt cannot be judged.
     """
     answer = first_answer(completion.text)
     gold = completion.prompt.columns[column]
+    if gold is None:
+        return None
     if answer is None:
         return 0.0
     same = answer.casefold() == plain(gold).strip().casefold()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +21,15 @@ from rlkit.evaluate import Evaluator
 from rlkit.generation import Progress, sample_seed, sampling_config
 from rlkit.loss_scale import FLOAT16
 from rlkit.models.load import BaseModel
-from rlkit.parts import Parts, render_prompts
+from rlkit.models.special import Stops, describe_ids, stops_of
+from rlkit.parts import Parts
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.plan.run import record, try_worst_step, verdict
 from rlkit.policy import CRITIC_PREFIX, CriticChoice, new_policy
-from rlkit.prompts import without_overlong
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
+from rlkit.rows_of_run import tried_rewards, with_usable_rows
 from rlkit.samplers import bind_adapter, new_generator
 from rlkit.settings import (
     EVALUATION_SEED,
@@ -38,8 +40,7 @@ from rlkit.settings import (
     update_settings,
 )
 from rlkit.stopping import StopRequest
-from rlkit.tasks import Overlong, Split, Task, build_task
-from rlkit.tasks.check import check_rewards
+from rlkit.tasks import Task, build_task
 from rlkit.tracking.base import Phase, RunInfo, Tracker
 from rlkit.trainer import Trainer
 from rlkit.types import Algorithm, Generator, Prompt, Setting
@@ -113,9 +114,11 @@ def _with_model(
         max_completion_length=task.max_completion_length,
         stop=task.stop,
     )
-    check_rewards(task, start.rewards, base.tokenizer)
-    train, eval_prompts = _splits(config, task, base, say=say)
-    _say_what_is_known(base, eval_prompts[0], say)
+    stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
+    sampling = sampling._replace(stop=stops.strings)
+    task, eval_prompts = with_usable_rows(config, task, base, say=say)
+    decode = tried_rewards(config, task, start.rewards, base, say=say)
+    _say_what_is_known(base, stops, eval_prompts[0], say)
     critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
     policy = new_policy(
         base,
@@ -144,31 +147,22 @@ def _with_model(
         warmup=start.warmup,
         setting=start.setting,
         sampling=sampling,
-        train=train,
+        stop_ids=stops.ids,
+        decode=decode,
+        train=task.train,
         eval_prompts=eval_prompts,
     )
 
 
-def _say_what_is_known(base: BaseModel, prompt: Prompt, say: Callable[[str], None]) -> None:
+def _say_what_is_known(
+    base: BaseModel, stops: Stops, prompt: Prompt, say: Callable[[str], None]
+) -> None:
     for note in base.notes:
         say(note)
+    if further := stops.ids - base.stop_ids:
+        say(f"stop strings that are special tokens: {describe_ids(base.tokenizer, further)}")
     say(f"first prompt, {len(prompt.ids)} tokens: {prompt.text!r}")
     say(f"its token ids: {' '.join(map(str, prompt.ids))}")
-
-
-def _splits(
-    config: Config, task: Task, base: BaseModel, *, say: Callable[[str], None]
-) -> tuple[Split, list[Prompt]]:
-    """The training split without prompts that the task drops, and the held-out prompts."""
-    train, held_out = task.train, task.eval
-    if config.task.overlong_prompts is Overlong.drop:
-        longest = task.max_prompt_length
-        train, num_train = without_overlong(train, base.tokenizer, max_length=longest)
-        held_out, num_eval = without_overlong(held_out, base.tokenizer, max_length=longest)
-        say(f"prompts over {longest} tokens left out: {num_train} training, {num_eval} held out")
-    size = min(config.evaluation.num_prompts, held_out.size or config.evaluation.num_prompts)
-    eval_prompts = render_prompts(task, held_out, range(size), base, config)
-    return train, eval_prompts
 
 
 def initial_state(parts: Parts) -> TrainState:
@@ -190,7 +184,7 @@ def make_generator(parts: Parts, tracker: Tracker, stop: StopRequest) -> Generat
 
     generator = new_generator(
         parts.planned.config.generator,
-        parts.base,
+        replace(parts.base, stop_ids=parts.stop_ids),
         parts.policy,
         engine=parts.engine,
         injector=parts.injector,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
@@ -139,6 +139,22 @@ _NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps", "memory"
 _IDENTITY_AFTER_ALL = "memory.quant."
 
 
+NEWER_OPTIONS: Mapping[str, object] = {
+    "model.chat_template_name": "",
+    "model.chat_template_kwargs": {},
+    "reward.special_tokens": "drop",
+    "task.bad_rows": "error",
+    "task.ignore_keys": [],
+}
+"""Options that older runs did not have, with the value that means what those runs did. At this
+value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
+CURES: Mapping[str, tuple[object, ...]] = {
+    "task.overlong_prompts": ("drop",),
+    "task.bad_rows": ("drop",),
+}
+"""Options that may change on resume, and to which values: they only leave rows out."""
+
+
 def require(holds: bool, key: str, rule: str, value: object) -> None:
     """Raise ConfigError `key must be RULE, got VALUE` unless `holds`."""
     if not holds:
@@ -206,10 +222,20 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The leaves that can change a number: what a resumed run must share with the original."""
+    return {key: value for key, value in known_leaves(config).items() if is_identity(key)}
+
+
+def is_identity(key: str) -> bool:
+    """Whether the option `key` can change a number."""
+    return key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+
+
+def known_leaves(config: Config) -> dict[str, Any]:
+    """`flatten` without the newer options that are left at what older runs did."""
     return {
         key: value
         for key, value in flatten(config).items()
-        if key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+        if key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlkit.algorithms import Warmup
+from rlkit.collect import Decode
 from rlkit.config import Config
 from rlkit.full import FullWeights
 from rlkit.lora import LoRA
@@ -55,6 +56,10 @@ class Parts:
     warmup: Warmup | None
     setting: Setting
     sampling: SamplingConfig
+    stop_ids: frozenset[int]
+    """Ids that end a completion: the model's, and stop strings that are special tokens."""
+    decode: Decode
+    """Sampled ids to the text that rewards see."""
     train: Split
     """The task's training split, without prompts that are too long if those are dropped."""
     eval_prompts: Sequence[Prompt]
@@ -77,15 +82,6 @@ class Parts:
         """The algorithm of a step: the warm-up's at first, if there is one."""
         warming_up = self.warmup is not None and step < self.warmup.num_steps
         return self.warmup.algorithm if self.warmup and warming_up else self.algorithm
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Token ids to text without special tokens."""
-        # Without clean-up: it would drop spaces before punctuation, which the model did sample.
-        return str(
-            self.base.tokenizer.decode(
-                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
 
     def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
         """The training prompts of a step."""

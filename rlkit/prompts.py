@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlkit.tasks.base import Example, Message, Split
 from rlkit.tasks.config import Overlong
+from rlkit.tasks.conversation import Conversation, render_conversation
 from rlkit.types import Prompt
 
 
@@ -22,15 +23,22 @@ class Rendered(NamedTuple):
 
 
 def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) -> Prompt:
-    """The prompt as the model sees it: `text` is what was tokenised, `ids` what came out.
+    """Return the prompt as the model sees it: `text` is what was tokenised, `ids` what came out.
 
     Messages go through the chat template, which writes all special tokens itself, so that none are
     added to its text (no second BOS). Raw text gets what the tokenizer adds by default.
-    Raises ValueError naming the index for an empty prompt, a conversation that does not end with
-    the user, a tokenizer without chat template, or text that is not valid Unicode.
+    Raises ValueError naming the row for an empty prompt, a conversation that does not end with
+    the user, a template that fails or loses a part, or text that is not valid Unicode.
     """
-    where = f"prompt {index}"
-    is_raw = isinstance(example.prompt, str)
+    text = prompt_text(example, tokenizer, index=index)
+    ids = tokenizer(text, add_special_tokens=isinstance(example.prompt, str))["input_ids"]
+    _require(len(ids) > 0, place(example, index), "must have tokens, got none")
+    return Prompt(index=index, ids=tuple(ids), text=text, columns=example.columns)
+
+
+def prompt_text(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) -> str:
+    """Return the text of a prompt, which `render` tokenises; raises ValueError as it does."""
+    where = place(example, index)
     if isinstance(example.prompt, str):
         text = example.prompt
         _require(bool(text.strip()), where, "must hold text, got only white space")
@@ -40,9 +48,12 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
         text.encode()  # tokenizers answer half a surrogate pair with a misleading TypeError
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} must be valid Unicode, got {error.reason}") from error
-    ids = tokenizer(text, add_special_tokens=is_raw)["input_ids"]
-    _require(len(ids) > 0, where, "must have tokens, got none")
-    return Prompt(index=index, ids=tuple(ids), text=text, columns=example.columns)
+    return text
+
+
+def place(example: Example, index: int) -> str:
+    """Return what messages call an example: its row, or its number in the split."""
+    return example.where or f"prompt {index}"
 
 
 def fit(
@@ -90,30 +101,6 @@ def render_all(
     return Rendered(prompts, num_dropped, num_truncated)
 
 
-def without_overlong(
-    split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int
-) -> tuple[Split, int]:
-    """A finite split without the examples of more than `max_length` tokens, and their number.
-
-    Done once before training, so that every step of a run with `overlong_prompts=drop` has all its
-    prompts. Every prompt is rendered, so an invalid one is found here. An endless split is returned
-    as it is. Raises ValueError when nothing is left.
-    """
-    if split.size is None:
-        return split, 0
-    kept = [
-        index
-        for index in range(split.size)
-        if len(render(split.get(index), tokenizer, index=index).ids) <= max_length
-    ]
-    if not kept:
-        raise ValueError(
-            f"task.max_prompt_length must leave {split.name.value} prompts, got {max_length}: "
-            f"all {split.size} are longer"
-        )
-    return split._replace(get=lambda i: split.get(kept[i]), size=len(kept)), split.size - len(kept)
-
-
 def _apply_template(
     messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> str:
@@ -126,9 +113,14 @@ def _apply_template(
             f"model.chat_template must be given for {where}: the task is a chat, and the tokenizer "
             "has no chat template"
         )
-    conversation = [{"role": message.role, "content": message.content} for message in messages]
-    text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    return str(text)
+
+    def apply(conversation: Conversation) -> str:
+        return str(
+            tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        )
+
+    template = str(tokenizer.chat_template)
+    return render_conversation(messages, template, apply, where=where)
 
 
 def _require(holds: bool, where: str, rule: str) -> None:

@@ -29,6 +29,7 @@ from rlkit.models.quantize import (
 )
 from rlkit.models.quiet import no_progress_bars
 from rlkit.models.source import architecture_of, load_options, locate, readable
+from rlkit.models.special import describe_ids, end_of_turn_ids
 from rlkit.models.templates import choose_template
 from rlkit.models.views import model_on_views, shared_bytes
 
@@ -80,19 +81,26 @@ def load_model(
             device, location, hf_config, config, quant, weights, dtype=dtype, options=options
         )
     model.requires_grad_(False).train(False)
-    chosen = choose_template(tokenizer, config.chat_template)
+    chosen = choose_template(tokenizer, config)
     tokenizer.chat_template = chosen.template
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    stop_ids = stop_token_ids(model, tokenizer)
     checkpointing, checkpointing_note = resolve_checkpointing(config, model, device)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
         location=location,
         dtype=dtype,
-        stop_ids=stop_token_ids(model, tokenizer),
+        stop_ids=stop_ids,
         gradient_checkpointing=checkpointing,
-        notes=(dtype_note, *quant_notes, chosen.reason, checkpointing_note),
+        notes=(
+            dtype_note,
+            *quant_notes,
+            chosen.reason,
+            f"stop tokens: {describe_ids(tokenizer, stop_ids)}",
+            checkpointing_note,
+        ),
     )
 
 
@@ -125,15 +133,16 @@ def resolve_checkpointing(
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end a completion: those of the tokenizer and of the generation config together.
+    """Return the ids that end a completion: of tokenizer, generation config and chat template.
 
-    Chat models often list the end-of-turn token in only one of the two; the other then never stops.
+    Chat models often list the end-of-turn token in only one of these; the others then never stop.
     """
     listed: list[Any] = [tokenizer.eos_token_id]
     if model.generation_config is not None:
         eos = model.generation_config.eos_token_id
         listed += eos if isinstance(eos, list) else [eos]
-    return frozenset(int(token_id) for token_id in listed if token_id is not None)
+    ids = frozenset(int(token_id) for token_id in listed if token_id is not None)
+    return ids | end_of_turn_ids(tokenizer)
 
 
 def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:

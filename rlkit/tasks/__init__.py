@@ -4,6 +4,8 @@ base                    what a task is
 config                  options of each
 generated, synthetic    endless generated tasks with disjoint halves
 data, rows              GSM8K and data sets of your own
+conversation            messages to text, with nothing lost
+survey                  every row rendered once before the first step
 order                   which examples a step sees
 check                   do the rewards pay for right answers? asked before training
 """
@@ -16,6 +18,7 @@ from typing import Any
 from rlkit.tasks.base import Example, Message, PromptStyle, Split, SplitName, Task
 from rlkit.tasks.config import (
     SCHEMAS,
+    BadRows,
     ChainSumConfig,
     CompareDecimalsConfig,
     DatasetConfig,
@@ -32,6 +35,7 @@ from rlkit.tasks.synthetic import chain_sum, compare_decimals, echo, max_of_n, r
 
 __all__ = [
     "SCHEMAS",
+    "BadRows",
     "Example",
     "Message",
     "Overlong",

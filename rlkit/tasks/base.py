@@ -1,4 +1,4 @@
-"""What a task is: prompts to train on, other prompts to evaluate on, and how answers are judged."""
+"""Tasks: prompts to train on, other prompts to evaluate on, and how answers are judged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ class Message(NamedTuple):
     """One turn of a conversation."""
 
     role: str
-    """`system`, `user`, `assistant` or `tool`."""
+    """`system`, `developer`, `user`, `assistant` or `tool`."""
     content: str
+    more: str = ""
+    """Further keys (`tool_calls`, `name`, ...) as one JSON object; empty = none. Text, because
+    messages are compared and hashed."""
 
 
 class PromptStyle(StrEnum):
@@ -45,6 +48,8 @@ class Example:
     prompt: str | tuple[Message, ...]
     columns: Mapping[str, object] = field(default_factory=dict)
     """JSON values: text, numbers, booleans, None, and lists and dicts of these."""
+    where: str = field(default="", compare=False)
+    """The row it came from, such as `row 3 of train.jsonl`, for messages; empty = none."""
 
 
 class Split(NamedTuple):

@@ -20,6 +20,15 @@ class Overlong(StrEnum):
     """Keep its last tokens (and its first, if that is BOS), and count it."""
 
 
+class BadRows(StrEnum):
+    """What to do with a row that cannot become a prompt: empty, unrenderable, of a wrong type."""
+
+    error = "error"
+    """Refuse the data, naming each such row."""
+    drop = "drop"
+    """Leave it out, and name it."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TaskConfig:
     """Options that every task has."""
@@ -37,6 +46,8 @@ class TaskConfig:
     """Tokens, >= 1; sampling ends there with `finish_reason` length."""
     overlong_prompts: Overlong = Overlong.error
     """What to do with longer prompts."""
+    bad_rows: BadRows = BadRows.error
+    """error or drop: what to do with rows that cannot become prompts."""
 
     def __post_init__(self) -> None:
         own_name = next(f.default for f in fields(self) if f.name == "name")
@@ -161,6 +172,9 @@ class DatasetConfig(DataConfig):
     """chat: text becomes a user message; raw: text goes to the model as it stands."""
     system: str = ""
     """System message before each prompt of style chat; empty = none."""
+    ignore_keys: list[str] = field(default_factory=list)
+    """Keys of messages that are left out, such as `name`. Any other key that the chat template does
+    not use is refused, because it would be lost without a word."""
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion, beside the model's stop tokens."""
     gold: str = ""

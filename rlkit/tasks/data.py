@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlkit.tasks.base import Example, Split, SplitName
-from rlkit.tasks.config import DataConfig
+from rlkit.tasks.config import BadRows, DataConfig
 from rlkit.tasks.generated import held_out
 
+DROP_HINT = " (task.bad_rows=drop leaves such rows out)"
+_SHOWN = 5
 _SUFFIXES = (".jsonl", ".json", ".parquet")
+_UTF8 = "utf-8-sig"
+"""UTF-8 with or without the byte-order mark that Windows programs write first."""
 _log = logging.getLogger(__name__)
 
 
@@ -38,10 +43,7 @@ def data_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split
     if not config.path:
         raise ValueError("task.path must name a file, a folder or a hub data set, got nothing")
     train_rows, held_rows = _halves(config)
-    train, held = (
-        [to_example(row, f"row {i} of {source}") for i, row in enumerate(rows)]
-        for source, rows in (train_rows, held_rows)
-    )
+    train, held = (_examples(rows, to_example, config.bad_rows) for rows in (train_rows, held_rows))
     if config.eval_fraction:
         is_held = [held_out(_key(e), config.seed, share=config.eval_fraction) for e in train]
         held = [e for e, h in zip(train, is_held, strict=True) if h]
@@ -61,6 +63,29 @@ def data_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split
         Split(SplitName.train, kept.__getitem__, len(kept)),
         Split(SplitName.eval, chosen.__getitem__, len(chosen)),
     )
+
+
+def _examples(rows: Rows, to_example: ToExample, bad_rows: BadRows) -> list[Example]:
+    """The examples of all rows; those that cannot be one are named together."""
+    examples, problems = [], []
+    for i, row in enumerate(rows.rows):
+        where = f"row {i} of {rows.source}"
+        try:
+            examples.append(replace(to_example(row, where), where=where))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        if bad_rows is BadRows.error:
+            raise ValueError(f"{several(problems)}{DROP_HINT}")
+        _log.warning("%d rows left out: %s", len(problems), several(problems))
+    return examples
+
+
+def several(problems: Sequence[str]) -> str:
+    """Return the first few problems as one line, and how many more there are."""
+    shown = "; ".join(problems[:_SHOWN])
+    more = len(problems) - _SHOWN
+    return f"{shown}; and {more} more" if more > 0 else shown
 
 
 def column(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -137,7 +162,7 @@ def read_file(path: Path) -> Rows:
 
 def _read_jsonl(path: Path) -> list[Any]:
     rows = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding=_UTF8) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
@@ -148,7 +173,7 @@ def _read_jsonl(path: Path) -> list[Any]:
 
 
 def _read_json(path: Path) -> list[Any]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = json.loads(path.read_text(encoding=_UTF8))
     if not isinstance(rows, list):
         raise ValueError(f"the top level must be a list, got {type(rows).__name__}")
     return rows

@@ -10,6 +10,7 @@ from rlkit.rewards.numbers import plain
 from rlkit.rewards.unsloth_2025 import correctness
 from rlkit.tasks.base import Example, Message, PromptStyle, Task
 from rlkit.tasks.config import DatasetConfig, GSM8KConfig
+from rlkit.tasks.conversation import read_messages
 from rlkit.tasks.data import column, data_splits, json_value, text_column
 from rlkit.types import Completion
 
@@ -33,8 +34,6 @@ _GSM8K_REWARDS = (
     RewardSpec("int", "int", options={"signed": True}),
     RewardSpec("correctness", "correctness", options={"as_numbers": True}),
 )
-
-_ROLES = ("system", "user", "assistant", "tool")
 
 
 def gsm8k(config: GSM8KConfig) -> Task:
@@ -112,16 +111,8 @@ def _prompt(value: Any, config: DatasetConfig, where: str) -> str | tuple[Messag
     if isinstance(value, str) and value.strip():
         return (*system, Message("user", value))
     if isinstance(value, list) and value:
-        return (*system, *(_message(item, where) for item in value))
+        return (*system, *read_messages(value, where, ignored=config.ignore_keys))
     raise ValueError(f"{where} must be text or a list of messages, got {value!r:.60}")
-
-
-def _message(item: Any, where: str) -> Message:
-    role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else ("", "")
-    if role not in _ROLES or not isinstance(content, str):
-        roles = ", ".join(_ROLES)
-        raise ValueError(f"{where} must hold messages (role of {roles}; content), got {item!r:.60}")
-    return Message(role, content)
 
 
 def _is_correct(completion: Completion) -> bool:

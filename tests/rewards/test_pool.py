@@ -27,8 +27,8 @@ from rlkit.rewards import (
 )
 from rlkit.rewards.pool import RewardPool
 from rlkit.rewards.scores import weighted_sum
-from rlkit.rewards.unsloth_2025 import xmlcount
 from rlkit.rewards.tags import tag_answer
+from rlkit.rewards.unsloth_2025 import xmlcount
 from rlkit.types import Completion, FinishReason, Prompt
 
 MODULE = """
