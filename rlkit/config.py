@@ -21,17 +21,16 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
 from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.divergence import EvalKL
-from rlkit.generation import GeneratorConfig, VLLMGeneratorConfig, VLLMServerConfig
-from rlkit.generation.vllm.config import Products, Quantization, further_options
-from rlkit.launch.settings import IsolatedConfig
-from rlkit.memory import MemoryConfig
+from rlkit.generation import GeneratorConfig
+from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
-from rlkit.optim import OptimConfig
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Schema
 from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
+from rlkit.training.divergence import EvalKL
+from rlkit.training.memory_config import MemoryConfig
+from rlkit.training.optim import OptimConfig
 
 
 class ConfigError(ValueError):
@@ -168,14 +167,8 @@ def _check_full(config: Config) -> None:
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
     critic = isinstance(config.algorithm, PPOConfig)
     require(not critic, "algorithm", f"one without a critic {having}", "ppo")
-    generator = config.generator
-    server = isinstance(generator, VLLMServerConfig)
-    require(not server, "generator", f"auto, vllm or hf {having}", "vllm_server")
-    if isinstance(generator, VLLMGeneratorConfig):
-        in_nf4, products = generator.quantization, generator.lora
-        key = "generator.quantization"
-        require(in_nf4 is Quantization.none, key, f"none {having}", in_nf4.value)
-        require(products is Products.auto, "generator.lora", f"auto {having}", products.value)
+    if isinstance(config.generator, GeneratorConfig):
+        config.generator.check_full_weights()
 
 
 def register() -> None:
@@ -186,7 +179,6 @@ def register() -> None:
         store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
     store.store(group="schema/optim", name="optim", node=OptimConfig)
     store.store(group="schema/memory", name="memory", node=MemoryConfig)
-    store.store(group="hydra/launcher", name="isolated", node=IsolatedConfig)
 
 
 def schemas() -> list[Schema]:

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import torch
 
-from rlkit import checkpoint
-from rlkit.compute import choose_threads
+from rlkit.assembly.device import choose_threads
 from rlkit.config import Config, ConfigError, flatten
-from rlkit.environment import hardware, versions
+from rlkit.launch.environment import hardware, versions
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
+from rlkit.launch.run_folder import claim, write_outcome
 from rlkit.report.build import write_page
-from rlkit.run_folder import claim, write_outcome
-from rlkit.stopping import Interrupted, StopRequest, stop_on_signals
 from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
-from rlkit.trainer import Trainer, restore
-from rlkit.update import TrainState
+from rlkit.training import checkpoint
+from rlkit.training.stopping import Interrupted, StopRequest, stop_on_signals
+from rlkit.training.trainer import Trainer, restore
+from rlkit.training.update import TrainState
 
 EXIT_CODES = {Status.completed: 0, Status.failed: 1, Status.interrupted: 130}
 BAD_INPUT = 2
@@ -40,10 +40,11 @@ def run_job(config: Config, *, run_dir: Path) -> int:
     try:
         with stop_on_signals() as stop:
             check_run_dir(config)
-            config.memory.torch_threads = choose_threads(config.memory.torch_threads, run_dir)
+            config = _with_threads(config, run_dir)
             torch.set_num_threads(config.memory.torch_threads)
             with closing(prepare(config, say=print)) as prepared:
                 stop.check()
+                config = prepared.config
                 with claim(config, run_dir), _tracker(config, run_dir) as tracker:
                     outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
                     write_outcome(run_dir, outcome)
@@ -60,6 +61,12 @@ def run_job(config: Config, *, run_dir: Path) -> int:
     except Interrupted as interrupted:
         print(f"rlkit: stopped before training began ({interrupted})", file=sys.stderr)
         return EXIT_CODES[Status.interrupted]
+
+
+def _with_threads(config: Config, run_dir: Path) -> Config:
+    """A copy with the number of CPU threads that the run computes with."""
+    threads = choose_threads(config.memory.torch_threads, run_dir)
+    return replace(config, memory=replace(config.memory, torch_threads=threads))
 
 
 def _train(

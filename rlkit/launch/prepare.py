@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Protocol
 
 from rlkit.config import Config
-from rlkit.stopping import StopRequest
 from rlkit.tabular import TabularModelConfig, TabularTaskConfig
 from rlkit.tracking.base import RunInfo, Tracker
-from rlkit.trainer import Trainer
-from rlkit.update import TrainState
+from rlkit.training.stopping import StopRequest
+from rlkit.training.trainer import Trainer
+from rlkit.training.update import TrainState
 
 
 class Prepared(Protocol):
     """A run whose parts are checked and loaded, before it has a folder."""
+
+    @property
+    def config(self) -> Config:
+        """The configuration as the run resolved it, which its folder keeps."""
+        ...
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""
@@ -47,10 +52,9 @@ def is_tabular(config: Config) -> bool:
 def prepare(config: Config, *, say: Callable[[str], None]) -> Prepared:
     """Check and load everything, cheapest first; raises ConfigError with one line."""
     if is_tabular(config):
-        from rlkit.tabular.run import tabular_run
+        from rlkit.assembly.tabular_run import tabular_run
 
         return tabular_run(config)
-    from rlkit.assemble import assemble
-    from rlkit.model_run import ModelRun
+    from rlkit.assembly.assemble import assemble
 
-    return ModelRun(assemble(config, say=say))
+    return assemble(config, say=say)

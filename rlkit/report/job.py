@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from rlkit.tracking import EvalRecord, Redactor, TrackingError, read_metrics
-from rlkit.tracking.local import read_evals
+from rlkit.tracking.read import read_evals
 
 Floats = NDArray[np.float64]
 _RUN_FILES = ("status.json", "metrics.jsonl", "config.yaml")

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from rlkit.prompts import place, render
 from rlkit.rewards import RewardSpec
 from rlkit.rewards.golds import row_problem
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks.base import Split, Task
+from rlkit.tasks.render import place, render
 from rlkit.types import Completion, FinishReason, Prompt
 
 _OTHERS = ("", "I do not know.", "0")

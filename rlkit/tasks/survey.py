@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from rlkit.prompts import place, prompt_text
 from rlkit.tasks.base import Example, Split
 from rlkit.tasks.config import BadRows, Overlong
 from rlkit.tasks.data import DROP_HINT, several
+from rlkit.tasks.render import place, prompt_text
 
 _BATCH = 512
 """Rows tokenised by one call, which spreads them over the processor's cores."""

@@ -7,8 +7,8 @@ import json
 import pytest
 from tiny_tokenizers import CHATML, byte_level_tokenizer
 
-from rlkit.prompts import prompt_text
 from rlkit.tasks import Example, Message
+from rlkit.tasks.render import prompt_text
 
 PARTS = (
     "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{{ part.text }}{% endfor %}"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_tokenizers import byte_level_tokenizer
 
-from rlkit.prompts import prompt_text
 from rlkit.tasks import BadRows, Example, Message, Overlong, Split, SplitName
+from rlkit.tasks.render import prompt_text
 from rlkit.tasks.survey import Survey, survey, usable
 
 TOKENIZER = byte_level_tokenizer()

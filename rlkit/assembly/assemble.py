@@ -1,0 +1,143 @@
+"""From a configuration to everything a run is made of; what cannot work is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from rlkit.algorithms import Objective, Warmup, build, warmup
+from rlkit.assembly.device import resolve_device
+from rlkit.assembly.from_config import setting_of
+from rlkit.assembly.generators import bind_adapter
+from rlkit.assembly.load import Loaded, choose_generator, plan_and_load
+from rlkit.assembly.model_run import ModelRun
+from rlkit.assembly.rows import tried_rewards, with_usable_rows
+from rlkit.assembly.worst_step import try_worst_step, verdict
+from rlkit.config import Config, ConfigError
+from rlkit.generation import sampling_config
+from rlkit.models.load import BaseModel
+from rlkit.models.special import Stops, describe_ids, stops_of
+from rlkit.plan.device import Meter, let_segments_grow
+from rlkit.plan.of_config import Planned
+from rlkit.policy.policy import CriticChoice, new_policy
+from rlkit.rewards import reward_specs
+from rlkit.rewards.pool import RewardPool
+from rlkit.tasks import Task, build_task
+from rlkit.types import Algorithm, Prompt, Setting
+
+
+def assemble(config: Config, *, say: Callable[[str], None]) -> ModelRun:
+    """Check and load everything, cheapest first; raises ConfigError with one line."""
+    try:
+        return _assemble(config, say)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+class _Start(NamedTuple):
+    """What is known and running before a model is loaded."""
+
+    config: Config
+    device: torch.device
+    task: Task
+    setting: Setting
+    algorithm: Algorithm
+    warmup: Warmup | None
+    rewards: RewardPool
+    resources: ExitStack
+
+
+def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
+    device = resolve_device(config.device)
+    # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
+    config = replace(config, generator=choose_generator(config, device, say=say))
+    task = build_task(config.task)
+    setting = setting_of(config)
+    objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
+    algorithm = build(objective, setting)
+    first = warmup(objective, setting)
+    rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
+    resources = ExitStack()
+    resources.callback(rewards.close)
+    start = _Start(config, device, task, setting, algorithm, first, rewards, resources)
+    try:
+        rewards.start()
+        meter = Meter.start(device)
+        longest = task.max_prompt_length, task.max_completion_length
+        planned, loaded = plan_and_load(config, algorithm, device=device, longest=longest, say=say)
+        if loaded.engine is not None:
+            resources.callback(loaded.engine.close)
+        let_segments_grow(device)
+        run = _with_model(start, planned, loaded, meter, say)
+        try_worst_step(run, say=say)
+        resources.callback(lambda: say(verdict(run)))
+        return run
+    except BaseException:
+        resources.close()
+        raise
+
+
+def _with_model(
+    start: _Start, planned: Planned, loaded: Loaded, meter: Meter, say: Callable[[str], None]
+) -> ModelRun:
+    config, task, base = start.config, start.task, loaded.base
+    sampling = sampling_config(
+        config.generator.sampling,
+        max_completion_length=task.max_completion_length,
+        stop=task.stop,
+    )
+    stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
+    sampling = sampling._replace(stop=stops.strings)
+    task, eval_prompts = with_usable_rows(config, task, base, say=say)
+    decode = tried_rewards(config, task, start.rewards, base, say=say)
+    _say_what_is_known(base, stops, eval_prompts[0], say)
+    critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
+    policy = new_policy(
+        base,
+        config.model,
+        seed=config.seed,
+        critic=critic,
+        holds_reference=planned.work.holds_reference,
+        workspace_bytes=planned.plan.choice.workspace_bytes,
+    )
+    injector = bind_adapter(
+        planned.config.generator, loaded.engine, base, policy, sampled=loaded.sampled, say=say
+    )
+    return ModelRun(
+        config=config,
+        planned=planned,
+        meter=meter,
+        device=start.device,
+        base=base,
+        policy=policy,
+        task=task,
+        rewards=start.rewards,
+        engine=loaded.engine,
+        injector=injector,
+        resources=start.resources,
+        algorithm=start.algorithm,
+        warmup=start.warmup,
+        setting=start.setting,
+        sampling=sampling,
+        stop_ids=stops.ids,
+        decode=decode,
+        train=task.train,
+        eval_prompts=eval_prompts,
+    )
+
+
+def _say_what_is_known(
+    base: BaseModel, stops: Stops, prompt: Prompt, say: Callable[[str], None]
+) -> None:
+    for note in base.notes:
+        say(note)
+    if further := stops.ids - base.stop_ids:
+        say(f"stop strings that are special tokens: {describe_ids(base.tokenizer, further)}")
+    say(f"first prompt, {len(prompt.ids)} tokens: {prompt.text!r}")
+    say(f"its token ids: {' '.join(map(str, prompt.ids))}")

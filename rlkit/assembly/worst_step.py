@@ -1,0 +1,41 @@
+"""The memory plan against the device: the worst step is tried, and the end compares the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlkit.assembly.model_run import ModelRun
+from rlkit.config import ConfigError
+from rlkit.generation.vllm.weights import rest
+from rlkit.models.config import Switch
+from rlkit.plan.parts import GB
+from rlkit.plan.rehearse import rehearse, worst_of
+
+Say = Callable[[str], None]
+
+
+def try_worst_step(run: ModelRun, *, say: Say) -> None:
+    """Rehearse the worst micro-batch where `memory.dry_run` says so; raises ConfigError."""
+    wanted = run.config.memory.dry_run
+    if wanted is Switch.off or (wanted is Switch.auto and run.device.type != "cuda"):
+        return
+    if run.engine is not None:  # as in a step: it rests while the trainer computes
+        run.meter.note()
+        rest(run.engine)
+    made = run.planned
+    worst = worst_of(made.plan, made.work, temperature=run.sampling.temperature)
+    try:
+        peak = rehearse(run.policy, run.algorithm, worst, run.meter)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    say(f"worst step tried: {peak / GB:.2f} GB, planned {made.plan.training / GB:.2f} GB")
+
+
+def verdict(run: ModelRun) -> str:
+    """One line that compares the plan with what the run took: the plan is an upper bound, for the
+    longest prompts and completions."""
+    measured, predicted = run.meter.peak(), run.planned.plan.peak
+    planned, taken = f"memory: planned at most {predicted / GB:.2f} GB", f"{measured / GB:.2f} GB"
+    if run.device.type != "cuda":
+        return f"{planned} of tensors; the process grew by {taken}, libraries included"
+    return f"{planned}, taken {taken} ({measured / predicted:.0%} of it)"

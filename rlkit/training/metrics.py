@@ -1,0 +1,73 @@
+"""What a batch of rollouts looked like, under TRL's metric names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rlkit.tracking.base import SampleRow
+from rlkit.training.buffer import Group
+from rlkit.types import FinishReason, ScoredRollout
+
+
+def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
+    """Rewards, lengths and the share of groups that teach nothing.
+
+    `reward_std` is the mean over groups of the standard deviation within a group (with Bessel's
+    correction), `frac_reward_zero_std` the share of groups whose rewards are all equal, and
+    `rewards/{name}/...` the raw values of one function over the samples where it applied.
+    """
+    samples = [sample for group in groups for sample in group]
+    lengths = [len(sample.rollout.completion_ids) for sample in samples]
+    truncated = [sample.rollout.finish_reason is FinishReason.length for sample in samples]
+    rewards = [[sample.reward for sample in group] for group in groups]
+    metrics = {
+        "reward": mean(sample.reward for sample in samples),
+        "reward_std": mean(_std(group) for group in rewards),
+        "frac_reward_zero_std": mean(float(len(set(group)) == 1) for group in rewards),
+        "completions/mean_length": mean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": mean(float(t) for t in truncated),
+    }
+    for i, name in enumerate(reward_names):
+        values = [s.components[i] for s in samples if not math.isnan(s.components[i])]
+        metrics[f"rewards/{name}/mean"] = mean(values)
+        metrics[f"rewards/{name}/std"] = _std(values)
+    return metrics
+
+
+def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = None) -> SampleRow:
+    """The line that a sample gets in the completions tables."""
+    rollout = sample.rollout
+    return SampleRow(
+        step=step,
+        prompt_index=rollout.prompt.index,
+        sample_index=rollout.sample_index,
+        prompt=rollout.prompt.text,
+        completion=sample.text,
+        finish_reason=rollout.finish_reason.value,
+        num_tokens=len(rollout.completion_ids),
+        components=sample.components,
+        reward=sample.reward,
+        advantage=advantage,
+    )
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean; NaN of nothing."""
+    found = list(values)
+    return math.fsum(found) / len(found) if found else math.nan
+
+
+def average(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the updates that reported it."""
+    names = dict.fromkeys(name for m in metrics for name in m)
+    return {name: mean(m[name] for m in metrics if name in m) for name in names}
+
+
+def _std(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    center = mean(values)  # statistics.stdev works in fractions, a hundred times slower
+    return math.sqrt(math.fsum((v - center) ** 2 for v in values) / (len(values) - 1))
