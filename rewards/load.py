@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
+
+from rlkit.rewards.signature import adapted, is_trls, parameters_of, refusal
 
 REGISTRY: Mapping[str, str] = {
     "tag_answer": "rlkit.rewards.tags:tag_answer",
@@ -36,6 +37,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 class Loaded(NamedTuple):
     """A reward function with its options bound."""
 
+    name: str
+    """Its key in `reward.functions`."""
     function: Callable[[Any], Any]
     per_sample: bool
     """It takes one completion, not a group: a hang costs one sample, not the group."""
@@ -63,16 +66,12 @@ def load(name: str, target: str, options: Mapping[str, Any]) -> Loaded:
     function = vars(module).get(function_name)
     if not callable(function):
         raise ValueError(f"{key}.fn must name a function, got {target}: {module_name} has none")
+    one_by_one = bool(getattr(function, _PER_SAMPLE, False))
+    if rule := refusal(function, per_sample=one_by_one):
+        raise ValueError(f"{key}.fn must {rule}")
     _check_options(function, options, key=f"{key}.options")
     bound = functools.partial(function, **options) if options else function
-    return Loaded(function=bound, per_sample=bool(getattr(function, _PER_SAMPLE, False)))
-
-
-def call(loaded: Loaded, group: Sequence[Any]) -> Any:
-    """Call a loaded function on one prompt's completions, as `rlkit.types.RewardFn` does."""
-    if loaded.per_sample:
-        return [loaded.function(completion) for completion in group]
-    return loaded.function(group)
+    return Loaded(name=name, function=adapted(bound), per_sample=one_by_one)
 
 
 def _module(name: str, *, key: str, target: str) -> ModuleType:
@@ -102,11 +101,11 @@ def _module_from_file(path: Path) -> ModuleType:
 
 
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any], *, key: str) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some C functions have none
+    parameters = parameters_of(function)
+    if parameters is None:
         return
-    parameters = list(signature.parameters.values())[1:]
+    from_data = is_trls(function)  # its other parameters may be columns of the data
+    parameters = parameters if from_data else parameters[1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -114,6 +113,6 @@ def _check_options(function: Callable[..., Any], options: Mapping[str, Any], *, 
         if option not in known:
             choices = f"one of {', '.join(known)}" if known else "empty"
             raise ValueError(f"{key} must be {choices}, got {option}")
-    for p in parameters:
+    for p in () if from_data else parameters:
         if p.name in known and p.default is p.empty and p.name not in options:
             raise ValueError(f"{key}.{p.name} must be given, got nothing")

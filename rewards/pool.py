@@ -83,6 +83,7 @@ class RewardPool:
         self.start()
         sheet = ScoreSheet(self._specs, groups)
         self._run(sheet, groups, self._units(groups))
+        self._log_printed()
         drop = self._config.on_failure is OnFailure.drop
         return sheet.scores(seconds=time.perf_counter() - start, drop_failed=drop)
 
@@ -180,7 +181,15 @@ class RewardPool:
                 sheet.fail(unit, Failure.timeout, message, seconds=0.0)
         queue.clear()
 
+    def _log_printed(self) -> None:
+        """Put what the functions printed into the log, each line with its function."""
+        for worker in self._workers:
+            worker.read_output()
+            for line in worker.said.take():
+                _log.info("reward %s printed: %s", line.function or "import", line.text)
+
     def _replace(self, i: int) -> None:
+        self._log_printed()
         self._workers[i].kill()
         self._workers[i] = Worker(self._functions)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlkit.rewards.printed import Collected, without_marks
 from rlkit.rewards.wire import NOT_STARTED, PROGRESS, Failure, Reply, Unit, frame, unframe
 
 # The worker imports what this process would, whichever way rlkit and the user's modules came onto
@@ -46,6 +47,7 @@ class Worker:
         self._outgoing = bytearray()
         self._incoming = bytearray()
         self._tail = b""
+        self.said = Collected()
         self._channel, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         self._output, output = os.pipe()
@@ -97,7 +99,8 @@ class Worker:
     @property
     def tail(self) -> str:
         """The end of what the functions printed, on one line."""
-        return " ".join(self._tail.decode("utf-8", errors="replace").split())[-300:]
+        text = without_marks(self._tail.decode("utf-8", errors="replace"))
+        return " ".join(text.split())[-300:]
 
     def submit(self, units: Sequence[Unit], groups: Mapping[int, object]) -> None:
         """Ask for `units`, given the encoded `groups` that they need."""
@@ -122,6 +125,7 @@ class Worker:
                 if not data:
                     break
                 self.printed += len(data)
+                self.said.add(data)
                 self._tail = (self._tail + data)[-_TAIL_BYTES:]
 
     def read_replies(self) -> list[tuple[Unit, Reply]]:

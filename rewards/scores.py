@@ -38,8 +38,11 @@ class RewardReport:
         ]
 
     def metrics(self) -> dict[str, float]:
-        """`rewards/{name}/seconds`, and `rewards/{name}/not_applicable` where there are any."""
-        metrics = {f"rewards/{name}/seconds": s for name, s in self.function_seconds.items()}
+        """Return `time/reward/{name}`, and `rewards/{name}/not_applicable` where there are any.
+
+        Seconds are summed over the workers, so that they may exceed `time/reward`.
+        """
+        metrics = {f"time/reward/{name}": s for name, s in self.function_seconds.items()}
         for name, count in self.not_applicable.items():
             metrics[f"rewards/{name}/not_applicable"] = float(count)
         return metrics
@@ -63,6 +66,10 @@ class Scores(NamedTuple):
     def describe(self) -> list[str]:
         """One line for each kind of failure, for the log."""
         return self.report.describe()
+
+    def metrics(self) -> dict[str, float]:
+        """Seconds of each function and the samples that it did not apply to, for the step."""
+        return self.report.metrics()
 
 
 class ScoreSheet:

@@ -111,6 +111,7 @@ class WirePrompt:
     ids: Sequence[int]
     text: str
     columns: Mapping[str, Any]
+    messages: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +151,13 @@ def encode_group(group: Sequence[types.Completion]) -> dict[str, Any]:
         return {"prompt": None, "samples": []}
     prompt = group[0].prompt
     return {
-        "prompt": [prompt.index, _encode_ids(prompt.ids), prompt.text, dict(prompt.columns)],
+        "prompt": [
+            prompt.index,
+            _encode_ids(prompt.ids),
+            prompt.text,
+            dict(prompt.columns),
+            prompt.messages,
+        ],
         "samples": [[c.text, _encode_ids(c.ids), str(c.finish_reason)] for c in group],
     }
 
@@ -159,8 +166,10 @@ def decode_group(message: Mapping[str, Any]) -> tuple[WireCompletion, ...]:
     """The inverse of `encode_group`; a tuple: no function can change the next one's input."""
     if not message["samples"]:
         return ()
-    index, ids, prompt_text, columns = message["prompt"]
-    prompt = WirePrompt(index=index, ids=Ids(ids), text=prompt_text, columns=columns)
+    index, ids, prompt_text, columns, messages = message["prompt"]
+    prompt = WirePrompt(
+        index=index, ids=Ids(ids), text=prompt_text, columns=columns, messages=messages
+    )
     return tuple(
         WireCompletion(prompt=prompt, text=text, ids=Ids(ids), finish_reason=finish_reason)
         for text, ids, finish_reason in message["samples"]

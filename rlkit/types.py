@@ -54,6 +54,8 @@ class Prompt:
     """The rendered prompt, for logs and rewards."""
     columns: Mapping[str, object] = field(default_factory=dict)
     """Further columns of the task's row, such as `answer`."""
+    messages: tuple[Mapping[str, object], ...] = ()
+    """The conversation of a chat, `role` and `content` of each turn; empty for plain text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

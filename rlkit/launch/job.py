@@ -20,6 +20,7 @@ from rlkit.launch.environment import hardware, versions
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
 from rlkit.launch.run_folder import claim, write_outcome
+from rlkit.launch.sweep_folder import place_in_sweep
 from rlkit.report.build import write_page
 from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
 from rlkit.training import checkpoint
@@ -80,6 +81,8 @@ def _train(
         state = _resume(state, trainer, tracker)
         info = prepared.info(run_dir=run_dir, versions=versions(), first_step=state.step)
         there = hardware(devices=info.device != "cpu")
+        place = place_in_sweep(run_dir)
+        info = replace(info, group=place.group, title=place.title)
         tracker.start(replace(info, hardware=there, command=shlex.join(sys.argv)))
         state = trainer.fit(state, stop=stop)
         prepared.save(run_dir)

@@ -124,5 +124,29 @@ def hold(sweep: Path) -> Iterator[None]:
         yield
 
 
+class Place(NamedTuple):
+    """Where a run stands in a sweep."""
+
+    group: str
+    """The sweep's name; empty when the run is no job of a sweep."""
+    title: str
+    """The overrides that not all of its jobs share: `kl=none seed=0`."""
+
+
+def place_in_sweep(run_dir: Path) -> Place:
+    """Return the sweep that `run_dir` is a job of, and what tells this job from its others."""
+    folder = run_dir.resolve()
+    try:
+        record = read_sweep(folder.parent.parent) if folder.parent.name == "jobs" else {}
+    except ConfigError:
+        record = {}
+    overrides = {str(entry["id"]): entry["overrides"] for entry in record.get("jobs", [])}
+    if folder.name not in overrides:
+        return Place("", "")
+    common = set.intersection(*map(set, overrides.values()))
+    own = [o for o in overrides[folder.name] if len(overrides) == 1 or o not in common]
+    return Place(str(record.get("name") or folder.parent.parent.name), " ".join(own) or folder.name)
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -33,7 +33,14 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
     text = prompt_text(example, tokenizer, index=index)
     ids = tokenizer(text, add_special_tokens=isinstance(example.prompt, str))["input_ids"]
     _require(len(ids) > 0, place(example, index), "must have tokens, got none")
-    return Prompt(index=index, ids=tuple(ids), text=text, columns=example.columns)
+    turns = () if isinstance(example.prompt, str) else example.prompt
+    return Prompt(
+        index=index,
+        ids=tuple(ids),
+        text=text,
+        columns=example.columns,
+        messages=tuple({"role": turn.role, "content": turn.content} for turn in turns),
+    )
 
 
 def prompt_text(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) -> str:

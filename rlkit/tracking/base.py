@@ -52,6 +52,10 @@ class RunInfo:
     run_dir: Path
     """Folder of this run alone; every local file goes there."""
     name: str
+    title: str = ""
+    """What tells this run from others of its group, for people; empty = the name."""
+    group: str = ""
+    """The sweep that the run belongs to; empty = none."""
     task: str
     model: str
     algorithm: str
@@ -95,6 +99,8 @@ class SampleRow:
     reward: float
     advantage: float | None = None
     """None where there is none: evaluations, samples that a filter dropped."""
+    columns: Mapping[str, object] = field(default_factory=dict)
+    """The task's columns of the row, such as the right `answer`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -47,6 +47,10 @@ class RewardScores(Protocol):
 
     def describe(self) -> Sequence[str]:
         """One line for each kind of failure."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Numbers about the scoring itself, which add up over the batches of a step."""
         ...
 
 
@@ -101,7 +105,7 @@ class Collector:
 
     def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
         """One batch of groups for `step`; raises NoRewards when not one sample got a reward."""
-        counts: Counter[str] = Counter()
+        counts: dict[str, float] = defaultdict(float)
         spare: list[Group] = []
         wanted = 0
         for attempt in range(self.max_attempts if self.resample else 1):
@@ -123,10 +127,10 @@ class Collector:
         if not available:
             raise NoRewards(f"step {step}: no sample has a reward ({dict(counts)})")
         groups = self.buffer.take(min(wanted, available), policy_version=policy_version)
-        return Collection(groups, {name: float(value) for name, value in counts.items()})
+        return Collection(groups, dict(counts))
 
     def _sample(
-        self, step: int, prompts: Sequence[Prompt], clock: StepClock, counts: Counter[str]
+        self, step: int, prompts: Sequence[Prompt], clock: StepClock, counts: dict[str, float]
     ) -> list[Group]:
         seeds = [[self.seed(step, p.index, i) for i in range(self.group_size)] for p in prompts]
         with clock.phase(Phase.generate):
@@ -134,10 +138,10 @@ class Collector:
                 prompts, num_samples=self.group_size, sampling=self.sampling, seeds=seeds
             )
         with clock.phase(Phase.reward):
-            scored, failures = score_rollouts(rollouts, self.rewards, self.decode)
+            scored, scoring = score_rollouts(rollouts, self.rewards, self.decode)
         counts["rollouts/sampled"] += sum(len(group) for group in rollouts)
-        for kind, number in failures.items():
-            counts[f"rewards/failures/{kind}"] += number
+        for name, number in scoring.items():
+            counts[name] += number
         groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
         counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
         return [group for group in groups if group]
@@ -145,8 +149,11 @@ class Collector:
 
 def score_rollouts(
     rollouts: Sequence[Sequence[Rollout]], rewards: Rewards, decode: Decode
-) -> tuple[list[Group], Mapping[str, int]]:
-    """Decode and score groups of rollouts; a sample without any reward has reward NaN."""
+) -> tuple[list[Group], Mapping[str, float]]:
+    """Decode and score groups of rollouts; a sample without any reward has reward NaN.
+
+    The numbers beside the groups are about the scoring: failures by kind, seconds by function.
+    """
     completions = [[completion_of(r, decode) for r in group] for group in rollouts]
     scores = rewards.score(completions)
     for line in scores.describe():
@@ -158,7 +165,8 @@ def score_rollouts(
         )
         for group in zip(rollouts, completions, scores.components, scores.rewards, strict=True)
     ]
-    return groups, scores.failures
+    failures = {f"rewards/failures/{kind}": float(n) for kind, n in scores.failures.items()}
+    return groups, {**scores.metrics(), **failures}
 
 
 def completion_of(rollout: Rollout, decode: Decode) -> Completion:

@@ -51,6 +51,7 @@ def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = No
         components=sample.components,
         reward=sample.reward,
         advantage=advantage,
+        columns=rollout.prompt.columns,
     )
 
 
