@@ -116,6 +116,7 @@ def _sample(step: int, prompt: int, sample: int, right: bool, draw: random.Rando
         components=components,
         reward=sum(components),
         advantage=0.1 * sample,
+        columns={"answer": f"w{prompt}"},
     )
 
 
