@@ -185,12 +185,11 @@ class RewardPool:
         """Put what the functions printed into the log, each line with its function."""
         for worker in self._workers:
             worker.read_output()
-            for line in worker.said.take():
-                _log.info("reward %s printed: %s", line.function or "import", line.text)
+            _log_lines(worker)
 
     def _replace(self, i: int) -> None:
-        self._log_printed()
         self._workers[i].kill()
+        _log_lines(self._workers[i])
         self._workers[i] = Worker(self._functions)
 
     def _deadlines(self) -> list[float]:
@@ -233,3 +232,8 @@ class RewardPool:
         if self._false_starts >= _MAX_FALSE_STARTS:
             raise RuntimeError(f"{message}, {self._false_starts} times in a row")
         _log.warning("%s; started a new one", message)
+
+
+def _log_lines(worker: Worker) -> None:
+    for line in worker.said.take():
+        _log.info("reward %s printed: %s", line.function or "import", line.text)

@@ -68,7 +68,7 @@ def test_template_variables_are_part_of_the_template() -> None:
     chosen = choose_template(tokenizer, config)
     assert "enable_thinking=False" in chosen.reason
     tokenizer.chat_template = chosen.template
-    assert tokenizer.apply_chat_template([], tokenize=False) == f"<no>{tools}"
+    assert tokenizer.apply_chat_template([{"role": "user"}], tokenize=False) == f"<no>{tools}"
     with pytest.raises(ValueError, match=r"must hold variables of the template, got date, which"):
         choose_template(tokenizer, ModelConfig(chat_template_kwargs={"date": "x"}))
     with pytest.raises(
