@@ -172,9 +172,8 @@ class TrainBatch:
 
 def with_denominators(batch: TrainBatch) -> TrainBatch:
     """`batch` with `num_tokens` and `num_sequences` counted from its `loss_mask` (at least 1)."""
-    num_tokens = int(batch.loss_mask.sum())
-    num_sequences = int(batch.loss_mask.any(dim=1).sum())
-    return replace(batch, num_tokens=max(num_tokens, 1), num_sequences=max(num_sequences, 1))
+    num_tokens, num_rows = int(batch.loss_mask.sum()), int(batch.loss_mask.any(dim=1).sum())
+    return replace(batch, num_tokens=max(num_tokens, 1), num_sequences=max(num_rows, 1))
 
 
 _Batch = TypeVar("_Batch", RolloutBatch, TrainBatch)

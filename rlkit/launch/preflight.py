@@ -183,8 +183,8 @@ def _unreadable(overrides: Sequence[str]) -> str | None:
                 quoted = '\'key="a=b"\', \'key=["<a>","<b>"]\''
             reason = " ".join(str(error).split())
             return (
-                f"{key} must be written so that Hydra can read it, got {value} ({reason}); = # < > "
-                f"and letters beyond ASCII need quotes inside the shell's: {quoted}"
+                f"{override} must be written so that Hydra can read it ({reason}); = # < > and "
+                f"letters beyond ASCII need quotes inside the shell's: {quoted}"
             )
     return None
 

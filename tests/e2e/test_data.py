@@ -141,7 +141,7 @@ def test_a_run_starts_from_an_adapter(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.path=a=b", "task.path must be written so that Hydra can read it, got a=b"),
+        ("task.path=a=b", "task.path=a=b must be written so that Hydra can read it"),
         (
             "model.source=café",
             "letters beyond ASCII need quotes inside the shell's: 'model.source=",
