@@ -37,22 +37,8 @@ _log = logging.getLogger(__name__)
 
 def run_job(config: Config, *, run_dir: Path) -> int:
     """Train. 0 = completed, 1 = failed, 2 = bad input and nothing written, 130 = interrupted."""
-    start = time.monotonic()
     try:
-        with stop_on_signals() as stop:
-            check_run_dir(config)
-            config = _with_threads(config, run_dir)
-            torch.set_num_threads(config.memory.torch_threads)
-            with closing(prepare(config, say=print)) as prepared:
-                stop.check()
-                config = prepared.config
-                with claim(config, run_dir), _tracker(config, run_dir) as tracker:
-                    outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
-                    write_outcome(run_dir, outcome)
-                    if config.tracker.report:
-                        write_page(run_dir)
-                    tracker.finish(outcome)
-                    return EXIT_CODES[outcome.status]
+        return EXIT_CODES[train_run(config, run_dir=run_dir).status]
     except ConfigError as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -62,6 +48,31 @@ def run_job(config: Config, *, run_dir: Path) -> int:
     except Interrupted as interrupted:
         print(f"rlkit: stopped before training began ({interrupted})", file=sys.stderr)
         return EXIT_CODES[Status.interrupted]
+
+
+def train_run(config: Config, *, run_dir: Path) -> Outcome:
+    """Train in `run_dir` and return how that ended, an error in mid-run included.
+
+    Raises:
+        ConfigError: bad input; nothing is written.
+        TrackingError: the run folder cannot be written.
+        Interrupted: a stop came before training began.
+    """
+    start = time.monotonic()
+    with stop_on_signals() as stop:
+        check_run_dir(config)
+        config = _with_threads(config, run_dir)
+        torch.set_num_threads(config.memory.torch_threads)
+        with closing(prepare(config, say=print)) as prepared:
+            stop.check()
+            config = prepared.config
+            with claim(config, run_dir), _tracker(config, run_dir) as tracker:
+                outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
+                write_outcome(run_dir, outcome)
+                if config.tracker.report:
+                    write_page(run_dir)
+                tracker.finish(outcome)
+                return outcome
 
 
 def _with_threads(config: Config, run_dir: Path) -> Config:
