@@ -146,8 +146,6 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         key = re.search(r"full_key: (\S+)", str(error.__cause__))
         reason = str(error.__cause__).splitlines()[0]
         return f"{key.group(1)}: {reason}" if key else reason
-    if unreadable := _unreadable(overrides):
-        return unreadable
     text = " ".join(str(error).split())
     if match := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|'[^']+')", text):
         full_key = re.search(r"full_key: (\S+)", text)
@@ -168,25 +166,6 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         return f"{group} must be one of {', '.join(options)}, got {value}{hint}"
     text = re.sub(r" (?:full_key: (\S+)|object_type=\S+|Set the env\S* .*)", r" (\1)", text)
     return text.replace(" ()", "")
-
-
-def _unreadable(overrides: Sequence[str]) -> str | None:
-    """The first override that Hydra's grammar cannot read, and how to write it."""
-    parser = OverridesParser.create()
-    for override in overrides:
-        try:
-            parser.parse_override(override)
-        except HydraException as error:
-            key, _, value = override.partition("=")
-            quoted = f"'{key}=\"{value}\"'"
-            if not value or value[0] in "[{" or {"'", '"'} & set(value):
-                quoted = '\'key="a=b"\', \'key=["<a>","<b>"]\''
-            reason = " ".join(str(error).split())
-            return (
-                f"{override} must be written so that Hydra can read it ({reason}); = # < > and "
-                f"letters beyond ASCII need quotes inside the shell's: {quoted}"
-            )
-    return None
 
 
 def _known_keys(wrong: str, overrides: Sequence[str]) -> list[str]:

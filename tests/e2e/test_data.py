@@ -136,21 +136,3 @@ def test_a_run_starts_from_an_adapter(
     else:
         assert line["kl"] == 0.0
         assert "merged" in saved["model"]["source"]
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("task.path=a=b", "task.path=a=b must be written so that Hydra can read it"),
-        (
-            "model.source=café",
-            "letters beyond ASCII need quotes inside the shell's: 'model.source=",
-        ),
-        ("model.source=a#b", "'model.source=\"a#b\"'"),
-        ("generator.sampling.stop=[<x>]", '\'key=["<a>","<b>"]\''),
-    ],
-)
-def test_an_override_that_hydra_cannot_read(rlkit: RunCLI, override: str, message: str) -> None:
-    result = rlkit(override)
-    assert result.returncode == 2
-    assert message in result.stderr and result.stderr.count("\n") == 1
