@@ -139,8 +139,6 @@ _IDENTITY_AFTER_ALL = "memory.quant."
 
 
 NEWER_OPTIONS: Mapping[str, object] = {
-    "model.adapter": "",
-    "model.adapter_use": "train",
     "model.chat_template_name": "",
     "model.chat_template_kwargs": {},
     "reward.special_tokens": "drop",

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 
 from rlkit.algorithms import Objective, Warmup, build, warmup
-from rlkit.assembly.adapter import started, with_adapter
 from rlkit.assembly.device import resolve_device
 from rlkit.assembly.from_config import setting_of
 from rlkit.assembly.generators import bind_adapter
@@ -56,7 +55,6 @@ class _Start(NamedTuple):
 
 def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     device = resolve_device(config.device)
-    config = with_adapter(config, device=device, say=say)
     # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
     config = replace(config, generator=choose_generator(config, device, say=say))
     task = build_task(config.task)
@@ -108,7 +106,6 @@ def _with_model(
         holds_reference=planned.work.holds_reference,
         workspace_bytes=planned.plan.choice.workspace_bytes,
     )
-    policy = started(policy, config.model)
     injector = bind_adapter(
         planned.config.generator, loaded.engine, base, policy, sampled=loaded.sampled, say=say
     )

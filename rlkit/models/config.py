@@ -86,15 +86,6 @@ class Checkpointing(StrEnum):
     """These inputs, in host memory, copied while the device computes; the same as on on a CPU."""
 
 
-class AdapterUse(StrEnum):
-    """What becomes of `model.adapter`."""
-
-    train = "train"
-    """It trains on, with its own rank and scale. The reference policy is the model without it."""
-    merge = "merge"
-    """It becomes part of the frozen model and so of the reference policy; a new one trains."""
-
-
 class QuantKind(StrEnum):
     """How the linear layers of the frozen base model are stored."""
 
@@ -185,11 +176,6 @@ class ModelConfig:
     pass; auto = on."""
     allow_remote_code: bool = False
     """Run Python code that comes with a model. Only for sources you trust."""
-    adapter: str = ""
-    """Folder of a LoRA adapter in PEFT's format to start from, such as one of supervised
-    fine-tuning; empty = none."""
-    adapter_use: AdapterUse = AdapterUse.train
-    """train or merge: whether it trains on, or becomes part of the reference policy."""
     tuning: TuningKind = TuningKind.lora
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from cli_process import RunCLI
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 REWARD = """
 def score(prompts, completions, answer, **columns):
@@ -111,28 +108,3 @@ def test_template_variables_are_recorded_and_used_by_generate(
     assert "must hold variables of the template, got date" in wrong.stderr
     changed = rlkit("run_dir=run", source, *rest, "resume=auto")
     assert changed.returncode == 2 and "model.chat_template_kwargs" in changed.stderr
-
-
-@pytest.mark.parametrize("use", ["train", "merge"])
-def test_a_run_starts_from_an_adapter(
-    rlkit: RunCLI, small: list[str], tmp_path: Path, model_folder: Path, use: str
-) -> None:
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(model_folder)
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False
-    )
-    get_peft_model(base, config).save_pretrained(tmp_path / "sft")
-    result = rlkit(
-        "run_dir=run", *small, "steps=1", "model.adapter=sft", f"model.adapter_use={use}",
-        "model.cache_dir=cache",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    line = json.loads((tmp_path / "run/metrics.jsonl").read_text())
-    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    if use == "train":
-        assert line["kl"] > 1e-4  # the reference is the model without the adapter
-        assert saved["model"]["lora"]["rank"] == 4
-    else:
-        assert line["kl"] == 0.0
-        assert "merged" in saved["model"]["source"]
