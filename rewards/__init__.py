@@ -1,4 +1,4 @@
-"""Rewards: plain functions over completions, and the killable pool that runs them.
+"""This room holds the reward functions and the killable pool that runs them.
 
 A reward function gets one prompt's completions and returns one number (or None: not applicable)
 for each; marked `per_sample`, it gets one completion. Write one in any file and name it:

@@ -1,4 +1,4 @@
-"""Rewards for answers without tags: an exact line, or a number."""
+"""This module rewards answers without tags: an exact line, or a number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Where(StrEnum):
-    """The place in a completion where the number is looked for."""
+    """This names the place in a completion where the number is looked for."""
 
     last = "last"
     """The last number of the text."""

@@ -1,4 +1,4 @@
-"""What the built-in rewards need of a row, asked for every row before training starts.
+"""This module asks before training what the built-in rewards need of every row.
 
 A row that a function cannot judge gets None from it in every step, without a word. A look at the
 columns finds such rows for the price of a dictionary access.

@@ -1,4 +1,4 @@
-"""Finding a reward function by name, in the worker: the trainer imports no user code."""
+"""This module finds reward functions by name, in the worker: the trainer imports no user code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Loaded(NamedTuple):
-    """A reward function with its options bound."""
+    """This holds a reward function with its options bound."""
 
     name: str
     """Its key in `reward.functions`."""
@@ -55,8 +55,9 @@ def per_sample(function: _Function) -> _Function:
 
 
 def load(name: str, target: str, options: Mapping[str, Any]) -> Loaded:
-    """The function that `target` names: a registered name, `package.module:function`,
-    or `path/to/file.py:function`.
+    """Return the function that `target` names.
+
+    A target is a registered name, `package.module:function` or `path/to/file.py:function`.
 
     `options` become its keyword arguments. Raises ValueError naming the configuration key.
     """

@@ -1,4 +1,4 @@
-"""Mathematical equivalence with math-verify (`pip install 'rlkit[math]'`), tested with 0.9.0.
+"""This module compares formulas with math-verify (`pip install 'rlkit[math]'`), tested with 0.9.0.
 
 Comparing two short formulas can take forever (`9^{9^{9^{9}}}`), partly in C code that no alarm
 interrupts. math-verify's own alarms end the rest early; the pool's deadline ends everything.
@@ -75,7 +75,7 @@ def _is_equivalent(gold: list[Any], text: str, alarm_s: int, tolerance: float) -
 
 
 def _number(parsed: list[Any]) -> Fraction | None:
-    """The number that math-verify read, from the text that it kept beside its formula."""
+    """Return the number that math-verify read, from the text that it kept beside its formula."""
     texts = [item for item in parsed if isinstance(item, str)]
     return whole_number(texts[0]) if len(texts) == 1 else None
 

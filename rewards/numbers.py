@@ -1,4 +1,4 @@
-"""Numbers in texts and in columns, read as exact rationals.
+"""This module reads numbers in texts and in columns as exact rationals.
 
 A float would make 20-digit integers equal that are not, and would read `3/4` as 3 and 4. Everything
 here is therefore a `fractions.Fraction`, and two numbers differ by more than a tolerance that the
@@ -65,7 +65,7 @@ def plain(value: object) -> str:
 def close(
     a: Fraction, b: Fraction, *, relative_tolerance: float = 0.0, absolute_tolerance: float = 0.0
 ) -> bool:
-    """Whether |a - b| is at most the larger of the two tolerances, computed without rounding.
+    """Return whether |a - b| is at most the larger of two tolerances, without rounding.
 
     Args:
         a: One number.
@@ -89,7 +89,7 @@ def close(
 
 
 def same_answer(text: str, gold: object) -> bool:
-    """Whether `text` is the answer `gold`: as numbers where both are numbers, else as strings.
+    """Return whether `text` is the answer `gold`, as numbers where both are, else as strings.
 
     Spaces around either do not matter.
     """
@@ -108,7 +108,7 @@ def missing_column(columns: Mapping[str, object], column: str) -> str | None:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The number of a match; None where it has too many digits or divides by zero."""
+    """Return the number of a match; None where it has too many digits or divides by zero."""
     if match["top"] is not None:
         parts = [match["top"], match["bottom"]]
     else:

@@ -1,4 +1,4 @@
-"""Scoring batches of completions in worker processes that are killed when a function misbehaves."""
+"""This module scores completions in workers that are killed when a function misbehaves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _MAX_FALSE_STARTS = 3
 
 
 class RewardPool:
-    """The reward functions of a run, in processes of their own; a context manager.
+    """The pool runs the reward functions of a run in processes of their own.
+
+    It is a context manager.
 
     A call that raises, hangs, crashes or returns nonsense gives NaN for its samples and is counted
     by kind; the others go on. Construction starts the workers without waiting; `start` waits, and
@@ -55,7 +57,7 @@ class RewardPool:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Process ids of the workers."""
+        """Return the process ids of the workers."""
         return tuple(worker.pid for worker in self._workers)
 
     def start(self) -> None:
@@ -110,7 +112,7 @@ class RewardPool:
         self.close()
 
     def _units(self, groups: Sequence[Sequence[Completion]]) -> list[Unit]:
-        """All calls of the batch, a group's calls adjacent."""
+        """Return all calls of the batch, a group's calls adjacent."""
         per_sample = self._workers[0].per_sample or []
         units = []
         for g, group in enumerate(groups):
@@ -170,7 +172,7 @@ class RewardPool:
         self._replace(i)
 
     def _abandon(self, sheet: ScoreSheet, queue: deque[list[Unit]]) -> None:
-        """The batch is out of time: everything unanswered counts as timed out."""
+        """Count everything unanswered as timed out: the batch is out of time."""
         message = f"the batch took more than {self._config.step_timeout_s} s"
         for i, worker in enumerate(self._workers):
             if worker.units:
@@ -193,7 +195,7 @@ class RewardPool:
         self._workers[i] = Worker(self._functions)
 
     def _deadlines(self) -> list[float]:
-        """When to look at a worker even if it says nothing."""
+        """Return the times at which a worker is looked at even if it says nothing."""
         config = self._config
         starting = [
             w.clock + config.startup_timeout_s for w in self._workers if w.per_sample is None

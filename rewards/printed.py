@@ -1,4 +1,4 @@
-"""What reward functions print: marked with the function's name on its way to the run's log.
+"""This module brings what reward functions print to the run's log, with the function's name.
 
 The worker's standard output is a pipe to the trainer. Before the text of another function than the
 last one, the worker writes the name between two marks. What a C library prints has no mark and
@@ -15,7 +15,7 @@ _MAX_LINE = 500
 
 
 class Line(NamedTuple):
-    """One line of output."""
+    """This is one line of output."""
 
     function: str
     """Its name in the configuration; empty while modules are imported."""
@@ -23,7 +23,7 @@ class Line(NamedTuple):
 
 
 class MarkedStream:
-    """Standard output of a worker; writes the name of the function whose turn it is."""
+    """This wraps a worker's standard output and writes the name of the function that prints."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -43,7 +43,7 @@ class MarkedStream:
 
 
 class Collected:
-    """The output of one worker since the last look, up to 16 kB; the rest is only counted."""
+    """This collects a worker's output since the last look: 16 kB, the rest is only counted."""
 
     def __init__(self) -> None:
         self._data = bytearray()

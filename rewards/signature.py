@@ -1,4 +1,4 @@
-"""The ways to write a reward function, and how each is called.
+"""This module knows the ways to write a reward function, and calls each.
 
     def f(group): ...                              one prompt's completions, a value for each
     @per_sample
@@ -30,7 +30,7 @@ def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter] | Non
 
 
 def is_trls(function: Callable[..., Any]) -> bool:
-    """Whether a function has TRL's signature: one of its first two parameters is `completions`."""
+    """Return whether one of the first two parameters is `completions`, as in TRL's signature."""
     parameters = parameters_of(function) or []
     return _MARK in [p.name for p in parameters[:2]]
 
@@ -75,7 +75,7 @@ def _run_to_end(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
-    """The keywords that a function takes; None = any."""
+    """Return the keywords that a function takes; None means any."""
     parameters = parameters_of(function) or []
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None

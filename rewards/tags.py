@@ -1,4 +1,4 @@
-"""Rewards for answers inside `<answer></answer>`."""
+"""This module rewards answers inside `<answer></answer>`."""
 
 from __future__ import annotations
 

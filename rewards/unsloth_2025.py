@@ -1,4 +1,4 @@
-"""The five GSM8K rewards of the public GRPO notebooks of February 2025.
+"""These are the five GSM8K rewards of the public GRPO notebooks of February 2025.
 
 They do what `willccbb/grpo_demo.py` and Unsloth's notebooks did, quirks included, so that curves
 compare. The completion should be

@@ -1,4 +1,4 @@
-"""A reward worker: the process in which reward functions run, so that it can be killed.
+"""A reward worker is the process in which reward functions run, so that it can be killed.
 
 It reads requests from a socket and answers on the same socket. What the functions print goes to a
 pipe that the parent drains, with the name of each function before its text.
@@ -88,7 +88,7 @@ def _serve(
 
 
 def evaluate(loaded: Loaded, samples: Sequence[WireCompletion]) -> list[Any]:
-    """Call one function; the fields of a `Reply`, whatever it raises or returns."""
+    """Call one function; return the fields of a `Reply`, whatever it raises or returns."""
     start = time.perf_counter()
     try:
         # Values are looked at inside the guard: their types are the user's, with the user's bugs.
@@ -146,7 +146,7 @@ def _show(value: Any) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    """`Type: text (file:line)` on one line."""
+    """Return `Type: text (file:line)` on one line."""
     try:
         text = str(error)[:_MAX_MESSAGE]
     except Exception:  # an exception class of the user's with a broken __str__
@@ -157,7 +157,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _receive(channel: socket.socket, buffer: bytearray) -> Any:
-    """The next message, or None when the parent has closed the socket."""
+    """Return the next message, or None when the parent has closed the socket."""
     while not (messages := unframe(buffer)):
         data = channel.recv(1 << 20)
         if not data:

@@ -1,4 +1,4 @@
-"""Chat templates: the tokenizer's own, one of several by name, or a built-in one."""
+"""This module chooses the chat template: the tokenizer's own, one by name, or a built-in one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DEFAULT = "default"
 
 
 class ChosenTemplate(NamedTuple):
-    """A chat template and one line that says where it comes from."""
+    """This holds a chat template and one line that says where it comes from."""
 
     template: str
     reason: str
@@ -92,7 +92,7 @@ def _choose(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> ChosenTe
 
 
 def _named(own: Mapping[str, str], name: str) -> ChosenTemplate:
-    """One of several templates of a tokenizer."""
+    """Return one of several templates of a tokenizer."""
     names = ", ".join(own)
     wanted = name or _DEFAULT
     if wanted not in own:
@@ -107,7 +107,7 @@ def _settings(variables: Mapping[str, object]) -> str:
 
 
 def _literal(value: object) -> str:
-    """`value` as Jinja writes it: JSON, but with its own word for null."""
+    """Return `value` as Jinja writes it: JSON, but with its own word for null."""
     if isinstance(value, Mapping):
         pairs = (f"{_literal(str(key))}: {_literal(item)}" for key, item in value.items())
         return f"{{{', '.join(pairs)}}}"

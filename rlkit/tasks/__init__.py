@@ -1,4 +1,4 @@
-"""Tasks: prompts to train on, other prompts to evaluate on, and how answers are judged.
+"""A task has prompts to train on, others to evaluate on, and a way to judge answers.
 
 base                    what a task is
 config                  options of each
@@ -60,7 +60,7 @@ _BUILDERS: Mapping[type[TaskConfig], Callable[[Any], Task]] = {
 
 
 def build_task(config: TaskConfig) -> Task:
-    """The task that `config` describes, its rows read and checked.
+    """Return the task that `config` describes, its rows read and checked.
 
     Raises ValueError with one line that names key, row and column.
     """

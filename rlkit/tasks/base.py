@@ -1,4 +1,4 @@
-"""Tasks: prompts to train on, other prompts to evaluate on, and how answers are judged."""
+"""A task has prompts to train on, others to evaluate on, and a way to judge answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlkit.types import Completion
 
 
 class Message(NamedTuple):
-    """One turn of a conversation."""
+    """A message is one turn of a conversation."""
 
     role: str
     """`system`, `developer`, `user`, `assistant` or `tool`."""
@@ -23,7 +23,7 @@ class Message(NamedTuple):
 
 
 class PromptStyle(StrEnum):
-    """How a prompt reaches the model."""
+    """This names the way in which a prompt reaches the model."""
 
     chat = "chat"
     """Messages, through the model's chat template."""
@@ -32,7 +32,7 @@ class PromptStyle(StrEnum):
 
 
 class SplitName(StrEnum):
-    """The two halves of a task; no prompt is in both."""
+    """A task has two halves; no prompt is in both."""
 
     train = "train"
     eval = "eval"
@@ -40,7 +40,7 @@ class SplitName(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row: a prompt and what its rewards need, in the shape of TRL's data sets.
+    """An example is a prompt and what its rewards need, in the shape of TRL's data sets.
 
     Example: `Example(prompt="Q: max of 3, 9, 4\\nA:", columns={"answer": "9"})`.
     """
@@ -53,7 +53,7 @@ class Example:
 
 
 class Split(NamedTuple):
-    """The examples of one half of a task."""
+    """A split holds the examples of one half of a task."""
 
     name: SplitName
     get: Callable[[int], Example]
@@ -64,7 +64,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Prompts with their answers, and the rewards that go with them."""
+    """A task holds prompts with their answers, and the rewards that go with them."""
 
     name: str
     style: PromptStyle

@@ -1,4 +1,4 @@
-"""Do the rewards pay for right answers? Asked before training, where a no costs a second."""
+"""This module asks before training whether rewards pay for right answers: a no costs a second."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class RewardCheck(NamedTuple):
-    """What gold answers and others earn."""
+    """This holds what gold answers and others earn."""
 
     gold: list[float]
     """Rewards of gold completions; empty when the task knows none."""

@@ -1,4 +1,4 @@
-"""Conversations: from a row's messages to what a chat template gets, with nothing lost on the way.
+"""This module turns a row's messages into a prompt's text, and nothing is lost on the way.
 
 A template is a program that picks what it likes from a message. Tool calls, names and even the text
 of a question can be left out without an error. What does not reach the prompt is therefore refused,
@@ -138,7 +138,7 @@ def _as_dict(message: Message, template: str) -> dict[str, Any]:
 
 
 def _lost_contents(conversation: Conversation, text: str, apply: Apply) -> list[int]:
-    """The messages whose content is not in `text`, and would not be whatever it was."""
+    """Return the messages whose content is not in `text`, and would not be whatever it was."""
     lost = []
     for i, message in enumerate(conversation):
         if message["content"].strip() in text:

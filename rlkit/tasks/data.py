@@ -1,4 +1,4 @@
-"""Rows from files, folders and the Hugging Face hub, and their division into two halves."""
+"""This module reads rows from files, folders and the hub, and divides them into two halves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Rows(NamedTuple):
-    """Rows of one source."""
+    """These are the rows of one source."""
 
     source: str
     """Where they came from, for messages."""
@@ -35,7 +35,7 @@ ToExample = Callable[[Mapping[str, Any], str], Example]
 
 
 def data_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split]:
-    """The two halves of the rows that `config` names, every row checked.
+    """Return the two halves of the rows that `config` names, every row checked.
 
     A training row whose prompt is held out is left out of training and counted in a warning. Eval
     examples are a random choice of `eval_size` held-out rows. Raises ValueError with one line.
@@ -66,7 +66,7 @@ def data_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split
 
 
 def _examples(rows: Rows, to_example: ToExample, bad_rows: BadRows) -> list[Example]:
-    """The examples of all rows; those that cannot be one are named together."""
+    """Return the examples of all rows; name those together that cannot be one."""
     examples, problems = [], []
     for i, row in enumerate(rows.rows):
         where = f"row {i} of {rows.source}"
@@ -89,14 +89,14 @@ def several(problems: Sequence[str]) -> str:
 
 
 def column(row: Mapping[str, Any], name: str, where: str) -> Any:
-    """`row[name]`; raises ValueError naming the row, the column and those that are there."""
+    """Return `row[name]`; raise ValueError naming the row, the column and those that are there."""
     if name not in row:
         raise ValueError(f"{where} must have a column {name}, got {', '.join(map(str, row))}")
     return row[name]
 
 
 def text_column(row: Mapping[str, Any], name: str, where: str) -> str:
-    """`row[name]`, which must be text with something in it."""
+    """Return `row[name]`, which must be text with something in it."""
     value = column(row, name, where)
     if not isinstance(value, str) or not value.strip():
         got = "nothing" if value == "" else type(value).__name__
@@ -106,7 +106,7 @@ def text_column(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def json_value(value: Any, where: str) -> Any:
-    """`value`, which must be what JSON can hold: reward functions run in other processes."""
+    """Return `value`, which JSON must be able to hold: rewards run in other processes."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
@@ -146,7 +146,7 @@ def _halves(config: DataConfig) -> tuple[Rows, Rows]:
 
 
 def read_file(path: Path) -> Rows:
-    """The rows of a .jsonl, .json or .parquet file; raises ValueError naming file and line."""
+    """Return the rows of a .jsonl, .json or .parquet file; an error names file and line."""
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"task.path must end in {', '.join(_SUFFIXES)}, got {path}")
     try:

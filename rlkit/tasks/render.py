@@ -1,4 +1,4 @@
-"""From examples to prompts: the chat template once, special tokens once, the length checked."""
+"""This module renders examples: the template once, special tokens once, the length checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlkit.types import Prompt
 
 
 class Rendered(NamedTuple):
-    """Prompts ready for the model, and what became of those that were too long."""
+    """These are prompts ready for the model, with the numbers of those that were too long."""
 
     prompts: list[Prompt]
     num_dropped: int
@@ -66,10 +66,22 @@ def place(example: Example, index: int) -> str:
 def fit(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_length: int, overlong: Overlong
 ) -> Prompt | None:
-    """`prompt` if it has at most `max_length` tokens, else what `overlong` says; None = dropped.
+    """Return `prompt` if it is short enough, else what `overlong` makes of it.
 
     A truncated prompt keeps its last tokens, and its first one if that is BOS; its text is decoded
-    anew. Raises ValueError naming the index under `error`.
+    anew.
+
+    Args:
+        prompt: The whole prompt.
+        tokenizer: The model's tokenizer.
+        max_length: Most tokens, >= 1.
+        overlong: What becomes of a longer prompt.
+
+    Returns:
+        The prompt; None when it is dropped.
+
+    Raises:
+        ValueError: The prompt is longer and `overlong` is `error`; its index is named.
     """
     excess = len(prompt.ids) - max_length
     if excess <= 0:
@@ -94,7 +106,18 @@ def render_all(
     max_length: int,
     overlong: Overlong,
 ) -> Rendered:
-    """The prompts `indices` of `split`, in order, without the dropped ones."""
+    """Return the prompts `indices` of `split`, in order, without the dropped ones.
+
+    Args:
+        split: The examples.
+        indices: Which of them, each >= 0.
+        tokenizer: The model's tokenizer, with its chat template.
+        max_length: Most tokens of a prompt, >= 1.
+        overlong: What becomes of longer prompts.
+
+    Raises:
+        ValueError: An example cannot be rendered, or is too long under `error`.
+    """
     prompts = []
     num_dropped = num_truncated = 0
     for index in indices:

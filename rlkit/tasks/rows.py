@@ -1,4 +1,4 @@
-"""Tasks made of rows: GSM8K, and data sets of your own."""
+"""This module makes tasks of rows: GSM8K, and data sets of your own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _GSM8K_REWARDS = (
 
 
 def gsm8k(config: GSM8KConfig) -> Task:
-    """Rows with `question` and `answer`; the answer is what follows `####`, if that is there."""
+    """Make a task of rows with `question` and `answer`; `####` may stand before the answer."""
 
     def to_example(row: Mapping[str, Any], where: str) -> Example:
         question = text_column(row, "question", where)
@@ -64,7 +64,7 @@ def gsm8k(config: GSM8KConfig) -> Task:
 
 
 def dataset(config: DatasetConfig) -> Task:
-    """Rows of the user's, by an explicit map of columns."""
+    """Make a task of the user's rows, by an explicit map of columns."""
     if "prompt" not in config.columns:
         raise ValueError(
             "task.columns.prompt must name the column with the prompts, "

@@ -1,4 +1,4 @@
-"""A look at every row before the first step: does it become a prompt, and how long is it?
+"""This module looks at every row before the first step: does it become a prompt, how long is it?
 
 A row that cannot be rendered would otherwise end the run in the step that meets it. What was found
 is kept in the cache by content: the rows, the chat template and the tokenizer. Prompts are kept as
@@ -36,7 +36,7 @@ _VERSION = 1
 
 
 class Survey(NamedTuple):
-    """What was found about the rows of a split."""
+    """A survey holds what was found about the rows of a split."""
 
     lengths: list[int]
     """Tokens of each prompt; 0 where the row cannot become one."""
@@ -45,7 +45,7 @@ class Survey(NamedTuple):
 
 
 class Usable(NamedTuple):
-    """A split of which every row can be used."""
+    """This is a split of which every row can be used."""
 
     split: Split
     notes: list[str]
@@ -168,7 +168,7 @@ def _lengths(split: Split, found: Survey, indices: Sequence[int]) -> str:
 
 
 def _content_hash(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of everything that the lengths and the problems depend on."""
+    """Return a hash of everything that the lengths and the problems depend on."""
     digest = hashlib.sha256(f"{_VERSION} {tokenizer.chat_template}".encode(errors="replace"))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
@@ -181,7 +181,7 @@ def _content_hash(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
 
 
 def _read(file: Path, size: int) -> Survey | None:
-    """What an earlier run found; None when there is nothing of use."""
+    """Return what an earlier run found; None when there is nothing of use."""
     try:
         record = json.loads(file.read_text())
         found = Survey(
@@ -204,7 +204,7 @@ def _write(file: Path, found: Survey) -> None:
 
 
 class _Bar:
-    """A progress bar on a terminal, lines elsewhere; nothing in the first two seconds."""
+    """A bar shows progress on a terminal, lines elsewhere, and nothing in the first two seconds."""
 
     def __init__(self, total: int, label: str, say: Callable[[str], None]) -> None:
         self._total, self._label, self._say = total, label, say
@@ -219,7 +219,7 @@ class _Bar:
             self._bar.stop()
 
     def show(self, done: int) -> None:
-        """`done` rows are done."""
+        """Show that `done` rows are done."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done)
         elif time.monotonic() >= self._due and done < self._total:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ def score(prompts, completions, answer, **columns):
 """
 
 
-def write(path: Path, rows: list[dict[str, object]]) -> Path:
+def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -42,7 +43,7 @@ def own(small: list[str], tmp_path: Path) -> list[str]:
     ]
 
 
-GOOD = [{"q": f"row {i}?", "a": f"{i}/4"} for i in range(6)]
+GOOD: list[dict[str, object]] = [{"q": f"row {i}?", "a": f"{i}/4"} for i in range(6)]
 
 
 def test_bad_rows_are_named_before_training_and_dropped_on_resume(

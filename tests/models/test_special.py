@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tiny_tokenizers import CHATML, byte_level_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from rlkit.models import ChatTemplate, ModelConfig
 from rlkit.models.special import completion_decoder, end_of_turn_ids, stops_of, tags_among
@@ -13,10 +14,16 @@ PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 KNOWS = "{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}{{ tools }}"
 
 
+def id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
+
+
 def test_the_end_of_a_turn_is_found_by_id() -> None:
     base = byte_level_tokenizer()
     base.eos_token = "<|pad|>"  # as of a base model, which ends at another token
-    im_end = base.convert_tokens_to_ids("<|im_end|>")
+    im_end = id_of(base, "<|im_end|>")
     assert end_of_turn_ids(base) == {im_end}
     base.chat_template = PLAIN
     assert end_of_turn_ids(base) == frozenset()
@@ -28,8 +35,9 @@ def test_the_end_of_a_turn_is_found_by_id() -> None:
 
 def test_stop_strings_that_are_special_tokens_become_ids() -> None:
     tokenizer = byte_level_tokenizer()
-    im_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert stops_of(tokenizer, {7}, ("<|im_end|>", "\n")) == ({7, im_end}, ("\n",))
+    im_end = id_of(tokenizer, "<|im_end|>")
+    stops = stops_of(tokenizer, {7}, ("<|im_end|>", "\n"))
+    assert (stops.ids, stops.strings) == ({7, im_end}, ("\n",))
     with pytest.raises(ValueError, match=r"task.stop must hold .*, got 'x<\|im_end\|>', which has"):
         stops_of(tokenizer, (), ("x<|im_end|>",))
 
@@ -38,7 +46,7 @@ def test_special_tokens_can_stay_in_the_text() -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<answer>", "</answer>"]})
     ids = tokenizer("<answer>9</answer><|im_end|>", add_special_tokens=False)["input_ids"]
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = id_of(tokenizer, "<|im_end|>")
     assert completion_decoder(tokenizer, keep=False, ends={end})(ids) == "9"
     assert completion_decoder(tokenizer, keep=True, ends={end})(ids) == "<answer>9</answer>"
     assert tags_among(tokenizer) == ["</answer>", "<answer>"]

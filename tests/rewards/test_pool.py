@@ -136,7 +136,7 @@ def test_equals_the_plain_functions(groups: list[list[Completion]]) -> None:
     ):
         for c, parts, reward in zip(completions, components, rewards, strict=True):
             assert parts == (tag_answer(c), xmlcount(c))
-            assert reward == 2.0 * tag_answer(c) - 0.5 * xmlcount(c)
+            assert reward == 2.0 * (tag_answer(c) or 0.0) - 0.5 * xmlcount(c)
     assert scores.failures == {}
     assert pool.names == ("a", "b")
     assert pool.weights == (2.0, -0.5)

@@ -111,7 +111,9 @@ def test_everything_arrives_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tables = [c for c in everything if _is_table(c)]
     heard = [call for call in everything if call not in tables]
     assert [call[1] for call in tables] == [*range(12), 12]
-    (columns, rows) = tables[3][2]["completions"]  # type: ignore[call-overload]
+    shown = tables[3][2]
+    assert isinstance(shown, dict)
+    columns, rows = shown["completions"]
     assert columns == ["prompt", "completion", "answer", *tracked_run.REWARDS, "reward"]
     first = tracked_run.record(3).samples[0]
     assert len(rows) == 8
