@@ -139,6 +139,9 @@ _IDENTITY_AFTER_ALL = "memory.quant."
 
 
 NEWER_OPTIONS: Mapping[str, object] = {
+    "model.adapter": None,
+    "model.adapter_use": "train",
+    "model.rope_length": None,
     "model.chat_template_name": "",
     "model.chat_template_kwargs": {},
     "reward.special_tokens": "drop",

@@ -122,7 +122,7 @@ class ModelRun:
             evaluate=self._evaluator(generator, tracker),
             tracker=tracker,
             shuffle_seed=partial(shuffle_seed, config),
-            pad_token_id=self.base.tokenizer.pad_token_id,
+            pad_token_id=self.base.pad_token_id,
             device=self.device,
             run_dir=run_dir,
             planned_bytes=self.planned.plan.peak,
@@ -215,7 +215,7 @@ class ModelRun:
             learner=self.policy,
             estimator=estimator,
             temperature=self.sampling.temperature,
-            pad_token_id=self.base.tokenizer.pad_token_id,
+            pad_token_id=self.base.pad_token_id,
             device=self.device,
             tokens_per_microbatch=self.config.memory.tokens_per_microbatch,
         )
@@ -225,10 +225,12 @@ def render_prompts(
     task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
 ) -> list[Prompt]:
     """Examples `indices` of `split` as the model sees them."""
-    return render_all(
+    prompts = render_all(
         split,
         indices,
         base.tokenizer,
         max_length=task.max_prompt_length,
         overlong=config.task.overlong_prompts,
     ).prompts
+    base.check_prompts(prompts)
+    return prompts
