@@ -42,7 +42,8 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
         raise ValueError(f"{where} must be valid Unicode, got {error.reason}") from error
     ids = tokenizer(text, add_special_tokens=is_raw)["input_ids"]
     _require(len(ids) > 0, where, "must have tokens, got none")
-    return Prompt(index=index, ids=tuple(ids), text=text, columns=example.columns)
+    columns, key = example.columns, example.key
+    return Prompt(index=index, ids=tuple(ids), text=text, columns=columns, key=key)
 
 
 def fit(

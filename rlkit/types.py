@@ -54,6 +54,9 @@ class Prompt:
     """The rendered prompt, for logs and rewards."""
     columns: Mapping[str, object] = field(default_factory=dict)
     """Further columns of the task's row, such as `answer`."""
+    key: str = ""
+    """A hash of what was asked, whatever a template makes of it: prompts of two runs with the same
+    key are the same question. Empty = unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -45,6 +47,12 @@ class Example:
     prompt: str | tuple[Message, ...]
     columns: Mapping[str, object] = field(default_factory=dict)
     """JSON values: text, numbers, booleans, None, and lists and dicts of these."""
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits that are equal for equal prompts, in whatever task or file they are."""
+        canonical = json.dumps(self.prompt, sort_keys=True, default=str)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class Split(NamedTuple):

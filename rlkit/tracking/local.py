@@ -13,6 +13,7 @@ from rlkit.tracking.base import (
     EvalRecord,
     Interval,
     Level,
+    Measure,
     Outcome,
     Phase,
     RunInfo,
@@ -109,7 +110,8 @@ class LocalTracker:
         self._evals = [old for old in self._evals if (old["label"], old["step"]) != same]
         self._evals.append(line)
         self._write_evals()
-        MESSAGES.info("evaluation %s: success %.3f [%.3f, %.3f]", record.label, *record.interval)
+        what, interval = record.measure.value, record.interval
+        MESSAGES.info("evaluation %s: %s %.3f [%.3f, %.3f]", record.label, what, *interval)
 
     def message(self, level: Level, text: str) -> None:
         MESSAGES.log(LEVELS[level], "%s", text)
@@ -170,10 +172,11 @@ def _about(info: RunInfo, redactor: Redactor) -> dict[str, object]:
 
 
 _EVAL_FIELDS = (
-    "label", "step", "mean", "low", "high", "samples_per_prompt", "prompt_indices", "success",
-    "time/unix",
+    "label", "step", "mean", "low", "high", "samples_per_prompt", "prompt_indices", "prompt_keys",
+    "measure", "values", "success", "time/unix",
 )  # fmt: skip
-"""What every line of `evals.jsonl` has; the rest is `EvalRecord.metrics`."""
+"""What a line of `evals.jsonl` has beside `EvalRecord.metrics`. The values of the prompts are called
+`success` where they are: older versions know no other name."""
 
 
 def _eval_line(record: EvalRecord) -> dict[str, object]:
@@ -186,7 +189,9 @@ def _eval_line(record: EvalRecord) -> dict[str, object]:
         "high": record.interval.high,
         "samples_per_prompt": record.samples_per_prompt,
         "prompt_indices": list(record.prompt_indices),
-        "success": list(record.success),
+        "prompt_keys": list(record.prompt_keys),
+        "measure": record.measure.value,
+        "success" if record.measure is Measure.success else "values": list(record.values),
         "time/unix": time.time(),
     }
 
@@ -195,13 +200,16 @@ def read_evals(run_dir: Path, *, samples: bool = True) -> list[EvalRecord]:
     """The evaluations of a run in order, with their `samples` where they were kept."""
     records = []
     for line in read_lines(run_dir / "evals.jsonl"):
-        indices, success = line["prompt_indices"], line["success"]
-        assert isinstance(indices, list) and isinstance(success, list)
+        indices, values = line["prompt_indices"], line.get("values", line.get("success"))
+        keys = line.get("prompt_keys", [])
+        assert isinstance(indices, list) and isinstance(values, list) and isinstance(keys, list)
         record = EvalRecord(
             label=str(line["label"]),
             step=int(number(line["step"])),
             prompt_indices=tuple(indices),
-            success=tuple(number(value) for value in success),
+            values=tuple(number(value) for value in values),
+            measure=Measure(str(line.get("measure", Measure.success))),
+            prompt_keys=tuple(map(str, keys)),
             samples_per_prompt=int(number(line["samples_per_prompt"])),
             interval=Interval(*(number(line[key]) for key in ("mean", "low", "high"))),
             metrics={k: number(v) for k, v in line.items() if k not in _EVAL_FIELDS},
