@@ -227,6 +227,7 @@ def make_trainer(parts: Parts, tracker: Tracker, stop: StopRequest, *, run_dir: 
         pad_token_id=parts.base.tokenizer.pad_token_id,
         device=parts.device,
         run_dir=run_dir,
+        stop=config.stop,
         planned_bytes=parts.planned.plan.peak,
     )
 

@@ -74,11 +74,10 @@ class Collection(NamedTuple):
     """One batch of groups and how hard it was to get."""
 
     groups: list[Group]
+    """Empty when not one sample has a reward."""
     counts: dict[str, float]
-
-
-class NoRewards(RuntimeError):
-    """Not one sample of a batch has a reward: every reward function failed or does not apply."""
+    unrewarded: list[Group]
+    """The samples of a batch without rewards; empty when `groups` is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +99,17 @@ class Collector:
     buffer: RolloutBuffer = field(default_factory=RolloutBuffer)
 
     def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
-        """One batch of groups for `step`; raises NoRewards when not one sample got a reward."""
+        """One batch of groups for `step`, with no group at all when no sample got a reward."""
         counts: Counter[str] = Counter()
         spare: list[Group] = []
+        unrewarded: list[Group] = []
         wanted = 0
         for attempt in range(self.max_attempts if self.resample else 1):
             prompts = self.prompts(step=step, attempt=attempt)
             wanted = wanted or len(prompts)
-            scored = self._sample(step, prompts, clock, counts)
+            everything = self._sample(step, prompts, clock, counts)
+            scored = _with_rewards(everything, counts)
+            unrewarded += [] if scored else everything
             for group in scored:
                 uninformative = self.resample and len({sample.reward for sample in group}) == 1
                 if uninformative:
@@ -119,11 +121,10 @@ class Collector:
         counts["rollouts/uninformative_groups"] += len(spare)
         # A step never aborts for want of signal: what is missing is filled up with zero-std groups.
         self.buffer.add(spare[: max(0, wanted - len(self.buffer))])
-        available = len(self.buffer)
-        if not available:
-            raise NoRewards(f"step {step}: no sample has a reward ({dict(counts)})")
-        groups = self.buffer.take(min(wanted, available), policy_version=policy_version)
-        return Collection(groups, {name: float(value) for name, value in counts.items()})
+        number = min(wanted, len(self.buffer))
+        groups = self.buffer.take(number, policy_version=policy_version)
+        floats = {name: float(value) for name, value in counts.items()}
+        return Collection(groups, floats, [] if groups else unrewarded)
 
     def _sample(
         self, step: int, prompts: Sequence[Prompt], clock: StepClock, counts: Counter[str]
@@ -138,9 +139,35 @@ class Collector:
         counts["rollouts/sampled"] += sum(len(group) for group in rollouts)
         for kind, number in failures.items():
             counts[f"rewards/failures/{kind}"] += number
-        groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
-        counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
-        return [group for group in groups if group]
+        return scored
+
+
+def _with_rewards(scored: Sequence[Group], counts: Counter[str]) -> list[Group]:
+    """The samples that have a reward, and the groups that have one of them; counts the others."""
+    groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
+    counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
+    return [group for group in groups if group]
+
+
+def who_gave_no_reward(
+    groups: Sequence[Group], rewards: Rewards, failed: Mapping[str, float]
+) -> str:
+    """Which function left a whole batch without rewards, and how, in a few words.
+
+    Args:
+        groups: Samples that have no reward.
+        rewards: The reward functions.
+        failed: Samples of the batch that failed, by `function/kind`.
+    """
+    samples = [sample for group in groups for sample in group]
+    found = []
+    for k, (name, weight) in enumerate(zip(rewards.names, rewards.weights, strict=True)):
+        kinds = [key.partition("/")[2] for key in failed if key.partition("/")[0] == name]
+        silent = all(math.isnan(sample.components[k]) for sample in samples)
+        if weight and (kinds or silent):
+            how = " and ".join(kinds) if kinds else "None for every sample"
+            found.append(f"reward.functions.{name} ({how})")
+    return ", ".join(found)
 
 
 def score_rollouts(

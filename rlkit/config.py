@@ -27,6 +27,7 @@ from rlkit.generation.vllm.config import Products, Quantization, further_options
 from rlkit.launch.settings import IsolatedConfig
 from rlkit.memory import MemoryConfig
 from rlkit.models import ModelConfig, QuantKind, TuningKind
+from rlkit.no_signal import StopConfig
 from rlkit.optim import OptimConfig
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Schema
@@ -120,6 +121,7 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     tracker: TrackerConfig = MISSING
 
     def __post_init__(self) -> None:
@@ -134,8 +136,8 @@ class Config:
 
 
 # What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
-# split to fit. Everything else is its identity; of `memory`, quantisation is.
-_NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps", "memory")
+# split to fit, when it gives up. Everything else is its identity; of `memory`, quantisation is.
+_NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps", "stop", "memory")
 _IDENTITY_AFTER_ALL = "memory.quant."
 
 

@@ -1,4 +1,4 @@
-"""Success or reward on held-out prompts: always the same prompts and seeds, so runs can be paired."""
+"""Success or reward on held-out prompts: the same prompts and seeds every time, to pair runs."""
 
 from __future__ import annotations
 

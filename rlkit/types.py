@@ -41,7 +41,7 @@ class KLDirection(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt as the model sees it, with the task's columns for the rewards.
+    """One prompt as the model sees it, with the columns of its row and a hash of what was asked.
 
     Example: `Prompt(index=3, ids=(1, 403, 28), text="Q: ...", columns={"answer": "12"})`.
     """
@@ -55,8 +55,6 @@ class Prompt:
     columns: Mapping[str, object] = field(default_factory=dict)
     """Further columns of the task's row, such as `answer`."""
     key: str = ""
-    """A hash of what was asked, whatever a template makes of it: prompts of two runs with the same
-    key are the same question. Empty = unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

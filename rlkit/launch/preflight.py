@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit.config import Config, ConfigError, Resume, did_you_mean, flatten, load, require
 from rlkit.launch.composing import Composer, compose_job
 from rlkit.launch.sweep_folder import Job
+from rlkit.no_signal import STEPS_IN_A_SWEEP
 
 # Flags that make Hydra print something instead of running jobs.
 _PRINTING = ("help", "hydra_help", "cfg", "shell_completion", "info")
@@ -68,7 +69,7 @@ def plan(arguments: Sequence[str]) -> Plan:
         retry, overrides = _without_retry(overrides)
         hydra, expanded = _expand(overrides, extra)
         composer = Composer()
-        checked = [_check(job + extra, composer, job=job) for job in expanded]
+        checked = [in_sweep(_check(job + extra, composer, job=job)) for job in expanded]
     own = [[o for o in job if not _is_hydras(o)] for job in expanded]
     jobs = {job.id: job for job in map(Job.of, checked, own)}
     label = hydra.runtime.choices.get("experiment") or checked[0].task.name
@@ -80,6 +81,13 @@ def plan(arguments: Sequence[str]) -> Plan:
         hydra_overrides=(*filter(_is_hydras, overrides), *extra),
         retry_failed=retry,
     )
+
+
+def in_sweep(config: Config) -> Config:
+    """`config` with what is another default in a sweep: a job that earns nothing ends by itself."""
+    if config.stop.no_signal_steps is None:
+        config.stop.no_signal_steps = STEPS_IN_A_SWEEP
+    return config
 
 
 def _is_hydras(override: str) -> bool:

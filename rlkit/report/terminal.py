@@ -149,8 +149,8 @@ def _over_prompts(first: Job, job: Job) -> str:
     found, count = shared.difference, shared.num_prompts
     return (
         f"{fixed(found.mean, sign='+')} [{fixed(found.low, sign='+')}, "
-        f"{fixed(found.high, sign='+')}] over the held-out prompts both share, {count} of them; of these "
-        f"two runs only, it says nothing about other seeds"
+        f"{fixed(found.high, sign='+')}] over the held-out prompts both share, {count} of "
+        f"them; of these two runs only, it says nothing about other seeds"
     )
 
 

@@ -95,6 +95,7 @@ class TabularRun:
             pad_token_id=0,
             device=_CPU,
             run_dir=run_dir,
+            stop=config.stop,
         )
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:

@@ -50,7 +50,7 @@ class Example:
 
     @property
     def key(self) -> str:
-        """Sixteen hex digits that are equal for equal prompts, in whatever task or file they are."""
+        """Sixteen hex digits, equal for equal prompts in whatever task or file they are."""
         canonical = json.dumps(self.prompt, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -54,7 +54,7 @@ def print_summary(
 
 
 def result_table(before: EvalRecord, after: EvalRecord) -> Table:
-    """Success or reward on held-out prompts at the first and the last evaluation, and the change."""
+    """Success or reward at the first and the last evaluation, and the change."""
     table = Table(title=_title(after), title_justify="left", title_style="bold")
     for name in ("", after.measure.value, "95% interval"):
         table.add_column(name, justify="left" if not name else "right")
@@ -93,7 +93,8 @@ def eval_line(record: EvalRecord) -> str:
     """One line on one evaluation."""
     return (
         f"evaluation {record.label}: {record.measure.value} {record.interval.mean:.3f} "
-        f"{_range(record.interval)} on {len(record.prompt_indices)} held-out prompts{_judged(record)}"
+        f"{_range(record.interval)} on {len(record.prompt_indices)} held-out prompts"
+        f"{_judged(record)}"
     )
 
 
