@@ -22,7 +22,7 @@ SHAPES = {"1.5B q_proj": (1536, 1536), "1.5B up_proj": (1536, 8960), "8B up_proj
 
 
 def plain(x: Tensor, w: Tensor, a: Tensor, b: Tensor, dy: Tensor) -> None:
-    """Forward and backward of the composition that `rlkit.lora` uses."""
+    """Forward and backward of the composition that `rlkit.policy.lora` uses."""
     y = x @ w.T + (x @ a.T) @ b.T
     torch.autograd.grad(y, (x, a, b), dy)
 

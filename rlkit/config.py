@@ -21,18 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
 from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.divergence import EvalKL
 from rlkit.generation import GeneratorConfig, VLLMGeneratorConfig, VLLMServerConfig
 from rlkit.generation.vllm.config import Products, Quantization, further_options
-from rlkit.launch.settings import IsolatedConfig
-from rlkit.memory import MemoryConfig
 from rlkit.models import ModelConfig, QuantKind, TuningKind
-from rlkit.no_signal import StopConfig
-from rlkit.optim import OptimConfig
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Schema
 from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
+from rlkit.training.divergence import EvalKL
+from rlkit.training.memory_config import MemoryConfig
+from rlkit.training.no_signal import StopConfig
+from rlkit.training.optim import OptimConfig
 
 
 class ConfigError(ValueError):
@@ -172,7 +171,6 @@ def register() -> None:
         store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
     store.store(group="schema/optim", name="optim", node=OptimConfig)
     store.store(group="schema/memory", name="memory", node=MemoryConfig)
-    store.store(group="hydra/launcher", name="isolated", node=IsolatedConfig)
 
 
 def schemas() -> list[Schema]:

@@ -12,7 +12,13 @@ from warm_cli import Forks
 # Before anything imports rlkit: jaxtyping turns `Float[Tensor, "B C"]` into a check of dtype, rank
 # and of equal sizes of equal letters across the arguments of a call.
 install_import_hook(
-    ["rlkit.types", "rlkit.functional", "rlkit.algorithms", "rlkit.collate", "rlkit.microbatch"],
+    [
+        "rlkit.types",
+        "rlkit.functional",
+        "rlkit.algorithms",
+        "rlkit.training.collate",
+        "rlkit.training.microbatch",
+    ],
     "beartype.beartype",
 )
 

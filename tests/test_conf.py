@@ -13,13 +13,14 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.config import Config, ConfigError, flatten, identity_hash, load, register
+from rlkit.config import Config, ConfigError, flatten, identity_hash, load
 from rlkit.generation import VLLMGeneratorConfig, VLLMServerConfig
 from rlkit.generation.vllm.config import Products, Quantization
+from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.launch.sweep_folder import sweep_name
-from rlkit.memory import MemoryConfig
 from rlkit.models import LoRAConfig, ModelConfig, QuantConfig, QuantKind, TuningKind
+from rlkit.training.memory_config import MemoryConfig
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

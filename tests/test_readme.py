@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlkit.cli import COMMANDS
-from rlkit.config import register
+from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 
 ROOT = Path(__file__).parent.parent

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlkit.environment import hardware, versions
-from rlkit.metrics import mean
+from rlkit.launch.environment import hardware, versions
 from rlkit.tracking import read_evals, read_metrics
+from rlkit.training.metrics import mean
 
 
 def summarise(run: Path) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlkit.config import register
+from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.launch.prepare import Prepared, prepare
-from rlkit.stopping import StopRequest
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
+from rlkit.training.stopping import StopRequest
 
 ADAPTER = Path("adapter", "adapter_model.safetensors")
 NAMES = ("generator.quantization", "generator.kv_cache_dtype", "correction", "seed")

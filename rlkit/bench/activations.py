@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
-from rlkit.backward import backward
-from rlkit.collate import collate
-from rlkit.environment import hardware, versions
-from rlkit.garbage import garbage_waits
-from rlkit.lora import LoRAConfig, attach, init_adapter
+from rlkit.launch.environment import hardware, versions
 from rlkit.models.config import Checkpointing, Switch
 from rlkit.models.families import backbone_of, head_of
 from rlkit.models.fused import fuse
-from rlkit.offload import Offload
-from rlkit.policy import Policy
+from rlkit.models.offload import Offload
+from rlkit.policy.lora import LoRAConfig, attach, init_adapter
+from rlkit.policy.policy import Policy
+from rlkit.runtime.garbage import garbage_waits
+from rlkit.training.backward import backward
+from rlkit.training.collate import collate
 from rlkit.types import FinishReason, Prompt, Rollout, RolloutBatch, ScoredRollout
 
 QWEN_1_5B = Qwen2Config(

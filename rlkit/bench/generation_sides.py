@@ -22,8 +22,8 @@ from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, Weigh
 from rlkit.generation.vllm.engine import Engine, EngineSpec, start_engine
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.generation.vllm.lora import Injection
-from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.config import LoRAConfig
+from rlkit.policy.lora import LoRA, attach, init_adapter
 from rlkit.types import Prompt, SamplingConfig
 
 _BEGIN = time.perf_counter()

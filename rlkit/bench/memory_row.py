@@ -18,14 +18,13 @@ import torch
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.assembly.generators import bind_adapter, new_generator
+from rlkit.assembly.load import Loaded, load_base
 from rlkit.bench.card import leave, used_before_this_process
 from rlkit.bench.pace import Look, step_ms
 from rlkit.config import Config
-from rlkit.engines import Loaded, load_base
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, Progress
-from rlkit.memory import MemoryConfig
 from rlkit.models.config import ModelConfig, QuantConfig, QuantKind
-from rlkit.optim import OptimConfig, build_optimizer
 from rlkit.plan.choose import Plan
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.headline import Headline
@@ -33,11 +32,12 @@ from rlkit.plan.of_config import planned
 from rlkit.plan.parts import GB
 from rlkit.plan.rehearse import full_batch
 from rlkit.plan.table import lines
-from rlkit.policy import new_policy
-from rlkit.samplers import bind_adapter, new_generator
+from rlkit.policy.policy import new_policy
 from rlkit.tasks.config import TaskConfig
+from rlkit.training.memory_config import MemoryConfig
+from rlkit.training.optim import OptimConfig, build_optimizer
+from rlkit.training.update import TrainState, UpdateSettings, score, train_step
 from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
-from rlkit.update import TrainState, UpdateSettings, score, train_step
 
 _AGAIN_BELOW_S = 4.0
 """An update shorter than this runs twice: kernels launched for the first time take their time."""

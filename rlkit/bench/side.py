@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.environment import hardware, versions
+from rlkit.launch.environment import hardware, versions
 
 _MARK = "rlkit.bench.result "
 _SHOWN = 3000

@@ -90,7 +90,7 @@ def _child(options: argparse.Namespace) -> int:
 def _import_ahead(side: str) -> None:
     """What takes long and leaves the device alone, while another side has it."""
     if side == "rlkit":
-        import rlkit.assemble  # noqa: F401
+        import rlkit.assembly.assemble  # noqa: F401
     else:
         import trl  # noqa: F401
     if torch.cuda.is_available() or side == "rlkit":

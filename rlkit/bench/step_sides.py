@@ -94,7 +94,8 @@ def rlkit_side(work: Work) -> dict[str, object]:
     """A run as from the command line; every number is from its own metrics."""
     from hydra import compose, initialize_config_module
 
-    from rlkit.config import load, register
+    from rlkit.config import load
+    from rlkit.launch.composing import register
     from rlkit.launch.job import run_job
 
     run_dir = work.folder / "rlkit-run"

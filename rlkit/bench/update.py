@@ -29,10 +29,10 @@ from rlkit.bench.side import Result, write_report
 from rlkit.models.config import Checkpointing
 from rlkit.models.fused import GATE_UP, QKV
 from rlkit.models.joined import adjoined
-from rlkit.optim import OptimConfig, build_optimizer
-from rlkit.policy import Policy
+from rlkit.policy.policy import Policy
+from rlkit.training.optim import OptimConfig, build_optimizer
+from rlkit.training.update import TrainState, UpdateSettings, score, train_step
 from rlkit.types import Algorithm, RolloutBatch, Setting
-from rlkit.update import TrainState, UpdateSettings, score, train_step
 
 _GROUP = 8
 _TINY = Qwen2Config(

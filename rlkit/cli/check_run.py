@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from rlkit.algorithms import Objective, build
-from rlkit.compute import resolve_device
-from rlkit.config import Config, DeviceChoice, register
-from rlkit.engines import choose_generator
+from rlkit.assembly.device import resolve_device
+from rlkit.assembly.from_config import setting_of
+from rlkit.assembly.load import choose_generator
+from rlkit.config import Config, DeviceChoice
+from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.plan.choose import DoesNotFit, make_plan
 from rlkit.plan.headline import ROWS
@@ -17,7 +19,6 @@ from rlkit.plan.of_config import planned
 from rlkit.plan.parts import GB
 from rlkit.plan.run import place
 from rlkit.plan.table import lines
-from rlkit.settings import setting_of
 
 
 def plan_lines(arguments: Sequence[str]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlkit.cli import UsageError
-from rlkit.environment import hardware, versions
+from rlkit.launch.environment import hardware, versions
 
 SUMMARY = "versions and hardware, for bug reports"
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlkit.assembly.device import resolve_device
 from rlkit.cli.run_folder import RunOptions, read_options
-from rlkit.compute import resolve_device
-from rlkit.lora import attach
-from rlkit.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
-from rlkit.lora_merge import merged_weights
 from rlkit.models.config import DType, ModelConfig, TuningKind
 from rlkit.models.load import BaseModel, load_model, resolve_dtype
 from rlkit.models.quantize_error import mean_kl, next_token_logps
 from rlkit.models.save import MODEL_FOLDER, save_model
-from rlkit.prompts import render
+from rlkit.policy.lora import attach
+from rlkit.policy.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
+from rlkit.policy.lora_merge import merged_weights
 from rlkit.tasks.base import Example, Message
+from rlkit.tasks.render import render
 
 _TEXTS = (
     "What is 17 + 25? Think step by step.",

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from rlkit.compute import resolve_device
-from rlkit.config import Config, register
+from rlkit.assembly.device import resolve_device
+from rlkit.config import Config
+from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
-from rlkit.memory import parse_bytes
 from rlkit.models.config import DType, QuantConfig, QuantKind
 from rlkit.models.load import BaseModel, load_model
 from rlkit.models.quantize import require_bitsandbytes, saved_quantization, tensors_of
@@ -26,8 +26,9 @@ from rlkit.models.quantize_error import (
 )
 from rlkit.models.quiet import no_progress_bars
 from rlkit.models.source import architecture_of
-from rlkit.prompts import render_all
 from rlkit.tasks import build_task
+from rlkit.tasks.render import render_all
+from rlkit.training.memory_config import parse_bytes
 
 _SHOWN = 12
 _RECORD = "rlkit_quantize.json"

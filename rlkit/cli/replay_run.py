@@ -12,22 +12,22 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rlkit import checkpoint, rollout_files
 from rlkit.algorithms import Objective, build
+from rlkit.assembly.device import resolve_device
 from rlkit.cli import UsageError
 from rlkit.cli.run_folder import RunOptions, read_options
-from rlkit.compute import resolve_device
-from rlkit.config import register
+from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
-from rlkit.memory import MemoryConfig
 from rlkit.models.load import load_model
-from rlkit.optim import OptimConfig
-from rlkit.policy import CRITIC_PREFIX, CriticChoice, Policy, new_policy
-from rlkit.replay import Replayed, cosines, replay
-from rlkit.rollout_files import SavedRollouts
+from rlkit.policy.policy import CRITIC_PREFIX, CriticChoice, Policy, new_policy
 from rlkit.tracking.files import encode, write_atomic
+from rlkit.training import checkpoint, rollout_files
+from rlkit.training.memory_config import MemoryConfig
+from rlkit.training.optim import OptimConfig
+from rlkit.training.replay import Replayed, cosines, replay
+from rlkit.training.rollout_files import SavedRollouts
+from rlkit.training.update import UpdateSettings
 from rlkit.types import Algorithm, Setting
-from rlkit.update import UpdateSettings
 
 _PLAIN_WIDTH = 200
 

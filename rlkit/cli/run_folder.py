@@ -11,8 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlkit.cli import UsageError
 from rlkit.config import DeviceChoice
-from rlkit.memory import MemoryConfig
 from rlkit.models import ModelConfig
+from rlkit.training.memory_config import MemoryConfig
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,11 +15,11 @@ from rlkit.cli import UsageError
 from rlkit.cli.run_folder import read_options
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
-from rlkit.lora import LoRAConfig, attach
-from rlkit.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
 from rlkit.models import ModelConfig, QuantConfig, TuningKind
 from rlkit.models.load import load_model
 from rlkit.models.save import MODEL_FOLDER
+from rlkit.policy.lora import LoRAConfig, attach
+from rlkit.policy.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
 from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
 
 

@@ -10,7 +10,8 @@ import hydra
 from omegaconf import DictConfig
 
 from rlkit.cli import UsageError
-from rlkit.config import Config, ConfigError, load, register
+from rlkit.config import Config, ConfigError, load
+from rlkit.launch.composing import register
 from rlkit.launch.preflight import plan
 from rlkit.tracking import TrackingError
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
+from rlkit.generation.demand import Demand, EngineChoice, Sampler
 from rlkit.schema import Schema
 from rlkit.types import Prompt, SamplingConfig
 
@@ -38,6 +39,14 @@ class GeneratorConfig:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """The sampling distribution, the same for every engine."""
 
+    def demand(self, *, row_tokens: int) -> Demand:
+        """What this generator takes of the device; `row_tokens`: longest prompt and completion."""
+        return Demand(Sampler.elsewhere, max_at_once=1)
+
+    def with_choice(self, choice: EngineChoice) -> Self:
+        """A copy that asks for exactly what the memory plan gives."""
+        return self
+
 
 @dataclass(kw_only=True, slots=True)
 class HFGeneratorConfig(GeneratorConfig):
@@ -60,6 +69,16 @@ class HFGeneratorConfig(GeneratorConfig):
         ):
             if value < least:
                 raise ValueError(f"generator.{key} must be >= {least}, got {value}")
+
+    def demand(self, *, row_tokens: int) -> Demand:
+        """Keys and values of as many rows as `max_rows` and `max_tokens` allow."""
+        return Demand(
+            Sampler.hf, max_at_once=max(1, min(self.max_rows, self.max_tokens // row_tokens))
+        )
+
+    def with_choice(self, choice: EngineChoice) -> Self:
+        """A copy that samples no more completions at once than the plan has room for."""
+        return replace(self, max_rows=min(self.max_rows, choice.at_once))
 
 
 @dataclass(kw_only=True, slots=True)

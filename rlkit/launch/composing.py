@@ -1,4 +1,4 @@
-"""Hydra's composition of a job, and of many that differ in values only."""
+"""Hydra's composition of a job, and of many that differ in values only; the schemas behind it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from collections.abc import Sequence
 
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
+
+from rlkit import config
+from rlkit.launch.settings import IsolatedConfig
+
+
+def register() -> None:
+    """Put every schema of rlkit into Hydra's store, the sweep launcher's included; idempotent."""
+    config.register()
+    ConfigStore.instance().store(group="hydra/launcher", name="isolated", node=IsolatedConfig)
 
 
 def compose_job(overrides: Sequence[str]) -> DictConfig:
@@ -38,10 +48,10 @@ class Composer:
         choices = tuple(t for t, o in zip(overrides, parsed, strict=True) if self._chooses(o))
         if choices not in self._bases:
             self._bases[choices] = compose_job(choices)
-        config = copy.deepcopy(self._bases[choices])
+        composed = copy.deepcopy(self._bases[choices])
         values = [o for o in parsed if not self._chooses(o)]
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
-        return config
+        ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+        return composed
 
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:

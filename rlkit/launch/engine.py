@@ -32,9 +32,9 @@ from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, 
 from rlkit.launch.packed import pack
 from rlkit.launch.preflight import in_sweep
 from rlkit.launch.rows import OVER, Row, Stand
+from rlkit.launch.run_folder import write_status
 from rlkit.launch.sweep_folder import Job, job_folder, job_id
 from rlkit.report.job import is_held
-from rlkit.run_folder import write_status
 from rlkit.tracking import Status
 
 _LOOK_S = 1.0

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import torch
 
-from rlkit import checkpoint
-from rlkit.compute import choose_threads
+from rlkit.assembly.device import choose_threads
 from rlkit.config import Config, ConfigError, flatten
-from rlkit.environment import hardware, versions
+from rlkit.launch.environment import hardware, versions
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
+from rlkit.launch.run_folder import claim, write_outcome
 from rlkit.report.build import write_page
-from rlkit.run_folder import claim, write_outcome
-from rlkit.stopping import Interrupted, StopRequest, stop_on_signals
 from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
-from rlkit.trainer import Trainer, restore
-from rlkit.update import TrainState
+from rlkit.training import checkpoint
+from rlkit.training.stopping import Interrupted, StopRequest, stop_on_signals
+from rlkit.training.trainer import Trainer, restore
+from rlkit.training.update import TrainState
 
 EXIT_CODES = {Status.completed: 0, Status.failed: 1, Status.interrupted: 130}
 BAD_INPUT = 2

@@ -45,13 +45,13 @@ class Preload(StrEnum):
 
 
 _TABLES = (
-    *("rlkit.launch.job", "rlkit.launch.packed", "rlkit.tabular.run"),
+    *("rlkit.launch.job", "rlkit.launch.packed", "rlkit.assembly.tabular_run"),
     *("torch._dynamo", "rlkit.tracking.plot", "pyarrow.parquet"),
 )
 _MODULES = {
     Preload.nothing: (),
     Preload.tables: _TABLES,
-    Preload.models: (*_TABLES, "rlkit.model_run"),
+    Preload.models: (*_TABLES, "rlkit.assembly.model_run"),
 }
 
 

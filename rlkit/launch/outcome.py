@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlkit.launch.child import OUTPUT
-from rlkit.run_folder import write_status
+from rlkit.launch.run_folder import write_status
 from rlkit.tracking import Status
 
 _DONE = "DONE"

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit.config import Config, ConfigError, Resume, did_you_mean, flatten, load, require
 from rlkit.launch.composing import Composer, compose_job
 from rlkit.launch.sweep_folder import Job
-from rlkit.no_signal import STEPS_IN_A_SWEEP
+from rlkit.training.no_signal import STEPS_IN_A_SWEEP
 
 # Flags that make Hydra print something instead of running jobs.
 _PRINTING = ("help", "hydra_help", "cfg", "shell_completion", "info")

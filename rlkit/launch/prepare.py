@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from rlkit.config import Config
-from rlkit.stopping import StopRequest
 from rlkit.tabular import TabularModelConfig, TabularTaskConfig
 from rlkit.tracking.base import RunInfo, Tracker
-from rlkit.trainer import Trainer
-from rlkit.update import TrainState
+from rlkit.training.stopping import StopRequest
+from rlkit.training.trainer import Trainer
+from rlkit.training.update import TrainState
 
 
 class Prepared(Protocol):
@@ -47,10 +47,10 @@ def is_tabular(config: Config) -> bool:
 def prepare(config: Config, *, say: Callable[[str], None]) -> Prepared:
     """Check and load everything, cheapest first; raises ConfigError with one line."""
     if is_tabular(config):
-        from rlkit.tabular.run import tabular_run
+        from rlkit.assembly.tabular_run import tabular_run
 
         return tabular_run(config)
-    from rlkit.assemble import assemble
-    from rlkit.model_run import ModelRun
+    from rlkit.assembly.assemble import assemble
+    from rlkit.assembly.model_run import ModelRun
 
     return ModelRun(assemble(config, say=say))

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rlkit.offload import Offload
+    from rlkit.models.offload import Offload
 
 Context = Callable[[], AbstractContextManager[object]]
 

@@ -18,7 +18,7 @@ from rlkit.algorithms import (
     Objective,
     RatioConfig,
 )
-from rlkit.memory import MemoryConfig
+from rlkit.training.memory_config import MemoryConfig
 
 
 @dataclass

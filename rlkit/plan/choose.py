@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from rlkit.generation.demand import Sampler
 from rlkit.kernels._head import WORKSPACE_BYTES
 from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, Switch, TuningKind
-from rlkit.optim import OptimKind
 from rlkit.plan.parts import (
     ENGINES,
     GB,
@@ -19,7 +19,8 @@ from rlkit.plan.parts import (
     parts_of,
     sampling_bytes,
 )
-from rlkit.plan.work import Sampler, Work
+from rlkit.plan.work import Work
+from rlkit.training.optim import OptimKind
 
 _WORKSPACES = (WORKSPACE_BYTES, 2**28, 2**26)
 _ENGINE_TOKENS = (8192, 2048, 1024)

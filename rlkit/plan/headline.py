@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind
-from rlkit.optim import OptimKind
 from rlkit.plan.parts import Request
-from rlkit.plan.work import Sampler, Work
+from rlkit.plan.work import Work
+from rlkit.training.optim import OptimKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,15 +10,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from rlkit.config import Config
-from rlkit.divergence import EvalKL
-from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
-from rlkit.generation.vllm.config import (
-    Compilation,
-    KVCacheDType,
-    Quantization,
-    Weights,
-    slot_rank,
-)
+from rlkit.generation import VLLMGeneratorConfig
+from rlkit.generation.demand import EngineChoice
+from rlkit.generation.vllm.config import slot_rank
 from rlkit.models.config import Switch, TuningKind
 from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
@@ -26,24 +20,12 @@ from rlkit.models.source import architecture_of
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request
-from rlkit.plan.work import Sampler, Work
+from rlkit.plan.work import Work
+from rlkit.training.divergence import EvalKL
 from rlkit.types import Algorithm, Column
 
 Say = Callable[[str], None]
-_SAMPLERS = {
-    Weights.auto: Sampler.vllm,
-    Weights.shared: Sampler.vllm,
-    Weights.separate: Sampler.vllm_separate,
-    Weights.sleep: Sampler.vllm_sleep,
-}
-_GRAPHS = {
-    Compilation.auto: Switch.auto,
-    Compilation.eager: Switch.off,
-    Compilation.graphs: Switch.on,
-    Compilation.inductor: Switch.on,
-}
-_MOST_SEQS = 256
-"""Completions that vLLM decodes at once unless told otherwise."""
+_GRAPHS = {None: Switch.auto, False: Switch.off, True: Switch.on}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,22 +97,24 @@ def work_of(
     on_cuda: bool,
 ) -> Work:
     """What one step of `config` demands at most."""
-    generator, task = config.generator, config.task
+    task = config.task
+    row_tokens = task.max_prompt_length + task.max_completion_length
+    demand = config.generator.demand(row_tokens=row_tokens)
     return Work(
         hf_config=hf_config,
         dtype=dtype,
         quant=config.memory.quant,
         lora=config.model.lora,
         optim=config.optim.kind,
-        sampler=_sampler(generator),
-        releases_kv=isinstance(generator, VLLMGeneratorConfig) and generator.release_kv_cache,
-        kv_value_bytes=_kv_value_bytes(generator, dtype),
-        engine_in_nf4=_in_nf4(generator),
+        sampler=demand.sampler,
+        releases_kv=demand.releases_kv,
+        kv_value_bytes=demand.kv_value_bytes or dtype.itemsize,
+        engine_in_nf4=demand.in_nf4,
         num_prompts=config.prompts_per_step,
         group_size=config.algorithm.group_size,
         max_prompt=task.max_prompt_length,
         max_completion=task.max_completion_length,
-        max_at_once=_at_once(generator, task.max_prompt_length + task.max_completion_length),
+        max_at_once=demand.max_at_once,
         rows_per_unit=algorithm.rows_per_unit,
         critic=algorithm.outputs.values,
         full_kl=algorithm.outputs.full_kl is not None,
@@ -142,33 +126,28 @@ def work_of(
 
 def request_of(config: Config, work: Work) -> Request:
     """What `config` leaves to the plan."""
-    generator = config.generator
-    of_engine = generator if isinstance(generator, VLLMGeneratorConfig) else None
+    demand = config.generator.demand(row_tokens=work.max_prompt + work.max_completion)
     return Request(
         tokens_per_microbatch=config.memory.tokens_per_microbatch,
         checkpointing=config.model.gradient_checkpointing,
-        kv_cache_bytes=of_engine.kv_cache_bytes if of_engine else 0,
-        engine_tokens=of_engine.max_num_batched_tokens if of_engine else 0,
-        graphs=_GRAPHS[of_engine.compilation] if of_engine else Switch.auto,
+        kv_cache_bytes=demand.kv_cache_bytes,
+        engine_tokens=demand.engine_tokens,
+        graphs=_GRAPHS[demand.graphs],
     )
 
 
 def with_plan(config: Config, plan: Plan) -> Config:
     """A copy of `config` that asks for exactly what `plan` gives."""
-    choice, generator = plan.choice, config.generator
-    if isinstance(generator, VLLMGeneratorConfig):
-        generator = replace(
-            generator,
-            kv_cache_bytes=plan.kv_cache_bytes,
-            max_num_seqs=generator.max_num_seqs or choice.at_once,
-            max_num_batched_tokens=choice.engine_tokens,
-            compilation=_compilation(generator.compilation, choice),
-        )
-    elif isinstance(generator, HFGeneratorConfig):
-        generator = replace(generator, max_rows=min(generator.max_rows, choice.at_once))
+    choice = plan.choice
+    engine = EngineChoice(
+        kv_cache_bytes=plan.kv_cache_bytes,
+        at_once=choice.at_once,
+        engine_tokens=choice.engine_tokens,
+        graphs=choice.graphs,
+    )
     return replace(
         config,
-        generator=generator,
+        generator=config.generator.with_choice(engine),
         model=replace(config.model, gradient_checkpointing=choice.checkpointing),
         memory=replace(
             config.memory,
@@ -177,39 +156,3 @@ def with_plan(config: Config, plan: Plan) -> Config:
             ),
         ),
     )
-
-
-def _compilation(wanted: Compilation, choice: Choice) -> Compilation:
-    """`auto` stays where the plan has room for graphs, or none are made anyway."""
-    if wanted is Compilation.auto and not choice.graphs:
-        return Compilation.eager
-    return wanted
-
-
-def _in_nf4(generator: GeneratorConfig) -> bool:
-    """Whether vLLM has NF4 weights of its own."""
-    if not isinstance(generator, VLLMGeneratorConfig):
-        return False
-    return generator.quantization is Quantization.nf4
-
-
-def _sampler(generator: GeneratorConfig) -> Sampler:
-    if isinstance(generator, VLLMGeneratorConfig):
-        if generator.weights is Weights.auto and _in_nf4(generator):
-            return Sampler.vllm_separate
-        return _SAMPLERS[generator.weights]
-    return Sampler.hf if isinstance(generator, HFGeneratorConfig) else Sampler.elsewhere
-
-
-def _kv_value_bytes(generator: GeneratorConfig, dtype: torch.dtype) -> int:
-    if isinstance(generator, VLLMGeneratorConfig):
-        return dtype.itemsize if generator.kv_cache_dtype is KVCacheDType.auto else 1
-    return dtype.itemsize
-
-
-def _at_once(generator: GeneratorConfig, row_tokens: int) -> int:
-    if isinstance(generator, HFGeneratorConfig):
-        return max(1, min(generator.max_rows, generator.max_tokens // row_tokens))
-    if isinstance(generator, VLLMGeneratorConfig):
-        return generator.max_num_seqs or _MOST_SEQS
-    return 1

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, QuantKind, Switch
-from rlkit.plan.work import Sampler, Work
+from rlkit.plan.work import Work
 
 GB = 10**9
 # Measured on an H100 80GB (docs/memory/plan.md): torch 2.11, CUDA 13.0, vLLM 0.24.0.

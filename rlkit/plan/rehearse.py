@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rlkit.backward import backward
 from rlkit.plan.choose import Plan
 from rlkit.plan.device import Meter
 from rlkit.plan.parts import GB
 from rlkit.plan.work import Work
-from rlkit.policy import Policy
+from rlkit.policy.policy import Policy
+from rlkit.training.backward import backward
 from rlkit.types import Algorithm, Column, RolloutBatch, TrainBatch, with_denominators
 
 _SEED = 0

@@ -1,27 +1,21 @@
-"""The plan at the start of a run: made, said, tried on the device, and compared with the truth."""
+"""The plan at the start of a run: it is made, printed, and kept in the run folder."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from rlkit.config import Config, ConfigError
-from rlkit.generation.vllm.weights import rest
-from rlkit.models.config import Checkpointing, Switch
+from rlkit.config import Config
+from rlkit.models.config import Checkpointing
 from rlkit.plan.choose import Plan
 from rlkit.plan.of_config import Planned, planned
-from rlkit.plan.parts import GB, Choice
-from rlkit.plan.rehearse import rehearse, worst_of
+from rlkit.plan.parts import Choice
 from rlkit.plan.table import lines
 from rlkit.tracking.files import write_atomic
 from rlkit.types import Algorithm
-
-if TYPE_CHECKING:
-    from rlkit.parts import Parts
 
 Say = Callable[[str], None]
 
@@ -59,30 +53,3 @@ def place(config: Config, device: torch.device) -> str:
     if config.memory.budget:
         return f"memory.budget={config.memory.budget}"
     return f"free on {device.type}"
-
-
-def try_worst_step(parts: Parts, *, say: Say) -> None:
-    """Rehearse the worst micro-batch where `memory.dry_run` says so; raises ConfigError."""
-    wanted = parts.config.memory.dry_run
-    if wanted is Switch.off or (wanted is Switch.auto and parts.device.type != "cuda"):
-        return
-    if parts.engine is not None:  # as in a step: it rests while the trainer computes
-        parts.meter.note()
-        rest(parts.engine)
-    made = parts.planned
-    worst = worst_of(made.plan, made.work, temperature=parts.sampling.temperature)
-    try:
-        peak = rehearse(parts.policy, parts.algorithm, worst, parts.meter)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    say(f"worst step tried: {peak / GB:.2f} GB, planned {made.plan.training / GB:.2f} GB")
-
-
-def verdict(parts: Parts) -> str:
-    """One line that compares the plan with what the run took: the plan is an upper bound, for the
-    longest prompts and completions."""
-    measured, predicted = parts.meter.peak(), parts.planned.plan.peak
-    planned, taken = f"memory: planned at most {predicted / GB:.2f} GB", f"{measured / GB:.2f} GB"
-    if parts.device.type != "cuda":
-        return f"{planned} of tensors; the process grew by {taken}, libraries included"
-    return f"{planned}, taken {taken} ({measured / predicted:.0%} of it)"

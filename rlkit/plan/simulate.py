@@ -24,15 +24,15 @@ from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
-from rlkit.full import FullWeights
-from rlkit.lora import attach
 from rlkit.models.config import Checkpointing, LoRAConfig, TuningKind
 from rlkit.models.families import backbone_of, head_of
 from rlkit.models.fused import fuse
 from rlkit.models.quantize import quantisable
 from rlkit.models.recompute import recomputed
 from rlkit.plan.live import LiveBytes
-from rlkit.policy import Tuning
+from rlkit.policy.full_weights import FullWeights
+from rlkit.policy.lora import attach
+from rlkit.policy.policy import Tuning
 
 _RETAINED_BY_OFFLOAD = 3
 """Layer inputs on the device at once: the newest, one that leaves and one that comes."""
@@ -130,7 +130,7 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
 
 
 def _trained(model: Any, work: TrainingWork) -> tuple[Tuning, dict[str, Tensor]]:
-    """What trains of `model`, as `rlkit.policy.new_policy` makes it."""
+    """What trains of `model`, as `rlkit.policy.policy.new_policy` makes it."""
     if work.tuning is TuningKind.full:
         full = FullWeights(model, dtype=work.dtype, holds_reference=False)
         return full, full.masters

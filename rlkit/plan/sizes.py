@@ -10,7 +10,6 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from rlkit.lora import target_layers
 from rlkit.models.config import LoRAConfig, QuantConfig, QuantKind
 from rlkit.models.quantize import (
     kept_layers,
@@ -18,7 +17,8 @@ from rlkit.models.quantize import (
     quantisable,
     saved_quantization,
 )
-from rlkit.optim import OptimKind
+from rlkit.policy.lora import target_layers
+from rlkit.training.optim import OptimKind
 
 _QUANTISED_MOMENTS = {OptimKind.adamw8bit: 2.0 + 2 * 4 / 256, OptimKind.paged_adamw8bit: 0.0}
 """Device memory of both moments per parameter; paged moments may live in the host's."""

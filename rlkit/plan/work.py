@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from rlkit.lora import stored_dtype
+from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.quantize import is_nf4, meta_model
-from rlkit.optim import OptimKind
 from rlkit.plan import sizes
 from rlkit.plan.simulate import Peaks, TrainingWork, peaks
-
-
-class Sampler(StrEnum):
-    """Who samples, as far as memory goes."""
-
-    hf = "hf"
-    """transformers on the trainer's weights; keys and values live during sampling only."""
-    vllm = "vllm"
-    """vLLM in this process on the same weights."""
-    vllm_separate = "vllm_separate"
-    """vLLM with weights of its own, always on the device."""
-    vllm_sleep = "vllm_sleep"
-    """vLLM with weights of its own, on the device while it samples."""
-    elsewhere = "elsewhere"
-    """A server: nothing on this device."""
+from rlkit.policy.lora import stored_dtype
+from rlkit.training.optim import OptimKind
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlkit.tracking import EvalRecord, Redactor, TrackingError, read_metrics, read_samples
 from rlkit.tracking.completions import eval_path
-from rlkit.tracking.local import read_evals
+from rlkit.tracking.read import read_evals
 
 Floats = NDArray[np.float64]
 _RUN_FILES = ("status.json", "metrics.jsonl", "config.yaml")

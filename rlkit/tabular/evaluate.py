@@ -30,7 +30,7 @@ class Expectations(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactEvaluator:
-    """What `rlkit.evaluate.Evaluator` is to a language model; the prompts are the training ones."""
+    """The exact counterpart of `rlkit.training.evaluate.Evaluator`, on the training prompts."""
 
     policy: TabularPolicy
     temperature: float

@@ -1,4 +1,4 @@
-"""The table as a `Learner`: what `rlkit.policy.Policy` is to a language model."""
+"""The table as a `Learner`: what `rlkit.policy.policy.Policy` is to a language model."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from rlkit.prompts import render
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks.base import Task
+from rlkit.tasks.render import render
 from rlkit.types import Completion, FinishReason, Prompt
 
 _OTHERS = ("", "I do not know.", "0")

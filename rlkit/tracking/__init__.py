@@ -31,7 +31,7 @@ from rlkit.tracking.config import (
 )
 from rlkit.tracking.files import comparable
 from rlkit.tracking.intervals import evaluate
-from rlkit.tracking.local import read_evals, read_metrics
+from rlkit.tracking.read import read_evals, read_metrics
 from rlkit.tracking.redact import Redactor
 
 __all__ = [

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
 from rlkit.tracking.columns import Column, columns, details, fit, header_line, record_line, seconds
-from rlkit.tracking.local import read_evals
+from rlkit.tracking.read import read_evals
 from rlkit.tracking.runlog import MESSAGES
 from rlkit.tracking.summary import eval_line, print_summary, printable, sparkline
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.tracking.files import write_atomic
-from rlkit.tracking.local import read_metrics
+from rlkit.tracking.read import read_metrics
 
 # Okabe and Ito 2008: distinguishable with every common colour blindness; dashes for print.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

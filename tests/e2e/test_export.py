@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from models.conftest import byte_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import tiny_model
+from tiny_tokenizers import letter_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlkit.cli import run
-from rlkit.lora import LoRAConfig, attach, init_adapter
-from rlkit.lora_files import ADAPTER_FOLDER, save_adapter
-from rlkit.memory import MemoryConfig
 from rlkit.models import ModelConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.save import MODEL_FOLDER
+from rlkit.policy.lora import LoRAConfig, attach, init_adapter
+from rlkit.policy.lora_files import ADAPTER_FOLDER, save_adapter
+from rlkit.training.memory_config import MemoryConfig
 
 IDS = torch.tensor([[5, 9, 2, 30, 23, 7, 21, 4]])
 
@@ -30,7 +30,7 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
     model = tiny_model("qwen2", dtype=torch.float32, hidden_size=128, max_position_embeddings=512)
     model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -86,7 +86,7 @@ def test_a_merged_adapter_is_what_peft_computes(
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == str(dtype).removeprefix("torch.")
     tokenizer = AutoTokenizer.from_pretrained(out)
-    assert tokenizer("word")["input_ids"] == byte_tokenizer()("word")["input_ids"]
+    assert tokenizer("word")["input_ids"] == letter_tokenizer()("word")["input_ids"]
 
 
 def test_on_a_4_bit_base_the_sum_is_of_what_was_trained_on(source: Path, tmp_path: Path) -> None:

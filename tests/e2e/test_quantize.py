@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.conftest import byte_tokenizer
 from tiny_models import tiny_model
+from tiny_tokenizers import letter_tokenizer
 
 from rlkit.cli import run
 from rlkit.models import ModelConfig
@@ -20,7 +20,7 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
     model = tiny_model("llama", dtype=torch.float32, hidden_size=128, max_position_embeddings=2048)
     model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.config import Config, identity_hash, register
+from rlkit.config import Config, identity_hash
+from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.tabular import TabularModelConfig
 from rlkit.types import KLDirection

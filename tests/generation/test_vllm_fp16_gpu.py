@@ -17,15 +17,15 @@ from vllm_models import LEAVES
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm.config import is_installed
 from rlkit.generation.vllm.probe import mismatch_limit, random_factors
-from rlkit.lora import attach
-from rlkit.loss_scale import FLOAT16
 from rlkit.models.config import DType, LoRAConfig, ModelConfig
 from rlkit.models.load import load_model
-from rlkit.optim import OptimConfig
 from rlkit.plan.rehearse import full_batch
-from rlkit.policy import Policy, new_policy
+from rlkit.policy.lora import attach
+from rlkit.policy.policy import Policy, new_policy
+from rlkit.training.loss_scale import FLOAT16
+from rlkit.training.optim import OptimConfig
+from rlkit.training.update import UpdateSettings, accumulate
 from rlkit.types import Algorithm, LossOutput, TrainBatch
-from rlkit.update import UpdateSettings, accumulate
 
 pytestmark = [
     pytest.mark.gpu,

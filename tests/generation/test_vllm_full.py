@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm_models import logps_of, save_tiny, tiny_llm
 
-from rlkit.full import FullWeights
+from rlkit.assembly.generators import policy_score
 from rlkit.generation.vllm.config import Weights, is_installed
 from rlkit.generation.vllm.full import WeightInjector, self_test
 from rlkit.generation.vllm.probe import mean_difference, sample
 from rlkit.generation.vllm.weights import weight_views
 from rlkit.models.families import head_of
 from rlkit.models.views import model_on_views
-from rlkit.optim import OptimConfig, build_optimizer
-from rlkit.policy import Policy
-from rlkit.samplers import policy_score
+from rlkit.policy.full_weights import FullWeights
+from rlkit.policy.policy import Policy
+from rlkit.training.optim import OptimConfig, build_optimizer
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 0.2}

@@ -21,7 +21,7 @@ from rlkit.generation import (
 from rlkit.generation.hf import HFGenerator
 from rlkit.generation.sampling import sampling_probs
 from rlkit.generation.vllm.config import VLLMSamplingOptions, is_installed
-from rlkit.stopping import Interrupted
+from rlkit.training.stopping import Interrupted
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")

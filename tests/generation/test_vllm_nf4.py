@@ -18,10 +18,10 @@ from rlkit.generation.vllm.config import is_installed
 from rlkit.generation.vllm.lora import LoRAInjector
 from rlkit.generation.vllm.probe import mean_difference, random_factors, sample, self_test
 from rlkit.generation.vllm.weights import weight_views
-from rlkit.lora import LoRA, attach
 from rlkit.models.config import LoRAConfig
 from rlkit.models.quantize import quantisable, settle, skip_modules, tensors_of
 from rlkit.models.views import model_on_views, shared_bytes
+from rlkit.policy.lora import LoRA, attach
 
 pytestmark = [
     pytest.mark.slow,

@@ -25,11 +25,11 @@ from rlkit.generation.vllm.probe import (
     self_test,
 )
 from rlkit.generation.vllm.weights import kv_sleep, kv_wake, weight_views
-from rlkit.lora import attach
 from rlkit.models.config import LoRAConfig, ModelConfig, QuantConfig, QuantKind
 from rlkit.models.nf4_folder import in_nf4
 from rlkit.models.quantize import settle, tensors_of
 from rlkit.models.views import model_on_views, shared_bytes
+from rlkit.policy.lora import attach
 
 pytestmark = [
     pytest.mark.gpu,

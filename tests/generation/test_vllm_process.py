@@ -69,14 +69,14 @@ import sys
 import torch
 import vllm._custom_ops as ops
 from rlkit.algorithms import Objective, build
-from rlkit.config import register
-from rlkit.engines import plan_and_load
+from rlkit.launch.composing import register
+from rlkit.assembly.load import plan_and_load
 from rlkit.generation.vllm import cpu
 from rlkit.generation.vllm.config import Weights
 from rlkit.launch.preflight import preflight
-from rlkit.policy import new_policy
-from rlkit.samplers import bind_adapter
-from rlkit.settings import setting_of
+from rlkit.policy.policy import new_policy
+from rlkit.assembly.generators import bind_adapter
+from rlkit.assembly.from_config import setting_of
 
 def prepare():
     prepare_cpu()

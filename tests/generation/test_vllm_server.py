@@ -22,8 +22,8 @@ from rlkit.generation import VLLMServerConfig, sample_seed
 from rlkit.generation.http_json import Client, ServerError
 from rlkit.generation.vllm.config import is_installed
 from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator, check_server
-from rlkit.lora import LoRA, attach, init_adapter
 from rlkit.models.config import LoRAConfig
+from rlkit.policy.lora import LoRA, attach, init_adapter
 from rlkit.types import Prompt, Rollout, SamplingConfig
 
 pytestmark = [

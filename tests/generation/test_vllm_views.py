@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_refused(llama: Shared, tmp_path: Path) -> None:
 
 def test_the_trainers_adapter_runs_on_the_views(llama: Shared) -> None:
     """Gradients of the adapter through shared weights equal those through weights of its own."""
-    from rlkit.lora import attach
+    from rlkit.policy.lora import attach
 
     ids = torch.arange(60).view(2, 30) * 3
     grads = []

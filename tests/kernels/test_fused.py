@@ -15,8 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from triton_places import INTERPRETED, on_triton_device
 
-from rlkit.full import FullWeights
-from rlkit.lora import LoRAConfig, attach, init_adapter
 from rlkit.models import fused
 from rlkit.models.attention import packed_attention
 from rlkit.models.config import TuningKind
@@ -24,7 +22,9 @@ from rlkit.models.fused import fuse
 from rlkit.models.layout import packing_of
 from rlkit.models.packing import PackedRow, Segment, Span
 from rlkit.models.recompute import recomputed
-from rlkit.policy import Tuning
+from rlkit.policy.full_weights import FullWeights
+from rlkit.policy.lora import LoRAConfig, attach, init_adapter
+from rlkit.policy.policy import Tuning
 
 
 def states_and_gradients(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rlkit.launch.board import Board
 from rlkit.launch.engine import _watching
 from rlkit.launch.rows import Row, Stand
-from rlkit.run_folder import write_status
+from rlkit.launch.run_folder import write_status
 from rlkit.tracking import Status
 
 

@@ -12,16 +12,16 @@ from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
 from rlkit import cli
-from rlkit.config import Config, ConfigError, Resume, flatten, register
-from rlkit.launch.composing import Composer, compose_job
+from rlkit.config import Config, ConfigError, Resume, flatten
+from rlkit.launch.composing import Composer, compose_job, register
 from rlkit.launch.outcome import JobState, cause_of_death, last_line, settle, state_of
 from rlkit.launch.packed import pack, unpack
 from rlkit.launch.preflight import plan
 from rlkit.launch.rows import Row, Stand, labels, seconds_left
+from rlkit.launch.run_folder import write_status
 from rlkit.launch.settings import IsolatedConfig
 from rlkit.launch.sweep import sweep_folder_of
 from rlkit.launch.sweep_folder import Job, hold, job_id, read_sweep, sweep_name, write_sweep
-from rlkit.run_folder import write_status
 from rlkit.tracking import Status
 
 SWEEP = ["-m", "kl=none,reverse_k3", "seed=0,1", "optim.learning_rate=0.01"]

@@ -8,21 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import tiny_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Four special tokens and the bytes of ASCII letters: no merges, no template, no pad token."""
-    specials = ["<unk>", "<s>", "</s>", "<end>"]
-    letters = [*"abcdefghijklmnopqrstuvwxyz#:.", "Ġ", "Ċ"]
-    vocab = {token: i for i, token in enumerate(specials + letters)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+from tiny_tokenizers import letter_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +18,7 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert model.generation_config is not None
     model.generation_config.eos_token_id = [2, 3]
     model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -13,7 +13,6 @@ from tiny_models import make_batch, random_ids
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from rlkit.lora import LoRAConfig
 from rlkit.models import DType, ModelConfig, QuantConfig, QuantKind
 from rlkit.models.config import Checkpointing
 from rlkit.models.four_bit import dense
@@ -27,7 +26,8 @@ from rlkit.models.quantize import (
     units_of,
     weight_tensors,
 )
-from rlkit.policy import new_policy
+from rlkit.policy.lora import LoRAConfig
+from rlkit.policy.policy import new_policy
 
 CPU = torch.device("cpu")
 NF4 = QuantConfig(kind=QuantKind.nf4)

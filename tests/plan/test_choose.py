@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, QuantConfig, QuantKind
-from rlkit.optim import OptimKind
 from rlkit.plan.choose import DoesNotFit, Plan, make_plan
 from rlkit.plan.headline import ROWS
 from rlkit.plan.parts import GB
 from rlkit.plan.run import record, recorded
 from rlkit.plan.table import lines
-from rlkit.plan.work import Sampler
+from rlkit.training.optim import OptimKind
 
 SMALL, LARGE = ROWS[0], ROWS[1]
 

@@ -10,13 +10,13 @@ import torch
 
 from rlkit.bench.memory_row import row_config
 from rlkit.generation import VLLMGeneratorConfig
+from rlkit.generation.demand import Sampler
 from rlkit.generation.vllm.config import Compilation, Quantization
 from rlkit.models.config import Checkpointing, QuantConfig, Switch
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.headline import ROWS
 from rlkit.plan.of_config import request_of, with_plan
 from rlkit.plan.parts import GB, GRAPH_BYTES, GRAPH_BYTES_PER_LAYER, Choice, parts_of
-from rlkit.plan.work import Sampler
 
 SMALL, LARGE, _, LARGEST = ROWS
 

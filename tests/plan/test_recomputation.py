@@ -6,11 +6,12 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from rlkit.bench.random_model import SHAPES
+from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig
-from rlkit.optim import OptimKind
 from rlkit.plan.choose import make_plan
 from rlkit.plan.parts import GB, Choice, Request
-from rlkit.plan.work import Sampler, Work
+from rlkit.plan.work import Work
+from rlkit.training.optim import OptimKind
 
 
 def choice(budget: int, *, on_cuda: bool) -> Choice:

@@ -11,12 +11,12 @@ from tiny_run import tiny_run
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.algorithms.online_dpo_config import OnlineDPOConfig
-from rlkit.memory import MemoryConfig
 from rlkit.plan.choose import make_plan
 from rlkit.plan.device import Meter
 from rlkit.plan.headline import ROWS
 from rlkit.plan.rehearse import Worst, rehearse, worst_of
-from rlkit.policy import Policy
+from rlkit.policy.policy import Policy
+from rlkit.training.memory_config import MemoryConfig
 from rlkit.types import KLDirection, Setting
 
 CPU = torch.device("cpu")

@@ -10,15 +10,15 @@ from tiny_models import make_batch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
-from rlkit.lora import LoRAConfig, attach, init_adapter
 from rlkit.models.config import Checkpointing, ModelConfig, QuantConfig, Switch, TuningKind
 from rlkit.models.load import BaseModel
 from rlkit.models.quantize import meta_model, tensors_of
-from rlkit.optim import OptimConfig, OptimKind, build_optimizer, learning_rate
 from rlkit.plan import sizes
 from rlkit.plan.live import LiveBytes
 from rlkit.plan.simulate import TrainingWork, peaks
-from rlkit.policy import new_policy
+from rlkit.policy.lora import LoRAConfig, attach, init_adapter
+from rlkit.policy.policy import new_policy
+from rlkit.training.optim import OptimConfig, OptimKind, build_optimizer, learning_rate
 
 CPU = torch.device("cpu")
 _AUTO: Any = AutoModelForCausalLM

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlkit.config import register
+from rlkit.launch.composing import register
 from rlkit.launch.job import run_job
 from rlkit.launch.preflight import preflight
 from rlkit.tracking import read_evals

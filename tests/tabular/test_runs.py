@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlkit.config import Config, ConfigError, register
+from rlkit.config import Config, ConfigError
+from rlkit.launch.composing import register
 from rlkit.launch.job import run_job
 from rlkit.launch.preflight import preflight
 from rlkit.launch.prepare import prepare

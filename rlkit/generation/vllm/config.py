@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rlkit.generation.base import GeneratorConfig, SamplingOptions
+from rlkit.generation.demand import Demand, EngineChoice, Sampler
 from rlkit.schema import Schema
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -26,6 +27,10 @@ _OURS = frozenset(
     )
 )
 """Fields of vLLM's SamplingParams that have a name of their own here, or that rlkit decides."""
+
+
+MAX_NUM_SEQS = 256
+"""Completions that vLLM decodes at once unless told otherwise."""
 
 
 class Weights(StrEnum):
@@ -144,6 +149,47 @@ class VLLMGeneratorConfig(GeneratorConfig):
         ):
             if value < 0:
                 raise ValueError(f"generator.{key} must be >= 0, got {value}")
+
+    def demand(self, *, row_tokens: int) -> Demand:
+        """vLLM's cache, its step and its graphs; what is left at 0 or `auto` the plan chooses."""
+        in_nf4 = self.quantization is Quantization.nf4
+        return Demand(
+            _SAMPLERS[
+                Weights.separate if in_nf4 and self.weights is Weights.auto else self.weights
+            ],
+            max_at_once=self.max_num_seqs or MAX_NUM_SEQS,
+            kv_value_bytes=0 if self.kv_cache_dtype is KVCacheDType.auto else 1,
+            releases_kv=self.release_kv_cache,
+            in_nf4=in_nf4,
+            kv_cache_bytes=self.kv_cache_bytes,
+            engine_tokens=self.max_num_batched_tokens,
+            graphs=_GRAPHS[self.compilation],
+        )
+
+    def with_choice(self, choice: EngineChoice) -> Self:
+        """A copy with the plan's cache, step and graphs; `auto` stays where graphs have room."""
+        is_auto = self.compilation is Compilation.auto
+        return replace(
+            self,
+            kv_cache_bytes=choice.kv_cache_bytes,
+            max_num_seqs=self.max_num_seqs or choice.at_once,
+            max_num_batched_tokens=choice.engine_tokens,
+            compilation=Compilation.eager if is_auto and not choice.graphs else self.compilation,
+        )
+
+
+_SAMPLERS = {
+    Weights.auto: Sampler.vllm,
+    Weights.shared: Sampler.vllm,
+    Weights.separate: Sampler.vllm_separate,
+    Weights.sleep: Sampler.vllm_sleep,
+}
+_GRAPHS = {
+    Compilation.auto: None,
+    Compilation.eager: False,
+    Compilation.graphs: True,
+    Compilation.inductor: True,
+}
 
 
 @dataclass(kw_only=True, slots=True)

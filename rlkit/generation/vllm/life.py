@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rlkit.garbage import garbage_waits
+from rlkit.runtime.garbage import garbage_waits
 
 _CLOSED = "closed "
 """Starts the names of the memory pools of engines that have ended."""

@@ -1,0 +1,8 @@
+"""From a checked configuration to a run: everything is loaded here, the cheapest first.
+
+assemble         a run of a language model        tabular_run    a run of an exact table
+load             memory plan, engine and model    generators     the configured generator
+from_config      what the loop takes from the configuration
+worst_step       the plan against the device      device         device and threads
+parts, model_run what a run is made of
+"""

@@ -1,0 +1,221 @@
+"""The generator of a run, once model, policy and engine are there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlkit.config import ConfigError
+from rlkit.generation import (
+    GeneratorConfig,
+    HFGeneratorConfig,
+    VLLMGeneratorConfig,
+    VLLMServerConfig,
+)
+from rlkit.generation.base import ProgressCallback
+from rlkit.generation.hf import HFGenerator
+from rlkit.generation.vllm.config import KVCacheDType
+from rlkit.models.families import head_of
+from rlkit.models.load import BaseModel
+from rlkit.policy.full_weights import FullWeights
+from rlkit.policy.lora import LoRA, attach
+from rlkit.policy.policy import Policy
+from rlkit.types import Generator, RolloutBatch
+
+if TYPE_CHECKING:
+    from rlkit.generation.vllm.engine import Engine
+    from rlkit.generation.vllm.lora import Injector
+    from rlkit.generation.vllm.probe import ProbeRow, Score
+    from rlkit.generation.vllm.watch import Watchable
+
+Say = Callable[[str], None]
+_WATCH_EVERY = 25
+"""Updates between two comparisons of vLLM with the trainer; one takes some tens of ms."""
+_log = logging.getLogger(__name__)
+
+
+def bind_adapter(
+    config: GeneratorConfig,
+    engine: Engine | None,
+    base: BaseModel,
+    policy: Policy,
+    *,
+    sampled: BaseModel | None = None,
+    say: Say,
+) -> Injector | None:
+    """What hands what trains to `engine`, found good by a self-test; None without an engine.
+
+    `sampled`: the model on the engine's weights where these are not the policy's, for the test.
+    Raises ConfigError when vLLM does not sample from what the trainer scores.
+    """
+    if engine is None or not isinstance(config, VLLMGeneratorConfig):
+        return None
+    from rlkit.generation.vllm.probe import mismatch_limit
+    from rlkit.generation.vllm.watch import WatchedInjector
+
+    kv_cache_bits = 16 if config.kv_cache_dtype is KVCacheDType.auto else 8
+    tolerance = mismatch_limit(base.dtype, kv_cache_bits=kv_cache_bits)
+    bind = _bind_lora if isinstance(policy.tuning, LoRA) else _bind_weights
+    try:
+        bound = bind(engine, policy, sampled, tolerance, say)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "memory.budget must leave room for the comparison with vLLM at the start "
+            "(generator.kv_cache_bytes makes the cache smaller), got: "
+            + ". ".join(str(error).split(". ")[:2])
+        ) from error
+    except RuntimeError as error:
+        raise ConfigError(f"generator must be hf for this model: {error}") from error
+    return WatchedInjector(
+        bound.injector,
+        bound.score,
+        explain=bound.explain,
+        tolerance=tolerance,
+        every=_WATCH_EVERY,
+        warn=_log.warning,
+    )
+
+
+class _Bound(NamedTuple):
+    """An injector that passed its self-test, and how to watch it."""
+
+    injector: Watchable
+    score: Score
+    explain: Callable[[Mapping[str, Tensor]], str]
+
+
+def _bind_lora(
+    engine: Engine, policy: Policy, sampled: BaseModel | None, tolerance: float, say: Say
+) -> _Bound:
+    from rlkit.generation.vllm.lora import LoRAInjector
+    from rlkit.generation.vllm.probe import self_test
+    from rlkit.generation.vllm.watch import explain_mismatch
+
+    lora = _lora_of(policy)
+    injector = LoRAInjector(
+        engine.llm,
+        tuple(lora.shapes),
+        rank=lora.config.rank,
+        scale=lora.config.scale,
+        key=lora.key,
+    )
+    score = policy_score(policy if sampled is None else _on(sampled, policy))
+    say(str(self_test(injector, score, tensors=policy.adapter, tolerance=tolerance)))
+    return _Bound(injector, score, partial(explain_mismatch, injector))
+
+
+def _bind_weights(
+    engine: Engine, policy: Policy, _sampled: BaseModel | None, tolerance: float, say: Say
+) -> _Bound:
+    from rlkit.generation.vllm.full import WeightInjector, self_test
+
+    tuning = policy.tuning
+    assert isinstance(tuning, FullWeights)
+    injector = WeightInjector(engine.llm, tuning.copies)
+    score = policy_score(policy)
+    say(self_test(injector, score, policy.adapter, tolerance=tolerance))
+    return _Bound(injector, score, injector.explain)
+
+
+def _lora_of(policy: Policy) -> LoRA:
+    if not isinstance(policy.tuning, LoRA):
+        raise ConfigError("model.tuning must be lora with this generator, got full")
+    return policy.tuning
+
+
+def _on(base: BaseModel, policy: Policy) -> Policy:
+    """`policy` on another base of the same shape, without tensors that train."""
+    return replace(
+        policy,
+        model=base.model,
+        tuning=attach(base.model, _lora_of(policy).config, dtype=base.dtype),
+        head=head_of(base.model),
+        adapter={},
+        critic=None,
+    )
+
+
+def policy_score(policy: Policy) -> Score:
+    """The trainer's logps of probe completions at temperature 1, which have one common length."""
+
+    @torch.no_grad()
+    def score(
+        adapter: Mapping[str, Tensor] | None, rows: Sequence[ProbeRow]
+    ) -> Sequence[Sequence[float]]:
+        batch = _probe_batch(rows, device=policy.head.weight.device)
+        logps: list[list[float]] = policy.forward(
+            batch, adapter=adapter, temperature=1.0
+        ).logps.tolist()
+        return logps
+
+    return score
+
+
+def new_generator(
+    config: GeneratorConfig,
+    base: BaseModel,
+    policy: Policy,
+    *,
+    engine: Engine | None,
+    injector: Injector | None,
+    progress: ProgressCallback,
+) -> Generator:
+    """The generator that `config` describes; `progress` may end a call of `generate`."""
+    if isinstance(config, HFGeneratorConfig):
+        return HFGenerator(
+            base.model,
+            base.tokenizer,
+            activate=policy.tuning.active,
+            stop_token_ids=base.stop_ids,
+            config=config,
+            progress=progress,
+        )
+    if isinstance(config, VLLMGeneratorConfig) and engine is not None and injector is not None:
+        from rlkit.generation.vllm.generator import VLLMGenerator
+
+        return VLLMGenerator(
+            engine, injector, stop_token_ids=base.stop_ids, config=config, progress=progress
+        )
+    if isinstance(config, VLLMServerConfig):
+        return _vllm_server(config, base, policy, progress=progress)
+    raise ConfigError(f"generator must be auto, hf, vllm or vllm_server, got {type(config)}")
+
+
+def _vllm_server(
+    config: VLLMServerConfig, base: BaseModel, policy: Policy, *, progress: ProgressCallback
+) -> Generator:
+    from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator
+
+    lora = _lora_of(policy)
+    files = AdapterFiles(
+        rank=lora.config.rank,
+        scale=lora.config.scale,
+        modules=tuple(sorted({layer.rsplit(".", 1)[-1] for layer in lora.shapes})),
+        base_model=base.location,
+    )
+    return VLLMServerGenerator(config, files, stop_token_ids=base.stop_ids, progress=progress)
+
+
+def _probe_batch(rows: Sequence[ProbeRow], *, device: torch.device) -> RolloutBatch:
+    prompts = torch.tensor([row.prompt_ids for row in rows], device=device)
+    completions = torch.tensor([row.completion_ids for row in rows], device=device)
+    zeros = torch.zeros(len(rows), device=device)
+    return RolloutBatch(
+        prompt_ids=prompts,
+        prompt_mask=torch.ones_like(prompts, dtype=torch.bool),
+        completion_ids=completions,
+        completion_mask=torch.ones_like(completions, dtype=torch.bool),
+        sampling_logps=torch.zeros(completions.shape, device=device),
+        rewards=zeros,
+        reward_components=zeros[:, None],
+        reward_weights=torch.ones(1, device=device),
+        group_ids=torch.arange(len(rows), device=device),
+        truncated=torch.zeros(len(rows), dtype=torch.bool, device=device),
+        policy_version=torch.zeros(len(rows), dtype=torch.long, device=device),
+    )

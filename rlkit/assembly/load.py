@@ -1,0 +1,217 @@
+"""Which generator a run samples with, and the order in which engine and model come to life.
+
+With shared weights the engine comes first: the trainer's frozen parameters are views of vLLM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from transformers import PreTrainedConfig
+
+from rlkit.config import Config, ConfigError
+from rlkit.generation import (
+    AutoGeneratorConfig,
+    GeneratorConfig,
+    HFGeneratorConfig,
+    SamplingOptions,
+    VLLMGeneratorConfig,
+    VLLMServerConfig,
+)
+from rlkit.generation.vllm.config import (
+    Quantization,
+    VLLMSamplingOptions,
+    Weights,
+    is_installed,
+)
+from rlkit.models.config import ModelConfig, QuantConfig, QuantKind, TuningKind
+from rlkit.models.load import BaseModel, load_model, resolve_dtype
+from rlkit.models.nf4_folder import in_nf4
+from rlkit.models.quantize import meta_model, require_bitsandbytes
+from rlkit.models.source import architecture_of, locate, revision_of
+from rlkit.models.views import CannotShare
+from rlkit.plan.of_config import Planned
+from rlkit.plan.run import plan_run
+from rlkit.policy.lora import target_layers
+from rlkit.types import Algorithm
+
+if TYPE_CHECKING:
+    from rlkit.generation.vllm.engine import Engine, EngineSpec
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The base model, and the engine that samples from it if that is not transformers."""
+
+    base: BaseModel
+    engine: Engine | None
+    sampled: BaseModel | None = None
+    """The model that the engine samples from, on the engine's weights, where it is not the
+    trainer's (4-bit rollouts): what the engine is checked against."""
+
+
+def choose_generator(config: Config, device: torch.device, *, say: Say) -> GeneratorConfig:
+    """`config.generator`, with `auto` replaced by what it means on `device`."""
+    chosen = config.generator
+    if not isinstance(chosen, AutoGeneratorConfig):
+        return chosen
+    if device.type == "cuda" and is_installed():
+        say("generator: vllm (auto: a CUDA device, and vLLM is installed)")
+        return VLLMGeneratorConfig(sampling=_with_extra(chosen.sampling))
+    reason = f"the device is {device.type}" if device.type != "cuda" else "vLLM is not installed"
+    say(f"generator: hf (auto: {reason})")
+    return HFGeneratorConfig(sampling=chosen.sampling)
+
+
+def plan_and_load(
+    config: Config,
+    algorithm: Algorithm,
+    *,
+    device: torch.device,
+    longest: tuple[int, int],
+    say: Say,
+) -> tuple[Planned, Loaded]:
+    """The memory plan and what is loaded by it; `longest` as in `load_base`.
+
+    Where vLLM's weights cannot be the trainer's, `generator.weights=auto` is planned and loaded
+    again with two copies: on CUDA vLLM's sleep while the trainer computes. Raises ValueError with
+    one line.
+    """
+    made = plan_run(config, algorithm, device=device, say=say)
+    try:
+        return made, load_base(made.config, device=device, longest=longest, say=say)
+    except CannotShare as error:
+        generator = config.generator
+        if not isinstance(generator, VLLMGeneratorConfig) or generator.weights is not Weights.auto:
+            raise ValueError(f"{error}; set generator.weights=separate") from error
+        apart = Weights.sleep if device.type == "cuda" else Weights.separate
+        say(f"generator.weights: {apart.value} (auto: {error})")
+    # Not above: while the exception lives, its frames hold what the first engine held.
+    config = replace(config, generator=replace(generator, weights=apart))
+    made = plan_run(config, algorithm, device=device, say=say)
+    return made, load_base(made.config, device=device, longest=longest, say=say)
+
+
+def load_base(
+    config: Config, *, device: torch.device, longest: tuple[int, int], say: Say
+) -> Loaded:
+    """Load the model, after the engine whose weights it shares if the generator is vLLM.
+
+    `longest`: most tokens of a prompt and of a completion. Raises ValueError with one line.
+    """
+    if isinstance(config.generator, VLLMServerConfig):
+        from rlkit.generation.vllm.server import check_server
+
+        name, context = check_server(config.generator)
+        if sum(longest) > context:
+            raise ConfigError(
+                f"task.max_prompt_length + task.max_completion_length must be <= {context}, "
+                f"--max-model-len of the server, got {sum(longest)}"
+            )
+        say(f"generator: vllm_server, {name} at {config.generator.url}")
+    if isinstance(config.generator, VLLMGeneratorConfig):
+        return _with_engine(config, config.generator, device=device, longest=longest, say=say)
+    base = load_model(config.model, device=device, say=say, quant=config.memory.quant)
+    return Loaded(base=base, engine=None)
+
+
+def _with_engine(
+    config: Config,
+    generator: VLLMGeneratorConfig,
+    *,
+    device: torch.device,
+    longest: tuple[int, int],
+    say: Say,
+) -> Loaded:
+    from rlkit.generation.vllm.engine import start_engine
+    from rlkit.generation.vllm.weights import weight_views
+
+    trained = _in_nf4(config, config.memory.quant, device=device, say=say)
+    sampled = trained
+    if generator.quantization is Quantization.nf4:
+        quant = QuantConfig(kind=QuantKind.nf4, double_quant=config.memory.quant.double_quant)
+        sampled = _in_nf4(config, quant, device=device, say=say)
+    if sampled != trained and generator.weights is Weights.auto:
+        generator = replace(generator, weights=Weights.separate)
+    spec = _engine_spec(config, sampled, device=device, longest=longest, say=say)
+    engine = start_engine(generator, spec, say=say)
+    try:
+        say(engine.summary)
+        is_apart, is_shared = sampled != trained, engine.weights is Weights.shared
+        views = weight_views(engine.llm) if is_shared or is_apart else None
+        shared = views if is_shared else None
+        base = load_model(trained, device=device, say=say, weights=shared)
+        probe = load_model(sampled, device=device, say=say, weights=views) if is_apart else None
+    except BaseException:
+        engine.close()
+        raise
+    # An adapter belongs to the model that was asked for, not to a folder in the cache.
+    base = replace(base, location=locate(config.model, say=say))
+    return Loaded(base=base, engine=engine, sampled=probe)
+
+
+def _in_nf4(config: Config, quant: QuantConfig, *, device: torch.device, say: Say) -> ModelConfig:
+    if quant.kind is QuantKind.none:
+        return config.model
+    require_bitsandbytes()
+    return in_nf4(config.model, quant, device=device, say=say)
+
+
+def _engine_spec(
+    config: Config,
+    model: ModelConfig,
+    *,
+    device: torch.device,
+    longest: tuple[int, int],
+    say: Say,
+) -> EngineSpec:
+    from rlkit.generation.vllm.engine import EngineSpec
+
+    location = locate(model, say=say)
+    hf_config = architecture_of(model, say=say)
+    slot = _adapter_slot(model, hf_config)
+    max_prompt_length, max_completion_length = longest
+    return EngineSpec(
+        location=location,
+        revision=revision_of(model),
+        hf_config=hf_config,
+        dtype=resolve_dtype(model.dtype, device)[0],
+        device=device,
+        max_prompt_length=max_prompt_length,
+        max_completion_length=max_completion_length,
+        rows=config.prompts_per_step * config.algorithm.group_size,
+        lora_rank=slot.rank,
+        lora_modules=slot.modules,
+        allow_remote_code=model.allow_remote_code,
+    )
+
+
+class _AdapterSlot(NamedTuple):
+    """What an engine sets aside for an adapter."""
+
+    rank: int
+    """0 = nothing."""
+    modules: tuple[str, ...]
+
+
+def _adapter_slot(model: ModelConfig, hf_config: PreTrainedConfig) -> _AdapterSlot:
+    if model.tuning is TuningKind.full:
+        return _AdapterSlot(0, ())
+    layers = target_layers(meta_model(hf_config), model.lora)
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    return _AdapterSlot(model.lora.rank, tuple(leaves))
+
+
+def _with_extra(sampling: SamplingOptions) -> VLLMSamplingOptions:
+    return VLLMSamplingOptions(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        stop=sampling.stop,
+    )

@@ -1,0 +1,7 @@
+"""The policy: a base model with the weights that train, the reference beside it, and the critic.
+
+policy           forward passes of policy and reference over packed micro-batches
+lora             adapters as explicit tensors; lora_linear has their arithmetic,
+                 lora_groups layers with one input, lora_merge merging, lora_files PEFT's format
+full_weights     all weights train: float32 masters and the copies that compute
+"""

@@ -1,0 +1,151 @@
+"""Adapters on disk in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.
+
+What is written here loads in PEFT, vLLM and lm-eval. What is read must fit exactly: a missing, an
+unexpected or a wrongly shaped tensor is an error that names it, never a partial load.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlkit.policy.lora import LoRA, LoRAConfig, check_adapter, stored_dtype
+
+ADAPTER_FOLDER = "adapter"
+"""Where in a run's folder its adapter lies."""
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+# Options of PEFT that change what an adapter computes and that rlkit does not implement.
+_UNSUPPORTED = (
+    "alpha_pattern",
+    "rank_pattern",
+    "layer_replication",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
+
+
+def save_adapter(
+    folder: Path, lora: LoRA, adapter: Mapping[str, Tensor], *, base_model: str
+) -> None:
+    """Write `adapter` to `folder`, each file atomically and the config last.
+
+    `base_model` is what PEFT will load as base: a hub id or a folder. Raises ValueError when the
+    tensors do not fit `lora`.
+    """
+    check_adapter(lora, adapter)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in adapter.items()}
+    scratch = folder / f".{TENSORS}.partial"
+    save_file(tensors, scratch, metadata={"format": "pt"})
+    _publish(scratch, folder / TENSORS)
+    scratch = folder / f".{CONFIG}.partial"
+    scratch.write_text(json.dumps(_peft_config(lora, base_model), indent=2) + "\n")
+    _publish(scratch, folder / CONFIG)
+
+
+def load_adapter(folder: Path, lora: LoRA, *, device: torch.device) -> dict[str, Tensor]:
+    """The adapter in `folder` as leaves on `device`, in the key order and dtype of `lora`.
+
+    Warns when every lora_B of a layer is zero: such an adapter does nothing there. Raises
+    ValueError, naming the file and what is wrong, when it does not fit `lora` exactly.
+    """
+    config = read_adapter_config(folder)
+    if not math.isclose(config.scale, lora.config.scale, rel_tol=1e-9):
+        raise ValueError(
+            f"{folder / CONFIG}: the scale must be model.lora's {lora.config.scale}, "
+            f"got {config.scale}"
+        )
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / TENSORS} must be a safetensors file: {error}") from error
+    try:
+        check_adapter(lora, tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder / TENSORS}: {error}") from error
+    bad = [key for key, value in tensors.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise ValueError(f"{folder / TENSORS}: tensors must be finite, got {bad[0]}")
+    idle = [layer for layer in lora.shapes if not bool(tensors[lora.key(layer, "B")].any())]
+    if idle:
+        warnings.warn(
+            f"{folder}: lora_B is zero in {len(idle)} of {len(lora.shapes)} layers "
+            f"({idle[0]}, ...): the adapter changes nothing there",
+            stacklevel=2,
+        )
+    return {
+        key: tensors[key].to(device, stored_dtype(lora.config)).requires_grad_()
+        for key in lora.expected_shapes()
+    }
+
+
+def read_adapter_config(folder: Path) -> LoRAConfig:
+    """Rank, scale and targets of the adapter in `folder`.
+
+    Raises ValueError when it is no LoRA adapter, or one with options that rlkit does not compute.
+    """
+    path = folder / CONFIG
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} must be a PEFT adapter_config.json: {error}") from error
+    if values.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type must be LORA, got {values.get('peft_type')}")
+    for key in _UNSUPPORTED:
+        if values.get(key):
+            raise ValueError(f"{path}: {key} must be unset, got {values[key]}")
+    if values.get("bias", "none") != "none":
+        raise ValueError(f"{path}: bias must be none, got {values['bias']}")
+    targets = values.get("target_modules")
+    if not isinstance(targets, list):
+        raise ValueError(f"{path}: target_modules must be a list of names, got {targets}")
+    return LoRAConfig(
+        rank=int(values["r"]),
+        alpha=float(values["lora_alpha"]),
+        rslora=bool(values.get("use_rslora", False)),
+        targets=[str(target) for target in targets],
+    )
+
+
+def _peft_config(lora: LoRA, base_model: str) -> dict[str, object]:
+    alpha = lora.config.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": lora.config.rank,
+        # PEFT types it as int; vLLM and PEFT only divide by the rank, so fractions work as well.
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "use_rslora": lora.config.rslora,
+        "target_modules": sorted({layer.rsplit(".", 1)[-1] for layer in lora.shapes}),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "modules_to_save": None,
+    }
+
+
+def _publish(scratch: Path, path: Path) -> None:
+    """Flush `scratch` to disk and give it its name: readers see the old file or the new one."""
+    with scratch.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(scratch, path)

@@ -1,0 +1,34 @@
+"""A LoRA adapter folded into the weights below it: W + s B A, once, at the end.
+
+Never on the way: merging and unmerging in 16 bits after every update makes the base drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from rlkit.models.four_bit import dense
+from rlkit.policy.lora import LoRA
+
+
+@torch.no_grad()
+def merged_weights(
+    model: nn.Module, lora: LoRA, adapter: Mapping[str, Tensor], *, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Every parameter of `model` by name, tied ones once, with `adapter` in it, on the CPU.
+
+    Summed in float32 and rounded once to `dtype`. A 4-bit weight counts as what its layer computes
+    with, which is what the adapter was trained on; the result is not 4-bit.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        weight = dense(parameter)
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "weight" and layer in lora.shapes:
+            a, b = (adapter[lora.key(layer, factor)].float() for factor in "AB")
+            weight = weight.float() + lora.config.scale * (b @ a)
+        weights[name] = weight.to("cpu", dtype)
+    return weights

@@ -1,0 +1,15 @@
+"""The training loop: rollouts are collected, scored, learnt from, and kept so that a run resumes.
+
+trainer                      the loop over steps
+collect, buffer, evaluate    rollouts with their rewards; the buffer they wait in; held-out prompts
+collate, microbatch          ragged rollouts become one padded batch; a batch becomes micro-batches
+update, backward             one optimiser step; the backward pass
+optim, loss_scale            optimisers and learning rates; float16's loss scale
+checkpoint, rollout_files    what a killed run needs to go on exactly; saved rollouts
+replay                       the gradients of several algorithms on one saved batch
+metrics, divergence          numbers of a step; KL(policy || reference) on held-out samples
+clock, stopping              seconds of each phase; requests to stop
+memory_config                the options of the group `memory`
+
+Nothing here names an algorithm: the loop knows `rlkit.types.Algorithm` only.
+"""

@@ -1,0 +1,198 @@
+"""One rollout batch: prompts, samples, rewards, and resampling of groups that teach nothing."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from rlkit.tracking.base import Phase
+from rlkit.training.buffer import Group, RolloutBuffer
+from rlkit.training.clock import StepClock
+from rlkit.types import (
+    Completion,
+    Generator,
+    Prompt,
+    Rollout,
+    SamplingConfig,
+    ScoredRollout,
+)
+
+_log = logging.getLogger(__name__)
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids to text without special tokens."""
+
+
+class RewardScores(Protocol):
+    """What the reward functions said about a list of groups."""
+
+    @property
+    def components(self) -> Sequence[Sequence[Sequence[float]]]:
+        """Raw values, [group][sample][function]; NaN = not applicable or failed."""
+        ...
+
+    @property
+    def rewards(self) -> Sequence[Sequence[float]]:
+        """Weighted sums over the values that are not NaN; NaN when there is none."""
+        ...
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """Samples without a value, by `function/kind` of the failure."""
+        ...
+
+    def describe(self) -> Sequence[str]:
+        """One line for each kind of failure."""
+        ...
+
+
+class Rewards(Protocol):
+    """The configured reward functions."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def weights(self) -> Sequence[float]: ...
+
+    def score(self, groups: Sequence[Sequence[Completion]]) -> RewardScores: ...
+
+
+class PromptSource(Protocol):
+    """The task's training prompts; which ones a step sees is a function of the step alone."""
+
+    def __call__(self, *, step: int, attempt: int) -> list[Prompt]:
+        """Prompts of a step; `attempt` > 0 asks for others, for groups that taught nothing."""
+        ...
+
+
+class Collection(NamedTuple):
+    """One batch of groups and how hard it was to get."""
+
+    groups: list[Group]
+    """Empty when not one sample has a reward."""
+    counts: dict[str, float]
+    unrewarded: list[Group]
+    """The samples of a batch without rewards; empty when `groups` is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """Samples and scores rollout batches. Its only state is the buffer."""
+
+    generator: Generator
+    prompts: PromptSource
+    rewards: Rewards
+    decode: Decode
+    seed: Callable[[int, int, int], int]
+    """(step, prompt index, sample index) to the seed of one sample."""
+    sampling: SamplingConfig
+    group_size: int
+    resample: bool
+    """Replace groups whose rewards are all equal by other prompts (DAPO's dynamic sampling)."""
+    max_attempts: int = 4
+    """Rounds of sampling before a step makes do with the groups it has; only with `resample`."""
+    buffer: RolloutBuffer = field(default_factory=RolloutBuffer)
+
+    def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
+        """One batch of groups for `step`, with no group at all when no sample got a reward."""
+        counts: Counter[str] = Counter()
+        spare: list[Group] = []
+        unrewarded: list[Group] = []
+        wanted = 0
+        for attempt in range(self.max_attempts if self.resample else 1):
+            prompts = self.prompts(step=step, attempt=attempt)
+            wanted = wanted or len(prompts)
+            everything = self._sample(step, prompts, clock, counts)
+            scored = _with_rewards(everything, counts)
+            unrewarded += [] if scored else everything
+            for group in scored:
+                uninformative = self.resample and len({sample.reward for sample in group}) == 1
+                if uninformative:
+                    spare.append(group)
+                elif len(self.buffer) < wanted:
+                    self.buffer.add([group])
+            if len(self.buffer) >= wanted:
+                break
+        counts["rollouts/uninformative_groups"] += len(spare)
+        # A step never aborts for want of signal: what is missing is filled up with zero-std groups.
+        self.buffer.add(spare[: max(0, wanted - len(self.buffer))])
+        number = min(wanted, len(self.buffer))
+        groups = self.buffer.take(number, policy_version=policy_version)
+        floats = {name: float(value) for name, value in counts.items()}
+        return Collection(groups, floats, [] if groups else unrewarded)
+
+    def _sample(
+        self, step: int, prompts: Sequence[Prompt], clock: StepClock, counts: Counter[str]
+    ) -> list[Group]:
+        seeds = [[self.seed(step, p.index, i) for i in range(self.group_size)] for p in prompts]
+        with clock.phase(Phase.generate):
+            rollouts = self.generator.generate(
+                prompts, num_samples=self.group_size, sampling=self.sampling, seeds=seeds
+            )
+        with clock.phase(Phase.reward):
+            scored, failures = score_rollouts(rollouts, self.rewards, self.decode)
+        counts["rollouts/sampled"] += sum(len(group) for group in rollouts)
+        for kind, number in failures.items():
+            counts[f"rewards/failures/{kind}"] += number
+        return scored
+
+
+def _with_rewards(scored: Sequence[Group], counts: Counter[str]) -> list[Group]:
+    """The samples that have a reward, and the groups that have one of them; counts the others."""
+    groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
+    counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
+    return [group for group in groups if group]
+
+
+def who_gave_no_reward(
+    groups: Sequence[Group], rewards: Rewards, failed: Mapping[str, float]
+) -> str:
+    """Which function left a whole batch without rewards, and how, in a few words.
+
+    Args:
+        groups: Samples that have no reward.
+        rewards: The reward functions.
+        failed: Samples of the batch that failed, by `function/kind`.
+    """
+    samples = [sample for group in groups for sample in group]
+    found = []
+    for k, (name, weight) in enumerate(zip(rewards.names, rewards.weights, strict=True)):
+        kinds = [key.partition("/")[2] for key in failed if key.partition("/")[0] == name]
+        silent = all(math.isnan(sample.components[k]) for sample in samples)
+        if weight and (kinds or silent):
+            how = " and ".join(kinds) if kinds else "None for every sample"
+            found.append(f"reward.functions.{name} ({how})")
+    return ", ".join(found)
+
+
+def score_rollouts(
+    rollouts: Sequence[Sequence[Rollout]], rewards: Rewards, decode: Decode
+) -> tuple[list[Group], Mapping[str, int]]:
+    """Decode and score groups of rollouts; a sample without any reward has reward NaN."""
+    completions = [[completion_of(r, decode) for r in group] for group in rollouts]
+    scores = rewards.score(completions)
+    for line in scores.describe():
+        _log.warning(line)
+    groups = [
+        tuple(
+            ScoredRollout(rollout=r, text=c.text, components=tuple(parts), reward=reward)
+            for r, c, parts, reward in zip(*group, strict=True)
+        )
+        for group in zip(rollouts, completions, scores.components, scores.rewards, strict=True)
+    ]
+    return groups, scores.failures
+
+
+def completion_of(rollout: Rollout, decode: Decode) -> Completion:
+    """What a reward function sees of a rollout."""
+    return Completion(
+        prompt=rollout.prompt,
+        text=decode(rollout.completion_ids),
+        ids=rollout.completion_ids,
+        finish_reason=rollout.finish_reason,
+    )

@@ -1,0 +1,91 @@
+"""How far the policy is from the reference on fresh samples: one estimator for every objective.
+
+The loss's own KL term measures each variant with its own ruler; this one is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlkit.functional.kl import reverse_k3
+from rlkit.training.collate import collate
+from rlkit.training.microbatch import microbatches
+from rlkit.training.update import Learner
+from rlkit.types import FullKL, KLDirection, OutputSpec, Rollout, RolloutBatch, ScoredRollout
+
+
+class EvalKL(StrEnum):
+    """How held-out evaluation measures KL(policy || reference)."""
+
+    exact = "exact"
+    """Summed over the vocabulary at every sampled prefix; costs a scoring pass of both policies."""
+    k3 = "k3"
+    """k3 of the sampled tokens: the same mean, more noise, as many passes."""
+    none = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DivergenceMeter:
+    """Scores samples of the policy under the policy and under the reference."""
+
+    learner: Learner
+    estimator: EvalKL
+    """exact or k3."""
+    temperature: float
+    """Of the samples; both policies are tempered alike."""
+    pad_token_id: int
+    device: torch.device
+    tokens_per_microbatch: int
+
+    def __call__(self, groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+        """`kl`: nats a completion, mean over samples; `entropy`: nats a token, mean over tokens.
+
+        kl = E[sum over t of KL(policy || ref at the prefix before token t)], an unbiased estimate
+        of the KL between the two distributions of completions when `groups` are the policy's own.
+        """
+        batch = _batch(groups, pad_token_id=self.pad_token_id, device=self.device)
+        kl, entropy = self._measure(batch)
+        return {"kl": float(kl.double().mean()), "entropy": float(entropy.double().mean())}
+
+    @torch.no_grad()
+    def _measure(self, batch: RolloutBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, " N"]]:
+        exact = self.estimator is EvalKL.exact
+        full_kl = FullKL(KLDirection.reverse) if exact else None
+        spec = OutputSpec(entropy=True, full_kl=full_kl)
+        kl: list[Tensor] = []
+        entropy: list[Tensor] = []
+        for rows in microbatches(batch, max_tokens=self.tokens_per_microbatch):
+            micro = batch.rows(rows.to(self.device))
+            adapter = self.learner.adapter
+            out = self.learner.forward(
+                micro, adapter=adapter, temperature=self.temperature, spec=spec
+            )
+            per_token = out.full_kl
+            if per_token is None:
+                reference = self.learner.forward(
+                    micro, adapter=None, temperature=self.temperature, spec=OutputSpec()
+                )
+                per_token = reverse_k3(out.logps, reference.logps)
+            if out.entropy is None:
+                raise RuntimeError("the policy returned no entropy")
+            mask = micro.completion_mask
+            kl.append(per_token.masked_fill(~mask, 0.0).sum(dim=1))
+            entropy.append(out.entropy[mask])
+        return torch.cat(kl), torch.cat(entropy)
+
+
+def _batch(
+    groups: Sequence[Sequence[Rollout]], *, pad_token_id: int, device: torch.device
+) -> RolloutBatch:
+    """The samples as a batch without rewards: a failed reward function must not hide the KL."""
+    unscored = [
+        [ScoredRollout(rollout=r, text="", components=(), reward=0.0) for r in group]
+        for group in groups
+    ]
+    return collate(unscored, reward_weights=(), pad_token_id=pad_token_id, device=device)

@@ -1,0 +1,117 @@
+"""What a batch of rollouts looked like, under TRL's metric names."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from rlkit.functional.values import explained_variance
+from rlkit.tracking.base import SampleRow
+from rlkit.training.buffer import Group
+from rlkit.types import FinishReason, ScoredRollout, TrainBatch
+
+
+def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
+    """Rewards, lengths and the share of groups that teach nothing.
+
+    `reward_std` is the mean over groups of the standard deviation within a group (with Bessel's
+    correction), `frac_reward_zero_std` the share of groups whose rewards are all equal, and
+    `rewards/{name}/...` the raw values of one function over the samples where it applied.
+    """
+    samples = [sample for group in groups for sample in group]
+    lengths = [len(sample.rollout.completion_ids) for sample in samples]
+    truncated = [sample.rollout.finish_reason is FinishReason.length for sample in samples]
+    rewards = [[sample.reward for sample in group] for group in groups]
+    metrics = {
+        "reward": mean(sample.reward for sample in samples),
+        "reward_std": mean(_std(group) for group in rewards),
+        "frac_reward_zero_std": mean(float(len(set(group)) == 1) for group in rewards),
+        "completions/mean_length": mean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": mean(float(t) for t in truncated),
+    }
+    for i, name in enumerate(reward_names):
+        values = [s.components[i] for s in samples if not math.isnan(s.components[i])]
+        metrics[f"rewards/{name}/mean"] = mean(values)
+        metrics[f"rewards/{name}/std"] = _std(values)
+    return metrics
+
+
+def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = None) -> SampleRow:
+    """The line that a sample gets in the completions tables."""
+    rollout = sample.rollout
+    return SampleRow(
+        step=step,
+        prompt_index=rollout.prompt.index,
+        sample_index=rollout.sample_index,
+        prompt=rollout.prompt.text,
+        completion=sample.text,
+        finish_reason=rollout.finish_reason.value,
+        num_tokens=len(rollout.completion_ids),
+        components=sample.components,
+        reward=sample.reward,
+        advantage=advantage,
+    )
+
+
+def sample_rows(groups: list[Group], *, step: int, batch: TrainBatch) -> list[SampleRow]:
+    """One table row a sample; the advantage is the mean over its tokens that the loss uses.
+
+    An algorithm that reorders or drops rows (pairs) has no advantage per sample: None.
+    """
+    samples = [sample for group in groups for sample in group]
+    advantages: list[float | None] = [None] * len(samples)
+    if len(batch) == len(samples) and batch.returns is None:
+        counts = batch.loss_mask.sum(1).clamp(min=1)
+        advantages = (batch.advantages.sum(1) / counts).tolist()
+    return [
+        sample_row(sample, step=step, advantage=advantage)
+        for sample, advantage in zip(samples, advantages, strict=True)
+    ]
+
+
+def critic_metrics(batch: TrainBatch) -> dict[str, float]:
+    """How much of the returns the critic explained before this batch; nothing without a critic."""
+    values = batch.rollout.values
+    if values is None or batch.returns is None:
+        return {}
+    explained = explained_variance(values, batch.returns, batch.loss_mask)
+    return {"value/explained_variance": float(explained)}
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Peak resident memory of this process; on CUDA, of this step, the allocator's peak and what
+    the device counts: the allocator's peak of reserved memory and all that is in use beside it."""
+    kib = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
+    metrics = {"memory/rss_bytes": float(peak)}
+    if device.type == "cuda":
+        metrics["memory/cuda_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.max_memory_reserved(device) - torch.cuda.memory_reserved(device)
+        metrics["memory/device_peak_bytes"] = float(total - free + reserved)
+    return metrics
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean; NaN of nothing."""
+    found = list(values)
+    return math.fsum(found) / len(found) if found else math.nan
+
+
+def average(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the updates that reported it."""
+    names = dict.fromkeys(name for m in metrics for name in m)
+    return {name: mean(m[name] for m in metrics if name in m) for name in names}
+
+
+def _std(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    center = mean(values)  # statistics.stdev works in fractions, a hundred times slower
+    return math.sqrt(math.fsum((v - center) ** 2 for v in values) / (len(values) - 1))

@@ -1,0 +1,298 @@
+"""The training loop: collect, score, prepare, update, sync. It knows no algorithm by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlkit.functional.correction import sampling_mismatch
+from rlkit.tracking.base import EvalRecord, Level, Phase, SampleRow, StepRecord, Tracker
+from rlkit.training import checkpoint, rollout_files
+from rlkit.training.checkpoint import Checkpoint, Progress
+from rlkit.training.clock import StepClock
+from rlkit.training.collate import collate
+from rlkit.training.collect import Collection, Collector, who_gave_no_reward
+from rlkit.training.metrics import (
+    average,
+    critic_metrics,
+    mean,
+    memory_metrics,
+    rollout_metrics,
+    sample_row,
+    sample_rows,
+)
+from rlkit.training.no_signal import (
+    StopConfig,
+    check_in_a_row,
+    is_without_signal,
+    what_the_base_model_earns,
+)
+from rlkit.training.rollout_files import SavedRollouts
+from rlkit.training.stopping import StopRequest
+from rlkit.training.update import (
+    TrainState,
+    UpdateResult,
+    UpdateSettings,
+    minibatches,
+    score,
+    train_step,
+)
+from rlkit.types import Algorithm, Generator, RolloutBatch, TrainBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When the loop evaluates, saves and ends."""
+
+    num_steps: int
+    evaluate_every: int
+    """0 = only before and after."""
+    checkpoint_every: int
+    keep_last: int
+    config_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """What a run is made of; only `TrainState` changes while it runs."""
+
+    algorithm: Callable[[int], Algorithm]
+    """The algorithm of a step: nearly always the same one, but a critic may learn alone first."""
+    settings: UpdateSettings
+    schedule: Schedule
+    collector: Collector
+    generator: Generator
+    evaluate: Callable[[str, int], EvalRecord]
+    """(label, steps done) to an evaluation of the current policy on held-out prompts."""
+    tracker: Tracker
+    shuffle_seed: Callable[[int, int], int]
+    """(step, inner epoch) to the seed that splits a batch into minibatches."""
+    pad_token_id: int
+    device: torch.device
+    run_dir: Path
+    stop: StopConfig = field(default_factory=StopConfig)
+    """When a run that learns nothing ends."""
+    planned_bytes: int = 0
+    """Peak that the memory plan foresaw, for comparison; 0 = there was no plan."""
+
+    def fit(self, state: TrainState, *, stop: StopRequest) -> TrainState:
+        """Train from `state` to the last step; raises Interrupted at a safe point when asked to.
+
+        Whatever ends the loop, the last finished step is saved first, unless an update was under
+        way and the parameters are no longer those of that step.
+        """
+        self.generator.load_adapter(state.learner.adapter, state.updates)
+        if state.step == 0:
+            self._evaluate("before", state)
+        saved = state.step
+        try:
+            while state.step < self.schedule.num_steps:
+                stop.check()
+                state = self.run_step(state, stop)
+                done = state.step
+                # Before the checkpoint: a run killed in between repeats the step and evaluates.
+                every = self.schedule.evaluate_every
+                if every and done % every == 0 and done < self.schedule.num_steps:
+                    self._evaluate(f"step {done}", state)
+                if done % self.schedule.checkpoint_every == 0 or done == self.schedule.num_steps:
+                    self.save(state)
+                    saved = done
+        except Exception:
+            if state.step > saved and not state.updating:
+                self.save(state)
+            raise
+        self._evaluate("after", state)
+        return state
+
+    def run_step(self, state: TrainState, stop: StopRequest) -> TrainState:
+        """One rollout batch, all its updates, one record. A stop takes effect before them."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        clock = StepClock(self.device)
+        collection = self.collector.collect(state.step, policy_version=state.updates, clock=clock)
+        if collection.groups:
+            return self._learn(state, collection, clock, stop)
+        return self._skip(state, collection, clock)
+
+    def _learn(
+        self, state: TrainState, collection: Collection, clock: StepClock, stop: StopRequest
+    ) -> TrainState:
+        groups = collection.groups
+        batch = collate(
+            groups,
+            reward_weights=self.collector.rewards.weights,
+            pad_token_id=self.pad_token_id,
+            device=self.device,
+        )
+        stop.check()
+        self._keep(batch, state.step)
+        with clock.phase(Phase.score):
+            self.tracker.progress(Phase.score, 0, len(batch))
+            algorithm = self.algorithm(state.step)
+            batch = score(state.learner, batch, algorithm, self.settings)
+            with torch.no_grad():
+                train_batch = algorithm.prepare(batch)
+            self.tracker.progress(Phase.score, len(batch), len(batch))
+        stop.check()
+        state.updating = True
+        with clock.phase(Phase.update):
+            results, mismatch = self._update(state, train_batch, algorithm)
+        with clock.phase(Phase.sync):
+            self.generator.load_adapter(state.learner.adapter, state.updates)
+        metrics = {
+            **rollout_metrics(groups, self.collector.rewards.names),
+            **collection.counts,
+            **mismatch,
+            **average([result.metrics for result in results]),
+            **critic_metrics(train_batch),
+        }
+        metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.completion_mask.sum())
+        rows = sample_rows(groups, step=state.step, batch=train_batch)
+        state.no_reward_in_row = 0
+        state.no_signal_in_row = state.no_signal_in_row + 1 if is_without_signal(groups) else 0
+        return self._record(state, metrics, rows, clock)
+
+    def _skip(self, state: TrainState, collection: Collection, clock: StepClock) -> TrainState:
+        """A step without any reward changes no parameter, and counts as its updates would."""
+        groups, counts = collection.unrewarded, collection.counts
+        prefix = "rewards/failures/"
+        failed = {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
+        blame = who_gave_no_reward(groups, self.collector.rewards, failed)
+        text = f"step {state.step} is skipped: no sample has a reward from {blame}"
+        self.tracker.message(Level.warning, text)
+        state.updates += self.settings.optim.updates_per_batch
+        with clock.phase(Phase.sync):
+            self.generator.load_adapter(state.learner.adapter, state.updates)
+        rows = [sample_row(s, step=state.step) for group in groups for s in group]
+        lengths = [row.num_tokens for row in rows]
+        metrics = {"reward": math.nan, "skipped_updates": 1.0, **counts}
+        metrics["completions/mean_length"] = mean(lengths)
+        prompts = sum(len(s.rollout.prompt.ids) for group in groups for s in group)
+        metrics["num_tokens"] = float(sum(lengths) + prompts)
+        state.no_reward_in_row += 1
+        state.no_signal_in_row += 1
+        return self._record(state, metrics, rows, clock, blame=blame)
+
+    def _record(
+        self,
+        state: TrainState,
+        metrics: dict[str, float],
+        rows: list[SampleRow],
+        clock: StepClock,
+        *,
+        blame: str = "",
+    ) -> TrainState:
+        """The step is over: its record, its counts, and the end of a run that learns nothing."""
+        timings = clock.metrics()
+        state.samples += round(metrics["rollouts/sampled"])
+        state.train_seconds += timings["time/step"]
+        sampled = float(sum(row.num_tokens for row in rows))
+        metrics |= timings | {"speed/tokens_per_second": sampled / timings["time/step"]}
+        metrics |= memory_metrics(self.device)
+        if self.planned_bytes:
+            metrics["memory/planned_bytes"] = float(self.planned_bytes)
+        self.tracker.step(StepRecord(step=state.step, metrics=metrics, samples=rows))
+        state.step += 1
+        state.updating = False
+        check_in_a_row(
+            self.stop,
+            no_reward=state.no_reward_in_row,
+            no_signal=state.no_signal_in_row,
+            blame=blame,
+        )
+        return state
+
+    def _update(
+        self, state: TrainState, batch: TrainBatch, algorithm: Algorithm
+    ) -> tuple[list[UpdateResult], dict[str, float]]:
+        """All updates on one batch, and how far trainer and sampler disagree before the first."""
+        optim = self.settings.optim
+        results: list[UpdateResult] = []
+        mismatch: Mapping[str, Tensor] = {}
+        for epoch in range(optim.inner_epochs):
+            seed = self.shuffle_seed(state.step, epoch)
+            for part in minibatches(batch, num_minibatches=optim.minibatches, seed=seed):
+                self.tracker.progress(Phase.update, len(results), optim.updates_per_batch)
+                state, result = train_step(state, part, algorithm, self.settings)
+                if not results:
+                    mismatch = sampling_mismatch(
+                        result.logps, part.rollout.sampling_logps, part.rollout.completion_mask
+                    )
+                results.append(result)
+        self.tracker.progress(Phase.update, len(results), len(results))
+        return results, {name: float(value) for name, value in mismatch.items()}
+
+    def save(self, state: TrainState) -> Path:
+        """Write a checkpoint of `state`."""
+        parameters = state.learner.named_parameters()
+        progress = Progress(
+            step=state.step,
+            updates=state.updates,
+            skipped_in_row=state.skipped_in_row,
+            no_reward_in_row=state.no_reward_in_row,
+            no_signal_in_row=state.no_signal_in_row,
+            config_hash=self.schedule.config_hash,
+            samples=state.samples,
+            train_seconds=state.train_seconds,
+            loss_scale=state.loss_scale,
+        )
+        path = checkpoint.save(
+            self.run_dir / "checkpoints",
+            Checkpoint(
+                parameters=parameters,
+                moments=checkpoint.moments_of(state.optimizer, parameters),
+                progress=progress,
+            ),
+            keep_last=self.schedule.keep_last,
+        )
+        rollout_files.prune(self.run_dir)
+        return path
+
+    def _keep(self, batch: RolloutBatch, step: int) -> None:
+        """Save `batch` for `rlkit replay` if the policy that sampled it can be had again."""
+        if rollout_files.is_recoverable(self.run_dir, step):
+            collector = self.collector
+            rollouts = SavedRollouts(
+                batch=batch,
+                step=step,
+                reward_names=tuple(collector.rewards.names),
+                group_size=collector.group_size,
+                temperature=self.settings.temperature,
+                max_completion_length=collector.sampling.max_completion_length,
+            )
+            rollout_files.save(self.run_dir, rollouts)
+
+    def _evaluate(self, label: str, state: TrainState) -> None:
+        record = self.evaluate(label, state.step)
+        if state.step == 0 and record.samples:
+            said = what_the_base_model_earns(row.reward for row in record.samples)
+            if said is not None:
+                self.tracker.message(Level.warning, said)
+        cost = {"samples": float(state.samples), "time/train": state.train_seconds}
+        self.tracker.evaluation(replace(record, metrics={**record.metrics, **cost}))
+
+
+def restore(state: TrainState, saved: Checkpoint) -> TrainState:
+    """Put a checkpoint into a fresh state, in place; raises CheckpointError if names differ."""
+    leaves = state.learner.named_parameters()
+    if leaves.keys() != saved.parameters.keys():
+        odd = sorted(leaves.keys() ^ saved.parameters.keys())
+        raise checkpoint.CheckpointError(f"checkpoint and model differ in parameters: {odd[0]}")
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            leaf.copy_(saved.parameters[name])
+    checkpoint.restore_moments(state.optimizer, leaves, saved.moments)
+    state.step = saved.progress.step
+    state.updates = saved.progress.updates
+    state.skipped_in_row = saved.progress.skipped_in_row
+    state.no_reward_in_row = saved.progress.no_reward_in_row
+    state.no_signal_in_row = saved.progress.no_signal_in_row
+    state.samples = saved.progress.samples
+    state.train_seconds = saved.progress.train_seconds
+    state.loss_scale = saved.progress.loss_scale
+    return state

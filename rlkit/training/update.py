@@ -1,0 +1,267 @@
+"""One rollout batch into optimiser updates: the only place where parameters change."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rlkit.runtime.garbage import garbage_waits
+from rlkit.training.backward import backward
+from rlkit.training.loss_scale import UNSCALED, LossScale
+from rlkit.training.microbatch import microbatches
+from rlkit.training.optim import OptimConfig, learning_rate
+from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatch, TrainBatch
+
+
+class Learner(Protocol):
+    """What training needs of a policy: logps under an adapter, and what an optimiser may change."""
+
+    @property
+    def adapter(self) -> Mapping[str, Tensor]:
+        """What trains of the policy, an adapter or all weights; None in its place is the
+        reference policy."""
+        ...
+
+    def forward(
+        self,
+        batch: RolloutBatch,
+        *,
+        adapter: Mapping[str, Tensor] | None,
+        temperature: float,
+        spec: OutputSpec,
+    ) -> PolicyOutput:
+        """Logps of the completion tokens and what `spec` asks for, differentiable."""
+        ...
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Every trainable leaf by a unique name: the policy's, then a critic's."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """Handles whose contents change in place, in `train_step` alone, and the counts of a run."""
+
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    """Steps completed."""
+    updates: int = 0
+    """Optimiser updates done: the policy version."""
+    skipped_in_row: int = 0
+    """Consecutive updates skipped because the gradient was not finite."""
+    no_reward_in_row: int = 0
+    """Last steps in a row in which no sample had a reward."""
+    no_signal_in_row: int = 0
+    """Last steps in a row in which no sample earned anything and no group's rewards differed."""
+    samples: int = 0
+    """Completions sampled so far, those that a filter dropped included."""
+    train_seconds: float = 0.0
+    """Seconds of the steps so far, evaluations excluded."""
+    loss_scale: LossScale = UNSCALED
+    """1 but for a policy that computes in float16."""
+    updating: bool = False
+    """True while a step's updates are under way: the parameters belong to no finished step."""
+
+
+class UpdateSettings(NamedTuple):
+    """How a batch is split and stepped on; how it is split can change no number."""
+
+    optim: OptimConfig
+    total_updates: int
+    temperature: float
+    tokens_per_microbatch: int
+    share_prompts: bool = True
+    """Whether the learner computes equal prompts of a micro-batch once."""
+
+
+class UpdateResult(NamedTuple):
+    """What one optimiser update reported."""
+
+    metrics: dict[str, float]
+    logps: Float[Tensor, "B C"]
+    """Logps before the update, detached: no extra forward pass is needed to measure mismatch."""
+
+
+class NonFiniteGradients(RuntimeError):
+    """Too many updates in a row had a gradient that is not finite."""
+
+
+@garbage_waits()
+def score(
+    learner: Learner, batch: RolloutBatch, algorithm: Algorithm, settings: UpdateSettings
+) -> RolloutBatch:
+    """`batch` with the columns that `algorithm.needs`, computed without gradients."""
+    columns: dict[Column, Tensor] = {}
+    plan = microbatches(
+        batch, max_tokens=settings.tokens_per_microbatch, share_prompts=settings.share_prompts
+    )
+    wanted = OutputSpec(values=Column.values in algorithm.needs)
+    temperature = settings.temperature
+    with torch.no_grad():
+        for rows in plan:
+            index = rows.to(batch.prompt_ids.device)
+            micro = batch.rows(index)
+            found: dict[Column, Tensor | None] = {}
+            if algorithm.needs & {Column.old_logps, Column.values}:
+                output = learner.forward(
+                    micro, adapter=learner.adapter, temperature=temperature, spec=wanted
+                )
+                found |= {Column.old_logps: output.logps, Column.values: output.values}
+            if Column.ref_logps in algorithm.needs:
+                reference = learner.forward(
+                    micro, adapter=None, temperature=temperature, spec=OutputSpec()
+                )
+                found[Column.ref_logps] = reference.logps
+            for column in algorithm.needs:
+                value = found[column]
+                if value is None:
+                    raise RuntimeError(f"the policy returned no {column.value}")
+                if column not in columns:
+                    columns[column] = value.new_zeros(batch.completion_mask.shape)
+                columns[column][index] = value
+    return replace(
+        batch,
+        old_logps=columns.get(Column.old_logps),
+        ref_logps=columns.get(Column.ref_logps),
+        values=columns.get(Column.values),
+    )
+
+
+def train_step(
+    state: TrainState, batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings
+) -> tuple[TrainState, UpdateResult]:
+    """One optimiser update on one optimisation batch.
+
+    Micro-batch losses are sums over the batch's global denominators, so the accumulated gradient
+    does not depend on the split. A gradient that is not finite is dropped: no parameter changes.
+
+    Raises NonFiniteGradients after `optim.max_skipped_updates` such updates in a row.
+    """
+    scale = state.loss_scale
+    while True:
+        state.optimizer.zero_grad(set_to_none=True)
+        metrics, logps = accumulate(
+            state.learner, batch, algorithm, settings, loss_scale=scale.value
+        )
+        norms = _clip(state.optimizer, settings.optim, loss_scale=scale.value)
+        finite = all(map(math.isfinite, norms))
+        # Too large a scale costs another pass over the same batch, never the update.
+        if finite or scale.value == 1.0 or not math.isfinite(metrics["loss"]):
+            break
+        scale = scale.smaller()
+    if finite:  # else the scale was not to blame
+        state.loss_scale = scale.after_update()
+    if scale.limit > 1.0:
+        metrics["loss_scale"] = scale.value
+    return state, UpdateResult(metrics | _apply(state, settings, norms), logps)
+
+
+@garbage_waits()
+def accumulate(
+    learner: Learner,
+    batch: TrainBatch,
+    algorithm: Algorithm,
+    settings: UpdateSettings,
+    *,
+    loss_scale: float = 1.0,
+) -> tuple[dict[str, float], Tensor]:
+    """Add the gradient of the loss on `batch` to the leaves' `.grad`, one micro-batch at a time.
+
+    The gradient is that of `loss_scale` times the loss; what is returned is not scaled.
+
+    Returns the metrics with `loss` among them, and the logps (B C), detached.
+    """
+    logps = torch.zeros_like(batch.rollout.sampling_logps)
+    sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
+    for index in _plan(batch, algorithm, settings):
+        micro = batch.rows(index)
+        output = learner.forward(
+            micro.rollout,
+            adapter=learner.adapter,
+            temperature=settings.temperature,
+            spec=algorithm.outputs,
+        )
+        loss, metrics = algorithm.loss(output, micro)
+        scaled = loss if loss_scale == 1.0 else loss * loss_scale
+        backward(scaled)
+        logps[index] = output.logps.detach().to(logps.dtype)
+        for name, value in {**metrics, "loss": loss.detach()}.items():
+            sums[name] += value
+    # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
+    totals = torch.stack(list(sums.values())).tolist()
+    return dict(zip(sums, totals, strict=True)), logps
+
+
+def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
+    # A critic keeps a graph of its own beside the policy's until both run backward.
+    num_graphs = 2 if algorithm.outputs.values else 1
+    max_tokens = -(-settings.tokens_per_microbatch // num_graphs)
+    plan = microbatches(
+        batch.rollout,
+        max_tokens=max_tokens,
+        rows_per_unit=algorithm.rows_per_unit,
+        share_prompts=settings.share_prompts,
+    )
+    for rows in plan:
+        yield rows.to(batch.advantages.device)
+
+
+def _clip(
+    optimizer: torch.optim.Optimizer, optim: OptimConfig, *, loss_scale: float
+) -> list[float]:
+    """Undo `loss_scale`, clip, and return the norm before clipping, of each parameter group."""
+    norms = []
+    for group in optimizer.param_groups:
+        gradients = [leaf.grad for leaf in group["params"] if leaf.grad is not None]
+        if loss_scale != 1.0 and gradients:
+            torch._foreach_mul_(gradients, 1.0 / loss_scale)
+        # Each group by itself: a critic's large gradients must not shrink the policy's.
+        norm = torch.nn.utils.clip_grad_norm_(group["params"], optim.max_grad_norm, foreach=True)
+        norms.append(float(norm))
+    return norms
+
+
+def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) -> dict[str, float]:
+    """Guard and step; returns `grad_norm`, `learning_rate` and `skipped_updates`."""
+    optim = settings.optim
+    rate = learning_rate(optim, update=state.updates, total_updates=settings.total_updates)
+    finite = all(map(math.isfinite, norms))
+    if finite:
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+        state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.updates += 1
+    state.skipped_in_row = 0 if finite else state.skipped_in_row + 1
+    if state.skipped_in_row >= optim.max_skipped_updates:
+        raise NonFiniteGradients(
+            f"the gradient was not finite in {state.skipped_in_row} updates in a row "
+            "(optim.max_skipped_updates); lower optim.learning_rate or check the rewards"
+        )
+    metrics = {"learning_rate": rate, "skipped_updates": float(not finite), "grad_norm": norms[0]}
+    return metrics | {f"grad_norm/critic_{i}": norm for i, norm in enumerate(norms[1:])}
+
+
+def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:
+    """Split `batch` by whole groups into `num_minibatches` batches, shuffled by `seed`.
+
+    One minibatch is the batch itself, in its own order. Fewer groups than minibatches (a filter may
+    have dropped some) give one minibatch a group.
+    """
+    if num_minibatches == 1:
+        yield batch
+        return
+    ids = batch.rollout.group_ids
+    groups: Int[Tensor, " groups"] = torch.unique(ids)
+    shuffler = torch.Generator().manual_seed(seed)
+    order = groups[torch.randperm(len(groups), generator=shuffler).to(groups.device)]
+    for part in torch.tensor_split(order, min(num_minibatches, len(groups))):
+        yield batch.minibatch(torch.isin(ids, part).nonzero().flatten())

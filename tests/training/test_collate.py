@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlkit.training.buffer import RolloutBuffer
+from rlkit.training.collate import collate
+from rlkit.types import FinishReason, Prompt, Rollout, RolloutBatch, ScoredRollout
+
+
+def scored(
+    prompt: tuple[int, ...],
+    completion: tuple[int, ...],
+    *,
+    reward: float = 1.0,
+    components: tuple[float, ...] = (1.0,),
+    finish: FinishReason = FinishReason.stop,
+    version: int = 0,
+    logps: tuple[float, ...] | None = None,
+) -> ScoredRollout:
+    values = tuple(-0.5 * (i + 1) for i in range(len(completion))) if logps is None else logps
+    rollout = Rollout(
+        prompt=Prompt(index=0, ids=prompt, text=""),
+        sample_index=0,
+        completion_ids=completion,
+        sampling_logps=values,
+        finish_reason=finish,
+        policy_version=version,
+    )
+    return ScoredRollout(rollout=rollout, text="", components=components, reward=reward)
+
+
+def batch_of(*groups: list[ScoredRollout]) -> RolloutBatch:
+    return collate(groups, reward_weights=[1.0], pad_token_id=9, device=torch.device("cpu"))
+
+
+def test_pads_prompts_left_and_completions_right() -> None:
+    first = scored((1, 2, 3), (4,), finish=FinishReason.length, version=3)
+    second = scored((5,), (6, 7), reward=-2.0)
+    batch = batch_of([first, second])
+    assert batch.prompt_ids.tolist() == [[1, 2, 3], [9, 9, 5]]
+    assert batch.prompt_mask.tolist() == [[True, True, True], [False, False, True]]
+    assert batch.completion_ids.tolist() == [[4, 9], [6, 7]]
+    assert batch.completion_mask.tolist() == [[True, False], [True, True]]
+    assert batch.sampling_logps.tolist() == [[-0.5, 0.0], [-0.5, -1.0]]
+    assert batch.rewards.tolist() == [1.0, -2.0]
+    assert batch.truncated.tolist() == [True, False]
+    assert batch.policy_version.tolist() == [3, 0]
+
+
+def test_a_token_equal_to_the_padding_token_is_kept() -> None:
+    batch = batch_of([scored((9,), (9, 9)), scored((1,), (2, 3, 9))])
+    assert batch.completion_mask.sum(1).tolist() == [2, 3]
+
+
+def test_groups_are_numbered_in_row_order() -> None:
+    batch = batch_of([scored((1,), (2,))] * 2, [scored((3,), (4,))])
+    assert batch.group_ids.tolist() == [0, 0, 1]
+
+
+def test_rows_keep_every_column_aligned() -> None:
+    batch = batch_of([scored((i,), (i, i + 1), reward=float(i)) for i in range(1, 5)])
+    part = batch.rows(torch.tensor([2, 0]))
+    assert part.prompt_ids.tolist() == [[3], [1]]
+    assert part.completion_ids.tolist() == [[3, 4], [1, 2]]
+    assert part.rewards.tolist() == [3.0, 1.0]
+    assert part.reward_weights.tolist() == [1.0]
+
+
+def test_an_empty_completion_has_no_mask() -> None:
+    batch = batch_of([scored((1,), ()), scored((1,), (2,))])
+    assert batch.completion_mask.tolist() == [[False], [True]]
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (scored((1,), (2,), logps=()), "one sampling logp per completion token"),
+        (scored((1,), (2,), reward=float("nan")), "the reward must be finite, got nan"),
+        (scored((1,), (2,), components=(1.0, 2.0)), "1 rewards expected, got 2"),
+    ],
+)
+def test_refuses_what_cannot_be_trained_on(sample: ScoredRollout, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        batch_of([sample])
+
+
+def test_buffer_is_first_in_first_out_and_drops_stale_groups() -> None:
+    buffer = RolloutBuffer(max_staleness=1)
+    buffer.add([[scored((1,), (2,), version=version)] for version in (0, 2, 3)])
+    (first,) = buffer.take(1, policy_version=3)
+    assert first[0].rollout.policy_version == 2
+    assert (buffer.num_stale, len(buffer)) == (1, 1)
+    with pytest.raises(ValueError, match="holds 1 fresh groups, 2 were asked for"):
+        buffer.take(2, policy_version=3)

@@ -1,0 +1,190 @@
+"""The loop as a whole: it learns, splits exactly, resumes bitwise, and survives what goes wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import CPU, flat, tiny_run
+
+from rlkit.algorithms import RatioConfig
+from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.models.config import TuningKind
+from rlkit.tracking import comparable
+from rlkit.tracking.base import StepRecord
+from rlkit.training import checkpoint
+from rlkit.training.optim import OptimConfig
+from rlkit.training.stopping import Interrupted, StopRequest
+from rlkit.training.trainer import restore
+from rlkit.training.update import NonFiniteGradients
+
+SEVERAL = OptimConfig(learning_rate=0.02, inner_epochs=2, minibatches=3)
+
+
+def test_a_tiny_policy_learns_its_letter(tmp_path: Path) -> None:
+    optim, algorithm = OptimConfig(learning_rate=0.01), GRPOConfig(group_size=8)
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=25, optim=optim, algorithm=algorithm)
+    trainer.fit(state, stop=StopRequest())
+    before, after = tracker.evaluations
+    assert (before.label, after.label) == ("before", "after")
+    assert before.interval.mean < 0.4
+    assert after.interval.mean > 0.95
+
+
+def test_kl_is_exactly_zero_at_step_0_and_positive_later(tmp_path: Path) -> None:
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=3)
+    trainer.fit(state, stop=StopRequest())
+    kl = [record.metrics["kl"] for record in tracker.steps]
+    assert kl[0] == 0.0
+    assert all(value > 1e-4 for value in kl[1:])
+
+
+def test_without_detach_the_policy_never_moves(tmp_path: Path) -> None:
+    """The seed's broken run: gradient norm and KL exactly 0, and B stays 0 (experiments, 0a)."""
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=3, ratio=RatioConfig(detach=False))
+    trainer.fit(state, stop=StopRequest())
+    assert [r.metrics["grad_norm"] for r in tracker.steps] == [0.0, 0.0, 0.0]
+    assert [r.metrics["kl"] for r in tracker.steps] == [0.0, 0.0, 0.0]
+    learned = {k: v for k, v in state.learner.named_parameters().items() if "lora_B" in k}
+    assert not flat(learned).any()
+
+
+@pytest.mark.parametrize(
+    ("optim", "tuning", "dtype"),
+    [
+        pytest.param(None, TuningKind.lora, torch.float32, id="on-policy"),
+        pytest.param(SEVERAL, TuningKind.lora, torch.float32, id="epochs-and-minibatches"),
+        pytest.param(SEVERAL, TuningKind.full, torch.bfloat16, id="all weights"),
+    ],
+)
+def test_resume_is_bitwise(
+    tmp_path: Path, optim: OptimConfig | None, tuning: TuningKind, dtype: torch.dtype
+) -> None:
+    """run(4) == run(2) + resume(2): parameters, optimiser moments and every metric but timings."""
+    make = partial(tiny_run, num_steps=4, optim=optim, tuning=tuning, dtype=dtype)
+    trainer, state, whole = make(tmp_path / "whole")
+    trainer.fit(state, stop=StopRequest())
+    expected = checkpoint.load(tmp_path / "whole/checkpoints/step-000004", device=CPU)
+
+    trainer, state, first = make(tmp_path / "parts")
+    stop = StopRequest()
+    first.step = _stop_after(first.steps, 2, stop)  # type: ignore[method-assign, assignment]
+    with pytest.raises(Interrupted):
+        trainer.fit(state, stop=stop)
+
+    trainer, state, second = make(tmp_path / "parts")
+    saved, problems = checkpoint.load_newest(tmp_path / "parts/checkpoints", device=CPU)
+    assert saved is not None and saved.progress.step == 2 and problems == []
+    trainer.fit(restore(state, saved), stop=StopRequest())
+    found = checkpoint.load(tmp_path / "parts/checkpoints/step-000004", device=CPU)
+
+    assert found.progress == expected.progress
+    for name in ("parameters", "moments"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    resumed = [comparable(r.metrics) for r in [*first.steps, *second.steps]]
+    assert resumed == [comparable(r.metrics) for r in whole.steps]
+    assert second.evaluations[-1].values == whole.evaluations[-1].values
+
+
+def _stop_after(
+    records: list[StepRecord], count: int, stop: StopRequest
+) -> Callable[[StepRecord], None]:
+    def step(record: StepRecord) -> None:
+        records.append(record)
+        if len(records) == count:
+            stop.request("test")
+
+    return step
+
+
+@pytest.mark.parametrize("optim", [None, SEVERAL], ids=["on-policy", "epochs-and-minibatches"])
+def test_the_gradient_does_not_depend_on_the_split(
+    tmp_path: Path, optim: OptimConfig | None
+) -> None:
+    """One micro-batch against one row each, in float64: equal parameters after two steps."""
+    ends = []
+    for tokens in (10_000, 1):
+        trainer, state, _ = tiny_run(
+            tmp_path / str(tokens),
+            num_steps=2,
+            optim=optim,
+            tokens_per_microbatch=tokens,
+            dtype=torch.float64,
+        )
+        trainer.fit(state, stop=StopRequest())
+        ends.append(flat(state.learner.named_parameters()))
+    start = flat(tiny_run(tmp_path / "start")[1].learner.named_parameters())
+    moved = (ends[0] - start).abs().max()
+    assert moved > 1e-3
+    # transformers' RMSNorm rounds to float32 even here; the losses themselves split to 1e-10
+    # (test_contract.py).
+    assert (ends[0] - ends[1]).abs().max() < 1e-5 * moved
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=2)
+    leaf = next(iter(state.learner.named_parameters().values()))
+    leaf.register_hook(lambda gradient: gradient * math.nan)  # type: ignore[no-untyped-call]
+    before = flat(state.learner.named_parameters()).clone()
+    trainer.fit(state, stop=StopRequest())
+    assert torch.equal(flat(state.learner.named_parameters()), before)
+    assert [r.metrics["skipped_updates"] for r in tracker.steps] == [1.0, 1.0]
+
+
+def test_too_many_such_gradients_stop_the_run(tmp_path: Path) -> None:
+    optim = OptimConfig(learning_rate=0.02, max_skipped_updates=2)
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=5, optim=optim)
+    leaf = next(iter(state.learner.named_parameters().values()))
+    leaf.register_hook(lambda gradient: gradient * math.nan)  # type: ignore[no-untyped-call]
+    with pytest.raises(NonFiniteGradients, match=r"2 updates in a row"):
+        trainer.fit(state, stop=StopRequest())
+    assert len(tracker.steps) == 1
+
+
+def test_an_error_between_updates_saves_the_last_step(tmp_path: Path) -> None:
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=4)
+    generate = trainer.generator.generate
+
+    def broken(*args: object, **kwargs: object) -> object:
+        if len(tracker.steps) == 3:
+            raise RuntimeError("engine lost")
+        return generate(*args, **kwargs)  # type: ignore[arg-type]
+
+    trainer.generator.generate = broken  # type: ignore[method-assign, assignment]
+    with pytest.raises(RuntimeError, match="engine lost"):
+        trainer.fit(state, stop=StopRequest())
+    saved, _ = checkpoint.load_newest(tmp_path / "checkpoints", device=CPU)
+    assert saved is not None and saved.progress.step == 3
+
+
+def test_groups_without_signal_are_replaced_by_other_prompts(tmp_path: Path) -> None:
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=1, resample=True)
+    trainer.fit(state, stop=StopRequest())
+    metrics = tracker.steps[0].metrics
+    plain, plain_state, plain_tracker = tiny_run(tmp_path / "plain", num_steps=1)
+    plain.fit(plain_state, stop=StopRequest())
+    assert plain_tracker.steps[0].metrics["frac_reward_zero_std"] > 0
+    assert metrics["frac_reward_zero_std"] == 0
+    assert metrics["rollouts/uninformative_groups"] > 0
+
+
+def test_reported_numbers_are_those_of_the_samples(tmp_path: Path) -> None:
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=1)
+    trainer.fit(state, stop=StopRequest())
+    record = tracker.steps[0]
+    rewards = [row.reward for row in record.samples]
+    assert rewards == [row.completion.count("a") / 6 for row in record.samples]
+    assert record.metrics["reward"] == pytest.approx(sum(rewards) / 12, abs=1e-12)
+    assert (
+        record.metrics["completions/mean_length"] == sum(r.num_tokens for r in record.samples) / 12
+    )
+    assert sum(row.advantage or 0.0 for row in record.samples) == pytest.approx(0.0, abs=1e-5)
+    times = {k: v for k, v in record.metrics.items() if k.startswith("time/")}
+    parts = sum(v for k, v in times.items() if k != "time/step")
+    assert times["time/step"] == pytest.approx(parts, abs=1e-9)

@@ -1,0 +1,87 @@
+"""How the update splits a batch: what is computed once counts once, and two graphs count twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from tiny_models import make_batch
+from torch import Tensor
+
+from rlkit.training.optim import OptimConfig
+from rlkit.training.update import UpdateSettings, accumulate
+from rlkit.types import Algorithm, LossOutput, OutputSpec, PolicyOutput, RolloutBatch, TrainBatch
+
+
+@dataclass
+class Counting:
+    """Remembers how many rows each forward pass had."""
+
+    leaf: Tensor = field(default_factory=lambda: torch.ones((), requires_grad=True))
+    rows: list[int] = field(default_factory=list)
+
+    @property
+    def adapter(self) -> Mapping[str, Tensor]:
+        return {"w": self.leaf}
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        return {"w": self.leaf}
+
+    def forward(
+        self,
+        batch: RolloutBatch,
+        *,
+        adapter: Mapping[str, Tensor] | None,
+        temperature: float,
+        spec: OutputSpec,
+    ) -> PolicyOutput:
+        self.rows.append(len(batch))
+        logps = self.leaf * batch.completion_ids.float()
+        return PolicyOutput(logps, values=logps if spec.values else None)
+
+
+def rows_of_each_pass(*, values: bool, share_prompts: bool = True) -> list[int]:
+    """Four samples of one prompt, 10 + 4 tokens each, at 26 tokens a micro-batch."""
+    rollout = make_batch([[3] * 10] * 4, [[4] * 4] * 4)
+    rollout.group_ids.zero_()
+    batch = TrainBatch(
+        rollout=rollout,
+        loss_mask=rollout.completion_mask,
+        advantages=torch.zeros(4, 4),
+        returns=None,
+        num_tokens=16,
+        num_sequences=4,
+    )
+    algorithm = Algorithm(
+        prepare=lambda rollout: batch,
+        loss=lambda output, micro: LossOutput(output.logps.sum(), {}),
+        outputs=OutputSpec(values=values),
+    )
+    settings = UpdateSettings(
+        optim=OptimConfig(),
+        total_updates=1,
+        temperature=1.0,
+        tokens_per_microbatch=26,
+        share_prompts=share_prompts,
+    )
+    learner = Counting()
+    metrics, _ = accumulate(learner, batch, algorithm, settings)
+    assert metrics["loss"] == 4.0 * 16
+    assert learner.leaf.grad == 4.0 * 16
+    return learner.rows
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({"values": False}, [4]),  # 10 + 4 x 4 tokens
+        ({"values": False, "share_prompts": False}, [1, 1, 1, 1]),  # 14 each
+        ({"values": True}, [1, 1, 1, 1]),  # 13 tokens for each of two graphs
+    ],
+)
+def test_the_budget_holds_what_is_computed_and_kept(
+    options: dict[str, bool], rows: list[int]
+) -> None:
+    assert rows_of_each_pass(**options) == rows
