@@ -59,14 +59,14 @@ def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = No
     )
 
 
-def sample_rows(groups: list[Group], *, step: int, batch: TrainBatch) -> list[SampleRow]:
+def sample_rows(groups: Sequence[Group], *, step: int, batch: TrainBatch | None) -> list[SampleRow]:
     """One table row a sample; the advantage is the mean over its tokens that the loss uses.
 
-    An algorithm that reorders or drops rows (pairs) has no advantage per sample: None.
+    An algorithm that reorders or drops rows (pairs) has none per sample: its `batch` is None.
     """
     samples = [sample for group in groups for sample in group]
     advantages: list[float | None] = [None] * len(samples)
-    if len(batch) == len(samples) and batch.returns is None:
+    if batch is not None and len(batch) == len(samples) and batch.returns is None:
         counts = batch.loss_mask.sum(1).clamp(min=1)
         advantages = (batch.advantages.sum(1) / counts).tolist()
     return [

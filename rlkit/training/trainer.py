@@ -152,7 +152,8 @@ class Trainer:
             **critic_metrics(train_batch),
         }
         metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.completion_mask.sum())
-        rows = sample_rows(groups, step=state.step, batch=train_batch)
+        in_order = train_batch if algorithm.rows_per_unit == 1 else None
+        rows = sample_rows(groups, step=state.step, batch=in_order)
         state.no_reward_in_row = 0
         state.no_signal_in_row = state.no_signal_in_row + 1 if is_without_signal(groups) else 0
         return self._record(state, metrics, rows, clock)

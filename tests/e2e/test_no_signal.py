@@ -31,6 +31,18 @@ def nothing(group):
 
 def never(group):
     return [None] * len(group)
+
+
+calls = 0
+
+
+def few(group):
+    """Scores 1, 2, 4, 0, 1, ... samples of the groups that it is called with."""
+    global calls
+    calls += 1
+    scored = (0, 1, 2, 4)[calls % 4]
+    values = [float(i + len(completion.text)) for i, completion in enumerate(group)]
+    return [value if i < scored else None for i, value in enumerate(values)]
 '''
 
 
@@ -98,3 +110,14 @@ def test_a_base_model_that_earns_nothing_is_said_before_the_first_step(
     assert len(read_metrics(tmp_path / "run")) == 2
     # Never by default in a single run.
     assert rlkit(*nothing, "steps=3", "run_dir=all").returncode == 0
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "online_dpo", "xpo"])
+def test_training_goes_on_with_groups_that_lost_samples(
+    rlkit: RunCLI, own: list[str], tmp_path: Path, algorithm: str
+) -> None:
+    few = [f"algorithm={algorithm}", "algorithm.group_size=4", "prompts_per_step=1"]
+    result = rlkit(*own, *few, "+reward.functions.few.fn=own.py:few", "steps=5")
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = read_metrics(tmp_path / "run")
+    assert {line["rollouts/without_reward"] for line in lines} == {0.0, 2.0, 3.0, 4.0}
