@@ -106,6 +106,8 @@ class Config:
     """Folder of this run; must not exist, unless `resume` says otherwise."""
     resume: Resume = Resume.never
     """What to do when `run_dir` exists."""
+    accept_changed_files: bool = False
+    """Go on with a run or a sweep although a data, reward or model file has changed since."""
     device: DeviceChoice = DeviceChoice.auto
     """auto = CUDA when there is a device."""
     model: ModelConfig = MISSING
@@ -136,7 +138,10 @@ class Config:
 
 # What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
 # split to fit, when it gives up. Everything else is its identity; of `memory`, quantisation is.
-_NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps", "stop", "memory")
+_NOT_IDENTITY = (
+    *("run_dir", "resume", "accept_changed_files"),
+    *("tracker", "checkpoint", "steps", "stop", "memory"),
+)
 _IDENTITY_AFTER_ALL = "memory.quant."
 
 

@@ -12,6 +12,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlkit.config import ConfigError
 from rlkit.launch.board import Board
+from rlkit.launch.content import (
+    Content,
+    check_content,
+    content_of,
+    named_files,
+    read_content,
+)
 from rlkit.launch.devices import GPU, find_gpus
 from rlkit.launch.engine import run_on_engine
 from rlkit.launch.isolated import run_isolated
@@ -38,6 +45,7 @@ def run_sweep(plan: Plan, arguments: Sequence[str]) -> int:
     sweep = sweep_folder_of(plan)
     settings = _settings(plan.hydra) if choices.get("hydra/launcher") == "isolated" else None
     with hold(sweep):
+        _check_content(plan, sweep)
         rows = _rows(plan, sweep)
         write_sweep(sweep, name=sweep.name, command=["rlkit", *arguments], jobs=plan.jobs)
         console = Terminal(file=sys.stdout)
@@ -80,6 +88,22 @@ def _rows(plan: Plan, sweep: Path) -> list[Row]:
         Row(label=text, folder=job_folder(sweep, job.id), steps=job.config.steps)
         for job, text in zip(plan.jobs, texts, strict=True)
     ]
+
+
+def _check_content(plan: Plan, sweep: Path) -> None:
+    """Raise ConfigError when a file has changed since one of the jobs began, or was done."""
+    known: dict[tuple[object, ...], dict[str, Content]] = {}
+    for job, text in zip(plan.jobs, labels(plan.jobs), strict=True):
+        folder = job_folder(sweep, job.id)
+        if not read_content(folder):
+            continue
+        named = tuple(named_files(job.config))
+        if named not in known:  # jobs share their files: each is read once
+            known[named] = content_of(job.config)
+        try:
+            check_content(known[named], folder, accept=job.config.accept_changed_files)
+        except ConfigError as error:
+            raise ConfigError(f"sweep not started; job [{text}]: {error}") from error
 
 
 def _settings(hydra: DictConfig) -> IsolatedConfig:

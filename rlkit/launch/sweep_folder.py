@@ -28,7 +28,7 @@ from rlkit.tracking.files import write_atomic
 
 # Where a run lives, how it is watched and when it gives up. Steps and memory do count: another
 # number of steps is another result to report.
-_NOT_HASHED = ("run_dir", "resume", "tracker", "stop")
+_NOT_HASHED = ("run_dir", "resume", "accept_changed_files", "tracker", "stop")
 
 
 class Job(NamedTuple):
