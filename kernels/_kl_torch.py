@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.kernels._head import LogitMap
+from rlkit.kernels.lm_head import LogitMap
 
 
 class Chunk(NamedTuple):
@@ -19,8 +19,12 @@ class Chunk(NamedTuple):
 
 
 def fits(hidden: Tensor, top_k: int | None) -> bool:
-    """Whether the fused kernel, which has no top k, takes these rows."""
-    return hidden.is_cuda and hidden.dtype == torch.bfloat16 and top_k is None
+    """Whether the fused kernel takes these rows: it has no top k, and needs Ampere for bfloat16."""
+    if not hidden.is_cuda or top_k is not None:
+        return False
+    if hidden.dtype == torch.bfloat16:
+        return torch.cuda.get_device_capability(hidden.device) >= (8, 0)
+    return hidden.dtype == torch.float16
 
 
 def fused_chunk(
@@ -28,16 +32,27 @@ def fused_chunk(
     ref_product: Tensor,
     logit_map: LogitMap,
     *,
+    dtype: torch.dtype,
     reverse: bool,
-    top_k: int | None,
     gradient: bool,
 ) -> Chunk:
-    """`chunk` by one kernel; without `top_k`."""
+    """Does what `chunk` does with one kernel, without `top_k`.
+
+    Args:
+        product: Float32 products h W^T (R, V) of the policy.
+        ref_product: Those of the reference.
+        logit_map: The map from products to logits.
+        dtype: That of the hidden states, bfloat16 or float16; the gradient gets it too.
+        reverse: Whether it is KL(policy || ref).
+        gradient: Whether the gradient is wanted.
+
+    Returns:
+        The values and, if wanted, the gradient.
+    """
     from rlkit.kernels._kl_triton import kl_rows
 
-    values = product.new_empty(len(product))
-    dz = kl_rows(product, ref_product, logit_map, values, reverse=reverse, gradient=gradient)
-    return Chunk(values, dz, 1.0)
+    found = kl_rows(product, ref_product, logit_map, dtype, reverse=reverse, gradient=gradient)
+    return Chunk(*found)
 
 
 def chunk(
@@ -49,7 +64,19 @@ def chunk(
     top_k: int | None,
     gradient: bool,
 ) -> Chunk:
-    """Of the rows of both products h W^T, which are overwritten."""
+    """The KL of some rows from both products h W^T (R, V), which are overwritten.
+
+    Args:
+        product: Products of the policy.
+        ref_product: Products of the reference.
+        logit_map: The map from products to logits.
+        reverse: Whether it is KL(policy || ref).
+        top_k: Words kept apart from one bucket of all others; None keeps all apart.
+        gradient: Whether the gradient is wanted.
+
+    Returns:
+        The values and, if wanted, the gradient.
+    """
     z = logit_map.apply_(product)
     ref_logps = logit_map.apply_(ref_product).log_softmax(1)
     slope = logit_map.slope(z) if gradient else None

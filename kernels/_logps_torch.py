@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rlkit.kernels._head import LogitMap, check_range_now, matmul, working
+from rlkit.kernels.lm_head import LogitMap, check_range_now, matmul, working
+from rlkit.kernels.workspace import chunked_row_bytes
 
 
 class Forward(NamedTuple):
@@ -49,11 +50,6 @@ def chunks(num_rows: int, row_bytes: int, workspace_bytes: int) -> Iterator[slic
         yield slice(start, min(start + step, num_rows))
 
 
-def row_bytes(weight: Tensor) -> int:
-    """Temporary bytes per row: logits and two passes over them in the accumulators' dtype."""
-    return weight.shape[0] * 3 * max(4, weight.itemsize)
-
-
 def forward(
     hidden: Tensor,
     weight: Tensor,
@@ -74,7 +70,8 @@ def forward(
         doubt=hidden.new_empty(rows, dtype=wide),
         direction=torch.empty_like(hidden) if jacobian else None,
     )
-    for chunk in chunks(rows, row_bytes(weight), workspace_bytes):
+    row_bytes = chunked_row_bytes(len(weight), weight.itemsize)
+    for chunk in chunks(rows, row_bytes, workspace_bytes):
         z = logit_map.apply_(matmul(working(hidden[chunk]), head.T))
         _forward_chunk(z, head, targets[chunk, None].long(), logit_map, chunk, out)
     return out
@@ -136,7 +133,9 @@ def backward(
     grad_hidden = torch.empty_like(hidden) if needs[0] else None
     grad_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
     grad_bias = weight.new_zeros(weight.shape[0], dtype=wide) if needs[2] else None
-    for chunk in chunks(hidden.shape[0], row_bytes(weight), workspace_bytes):
+    for chunk in chunks(
+        hidden.shape[0], chunked_row_bytes(len(weight), weight.itemsize), workspace_bytes
+    ):
         h, y = working(hidden[chunk]), targets[chunk, None].long()
         z = logit_map.apply_(matmul(h, head.T))
         slope = logit_map.slope(z)

@@ -1,8 +1,12 @@
-"""Fused `selected_logps` on Hopper GPUs: exponentials in the epilogue of the head's matmul.
+"""Fused `selected_logps` on GPUs from Ampere on: exponentials in the epilogue of the head's matmul.
 
 Anchored at the target, E_v = exp(z_v - z_y) with E_y = 0 needs no running maximum, so one pass
 over the products suffices, and E in bfloat16 (float32's exponents) goes straight into a BLAS
 matmul: S = sum_v E_v, logps = -log1p(S), dlogps/dh = gain S/(1+S) (d_y W_y - sum_v E_v d_v W_v/S).
+
+float16 ends at 2^16, so there every tile of a row is stored relative to its largest word, and one
+pass over E brings the tiles of a row to a common power of two. Logps are sums in float32 and do not
+need it. The backward pass of a float16 head that trains is the chunked one.
 """
 
 from __future__ import annotations
@@ -12,21 +16,25 @@ import math
 import torch
 from torch import Tensor
 
+from rlkit.kernels import _logps_kernels as kernels
 from rlkit.kernels import _logps_torch
-from rlkit.kernels import _triton_kernels as kernels
-from rlkit.kernels._head import LogitMap, add_matmul_, check_range, matmul, working
-from rlkit.kernels._logps_torch import Forward, Grads, chunks
-from rlkit.kernels._triton_launch import (
+from rlkit.kernels._logps_launch import (
     Chunk,
+    Stored,
     Sums,
     aligned,
     anchor,
     check,
     chunk_rows,
     exponentials,
+    multiprocessors,
+    tiling_for,
     units,
     weighted_exponentials,
 )
+from rlkit.kernels._logps_torch import Forward, Grads, chunks
+from rlkit.kernels.lm_head import LogitMap, add_matmul_, check_range, matmul, working
+from rlkit.kernels.tilings import Tiling
 
 _OVERFLOW = 2.0**100
 """Rows with S above it (a word 69 nats above the target) are done again by `_logps_torch`."""
@@ -41,9 +49,28 @@ def forward(
     entropy: bool,
     jacobian: bool,
     workspace_bytes: int,
+    tiling: Tiling | None = None,
 ) -> Forward:
-    """As `_logps_torch.forward`, for bfloat16."""
+    """Does what `_logps_torch.forward` does, for bfloat16 and float16.
+
+    Args:
+        hidden: Hidden states (N, D), D a multiple of 8.
+        weight: The head (V, D).
+        targets: Words (N,); checked against [0, V) after the kernels have run.
+        logit_map: The map from products to logits.
+        entropy: Whether the entropies are wanted.
+        jacobian: Whether the directions of dlogps/dh are wanted.
+        workspace_bytes: Bound on temporary memory.
+        tiling: The cut of the kernel; None means the card's own.
+
+    Returns:
+        The results per row.
+
+    Raises:
+        ValueError: Where the inputs or the card do not fit, or a target is no word.
+    """
     check(hidden)
+    plan = tiling_for(hidden.device) if tiling is None else tiling
     hidden, weight = aligned(hidden), aligned(weight)
     total = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     moment = torch.empty_like(total) if entropy else None
@@ -52,16 +79,16 @@ def forward(
         0, len(weight) - 1
     ).contiguous()  # the kernels read these words before the verdict
     verdict = None
-    step = chunk_rows(weight, store=jacobian, workspace_bytes=workspace_bytes)
+    step = _step(weight, plan, store=jacobian, workspace_bytes=workspace_bytes)
     for rows in chunks(len(hidden), 1, step):
-        chunk = anchor(hidden[rows], weight, safe[rows], logit_map)
+        chunk = anchor(hidden[rows], weight, safe[rows], logit_map, plan)
         sums = Sums(total[rows], None if moment is None else moment[rows])
-        e = exponentials(chunk, sums, store=jacobian)
+        stored = exponentials(chunk, sums, store=jacobian)
         if rows.stop == len(hidden):
             verdict = _Verdict(targets, total)
-        if e is not None and direction is not None:
-            _directions(chunk, sums.total, e, direction[rows])
-        del e  # before the next chunk's is allocated
+        if stored is not None and direction is not None:
+            _directions(chunk, sums.total, stored, direction[rows])
+        del stored  # before the next chunk's is allocated
     others = torch.log1p(total)
     out = Forward(
         logps=-others,
@@ -75,6 +102,13 @@ def forward(
         if not fits:
             _redo_overflows(hidden, weight, targets, logit_map, out, total, workspace_bytes)
     return out
+
+
+def _step(weight: Tensor, plan: Tiling, *, store: bool, workspace_bytes: int) -> int:
+    count = multiprocessors(weight.device)
+    return chunk_rows(
+        weight, plan, multiprocessors=count, store=store, workspace_bytes=workspace_bytes
+    )
 
 
 class _Verdict:
@@ -100,15 +134,17 @@ class _Verdict:
         return low, high, bool(fits)
 
 
-def _directions(chunk: Chunk, total: Tensor, e: Tensor, out: Tensor) -> None:
+def _directions(chunk: Chunk, total: Tensor, stored: Stored, out: Tensor) -> None:
     """The gradient directions of a chunk, as in `_logps_torch.Forward`."""
     weight, logit_map = chunk.weight, chunk.logit_map
-    product = matmul(working(e), working(weight))
+    product = matmul(working(stored.e), working(weight))
     scales = torch.frexp(total / (1 + total)).mantissa * logit_map.gain
     cap, _ = units(logit_map)
+    levels = total if stored.levels is None else stored.levels
     kernels.directions[(len(out),)](
-        total, chunk.anchors, scales, product, weight, chunk.targets, out, weight.stride(0),
-        out.stride(0), out.shape[1], cap, SOFTCAP=logit_map.softcap is not None, BLOCK_D=1024,
+        total, chunk.anchors, scales, levels, product, weight, chunk.targets, out,
+        weight.stride(0), out.stride(0), out.shape[1], cap,
+        SOFTCAP=logit_map.softcap is not None, SHIFTED=stored.levels is not None, BLOCK_D=1024,
         num_warps=4,
     )  # fmt: skip
 
@@ -149,13 +185,30 @@ def backward(
     *,
     needs: tuple[bool, bool, bool],
     workspace_bytes: int,
+    tiling: Tiling | None = None,
 ) -> Grads:
-    """As `_logps_torch.backward`: d loss / d z is E (alpha + beta log2 E) but for the target.
+    """Does what `_logps_torch.backward` does: d loss / d z is E (alpha + beta log2 E) for others.
 
     p_v = p_y E_v and log p_v = log E_v + logps, so that alpha = -p_y (g + g_H (logps + H)) and
-    beta = -p_y g_H log 2.
+    beta = -p_y g_H log 2. Rows that overflow, and float16, take the chunked path.
+
+    Args:
+        hidden: Hidden states (N, D).
+        weight: The head (V, D).
+        targets: Words (N,), each in [0, V).
+        logit_map: The map from products to logits.
+        result: What `forward` returned.
+        grad_logps: Upstream gradients of the logps (N,).
+        grad_entropy: Upstream gradients of the entropies (N,), or None.
+        needs: Whether hidden, weight and bias need gradients.
+        workspace_bytes: Bound on temporary memory.
+        tiling: The cut of the kernel; None means the card's own.
+
+    Returns:
+        The gradients in the inputs' dtypes.
     """
-    if not bool((result.logps > -math.log(_OVERFLOW)).all()):
+    fits = hidden.dtype == torch.bfloat16 and (result.logps > -math.log(_OVERFLOW)).all()
+    if not bool(fits):
         return _logps_torch.backward(
             hidden,
             weight,
@@ -167,6 +220,7 @@ def backward(
             needs=needs,
             workspace_bytes=workspace_bytes,
         )
+    plan = tiling_for(hidden.device) if tiling is None else tiling
     h, w, targets = aligned(hidden), aligned(weight), targets.contiguous()
     alpha, beta, dz_y = _row_weights(result, grad_logps, grad_entropy)
     out = Grads(
@@ -174,8 +228,9 @@ def backward(
         torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None,
         torch.zeros(len(weight), device=weight.device) if needs[2] else None,
     )
-    for rows in chunks(len(h), 1, chunk_rows(w, store=True, workspace_bytes=workspace_bytes)):
-        chunk = anchor(h[rows], w, targets[rows], logit_map)
+    step = _step(w, plan, store=True, workspace_bytes=workspace_bytes)
+    for rows in chunks(len(h), 1, step):
+        chunk = anchor(h[rows], w, targets[rows], logit_map, plan)
         dz = weighted_exponentials(chunk, alpha[rows], beta[rows])
         at_target = dz_y[rows, None] * _target_slopes(chunk)
         _add_grads(chunk, dz, at_target, rows, out)

@@ -14,6 +14,15 @@ def with_row_gradient(hidden: Tensor, values: Tensor, factor: Tensor, direction:
 
     The backward pass multiplies `direction` in place and returns it: it runs once, and what it
     needs is never larger than one copy of `hidden`. The caller must let go of `direction`.
+
+    Args:
+        hidden: Hidden states (N, D), which get the gradient.
+        values: Values (N,), already computed.
+        factor: Factors (N,).
+        direction: Directions (N, D) in hidden's dtype; overwritten in the backward pass.
+
+    Returns:
+        The values, attached to `hidden`.
     """
     function: Any = _RowGradient
     attached: Tensor = function.apply(hidden, values, factor, direction)

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlkit.kernels._head import WORKSPACE_BYTES, LogitMap, check_head, matmul, working
 from rlkit.kernels._kl_torch import Chunk, chunk, fits, fused_chunk
 from rlkit.kernels._logps_torch import add_grad_weight, chunks
 from rlkit.kernels._row_gradient import with_row_gradient
+from rlkit.kernels.lm_head import LogitMap, check_head, matmul, working
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 
 
 class Direction(StrEnum):
@@ -59,10 +60,28 @@ def kl_exact(
         forward  sum -q d      gradient in the logits  p_v - q_v
 
     Float32 (float64 for float64 inputs) results; each row is a sum of terms >= 0, so nearly equal
-    distributions lose no digits to cancellation. Temporary memory stays below `workspace_bytes`.
+    distributions lose no digits to cancellation. Source: the definition; the gradients are derived
+    in docs/kernels.md.
 
-    Raises ValueError, naming the argument, for shapes, dtypes, devices or ranges that do not fit.
-    Source: the definition; the gradients are derived in docs/kernels.md.
+    Args:
+        hidden: Last hidden states of the policy.
+        ref_hidden: Those of the reference.
+        weight: The head.
+        direction: Which distribution the log ratio is averaged under.
+        top_k: Words kept apart, >= 1; None keeps all.
+        temperature: Divides the logits; > 0.
+        logit_scale: Multiplies the products; not 0.
+        softcap: Bound of the logits before the temperature; None means no bound.
+        bias: Added to the products.
+        ref_weight: The reference's head; None means the policy's, detached.
+        ref_bias: The reference's bias, likewise.
+        workspace_bytes: Bound on temporary memory.
+
+    Returns:
+        KL per row.
+
+    Raises:
+        ValueError: Where a shape, dtype, device or range does not fit; it names the argument.
     """
     logit_map = LogitMap(temperature, logit_scale, softcap, bias)
     check_head(hidden, weight, logit_map)
@@ -88,11 +107,22 @@ def kl_exact(
         for rows, found in call.chunks(hidden, head, gradient=learns):
             values[rows] = found.values
             if gradient is not None and found.dz is not None:
-                gradient[rows] = matmul(found.dz.to(head.dtype), head)
-                factor[rows] = found.factor * logit_map.gain
+                product = matmul(found.dz.to(head.dtype), head)
+                scale = found.factor * logit_map.gain
+                if hidden.dtype == torch.float16:
+                    sizes = _powers_of_two(product)
+                    product.div_(sizes[:, None])
+                    scale = scale * sizes
+                gradient[rows], factor[rows] = product, scale
     if gradient is None:
         return values
     return with_row_gradient(hidden, values, factor, gradient)
+
+
+def _powers_of_two(product: Tensor) -> Tensor:
+    """The power of two above the largest number of each row (R,): float16 holds what is left."""
+    most = product.abs().amax(1)
+    return torch.ldexp(torch.ones_like(most), torch.frexp(most).exponent)
 
 
 class _Call(NamedTuple):
@@ -112,27 +142,28 @@ class _Call(NamedTuple):
         """The divergence of all rows, as many at a time as the workspace holds."""
         same = self.ref_weight.data_ptr() == head.data_ptr()
         ref_head = head if same else working(self.ref_weight)
-        compute = fused_chunk if fits(hidden, self.top_k) else chunk
-        row_bytes = len(head) * (10 if compute is fused_chunk else 6 * max(4, head.itemsize))
+        fused = fits(hidden, self.top_k)
+        row_bytes = len(head) * (10 if fused else 6 * max(4, head.itemsize))
         for rows in chunks(len(hidden), row_bytes, self.workspace_bytes):
             ref_product = matmul(working(self.ref_hidden[rows]), ref_head.T)
             if self.ref_bias is not None and self.logit_map.bias is not None:
                 ref_product.add_(self.ref_bias - self.logit_map.bias)
-            yield (
-                rows,
-                compute(
-                    matmul(working(hidden[rows]), head.T),
-                    ref_product,
-                    self.logit_map,
-                    reverse=self.reverse,
-                    top_k=self.top_k,
-                    gradient=gradient,
-                ),
-            )
+            product = matmul(working(hidden[rows]), head.T)
+            if fused:
+                found = fused_chunk(
+                    product, ref_product, self.logit_map, dtype=hidden.dtype,
+                    reverse=self.reverse, gradient=gradient,
+                )  # fmt: skip
+            else:
+                found = chunk(
+                    product, ref_product, self.logit_map, reverse=self.reverse,
+                    top_k=self.top_k, gradient=gradient,
+                )  # fmt: skip
+            yield rows, found
 
 
 class _TwoPass(torch.autograd.Function):
-    """Of a head that trains: keeps the inputs and computes the logits again in backward."""
+    """Serves a head that trains: keeps the inputs and computes the logits again in backward."""
 
     @staticmethod
     def forward(
@@ -197,7 +228,7 @@ def _ref_part(name: str, ref: Tensor | None, own: Tensor) -> Tensor:
 
 
 def _on(hidden: Tensor) -> AbstractContextManager[None]:
-    """Triton launches on the current device: makes that hidden's."""
+    """Makes hidden's device the current one, on which Triton launches."""
     device: Any = torch.cuda.device_of
     context: AbstractContextManager[None] = device(hidden)
     return context

@@ -1,12 +1,13 @@
-"""What transformers' decoder layers do between their matmuls, each in one pass over memory.
+"""The operations between the matmuls of a decoder layer, each in one pass over memory.
 
-As exact as transformers' own code, which needs six kernels and float32 copies for a norm.
-For frozen models in 16 bits on a GPU; `takes` says whether a tensor is one of these. On the meta
-device they allocate what they would on a GPU, so that a memory plan can be made from them.
+They are as exact as transformers' own code, which needs six kernels and float32 copies for a norm.
+They serve models in 16 bits on a GPU; `takes` says whether a tensor fits. On the meta device they
+allocate what they would on a GPU, so that a memory plan can be made from them.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,15 +22,22 @@ _SUM_ROWS, _SUM_TILES = 32, 8
 
 
 def power_of_two(number: int) -> int:
-    """The least that is not smaller."""
+    """The least power of two that is not smaller than `number`."""
     return 1 << (number - 1).bit_length()
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernels of this module are for `x`."""
+    """Whether the kernels of this module take `x`; cards before 8.0 have no bfloat16."""
     if x.dtype not in (torch.bfloat16, torch.float16) or x.shape[-1] > _MAX_ROW:
         return False
+    if x.dtype == torch.bfloat16 and x.is_cuda:
+        return _has_bfloat16(x.device)
     return x.is_cuda or x.is_meta
+
+
+@cache
+def _has_bfloat16(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -64,7 +72,7 @@ class Uses(NamedTuple):
 
 
 def uses_of(index: Tensor, num_rows: int) -> Uses:
-    """Made once for all gathers by `index` (K,) from `num_rows` rows; does not wait for a GPU."""
+    """The uses of `index` (K,) in `num_rows` rows, for all gathers by it; never waits for a GPU."""
     rows, order = index.sort(stable=True)
     numbers = torch.arange(num_rows + 1, device=index.device)
     return Uses(order, torch.searchsorted(rows, numbers))
@@ -158,7 +166,17 @@ class _SwiGLUJoined(torch.autograd.Function):
 
 
 def _swiglu(gate: Tensor, up: Tensor, y: Tensor, *, skip: int) -> Tensor:
-    """Into `y`, contiguous; between two rows of gate, and of up, lie `skip` numbers."""
+    """Fills `y`, contiguous; between two rows of gate, and of up, lie `skip` numbers.
+
+    Args:
+        gate: Gate projections (..., F).
+        up: Up projections (..., F).
+        y: The output (..., F).
+        skip: Numbers of something else after each row of gate and of up.
+
+    Returns:
+        `y`.
+    """
     if not y.is_meta:
         kernels, grid = _flat_launch(y)
         kernels.swiglu_forward[grid](

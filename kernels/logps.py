@@ -6,6 +6,7 @@ The method, its derivation and measurements: docs/kernels.md.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,24 +15,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlkit.kernels import _logps_torch, reference
-from rlkit.kernels._head import (
-    WORKSPACE_BYTES,
+from rlkit.kernels._logps_torch import Forward, power_of_two
+from rlkit.kernels._row_gradient import with_row_gradient
+from rlkit.kernels._self_test import fused_runs
+from rlkit.kernels.lm_head import (
     LogitMap,
     check_head,
     check_range_now,
     check_targets,
 )
-from rlkit.kernels._logps_torch import Forward, power_of_two
-from rlkit.kernels._row_gradient import with_row_gradient
+from rlkit.kernels.tilings import Tiling
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 
 
 class Impl(StrEnum):
     """Which code computes it. All agree to rounding."""
 
     auto = "auto"
-    """`triton` for bfloat16 on GPUs it was measured on (compute capability 9.0), else `torch`."""
+    """`triton` for 16 bits on GPUs from capability 8.0 on that pass a self-test, else `torch`."""
     triton = "triton"
-    """Fused kernels; bfloat16, D a multiple of 8, CUDA (or TRITON_INTERPRET=1)."""
+    """Fused kernels; 16 bits, D a multiple of 8, CUDA (or TRITON_INTERPRET=1)."""
     torch = "torch"
     """Chunked PyTorch; any device and dtype."""
     reference = "reference"
@@ -69,6 +72,7 @@ def selected_logps(
     entropy: EntropyMode = EntropyMode.none,
     impl: Impl = Impl.auto,
     workspace_bytes: int = WORKSPACE_BYTES,
+    tiling: Tiling | None = None,
 ) -> Logps:
     """log softmax(z)[target] of z = softcap(logit_scale (h W^T + bias)) / temperature, per row.
 
@@ -79,24 +83,43 @@ def selected_logps(
     backward pass computes the logits again. Logps are bitwise the same in all cases.
 
     `hidden` and `weight` share dtype and device; products are accumulated in float32. Leave masked
-    rows out beforehand: `rlkit.kernels.compact`. `workspace_bytes` bounds temporary memory.
+    rows out beforehand: `rlkit.kernels.compact`. Source: docs/kernels.md; the frozen-head gradient
+    follows from eq. 1 there.
 
-    Raises ValueError, naming the argument, for shapes, dtypes, devices or ranges that do not fit.
-    Source: docs/kernels.md; the frozen-head gradient follows from eq. 1 there.
+    Args:
+        hidden: Last hidden states.
+        weight: The head.
+        targets: Words, each in [0, V).
+        temperature: Divides the logits; > 0.
+        logit_scale: Multiplies the products; not 0.
+        softcap: Bound of the logits before the temperature; None means no bound.
+        bias: Added to the products.
+        entropy: Whether the entropies are returned, and differentiable.
+        impl: Which code computes it.
+        workspace_bytes: Bound on temporary memory.
+        tiling: Forces a cut of the fused kernels, for tests and benchmarks; None means the card's.
+
+    Returns:
+        Logps, and entropies where they were asked for.
+
+    Raises:
+        ValueError: Where a shape, dtype, device or range does not fit; it names the argument.
     """
     logit_map = LogitMap(temperature, logit_scale, softcap, bias)
     check_head(hidden, weight, logit_map)
     check_targets(targets, hidden)
     if workspace_bytes <= 0:
         raise ValueError(f"workspace_bytes must be > 0, got {workspace_bytes}")
+    if tiling is not None and impl not in (Impl.auto, Impl.triton):
+        raise ValueError(f"tiling must be None unless impl is auto or triton, got {tiling}")
     if impl == Impl.auto:
-        impl = _choose(hidden)
+        impl = _choose(hidden) if tiling is None else Impl.triton
     if impl == Impl.reference:
         check_range_now(targets, weight.shape[0])
         logps, h = reference.selected_logps(hidden, weight, targets, logit_map)
         kept = {EntropyMode.none: None, EntropyMode.value: h.detach()}
         return Logps(logps, kept.get(entropy, h))
-    call = _Call(logit_map, impl, entropy != EntropyMode.none, workspace_bytes)
+    call = _Call(logit_map, impl, entropy != EntropyMode.none, workspace_bytes, tiling)
     learns_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     learns_entropy = entropy == EntropyMode.differentiable and hidden.requires_grad
     if not torch.is_grad_enabled() or not (learns_head or hidden.requires_grad):
@@ -114,10 +137,9 @@ def selected_logps(
 
 
 def _choose(hidden: Tensor) -> Impl:
-    fits = hidden.is_cuda and hidden.dtype == torch.bfloat16 and hidden.shape[1] % 8 == 0
-    if fits and torch.cuda.get_device_capability(hidden.device) == (9, 0):
-        return Impl.triton
-    return Impl.torch
+    if not hidden.is_cuda or hidden.itemsize != 2 or hidden.shape[1] % 8:
+        return Impl.torch
+    return Impl.triton if fused_runs(hidden.device, hidden.dtype) else Impl.torch
 
 
 class _Call(NamedTuple):
@@ -127,18 +149,19 @@ class _Call(NamedTuple):
     impl: Impl
     entropy: bool
     workspace_bytes: int
+    tiling: Tiling | None
 
     def forward(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, *, jacobian: bool
     ) -> Forward:
-        forward = _logps_torch.forward
+        forward: Any = _logps_torch.forward
         if self.impl == Impl.triton:
             from rlkit.kernels import _logps_triton
 
-            forward = _logps_triton.forward
+            forward = partial(_logps_triton.forward, tiling=self.tiling)
         device: Any = torch.cuda.device_of  # Triton launches on the current device
         with torch.no_grad(), device(hidden):
-            return forward(
+            found: Forward = forward(
                 hidden,
                 weight,
                 targets,
@@ -147,6 +170,7 @@ class _Call(NamedTuple):
                 jacobian=jacobian,
                 workspace_bytes=self.workspace_bytes,
             )
+        return found
 
 
 class _TwoPass(torch.autograd.Function):
@@ -171,11 +195,11 @@ class _TwoPass(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         hidden, weight, bias, targets, logps, doubt, entropy = ctx.saved_tensors
         call: _Call = ctx.call
-        run = _logps_torch.backward
+        run: Any = _logps_torch.backward
         if call.impl == Impl.triton:
             from rlkit.kernels import _logps_triton
 
-            run = _logps_triton.backward
+            run = partial(_logps_triton.backward, tiling=call.tiling)
         grads = run(
             hidden,
             weight,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlkit.kernels._head import LogitMap
+from rlkit.kernels.lm_head import LogitMap
 
 
 def logits(
@@ -33,7 +33,17 @@ def selected_logps(
     targets: Int[Tensor, " N"],
     logit_map: LogitMap,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """log p(target) and the entropy -sum_v p_v log p_v, both differentiable in every input."""
+    """log p(target) and the entropy -sum_v p_v log p_v, both differentiable in every input.
+
+    Args:
+        hidden: Hidden states.
+        weight: The head.
+        targets: Words, each in [0, V).
+        logit_map: The map from products to logits.
+
+    Returns:
+        Logps and entropies (N,), in nats.
+    """
     logps = logits(hidden, weight, logit_map).log_softmax(-1)
     entropy = -(logps.exp() * logps).sum(-1)
     return logps.gather(1, targets.long()[:, None]).squeeze(1), entropy

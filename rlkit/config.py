@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
 from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.generation import GeneratorConfig, VLLMGeneratorConfig, VLLMServerConfig
-from rlkit.generation.vllm.config import Products, Quantization, further_options
+from rlkit.generation import GeneratorConfig
+from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Schema
@@ -143,6 +143,8 @@ _NOT_IDENTITY = (
     *("tracker", "checkpoint", "steps", "stop", "memory"),
 )
 _IDENTITY_AFTER_ALL = "memory.quant."
+NAMES = ("algorithm.preset",)
+"""Leaves that only say what others are called."""
 
 
 def require(holds: bool, key: str, rule: str, value: object) -> None:
@@ -158,14 +160,8 @@ def _check_full(config: Config) -> None:
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
     critic = isinstance(config.algorithm, PPOConfig)
     require(not critic, "algorithm", f"one without a critic {having}", "ppo")
-    generator = config.generator
-    server = isinstance(generator, VLLMServerConfig)
-    require(not server, "generator", f"auto, vllm or hf {having}", "vllm_server")
-    if isinstance(generator, VLLMGeneratorConfig):
-        in_nf4, products = generator.quantization, generator.lora
-        key = "generator.quantization"
-        require(in_nf4 is Quantization.none, key, f"none {having}", in_nf4.value)
-        require(products is Products.auto, "generator.lora", f"auto {having}", products.value)
+    if isinstance(config.generator, GeneratorConfig):
+        config.generator.check_full_weights()
 
 
 def register() -> None:
@@ -182,6 +178,11 @@ def schemas() -> list[Schema]:
     """The dataclass of every option of every group."""
     packages = (algorithms, generation, models, rewards, tabular, tasks, tracking)
     return [schema for package in packages for schema in package.SCHEMAS]
+
+
+def algorithm_name(config: Config) -> str:
+    """What was chosen as the algorithm: the preset (gspo, xpo), not the class that it sets up."""
+    return config.algorithm.preset or option_of("algorithm", config.algorithm)
 
 
 def option_of(group: str, chosen: object) -> str:
@@ -214,7 +215,8 @@ def identity(config: Config) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(config).items()
-        if key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+        if (key.split(".")[0] not in _NOT_IDENTITY and key not in NAMES)
+        or key.startswith(_IDENTITY_AFTER_ALL)
     }
 
 

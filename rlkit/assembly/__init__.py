@@ -4,5 +4,5 @@ assemble         a run of a language model        tabular_run    a run of an exa
 load             memory plan, engine and model    generators     the configured generator
 from_config      what the loop takes from the configuration
 worst_step       the plan against the device      device         device and threads
-parts, model_run what a run is made of
+model_run        the record of a run that is ready to train
 """

@@ -1,41 +1,258 @@
-"""A training run of a language model, as `rlkit.launch.prepare` hands it to a job."""
+"""A run of a language model, loaded and checked: its parts, and what a job does with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rlkit.assembly.assemble import initial_state, make_trainer, run_info
-from rlkit.assembly.parts import Parts
-from rlkit.tracking.base import RunInfo, Tracker
+import torch
+
+from rlkit.algorithms import Warmup
+from rlkit.assembly.from_config import (
+    EVALUATION_SEED,
+    new_state,
+    resamples,
+    schedule_of,
+    shuffle_seed,
+    update_settings,
+)
+from rlkit.assembly.generators import new_generator
+from rlkit.config import Config, algorithm_name, flatten
+from rlkit.generation import Progress, sample_seed
+from rlkit.models.load import BaseModel
+from rlkit.models.save import MODEL_FOLDER, save_model
+from rlkit.plan.device import Meter
+from rlkit.plan.of_config import Planned
+from rlkit.plan.run import record
+from rlkit.policy.full_weights import FullWeights
+from rlkit.policy.lora import LoRA
+from rlkit.policy.lora_files import ADAPTER_FOLDER, save_adapter
+from rlkit.policy.policy import CRITIC_PREFIX, Policy
+from rlkit.rewards.pool import RewardPool
+from rlkit.tasks import Split, Task, train_indices
+from rlkit.tasks.render import render_all
+from rlkit.tracking.base import Phase, RunInfo, Tracker
+from rlkit.training.buffer import Group
+from rlkit.training.collect import Collector, score_rollouts
+from rlkit.training.divergence import DivergenceMeter, EvalKL
+from rlkit.training.evaluate import Evaluator
+from rlkit.training.loss_scale import FLOAT16
 from rlkit.training.stopping import StopRequest
 from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState
+from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
+
+if TYPE_CHECKING:
+    from rlkit.generation.vllm.engine import Engine
+    from rlkit.generation.vllm.lora import Injector
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRun:
-    """`rlkit.assembly.assemble` over one set of parts."""
+    """The one record of a run that is ready to train: everything is resolved once, in here.
 
-    parts: Parts
+    `rlkit.assembly.assemble` makes it before the run has a folder; see
+    `rlkit.launch.prepare.Prepared` for what a job does with it.
+    """
+
+    config: Config
+    """The user's, with `auto` of the generator resolved: the run's identity, kept in its folder."""
+    planned: Planned
+    """The memory plan, and the effective configuration, which asks for exactly what it gives."""
+    meter: Meter
+    """Measures what the run takes of the device."""
+    device: torch.device
+    base: BaseModel
+    policy: Policy
+    task: Task
+    rewards: RewardPool
+    engine: Engine | None
+    """The generator's own engine, started before the model whose weights it may share."""
+    injector: Injector | None
+    """Hands the adapter to `engine`."""
+    resources: ExitStack
+    """Ends reward processes, engine and generator, the last started first."""
+    algorithm: Algorithm
+    warmup: Warmup | None
+    setting: Setting
+    sampling: SamplingConfig
+    train: Split
+    """The task's training split, without prompts that are too long if those are dropped."""
+    eval_prompts: Sequence[Prompt]
+
+    def close(self) -> None:
+        """End the generator, its engine and the reward processes; idempotent."""
+        self.resources.close()
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""
-        return initial_state(self.parts)
+        state = new_state(self.policy, self.config, critic_prefix=CRITIC_PREFIX)
+        if self.base.dtype is torch.float16:
+            state.loss_scale = FLOAT16
+        return state
 
     def trainer(self, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
-        """The training loop, observed by `tracker`."""
-        return make_trainer(self.parts, tracker, stop, run_dir=run_dir)
+        """The training loop, observed by `tracker`; a stop ends it between tokens or steps."""
+        config = self.config
+        record(self.planned.plan, run_dir)
+        generator = self._generator(tracker, stop)
+        collector = Collector(
+            generator=generator,
+            prompts=self.prompts,
+            rewards=self.rewards,
+            decode=self.decode,
+            seed=partial(sample_seed, config.seed),
+            sampling=self.sampling,
+            group_size=self.setting.group_size,
+            resample=resamples(config),
+        )
+        return Trainer(
+            algorithm=self.algorithm_at,
+            settings=update_settings(self.planned.config),
+            schedule=schedule_of(config),
+            collector=collector,
+            generator=generator,
+            evaluate=self._evaluator(generator, tracker),
+            tracker=tracker,
+            shuffle_seed=partial(shuffle_seed, config),
+            pad_token_id=self.base.tokenizer.pad_token_id,
+            device=self.device,
+            run_dir=run_dir,
+            stop=config.stop,
+            planned_bytes=self.planned.plan.peak,
+        )
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
         """What the tracker is told before the first step."""
-        return run_info(self.parts, run_dir=run_dir, versions=versions, first_step=first_step)
+        config = self.config
+        device = str(self.device)
+        if self.device.type == "cuda":
+            device = torch.cuda.get_device_name(self.device)
+        return RunInfo(
+            run_dir=run_dir,
+            name=run_dir.name,
+            task=self.task.name,
+            model=config.model.source,
+            algorithm=algorithm_name(config),
+            device=device,
+            dtype=str(self.base.dtype).removeprefix("torch."),
+            dtype_reason=self.base.notes[0],
+            num_steps=config.steps,
+            first_step=first_step,
+            prompts_per_step=config.prompts_per_step,
+            group_size=self.setting.group_size,
+            reward_names=tuple(self.rewards.names),
+            config=flatten(config),
+            versions=versions,
+        )
 
     def save(self, run_dir: Path) -> None:
-        """Write the adapter in PEFT's format, or the model."""
-        self.parts.save(run_dir)
+        """Write what was learnt: `adapter/` in PEFT's format, or the whole `model/`."""
+        tuning, base = self.policy.tuning, self.base
+        if isinstance(tuning, LoRA):
+            folder = run_dir / ADAPTER_FOLDER
+            save_adapter(folder, tuning, self.policy.adapter, base_model=base.location)
+        elif isinstance(tuning, FullWeights):
+            weights = tuning.copies(self.policy.adapter)
+            save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
 
-    def close(self) -> None:
-        """End the reward processes; idempotent."""
-        self.parts.close()
+    def algorithm_at(self, step: int) -> Algorithm:
+        """The algorithm of a step: the warm-up's at first, if there is one."""
+        warming_up = self.warmup is not None and step < self.warmup.num_steps
+        return self.warmup.algorithm if self.warmup and warming_up else self.algorithm
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids to text without special tokens."""
+        # Without clean-up: it would drop spaces before punctuation, which the model did sample.
+        return str(
+            self.base.tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
+        """The training prompts of a step."""
+        config = self.config
+        indices = train_indices(
+            config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
+        )
+        return render_prompts(self.task, self.train, indices, self.base, config)
+
+    def base_samples(self, count: int) -> list[Group]:
+        """At least `count` scored samples of the base model, on held-out prompts."""
+        generator = self._new_generator(lambda _: None)
+        generator.load_adapter(self.policy.adapter, 0)
+        prompts = self.eval_prompts[:count]
+        each = -(-count // len(prompts))
+        seeds = [
+            [sample_seed(EVALUATION_SEED, 0, p.index, i) for i in range(each)] for p in prompts
+        ]
+        rollouts = generator.generate(
+            prompts, num_samples=each, sampling=self.sampling, seeds=seeds
+        )
+        return score_rollouts(rollouts, self.rewards, self.decode)[0]
+
+    def _generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
+        """The configured generator, which `close` ends."""
+
+        def report(progress: Progress) -> None:
+            stop.check()
+            if progress.rows_done == progress.rows:  # an engine is about to give its cache back
+                self.meter.note()
+            tracker.progress(Phase.generate, progress.rows_done, progress.rows)
+
+        return self._new_generator(report)
+
+    def _new_generator(self, report: Callable[[Progress], None]) -> Generator:
+        generator = new_generator(
+            self.planned.config.generator,
+            self.base,
+            self.policy,
+            engine=self.engine,
+            injector=self.injector,
+            progress=report,
+        )
+        self.resources.callback(generator.close)
+        return generator
+
+    def _evaluator(self, generator: Generator, tracker: Tracker) -> Evaluator:
+        options = self.config.evaluation
+        return Evaluator(
+            generator=generator,
+            prompts=self.eval_prompts,
+            num_samples=options.samples_per_prompt,
+            sampling=self.sampling,
+            seed=partial(sample_seed, EVALUATION_SEED, 0),
+            decode=self.decode,
+            success=self.task.success,
+            rewards=self.rewards,
+            divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
+            tracker=tracker,
+        )
+
+    def _divergence(self, estimator: EvalKL) -> DivergenceMeter:
+        return DivergenceMeter(
+            learner=self.policy,
+            estimator=estimator,
+            temperature=self.sampling.temperature,
+            pad_token_id=self.base.tokenizer.pad_token_id,
+            device=self.device,
+            tokens_per_microbatch=self.config.memory.tokens_per_microbatch,
+        )
+
+
+def render_prompts(
+    task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
+) -> list[Prompt]:
+    """Examples `indices` of `split` as the model sees them."""
+    return render_all(
+        split,
+        indices,
+        base.tokenizer,
+        max_length=task.max_prompt_length,
+        overlong=config.task.overlong_prompts,
+    ).prompts

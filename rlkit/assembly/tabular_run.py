@@ -23,6 +23,7 @@ from rlkit.config import (
     ConfigError,
     DeviceChoice,
     EvaluationConfig,
+    algorithm_name,
     flatten,
     option_of,
 )
@@ -106,7 +107,7 @@ class TabularRun:
             name=run_dir.name,
             task=config.task.name,
             model=config.model.source,
-            algorithm=option_of("algorithm", config.algorithm),
+            algorithm=algorithm_name(config),
             device="cpu",
             dtype="float64",
             num_steps=config.steps,

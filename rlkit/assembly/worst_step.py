@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlkit.assembly.parts import Parts
+from rlkit.assembly.model_run import ModelRun
 from rlkit.config import ConfigError
 from rlkit.generation.vllm.weights import rest
 from rlkit.models.config import Switch
@@ -12,30 +12,45 @@ from rlkit.plan.parts import GB
 from rlkit.plan.rehearse import rehearse, worst_of
 
 Say = Callable[[str], None]
+_OWN_BESIDE = GB
+"""Bytes that libraries of this process (handles, graphs) may hold outside of torch's allocator."""
 
 
-def try_worst_step(parts: Parts, *, say: Say) -> None:
+def try_worst_step(run: ModelRun, *, say: Say) -> None:
     """Rehearse the worst micro-batch where `memory.dry_run` says so; raises ConfigError."""
-    wanted = parts.config.memory.dry_run
-    if wanted is Switch.off or (wanted is Switch.auto and parts.device.type != "cuda"):
+    wanted = run.config.memory.dry_run
+    if wanted is Switch.off or (wanted is Switch.auto and run.device.type != "cuda"):
         return
-    if parts.engine is not None:  # as in a step: it rests while the trainer computes
-        parts.meter.note()
-        rest(parts.engine)
-    made = parts.planned
-    worst = worst_of(made.plan, made.work, temperature=parts.sampling.temperature)
+    if run.engine is not None:  # as in a step: it rests while the trainer computes
+        run.meter.note()
+        rest(run.engine)
+    made = run.planned
+    worst = worst_of(made.plan, made.work, temperature=run.sampling.temperature)
     try:
-        peak = rehearse(parts.policy, parts.algorithm, worst, parts.meter)
+        peak = rehearse(run.policy, run.algorithm, worst, run.meter)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     say(f"worst step tried: {peak / GB:.2f} GB, planned {made.plan.training / GB:.2f} GB")
 
 
-def verdict(parts: Parts) -> str:
+def verdict(run: ModelRun) -> str:
     """One line that compares the plan with what the run took: the plan is an upper bound, for the
     longest prompts and completions."""
-    measured, predicted = parts.meter.peak(), parts.planned.plan.peak
-    planned, taken = f"memory: planned at most {predicted / GB:.2f} GB", f"{measured / GB:.2f} GB"
-    if parts.device.type != "cuda":
-        return f"{planned} of tensors; the process grew by {taken}, libraries included"
-    return f"{planned}, taken {taken} ({measured / predicted:.0%} of it)"
+    measured, predicted = run.meter.peak(), run.planned.plan.peak
+    if run.device.type != "cuda":
+        planned = f"memory: planned at most {predicted / GB:.2f} GB of tensors"
+        return f"{planned}; the process grew by {measured / GB:.2f} GB, libraries included"
+    return compared(predicted, on_device=measured, of_process=run.meter.of_process())
+
+
+def compared(predicted: int, *, on_device: int, of_process: int) -> str:
+    """The line for a card, in bytes; a card counts what all its processes hold together."""
+    planned = f"memory: planned at most {predicted / GB:.2f} GB"
+    beside = on_device - of_process
+    if beside <= _OWN_BESIDE:
+        return f"{planned}, taken {on_device / GB:.2f} GB ({on_device / predicted:.0%} of it)"
+    return (
+        f"{planned}, taken {of_process / GB:.2f} GB ({of_process / predicted:.0%} of it) by this "
+        f"process; {beside / GB:.2f} GB more came into use on the card, by other processes or "
+        f"libraries"
+    )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
-from rlkit.generation.demand import Demand, EngineChoice, Sampler
+from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
 from rlkit.schema import Schema
 from rlkit.types import Prompt, SamplingConfig
 
@@ -39,13 +39,21 @@ class GeneratorConfig:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """The sampling distribution, the same for every engine."""
 
-    def demand(self, *, row_tokens: int) -> Demand:
+    def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """What this generator takes of the device; `row_tokens`: longest prompt and completion."""
-        return Demand(Sampler.elsewhere, max_at_once=1)
+        return GeneratorDemand(Sampler.elsewhere, max_at_once=1)
 
     def with_choice(self, choice: EngineChoice) -> Self:
         """A copy that asks for exactly what the memory plan gives."""
         return self
+
+    def check_adapter_rank(self, rank: int) -> None:
+        """Raise ValueError when this generator has no room for adapters of `rank`."""
+        return
+
+    def check_full_weights(self) -> None:
+        """Raise ValueError when this generator cannot take weights that all train."""
+        return
 
 
 @dataclass(kw_only=True, slots=True)
@@ -70,9 +78,9 @@ class HFGeneratorConfig(GeneratorConfig):
             if value < least:
                 raise ValueError(f"generator.{key} must be >= {least}, got {value}")
 
-    def demand(self, *, row_tokens: int) -> Demand:
+    def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """Keys and values of as many rows as `max_rows` and `max_tokens` allow."""
-        return Demand(
+        return GeneratorDemand(
             Sampler.hf, max_at_once=max(1, min(self.max_rows, self.max_tokens // row_tokens))
         )
 

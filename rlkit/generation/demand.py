@@ -25,7 +25,7 @@ class Sampler(StrEnum):
     """A server: nothing on this device."""
 
 
-class Demand(NamedTuple):
+class GeneratorDemand(NamedTuple):
     """What a generator takes of the device, and what it leaves to the plan."""
 
     sampler: Sampler

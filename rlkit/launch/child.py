@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,9 +59,7 @@ def run(packed: str, folder: Path) -> int:
         from rlkit.launch.job import run_job
         from rlkit.launch.packed import unpack
 
-        config = unpack(packed)
-        config.run_dir = str(folder)
-        config.resume = Resume.auto
+        config = replace(unpack(packed), run_dir=str(folder), resume=Resume.auto)
         return run_job(config, run_dir=folder)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -37,27 +37,8 @@ _log = logging.getLogger(__name__)
 
 def run_job(config: Config, *, run_dir: Path) -> int:
     """Train. 0 = completed, 1 = failed, 2 = bad input and nothing written, 130 = interrupted."""
-    start = time.monotonic()
     try:
-        with stop_on_signals() as stop:
-            check_run_dir(config)
-            content = content_of(config)
-            accept = config.accept_changed_files
-            changes = check_content(content, run_dir, accept=accept)
-            config.memory.torch_threads = choose_threads(config.memory.torch_threads, run_dir)
-            torch.set_num_threads(config.memory.torch_threads)
-            with closing(prepare(config, say=print)) as prepared:
-                stop.check()
-                with claim(config, run_dir), _tracker(config, run_dir) as tracker:
-                    write_content(run_dir, content)
-                    for change in changes:
-                        tracker.message(Level.warning, f"accepted: {change}")
-                    outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
-                    write_outcome(run_dir, outcome)
-                    if config.tracker.report:
-                        write_page(run_dir)
-                    tracker.finish(outcome)
-                    return EXIT_CODES[outcome.status]
+        return EXIT_CODES[train_run(config, run_dir=run_dir).status]
     except ConfigError as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -67,6 +48,42 @@ def run_job(config: Config, *, run_dir: Path) -> int:
     except Interrupted as interrupted:
         print(f"rlkit: stopped before training began ({interrupted})", file=sys.stderr)
         return EXIT_CODES[Status.interrupted]
+
+
+def train_run(config: Config, *, run_dir: Path) -> Outcome:
+    """Train in `run_dir` and return how that ended, an error in mid-run included.
+
+    Raises:
+        ConfigError: bad input; nothing is written.
+        TrackingError: the run folder cannot be written.
+        Interrupted: a stop came before training began.
+    """
+    start = time.monotonic()
+    with stop_on_signals() as stop:
+        check_run_dir(config)
+        content = content_of(config)
+        changes = check_content(content, run_dir, accept=config.accept_changed_files)
+        config = _with_threads(config, run_dir)
+        torch.set_num_threads(config.memory.torch_threads)
+        with closing(prepare(config, say=print)) as prepared:
+            stop.check()
+            config = prepared.config
+            with claim(config, run_dir), _tracker(config, run_dir) as tracker:
+                write_content(run_dir, content)
+                for change in changes:
+                    tracker.message(Level.warning, f"accepted: {change}")
+                outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
+                write_outcome(run_dir, outcome)
+                if config.tracker.report:
+                    write_page(run_dir)
+                tracker.finish(outcome)
+                return outcome
+
+
+def _with_threads(config: Config, run_dir: Path) -> Config:
+    """A copy with the number of CPU threads that the run computes with."""
+    threads = choose_threads(config.memory.torch_threads, run_dir)
+    return replace(config, memory=replace(config.memory, torch_threads=threads))
 
 
 def _train(

@@ -51,7 +51,7 @@ _TABLES = (
 _MODULES = {
     Preload.nothing: (),
     Preload.tables: _TABLES,
-    Preload.models: (*_TABLES, "rlkit.assembly.model_run"),
+    Preload.models: (*_TABLES, "rlkit.assembly.assemble"),
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -85,9 +87,9 @@ def plan(arguments: Sequence[str]) -> Plan:
 
 def in_sweep(config: Config) -> Config:
     """`config` with what is another default in a sweep: a job that earns nothing ends by itself."""
-    if config.stop.no_signal_steps is None:
-        config.stop.no_signal_steps = STEPS_IN_A_SWEEP
-    return config
+    if config.stop.no_signal_steps is not None:
+        return config
+    return replace(config, stop=replace(config.stop, no_signal_steps=STEPS_IN_A_SWEEP))
 
 
 def _is_hydras(override: str) -> bool:
@@ -150,6 +152,8 @@ def _expand(overrides: Sequence[str], extra: Sequence[str]) -> tuple[DictConfig,
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's message in one line, with the option that was probably meant."""
+    if isinstance(error, OverrideParseException):
+        return _how_to_quote(error.override)
     if str(error).startswith("Error merging override") and error.__cause__ is not None:
         key = re.search(r"full_key: (\S+)", str(error.__cause__))
         reason = str(error.__cause__).splitlines()[0]
@@ -162,8 +166,14 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         return f"{wrong} is not an option{did_you_mean(wrong, known)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         wrong = match.group(1)
-        if wrong.startswith("reward.functions."):
-            return f"{wrong} is a new entry of reward.functions: write +{wrong}=..."
+        for open_map in ("reward.functions", "task.columns"):
+            if wrong.startswith(f"{open_map}."):
+                return f"{wrong} is a new entry of {open_map}: write +{wrong}=..."
+            if wrong == open_map:
+                given = next(
+                    (o for o in overrides if o.startswith(f"{wrong}=")), f"{wrong}={{...}}"
+                )
+                return f'{open_map} gets new entries: write "+{given}"'
         return f"{wrong} is not an option{did_you_mean(wrong, _known_keys(wrong, overrides))}"
     if match := re.search(
         r"Could not find '([^']+)/([^']+)' Available options in '[^']+': (.*)", text
@@ -174,6 +184,20 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         return f"{group} must be one of {', '.join(options)}, got {value}{hint}"
     text = re.sub(r" (?:full_key: (\S+)|object_type=\S+|Set the env\S* .*)", r" (\1)", text)
     return text.replace(" ()", "")
+
+
+def _how_to_quote(override: str) -> str:
+    """One line on an override that Hydra's grammar does not take as it stands."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"overrides must be KEY=VALUE, got {override}"
+    inner = value.strip("'\"").replace("\\", "\\\\").replace("'", "\\'")
+    quoted = f"{key}='{inner}'"
+    odd = sorted({c for c in value if c in "=#<>{}[]()@;|&!*?" or not c.isascii()})
+    holds = f" with {' '.join(odd)} in it" if odd else ""
+    plain = not any(c in quoted for c in '$`"\\!')
+    shell = f'"{quoted}"' if plain else shlex.quote(quoted)
+    return f"{key} must be quoted{holds}, got {value}: write {shell}"
 
 
 def _known_keys(wrong: str, overrides: Sequence[str]) -> list[str]:

@@ -17,6 +17,11 @@ from rlkit.training.update import TrainState
 class Prepared(Protocol):
     """A run whose parts are checked and loaded, before it has a folder."""
 
+    @property
+    def config(self) -> Config:
+        """The configuration as the run resolved it, which its folder keeps."""
+        ...
+
     def initial_state(self) -> TrainState:
         """The state before the first step."""
         ...
@@ -51,6 +56,5 @@ def prepare(config: Config, *, say: Callable[[str], None]) -> Prepared:
 
         return tabular_run(config)
     from rlkit.assembly.assemble import assemble
-    from rlkit.assembly.model_run import ModelRun
 
-    return ModelRun(assemble(config, say=say))
+    return assemble(config, say=say)

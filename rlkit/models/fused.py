@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rlkit.kernels.heads import Tables, rotary, split_heads
 from rlkit.kernels.layers import rms_norm, swiglu, swiglu_joined, takes
+from rlkit.kernels.rotary import Tables, rotary, split_heads
 from rlkit.models.joined import Joins, Projection
 
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")

@@ -71,13 +71,23 @@ def packing_of(row: PackedRow, config: PreTrainedConfig, dtype: torch.dtype) -> 
 
 
 def can_flash(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether FlashAttention's kernel takes this model: Ampere or newer, 16 bit, no soft cap."""
+    """Whether FlashAttention's kernel trains this model: Ampere or newer, 16 bit, no soft cap."""
     values = config.to_dict()
     head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
     fits = head_dim % 8 == 0 and head_dim <= 256 and values.get("attn_logit_softcapping") is None
     if not fits or device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return flash_trains(head_dim, torch.cuda.get_device_capability(device))
+
+
+def flash_trains(head_dim: int, capability: tuple[int, int]) -> bool:
+    """Whether FlashAttention 2 has a backward pass for heads of this size on this card.
+
+    Heads of 193 to 224 numbers do not fit the 99 KiB of shared memory of 8.6, 8.9 and 12.x, as
+    torch's own check says (sdp_utils.cpp).
+    """
+    small = (8, 6) <= capability <= (8, 9) or capability[0] == 12
+    return capability >= (8, 0) and not (small and 192 < head_dim <= 224)
 
 
 def ragged_of(segments: Sequence[Segment], device: torch.device) -> Ragged:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from rlkit.generation.demand import Sampler
-from rlkit.kernels._head import WORKSPACE_BYTES
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, Switch, TuningKind
 from rlkit.plan.parts import (
     ENGINES,

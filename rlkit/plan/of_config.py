@@ -10,9 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from rlkit.config import Config
-from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.demand import EngineChoice
-from rlkit.generation.vllm.config import slot_rank
 from rlkit.models.config import Switch, TuningKind
 from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
@@ -78,8 +76,8 @@ def _check(config: Config, hf_config: PreTrainedConfig) -> None:
             "model.source must hold weights of 16 or 32 bits with model.tuning=full, got quantised "
             f"ones: {config.model.source}"
         )
-    if isinstance(config.generator, VLLMGeneratorConfig) and not trains_all:
-        slot_rank(config.model.lora.rank)
+    if not trains_all:
+        config.generator.check_adapter_rank(config.model.lora.rank)
 
 
 def _needs_reference(config: Config, algorithm: Algorithm) -> bool:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
+from rlkit.kernels.workspace import logps_workspace_bytes
 from rlkit.models.config import Checkpointing, LoRAConfig, TuningKind
 from rlkit.models.families import backbone_of, head_of
 from rlkit.models.fused import fuse
@@ -125,8 +126,8 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
         at_head = live.now + (4 * head.numel() if trains_head else 0)
         if work.with_gradient:
             torch.autograd.backward(logps.sum())
-        row_bytes = head_row_bytes(head.shape[0], head.shape[1], work.dtype)
-        return Peaks(layers=live.peak, head=at_head, workspace=work.num_scored * row_bytes)
+        workspace = logps_workspace_bytes(work.num_scored, *head.shape, dtype=work.dtype)
+        return Peaks(layers=live.peak, head=at_head, workspace=workspace)
 
 
 def _trained(model: Any, work: TrainingWork) -> tuple[Tuning, dict[str, Tensor]]:
@@ -264,13 +265,6 @@ class _TrainedHead(torch.autograd.Function):
         hidden, weight = ctx.saved_tensors
         sums = torch.empty_like(weight, dtype=torch.float32)
         return torch.empty_like(hidden), sums.to(weight.dtype)
-
-
-def head_row_bytes(num_words: int, hidden_size: int, dtype: torch.dtype) -> int:
-    """Temporary bytes of one scored token: kernels/_triton_launch.py, kernels/_logps_torch.py."""
-    if dtype is torch.bfloat16:
-        return 2 * num_words + 4 * hidden_size + 8 * (num_words // 128 + 2)
-    return 3 * 4 * num_words
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from rlkit.kernels._head import WORKSPACE_BYTES
 from rlkit.kernels.compact import spread
 from rlkit.kernels.kl import kl_exact
 from rlkit.kernels.logps import EntropyMode, selected_logps
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 from rlkit.models.attention import packed_attention
 from rlkit.models.config import Checkpointing, ModelConfig, Switch, TuningKind
 from rlkit.models.families import Head, backbone_of, head_of

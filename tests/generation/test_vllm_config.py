@@ -14,9 +14,7 @@ from rlkit.generation.vllm.config import (
     Quantization,
     VLLMSamplingOptions,
     Weights,
-    further_options,
     is_installed,
-    sampling_fields,
     slot_rank,
 )
 from rlkit.generation.vllm.memory import (
@@ -30,6 +28,7 @@ from rlkit.generation.vllm.memory import (
     plan,
     weight_bytes,
 )
+from rlkit.generation.vllm.sampling_options import further_options, sampling_fields
 
 needs_vllm = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
 # Qwen2.5-1.5B: 28 layers x 2 heads x 128 x (keys and values) x 2 bytes.

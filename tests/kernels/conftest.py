@@ -13,6 +13,7 @@ def _places() -> list[object]:
     places: list[object] = [pytest.param(("torch", "cpu"), id="torch-cpu")]
     if INTERPRETED:
         places.append(pytest.param(("triton", "cpu"), id="triton-interpreted"))
+        places.append(pytest.param(("triton", "cpu"), id="triton-interpreted-pointers"))
     elif torch.cuda.is_available():
         places += [
             pytest.param((impl, "cuda"), id=f"{impl}-cuda", marks=pytest.mark.gpu)
@@ -70,12 +71,19 @@ if INTERPRETED:
     _mend_interpreter()
 
     @pytest.fixture(autouse=True)
-    def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         """Several ragged tiles per test, and a faster interpreter."""
-        from rlkit.kernels import _triton_launch
+        from rlkit.kernels import _logps_launch
+        from rlkit.kernels.tilings import Tiling
 
-        tiling = _triton_launch.Tiling(block_m=64, block_n=128, block_k=32, group_m=2)
-        monkeypatch.setattr(_triton_launch, "tiling", lambda: tiling)
+        tiling = Tiling(
+            block_m=64,
+            block_n=128,
+            block_k=32,
+            group_m=2,
+            descriptors="pointers" not in request.node.name,
+        )
+        monkeypatch.setattr(_logps_launch, "_INTERPRETED", tiling)
 
 
 @pytest.fixture(params=_places())

@@ -11,8 +11,8 @@ from torch import Tensor
 from triton_places import INTERPRETED
 
 from rlkit.kernels import reference
-from rlkit.kernels._head import LogitMap
 from rlkit.kernels.kl import Direction, kl_exact
+from rlkit.kernels.lm_head import LogitMap
 from rlkit.types import KLDirection
 
 MAPS = {
@@ -99,12 +99,17 @@ def test_values_and_gradients(
 @pytest.mark.parametrize("distance", [0.02, 1.0])
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("map_name", ["plain", "softcap"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_triton_kernel_interpreted(
-    map_name: str, direction: Direction, distance: float, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    map_name: str,
+    direction: Direction,
+    distance: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("rlkit.kernels.kl.fits", lambda hidden, top_k: top_k is None)
     monkeypatch.setattr("rlkit.kernels._kl_triton._BLOCK", 64)  # several blocks, the last ragged
-    hidden, ref, weight, bias, upstream = inputs(torch.bfloat16, distance)
+    hidden, ref, weight, bias, upstream = inputs(dtype, distance)
     hidden, ref, upstream = hidden[::10], ref[::10], upstream[::10]
     logit_map = MAPS[map_name]._replace(bias=bias if map_name == "softcap" else None)
     kl, jacobian = truth(hidden, ref, weight, logit_map, direction, None)
@@ -114,8 +119,10 @@ def test_triton_kernel_interpreted(
     (out * upstream).sum().backward()
     assert leaf.grad is not None
     expected = upstream[:, None] * jacobian
-    error = (leaf.grad.double() - expected).norm(dim=1) - upstream.abs() * 1e-5
-    assert (error / expected.norm(dim=1)).max() < 6e-3
+    unavoidable = upstream.abs() * 1e-5 + 5 * 3e-8 * (dtype == torch.float16)
+    limit = {torch.bfloat16: 6e-3, torch.float16: 1e-3}[dtype]
+    error = (leaf.grad.double() - expected).norm(dim=1) - unavoidable
+    assert (error / expected.norm(dim=1)).max() < limit
     with torch.no_grad():
         again = kl_exact(hidden, ref, weight, direction=direction, **logit_map._asdict())
     assert torch.equal(again, out.detach())
@@ -128,7 +135,7 @@ def test_triton_kernel_interpreted(
     ref_z = reference.logits(ref.double(), exact.detach(), exact_map)
     kl = reference.kl(z, ref_z, reverse=direction == Direction.reverse, top_k=None)
     (of_head,) = torch.autograd.grad((kl * upstream).sum(), exact)
-    assert (found.double() - of_head).norm() < 6e-3 * of_head.norm()
+    assert (found.double() - of_head).norm() < limit * of_head.norm()
 
 
 @pytest.mark.parametrize("direction", list(Direction))

@@ -20,8 +20,8 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 from triton_places import on_triton_device
 
-from rlkit.kernels.heads import rotary, split_heads
 from rlkit.kernels.layers import rms_norm, rows_of, swiglu, swiglu_joined, takes, uses_of
+from rlkit.kernels.rotary import rotary, split_heads
 
 pytestmark = on_triton_device
 DTYPES = [torch.bfloat16, torch.float16]

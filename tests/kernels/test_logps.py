@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from rlkit.kernels import reference
-from rlkit.kernels._head import WORKSPACE_BYTES, LogitMap
 from rlkit.kernels.compact import compact, spread
+from rlkit.kernels.lm_head import LogitMap
 from rlkit.kernels.logps import EntropyMode, Impl, selected_logps
+from rlkit.kernels.tilings import HOPPER
+from rlkit.kernels.workspace import WORKSPACE_BYTES
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAPS = {
@@ -96,8 +98,8 @@ def gradient_tolerance(dtype: torch.dtype) -> float:
 
 
 def supported(place: tuple[str, str], dtype: torch.dtype) -> None:
-    if place[0] == "triton" and dtype != torch.bfloat16:
-        pytest.skip("the fused kernels take bfloat16; other dtypes use `torch`")
+    if place[0] == "triton" and dtype.itemsize != 2:
+        pytest.skip("the fused kernels take 16 bits; other dtypes use `torch`")
 
 
 @pytest.mark.parametrize("entropy", list(EntropyMode))
@@ -182,7 +184,7 @@ def test_entropy_gradient_alone(place: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("map_name", ["hot", "softcap"])
 @pytest.mark.parametrize("entropy", [EntropyMode.none, EntropyMode.differentiable])
-@pytest.mark.parametrize("dtype_name", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype_name", ["bf16", "fp16", "fp32"])
 def test_trainable_head(
     place: tuple[str, str], dtype_name: str, entropy: EntropyMode, map_name: str
 ) -> None:
@@ -396,17 +398,20 @@ def test_gradients_are_rounded_once(place: tuple[str, str], entropy: EntropyMode
 def test_chunks_fill_whole_waves() -> None:
     """The chunk sizes that measured fastest at the benchmark's shapes (docs/kernels.md)."""
     pytest.importorskip("triton")
-    from rlkit.kernels._triton_launch import chunk_rows
+    from rlkit.kernels._logps_launch import chunk_rows
 
     for words, width, rows in ((151936, 1536, 2816), (128256, 4096, 2048)):
         weight = torch.empty(words, width, dtype=torch.bfloat16, device="meta")
-        assert chunk_rows(weight, store=True, workspace_bytes=WORKSPACE_BYTES) == rows
+        found = chunk_rows(
+            weight, HOPPER, multiprocessors=132, store=True, workspace_bytes=WORKSPACE_BYTES
+        )
+        assert found == rows
 
 
 def test_fused_kernels_refuse_what_they_cannot_take() -> None:
     pytest.importorskip("triton")
     weight, targets = torch.zeros(9, 8), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="impl=triton needs hidden in bfloat16"):
+    with pytest.raises(ValueError, match="impl=triton needs hidden in bfloat16 or float16"):
         selected_logps(torch.zeros(3, 8), weight, targets, impl=Impl.triton)
 
 

@@ -37,7 +37,7 @@ def arguments(seeds: int) -> list[str]:
 
 def alone(folder: Path, seeds: int) -> dict[str, float]:
     """The jobs one after another in this process."""
-    from rlkit.assembly import model_run  # noqa: F401  (imports are not the jobs')
+    from rlkit.assembly import assemble  # noqa: F401  (imports are not the jobs')
     from rlkit.launch.composing import register
     from rlkit.launch.job import run_job
     from rlkit.launch.preflight import preflight

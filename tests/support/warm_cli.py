@@ -33,7 +33,7 @@ _PRELOAD = (
         "rlkit.launch.job",
         "torch._dynamo",
     ),
-    *("rlkit.assembly.model_run", "rlkit.assembly.tabular_run"),
+    *("rlkit.assembly.assemble", "rlkit.assembly.tabular_run"),
     *("rlkit.tracking.plot", "pyarrow.parquet"),
 )
 

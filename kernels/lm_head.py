@@ -1,15 +1,13 @@
-"""What turns a head's matrix product into logits, and the checks and matmuls all kernels share."""
+"""The head of a language model: the map from products to logits, and checks and matmuls."""
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-WORKSPACE_BYTES = 896 * 2**20
-"""Default bound on temporary memory, beyond the inputs and what the gradient needs (N D)."""
 
 
 class LogitMap(NamedTuple):
@@ -29,12 +27,6 @@ class LogitMap(NamedTuple):
         """Logits from h W^T (..., V), in place."""
         if self.bias is not None:
             product.add_(self.bias)
-        return self._scale_(product)
-
-    def apply_selected_(self, product: Tensor, targets: Tensor) -> Tensor:
-        """Logits from the products (N,) of rows with their target words, in place."""
-        if self.bias is not None:
-            product.add_(self.bias[targets])
         return self._scale_(product)
 
     def slope(self, logits: Tensor) -> Tensor | None:
@@ -67,6 +59,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b from wide accumulators: float32 for 16-bit CUDA inputs, else the inputs' dtype."""
     if not (a.is_cuda and a.itemsize == 2):
         return a @ b
+    if not _widens(a.device, a.dtype):
+        return _matmul_in_float32(a, b)
     # cuBLAS takes a kernel three times as slow for a sum over a number of terms like 50257.
     even = a.shape[1] // 8 * 8
     product = torch.mm(a[:, :even], b[:even], out_dtype=torch.float32)
@@ -77,10 +71,41 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def add_matmul_(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b for a float32 total, products and sums of 16-bit inputs in float32."""
-    if a.is_cuda and a.itemsize == 2:
+    if not (a.is_cuda and a.itemsize == 2):
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+    elif _widens(a.device, a.dtype):
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
     else:
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+        total.add_(_matmul_in_float32(a, b))
+
+
+@cache
+def _widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies 16-bit matrices into float32 here; bfloat16 needs 8.0 or newer.
+
+    The question costs one small product, so it is asked once for a device and dtype.
+    """
+    a = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        product = torch.mm(a, a, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):  # TypeError: a torch that lacks the argument
+        return False
+    return product.dtype == torch.float32
+
+
+_SLAB = 2**24
+"""Numbers of `b` that `_matmul_in_float32` copies at a time."""
+
+
+def _matmul_in_float32(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b by float32 copies, of as many columns of b at a time as keep the copy small."""
+    product = a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32)
+    wide = a.float()
+    step = max(1, _SLAB // max(1, b.shape[0]))
+    for start in range(0, b.shape[1], step):
+        columns = slice(start, start + step)
+        product[:, columns] = wide @ b[:, columns].float()
+    return product
 
 
 def check_head(hidden: Tensor, weight: Tensor, logit_map: LogitMap) -> None:

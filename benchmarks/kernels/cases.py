@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.kernels._bench_peers import Entry, Transform
+from benchmarks.kernels.peers import Entry, Transform
 from rlkit.kernels.compact import compact
 from rlkit.kernels.kl import kl_exact
 from rlkit.kernels.logps import EntropyMode
@@ -66,20 +66,32 @@ class Data(NamedTuple):
     upstream: Tensor
 
 
-def make_data(shape: Shape, seed: int = 0) -> Data:
-    """Normal weights; hidden states whose targets have p_y from 1e-6 to 1 - 1e-4."""
+def make_data(
+    shape: Shape, seed: int = 0, *, dtype: torch.dtype = torch.bfloat16, device: str = "cuda"
+) -> Data:
+    """Normal weights; hidden states whose targets have p_y from 1e-6 to 1 - 1e-4.
+
+    Args:
+        shape: N, D and V.
+        seed: Of the generator.
+        dtype: Of hidden states and weights.
+        device: Where they lie.
+
+    Returns:
+        Hidden states, weights, targets and upstream gradients.
+    """
     n, d, v = shape[:3]
-    gen = torch.Generator("cuda").manual_seed(seed)
-    weight = torch.randn(v, d, generator=gen, device="cuda").mul_(d**-0.5).bfloat16()
-    targets = torch.randint(v, (n,), generator=gen, device="cuda")
-    hidden = torch.empty(n, d, device="cuda", dtype=torch.bfloat16)
+    gen = torch.Generator(device).manual_seed(seed)
+    weight = torch.randn(v, d, generator=gen, device=device).mul_(d**-0.5).to(dtype)
+    targets = torch.randint(v, (n,), generator=gen, device=device)
+    hidden = torch.empty(n, d, device=device, dtype=dtype)
     for start in range(0, n, 16384):
         rows = slice(start, min(start + 16384, n))
         size = rows.stop - rows.start
-        pull = 18 + 4 * torch.randn(size, 1, generator=gen, device="cuda")
-        noise = 2 * torch.randn(size, d, generator=gen, device="cuda")
-        hidden[rows] = (pull * weight[targets[rows]].float() + noise).bfloat16()
-    return Data(hidden, weight, targets, torch.randn(n, generator=gen, device="cuda"))
+        pull = 18 + 4 * torch.randn(size, 1, generator=gen, device=device)
+        noise = 2 * torch.randn(size, d, generator=gen, device=device)
+        hidden[rows] = (pull * weight[targets[rows]].float() + noise).to(dtype)
+    return Data(hidden, weight, targets, torch.randn(n, generator=gen, device=device))
 
 
 def operation(name: str, entry: Entry, data: Data, transform: Transform) -> Callable[[], object]:
@@ -156,7 +168,9 @@ class Truth(NamedTuple):
 
 def truth(data: Data, transform: Transform, num_rows: int = 512) -> Truth:
     """float64 logps and their gradients for some rows, the target left out of every sum."""
-    rows = torch.arange(num_rows, device="cuda") * (len(data.targets) // num_rows)
+    num_rows = min(num_rows, len(data.targets))
+    steps = torch.arange(num_rows, device=data.targets.device)
+    rows = steps * (len(data.targets) // num_rows)
     weight = data.weight.double()
     y = data.targets[rows, None]
     z = data.hidden[rows].double() @ weight.T

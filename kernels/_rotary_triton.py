@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""Triton kernels of `rlkit.kernels.heads`."""
+"""Triton kernels of `rlkit.kernels.rotary`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,18 @@
+"""Options that `chat` and `generate` share; light to import, for `--help`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model to sample from, and how."""
+    parser.add_argument("--run", type=Path, help="a run's folder: what it learnt")
+    parser.add_argument("--model", help="starter, a hub id, a folder or a .gguf file")
+    parser.add_argument("--adapter", type=Path, help="a folder in PEFT format")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest completion")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 = greedy")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0, help="0 = off, 1 = greedy")
+    parser.add_argument("--seed", type=int, default=0)

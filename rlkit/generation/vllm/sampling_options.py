@@ -1,0 +1,90 @@
+"""The sampling options of the installed vLLM, read from its source without importing it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rlkit.generation.base import SamplingOptions
+
+_OURS = frozenset(
+    (
+        *("n", "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"),
+        *("stop", "stop_token_ids", "include_stop_str_in_output", "detokenize"),
+        *("skip_special_tokens", "spaces_between_special_tokens"),
+        *("logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs"),
+        *("output_kind", "stream_interval", "skip_clone"),
+    )
+)
+"""Fields of vLLM's SamplingParams that have a name of their own here, or that rlkit decides."""
+
+
+@dataclass(kw_only=True, slots=True)
+class VLLMSamplingOptions(SamplingOptions):
+    """The sampling distribution, with whatever else vLLM knows."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further fields of vLLM's SamplingParams by name, such as repetition_penalty or bad_words.
+    The trainer does not know them: what they change shows as mismatch between the two."""
+
+    def __post_init__(self) -> None:
+        # Named, as `super()` without arguments breaks in dataclasses with slots.
+        SamplingOptions.__post_init__(self)
+        check_sampling_fields(self.extra)
+
+
+def is_installed() -> bool:
+    """Whether vLLM can be imported, without importing it."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def check_sampling_fields(extra: dict[str, Any]) -> None:
+    """Raise ValueError unless every key is a field of the installed vLLM's SamplingParams."""
+    for key in extra:
+        if key in _OURS:
+            hint = f"generator.sampling.{key}" if key in SamplingOptions.__slots__ else "no option"
+            raise ValueError(
+                f"generator.sampling.extra must not hold {key}, which rlkit sets itself ({hint})"
+            )
+    if not extra or not is_installed():
+        return
+    known = sampling_fields() - _OURS
+    for key in extra:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else f" ({', '.join(sorted(known))})"
+            raise ValueError(
+                f"generator.sampling.extra.{key} is not a field of vLLM's SamplingParams{hint}"
+            )
+
+
+def further_options(schema: type | None) -> list[str]:
+    """Names of options that a dataclass takes through a mapping: `extra.repetition_penalty`, ..."""
+    if schema is not VLLMSamplingOptions or not is_installed():
+        return []
+    return [f"extra.{name}" for name in sorted(sampling_fields() - _OURS)]
+
+
+@cache
+def sampling_fields() -> frozenset[str]:
+    """Fields of SamplingParams in the installed vLLM, read from its source: importing takes 6 s."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]'")
+    source = Path(spec.origin).with_name("sampling_params.py").read_text()
+    (params,) = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "SamplingParams"
+    )
+    names = [
+        node.target.id
+        for node in params.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+    return frozenset(name for name in names if not name.startswith("_"))
