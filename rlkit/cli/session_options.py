@@ -16,3 +16,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0, help="0 = off, 1 = greedy")
     parser.add_argument("--seed", type=int, default=0)
+
+
+def check_model(options: argparse.Namespace) -> None:
+    """Raise UsageError when --model names nothing that can be had: a second, not ten with torch."""
+    from rlkit.cli import UsageError
+    from rlkit.models import ModelConfig
+    from rlkit.models.source import check_reachable
+
+    if options.model is None:
+        return
+    try:
+        check_reachable(ModelConfig(source=options.model))
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -115,6 +115,7 @@ def _enlist(sweep: Path, job: Job, row: Row, *, retry: bool) -> bool:
         row.stand = Stand.earlier
     if state is JobState.failed:
         row.stand = Stand.failed_earlier
+        row.message = read_status(folder).message
     return state in (JobState.new, JobState.partial)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlkit.assembly.inputs import check_inputs
 from rlkit.config import ConfigError
 from rlkit.launch.board import Board
 from rlkit.launch.content import (
@@ -23,6 +24,7 @@ from rlkit.launch.devices import GPU, find_gpus
 from rlkit.launch.engine import run_on_engine
 from rlkit.launch.isolated import run_isolated
 from rlkit.launch.preflight import Plan
+from rlkit.launch.prepare import is_tabular
 from rlkit.launch.rows import FAILED, Row, Stand, labels
 from rlkit.launch.settings import BoardMode, IsolatedConfig
 from rlkit.launch.sweep_folder import hold, job_folder, sweep_name, write_sweep
@@ -44,6 +46,7 @@ def run_sweep(plan: Plan, arguments: Sequence[str]) -> int:
         raise ConfigError(f"hydra/sweeper must be basic: grids are expanded first, got {sweeper}")
     sweep = sweep_folder_of(plan)
     settings = _settings(plan.hydra) if choices.get("hydra/launcher") == "isolated" else None
+    _check_inputs(plan)
     with hold(sweep):
         _check_content(plan, sweep)
         rows = _rows(plan, sweep)
@@ -88,6 +91,22 @@ def _rows(plan: Plan, sweep: Path) -> list[Row]:
         Row(label=text, folder=job_folder(sweep, job.id), steps=job.config.steps)
         for job, text in zip(plan.jobs, texts, strict=True)
     ]
+
+
+def _check_inputs(plan: Plan) -> None:
+    """Raise ConfigError when a job's model, data or reward functions are not there: once for each
+    combination, in this process, before a job has a folder."""
+    seen: list[tuple[object, ...]] = []
+    for job, text in zip(plan.jobs, labels(plan.jobs), strict=True):
+        config = job.config
+        inputs = (config.model, config.task, config.reward)
+        if is_tabular(config) or inputs in seen:
+            continue
+        seen.append(inputs)
+        try:
+            check_inputs(config)
+        except ValueError as error:
+            raise ConfigError(f"sweep not started; job [{text}]: {error}") from error
 
 
 def _check_content(plan: Plan, sweep: Path) -> None:
