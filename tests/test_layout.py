@@ -51,10 +51,6 @@ ALLOWED = {
         *("types", "config", "algorithms", "assembly", "generation", "launch", "models", "plan"),
         *("policy", "report", "tasks", "tracking", "training"),
     },
-    "bench": {
-        *("types", "config", "algorithms", "assembly", "generation", "launch", "models", "plan"),
-        *("policy", "runtime", "tasks", "training"),
-    },
     "__init__": {"config", "launch", "types"},
     "__main__": {"cli"},
 }

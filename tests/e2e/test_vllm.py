@@ -11,7 +11,7 @@ import torch
 from cli_process import from_the_start
 from warm_cli import Forks
 
-from rlkit.bench.random_model import write_random_model
+from benchmarks.random_model import write_random_model
 from rlkit.generation.vllm.config import is_installed
 
 pytestmark = [

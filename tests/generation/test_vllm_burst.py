@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlkit.bench.random_model import write_random_model
+from benchmarks.random_model import write_random_model
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm import generator
 from rlkit.generation.vllm.burst import Piece, _end, find_decoder

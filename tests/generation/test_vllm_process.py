@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_process import run_script
 
-from rlkit.bench.random_model import write_random_model
+from benchmarks.random_model import write_random_model
 from rlkit.generation.vllm.config import is_installed
 
 pytestmark = [

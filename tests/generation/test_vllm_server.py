@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlkit.bench.random_model import write_random_model
+from benchmarks.random_model import write_random_model
 from rlkit.generation import VLLMServerConfig, sample_seed
 from rlkit.generation.http_json import Client, ServerError
 from rlkit.generation.vllm.config import is_installed

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlkit.bench.memory_row import row_config
+from benchmarks.memory_row import row_config
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.demand import Sampler
 from rlkit.generation.vllm.config import Compilation, Quantization

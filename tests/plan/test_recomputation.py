@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CONFIG_MAPPING
 
-from rlkit.bench.random_model import SHAPES
+from benchmarks.random_model import SHAPES
 from rlkit.generation.demand import Sampler
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig
 from rlkit.plan.choose import make_plan

@@ -1,0 +1,105 @@
+"""One side of a benchmark in a process of its own, and the report on all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlkit.launch.environment import hardware, versions
+
+_MARK = "benchmarks.result "
+_SHOWN = 3000
+"""Characters of the log of a side that failed."""
+Result = dict[str, Any]
+"""What a side measured; or, as `error`, why it did not."""
+
+
+class Side:
+    """A child that imports what it needs, and waits for `finish` before it uses the device."""
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start `python -m module *arguments`; `log` gets its standard error."""
+        self._name, self._log = name, log
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                env=os.environ | environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def finish(self, *, timeout_s: float) -> Result:
+        """Let the child run, show what it says, and return what it handed over."""
+        process, result = self._process, Result()
+        assert process.stdin is not None and process.stdout is not None
+        alarm = threading.Timer(timeout_s, process.kill)
+        alarm.start()
+        try:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                if line.startswith(_MARK):
+                    result = json.loads(line.removeprefix(_MARK))
+                else:
+                    print(f"{self._name}: {line.rstrip()[:200]}", flush=True)
+            process.wait()
+        except BrokenPipeError:
+            process.wait()
+        finally:
+            in_time = alarm.is_alive()
+            alarm.cancel()
+        return result or self._failed(in_time=in_time, timeout_s=timeout_s)
+
+    def _failed(self, *, in_time: bool, timeout_s: float) -> Result:
+        said = self._log.read_text()
+        print(said[-_SHOWN:], flush=True)
+        if not in_time:
+            return {"error": f"no result within {timeout_s} s"}
+        last = (said.strip().splitlines() or ["nothing was said"])[-1]
+        return {"error": f"exit code {self._process.returncode}: {last}"}
+
+
+def wait_for_turn() -> None:
+    """In the child: return once `Side.finish` was called."""
+    sys.stdin.readline()
+
+
+def hand_over(result: Mapping[str, object]) -> None:
+    """In the child: what `Side.finish` returns."""
+    print(_MARK + json.dumps(result), flush=True)
+
+
+def memory_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder, in memory where there is such a file system."""
+    return tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+
+
+def write_report(
+    path: Path, module: str, work: Mapping[str, object], results: Mapping[str, Result]
+) -> None:
+    """The numbers as JSON, with the command, the versions and the hardware."""
+    report = {
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+        "work": work,
+        "versions": versions(),
+        "hardware": hardware(),
+        "results": results,
+    }
+    path.write_text(json.dumps(report, indent=1, default=str) + "\n")
