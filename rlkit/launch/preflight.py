@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -54,7 +54,9 @@ def plan(arguments: Sequence[str]) -> Plan:
 
     Raises ConfigError with one line: the first broken rule, its key and value, and a sweep's job.
     """
-    parsed = get_args_parser().parse_args(list(arguments))
+    parser = get_args_parser()
+    parser.error = _refuse_flags  # type: ignore[method-assign, assignment]
+    parsed = parser.parse_args(list(arguments))
     if any(getattr(parsed, flag) for flag in _PRINTING):
         return Plan([], multirun=bool(parsed.multirun))
     setup_globals()
@@ -83,6 +85,11 @@ def plan(arguments: Sequence[str]) -> Plan:
         hydra_overrides=(*filter(_is_hydras, overrides), *extra),
         retry_failed=retry,
     )
+
+
+def _refuse_flags(message: str) -> NoReturn:
+    """In place of argparse's usage text, which is Hydra's, and its exit."""
+    raise ConfigError(f"{message} (rlkit --help lists what there is)")
 
 
 def in_sweep(config: Config) -> Config:

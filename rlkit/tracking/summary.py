@@ -157,7 +157,8 @@ def _first_samples(record: EvalRecord) -> dict[int, SampleRow]:
 
 def _caption(record: EvalRecord, row: SampleRow) -> Text:
     cut = ", cut" if row.finish_reason == "length" else ""
-    return Text(f"{record.label} (reward {row.reward:.2f}, {row.num_tokens} tokens{cut})")
+    earned = "no reward" if math.isnan(row.reward) else f"reward {row.reward:.2f}"
+    return Text(f"{record.label} ({earned}, {row.num_tokens} tokens{cut})")
 
 
 def _title(record: EvalRecord) -> str:

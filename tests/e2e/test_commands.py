@@ -13,6 +13,8 @@ from cli_process import RunCLI, environment
 
 from rlkit import __version__, cli
 from rlkit.cli import COMMANDS
+from rlkit.launch.preflight import preflight
+from rlkit.tasks.config import DatasetConfig
 
 HEAVY = ("torch", "transformers", "vllm", "pandas", "matplotlib", "datasets")
 
@@ -34,6 +36,12 @@ def test_help_loads_no_heavy_library(command: str) -> None:
 def test_version_is_that_of_rlkit(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out == f"rlkit {__version__}\n"
+
+
+def test_an_unknown_flag_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--nothing", "steps=1"]) == 2
+    error = capsys.readouterr().err
+    assert error == "rlkit: unrecognized arguments: --nothing (rlkit --help lists what there is)\n"
 
 
 def test_an_empty_standard_input_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -98,8 +106,9 @@ def test_overrides_that_hydra_cannot_read_say_how_to_quote(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     advised = message.rpartition("write ")[2].strip('"')
-    assert cli.run(["check", "--nothing", "task=dataset", advised]) == 2
-    assert "must be quoted" not in capsys.readouterr().err
+    (config,) = preflight(["task=dataset", "run_dir=new", advised])
+    assert isinstance(config.task, DatasetConfig)
+    assert config.task.path == override.partition("=")[2] or config.task.columns
 
 
 BAD_SWEEPS = {
