@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-from rlkit import __version__
+import rlkit
 
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     if name in ("-h", "--help", "help"):
         module = "rlkit.cli.help"
     if name in ("--version", "-V"):
-        print(f"rlkit {__version__}")
+        print(f"rlkit {rlkit.__version__}")
         return 0
     try:
         return _command(module).run(rest)

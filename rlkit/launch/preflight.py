@@ -196,7 +196,7 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
 def _how_to_quote(override: str) -> str:
     """One line on an override that Hydra's grammar does not take as it stands."""
     key, equals, value = override.partition("=")
-    if not equals:
+    if not equals or not re.fullmatch(r"[+~]{0,2}[\w./@:-]+", key):
         return f"overrides must be KEY=VALUE, got {override}"
     inner = value.strip("'\"").replace("\\", "\\\\").replace("'", "\\'")
     quoted = f"{key}='{inner}'"

@@ -188,7 +188,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
         found = first_exact(lambda value, digits: f"{value:.{digits}f}")
     if found is None:  # the values differ in their last digits only: show how they differ
         found = [f"{values[0]:.4g}", *(f"+{value - values[0]:.0e}" for value in values[1:])]
-    return [text.replace("-", "−") for text in found]
+    return [f"−{text[1:]}" if text.startswith("-") else text for text in found]
 
 
 def _path(frame: Frame, xs: Sequence[float], ys: Sequence[float]) -> str:
