@@ -55,7 +55,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     Raises ConfigError with one line: the first broken rule, its key and value, and a sweep's job.
     """
     parser = get_args_parser()
-    parser.error = _refuse_flags  # type: ignore[method-assign, assignment]
+    parser.error = _refuse_flags  # type: ignore[method-assign]
     parsed = parser.parse_args(list(arguments))
     if any(getattr(parsed, flag) for flag in _PRINTING):
         return Plan([], multirun=bool(parsed.multirun))
