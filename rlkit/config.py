@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
@@ -147,6 +147,15 @@ NAMES = ("algorithm.preset",)
 """Leaves that only say what others are called."""
 
 
+NEWER_OPTIONS: Mapping[str, object] = {
+    "model.adapter": None,
+    "model.adapter_use": "train",
+    "model.rope_length": None,
+}
+"""Options that older runs did not have, with the value that means what those runs did. At this
+value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
+
+
 def require(holds: bool, key: str, rule: str, value: object) -> None:
     """Raise ConfigError `key must be RULE, got VALUE` unless `holds`."""
     if not holds:
@@ -212,11 +221,20 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The leaves that can change a number: what a resumed run must share with the original."""
+    return {key: value for key, value in known_leaves(config).items() if is_identity(key)}
+
+
+def is_identity(key: str) -> bool:
+    """Whether the option `key` can change a number."""
+    return key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+
+
+def known_leaves(config: Config) -> dict[str, Any]:
+    """`flatten` without the newer options that are left at what older runs did."""
     return {
         key: value
         for key, value in flatten(config).items()
-        if (key.split(".")[0] not in _NOT_IDENTITY and key not in NAMES)
-        or key.startswith(_IDENTITY_AFTER_ALL)
+        if (key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]) and key not in NAMES
     }
 
 

@@ -27,7 +27,7 @@ ALLOWED = {
     "rewards": {"types", "schema"},
     "tracking": {"schema"},
     "models": {"types", "schema", "kernels"},
-    "generation": {"types", "schema", "runtime"},
+    "generation": {"types", "schema", "runtime", "models"},
     "algorithms": {"types", "schema", "functional"},
     "tasks": {"types", "schema", "rewards"},
     "policy": {"types", "kernels", "models"},

@@ -46,10 +46,10 @@ PATHS: dict[str, tuple[Impl, Tiling | None]] = {
         Impl.triton,
         forced((8, 0))._replace(block_n=128, num_stages=4, flatten=True),
     ),
-    "8.6, 8.9 not flattened": (Impl.triton, _SMALL_FORCED._replace(flatten=False)),
+    "8.6, 8.9 flattened": (Impl.triton, _SMALL_FORCED._replace(flatten=True)),
     "8.6, 8.9 with 128x256x64, 2 stages": (
         Impl.triton,
-        _SMALL_FORCED._replace(block_n=256, num_stages=2, flatten=False),
+        _SMALL_FORCED._replace(block_n=256, num_stages=2),
     ),
     "8.0 tiling, own instructions": (Impl.triton, AMPERE),
     "8.6, 8.9 tiling, own instructions": (Impl.triton, SMALL_AMPERE),

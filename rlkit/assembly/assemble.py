@@ -19,6 +19,8 @@ from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError
 from rlkit.generation import sampling_config
 from rlkit.models.load import BaseModel
+from rlkit.models.source import with_adapter_shape
+from rlkit.models.vocabulary import without_rows
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
@@ -28,6 +30,9 @@ from rlkit.tasks import Overlong, Split, Task, build_task
 from rlkit.tasks.check import check_rewards
 from rlkit.tasks.render import without_overlong
 from rlkit.types import Algorithm, Prompt, Setting
+
+_GENERATED_ROWS = 256
+"""Rows of an endless task that are looked at: it makes all of them from the same words."""
 
 
 def assemble(config: Config, *, say: Callable[[str], None]) -> ModelRun:
@@ -57,6 +62,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     device = resolve_device(config.device)
     # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
     config = replace(config, generator=choose_generator(config, device, say=say))
+    config = replace(config, model=with_adapter_shape(config.model))
     task = build_task(config.task)
     setting = setting_of(config)
     objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
@@ -95,6 +101,7 @@ def _with_model(
     check_rewards(task, start.rewards, base.tokenizer)
     train, eval_prompts = _splits(config, task, base, say=say)
     _say_what_is_known(base, eval_prompts[0], say)
+    _check_vocabulary(config, task, train, base)
     critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
     policy = new_policy(
         base,
@@ -126,6 +133,13 @@ def _with_model(
         train=train,
         eval_prompts=eval_prompts,
     )
+
+
+def _check_vocabulary(config: Config, task: Task, train: Split, base: BaseModel) -> None:
+    """Refuse a training prompt with a token that the model does not know, before the first step."""
+    if without_rows(base.tokenizer, base.num_rows):
+        some = range(_GENERATED_ROWS if train.size is None else train.size)
+        render_prompts(task, train, some, base, config)
 
 
 def _say_what_is_known(base: BaseModel, prompt: Prompt, say: Callable[[str], None]) -> None:

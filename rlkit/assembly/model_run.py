@@ -119,7 +119,7 @@ class ModelRun:
             evaluate=self._evaluator(generator, tracker),
             tracker=tracker,
             shuffle_seed=partial(shuffle_seed, config),
-            pad_token_id=self.base.tokenizer.pad_token_id,
+            pad_token_id=self.base.pad_token_id,
             device=self.device,
             run_dir=run_dir,
             stop=config.stop,
@@ -239,7 +239,7 @@ class ModelRun:
             learner=self.policy,
             estimator=estimator,
             temperature=self.sampling.temperature,
-            pad_token_id=self.base.tokenizer.pad_token_id,
+            pad_token_id=self.base.pad_token_id,
             device=self.device,
             tokens_per_microbatch=self.config.memory.tokens_per_microbatch,
         )
@@ -249,10 +249,12 @@ def render_prompts(
     task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
 ) -> list[Prompt]:
     """Examples `indices` of `split` as the model sees them."""
-    return render_all(
+    prompts = render_all(
         split,
         indices,
         base.tokenizer,
         max_length=task.max_prompt_length,
         overlong=config.task.overlong_prompts,
     ).prompts
+    base.check_prompts(prompts)
+    return prompts

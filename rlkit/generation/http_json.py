@@ -27,11 +27,11 @@ class Client:
         self._open: set[http.client.HTTPConnection] = set()
 
     def get(self, path: str) -> Any:
-        """The answer to a GET; raises ServerError."""
+        """Return the answer to a GET; raises ServerError."""
         return self._request("GET", path, None)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The answer to a POST; raises ServerError."""
+        """Return the answer to a POST; raises ServerError."""
         return self._request("POST", path, json.dumps(body))
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class Client:
 
 
 def _message(text: str) -> str:
-    """The message of an OpenAI-style error, else the start of the text, in one line."""
+    """Return the message of an OpenAI-style error, else the start of the text, in one line."""
     try:
         found = json.loads(text)
         text = str(found.get("error", {}).get("message") or found.get("message") or text)

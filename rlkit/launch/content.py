@@ -22,6 +22,7 @@ _FILE = "content.json"
 _REWARD = re.compile(r"reward\.functions\.[^.]+\.fn")
 _DATA = ("task.path", "task.eval_path")
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+_ADAPTER_SUFFIXES = (".json", ".safetensors")
 _MODEL_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 """Files of a model that are read whole; of its weights, names and sizes must do."""
 
@@ -124,7 +125,7 @@ def named_files(config: Config) -> Iterator[tuple[str, Path]]:
     for key, value in flatten(config).items():
         if not isinstance(value, str) or not value:
             continue
-        if key in (*_DATA, "model.source") and Path(value).exists():
+        if key in (*_DATA, "model.source", "model.adapter") and Path(value).exists():
             yield key, Path(value)
         elif _REWARD.fullmatch(key) and (file := source_file(value)) is not None:
             yield key, file
@@ -137,7 +138,8 @@ def _digest(key: str, path: Path) -> str:
             return _model_digest(path)
         if path.is_file():
             return hash_files([("", path)])
-        found = sorted(p for p in path.rglob("*") if p.suffix in _DATA_SUFFIXES and p.is_file())
+        suffixes = _ADAPTER_SUFFIXES if key == "model.adapter" else _DATA_SUFFIXES
+        found = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
         return hash_files([(p.relative_to(path).as_posix(), p) for p in found])
     except OSError as error:
         raise ConfigError(f"{key} must be readable, got {path}: {error.strerror}") from error

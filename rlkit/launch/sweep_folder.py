@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlkit.config import NAMES, Config, ConfigError, flatten
+from rlkit.config import Config, ConfigError, known_leaves
 from rlkit.tracking import Redactor
 from rlkit.tracking.files import write_atomic
 
@@ -47,11 +47,7 @@ class Job(NamedTuple):
 
 def job_id(config: Config) -> str:
     """Twelve hex digits that differ when two runs differ in more than place and appearance."""
-    leaves = {
-        key: value
-        for key, value in flatten(config).items()
-        if key.split(".")[0] not in _NOT_HASHED and key not in NAMES
-    }
+    leaves = {k: v for k, v in known_leaves(config).items() if k.split(".")[0] not in _NOT_HASHED}
     return _digest(json.dumps(leaves, sort_keys=True, default=str))
 
 

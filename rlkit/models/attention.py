@@ -52,7 +52,23 @@ def attend(
     softcap: float | None = None,
     **_others: object,  # transformers passes every layer's options to every implementation
 ) -> tuple[Tensor, None]:
-    """(1, T, H, d) outputs of (1, H, T, d) queries over (1, H', T, d) keys and values."""
+    """Attend over a packed row, in the place of an attention implementation of transformers.
+
+    Args:
+        _module: The attention layer; not used.
+        query: (1, H, T, d) queries of the T tokens.
+        key: (1, H', T, d) keys; H is a multiple of H'.
+        value: (1, H', T, d) values.
+        _attention_mask: Always None here; `packing` says who sees whom.
+        packing: The segments of the row and what each of them sees.
+        scaling: Multiplies the scores; None = d ** -0.5.
+        sliding_window: The most keys that a query sees, its own included; None = all.
+        softcap: The bound c of c tanh(score / c); None = no bound.
+        **_others: Options of other implementations.
+
+    Returns:
+        The (1, T, H, d) outputs, and None in the place of attention weights.
+    """
     # Squeezed, as the gradient of x[0] is a row of zeros that is written to.
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
@@ -121,7 +137,7 @@ def _attend_bucket(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """(B * Q, H, d) outputs of one bucket."""
+    """Return the (B * Q, H, d) outputs of one bucket."""
 
     def rows(x: Tensor) -> Tensor:
         return x.view(bucket.num_segments, -1, *x.shape[1:]).transpose(1, 2)

@@ -22,12 +22,12 @@ Say = Callable[[str], None]
 
 
 def first_line(error: Exception) -> str:
-    """What `error` says, on one line; its type where it says nothing."""
+    """Return the first line of `error`, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def convert_gguf(gguf: Path, cache: Path, *, say: Say) -> Path:
-    """The converted folder of `gguf`, made now unless the same file was converted before.
+    """Return the converted folder of `gguf`, made now unless the same file was converted before.
 
     Files are told apart by path, size and modification time. Raises ValueError when transformers
     cannot read the file.

@@ -1,4 +1,4 @@
-"""The model families that rlkit scores exactly, and what each does after the head's matrix product.
+"""List the model families that rlkit scores exactly, and what each does after the head.
 
 logits = softcap(logit_scale (h W^T + bias)), softcap(x) = c tanh(x / c). A family is listed once a
 test compares it with transformers' own logits; others could scale theirs in ways unknown here.
@@ -57,7 +57,7 @@ def check_family(model_type: str, *, source: str) -> None:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The head of a causal language model of one of `FAMILIES`."""
+    """Return the head of a causal language model of one of `FAMILIES`."""
     config = model.config
     check_family(config.model_type, source=str(config.name_or_path))
     linear: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -74,7 +74,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def backbone_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its head: token ids to hidden states after the final norm."""
+    """Return the model without its head: token ids to hidden states after the final norm."""
     backbone = model.base_model
     if not isinstance(backbone, nn.Module) or backbone is model:
         raise ValueError(f"{type(model).__name__} has no backbone apart from its head")

@@ -27,7 +27,7 @@ Context = Callable[[], AbstractContextManager[object]]
 
 
 class Trained(NamedTuple):
-    """What a layer computes with that takes gradients, beside its input."""
+    """The tensors, beside its input, that a layer computes with and that take gradients."""
 
     tensors: tuple[Tensor, ...]
     again: Callable[[Sequence[Tensor]], AbstractContextManager[None]]
@@ -35,14 +35,14 @@ class Trained(NamedTuple):
 
 
 class NamesInside:
-    """Which of some names lie inside a layer: asked for each layer of each forward pass."""
+    """Finds the names that lie inside a layer, for each layer of each forward pass."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(names)
         self._found: dict[str, tuple[str, ...]] = {}
 
     def __call__(self, layer: str) -> tuple[str, ...]:
-        """In their order."""
+        """Return the names inside `layer`, in their order."""
         if layer not in self._found:
             self._found[layer] = tuple(n for n in self._names if n.startswith(f"{layer}."))
         return self._found[layer]
@@ -52,7 +52,7 @@ class TrainsLayers(Protocol):
     """Something that knows what trains in a layer."""
 
     def trained_in(self, layer: str, /) -> Trained:
-        """Of the layer of this name, as of now."""
+        """Return what trains in the layer of this name at the moment."""
         ...
 
 
@@ -71,6 +71,15 @@ def recomputed(
     `gradient_checkpointing_enable`: transformers looks at these attributes in every call, drops the
     cache of generation where they are set, and wants the whole model, dropout included, in training
     mode.
+
+    Args:
+        model: The model whose decoder layers run twice.
+        tuning: Says what each layer computes with that takes gradients.
+        again: A context for the second run, such as the packed attention.
+        offload: Holds the layers' inputs in host memory; None = they stay on the device.
+
+    Yields:
+        Nothing; afterwards the layers run once again.
     """
 
     def recomputing(name: str) -> Callable[..., Tensor]:
@@ -95,7 +104,7 @@ def recomputed(
 
 
 class _Again(NamedTuple):
-    """How a layer runs, both times."""
+    """The way in which a layer runs, both times."""
 
     layer: Callable[[Tensor], Tensor]
     trained: Trained

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_FOLDER = "model"
-"""Where in a run's folder its model lies."""
+"""The name of the model's folder in a run's folder."""
 
 
 def save_model(
@@ -22,10 +22,13 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     weights: Mapping[str, Tensor],
 ) -> None:
-    """Write `weights` (by parameter name, tied ones once) as a model like `model`, not 4-bit.
+    """Write a model's folder, which appears whole; one of that name before is replaced.
 
-    The folder appears whole; one of that name before is replaced. The tokenizer keeps the chat
-    template that it has now.
+    Args:
+        folder: The folder to write.
+        model: Gives the config, without its quantisation, and the generation config.
+        tokenizer: Keeps the chat template that it has now.
+        weights: The weights by parameter name, tied ones once, in 16 or 32 bits.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

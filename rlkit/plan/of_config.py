@@ -14,7 +14,8 @@ from rlkit.generation.demand import EngineChoice
 from rlkit.models.config import Switch, TuningKind
 from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
-from rlkit.models.source import architecture_of
+from rlkit.models.rope import check_lengths
+from rlkit.models.source import architecture_of, with_adapter_shape
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request
@@ -51,6 +52,7 @@ def planned(
     `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`. Raises
     ValueError when the model's context or vLLM's adapter slots are too small for the run.
     """
+    config = replace(config, model=with_adapter_shape(config.model))
     dtype, _ = resolve_dtype(config.model.dtype, device)
     hf_config = architecture_of(config.model, say=say)
     _check(config, hf_config)
@@ -70,6 +72,8 @@ def _check(config: Config, hf_config: PreTrainedConfig) -> None:
             f"task.max_prompt_length + task.max_completion_length must be <= {context}, the "
             f"model's context, got {longest}"
         )
+    if config.model.rope_length is None:
+        check_lengths(hf_config, longest)
     trains_all = config.model.tuning is TuningKind.full
     if trains_all and saved_quantization(hf_config) is not None:
         raise ValueError(

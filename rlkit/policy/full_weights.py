@@ -65,7 +65,7 @@ class FullWeights:
             yield
 
     def trained_in(self, layer: str) -> Trained:
-        """The parameters of a layer, which stay what they are, where they point at now."""
+        """Return the parameters of a layer, which stay what they are, where they point at now."""
         current = self._current
         inside = tuple(self._parameters[name] for name in self._inside(layer))
         return Trained(inside, lambda _: self._using(current))
@@ -75,7 +75,7 @@ class FullWeights:
         return
 
     def copies(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What computes for `weights`, the masters: their copies, by name, up to date."""
+        """Return the copies of `weights`, the masters, that the model computes with, by name."""
         self.check(weights)
         self._catch_up()
         return dict(zip(self._parameters, self._policy, strict=True))
@@ -98,7 +98,7 @@ class FullWeights:
         self._versions = versions
 
     def _master_versions(self) -> list[int]:
-        """How often each master was written in place, steps of the optimiser included."""
+        """Return how often each master was written in place, steps of the optimiser included."""
         return [master._version for master in self.masters.values()]
 
     @contextmanager
@@ -118,7 +118,7 @@ class FullWeights:
 
 
 def _master(parameter: nn.Parameter) -> Tensor:
-    """The float32 leaf of `parameter`, to which its gradients go; itself if it is wide enough."""
+    """Return the float32 leaf to which the gradients of `parameter` go; itself if wide enough."""
     parameter.requires_grad_(True)
     if parameter.dtype.itemsize >= torch.float32.itemsize:
         return parameter

@@ -25,15 +25,34 @@ Group = Sequence[tuple[Tensor, Tensor]]
 def updated_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
     """x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B.
 
-    A (r, in) and s B (out, r) are those of a group, W its weights. The update is added to the
-    product in the same matmul: rounded once, and with B = 0 the result is bitwise that without it.
+    The update is added to the product in the same matmul: it is rounded once, and with B = 0 the
+    result is bitwise that without it.
+
+    Args:
+        x: (..., in) the input.
+        frozen: The weights W of a group of layers with one input, and their biases.
+        a: (r, in) the group's A.
+        scaled_b: (out, r) the group's s B.
+
+    Returns:
+        (..., out) the layers' outputs, side by side.
     """
     out: Tensor = _UpdatedLinear.apply(x, frozen, a, scaled_b)  # type: ignore[no-untyped-call]
     return out
 
 
 def unread_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
-    """`updated_linear` for its gradients alone: the values of the result are undefined."""
+    """Compute `updated_linear` for its gradients alone: the values of the result are undefined.
+
+    Args:
+        x: (..., in) the input.
+        frozen: The weights of a group of layers with one input, and their biases.
+        a: (r, in) the group's A.
+        scaled_b: (out, r) the group's s B.
+
+    Returns:
+        (..., out) memory without values, of which the gradients are those of `updated_linear`.
+    """
     out: Tensor = _UnreadLinear.apply(x, frozen, a, scaled_b)  # type: ignore[no-untyped-call]
     return out
 
@@ -41,7 +60,7 @@ def unread_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Ten
 def compute_copies(
     groups: Sequence[Group], *, scale: float, dtype: torch.dtype
 ) -> list[tuple[Tensor, Tensor]]:
-    """A and s B of each group in `dtype`; differentiable, in launches that all groups share.
+    """Return A and s B of each group in `dtype`; differentiable, in launches that all groups share.
 
     s B is rounded once, to `dtype`, and its gradient once, to that of B.
     """
@@ -150,7 +169,7 @@ class _Copies(torch.autograd.Function):
 def _places(
     stacks: Sequence[Tensor], shapes: Sequence[tuple[int, int]], leaves: Sequence[torch.Size]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Where each A and each B lies in `stacks`, contiguous."""
+    """Return the places of each A and each B in `stacks`, contiguous."""
     firsts: list[Tensor] = []
     seconds: list[Tensor] = []
     start = 0

@@ -112,7 +112,7 @@ def test_overrides_that_hydra_cannot_read_say_how_to_quote(
 
 
 BAD_SWEEPS = {
-    "task=dataset task.path=nowhere.jsonl +task.columns.prompt=q": "task.path must exist, got nowhere.jsonl",
+    "task=dataset task.path=nowhere.jsonl +task.columns.prompt=q": "task.path must exist, got now",
     "+reward.functions.mine.fn=nowhere.py:score": "must name an existing file, got nowhere.py",
     "+reward.functions.mine.fn=own.py:scor": "must name a function, got own.py:scor",
     "model.source=./nowhere": "model.source must be an existing folder or .gguf file",

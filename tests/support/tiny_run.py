@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -194,7 +195,7 @@ def tiny_run(
             prompts=letter_prompts,
             rewards=rewards,
             decode=evaluator.decode,
-            seed=lambda step, prompt, sample: sample_seed(0, step, prompt, sample),
+            seed=partial(sample_seed, 0),
             sampling=sampling,
             group_size=algorithm.group_size,
             resample=resample,
