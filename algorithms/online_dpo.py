@@ -18,7 +18,7 @@ from rlkit.algorithms.base import (
 from rlkit.algorithms.correction import CorrectionConfig
 from rlkit.algorithms.kl_terms import kl_metric
 from rlkit.algorithms.online_dpo_config import OnlineDPOConfig, PreferenceLoss
-from rlkit.algorithms.pairs import PairRule, TieRule, pair_rows
+from rlkit.algorithms.pairs import PairRule, TieRule, is_pair, pair_rows
 from rlkit.algorithms.ratio import RatioConfig
 from rlkit.functional import preference as F
 from rlkit.functional.masks import keep, token_mean
@@ -48,7 +48,7 @@ def online_dpo(cfg: OnlineDPOConfig, objective: Objective, setting: Setting) -> 
         mask = loss_mask_of(cfg, rollout)[rows]
         gap = kept[0::2] - kept[1::2]
         usable = (gap > cfg.min_gap) if cfg.ties is TieRule.drop else ~gap.isnan()
-        usable &= mask[0::2].any(dim=1) & mask[1::2].any(dim=1)
+        usable &= mask[0::2].any(dim=1) & mask[1::2].any(dim=1) & is_pair(rows)
         mask = mask & usable.repeat_interleave(2)[:, None]
         sign = torch.tensor([1.0, -1.0], dtype=rewards.dtype, device=rewards.device)
         advantages = keep(sign.repeat(len(rows) // 2)[:, None].expand(mask.shape), mask)

@@ -112,6 +112,7 @@ class WirePrompt:
     text: str
     columns: Mapping[str, Any]
     messages: Sequence[Mapping[str, Any]]
+    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +158,7 @@ def encode_group(group: Sequence[types.Completion]) -> dict[str, Any]:
             prompt.text,
             dict(prompt.columns),
             prompt.messages,
+            prompt.key,
         ],
         "samples": [[c.text, _encode_ids(c.ids), str(c.finish_reason)] for c in group],
     }
@@ -166,13 +168,13 @@ def decode_group(message: Mapping[str, Any]) -> tuple[WireCompletion, ...]:
     """Undo `encode_group`; a tuple, so that no function can change the next one's input."""
     if not message["samples"]:
         return ()
-    index, ids, prompt_text, columns, messages = message["prompt"]
+    index, ids, text, columns, messages, key = message["prompt"]
     prompt = WirePrompt(
-        index=index, ids=Ids(ids), text=prompt_text, columns=columns, messages=messages
+        index=index, ids=Ids(ids), text=text, columns=columns, messages=messages, key=key
     )
     return tuple(
-        WireCompletion(prompt=prompt, text=text, ids=Ids(ids), finish_reason=finish_reason)
-        for text, ids, finish_reason in message["samples"]
+        WireCompletion(prompt=prompt, text=sampled, ids=Ids(ids), finish_reason=finish_reason)
+        for sampled, ids, finish_reason in message["samples"]
     )
 
 

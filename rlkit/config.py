@@ -30,6 +30,7 @@ from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
 from rlkit.training.divergence import EvalKL
 from rlkit.training.memory_config import MemoryConfig
+from rlkit.training.no_signal import StopConfig
 from rlkit.training.optim import OptimConfig
 
 
@@ -105,6 +106,8 @@ class Config:
     """Folder of this run; must not exist, unless `resume` says otherwise."""
     resume: Resume = Resume.never
     """What to do when `run_dir` exists."""
+    accept_changed_files: bool = False
+    """Go on with a run or a sweep although a data, reward or model file has changed since."""
     device: DeviceChoice = DeviceChoice.auto
     """auto = CUDA when there is a device."""
     model: ModelConfig = MISSING
@@ -119,6 +122,7 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     tracker: TrackerConfig = MISSING
 
     def __post_init__(self) -> None:
@@ -133,9 +137,14 @@ class Config:
 
 
 # What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
-# split to fit. Everything else is its identity; of `memory`, quantisation is.
-_NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps", "memory")
+# split to fit, when it gives up. Everything else is its identity; of `memory`, quantisation is.
+_NOT_IDENTITY = (
+    *("run_dir", "resume", "accept_changed_files"),
+    *("tracker", "checkpoint", "steps", "stop", "memory"),
+)
 _IDENTITY_AFTER_ALL = "memory.quant."
+NAMES = ("algorithm.preset",)
+"""Leaves that only say what others are called."""
 
 
 NEWER_OPTIONS: Mapping[str, object] = {
@@ -190,6 +199,11 @@ def schemas() -> list[Schema]:
     return [schema for package in packages for schema in package.SCHEMAS]
 
 
+def algorithm_name(config: Config) -> str:
+    """What was chosen as the algorithm: the preset (gspo, xpo), not the class that it sets up."""
+    return config.algorithm.preset or option_of("algorithm", config.algorithm)
+
+
 def option_of(group: str, chosen: object) -> str:
     """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ..."""
     return next(s.name for s in schemas() if s.group == group and s.node is type(chosen))
@@ -222,7 +236,8 @@ def identity(config: Config) -> dict[str, Any]:
 
 def is_identity(key: str) -> bool:
     """Whether the option `key` can change a number."""
-    return key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+    is_part = key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+    return is_part and key not in NAMES
 
 
 def known_leaves(config: Config) -> dict[str, Any]:
@@ -230,7 +245,7 @@ def known_leaves(config: Config) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(config).items()
-        if key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]
+        if (key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]) and key not in NAMES
     }
 
 

@@ -41,7 +41,7 @@ class KLDirection(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt as the model sees it, with the task's columns for the rewards.
+    """One prompt as the model sees it, with the columns of its row and a hash of what was asked.
 
     Example: `Prompt(index=3, ids=(1, 403, 28), text="Q: ...", columns={"answer": "12"})`.
     """
@@ -56,6 +56,7 @@ class Prompt:
     """Further columns of the task's row, such as `answer`."""
     messages: tuple[Mapping[str, object], ...] = ()
     """The conversation of a chat, `role` and `content` of each turn; empty for plain text."""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,12 +183,11 @@ _Batch = TypeVar("_Batch", RolloutBatch, TrainBatch)
 def _take_rows(batch: _Batch, index: Tensor) -> _Batch:
     """Row-index every tensor field whose first axis is the batch axis."""
     changes: dict[str, object] = {}
-    for f in fields(batch):
-        value = getattr(batch, f.name)
+    for name, value in ((f.name, getattr(batch, f.name)) for f in fields(batch)):
         if isinstance(value, RolloutBatch):
-            changes[f.name] = value.rows(index)
-        elif isinstance(value, Tensor) and f.name != "reward_weights":
-            changes[f.name] = value[index]
+            changes[name] = value.rows(index)
+        elif isinstance(value, Tensor) and name != "reward_weights":
+            changes[name] = value[index]
     return replace(batch, **changes)  # type: ignore[arg-type]  # names come from fields(batch)
 
 

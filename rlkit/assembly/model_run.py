@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from rlkit.assembly.from_config import (
     update_settings,
 )
 from rlkit.assembly.generators import new_generator
-from rlkit.config import Config, flatten, option_of
+from rlkit.config import Config, algorithm_name, flatten
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
 from rlkit.models.save import MODEL_FOLDER, save_model
@@ -36,7 +36,8 @@ from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
 from rlkit.tasks.render import render_all
 from rlkit.tracking.base import Phase, RunInfo, Tracker
-from rlkit.training.collect import Collector, Decode
+from rlkit.training.buffer import Group
+from rlkit.training.collect import Collector, Decode, score_rollouts
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.loss_scale import FLOAT16
@@ -125,6 +126,7 @@ class ModelRun:
             pad_token_id=self.base.pad_token_id,
             device=self.device,
             run_dir=run_dir,
+            stop=config.stop,
             planned_bytes=self.planned.plan.peak,
         )
 
@@ -139,7 +141,7 @@ class ModelRun:
             name=run_dir.name,
             task=self.task.name,
             model=config.model.source,
-            algorithm=option_of("algorithm", config.algorithm),
+            algorithm=algorithm_name(config),
             device=device,
             dtype=str(self.base.dtype).removeprefix("torch."),
             dtype_reason=self.base.notes[0],
@@ -175,6 +177,20 @@ class ModelRun:
         )
         return render_prompts(self.task, self.train, indices, self.base, config)
 
+    def base_samples(self, count: int) -> list[Group]:
+        """At least `count` scored samples of the base model, on held-out prompts."""
+        generator = self._new_generator(lambda _: None)
+        generator.load_adapter(self.policy.adapter, 0)
+        prompts = self.eval_prompts[:count]
+        each = -(-count // len(prompts))
+        seeds = [
+            [sample_seed(EVALUATION_SEED, 0, p.index, i) for i in range(each)] for p in prompts
+        ]
+        rollouts = generator.generate(
+            prompts, num_samples=each, sampling=self.sampling, seeds=seeds
+        )
+        return score_rollouts(rollouts, self.rewards, self.decode)[0]
+
     def _generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """The configured generator, which `close` ends."""
 
@@ -184,6 +200,9 @@ class ModelRun:
                 self.meter.note()
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
+        return self._new_generator(report)
+
+    def _new_generator(self, report: Callable[[Progress], None]) -> Generator:
         generator = new_generator(
             self.planned.config.generator,
             replace(self.base, stop_ids=self.stop_ids),

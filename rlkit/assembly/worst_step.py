@@ -12,6 +12,8 @@ from rlkit.plan.parts import GB
 from rlkit.plan.rehearse import rehearse, worst_of
 
 Say = Callable[[str], None]
+_OWN_BESIDE = GB
+"""Bytes that libraries of this process (handles, graphs) may hold outside of torch's allocator."""
 
 
 def try_worst_step(run: ModelRun, *, say: Say) -> None:
@@ -35,7 +37,20 @@ def verdict(run: ModelRun) -> str:
     """One line that compares the plan with what the run took: the plan is an upper bound, for the
     longest prompts and completions."""
     measured, predicted = run.meter.peak(), run.planned.plan.peak
-    planned, taken = f"memory: planned at most {predicted / GB:.2f} GB", f"{measured / GB:.2f} GB"
     if run.device.type != "cuda":
-        return f"{planned} of tensors; the process grew by {taken}, libraries included"
-    return f"{planned}, taken {taken} ({measured / predicted:.0%} of it)"
+        planned = f"memory: planned at most {predicted / GB:.2f} GB of tensors"
+        return f"{planned}; the process grew by {measured / GB:.2f} GB, libraries included"
+    return compared(predicted, on_device=measured, of_process=run.meter.of_process())
+
+
+def compared(predicted: int, *, on_device: int, of_process: int) -> str:
+    """The line for a card, in bytes; a card counts what all its processes hold together."""
+    planned = f"memory: planned at most {predicted / GB:.2f} GB"
+    beside = on_device - of_process
+    if beside <= _OWN_BESIDE:
+        return f"{planned}, taken {on_device / GB:.2f} GB ({on_device / predicted:.0%} of it)"
+    return (
+        f"{planned}, taken {of_process / GB:.2f} GB ({of_process / predicted:.0%} of it) by this "
+        f"process; {beside / GB:.2f} GB more came into use on the card, by other processes or "
+        f"libraries"
+    )

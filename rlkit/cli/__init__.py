@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import rlkit
+
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
     "chat": "rlkit.cli.chat",
@@ -45,6 +47,9 @@ def run(arguments: Sequence[str]) -> int:
     module = COMMANDS.get(name, "rlkit.cli.train")
     if name in ("-h", "--help", "help"):
         module = "rlkit.cli.help"
+    if name in ("--version", "-V"):
+        print(f"rlkit {rlkit.__version__}")
+        return 0
     try:
         return _command(module).run(rest)
     except UsageError as error:

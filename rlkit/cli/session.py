@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,25 +61,6 @@ class Session:
         ).strip()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say which model to sample from, and how."""
-    parser.add_argument("--run", type=Path, help="a run's folder: what it learnt")
-    parser.add_argument("--model", help="starter, a hub id, a folder or a .gguf file")
-    parser.add_argument("--adapter", type=Path, help="a folder in PEFT format")
-    parser.add_argument(
-        "--template-kwargs",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="variables of the chat template, with --model; a run brings its own",
-    )
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest completion")
-    parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0, help="0 = off, 1 = greedy")
-    parser.add_argument("--seed", type=int, default=0)
-
-
 def open_session(options: argparse.Namespace) -> Session:
     """Load what the options name; raises UsageError with one line when they do not fit."""
     try:
@@ -127,11 +107,12 @@ def _load(
     if folder is not None:
         tensors: dict[str, Tensor] = load_adapter(folder, lora, device=device)
         generator.load_adapter(tensors, 0)
+    greedy = options.temperature == 0.0  # the limit of small temperatures: the likeliest token
     sampling = SamplingConfig(
         max_completion_length=options.max_tokens,
-        temperature=options.temperature,
+        temperature=1.0 if greedy else options.temperature,
         top_p=options.top_p,
-        top_k=options.top_k,
+        top_k=1 if greedy else options.top_k,
     )
     return Session(
         generator=generator,

@@ -26,9 +26,9 @@ from rlkit.config import Config, ConfigError, known_leaves
 from rlkit.tracking import Redactor
 from rlkit.tracking.files import write_atomic
 
-# Where a run lives and how it is watched. Steps and memory do count: another number of steps is
-# another result to report.
-_NOT_HASHED = ("run_dir", "resume", "tracker")
+# Where a run lives, how it is watched and when it gives up. Steps and memory do count: another
+# number of steps is another result to report.
+_NOT_HASHED = ("run_dir", "resume", "accept_changed_files", "tracker", "stop")
 
 
 class Job(NamedTuple):

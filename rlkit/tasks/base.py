@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -50,6 +52,12 @@ class Example:
     """JSON values: text, numbers, booleans, None, and lists and dicts of these."""
     where: str = field(default="", compare=False)
     """The row it came from, such as `row 3 of train.jsonl`, for messages; empty = none."""
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits, equal for equal prompts in whatever task or file they are."""
+        canonical = json.dumps(self.prompt, sort_keys=True, default=str)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class Split(NamedTuple):

@@ -39,6 +39,7 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
         ids=tuple(ids),
         text=text,
         columns=example.columns,
+        key=example.key,
         messages=tuple({"role": turn.role, "content": turn.content} for turn in turns),
     )
 

@@ -88,8 +88,8 @@ def details(record: StepRecord, dropped: Sequence[Column]) -> list[str]:
 
 
 def fixed(value: float | None, *, digits: int = 3) -> str:
-    """A number with fixed digits; `–` when there is none."""
-    if value is None:
+    """A number with fixed digits; `–` when there is none, as for a reward that nothing gave."""
+    if value is None or math.isnan(value):
         return _NONE
     return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
 

@@ -111,9 +111,10 @@ class Mirror:
         self._put_samples("completions", record.step, record.samples)
 
     def evaluation(self, record: EvalRecord) -> None:
-        names = ("eval/success", "eval/success_low", "eval/success_high")
-        metrics = dict(zip(names, record.interval, strict=True))
-        metrics |= {f"eval/{name}": value for name, value in record.metrics.items()}
+        metrics = {f"eval/{name}": value for name, value in record.metrics.items()}
+        measure = record.measure.value
+        names = (f"eval/{measure}", f"eval/{measure}_low", f"eval/{measure}_high")
+        metrics |= dict(zip(names, record.interval, strict=True))
         self._put({"event": "log", "step": record.step, "metrics": metrics})
         self._put_samples(f"completions/{record.label}", record.step, record.samples)
 

@@ -54,6 +54,7 @@ def test_bad_rows_are_named_before_training_and_dropped_on_resume(
     # The user adds rows that no step can use.
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     write(tmp_path / "rows.jsonl", [*GOOD, {"q": turns, "a": "1"}, {"q": "long " * 50, "a": "1"}])
+    own = [*own, "accept_changed_files=true"]
     refused = rlkit("run_dir=run", *own, "steps=4", "resume=auto")
     assert refused.returncode == 2
     assert "1 of 8 train rows cannot become prompts: row 6 of rows.jsonl must end" in refused.stderr
