@@ -39,7 +39,13 @@ def with_usable_rows(
         ValueError: A row cannot become a prompt, or is too long, and the task does not drop it.
     """
     train, held_out = (_usable(split, config, base, say) for split in (task.train, task.eval))
-    size = min(config.evaluation.num_prompts, held_out.size or config.evaluation.num_prompts)
+    wanted = config.evaluation.num_prompts
+    size = min(wanted, held_out.size or wanted)
+    if size < wanted:
+        say(
+            f"evaluation.num_prompts={wanted}, but {size} prompts are held out: all {size} are "
+            f"used (at most task.eval_size={config.task.eval_size} are)"
+        )
     eval_prompts = render_prompts(task, held_out, range(size), base, config)
     return replace(task, train=train, eval=held_out), eval_prompts
 
