@@ -20,13 +20,20 @@ test-nightly: .venv/installed-test
 test-gpu: .venv/installed-test
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
+# Other versions of transformers, torch, Hydra, bitsandbytes and vLLM, each in a venv of its own below
+# VENVS (several GB); ONLY=torch-2.15 or the like runs the rows whose names begin so.
+VENVS ?= .venv-versions
+.PHONY: test-versions
+test-versions: .venv/installed-test
+	PYTHONPATH=tests $(BIN)/python -m versions.run --folder $(VENVS) $(if $(ONLY),--only $(ONLY))
+
 # The peers pin versions that do not fit together or with rlkit: they get a venv of their own.
 .PHONY: test-peers
 test-peers: .venv-peers/installed
 	.venv-peers/bin/python -m pytest -q -m peers tests/peers --peers-page docs/peers.md
 
 clean:
-	rm -rf .venv .venv-peers
+	rm -rf .venv .venv-peers .venv-versions
 
 # torch first: with it in place nothing else pulls in another build. Without a GPU the CPU build is
 # tried where pip can see one; the default build runs on a CPU as well, it is only larger.

@@ -19,8 +19,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
-from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
-from rlkit.algorithms.ppo import PPOConfig
+from rlkit.algorithms import (
+    AlgorithmConfig,
+    CorrectionConfig,
+    KLConfig,
+    Objective,
+    RatioConfig,
+    build,
+)
 from rlkit.generation import GeneratorConfig
 from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
@@ -32,6 +38,7 @@ from rlkit.training.divergence import EvalKL
 from rlkit.training.memory_config import MemoryConfig
 from rlkit.training.no_signal import StopConfig
 from rlkit.training.optim import OptimConfig
+from rlkit.types import Algorithm, Setting
 
 
 class ConfigError(ValueError):
@@ -177,10 +184,32 @@ def _check_full(config: Config) -> None:
     having = "with model.tuning=full"
     kind = config.memory.quant.kind
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
-    critic = isinstance(config.algorithm, PPOConfig)
-    require(not critic, "algorithm", f"one without a critic {having}", "ppo")
+    critic = algorithm_of(config).critic_rate is not None
+    name = option_of("algorithm", config.algorithm)
+    require(not critic, "algorithm", f"one without a critic {having}", name)
     if isinstance(config.generator, GeneratorConfig):
-        config.generator.check_full_weights()
+        try:
+            config.generator.check_full_weights()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def setting_of(config: Config) -> Setting:
+    """The facts of a run that an algorithm's factory may depend on."""
+    return Setting(
+        group_size=config.algorithm.group_size,
+        max_completion_length=config.task.max_completion_length,
+        updates_per_batch=config.optim.updates_per_batch,
+        microbatched=config.memory.tokens_per_microbatch > 0,
+    )
+
+
+def algorithm_of(config: Config) -> Algorithm:
+    """The algorithm of a run; raises ConfigError when its axes do not fit together."""
+    try:
+        return build(Objective.of(config), setting_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def register() -> None:
@@ -205,8 +234,12 @@ def algorithm_name(config: Config) -> str:
 
 
 def option_of(group: str, chosen: object) -> str:
-    """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ..."""
-    return next(s.name for s in schemas() if s.group == group and s.node is type(chosen))
+    """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ...
+
+    An algorithm from outside is called by its `fn`.
+    """
+    names = (s.name for s in schemas() if s.group == group and s.node is type(chosen))
+    return next(names, "") or str(getattr(chosen, "fn", type(chosen).__name__))
 
 
 def load(composed: DictConfig) -> Config:
@@ -221,6 +254,7 @@ def load(composed: DictConfig) -> Config:
         raise ConfigError(str(error)) from error
     if not isinstance(config, Config):
         raise ConfigError(f"the root config must follow the schema `Config`, got {type(config)}")
+    algorithm_of(config)
     return config
 
 
@@ -293,6 +327,6 @@ def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[
             continue
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
+        child = node[key]
+        if isinstance(child, DictConfig):
             yield from _unknown_keys(child, prefix=f"{full_key}.")

@@ -9,15 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from rlkit.algorithms import Objective, Warmup, build, warmup
 from rlkit.assembly.device import resolve_device
-from rlkit.assembly.from_config import setting_of
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.load import Loaded, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
 from rlkit.assembly.rows import tried_rewards, with_usable_rows
 from rlkit.assembly.worst_step import try_worst_step, verdict
-from rlkit.config import Config, ConfigError
+from rlkit.config import Config, ConfigError, algorithm_of, setting_of
 from rlkit.generation import sampling_config
 from rlkit.models.load import BaseModel
 from rlkit.models.source import with_adapter_shape
@@ -53,7 +51,6 @@ class _Start(NamedTuple):
     task: Task
     setting: Setting
     algorithm: Algorithm
-    warmup: Warmup | None
     rewards: RewardPool
     resources: ExitStack
 
@@ -64,14 +61,11 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     config = replace(config, generator=choose_generator(config, device, say=say))
     config = replace(config, model=with_adapter_shape(config.model))
     task = build_task(config.task)
-    setting = setting_of(config)
-    objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
-    algorithm = build(objective, setting)
-    first = warmup(objective, setting)
+    setting, algorithm = setting_of(config), algorithm_of(config)
     rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
     resources = ExitStack()
     resources.callback(rewards.close)
-    start = _Start(config, device, task, setting, algorithm, first, rewards, resources)
+    start = _Start(config, device, task, setting, algorithm, rewards, resources)
     try:
         rewards.start()
         meter = Meter.start(device)
@@ -129,7 +123,6 @@ def _with_model(
         injector=injector,
         resources=start.resources,
         algorithm=start.algorithm,
-        warmup=start.warmup,
         setting=start.setting,
         sampling=sampling,
         stop_ids=stops.ids,

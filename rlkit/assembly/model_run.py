@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlkit.algorithms import Warmup
 from rlkit.assembly.from_config import (
     EVALUATION_SEED,
     new_state,
@@ -77,7 +76,6 @@ class ModelRun:
     resources: ExitStack
     """Ends reward processes, engine and generator, the last started first."""
     algorithm: Algorithm
-    warmup: Warmup | None
     setting: Setting
     sampling: SamplingConfig
     stop_ids: frozenset[int]
@@ -94,7 +92,7 @@ class ModelRun:
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""
-        state = new_state(self.policy, self.config, critic_prefix=CRITIC_PREFIX)
+        state = new_state(self.policy, self.config, self.algorithm, critic_prefix=CRITIC_PREFIX)
         if self.base.dtype is torch.float16:
             state.loss_scale = FLOAT16
         return state
@@ -115,7 +113,7 @@ class ModelRun:
             resample=resamples(config),
         )
         return Trainer(
-            algorithm=self.algorithm_at,
+            algorithm=self.algorithm.at,
             settings=update_settings(self.planned.config),
             schedule=schedule_of(config),
             collector=collector,
@@ -163,11 +161,6 @@ class ModelRun:
         elif isinstance(tuning, FullWeights):
             weights = tuning.copies(self.policy.adapter)
             save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
-
-    def algorithm_at(self, step: int) -> Algorithm:
-        """The algorithm of a step: the warm-up's at first, if there is one."""
-        warming_up = self.warmup is not None and step < self.warmup.num_steps
-        return self.warmup.algorithm if self.warmup and warming_up else self.algorithm
 
     def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
         """The training prompts of a step."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 import rlkit
+from rlkit.runtime.private_names import MissingName
 
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
@@ -52,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     try:
         return _command(module).run(rest)
-    except UsageError as error:
+    except (UsageError, MissingName) as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

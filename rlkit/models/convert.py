@@ -84,6 +84,10 @@ def write_converted(gguf: Path, folder: Path) -> None:
             f"model.source must be a GGUF file that transformers can read, got {gguf}: "
             f"{first_line(error)}"
         ) from error
+    end = _eos_token_id(gguf)
+    if end is not None and tokenizer.eos_token_id != end:
+        # transformers 5.17 gives tokenizers of llama's kind the first token as their last.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     # The weights are no longer quantised; transformers refuses to save them while it thinks so.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -91,6 +95,14 @@ def write_converted(gguf: Path, folder: Path) -> None:
     with no_progress_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _eos_token_id(path: Path) -> int | None:
+    """The token that ends a text, as the GGUF file itself says, or None when it does not say."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.eos_token_id")
+    return None if field is None else int(field.contents())
 
 
 @contextmanager

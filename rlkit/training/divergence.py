@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlkit.functional.kl import reverse_k3
+from rlkit.functional import reverse_k3
 from rlkit.training.collate import collate
 from rlkit.training.microbatch import microbatches
 from rlkit.training.update import Learner

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from rlkit.functional.values import explained_variance
+from rlkit.functional import explained_variance
 from rlkit.tracking.base import SampleRow
 from rlkit.training.buffer import Group
 from rlkit.types import FinishReason, ScoredRollout, TrainBatch

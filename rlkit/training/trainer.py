@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlkit.functional.correction import sampling_mismatch
+from rlkit.functional import sampling_mismatch
 from rlkit.tracking.base import EvalRecord, Level, Phase, SampleRow, StepRecord, Tracker
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.checkpoint import Checkpoint, Progress
