@@ -23,7 +23,7 @@ REGISTRY: Mapping[str, str] = {
     "cosine_length": "rlkit.rewards.length:cosine_length",
     "repetition": "rlkit.rewards.length:repetition",
 }
-"""Built-in functions by name. `math` needs the extra `rlkit[math]`."""
+"""Built-in functions by name. `math` needs the extra `rlkit-lm[math]`."""
 
 _PER_SAMPLE = "__rlkit_per_sample__"
 

@@ -1,4 +1,4 @@
-"""This module compares formulas with math-verify (`pip install 'rlkit[math]'`), tested with 0.9.0.
+"""This module compares formulas with math-verify (`pip install 'rlkit-lm[math]'`), tested with 0.9.0.
 
 Comparing two short formulas can take forever (`9^{9^{9^{9}}}`), partly in C code that no alarm
 interrupts. math-verify's own alarms end the rest early; the pool's deadline ends everything.
@@ -10,11 +10,15 @@ import functools
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from math_verify import parse, verify
-from math_verify.errors import TimeoutException
-
 from rlkit.rewards.load import per_sample
 from rlkit.rewards.numbers import close, plain, whole_number
+from rlkit.runtime.distribution import lacks
+
+try:
+    from math_verify import parse, verify
+    from math_verify.errors import TimeoutException
+except ModuleNotFoundError as error:
+    raise lacks("math_verify", __name__) from error
 
 if TYPE_CHECKING:
     from rlkit.types import Completion

@@ -11,12 +11,14 @@ import torch
 
 from rlkit.assembly.device import resolve_device
 from rlkit.assembly.generators import bind_adapter
+from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import Loaded, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
 from rlkit.assembly.rows import tried_rewards, with_usable_rows
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
-from rlkit.generation import sampling_config
+from rlkit.generation import VLLMGeneratorConfig, sampling_config
+from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.models.load import BaseModel
 from rlkit.models.source import with_adapter_shape
 from rlkit.models.special import Stops, describe_ids, stops_of
@@ -59,6 +61,8 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     device = resolve_device(config.device)
     # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
     config = replace(config, generator=choose_generator(config, device, say=say))
+    if isinstance(config.generator, VLLMGeneratorConfig):
+        require_vllm()
     config = replace(config, model=with_adapter_shape(config.model))
     task = build_task(config.task)
     setting, algorithm = setting_of(config), algorithm_of(config)
@@ -70,7 +74,14 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
         rewards.start()
         meter = Meter.start(device)
         longest = task.max_prompt_length, task.max_completion_length
-        planned, loaded = plan_and_load(config, algorithm, device=device, longest=longest, say=say)
+        planned, loaded = plan_and_load(
+            config,
+            algorithm,
+            device=device,
+            longest=longest,
+            say=say,
+            longest_prompt=longest_prompt(config, task, device, say=say),
+        )
         if loaded.engine is not None:
             resources.callback(loaded.engine.close)
         let_segments_grow(device)

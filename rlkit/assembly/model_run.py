@@ -191,6 +191,8 @@ class ModelRun:
             stop.check()
             if progress.rows_done == progress.rows:  # an engine is about to give its cache back
                 self.meter.note()
+                if progress.rows == self.planned.work.num_rows:  # of a step, not an evaluation
+                    self.meter.sampled_tokens = max(self.meter.sampled_tokens, progress.tokens)
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
         return self._new_generator(report)

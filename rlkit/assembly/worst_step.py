@@ -8,6 +8,7 @@ from rlkit.assembly.model_run import ModelRun
 from rlkit.config import ConfigError
 from rlkit.generation.vllm.weights import rest
 from rlkit.models.config import Switch
+from rlkit.plan.of_config import peak_with
 from rlkit.plan.parts import GB
 from rlkit.plan.rehearse import rehearse, worst_of
 
@@ -34,13 +35,19 @@ def try_worst_step(run: ModelRun, *, say: Say) -> None:
 
 
 def verdict(run: ModelRun) -> str:
-    """One line that compares the plan with what the run took: the plan is an upper bound, for the
-    longest prompts and completions."""
+    """One line that compares the plan with what the run took.
+
+    The plan is for completions of full length. On a CPU, where no worst step is tried, the line
+    also says what the plan is for the completions that came.
+    """
     measured, predicted = run.meter.peak(), run.planned.plan.peak
-    if run.device.type != "cuda":
-        planned = f"memory: planned at most {predicted / GB:.2f} GB of tensors"
-        return f"{planned}; the process grew by {measured / GB:.2f} GB, libraries included"
-    return compared(predicted, on_device=measured, of_process=run.meter.of_process())
+    if run.device.type == "cuda":
+        return compared(predicted, on_device=measured, of_process=run.meter.of_process())
+    line = f"memory: planned at most {predicted / GB:.2f} GB"
+    if sampled := run.meter.sampled_tokens:
+        predicted = peak_with(run.planned, sampled_tokens=sampled)
+        line += f", {predicted / GB:.2f} GB for the {sampled} tokens that a step sampled"
+    return f"{line}; the process grew by {measured / GB:.2f} GB ({measured / predicted:.0%} of it)"
 
 
 def compared(predicted: int, *, on_device: int, of_process: int) -> str:

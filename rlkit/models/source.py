@@ -125,7 +125,10 @@ def _locate_source(config: ModelConfig, *, say: Say) -> str:
         folder = starter_folder(cache, say=say)
     else:
         folder = convert_gguf(Path(config.source).expanduser().resolve(), cache, say=say)
-    check_folder(folder)
+    try:
+        check_folder(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; it is made again once you delete it") from error
     return str(folder)
 
 

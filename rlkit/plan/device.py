@@ -42,6 +42,8 @@ class Meter:
     """Bytes in use on the device (CPU: of this process) before the run took any."""
     highest: int = 0
     """What `note` saw at most."""
+    sampled_tokens: int = 0
+    """Most completion tokens of one training step so far; whoever samples counts them."""
 
     @classmethod
     def start(cls, device: torch.device) -> Meter:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from rlkit.runtime.distribution import how_to_install
+
 
 class Session(Protocol):
     """One run at a service."""
@@ -163,4 +165,4 @@ def _import(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise RuntimeError(f"{package} is not installed: pip install {package}") from error
+        raise RuntimeError(f"{package} is not installed: {how_to_install(package)}") from error

@@ -18,7 +18,6 @@ from rlkit.generation.vllm.config import (
     Compilation,
     VLLMGeneratorConfig,
     Weights,
-    is_installed,
     resolve_compilation,
     slot_rank,
 )
@@ -38,6 +37,7 @@ from rlkit.generation.vllm.memory import (
     weight_bytes,
 )
 from rlkit.generation.vllm.package import use_architecture, version
+from rlkit.generation.vllm.sampling_options import require_vllm
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16
@@ -114,8 +114,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
 
     Its own output is kept out of the terminal; it goes to the log, and to `say` when it fails.
     """
-    if not is_installed():
-        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]' (or generator=hf)")
+    require_vllm()
     _check_options(config, spec)
     budget = _budget(config, spec)
     started = time.monotonic()
