@@ -1,4 +1,4 @@
-"""This module compares formulas with math-verify (`pip install 'rlkit-lm[math]'`), tested with 0.9.0.
+"""This module compares formulas with math-verify, tested with 0.9.0 (extra `rlkit-lm[math]`).
 
 Comparing two short formulas can take forever (`9^{9^{9^{9}}}`), partly in C code that no alarm
 interrupts. math-verify's own alarms end the rest early; the pool's deadline ends everything.

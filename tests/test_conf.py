@@ -13,15 +13,8 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.config import (
-    Config,
-    ConfigError,
-    algorithm_name,
-    flatten,
-    identity,
-    identity_hash,
-    load,
-)
+from rlkit.assembly.identity import identity, identity_hash
+from rlkit.config import Config, ConfigError, algorithm_name, flatten, load
 from rlkit.generation import VLLMGeneratorConfig, VLLMServerConfig
 from rlkit.generation.vllm.config import Products, Quantization
 from rlkit.launch.composing import register

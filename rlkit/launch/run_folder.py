@@ -12,17 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from rlkit.config import (
-    CURES,
-    NEWER_OPTIONS,
-    Config,
-    ConfigError,
-    Resume,
-    identity,
-    is_identity,
-    leaves,
-    to_yaml,
-)
+from rlkit.assembly.identity import CURES, NEWER_OPTIONS, identity, is_identity
+from rlkit.config import Config, ConfigError, Resume, leaves, to_yaml
 from rlkit.tracking.base import Outcome, Status
 from rlkit.tracking.files import write_atomic
 

@@ -22,7 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlkit.config import Config, ConfigError, known_leaves
+from rlkit.assembly.identity import known_leaves
+from rlkit.config import Config, ConfigError
 from rlkit.tracking import Redactor
 from rlkit.tracking.files import write_atomic
 

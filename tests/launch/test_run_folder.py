@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlkit.config import NEWER_OPTIONS, Config, ConfigError, identity, to_yaml
+from rlkit.assembly.identity import NEWER_OPTIONS, identity
+from rlkit.config import Config, ConfigError, to_yaml
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.launch.run_folder import check_same_run
