@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from transformers import PreTrainedTokenizerBase
+
 from rlkit.assembly.model_run import render_prompts
 from rlkit.config import Config
 from rlkit.models.load import BaseModel
@@ -14,7 +16,7 @@ from rlkit.rewards import SpecialTokens
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task
 from rlkit.tasks.check import check_golds, check_rewards
-from rlkit.tasks.survey import survey, usable
+from rlkit.tasks.survey import Survey, Usable, survey, usable
 from rlkit.training.collect import Decode
 from rlkit.types import Prompt
 
@@ -51,11 +53,33 @@ def with_usable_rows(
 
 
 def _usable(split: Split, config: Config, base: BaseModel, say: Say) -> Split:
-    """The rows of one half that can become prompts; an endless half is generated and fits."""
+    """Return the rows of one half that can become prompts; an endless half fits."""
     if split.size is None:
         return split
-    cache = cache_root(config.model.cache_dir)
-    found = survey(split, base.tokenizer, cache=cache, say=say)
+    _, chosen = look_at(split, config, base.tokenizer, say=say)
+    for note in chosen.notes:
+        say(note)
+    return chosen.split
+
+
+def look_at(
+    split: Split, config: Config, tokenizer: PreTrainedTokenizerBase, *, say: Say
+) -> tuple[Survey, Usable]:
+    """Look at every row of a finite split.
+
+    Args:
+        split: The rows.
+        config: Says what becomes of rows that cannot be used.
+        tokenizer: The model's tokenizer, with its chat template.
+        say: Gets progress from 2 s on.
+
+    Returns:
+        What was found about each row, and the rows that can be used.
+
+    Raises:
+        ValueError: A row cannot be used and may not be dropped.
+    """
+    found = survey(split, tokenizer, cache=cache_root(config.model.cache_dir), say=say)
     options = config.task
     chosen = usable(
         split,
@@ -64,9 +88,7 @@ def _usable(split: Split, config: Config, base: BaseModel, say: Say) -> Split:
         overlong=options.overlong_prompts,
         bad_rows=options.bad_rows,
     )
-    for note in chosen.notes:
-        say(note)
-    return chosen.split
+    return found, chosen
 
 
 def tried_rewards(
