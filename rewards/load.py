@@ -1,16 +1,13 @@
-"""Finding a reward function by name, in the worker: the trainer imports no user code."""
+"""This module finds reward functions by name, in the worker: the trainer imports no user code."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
-import inspect
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
+
+from rlkit.rewards.signature import adapted, is_trls, parameters_of, refusal
+from rlkit.schema import import_code
 
 REGISTRY: Mapping[str, str] = {
     "tag_answer": "rlkit.rewards.tags:tag_answer",
@@ -18,15 +15,15 @@ REGISTRY: Mapping[str, str] = {
     "raw_exact": "rlkit.rewards.answers:raw_exact",
     "numeric_match": "rlkit.rewards.answers:numeric_match",
     "math": "rlkit.rewards.math:math_answer",
-    "xmlcount": "rlkit.rewards.seed:xmlcount",
-    "soft_format": "rlkit.rewards.seed:soft_format",
-    "strict_format": "rlkit.rewards.seed:strict_format",
-    "int": "rlkit.rewards.seed:integer_answer",
-    "correctness": "rlkit.rewards.seed:correctness",
+    "xmlcount": "rlkit.rewards.unsloth_2025:xmlcount",
+    "soft_format": "rlkit.rewards.unsloth_2025:soft_format",
+    "strict_format": "rlkit.rewards.unsloth_2025:strict_format",
+    "int": "rlkit.rewards.unsloth_2025:integer_answer",
+    "correctness": "rlkit.rewards.unsloth_2025:correctness",
     "cosine_length": "rlkit.rewards.length:cosine_length",
     "repetition": "rlkit.rewards.length:repetition",
 }
-"""Built-in functions by name. `math` needs the extra `rlkit[math]`."""
+"""Built-in functions by name. `math` needs the extra `rlkit-lm[math]`."""
 
 _PER_SAMPLE = "__rlkit_per_sample__"
 
@@ -34,8 +31,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Loaded(NamedTuple):
-    """A reward function with its options bound."""
+    """This holds a reward function with its options bound."""
 
+    name: str
+    """Its key in `reward.functions`."""
     function: Callable[[Any], Any]
     per_sample: bool
     """It takes one completion, not a group: a hang costs one sample, not the group."""
@@ -52,61 +51,32 @@ def per_sample(function: _Function) -> _Function:
 
 
 def load(name: str, target: str, options: Mapping[str, Any]) -> Loaded:
-    """The function that `target` names: a registered name, `package.module:function`,
-    or `path/to/file.py:function`.
+    """Return the function that `target` names.
+
+    A target is a registered name, `package.module:function` or `path/to/file.py:function`.
 
     `options` become its keyword arguments. Raises ValueError naming the configuration key.
     """
     key = f"reward.functions.{name}"
     module_name, _, function_name = REGISTRY.get(target, target).rpartition(":")
-    module = _module(module_name, key=f"{key}.fn", target=target)
+    module = import_code(module_name, key=f"{key}.fn", target=target)
     function = vars(module).get(function_name)
     if not callable(function):
         raise ValueError(f"{key}.fn must name a function, got {target}: {module_name} has none")
+    one_by_one = bool(getattr(function, _PER_SAMPLE, False))
+    if rule := refusal(function, per_sample=one_by_one):
+        raise ValueError(f"{key}.fn must {rule}")
     _check_options(function, options, key=f"{key}.options")
     bound = functools.partial(function, **options) if options else function
-    return Loaded(function=bound, per_sample=bool(getattr(function, _PER_SAMPLE, False)))
-
-
-def call(loaded: Loaded, group: Sequence[Any]) -> Any:
-    """Call a loaded function on one prompt's completions, as `rlkit.types.RewardFn` does."""
-    if loaded.per_sample:
-        return [loaded.function(completion) for completion in group]
-    return loaded.function(group)
-
-
-def _module(name: str, *, key: str, target: str) -> ModuleType:
-    try:
-        if name.endswith(".py"):
-            return _module_from_file(Path(name))
-        return importlib.import_module(name)
-    except FileNotFoundError:
-        raise ValueError(f"{key} must name an existing file, got {target}") from None
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{key} must be importable, got {target}: {reason}") from error
-
-
-def _module_from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    name = f"rlkit_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and typing look modules up by name
-    sys.path.append(str(path.resolve().parent))  # so that the file can import its neighbours
-    spec.loader.exec_module(module)
-    return module
+    return Loaded(name=name, function=adapted(bound), per_sample=one_by_one)
 
 
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any], *, key: str) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some C functions have none
+    parameters = parameters_of(function)
+    if parameters is None:
         return
-    parameters = list(signature.parameters.values())[1:]
+    from_data = is_trls(function)  # its other parameters may be columns of the data
+    parameters = parameters if from_data else parameters[1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -114,6 +84,6 @@ def _check_options(function: Callable[..., Any], options: Mapping[str, Any], *, 
         if option not in known:
             choices = f"one of {', '.join(known)}" if known else "empty"
             raise ValueError(f"{key} must be {choices}, got {option}")
-    for p in parameters:
+    for p in () if from_data else parameters:
         if p.name in known and p.default is p.empty and p.name not in options:
             raise ValueError(f"{key}.{p.name} must be given, got nothing")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -75,14 +76,18 @@ def plan_and_load(
     device: torch.device,
     longest: tuple[int, int],
     say: Say,
+    longest_prompt: int | None = None,
 ) -> tuple[Planned, Loaded]:
     """The memory plan and what is loaded by it; `longest` as in `load_base`.
+
+    `longest_prompt`: tokens of the longest that is expected, where that is known.
 
     Where vLLM's weights cannot be the trainer's, `generator.weights=auto` is planned and loaded
     again with two copies: on CUDA vLLM's sleep while the trainer computes. Raises ValueError with
     one line.
     """
-    made = plan_run(config, algorithm, device=device, say=say)
+    plan = partial(plan_run, device=device, longest_prompt=longest_prompt, say=say)
+    made = plan(config, algorithm)
     try:
         return made, load_base(made.config, device=device, longest=longest, say=say)
     except CannotShare as error:
@@ -93,7 +98,7 @@ def plan_and_load(
         say(f"generator.weights: {apart.value} (auto: {error})")
     # Not above: while the exception lives, its frames hold what the first engine held.
     config = replace(config, generator=replace(generator, weights=apart))
-    made = plan_run(config, algorithm, device=device, say=say)
+    made = plan(config, algorithm)
     return made, load_base(made.config, device=device, longest=longest, say=say)
 
 
@@ -143,6 +148,10 @@ def _with_engine(
     try:
         say(engine.summary)
         is_apart, is_shared = sampled != trained, engine.weights is Weights.shared
+        if engine.unshareable and is_shared:
+            raise CannotShare(engine.unshareable)
+        if engine.unshareable and (is_apart or config.model.tuning is TuningKind.full):
+            raise ValueError(f"{engine.unshareable}; set generator=hf")
         views = weight_views(engine.llm) if is_shared or is_apart else None
         shared = views if is_shared else None
         base = load_model(trained, device=device, say=say, weights=shared)

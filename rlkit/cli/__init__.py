@@ -12,6 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import rlkit
+from rlkit.runtime.distribution import other_project
+from rlkit.runtime.private_names import MissingName
+
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
     "chat": "rlkit.cli.chat",
@@ -40,14 +44,19 @@ class UsageError(ValueError):
 
 def run(arguments: Sequence[str]) -> int:
     """Dispatch to a command, or to training; bad input becomes one line and exit code 2."""
+    if (other := other_project()) is not None:
+        print(f"rlkit: warning: {other}", file=sys.stderr)
     name = arguments[0] if arguments else ""
     rest = arguments[1:] if name in COMMANDS else arguments
     module = COMMANDS.get(name, "rlkit.cli.train")
     if name in ("-h", "--help", "help"):
         module = "rlkit.cli.help"
+    if name in ("--version", "-V"):
+        print(f"rlkit {rlkit.__version__}")
+        return 0
     try:
         return _command(module).run(rest)
-    except UsageError as error:
+    except (UsageError, MissingName) as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Key-value cache of the `hf` generator: appends in place, drops rows, continues a shared prefix.
 
-Written against transformers 5.17 and 5.23: a `Cache` made of our layers, which the models fill
+A `Cache` made of our layers, which the models fill
 through `Cache.update`. Sliding-window models get full-length layers too; their attention masks,
 which transformers builds from the length of the cache, do the windowing.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+
+from rlkit.models.compat import Cache, DynamicLayer
 
 _ROOM = 64
 """Spare columns, so that keys and values are copied once in so many tokens, not at every token."""

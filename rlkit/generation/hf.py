@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache
 
 from rlkit.generation.base import (
     HFGeneratorConfig,
@@ -30,6 +29,7 @@ from rlkit.generation.batching import (
 from rlkit.generation.cache import check_layers, empty_cache, spread_prefix, take_rows
 from rlkit.generation.sampling import Draw, sample
 from rlkit.generation.stopping import StopRule
+from rlkit.models.compat import Cache, with_cache
 from rlkit.models.rope import check_row, factors_key, row_lengths
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
@@ -246,9 +246,7 @@ class _Run:
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=(columns - pads[:, None]).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+            **with_cache(self._model, {"use_cache": True, "logits_to_keep": 1}, cache),
         )
         logits: Tensor = output.logits[:, -1]
         return logits

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import initialize_config_module
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -27,9 +26,11 @@ from omegaconf import DictConfig
 
 from rlkit.config import load
 from rlkit.launch.board import Board
+from rlkit.launch.hydra_compat import Callbacks
 from rlkit.launch.nursery import boot
 from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, state_of
 from rlkit.launch.packed import pack
+from rlkit.launch.preflight import in_sweep
 from rlkit.launch.rows import OVER, Row, Stand
 from rlkit.launch.run_folder import write_status
 from rlkit.launch.sweep_folder import Job, job_folder, job_id
@@ -44,7 +45,7 @@ def engine_job(composed: DictConfig) -> int:
 
     The exit code of the job; 0 when there is nothing left to do.
     """
-    config = load(composed)
+    config = in_sweep(load(composed))
     hydra = HydraConfig.get()
     folder = job_folder(Path(hydra.sweep.dir), job_id(config))
     if state_of(folder) in (JobState.done, JobState.failed):
@@ -114,6 +115,7 @@ def _enlist(sweep: Path, job: Job, row: Row, *, retry: bool) -> bool:
         row.stand = Stand.earlier
     if state is JobState.failed:
         row.stand = Stand.failed_earlier
+        row.message = read_status(folder).message
     return state in (JobState.new, JobState.partial)
 
 

@@ -14,7 +14,7 @@ from rlkit.launch.board import Board
 from rlkit.launch.devices import GPU, num_cores
 from rlkit.launch.live import Live, Stops
 from rlkit.launch.nursery import Preload
-from rlkit.launch.outcome import JobState, cause_of_death, settle, state_of
+from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, state_of
 from rlkit.launch.packed import pack
 from rlkit.launch.prepare import is_tabular
 from rlkit.launch.processes import Event, Exited, Lost, Processes, Refused, Started
@@ -98,6 +98,8 @@ class _Launch:
         row, state = self._rows[job.id], state_of(job_folder(self._sweep, job.id))
         row.look()
         row.first_step = row.step
+        if state is JobState.failed:
+            row.message = read_status(row.folder).message
         if state is JobState.done:
             row.stand = Stand.earlier
         elif state is JobState.failed and not self._settings.retry_failed:

@@ -20,9 +20,13 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from rlkit.kernels.layers import rows_of
+from rlkit.models.compat import attention_named
 from rlkit.models.layout import Bucket, Packing, Ragged
+from rlkit.runtime.torch_compat import flash_backward, flash_forward
 
 _NAME = "rlkit_packed"
+_NO_MORE = (None, None, None)
+"""No gradients of the packing, the scale and the window."""
 
 
 @contextmanager
@@ -31,12 +35,8 @@ def packed_attention(config: PreTrainedConfig) -> Iterator[None]:
 
     Their forward pass must be given `packing=`.
     """
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
-    try:
+    with attention_named(config, _NAME):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 def attend(
@@ -108,23 +108,15 @@ class _Flash(torch.autograd.Function):
         ctx.shape, ctx.scale = shape, scale
         # Its window counts the keys to the left of the query's own.
         ctx.left = -1 if window is None else window - 1
-        out: Tensor
-        out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
-            q, k, v, *shape, 0.0, True, False,
-            scale=scale, window_size_left=ctx.left, window_size_right=0,
-        )  # fmt: skip
-        ctx.save_for_backward(q, k, v, out, lse, seed, offset)
+        out, *rest = flash_forward((q, k, v), shape, scale=scale, left=ctx.left)
+        ctx.save_for_backward(q, k, v, out, *rest)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, seed, offset = ctx.saved_tensors
-        dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            grad.contiguous(), q, k, v, out, lse, *ctx.shape, 0.0, True, seed, offset,
-            scale=ctx.scale, window_size_left=ctx.left, window_size_right=0,
-        )  # fmt: skip
-        return dq, dk, dv, None, None, None
+        saved = ctx.saved_tensors
+        return *flash_backward(grad, saved, ctx.shape, scale=ctx.scale, left=ctx.left), *_NO_MORE
 
 
 def _attend_bucket(

@@ -30,13 +30,6 @@ FAMILIES = (
 """Values of `model_type` in config.json."""
 
 
-_ENDS_IN_DOWN_PROJ = (
-    *("CohereDecoderLayer", "GemmaDecoderLayer", "GraniteDecoderLayer", "LlamaDecoderLayer"),
-    *("MistralDecoderLayer", "Phi3DecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"),
-    "SmolLM3DecoderLayer",
-)
-
-
 class Head(NamedTuple):
     """The language-model head, as the log-prob kernels want it."""
 
@@ -79,15 +72,3 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
     if not isinstance(backbone, nn.Module) or backbone is model:
         raise ValueError(f"{type(model).__name__} has no backbone apart from its head")
     return backbone
-
-
-def last_products(model: nn.Module) -> set[str]:
-    """Linear layers whose result only goes, in a sum, into that of their decoder layer, by name.
-
-    A decoder layer that runs again for its gradients does not need the values of that product.
-    """
-    return {
-        f"{name}.mlp.down_proj"
-        for name, module in model.named_modules()
-        if type(module).__name__ in _ENDS_IN_DOWN_PROJ
-    }

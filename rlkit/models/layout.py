@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from rlkit.kernels.layers import Uses, uses_of
 from rlkit.models.packing import PackedRow, Segment
+from rlkit.runtime.torch_compat import has_flash_operators
 
 _ALONE_FROM = 256
 """Segments with at least as many queries get a bucket each: their padding would cost too much."""
@@ -74,6 +75,8 @@ def can_flash(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
     """Return whether FlashAttention trains this model: Ampere or newer, 16 bit, no soft cap."""
     values = config.to_dict()
     head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    if not has_flash_operators():
+        return False
     fits = head_dim % 8 == 0 and head_dim <= 256 and values.get("attn_logit_softcapping") is None
     if not fits or device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,7 +24,7 @@ from rlkit.models.config import (
     ModelConfig,
     QuantConfig,
 )
-from rlkit.models.convert import Say, first_line
+from rlkit.models.convert import Say
 from rlkit.models.four_bit import is_four_bit
 from rlkit.models.quantize import (
     is_nf4,
@@ -34,10 +34,18 @@ from rlkit.models.quantize import (
     settle,
     tensors_of,
 )
-from rlkit.models.quiet import no_progress_bars
+from rlkit.models.quiet import no_progress_bars, slow_step
 from rlkit.models.rope import fix_all_rows
-from rlkit.models.source import architecture_of, load_options, locate, readable
-from rlkit.models.templates import choose_template
+from rlkit.models.source import (
+    SourceKind,
+    architecture_of,
+    kind_of,
+    load_options,
+    locate,
+    readable,
+)
+from rlkit.models.special import describe_ids, end_of_turn_ids
+from rlkit.models.tokenizer import tokenizer_at
 from rlkit.models.views import model_on_views, shared_bytes
 from rlkit.models.vocabulary import check_ids, pad_id, vocabulary_notes, with_rows
 from rlkit.types import Prompt
@@ -111,15 +119,13 @@ def load_model(
     location = locate(config, say=say)
     hf_config, options = architecture_of(config, say=say), load_options(config)
     dtype, dtype_note = resolve_dtype(config.dtype, device)
-    with readable(config):
-        tokenizer = _load_tokenizer(location, options)
+    tokenizer, template_note = tokenizer_at(location, config)
+    with readable(config), _loading(config, say):
         model, quant_notes = _load_on(
             device, location, hf_config, config, quant, weights, dtype=dtype, options=options
         )
     model.requires_grad_(False).train(False)
     rope_notes = fix_all_rows(model, config.rope_length, source=config.source)
-    chosen = choose_template(tokenizer, config.chat_template)
-    tokenizer.chat_template = chosen.template
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     stop_ids = stop_token_ids(model, tokenizer)
@@ -139,10 +145,18 @@ def load_model(
             *_adapter_notes(config, location),
             *rope_notes,
             *vocabulary_notes(tokenizer, num_rows, stop_ids),
-            chosen.reason,
+            template_note,
+            f"stop tokens: {describe_ids(tokenizer, stop_ids)}",
             checkpointing_note,
         ),
     )
+
+
+def _loading(config: ModelConfig, say: Say) -> AbstractContextManager[None]:
+    """A line for what may be a long download; a model on this machine is there in seconds."""
+    if kind_of(config.source) is not SourceKind.hub:
+        return nullcontext()
+    return slow_step(f"Loading {config.source} (from the hub, downloaded once)", say=say)
 
 
 def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str]:
@@ -174,15 +188,16 @@ def resolve_checkpointing(
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end a completion: those of the tokenizer and of the generation config together.
+    """Return the ids that end a completion: of tokenizer, generation config and chat template.
 
-    Chat models often list the end-of-turn token in only one of the two; the other then never stops.
+    Chat models often list the end-of-turn token in only one of these; the others then never stop.
     """
     listed: list[Any] = [tokenizer.eos_token_id]
     if model.generation_config is not None:
         eos = model.generation_config.eos_token_id
         listed += eos if isinstance(eos, list) else [eos]
-    return frozenset(int(token_id) for token_id in listed if token_id is not None)
+    ids = frozenset(int(token_id) for token_id in listed if token_id is not None)
+    return ids | end_of_turn_ids(tokenizer)
 
 
 def _adapter_notes(config: ModelConfig, location: str) -> tuple[str, ...]:
@@ -192,16 +207,6 @@ def _adapter_notes(config: ModelConfig, location: str) -> tuple[str, ...]:
     if config.adapter_use is AdapterUse.merge:
         return (f"adapter: {config.adapter} merged, base and reference are {location}",)
     return (f"adapter: {config.adapter} trains on, the reference is the model with it as it was",)
-
-
-def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model.source must hold a tokenizer, got {location}: {first_line(error)}"
-        ) from error
-    return tokenizer
 
 
 def _load_on(

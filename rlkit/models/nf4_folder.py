@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
+from rlkit.models.compat import commit_hash
 from rlkit.models.config import AdapterUse, ModelConfig, QuantConfig
 from rlkit.models.convert import Say, build_once
 from rlkit.models.load import load_model, resolve_dtype
@@ -73,7 +74,7 @@ def _identity(location: str, hf_config: PreTrainedConfig) -> str:
     """Return a text that changes when the model behind `location` does."""
     folder = Path(location)
     if not folder.is_dir():
-        return f"{location}@{getattr(hf_config, '_commit_hash', None)}"
+        return f"{location}@{commit_hash(hf_config)}"
     stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     files = [f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats]
     return " ".join([str(folder.resolve()), *files])

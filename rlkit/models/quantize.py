@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
 
 from rlkit.models.config import QuantConfig, QuantKind
+from rlkit.runtime.distribution import how_to_install
 
 BLOCK = 64
 """Weights that share a scale."""
@@ -148,11 +149,10 @@ def saved_quantization(hf_config: PreTrainedConfig) -> Mapping[str, Any] | None:
 
 def require_bitsandbytes() -> None:
     """Raise ValueError, with the command that helps, unless NF4 can be had here."""
-    missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
-    if missing:
+    if find_spec("bitsandbytes") is None:
         raise ValueError(
-            "memory.quant.kind=nf4 must have bitsandbytes and accelerate (pip install "
-            f"'rlkit[quant]'), got no {' and no '.join(missing)}"
+            "memory.quant.kind=nf4 must have bitsandbytes "
+            f"({how_to_install('bitsandbytes')}), got no bitsandbytes"
         )
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlkit.models.compat import compute_once, recomputable_layers, recompute_with
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,10 +68,8 @@ def recomputed(
     """Decoder layers called inside keep their inputs only, by `offload` if any, and run twice.
 
     The second time they run in `again()` and with what `tuning` had them compute with the first
-    time. Not twice differentiable. Set for one forward pass instead of by
-    `gradient_checkpointing_enable`: transformers looks at these attributes in every call, drops the
-    cache of generation where they are set, and wants the whole model, dropout included, in training
-    mode.
+    time. Not twice differentiable. Set for one forward pass only, as transformers drops the cache
+    of generation where a layer is to run again.
 
     Args:
         model: The model whose decoder layers run twice.
@@ -91,16 +90,14 @@ def recomputed(
 
         return run
 
-    named = model.named_modules()
-    layers = {n: m for n, m in named if isinstance(m, GradientCheckpointingLayer)}
+    layers = recomputable_layers(model)
     for name, layer in layers.items():
-        layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = recomputing(name)  # type: ignore[assignment]
+        recompute_with(layer, recomputing(name))
     try:
         yield
     finally:
         for layer in layers.values():
-            layer.gradient_checkpointing = layer.training = False
+            compute_once(layer)
 
 
 class _Again(NamedTuple):

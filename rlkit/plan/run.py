@@ -23,10 +23,28 @@ Say = Callable[[str], None]
 _RECORD = "memory_plan.json"
 
 
-def plan_run(config: Config, algorithm: Algorithm, *, device: torch.device, say: Say) -> Planned:
-    """The plan of a run that is about to start, printed; raises ValueError if it cannot fit."""
+def plan_run(
+    config: Config,
+    algorithm: Algorithm,
+    *,
+    device: torch.device,
+    longest_prompt: int | None,
+    say: Say,
+) -> Planned:
+    """The plan of a run that is about to start, printed; raises ValueError if it cannot fit.
+
+    `longest_prompt` as in `rlkit.plan.work.Work`.
+    """
     before = recorded(Path(config.run_dir))
-    made = planned(config, algorithm, device=device, budget=None, say=say, before=before)
+    made = planned(
+        config,
+        algorithm,
+        device=device,
+        budget=None,
+        say=say,
+        before=before,
+        longest_prompt=longest_prompt,
+    )
     for line in lines(made.plan, where=place(config, device)):
         say(line)
     return made

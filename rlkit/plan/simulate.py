@@ -177,7 +177,7 @@ class _InFourBits(nn.Parameter):
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch.DisableTorchFunctionSubclass():
             if func is F.linear:
                 x, weight, *bias = args
                 out = _apply(_Dequantised, x, weight)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.models.recompute import NamesInside, Trained
+from rlkit.runtime.torch_compat import copy_all, times_written
 
 
 class FullWeights:
@@ -94,12 +95,12 @@ class FullWeights:
         if versions != self._versions and self._behind:
             copies, masters = zip(*self._behind, strict=True)
             with torch.no_grad():
-                torch._foreach_copy_(copies, masters)
+                copy_all(copies, masters)
         self._versions = versions
 
     def _master_versions(self) -> list[int]:
         """Return how often each master was written in place, steps of the optimiser included."""
-        return [master._version for master in self.masters.values()]
+        return [times_written(master) for master in self.masters.values()]
 
     @contextmanager
     def _using(self, tensors: Sequence[Tensor]) -> Iterator[None]:

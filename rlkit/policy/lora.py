@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlkit.models.compat import last_products
 from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
-from rlkit.models.families import last_products
 from rlkit.models.four_bit import is_four_bit
 from rlkit.models.joined import Frozen, Projection, product
 from rlkit.models.recompute import NamesInside, Trained

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rlkit.models.joined import Frozen, input_gradient, product
+from rlkit.runtime.torch_compat import copy_all, scale_all_, scaled_all
 
 Group = Sequence[tuple[Tensor, Tensor]]
 """A (r, in) and B (out, r) of layers with one input."""
@@ -151,7 +152,7 @@ class _Copies(torch.autograd.Function):
                 )
             start += 2 * num_groups * num_layers
         firsts, seconds = _places(stacks, shapes, [leaf.shape for leaf in leaves])
-        torch._foreach_copy_(firsts, list(leaves[::2]))
+        copy_all(firsts, leaves[::2])
         _scale_into(seconds, leaves[1::2], scale)
         return tuple(stacks)
 
@@ -161,7 +162,7 @@ class _Copies(torch.autograd.Function):
         stacks = [grad.contiguous() for grad in grads]
         firsts, seconds = _places(stacks, ctx.shapes, [shape for shape, _ in ctx.leaves])
         found = [stacks[0].new_empty(shape, dtype=dtype) for shape, dtype in ctx.leaves]
-        torch._foreach_copy_(found[::2], firsts)
+        copy_all(found[::2], firsts)
         _scale_into(found[1::2], seconds, ctx.scale)
         return None, None, None, *found
 
@@ -184,7 +185,7 @@ def _places(
 def _scale_into(targets: Sequence[Tensor], sources: Sequence[Tensor], scale: float) -> None:
     """scale * sources, multiplied in the wider of two dtypes."""
     narrows = targets[0].dtype.itemsize < sources[0].dtype.itemsize
-    scaled = torch._foreach_mul(list(sources), scale) if narrows else list(sources)
-    torch._foreach_copy_(list(targets), list(scaled))
+    scaled = scaled_all(sources, scale) if narrows else sources
+    copy_all(targets, scaled)
     if not narrows:
-        torch._foreach_mul_(list(targets), scale)
+        scale_all_(targets, scale)

@@ -12,6 +12,7 @@ from typing import Any
 from rlkit.report.curves import AXIS_LABELS, AXIS_OF, curve, num_evals
 from rlkit.report.results import Results
 from rlkit.report.rows import Row
+from rlkit.report.svg import marker_of
 from rlkit.tracking.files import write_atomic
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -108,7 +109,7 @@ def _differences(results: Results) -> Any | None:
         colour = _colour(row.arm.style)
         if low is not None and high is not None:
             axis.plot([low, high], [place, place], color=colour, linewidth=2)
-        marker = _MARKERS[row.arm.style % len(_MARKERS)]
+        marker = _MARKERS[marker_of(row.arm.style)]
         axis.plot([mean], [place], marker=marker, color=colour, markersize=6)
     names = [f"{r.arm.variant}  {r.arm.panel}".strip() for r in rows]
     axis.set_yticks(range(len(rows)), names, fontsize=8)
@@ -177,7 +178,7 @@ def _line(style: int, stride: int) -> dict[str, Any]:
     return {
         "color": _colour(style),
         "linestyle": _DASHES[style % len(_DASHES)],
-        "marker": _MARKERS[style % len(_MARKERS)],
+        "marker": _MARKERS[marker_of(style)],
         "markersize": 4,
         "markevery": stride,
         "linewidth": 1.6,

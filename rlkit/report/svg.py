@@ -6,15 +6,17 @@ Sizes are CSS pixels of the viewBox; every text is escaped; nothing refers to an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 440, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 40
 NUM_COLOURS = 7
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _RADIUS = 4.0
+_MAX_DIGITS = 6
 # Unit outlines, one for each colour: the second channel of a point.
 _MARKERS = (
     None,  # a circle
@@ -126,13 +128,19 @@ def symbol(
     x: float, y: float, *, style: int, kind: str = "point", inside: str = "", scale: float = 1.0
 ) -> str:
     """The marker of a style at a place on the paper."""
-    outline = _MARKERS[style % len(_MARKERS)]
+    outline = _MARKERS[marker_of(style)]
     css = f'class="{kind} f{style % NUM_COLOURS}"'
     radius = _RADIUS * scale
     if outline is None:
         return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">{inside}</circle>'
     corners = " ".join(f"{x + radius * a:.1f},{y + radius * b:.1f}" for a, b in outline)
     return f'<polygon {css} points="{corners}">{inside}</polygon>'
+
+
+def marker_of(style: int) -> int:
+    """Number of a style's marker: each round of the colours moves on by one, so that colour and
+    marker together tell 49 styles apart."""
+    return (style + style // NUM_COLOURS) % len(_MARKERS)
 
 
 def key(style: int) -> str:
@@ -158,16 +166,29 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
 
 def tick_labels(values: Sequence[float]) -> list[str]:
     """As few digits as tell the values apart."""
-    if any(abs(value) >= 10_000 for value in values):
-        return [f"{value / 1000:g}k" for value in values]
     largest = max((abs(value) for value in values), default=0.0)
-    if 0 < largest < 0.001:
-        return [f"{value:.0e}" if value else "0" for value in values]
-    for digits in range(5):
-        texts = [f"{value:.{digits}f}" for value in values]
-        if all(math.isclose(float(t), v, abs_tol=1e-9) for t, v in zip(texts, values, strict=True)):
-            return [text.replace("-", "−") for text in texts]
-    return [f"{value:.3g}" for value in values]
+    steps = [b - a for a, b in pairwise(values)]
+    near = 0.01 * min(steps, default=largest or 1.0)
+
+    def first_exact(write: Callable[[float, int], str], scale: float = 1.0) -> list[str] | None:
+        """The texts with the fewest digits that are the values; None when many would not do."""
+        for digits in range(_MAX_DIGITS):
+            texts = [write(value / scale, digits) for value in values]
+            pairs = zip(texts, values, strict=True)
+            if all(abs(float(text) * scale - value) <= near for text, value in pairs):
+                return texts
+        return None
+
+    if largest >= 10_000:
+        found = first_exact(lambda value, digits: f"{value:.{digits}f}", 1000.0)
+        found = None if found is None else [f"{text}k" for text in found]
+    elif 0 < largest < 0.001:
+        found = first_exact(lambda value, digits: f"{value:.{digits}e}" if value else "0")
+    else:
+        found = first_exact(lambda value, digits: f"{value:.{digits}f}")
+    if found is None:  # the values differ in their last digits only: show how they differ
+        found = [f"{values[0]:.4g}", *(f"+{value - values[0]:.0e}" for value in values[1:])]
+    return [f"−{text[1:]}" if text.startswith("-") else text for text in found]
 
 
 def _path(frame: Frame, xs: Sequence[float], ys: Sequence[float]) -> str:

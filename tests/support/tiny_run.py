@@ -21,8 +21,8 @@ from rlkit.algorithms import (
     RatioConfig,
     build,
 )
-from rlkit.algorithms.base import AlgorithmConfig
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.algorithms.objective.base import AlgorithmConfig
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import TuningKind
@@ -85,6 +85,9 @@ class LetterScores:
 
     def describe(self) -> list[str]:
         return []
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
 
 class LetterReward:

@@ -14,21 +14,30 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from bitsandbytes import functional, matmul_4bit, utils  # type: ignore[attr-defined,unused-ignore]
 from torch import Tensor, nn
 from transformers.quantizers.quantizers_utils import should_convert_module
-from vllm.model_executor.layers.linear import (
-    LinearBase,
-    LinearMethodBase,
-    UnquantizedLinearMethod,
-    register_weight_loader_v2_supported_method,
-)
-from vllm.model_executor.layers.quantization import register_quantization_config
-from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-from vllm.model_executor.model_loader import register_model_loader
-from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-from vllm.model_executor.parameter import ModelWeightParameter
-from vllm.utils.torch_utils import set_default_torch_dtype
+
+from rlkit.runtime.distribution import lacks
+
+try:
+    from bitsandbytes import functional, matmul_4bit, utils  # type: ignore[attr-defined,unused-ignore]
+except ModuleNotFoundError as error:
+    raise lacks("bitsandbytes", __name__) from error
+try:
+    from vllm.model_executor.layers.linear import (
+        LinearBase,
+        LinearMethodBase,
+        UnquantizedLinearMethod,
+        register_weight_loader_v2_supported_method,
+    )
+    from vllm.model_executor.layers.quantization import register_quantization_config
+    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+    from vllm.model_executor.parameter import ModelWeightParameter
+    from vllm.utils.torch_utils import set_default_torch_dtype
+except ModuleNotFoundError as error:
+    raise lacks("vllm", __name__) from error
 
 # Their types differ between versions, and vLLM may be missing where types are checked.
 _bnb: Any = functional
@@ -84,21 +93,21 @@ class NF4Config(_Config):  # type: ignore[misc]
         return NF4LinearMethod() if in_nf4 == {True} else UnquantizedLinearMethod()
 
     def get_name(self) -> str:
-        """See vLLM."""
+        """Give the name that vLLM knows this method by."""
         return NAME
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        """Those of bitsandbytes' kernels."""
+        """Give the dtypes of bitsandbytes' kernels."""
         return [torch.float32, torch.float16, torch.bfloat16]
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """Of bitsandbytes' CUDA builds."""
+        """Give the oldest card of bitsandbytes' CUDA builds."""
         return 60
 
     @staticmethod
     def get_config_filenames() -> list[str]:
-        """None: everything is in config.json."""
+        """Name no file: everything is in config.json."""
         return []
 
 
@@ -205,6 +214,6 @@ def _complete(parts: dict[str, Tensor]) -> bool:
 
 
 def _parts(layer: str, mapping: dict[str, list[str]]) -> list[str]:
-    """The names in the checkpoint of what vLLM has as one `layer`."""
+    """Name in the checkpoint's way what vLLM has as one `layer`."""
     parent, _, leaf = layer.rpartition(".")
     return [f"{parent}.{part}" for part in mapping.get(leaf, [leaf])]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.generation.base import SamplingOptions
+from rlkit.runtime.distribution import how_to_install
 
 _OURS = frozenset(
     (
@@ -26,7 +27,7 @@ _OURS = frozenset(
 
 @dataclass(kw_only=True, slots=True)
 class VLLMSamplingOptions(SamplingOptions):
-    """The sampling distribution, with whatever else vLLM knows."""
+    """This is the sampling distribution, with whatever else vLLM knows."""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """Further fields of vLLM's SamplingParams by name, such as repetition_penalty or bad_words.
@@ -39,7 +40,7 @@ class VLLMSamplingOptions(SamplingOptions):
 
 
 def is_installed() -> bool:
-    """Whether vLLM can be imported, without importing it."""
+    """Tell whether vLLM can be imported, without importing it."""
     return importlib.util.find_spec("vllm") is not None
 
 
@@ -64,18 +65,24 @@ def check_sampling_fields(extra: dict[str, Any]) -> None:
 
 
 def further_options(schema: type | None) -> list[str]:
-    """Names of options that a dataclass takes through a mapping: `extra.repetition_penalty`, ..."""
+    """Name the options that a dataclass takes through a mapping, as `extra.min_tokens`."""
     if schema is not VLLMSamplingOptions or not is_installed():
         return []
     return [f"extra.{name}" for name in sorted(sampling_fields() - _OURS)]
 
 
+def require_vllm() -> None:
+    """Raise ValueError, with the command that helps, unless vLLM is installed."""
+    if not is_installed():
+        raise ValueError(f"generator=vllm needs vLLM: {how_to_install('vllm')} (or generator=hf)")
+
+
 @cache
 def sampling_fields() -> frozenset[str]:
     """Fields of SamplingParams in the installed vLLM, read from its source: importing takes 6 s."""
+    require_vllm()
     spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:
-        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]'")
+    assert spec is not None and spec.origin is not None
     source = Path(spec.origin).with_name("sampling_params.py").read_text()
     (params,) = (
         node

@@ -1,0 +1,122 @@
+"""The advantage of a completion: baseline and scale, as two independent switches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from rlkit.functional import (
+    batch_mean_advantages,
+    batch_std,
+    divide_by_std,
+    gdpo_advantages,
+    group_mean_advantages,
+    group_std,
+    leave_one_out_advantages,
+)
+from rlkit.types import RolloutBatch
+
+
+class Baseline(StrEnum):
+    """The number that is subtracted from the reward."""
+
+    none = "none"
+    group_mean = "group_mean"
+    leave_one_out = "leave_one_out"
+    batch_mean = "batch_mean"
+
+
+class Scale(StrEnum):
+    """The number that the centred reward is divided by."""
+
+    none = "none"
+    group_std = "group_std"
+    batch_std = "batch_std"
+    whiten = "whiten"
+    whiten_tokens = "whiten_tokens"
+
+
+class Combine(StrEnum):
+    """The way in which several reward functions become one number."""
+
+    sum = "sum"
+    normalize_each = "normalize_each"
+
+
+@dataclass(kw_only=True, slots=True)
+class AdvantageConfig:
+    """Advantage = (reward - baseline) / (scale + eps)."""
+
+    baseline: Baseline = Baseline.group_mean
+    """none; group_mean (GRPO); leave_one_out (RLOO: unbiased at scale 1); batch_mean."""
+    scale: Scale = Scale.group_std
+    """none; group_std (GRPO); batch_std of the raw rewards (TRL `scale_rewards=batch`); whiten:
+    z-score of the advantages over rows; whiten_tokens: over tokens, after KL in the advantage."""
+    combine: Combine = Combine.sum
+    """sum of weighted rewards; normalize_each: GDPO, which fixes baseline and scale itself."""
+    eps: float = 1e-4
+    """Added to the standard deviation, >= 0. TRL 1e-4, verl 1e-6."""
+    bessel: bool = True
+    """Divide squares by n - 1 (TRL, verl) instead of n."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eps < float("inf"):
+            raise ValueError(f"algorithm.advantage.eps must be >= 0, got {self.eps}")
+        if self.combine is Combine.normalize_each and (
+            self.baseline is not Baseline.group_mean or self.scale is not Scale.group_std
+        ):
+            raise ValueError(
+                "algorithm.advantage.combine=normalize_each is a group z-score by definition: "
+                "set baseline=group_mean and scale=group_std, "
+                f"got baseline={self.baseline}, scale={self.scale}"
+            )
+
+
+def check_group_size(cfg: AdvantageConfig, group_size: int) -> None:
+    """Raise ValueError when baseline or scale has nothing to compare within a group."""
+    grouped = cfg.baseline in (Baseline.group_mean, Baseline.leave_one_out)
+    if group_size < 2 and (grouped or cfg.scale is Scale.group_std):
+        raise ValueError(
+            f"algorithm.group_size must be >= 2 with algorithm.advantage.baseline={cfg.baseline} "
+            f"and scale={cfg.scale}, got {group_size}; use baseline=batch_mean, scale=whiten"
+        )
+
+
+def row_advantages(cfg: AdvantageConfig, rollout: RolloutBatch, rewards: Tensor) -> Tensor:
+    """Return one advantage a row, 0 for rows without a reward; `rewards` are the shaped ones."""
+    if cfg.combine is Combine.normalize_each:
+        return gdpo_advantages(
+            rollout.reward_components,
+            rollout.reward_weights,
+            rollout.group_ids,
+            eps=cfg.eps,
+            bessel=cfg.bessel,
+        )
+    centered = _center(cfg.baseline, rewards, rollout.group_ids)
+    match cfg.scale:
+        case Scale.group_std:
+            std = group_std(rewards, rollout.group_ids, bessel=cfg.bessel)
+        case Scale.batch_std:
+            std = batch_std(rewards, bessel=cfg.bessel)
+        case Scale.whiten:
+            scored = centered.masked_fill(rewards.isnan(), torch.nan)
+            centered = batch_mean_advantages(scored)
+            std = batch_std(scored, bessel=cfg.bessel)
+        case _:
+            return centered
+    return divide_by_std(centered, std, eps=cfg.eps)
+
+
+def _center(baseline: Baseline, rewards: Tensor, group_ids: Tensor) -> Tensor:
+    match baseline:
+        case Baseline.group_mean:
+            return group_mean_advantages(rewards, group_ids)
+        case Baseline.leave_one_out:
+            return leave_one_out_advantages(rewards, group_ids)
+        case Baseline.batch_mean:
+            return batch_mean_advantages(rewards)
+        case _:
+            return torch.nan_to_num(rewards, nan=0.0)

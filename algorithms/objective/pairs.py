@@ -1,0 +1,50 @@
+"""The samples of a group that are compared, and what happens to ties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from rlkit.functional import best_worst_pair, neighbour_pairs, ranked_pairs
+
+
+class PairRule(StrEnum):
+    """The rows of a group that are compared."""
+
+    best_worst = "best_worst"
+    ranked = "ranked"
+    neighbours = "neighbours"
+
+
+class TieRule(StrEnum):
+    """The fate of a pair whose rewards differ by no more than `min_gap`."""
+
+    drop = "drop"
+    first = "first"
+
+
+_RULES: Mapping[PairRule, Callable[[Tensor], Tensor]] = {
+    PairRule.best_worst: best_worst_pair,
+    PairRule.ranked: ranked_pairs,
+    PairRule.neighbours: neighbour_pairs,
+}
+
+
+def pair_rows(rule: PairRule, rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """Return row indices chosen, rejected, chosen, ... of every group of adjacent rows.
+
+    A group of one row, whose others got no reward, gives that row twice: it is no pair to learn
+    from, but a batch of such groups still has rows. `is_pair` tells.
+    """
+    starts = torch.unique_consecutive(group_ids, return_counts=True)[1].cumsum(0).tolist()
+    bounds = zip([0, *starts], starts, strict=False)
+    alone = rewards.new_zeros(2, dtype=torch.long)
+    return torch.cat([(_RULES[rule](rewards[a:b]) if b - a > 1 else alone) + a for a, b in bounds])
+
+
+def is_pair(rows: Tensor) -> Tensor:
+    """(N) whether the N pairs that `pair_rows` chose are of two different rows."""
+    return rows[0::2] != rows[1::2]
