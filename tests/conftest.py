@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from folder_seconds import FolderSeconds
 from jaxtyping import install_import_hook
 from warm_cli import Forks
 
@@ -23,6 +24,12 @@ install_import_hook(
 )
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Print the seconds of every folder after the run, but not in the workers of xdist."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FolderSeconds(), "folder-seconds")
 
 
 @pytest.fixture(scope="session")

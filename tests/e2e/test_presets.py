@@ -24,7 +24,7 @@ OPTIONS = [
 # 1e-5, which is 84 units in the last place of 1. The metric is the mean over tokens.
 ROUNDING = 1e-5**2 / 2
 
-# Their policy gradient is 0 and their KL term stationary at the reference, as that of unsloth_2025 was.
+# Their policy gradient is 0. Their KL term is stationary at the reference.
 DEAD = [
     f"algorithm=unsloth_2025_{name}" for name in ("full_no_detach", "log_weighted", "no_detach")
 ]

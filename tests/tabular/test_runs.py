@@ -1,4 +1,4 @@
-"""`model=tabular` through the production job: learning, the dead run of unsloth_2025, resume, refusals."""
+"""`model=tabular` through the production job: learning, unsloth_2025 without detach, resume."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_kl_is_exactly_zero_at_step_0_and_positive_later(tmp_path: Path) -> None
 
 
 def test_without_detach_the_policy_never_moves(tmp_path: Path) -> None:
-    """The broken run of unsloth_2025: gradient norm and KL exactly 0, and B stays 0 (experiments, 0a)."""
+    """The broken run of unsloth_2025: gradient norm and KL exactly 0, and B stays 0."""
     trainer, state, tracker = tiny_run(tmp_path, num_steps=3, ratio=RatioConfig(detach=False))
     trainer.fit(state, stop=StopRequest())
     assert [r.metrics["grad_norm"] for r in tracker.steps] == [0.0, 0.0, 0.0]
