@@ -1,4 +1,4 @@
-"""What keeping, recomputing and offloading activations cost, and what packing and sharing save.
+"""The cost of keeping, recomputing and offloading activations; the gain of packing and sharing.
 
 `python -m benchmarks.activations [--out FILE]` on a CUDA device: random weights of real shapes,
 the policy's own forward and backward pass. Tables in docs/memory/activations.md.
@@ -154,7 +154,7 @@ def checkpointing(
 
 
 def _ms(run: Callable[[], object]) -> float:
-    """Of one run, the device's part included."""
+    """Return the milliseconds of one run, the device's part included."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     run()

@@ -27,7 +27,8 @@ def leave(budget: int, before: int) -> int:
 
 
 def used_before_this_process() -> int:
-    """What others hold of the card; asked of the driver before this process has a context."""
+    """Return what others hold of the card, asked of the driver before this process has a
+    context."""
     if not torch.cuda.is_available():
         return 0
     index = nvml_index(0)  # of the first device that CUDA shows us

@@ -1,4 +1,4 @@
-"""What generation costs beside its decoding: rlkit, plain vLLM and TRL on the same work.
+"""The cost of generation beside its decoding: rlkit, plain vLLM and TRL on the same work.
 
     python -m benchmarks.generation [--sides rlkit,rlkit_base,vllm,trl] [--out FILE]
 

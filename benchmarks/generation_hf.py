@@ -58,7 +58,8 @@ class Side(NamedTuple):
 
     wall: float
     cpu: float
-    """Of the whole process, all threads: the steadier number on a CPU shared with others."""
+    """CPU seconds of the whole process, all threads: the steadier number on a CPU shared with
+    others."""
 
 
 class Measurement(NamedTuple):
@@ -99,7 +100,8 @@ def few_shot_workload(
 
 
 def distinct_workload(like: Workload) -> Workload:
-    """As many rows as `like` has, of the same lengths, that differ from the first token on."""
+    """Return as many rows as `like` has, of the same lengths, that differ from the first token
+    on."""
     sources = [prompt for prompt in like.prompts for _ in range(like.num_samples)]
     prompts = [
         Prompt(index=n, ids=(100 + n, *source.ids[1:]), text="") for n, source in enumerate(sources)

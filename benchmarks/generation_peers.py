@@ -26,7 +26,7 @@ from benchmarks.generation_sides import (
 from benchmarks.random_model import LINEAR_LAYERS
 
 _SHARE = 0.3
-"""Of the device's memory, for vLLM."""
+"""The share of the device's memory for vLLM."""
 _TRL_SYNCS = 5  # each takes a second or so
 
 

@@ -31,7 +31,7 @@ PROMPT_TOKENS = 128
 
 
 class Work(NamedTuple):
-    """What every side does."""
+    """The work of every side."""
 
     folder: Path
     num_prompts: int
@@ -41,7 +41,7 @@ class Work(NamedTuple):
     repeats: int
     syncs: int
     compilation: Compilation = Compilation.auto
-    """Of rlkit's engine; the others leave it to vLLM, which is `inductor`."""
+    """The option of rlkit's engine; the others leave it to vLLM, which is `inductor`."""
 
     @property
     def prompts(self) -> list[Prompt]:

@@ -47,20 +47,21 @@ _DECODED = 16
 
 @dataclass(slots=True, kw_only=True)
 class Measured:
-    """What a row took; sizes in GB (10^9 bytes) as the device counts them, times in ms."""
+    """The measurements of a row; sizes in GB (10^9 bytes) as the device counts them, times in
+    ms."""
 
     name: str
     generator: str
     claimed: float
     target: float
     sequences: int
-    """Of full length, in the update and the reference's scoring that were timed."""
+    """Rows of full length, in the update and the reference's scoring that were timed."""
     planned: dict[str, float] = field(default_factory=dict)
     """Sampling and training."""
     parts: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The plan's parts while sampling and while training."""
     chosen: dict[str, str] = field(default_factory=dict)
-    """What the plan decided."""
+    """The decisions of the plan."""
     peaks: dict[str, float] = field(default_factory=dict)
     """By phase: context, load, sampling, training, sampling again."""
     held: dict[str, float] = field(default_factory=dict)
@@ -71,13 +72,13 @@ class Measured:
     """In use outside of the allocator at the end of a phase; less a sleeping cache, which the
     allocator still counts."""
     engine: list[str] = field(default_factory=list)
-    """What vLLM said about memory while it started."""
+    """The lines that vLLM said about memory while it started."""
     ms: dict[str, float] = field(default_factory=dict)
     """Start, sync, sampling in all, a decoding step, scoring of the reference, update."""
     device: str = ""
     torch: str = torch.__version__
     problem: str = ""
-    """What did not fit into the target, and in which phase; empty = nothing."""
+    """The parts that did not fit into the target, and in which phase; empty = nothing."""
 
 
 class Row:

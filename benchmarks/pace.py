@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Look(NamedTuple):
-    """What `Progress` told, and when."""
+    """One report of `Progress`, and when it came."""
 
     ms: float
     tokens: int

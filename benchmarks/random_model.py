@@ -56,7 +56,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Of a decoder layer of each shape."""
+"""The count for a decoder layer of each shape."""
 _EOS = 256
 
 

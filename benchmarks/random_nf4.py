@@ -82,7 +82,7 @@ _QUANTIZATION = {
 
 
 def _pieces() -> dict[str, Tensor]:
-    """What tensors are made of, by kind."""
+    """Return what tensors are made of, by kind."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.empty(_PIECE, dtype=torch.bfloat16).normal_(0.0, 0.02, generator=generator)
     return {

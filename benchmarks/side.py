@@ -18,7 +18,7 @@ _MARK = "benchmarks.result "
 _SHOWN = 3000
 """Characters of the log of a side that failed."""
 Result = dict[str, Any]
-"""What a side measured; or, as `error`, why it did not."""
+"""The measurements of a side; or, as `error`, why it did not."""
 
 
 class Side:

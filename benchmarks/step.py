@@ -88,7 +88,7 @@ def _child(options: argparse.Namespace) -> int:
 
 
 def _import_ahead(side: str) -> None:
-    """What takes long and leaves the device alone, while another side has it."""
+    """Import what takes long and leaves the device alone, while another side has it."""
     if side == "rlkit":
         import rlkit.assembly.assemble  # noqa: F401
     else:

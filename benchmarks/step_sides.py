@@ -1,4 +1,4 @@
-"""What the sides of `benchmarks.step` do, and rlkit's: `rlkit generator=vllm`, its own command,
+"""The sides of `benchmarks.step`, and rlkit's: `rlkit generator=vllm`, its own command,
 whose metrics.jsonl says where the time went. Results are plain dicts."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LEARNING_RATE = 1e-4
 
 
 class Work(NamedTuple):
-    """What all sides do."""
+    """The work of all sides."""
 
     folder: Path
     """The model, `prompts.jsonl` and whatever a side writes."""
@@ -57,7 +57,7 @@ def write_prompts(work: Work) -> None:
 
 
 def rlkit_overrides(work: Work, run_dir: Path) -> list[str]:
-    """What one would write on rlkit's command line for this work."""
+    """Return what one would write on rlkit's command line for this work."""
     return [
         f"run_dir={run_dir}",
         f"steps={work.total_steps}",
@@ -119,7 +119,8 @@ def rlkit_side(work: Work) -> dict[str, object]:
 
 
 def wall_seconds(lines: Sequence[Mapping[str, float]], steps: int) -> dict[str, list[float]]:
-    """Of the last `steps` lines of metrics: the phases, and as `step` all that passed since the
+    """Return the seconds of the last `steps` lines of metrics: the phases, and as `step` all that
+    passed since the
     line before, what is written to files included; `other` is what no phase explains."""
     phases = ["generate", "reward", "score", "update", "sync"]
     measured = lines[-steps:]

@@ -30,7 +30,7 @@ from benchmarks.step_sides import (
 )
 
 _VLLM_SHARE = 0.3
-"""Of the device's memory, for vLLM."""
+"""The share of the device's memory for vLLM."""
 
 
 def trl_side(work: Work, *, rows: int | None = None) -> dict[str, object]:
@@ -105,7 +105,7 @@ def _trl_trainer(work: Work, micro: int, watch: Any) -> Any:
 
 
 def _trainer_arguments(work: Work, micro: int) -> dict[str, Any]:
-    """Of a `GRPOConfig`; what is not here is as by default in TRL."""
+    """Return the arguments of a `GRPOConfig`; what is not here is as by default in TRL."""
     on_cuda = torch.cuda.is_available()
     return {
         "output_dir": str(work.folder / f"trl-{micro}"),
@@ -210,7 +210,7 @@ def unsloth_side(work: Work) -> dict[str, object]:
 
 
 def _unsloth_versions() -> dict[str, str]:
-    """What Unsloth's speed depends on and may be absent."""
+    """Return the versions of what Unsloth's speed depends on and may be absent."""
     found = {}
     for package in ("unsloth", "unsloth_zoo", "trl", "xformers", "flash_attn"):
         with suppress(PackageNotFoundError):
@@ -252,4 +252,4 @@ _TRL_DEFAULTS = {
     "warmup_steps": 0,
     "torch_empty_cache_steps": None,
 }
-"""Where Unsloth's defaults are others and the work would differ."""
+"""Unsloth's defaults are others here, and the work would differ."""

@@ -42,7 +42,7 @@ _TINY = Qwen2Config(
 
 
 class Sizes(NamedTuple):
-    """What is computed."""
+    """The sizes of what is computed."""
 
     model: PreTrainedConfig = QWEN_1_5B
     prompts: int = 8

@@ -1,4 +1,4 @@
-"""What the benchmark computes: shapes, data, operations, and the float64 truth."""
+"""The cases of the benchmark: shapes, data, operations, and the float64 truth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Shape(NamedTuple):
 
     @property
     def operations(self) -> int:
-        """Of one matmul: 2 N V D."""
+        """Return the operations of one matmul: 2 N V D."""
         return 2 * self.rows * self.hidden * self.words
 
 

@@ -17,7 +17,7 @@ from rlkit.training.metrics import mean
 
 
 def summarise(run: Path) -> dict[str, Any]:
-    """What one run shows of itself."""
+    """Return what one run shows of itself."""
     lines = read_metrics(run)
     evaluations = {record.label: record for record in read_evals(run)}
     phases = ("generate", "reward", "score", "update", "sync", "other", "step")

@@ -1,4 +1,4 @@
-"""What `in_16_bits.py` wrote, compared.
+"""A comparison of what `in_16_bits.py` wrote.
 
 `python experiments/rollout_precision/compare_16_bits.py FILE.json` writes FILE.csv, each arm
 against the policies that learnt from 16-bit rollouts and the 4-bit ones also against 4 bits without

@@ -50,7 +50,7 @@ class Silent:
 
 
 def finished(sweeps: list[str]) -> Iterator[tuple[dict[str, str], Path]]:
-    """What tells it apart, and the adapter, of every finished job."""
+    """Return what tells every finished job apart, and its adapter."""
     for sweep in map(Path, sweeps):
         for job in json.loads((sweep / "sweep.json").read_text())["jobs"]:
             folder = sweep / job["folder"]

@@ -31,7 +31,7 @@ from rlkit.types import Algorithm, KLDirection, PolicyOutput, RolloutBatch, Trai
 
 
 class Denominator(StrEnum):
-    """What the algorithm's aggregation divides by."""
+    """The number that the algorithm's aggregation divides by."""
 
     sequences = "sequences"
     tokens = "tokens"
@@ -199,7 +199,7 @@ def rollout_of(w: World, indices: Tensor, *, critic: Tensor | None = None) -> Ro
 
 
 def outputs_of(w: World, algorithm: Algorithm, theta: Tensor) -> PolicyOutput:
-    """What the policy's forward pass would return for every completion of the tree, once each."""
+    """Return what the policy's forward pass would give for every completion of the tree."""
     table = w.model.table(theta)
     full_kl, spec = None, algorithm.outputs.full_kl
     if spec is not None:

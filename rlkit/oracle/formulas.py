@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Formula(NamedTuple):
-    """What a switch adds to the loss, per token, and the coefficient of grad log pi it implies."""
+    """The term that a switch adds to a token's loss, and its coefficient of grad log pi."""
 
     loss: str
     coefficient: str
     source: str
-    """Where the formula, not the number, comes from; bare numbers are arXiv's."""
+    """The source of the formula, not of the number; bare numbers are arXiv's."""
 
 
 KL: Mapping[str, Formula] = {

@@ -35,14 +35,14 @@ _MOST_MARGIN = 500_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run will take, and how it was made to fit."""
+    """The memory that a run will take, and how it was made to fit."""
 
     parts: tuple[Part, ...]
     choice: Choice
     kv_cache_bytes: int
-    """Of an engine in this process; 0 = none."""
+    """An engine in this process takes this; 0 = none."""
     budget: int
-    """What the device has for the run."""
+    """The device has this much for the run."""
 
     @property
     def sampling(self) -> int:

@@ -1,4 +1,4 @@
-"""What a device has and what a run takes of it, by the device's own count."""
+"""The device's own count of what it has and what a run takes of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlkit.runtime.torch_compat import let_cuda_segments_grow
 
 
 def available_bytes(device: torch.device) -> int:
-    """What this process can still take, its CUDA context included: that exists already."""
+    """Return what this process can still take; its CUDA context exists already."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + CONTEXT_BYTES
     return int(psutil.virtual_memory().available)
@@ -41,7 +41,7 @@ class Meter:
     before: int
     """Bytes in use on the device (CPU: of this process) before the run took any."""
     highest: int = 0
-    """What `note` saw at most."""
+    """`note` saw this at most."""
     sampled_tokens: int = 0
     """Most completion tokens of one training step so far; whoever samples counts them."""
 

@@ -28,7 +28,7 @@ class Headline:
     claimed: float
     """Unsloth's claim (documents of February 2025), total GPU memory."""
     target: float
-    """What rlkit must stay below."""
+    """rlkit must stay below this."""
     optim: OptimKind = OptimKind.adamw8bit
 
     def hf_config(self) -> PreTrainedConfig:

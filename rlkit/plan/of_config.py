@@ -34,7 +34,7 @@ class Planned:
     work: Work
     plan: Plan
     config: Config
-    """What the run is loaded with: the user's, asking for exactly what the plan gives. The user's
+    """The run is loaded with this: the user's, asking for exactly what the plan gives. The user's
     own stays as it is: a run resumed on another card is still the same run."""
 
 
@@ -74,7 +74,7 @@ def peak_with(made: Planned, *, sampled_tokens: int) -> int:
 
 
 def _check(config: Config, hf_config: PreTrainedConfig) -> None:
-    """What memory cannot help; said here, before anything is loaded or quantised."""
+    """Refuse what memory cannot help, before anything is loaded or quantised."""
     context = int(hf_config.max_position_embeddings)
     longest = config.task.max_prompt_length + config.task.max_completion_length
     if longest > context:
@@ -108,7 +108,7 @@ def work_of(
     *,
     on_cuda: bool,
 ) -> Work:
-    """What one step of `config` demands at most."""
+    """Return what one step of `config` demands at most."""
     task = config.task
     row_tokens = task.max_prompt_length + task.max_completion_length
     demand = config.generator.demand(row_tokens=row_tokens)
@@ -140,7 +140,7 @@ def work_of(
 
 
 def request_of(config: Config, work: Work) -> Request:
-    """What `config` leaves to the plan."""
+    """Return what `config` leaves to the plan."""
     demand = config.generator.demand(row_tokens=work.max_prompt + work.max_completion)
     return Request(
         tokens_per_microbatch=config.memory.tokens_per_microbatch,

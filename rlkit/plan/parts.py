@@ -1,4 +1,4 @@
-"""What a run takes of its device, part by part, under one choice of the plan."""
+"""Parts of the memory that a run takes of its device, under one choice of the plan."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ KERNEL_BYTES = 130_000_000
 LIBRARY_BYTES = 250_000_000
 """A CPU's process: modules that load as a run goes on, and what the allocator keeps."""
 ENGINE_BYTES = 250_000_000
-"""What vLLM adds: its kernels, cuBLAS workspaces on its stream, index buffers."""
+"""vLLM adds this: its kernels, cuBLAS workspaces on its stream, index buffers."""
 GRAPH_BYTES = 80_000_000
 GRAPH_BYTES_PER_LAYER = 100_000
 """CUDA graphs: at all, and for one decoder layer in one of them."""
 _UPDATE_BYTES = 100_000_000
 """Workspaces of the backward pass, which runs in a thread of its own."""
 _HOLES = 1.03
-"""What the allocator takes for activations of one byte."""
+"""The allocator takes this for activations of one byte."""
 _KV_BLOCK = 16
 _CPU_KV_BLOCK = 32
 _PROBE_TOKENS = 96
-"""Of the self-test, in two sequences."""
+"""The self-test has this many, in two sequences."""
 _PROBE_ROWS = 16
 """Those of them that are scored."""
 _LOGITS_COPIES = 4
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What the plan decides."""
+    """The plan decides these."""
 
     tokens_per_microbatch: int
     checkpointing: Checkpointing
@@ -66,7 +66,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the configuration asks the plan for."""
+    """The configuration asks the plan for these."""
 
     tokens_per_microbatch: int
     """Upper bound; 0 = the whole batch at once."""

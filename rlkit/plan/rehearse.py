@@ -35,7 +35,7 @@ class Worst:
 
 
 def worst_of(plan: Plan, work: Work, *, temperature: float) -> Worst:
-    """As many rows of full length as a micro-batch of `plan` takes."""
+    """Return as many rows of full length as a micro-batch of `plan` takes."""
     fitting = min(plan.choice.tokens_per_microbatch // work.row_tokens, work.num_rows)
     return Worst(
         num_rows=max(1, fitting // work.rows_per_unit) * work.rows_per_unit,

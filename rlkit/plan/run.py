@@ -58,7 +58,7 @@ def record(plan: Plan, run_dir: Path) -> None:
 
 
 def recorded(run_dir: Path) -> Choice | None:
-    """What the run in `run_dir` chose before; None for a new run."""
+    """Return what the run in `run_dir` chose before; None for a new run."""
     try:
         found = json.loads((run_dir / _RECORD).read_text())
         return Choice(**{**found, "checkpointing": Checkpointing(found["checkpointing"])})
@@ -67,7 +67,7 @@ def recorded(run_dir: Path) -> Choice | None:
 
 
 def place(config: Config, device: torch.device) -> str:
-    """What the budget of a plan is."""
+    """Say in words what the budget of a plan is."""
     if config.memory.budget:
         return f"memory.budget={config.memory.budget}"
     return f"free on {device.type}"

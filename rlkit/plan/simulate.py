@@ -71,7 +71,7 @@ class Peaks:
     head: int
     """When that workspace is taken."""
     workspace: int
-    """What it would take without a bound."""
+    """It would take this without a bound."""
 
     def with_workspace(self, limit: int) -> int:
         """The peak when the workspace is at most `limit` bytes."""
@@ -134,7 +134,7 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
 
 
 def _trained(model: Any, work: TrainingWork) -> tuple[Tuning, dict[str, Tensor]]:
-    """What trains of `model`, as `rlkit.policy.policy.new_policy` makes it."""
+    """Return what trains of `model`, as `rlkit.policy.policy.new_policy` makes it."""
     if work.tuning is TuningKind.full:
         full = FullWeights(model, dtype=work.dtype, holds_reference=False)
         return full, full.masters
@@ -167,7 +167,7 @@ def _apply(function: Any, *inputs: Tensor) -> Tensor:
 
 
 _PRODUCTS = (Tensor.__matmul__, Tensor.addmm_, Tensor.t)
-"""What a weight is used in, beside a layer's own product."""
+"""A weight is used in these, beside a layer's own product."""
 
 
 class _InFourBits(nn.Parameter):
@@ -201,7 +201,7 @@ class _Dequantised(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """What FlashAttention allocates and keeps: inputs, outputs, one float32 a query and head."""
+    """FlashAttention allocates and keeps these: inputs, outputs, one float32 a query and head."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ AttentionInterface.register(_ATTENTION[False], _attend_padded)
 
 
 class _Head(torch.autograd.Function):
-    """What the log-prob kernel keeps: one direction a row, to go back along."""
+    """The log-prob kernel keeps this: one direction a row, to go back along."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class _Head(torch.autograd.Function):
 
 
 class _TrainedHead(torch.autograd.Function):
-    """Of a head that trains: the inputs are kept, its gradient is summed in float32."""
+    """A head that trains: the inputs are kept, its gradient is summed in float32."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the plan knows of a run before anything is loaded, and its sizes, each computed once."""
+"""Facts about a run before anything is loaded, and its sizes, each computed once."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Work:
     releases_kv: bool
     """Whether an engine gives its cache back before the update."""
     kv_value_bytes: int
-    """Of one key or value entry."""
+    """One key or value entry has this many."""
     num_prompts: int
-    """Of a step."""
+    """A step has this many."""
     group_size: int
     max_prompt: int
     max_completion: int
@@ -53,11 +53,11 @@ class Work:
     holds_reference: bool = False
     """Whether anything scores the reference policy, which `TuningKind.full` must keep for it."""
     longest_prompt: int | None = None
-    """Of the prompts that the run has, on a CPU; None = `max_prompt`."""
+    """The prompts that the run has, on a CPU; None = `max_prompt`."""
     shares_prompts: bool = True
     """Whether equal prompts of a micro-batch are computed once."""
     sampled_tokens: int | None = None
-    """Of all completions of a step, once they are known; None = all have `max_completion`."""
+    """All completions of a step, once they are known; None = all have `max_completion`."""
     eval_prompts: int = 0
     """Held-out prompts whose completions are scored for their KL; 0 = none."""
     eval_samples: int = 0
@@ -133,17 +133,17 @@ class Work:
 
     @property
     def trained_dtype(self) -> torch.dtype:
-        """Of what trains, its gradients and AdamW's full moments."""
+        """Return the type of what trains, its gradients and AdamW's full moments."""
         return torch.float32 if self.trains_all else stored_dtype(self.lora)
 
     @property
     def trained_bytes(self) -> int:
-        """Of what trains, and of its gradients."""
+        """Return the bytes of what trains, and of its gradients."""
         return self.num_trained * self.trained_dtype.itemsize
 
     @property
     def moment_bytes(self) -> int:
-        """Of the optimiser."""
+        """Return the bytes of the optimiser's moments."""
         return sizes.moment_bytes(self.num_trained, self.optim, dtype=self.trained_dtype)
 
     @property

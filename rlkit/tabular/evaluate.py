@@ -22,7 +22,7 @@ class Expectations(NamedTuple):
     kl: Float[Tensor, " P"]
     """KL(policy || reference) of whole completions, nats."""
     entropy: Float[Tensor, " P"]
-    """Of a completion, nats."""
+    """The value is nats of a completion."""
     length: Float[Tensor, " P"]
     wrong_length: Float[Tensor, " P"]
     """Expected length times the indicator of reward 0: divide by 1 - reward."""

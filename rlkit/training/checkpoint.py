@@ -37,7 +37,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a run stands between two steps."""
+    """The place where a run stands between two steps."""
 
     step: int
     """Steps completed."""
@@ -60,7 +60,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What a run needs to go on: parameters, optimiser moments by parameter name, progress."""
+    """All that a run needs to go on: parameters, optimiser moments by parameter name, progress."""
 
     parameters: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
@@ -142,7 +142,7 @@ def restore_moments(
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where under `folder` the checkpoint after `step` steps lies, if there is one."""
+    """Return the folder of the checkpoint after `step` steps, if there is one."""
     return folder / f"step-{step:06d}"
 
 

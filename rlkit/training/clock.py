@@ -1,4 +1,4 @@
-"""Where a step's time goes: honest wall-clock seconds per phase."""
+"""A clock of wall-clock seconds per phase: it shows where a step's time goes."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class RewardScores(Protocol):
-    """What the reward functions said about a list of groups."""
+    """The reward functions' answers about a list of groups."""
 
     @property
     def components(self) -> Sequence[Sequence[Sequence[float]]]:
@@ -174,7 +174,7 @@ def _with_rewards(scored: Sequence[Group], counts: dict[str, float]) -> list[Gro
 def who_gave_no_reward(
     groups: Sequence[Group], rewards: Rewards, failed: Mapping[str, float]
 ) -> str:
-    """Which function left a whole batch without rewards, and how, in a few words.
+    """Return which function left a whole batch without rewards, and how, in a few words.
 
     Args:
         groups: Samples that have no reward.
@@ -215,7 +215,7 @@ def score_rollouts(
 
 
 def completion_of(rollout: Rollout, decode: Decode) -> Completion:
-    """What a reward function sees of a rollout."""
+    """Return what a reward function sees of a rollout."""
     return Completion(
         prompt=rollout.prompt,
         text=decode(rollout.completion_ids),

@@ -39,7 +39,7 @@ class DivergenceMeter:
     estimator: EvalKL
     """exact or k3."""
     temperature: float
-    """Of the samples; both policies are tempered alike."""
+    """The temperature of the samples; both policies are tempered alike."""
     pad_token_id: int
     device: torch.device
     tokens_per_microbatch: int

@@ -35,4 +35,4 @@ class LossScale(NamedTuple):
 
 UNSCALED = LossScale()
 FLOAT16 = LossScale(value=2.0**16, limit=2.0**24)
-"""Where a policy that computes in float16 starts."""
+"""A policy that computes in float16 starts at this scale."""

@@ -1,4 +1,4 @@
-"""What bounds a run's memory."""
+"""Options that bound a run's memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parse_bytes(text: str, *, name: str) -> int:
 
 @dataclass(kw_only=True, slots=True)
 class MemoryConfig:
-    """What bounds the memory of sampling, scoring and the update."""
+    """Options that bound the memory of sampling, scoring and the update."""
 
     tokens_per_microbatch: int = 8192
     """Most tokens of one forward and backward pass, >= 0; the memory plan takes fewer where
@@ -32,7 +32,7 @@ class MemoryConfig:
     torch_threads: int = 0
     """CPU threads of torch, >= 0; 0 = one or all, whichever is faster when the run starts."""
     budget: str = ""
-    """What the run may take of the device's memory in all, such as 24GB; empty = what is free."""
+    """The run may take this of the device's memory in all, such as 24GB; empty = what is free."""
     dry_run: Switch = Switch.auto
     """Forward and backward of the longest prompt and completion before the first step, to fail
     early; auto = on CUDA."""

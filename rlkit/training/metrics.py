@@ -1,4 +1,4 @@
-"""What a batch of rollouts looked like, under TRL's metric names."""
+"""Metrics of a batch of rollouts, under TRL's names."""
 
 from __future__ import annotations
 

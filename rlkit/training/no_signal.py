@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rlkit.training.buffer import Group
 
 STEPS_IN_A_SWEEP = 20
-"""What `stop.no_signal_steps` stands for in a sweep, where nobody watches each job."""
+"""The value of `stop.no_signal_steps` in a sweep, where nobody watches each job."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,7 +20,7 @@ _ADAMW_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class OptimKind(StrEnum):
-    """Where and how AdamW keeps its two moments; 8 bits: Dettmers et al. 2022, arXiv:2110.02861."""
+    """The place and form of AdamW's two moments; 8 bits: Dettmers et al. 2022, arXiv:2110.02861."""
 
     adamw = "adamw"
     """float32, 8 bytes a parameter."""
@@ -59,7 +59,7 @@ class OptimConfig:
     warmup_steps: int = 0
     """Optimiser updates over which the rate rises linearly from 0, >= 0."""
     schedule: Schedule = Schedule.constant
-    """What the rate does after warm-up; linear and cosine end at 0 with the last update."""
+    """The course of the rate after warm-up; linear and cosine end at 0 with the last update."""
     inner_epochs: int = 1
     """Passes over each rollout batch, >= 1 (mu in DeepSeekMath)."""
     minibatches: int = 1

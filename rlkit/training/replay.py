@@ -16,7 +16,7 @@ _CHUNK = 1 << 20
 
 
 class Replayed(NamedTuple):
-    """What one algorithm makes of the batch, as one optimisation batch before any update."""
+    """One algorithm's view of the batch, as one optimisation batch before any update."""
 
     loss: float
     grad_norm: float
@@ -26,7 +26,8 @@ class Replayed(NamedTuple):
     metrics: dict[str, float]
     """The algorithm's own."""
     gradient: Float[Tensor, " N"]
-    """Of the policy alone, its leaves one after the other; float32 or wider, on CPU."""
+    """The gradient of the policy alone, its leaves one after the other; float32 or wider, on
+    CPU."""
 
 
 def replay(

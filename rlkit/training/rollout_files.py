@@ -41,7 +41,7 @@ class SavedRollouts:
     step: int
     """Steps completed when it was sampled: its policy is that of this step's checkpoint."""
     reward_names: tuple[str, ...]
-    """Of the columns of `batch.reward_components`, in order."""
+    """The names of the columns of `batch.reward_components`, in order."""
     group_size: int
     """Completions sampled per prompt; a group has fewer rows where rewards failed."""
     temperature: float

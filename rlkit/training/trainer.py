@@ -59,7 +59,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainer:
-    """What a run is made of; only `TrainState` changes while it runs."""
+    """The parts of a run; only `TrainState` changes while it runs."""
 
     algorithm: Callable[[int], Algorithm]
     """The algorithm of a step: nearly always the same one, but a critic may learn alone first."""

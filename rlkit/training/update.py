@@ -22,11 +22,12 @@ from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatc
 
 
 class Learner(Protocol):
-    """What training needs of a policy: logps under an adapter, and what an optimiser may change."""
+    """All that training needs of a policy: logps under an adapter, and what an optimiser may
+    change."""
 
     @property
     def adapter(self) -> Mapping[str, Tensor]:
-        """What trains of the policy, an adapter or all weights; None in its place is the
+        """The part of the policy that trains, an adapter or all weights; None in its place is the
         reference policy."""
         ...
 
@@ -84,7 +85,7 @@ class UpdateSettings(NamedTuple):
 
 
 class UpdateResult(NamedTuple):
-    """What one optimiser update reported."""
+    """The report of one optimiser update."""
 
     metrics: dict[str, float]
     logps: Float[Tensor, "B C"]

@@ -1,4 +1,4 @@
-"""What a sweep costs beyond its jobs: `python tests/support/sweep_cost.py [SEEDS]`.
+"""The cost of a sweep beyond its jobs: `python tests/support/sweep_cost.py [SEEDS]`.
 
 The same tabular jobs twice: one after another in one process that has imported everything, which is
 what the jobs themselves cost; and as a sweep, launcher, preflight, imports and processes included.

@@ -38,7 +38,7 @@ _PATIENCE_S = 300
 
 @dataclass
 class Tally:
-    """What a campaign found; all but the first three must stay 0."""
+    """The findings of a campaign; all but the first three must stay 0."""
 
     kills: dict[str, int] = field(default_factory=dict)
     kills_with_jobs_running: int = 0

@@ -1,4 +1,4 @@
-"""Where tests of Triton kernels run: a GPU, or a CPU under Triton's interpreter.
+"""Places where tests of Triton kernels run: a GPU, or a CPU under Triton's interpreter.
 
 TRITON_INTERPRET counts when kernels are defined: tests/kernels/test_interpreter.py starts a process
 with it.

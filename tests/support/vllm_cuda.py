@@ -29,7 +29,7 @@ class Cuda(NamedTuple):
     own: PreTrainedModel
     views: dict[str, Tensor]
     added_bytes: int
-    """What the model on the engine's weights takes beside them."""
+    """The model on the engine's weights takes this beside them."""
     summary: str
     products: Products
 

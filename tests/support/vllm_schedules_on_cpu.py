@@ -63,7 +63,8 @@ class _Row:
 
 
 class Model:
-    """What vLLM's V2 runner keeps of its requests, and a cache that holds hashes for keys."""
+    """The state that vLLM's V2 runner keeps of its requests, and a cache that holds hashes for
+    keys."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -72,7 +73,7 @@ class Model:
         self._output: Any = None
 
     def execute_model(self, scheduled: Any, non_block: bool = False) -> Future[Any]:
-        """As vLLM's executor: the output comes from `sample_tokens`."""
+        """Do as vLLM's executor does: the output comes from `sample_tokens`."""
         from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
         self._take(scheduled)
@@ -91,7 +92,7 @@ class Model:
         return _done(self._output)
 
     def burst(self, scheduled: Any, num_steps: int, graph: Any) -> tuple[Tensor, Tensor]:
-        """As `Decoder._steps`."""
+        """Do as `Decoder._steps` does."""
         self._take(scheduled)
         counts = scheduled.num_scheduled_tokens
         steps = [list(self._step(counts).values()) for _ in range(num_steps)]
