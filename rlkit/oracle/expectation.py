@@ -95,7 +95,17 @@ def expected_gradient(
     group_size: int = 1,
     denominator: Denominator = Denominator.sequences,
 ) -> Tensor:
-    """(d,) E[grad loss] of a batch that is one group, exactly."""
+    """Return the exact E[grad loss] of a batch that is one group, of shape (d,).
+
+    Args:
+        w: The world whose completions are enumerated.
+        algorithm: The algorithm whose `prepare` and `loss` run.
+        group_size: Completions in the group, >= 1.
+        denominator: The number that the aggregation divides by.
+
+    Returns:
+        The gradient by the world's parameters, float64.
+    """
     total = all_groups(w, algorithm, group_size=group_size, denominator=denominator)
     theta = w.theta.detach().requires_grad_()
     now, cotangents = outputs_of(w, algorithm, theta), derivatives(w, algorithm, total)
@@ -132,7 +142,17 @@ def expected_value(w: World, algorithm: Algorithm) -> Tensor:
 
 
 def all_groups(w: World, algorithm: Algorithm, *, group_size: int, denominator: Denominator) -> Sum:
-    """Run `prepare` on every group of `group_size` completions, in order, with replacement."""
+    """Run `prepare` on every group of `group_size` completions, in order, with replacement.
+
+    Args:
+        w: The world whose completions are enumerated.
+        algorithm: The algorithm whose `prepare` runs.
+        group_size: Completions in a group, >= 1.
+        denominator: The number that the aggregation divides by.
+
+    Returns:
+        All groups as one batch, with the completion and the weight of each row.
+    """
     indices = torch.cartesian_prod(*[torch.arange(len(w.tree))] * group_size).view(-1, group_size)
     weights = probabilities(w.tree, w.behaviour)[indices].prod(dim=1)
     batch = algorithm.prepare(rollout_of(w, indices))

@@ -80,7 +80,18 @@ def algorithm(
     correction: CorrectionConfig | None = None,
     updates: int = 1,
 ) -> Algorithm:
-    """`cfg` with the other axes off unless given."""
+    """Return the algorithm of `cfg` with the other axes off unless given.
+
+    Args:
+        cfg: The configuration of the algorithm.
+        kl: The KL term.
+        ratio: The ratio and its clip; None is the default.
+        correction: The weights against the sampler; None is the default.
+        updates: Optimiser updates on one batch, >= 1.
+
+    Returns:
+        The pair of pure functions.
+    """
     objective = Objective(cfg, kl, ratio or RatioConfig(), correction or CorrectionConfig())
     return build(objective, Setting(cfg.group_size, 3, updates, microbatched=False))
 

@@ -54,7 +54,18 @@ def task() -> World:
 def outputs(
     w: World, theta: Tensor, critic: Tensor, sequence: Tensor, spec: OutputSpec
 ) -> PolicyOutput:
-    """The forward pass of a policy and a tabular critic on completions `sequence`."""
+    """Return the forward pass of a policy and a tabular critic on completions.
+
+    Args:
+        w: The world, with its reference.
+        theta: (d,) parameters of the policy.
+        critic: (states,) values of the critic.
+        sequence: (rows,) indices of the completions.
+        spec: The outputs that the algorithm asks for.
+
+    Returns:
+        Float64 outputs of every row.
+    """
     table, full_kl = w.model.table(theta), None
     if spec.full_kl is not None:
         reverse = spec.full_kl.direction is KLDirection.reverse
@@ -69,7 +80,17 @@ def outputs(
 def train(
     objective: Objective[AlgorithmConfig], *, seed: int, steps: int, updates: int = 1
 ) -> Result:
-    """Train from the reference with Adam (learning rate 0.03) on `NUM_GROUPS` groups a step."""
+    """Train from the reference with Adam (learning rate 0.03) on `NUM_GROUPS` groups a step.
+
+    Args:
+        objective: The algorithm and its axes.
+        seed: The seed of the samples.
+        steps: Rollout batches, >= 0.
+        updates: Optimiser updates on each batch, >= 1.
+
+    Returns:
+        The expected reward and the KL of the final policy, exactly.
+    """
     w, group_size = task(), objective.algorithm.group_size
     algorithm = build(objective, Setting(group_size, 3, updates, microbatched=False))
     generator = torch.Generator().manual_seed(seed)
@@ -104,7 +125,18 @@ def summary(results: Sequence[Result]) -> tuple[float, float, float]:
 
 
 def row(label: str, overrides: Sequence[str], *, updates: int, seeds: int, steps: int) -> str:
-    """One line of the table: `overrides` trained with `seeds` seeds."""
+    """Return one line of the table.
+
+    Args:
+        label: The name in the first column.
+        overrides: Overrides of the configuration, as on the command line.
+        updates: Optimiser updates on each batch, >= 1.
+        seeds: The number of seeds, >= 2.
+        steps: Rollout batches of each.
+
+    Returns:
+        A row of Markdown: the reward with its standard error, and the KL.
+    """
     objective = composed(*overrides)
     results = [train(objective, seed=s, steps=steps, updates=updates) for s in range(seeds)]
     reward, error, kl = summary(results)

@@ -70,9 +70,20 @@ class DoesNotFit(ValueError):
 
 
 def make_plan(work: Work, request: Request, *, budget: int, before: Choice | None = None) -> Plan:
-    """The first plan that fits, most generous first; raises DoesNotFit.
+    """Return the first plan that fits, most generous first.
 
-    `before`: what a run chose that now goes on; it comes first, as another split rounds otherwise.
+    Args:
+        work: The demands of the run.
+        request: The choices that the configuration made, and those it leaves.
+        budget: Bytes of the device that the run may take.
+        before: The choice of a run that now goes on. It comes first, as another split rounds
+            otherwise.
+
+    Returns:
+        The plan.
+
+    Raises:
+        DoesNotFit: No choice fits into the budget.
     """
     # An engine's step of no size: recorded by a version that did not choose it.
     if before is not None and (before.engine_tokens or work.sampler not in ENGINES):

@@ -48,11 +48,23 @@ def planned(
     before: Choice | None = None,
     longest_prompt: int | None = None,
 ) -> Planned:
-    """The plan of `config` on `device`; raises DoesNotFit, with one line.
+    """Return the plan of `config` on `device`.
 
-    `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`,
-    `longest_prompt` as in `Work`. Raises ValueError when the model's context or vLLM's adapter
-    slots are too small for the run.
+    Args:
+        config: The user's configuration.
+        algorithm: The algorithm that it describes.
+        device: The device of the policy.
+        budget: Bytes; None is `memory.budget`, at most what is free.
+        say: Takes one line for the user.
+        before: As in `make_plan`.
+        longest_prompt: As in `Work`, tokens.
+
+    Returns:
+        The work, its plan, and the configuration to load.
+
+    Raises:
+        DoesNotFit: The run does not fit, said in one line.
+        ValueError: The model's context or vLLM's adapter slots are too small for the run.
     """
     config = replace(config, model=with_adapter_shape(config.model))
     dtype, _ = resolve_dtype(config.model.dtype, device)
@@ -108,7 +120,18 @@ def work_of(
     *,
     on_cuda: bool,
 ) -> Work:
-    """Return what one step of `config` demands at most."""
+    """Return what one step of `config` demands at most.
+
+    Args:
+        config: The configuration, with the shape of its adapter.
+        algorithm: The algorithm that it describes.
+        hf_config: The architecture of the model.
+        dtype: The type that the policy computes in.
+        on_cuda: Whether the policy lives on a CUDA device.
+
+    Returns:
+        The demands, before anything is loaded.
+    """
     task = config.task
     row_tokens = task.max_prompt_length + task.max_completion_length
     demand = config.generator.demand(row_tokens=row_tokens)

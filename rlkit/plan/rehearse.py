@@ -47,7 +47,20 @@ def worst_of(plan: Plan, work: Work, *, temperature: float) -> Worst:
 
 
 def rehearse(policy: Policy, algorithm: Algorithm, worst: Worst, meter: Meter) -> int:
-    """Bytes of the run at the peak of the worst step; raises ValueError when they are not there."""
+    """Run the worst step once, and measure it.
+
+    Args:
+        policy: The policy that will train; its parameters stay as they are.
+        algorithm: The algorithm whose loss runs.
+        worst: The largest micro-batch of the plan.
+        meter: The count of the device's bytes.
+
+    Returns:
+        Bytes of the run at the peak.
+
+    Raises:
+        ValueError: The bytes are not there.
+    """
     device = meter.device
     devices = [device] if device.type == "cuda" else []
     leaves = policy.named_parameters().values()

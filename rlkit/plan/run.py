@@ -31,9 +31,20 @@ def plan_run(
     longest_prompt: int | None,
     say: Say,
 ) -> Planned:
-    """The plan of a run that is about to start, printed; raises ValueError if it cannot fit.
+    """Plan a run that is about to start, and print the plan.
 
-    `longest_prompt` as in `rlkit.plan.work.Work`.
+    Args:
+        config: The user's configuration.
+        algorithm: The algorithm that it describes.
+        device: The device of the policy.
+        longest_prompt: As in `rlkit.plan.work.Work`, tokens.
+        say: Takes one line for the user.
+
+    Returns:
+        The work, its plan, and the configuration to load.
+
+    Raises:
+        ValueError: The run cannot fit.
     """
     before = recorded(Path(config.run_dir))
     made = planned(

@@ -27,7 +27,17 @@ _QUANTISED_MOMENTS = {OptimKind.adamw8bit: 2.0 + 2 * 4 / 256, OptimKind.paged_ad
 def weight_bytes(
     model: nn.Module, config: PreTrainedConfig, dtype: torch.dtype, quant: QuantConfig
 ) -> int:
-    """Parameters and quantisation states of the base model; `model` is on the meta device."""
+    """Return the bytes of the base model, quantisation states included.
+
+    Args:
+        model: The model, on the meta device.
+        config: Its architecture.
+        dtype: The type of weights that are not quantised.
+        quant: The quantisation that is asked for.
+
+    Returns:
+        Bytes; tied weights count once.
+    """
     in_nf4 = nf4_layers(model, config, quant)
     double_quant = _double_quant(config, quant)
     total = 0

@@ -83,13 +83,33 @@ class TabularGeneratorConfig(GeneratorConfig):
 
 
 def require(holds: bool, key: str, rule: str, value: object) -> None:
-    """Raise ValueError `key must be RULE, got VALUE` unless `holds`."""
+    """Raise unless `holds`.
+
+    Args:
+        holds: Whether the rule holds.
+        key: The full key of the option.
+        rule: The rest of `key must be ...`.
+        value: The value that was given.
+
+    Raises:
+        ValueError: `key must be RULE, got VALUE`.
+    """
     if not holds:
         raise ValueError(f"{key} must be {rule}, got {value}")
 
 
 def only_default(group: str, config: object, defaults: object, *, but: Sequence[str]) -> None:
-    """Raise ValueError when an option that a table does not have was set."""
+    """Refuse an option that a table does not have.
+
+    Args:
+        group: The group of the options.
+        config: The options as they were set.
+        defaults: The options as they are by default.
+        but: Keys that a table has as well.
+
+    Raises:
+        ValueError: An option beside these differs from its default.
+    """
     for key in type(defaults).__dataclass_fields__:  # type: ignore[attr-defined]
         value, default = getattr(config, key), getattr(defaults, key)
         if key not in but and value != default:

@@ -29,7 +29,17 @@ class TabularGenerator:
         sampling: SamplingConfig,
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Rollout]]:
-        """`num_samples` completions of each prompt; row i of a prompt depends on its seed alone."""
+        """Sample from the table; row i of a prompt depends on its seed alone.
+
+        Args:
+            prompts: Prompts whose last id is the number of their table.
+            num_samples: Completions of each prompt, >= 1.
+            sampling: The temperature and the limit of the length.
+            seeds: A seed for each completion of each prompt.
+
+        Returns:
+            `num_samples` completions of each prompt.
+        """
         _, num_states, num_words = self._logits.shape
         logps = ((self._logits + self._noise) / sampling.temperature).log_softmax(dim=-1)
         logps = logps.flatten(0, 1)

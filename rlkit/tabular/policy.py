@@ -44,9 +44,19 @@ class TabularPolicy:
         temperature: float,
         spec: OutputSpec,
     ) -> PolicyOutput:
-        """Logps of the completion words and what `spec` asks for, float64, 0.0 on padding.
+        """Return logps of the completion words and what `spec` asks for.
 
-        `adapter` None is the reference. Raises ValueError for `spec.values` without a critic.
+        Args:
+            batch: The rows.
+            adapter: The tables that train; None is the reference.
+            temperature: Logits are divided by it, > 0.
+            spec: The outputs that the algorithm asks for.
+
+        Returns:
+            Float64 outputs, 0.0 on padding.
+
+        Raises:
+            ValueError: `spec.values` is asked for, and there is no critic.
         """
         mask = batch.completion_mask
         rows = self._rows(batch)[mask]

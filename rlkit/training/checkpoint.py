@@ -160,9 +160,19 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(
     file: Path, *, expected: str | None, index: Path, device: torch.device
 ) -> dict[str, Tensor]:
-    """The tensors of `file`, whose SHA-256 must be the `expected` one that `index` holds.
+    """Return the tensors of `file` after a check of its bytes.
 
-    Raises CheckpointError naming `file`.
+    Args:
+        file: A safetensors file.
+        expected: Its SHA-256 by `index`.
+        index: The file that holds the sums; messages name it.
+        device: The device to load to.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        CheckpointError: The file is damaged or cannot be read; the message names it.
     """
     try:
         if sha256(file) != expected:

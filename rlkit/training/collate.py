@@ -19,9 +19,19 @@ def collate(
     pad_token_id: int,
     device: torch.device,
 ) -> RolloutBatch:
-    """One batch of all samples of `groups`: rows of a group adjacent, prompts padded on the left.
+    """Return one batch of all samples: rows of a group adjacent, prompts padded on the left.
 
-    Raises ValueError when there is no sample, a reward is not finite, or lengths disagree.
+    Args:
+        groups: Scored samples, group by group.
+        reward_weights: The weight of each reward function, in the order of the components.
+        pad_token_id: The id that fills the padding.
+        device: The device of the batch.
+
+    Returns:
+        The batch; completions are padded on the right.
+
+    Raises:
+        ValueError: There is no sample, a reward is not finite, or lengths disagree.
     """
     samples = [sample for group in groups for sample in group]
     if not samples:

@@ -13,17 +13,24 @@ from rlkit.types import RolloutBatch
 def microbatches(
     batch: RolloutBatch, *, max_tokens: int, rows_per_unit: int = 1, share_prompts: bool = True
 ) -> list[Tensor]:
-    """Row indices of each micro-batch; together they hold every row once, in order.
+    """Return row indices of each micro-batch; together they hold every row once, in order.
 
-    Units of `rows_per_unit` adjacent rows stay together. There are as few micro-batches as
-    `max_tokens` allows, and of these splits the one whose largest is least: a small rest would
-    leave a device waiting for its next launch. A unit that is longer gets a micro-batch of its
-    own: the budget never drops a row. Tokens are those of the prompts and completions, without
-    padding; with `share_prompts` the prompt of rows of one group in one micro-batch counts once,
-    as it is computed.
+    There are as few micro-batches as `max_tokens` allows. Of these splits it is the one whose
+    largest is least: a small rest would leave a device waiting for its next launch. A unit that is
+    longer gets a micro-batch of its own: the budget never drops a row.
 
-    `max_tokens` 0 = one micro-batch, whatever its size.
-    Raises ValueError when the number of rows is not a multiple of `rows_per_unit`.
+    Args:
+        batch: The rows.
+        max_tokens: Tokens of prompts and completions, without padding; 0 = one micro-batch.
+        rows_per_unit: Adjacent rows that stay together, >= 1.
+        share_prompts: The prompt of rows of one group in one micro-batch counts once, as it is
+            computed.
+
+    Returns:
+        Indices of rows, int64, on the CPU.
+
+    Raises:
+        ValueError: The number of rows is not a multiple of `rows_per_unit`.
     """
     num_rows = len(batch)
     if num_rows % rows_per_unit:

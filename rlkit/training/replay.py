@@ -36,9 +36,18 @@ def replay(
     algorithms: Mapping[str, Algorithm],
     settings: UpdateSettings,
 ) -> dict[str, Replayed]:
-    """Every algorithm's loss and gradient on `batch` at the learner's parameters.
+    """Return every algorithm's loss and gradient on `batch` at the learner's parameters.
 
-    These stay bitwise as they are; gradients in their `.grad` are lost.
+    The parameters stay bitwise as they are; gradients in their `.grad` are lost.
+
+    Args:
+        learner: The policy.
+        batch: A saved batch of rollouts.
+        algorithms: The algorithms to compare, by name.
+        settings: The split into micro-batches and the temperature.
+
+    Returns:
+        The results, by the same names.
     """
     return {
         name: _replay(learner, batch, algorithm, settings) for name, algorithm in algorithms.items()

@@ -39,7 +39,10 @@ class Learner(Protocol):
         temperature: float,
         spec: OutputSpec,
     ) -> PolicyOutput:
-        """Logps of the completion tokens and what `spec` asks for, differentiable."""
+        """Return logps of the completion tokens and what `spec` asks for, differentiable.
+
+        `adapter` None is the reference policy; logits are divided by `temperature`, > 0.
+        """
         ...
 
     def named_parameters(self) -> dict[str, Tensor]:
@@ -100,7 +103,17 @@ class NonFiniteGradients(RuntimeError):
 def score(
     learner: Learner, batch: RolloutBatch, algorithm: Algorithm, settings: UpdateSettings
 ) -> RolloutBatch:
-    """`batch` with the columns that `algorithm.needs`, computed without gradients."""
+    """Return `batch` with the columns that the algorithm needs, computed without gradients.
+
+    Args:
+        learner: The policy.
+        batch: The rows.
+        algorithm: Its `needs` name the columns.
+        settings: The split into micro-batches and the temperature.
+
+    Returns:
+        The same rows; columns that are not needed are None.
+    """
     columns: dict[Column, Tensor] = {}
     plan = microbatches(
         batch, max_tokens=settings.tokens_per_microbatch, share_prompts=settings.share_prompts
@@ -140,12 +153,22 @@ def score(
 def train_step(
     state: TrainState, batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings
 ) -> tuple[TrainState, UpdateResult]:
-    """One optimiser update on one optimisation batch.
+    """Make one optimiser update on one optimisation batch.
 
     Micro-batch losses are sums over the batch's global denominators, so the accumulated gradient
     does not depend on the split. A gradient that is not finite is dropped: no parameter changes.
 
-    Raises NonFiniteGradients after `optim.max_skipped_updates` such updates in a row.
+    Args:
+        state: The learner, its optimiser, and the loss scale; it is changed in place.
+        batch: The prepared rows.
+        algorithm: The algorithm whose loss runs.
+        settings: The split into micro-batches, the temperature, and the optimiser's options.
+
+    Returns:
+        The state, and the report of the update.
+
+    Raises:
+        NonFiniteGradients: `optim.max_skipped_updates` updates in a row were dropped.
     """
     scale = state.loss_scale
     while True:
@@ -177,9 +200,15 @@ def accumulate(
 ) -> tuple[dict[str, float], Tensor]:
     """Add the gradient of the loss on `batch` to the leaves' `.grad`, one micro-batch at a time.
 
-    The gradient is that of `loss_scale` times the loss; what is returned is not scaled.
+    Args:
+        learner: The policy.
+        batch: The prepared rows.
+        algorithm: The algorithm whose loss runs.
+        settings: The split into micro-batches and the temperature.
+        loss_scale: The gradient is that of this times the loss; what is returned is not scaled.
 
-    Returns the metrics with `loss` among them, and the logps (B C), detached.
+    Returns:
+        The metrics with `loss` among them, and the logps (B C), detached.
     """
     logps = torch.zeros_like(batch.rollout.sampling_logps)
     sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
