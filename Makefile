@@ -7,7 +7,7 @@ CONSTRAINTS = constraints/$(if $(GPU),cuda,cpu).txt
 PIP = $(BIN)/pip install -q --disable-pip-version-check --use-pep517 -c $(CONSTRAINTS)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: run test test-nightly test-gpu update-constraints clean
+.PHONY: run test test-fast test-nightly test-gpu update-constraints clean
 
 run: .venv/installed
 	@$(BIN)/rlkit $(ARGS)
@@ -17,6 +17,11 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The folders of tests/fast.txt, chosen by their measured seconds, without slow tests: under 2 minutes.
+test-fast: .venv/installed-test
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+	  -m 'not slow and not gpu and not peers and not nightly' $$(grep -v '^#' tests/fast.txt) $(ARGS)
 
 test-nightly: .venv/installed-test
 	$(BIN)/python -m pytest -q -m nightly $(ARGS)

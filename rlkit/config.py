@@ -1,7 +1,7 @@
 """The root configuration: leaves are typed and ranged; unknown keys are errors, even with `+`.
 
-Values live in `conf/`, rules in the dataclasses of the packages that read them. `register` puts
-the schemas into Hydra's store, `load` turns a composed config into a checked `Config`.
+Rules and defaults live in the dataclasses of the packages; `conf/` keeps what differs. `register`
+puts the schemas into Hydra's store, `load` turns a composed config into a checked `Config`.
 """
 
 from __future__ import annotations
