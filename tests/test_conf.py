@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from yaml_defaults import repeated_defaults
 
 from rlkit.algorithms.ppo import PPOConfig
 from rlkit.assembly.identity import identity, identity_hash
@@ -27,7 +26,6 @@ from rlkit.training.memory_config import MemoryConfig
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "__pycache__")
-FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -220,30 +218,3 @@ def test_every_leaf_of_the_root_is_in_the_composed_file() -> None:
     with initialize_config_module("rlkit.conf", version_base="1.3"):
         composed = compose("config", overrides=["run_dir=x"])
     assert set(flatten(load(composed))) == set(flatten(compose_config()))
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
-def test_defaults_live_in_the_dataclasses_only(file: Path) -> None:
-    assert repeated_defaults(CONF, file) == []
-
-
-def test_a_repeated_default_is_found_and_one_that_takes_back_is_not(tmp_path: Path) -> None:
-    conf = tmp_path / "conf"
-    for group in ("kl", "experiment", "model"):
-        (conf / group).mkdir(parents=True)
-    (conf / "model" / "tabular.yaml").write_text("# @package _global_\nsteps: 300\n")
-    schema = "defaults:\n  - /schema/kl/base@_here_\n  - _self_\n"
-    (conf / "kl" / "one.yaml").write_text(f"{schema}beta: 0.04\nestimator: k1\n")
-    (conf / "kl" / "two.yaml").write_text("defaults:\n  - one\n  - _self_\nestimator: k3\n")
-    experiment = "# @package _global_\nsteps: 12\nseed: 0\noptim:\n  learning_rate: 1e-3\n"
-    (conf / "experiment" / "mine.yaml").write_text(experiment)
-    assert repeated_defaults(conf, conf / "kl" / "one.yaml") == ["kl.beta"]
-    assert repeated_defaults(conf, conf / "kl" / "two.yaml") == []
-    found = repeated_defaults(conf, conf / "experiment" / "mine.yaml")
-    assert found == ["seed", "optim.learning_rate"]
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
-def test_every_file_begins_with_a_comment_that_says_what_it_is(file: Path) -> None:
-    lines = [line for line in file.read_text().splitlines() if line != "# @package _global_"]
-    assert lines[0].startswith("# "), "one sentence in front"
