@@ -94,7 +94,7 @@ def _settings(hydra: DictConfig) -> IsolatedConfig:
 
 
 def _gpus(settings: IsolatedConfig) -> list[GPU]:
-    """The cards to use; a name that nvidia-smi does not know is taken as it is."""
+    """The cards to use; a name that NVML does not know is taken as it is."""
     cards = find_gpus(os.environ)
     if not settings.gpus:
         return cards

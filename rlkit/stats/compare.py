@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from rlkit.stats.bootstrap import MIN_SEEDS, Estimate, estimate
-from rlkit.stats.student import holm, paired_t, tost
+from rlkit.stats.paired import holm, paired_t, tost
 
 ALPHA = 0.05
 
