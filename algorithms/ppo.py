@@ -1,7 +1,7 @@
 """PPO with a critic: generalised advantages per token, clipped policy and value losses.
 
-arXiv:1707.06347 and, for language models, arXiv:1909.08593. The critic's value before each token
-comes in as `PolicyOutput.values`; its rollout-time value as the column `values`. With
+Papers: arXiv:1707.06347 and, for language models, arXiv:1909.08593. The critic's value before each
+token comes in as `PolicyOutput.values`, its value at rollout time as the column `values`. With
 `kl.placement=reward` the penalty is a reward per token and goes through the advantage estimate.
 """
 
@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlkit.algorithms.aggregation import Aggregation, aggregate_of
-from rlkit.algorithms.base import (
+from rlkit.algorithms.objective.aggregation import Aggregation, aggregate_of
+from rlkit.algorithms.objective.base import (
     Objective,
-    PolicyGradientConfig,
     check_setting,
     loss_mask_of,
     shaped_rewards,
 )
-from rlkit.algorithms.critic import value_objective
-from rlkit.algorithms.kl import KLPlacement
-from rlkit.algorithms.kl_terms import kl_per_token, with_advantage_kl
-from rlkit.algorithms.policy_gradient import Loss, policy_gradient_loss
-from rlkit.functional.advantages import whiten_tokens
-from rlkit.functional.masks import keep
-from rlkit.functional.values import gae, terminal_rewards
+from rlkit.algorithms.objective.critic import value_objective
+from rlkit.algorithms.objective.kl_terms import kl_per_token, with_advantage_kl
+from rlkit.algorithms.objective.policy_gradient import PolicyGradientConfig, policy_gradient_loss
+from rlkit.functional import gae, keep, terminal_rewards, whiten_tokens
 from rlkit.types import (
     Algorithm,
     Column,
@@ -33,7 +29,7 @@ from rlkit.types import (
     RolloutBatch,
     Setting,
     TrainBatch,
-    with_denominators,
+    Warmup,
 )
 
 
@@ -42,7 +38,7 @@ class PPOConfig(PolicyGradientConfig):
     """Proximal policy optimisation."""
 
     aggregation: Aggregation = Aggregation.token_mean
-    """As in `PolicyGradientConfig`; also used for the value loss. TRL and verl: token_mean."""
+    """The same values as elsewhere; also used for the value loss. TRL and verl: token_mean."""
     gamma: float = 1.0
     """Discount per token, in (0, 1]. TRL: 1."""
     lam: float = 0.95
@@ -76,58 +72,42 @@ class PPOConfig(PolicyGradientConfig):
             )
 
 
-def ppo(cfg: PPOConfig, objective: Objective, setting: Setting) -> Algorithm:
-    """The algorithm of `cfg`; raises `ValueError` on combinations that cannot work."""
+def ppo(objective: Objective[PPOConfig], setting: Setting) -> Algorithm:
+    """PPO for a run with these facts; raises ValueError on combinations that cannot work."""
+    cfg, kl = objective.algorithm, objective.kl
     check_setting(cfg, setting)
-    policy_loss, needs, outputs = policy_gradient_loss(cfg, objective, setting)
-    critic_loss = _critic_loss(cfg, setting)
+    policy = policy_gradient_loss(objective, setting)
+    aggregate = aggregate_of(cfg.aggregation, setting)
+    critic_loss = value_objective(aggregate, clip=cfg.value_clip, coefficient=cfg.value_coef)
+
+    def prepare(rollout: RolloutBatch) -> TrainBatch:
+        """Advantages and value targets per token; rows without a reward leave the loss."""
+        if rollout.values is None:
+            raise ValueError("ppo needs RolloutBatch.values")
+        sampled, scored = rollout.completion_mask, ~rollout.rewards.isnan()
+        mask = loss_mask_of(cfg, rollout) & scored[:, None]
+        rewards = terminal_rewards(shaped_rewards(cfg, setting, rollout), sampled)
+        if kl.in_reward:
+            rewards = rewards - kl_per_token(kl, rollout)
+        estimate = gae(rewards, rollout.values, sampled, gamma=cfg.gamma, lam=cfg.lam)
+        advantages = with_advantage_kl(kl, rollout, estimate.advantages)
+        if cfg.whiten:
+            advantages = whiten_tokens(keep(advantages, mask), mask, eps=1e-8, bessel=True)
+        return TrainBatch.prepared(
+            rollout, loss_mask=mask, advantages=advantages, returns=estimate.returns
+        )
 
     def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
-        policy, critic = policy_loss(out, batch), critic_loss(out, batch)
-        return LossOutput(policy.loss + critic.loss, policy.metrics | critic.metrics)
+        """The policy's loss and the critic's, added up."""
+        of_policy, of_critic = policy.loss(out, batch), critic_loss(out, batch)
+        return LossOutput(of_policy.loss + of_critic.loss, of_policy.metrics | of_critic.metrics)
 
+    steps = cfg.value_pretrain_steps
     return Algorithm(
-        prepare=lambda rollout: prepare(cfg, objective, setting, rollout),
+        prepare=prepare,
         loss=loss,
-        needs=needs | {Column.values},
-        outputs=outputs._replace(values=True),
-    )
-
-
-def critic_only(cfg: PPOConfig, objective: Objective, setting: Setting) -> Algorithm:
-    """PPO whose loss is the value loss alone: the algorithm of `value_pretrain_steps`."""
-    return ppo(cfg, objective, setting)._replace(
-        loss=_critic_loss(cfg, setting), outputs=OutputSpec(values=True)
-    )
-
-
-def _critic_loss(cfg: PPOConfig, setting: Setting) -> Loss:
-    aggregate = aggregate_of(cfg.aggregation, setting)
-    return value_objective(aggregate, clip=cfg.value_clip, coefficient=cfg.value_coef)
-
-
-def prepare(
-    cfg: PPOConfig, objective: Objective, setting: Setting, rollout: RolloutBatch
-) -> TrainBatch:
-    """Advantages and value targets per token; rows without a reward leave the loss."""
-    if rollout.values is None:
-        raise ValueError("ppo needs RolloutBatch.values")
-    scored = ~rollout.rewards.isnan()
-    mask = loss_mask_of(cfg, rollout) & scored[:, None]
-    rewards = terminal_rewards(shaped_rewards(cfg, setting, rollout), rollout.completion_mask)
-    if objective.kl.enabled and objective.kl.placement is KLPlacement.reward:
-        rewards = rewards - kl_per_token(objective.kl, rollout)
-    estimate = gae(rewards, rollout.values, rollout.completion_mask, gamma=cfg.gamma, lam=cfg.lam)
-    advantages = keep(with_advantage_kl(objective.kl, rollout, estimate.advantages), mask)
-    if cfg.whiten:
-        advantages = whiten_tokens(advantages, mask, eps=1e-8, bessel=True)
-    return with_denominators(
-        TrainBatch(
-            rollout=rollout,
-            loss_mask=mask,
-            advantages=advantages,
-            returns=keep(estimate.returns, mask),
-            num_tokens=1,
-            num_sequences=1,
-        )
+        needs=policy.needs | {Column.values},
+        outputs=policy.outputs._replace(values=True),
+        critic_rate=cfg.value_lr,
+        warmup=Warmup(steps, critic_loss, OutputSpec(values=True)) if steps > 0 else None,
     )

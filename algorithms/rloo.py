@@ -1,17 +1,17 @@
 """RLOO: REINFORCE with the mean of the group's other rewards as baseline.
 
-arXiv:2402.14740, eq. 8. As in TRL: KL (k1) in the reward, before the baseline, and one ratio for
-the whole completion (`ratio=sequence`). `ratio=token` with `algorithm.aggregation=sequence_sum` has
-the same gradient on-policy.
+Paper: arXiv:2402.14740, eq. 8. As in TRL: KL (k1) in the reward, before the baseline, and one ratio
+for the whole completion (`ratio=sequence`). `ratio=token` with `algorithm.aggregation=sequence_sum`
+has the same gradient on-policy. Everything but the baseline is GRPO's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.base import Objective
 from rlkit.algorithms.grpo import GRPOConfig, grpo
+from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
+from rlkit.algorithms.objective.base import Objective
 from rlkit.types import Algorithm, Setting
 
 
@@ -27,11 +27,12 @@ class RLOOConfig(GRPOConfig):
     """Leave-one-out baseline; scale=whiten is TRL's normalize_advantages."""
 
 
-def rloo(cfg: RLOOConfig, objective: Objective, setting: Setting) -> Algorithm:
-    """GRPO's functions with RLOO's baseline, which this checks."""
-    if cfg.advantage.baseline is not Baseline.leave_one_out:
+def rloo(objective: Objective[RLOOConfig], setting: Setting) -> Algorithm:
+    """RLOO for a run with these facts; raises ValueError on combinations that cannot work."""
+    baseline = objective.algorithm.advantage.baseline
+    if baseline is not Baseline.leave_one_out:
         raise ValueError(
             "algorithm.advantage.baseline must be leave_one_out with algorithm=rloo, got "
-            f"{cfg.advantage.baseline}; use algorithm=grpo for other baselines"
+            f"{baseline}; use algorithm=grpo for other baselines"
         )
-    return grpo(cfg, objective, setting)
+    return grpo(objective, setting)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 
 from rlkit.plan.parts import CONTEXT_BYTES, GB
+from rlkit.runtime.torch_compat import nvml_index
 
 
 def leave(budget: int, before: int) -> int:
@@ -29,13 +30,13 @@ def used_before_this_process() -> int:
     """What others hold of the card; asked of the driver before this process has a context."""
     if not torch.cuda.is_available():
         return 0
-    if find_spec("pynvml") is None:
+    index = nvml_index(0)  # of the first device that CUDA shows us
+    if find_spec("pynvml") is None or index is None:
         free, total = torch.cuda.mem_get_info()
         return max(0, total - free - CONTEXT_BYTES)
     import pynvml
 
     pynvml.nvmlInit()
-    index = torch.cuda._get_nvml_device_index(0)  # of the first device that CUDA shows us
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     # Version 2 leaves out what the driver keeps for itself, as CUDA's own count does.
     return int(pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used)

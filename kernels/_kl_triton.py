@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from rlkit.kernels._logps_kernels import LN_2, scaled_logits
 from rlkit.kernels._logps_launch import units
 from rlkit.kernels.lm_head import LogitMap
+from rlkit.runtime.triton import tl, triton
 
 _BLOCK = 4096
 """Words a program holds at a time."""

@@ -6,8 +6,7 @@ Exponents are in units of log 2: z here is a logit times log2(e), and exponentia
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from rlkit.runtime.triton import tl, triton
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)

@@ -6,14 +6,13 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rlkit.kernels import _logps_kernels as kernels
 from rlkit.kernels.lm_head import LogitMap
 from rlkit.kernels.tilings import Tiling, tiling_of
 from rlkit.kernels.workspace import fused_row_bytes, padded
+from rlkit.runtime.triton import TensorDescriptor, triton
 
 _INTERPRETED = Tiling()
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from rlkit.runtime.triton import tl, triton
 
 
 @triton.jit

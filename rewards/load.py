@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
+
+from rlkit.schema import import_code
 
 REGISTRY: Mapping[str, str] = {
     "tag_answer": "rlkit.rewards.tags:tag_answer",
@@ -26,7 +23,7 @@ REGISTRY: Mapping[str, str] = {
     "cosine_length": "rlkit.rewards.length:cosine_length",
     "repetition": "rlkit.rewards.length:repetition",
 }
-"""Built-in functions by name. `math` needs the extra `rlkit[math]`."""
+"""Built-in functions by name. `math` needs the extra `rlkit-lm[math]`."""
 
 _PER_SAMPLE = "__rlkit_per_sample__"
 
@@ -59,7 +56,7 @@ def load(name: str, target: str, options: Mapping[str, Any]) -> Loaded:
     """
     key = f"reward.functions.{name}"
     module_name, _, function_name = REGISTRY.get(target, target).rpartition(":")
-    module = _module(module_name, key=f"{key}.fn", target=target)
+    module = import_code(module_name, key=f"{key}.fn", target=target)
     function = vars(module).get(function_name)
     if not callable(function):
         raise ValueError(f"{key}.fn must name a function, got {target}: {module_name} has none")
@@ -73,32 +70,6 @@ def call(loaded: Loaded, group: Sequence[Any]) -> Any:
     if loaded.per_sample:
         return [loaded.function(completion) for completion in group]
     return loaded.function(group)
-
-
-def _module(name: str, *, key: str, target: str) -> ModuleType:
-    try:
-        if name.endswith(".py"):
-            return _module_from_file(Path(name))
-        return importlib.import_module(name)
-    except FileNotFoundError:
-        raise ValueError(f"{key} must name an existing file, got {target}") from None
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{key} must be importable, got {target}: {reason}") from error
-
-
-def _module_from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    name = f"rlkit_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and typing look modules up by name
-    sys.path.append(str(path.resolve().parent))  # so that the file can import its neighbours
-    spec.loader.exec_module(module)
-    return module
 
 
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any], *, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Mathematical equivalence with math-verify (`pip install 'rlkit[math]'`), tested with 0.9.0.
+"""Mathematical equivalence with math-verify (`pip install 'rlkit-lm[math]'`), tested with 0.9.0.
 
 Comparing two short formulas can take forever (`9^{9^{9^{9}}}`), partly in C code that no alarm
 interrupts. math-verify's own alarms end the rest early; the pool's deadline ends everything.
@@ -9,10 +9,14 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from math_verify import parse, verify
-from math_verify.errors import TimeoutException
-
 from rlkit.rewards.load import per_sample
+from rlkit.runtime.distribution import lacks
+
+try:
+    from math_verify import parse, verify
+    from math_verify.errors import TimeoutException
+except ModuleNotFoundError as error:
+    raise lacks("math_verify", __name__) from error
 
 if TYPE_CHECKING:
     from rlkit.types import Completion

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
@@ -19,8 +19,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
-from rlkit.algorithms import AlgorithmConfig, CorrectionConfig, KLConfig, RatioConfig
-from rlkit.algorithms.ppo import PPOConfig
+from rlkit.algorithms import (
+    AlgorithmConfig,
+    CorrectionConfig,
+    KLConfig,
+    Objective,
+    RatioConfig,
+    build,
+)
 from rlkit.generation import GeneratorConfig
 from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
@@ -31,6 +37,7 @@ from rlkit.tracking import TrackerConfig
 from rlkit.training.divergence import EvalKL
 from rlkit.training.memory_config import MemoryConfig
 from rlkit.training.optim import OptimConfig
+from rlkit.types import Algorithm, Setting
 
 
 class ConfigError(ValueError):
@@ -138,6 +145,15 @@ _NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps", "memory"
 _IDENTITY_AFTER_ALL = "memory.quant."
 
 
+NEWER_OPTIONS: Mapping[str, object] = {
+    "model.adapter": None,
+    "model.adapter_use": "train",
+    "model.rope_length": None,
+}
+"""Options that older runs did not have, with the value that means what those runs did. At this
+value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
+
+
 def require(holds: bool, key: str, rule: str, value: object) -> None:
     """Raise ConfigError `key must be RULE, got VALUE` unless `holds`."""
     if not holds:
@@ -149,10 +165,32 @@ def _check_full(config: Config) -> None:
     having = "with model.tuning=full"
     kind = config.memory.quant.kind
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
-    critic = isinstance(config.algorithm, PPOConfig)
-    require(not critic, "algorithm", f"one without a critic {having}", "ppo")
+    critic = algorithm_of(config).critic_rate is not None
+    name = option_of("algorithm", config.algorithm)
+    require(not critic, "algorithm", f"one without a critic {having}", name)
     if isinstance(config.generator, GeneratorConfig):
-        config.generator.check_full_weights()
+        try:
+            config.generator.check_full_weights()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def setting_of(config: Config) -> Setting:
+    """The facts of a run that an algorithm's factory may depend on."""
+    return Setting(
+        group_size=config.algorithm.group_size,
+        max_completion_length=config.task.max_completion_length,
+        updates_per_batch=config.optim.updates_per_batch,
+        microbatched=config.memory.tokens_per_microbatch > 0,
+    )
+
+
+def algorithm_of(config: Config) -> Algorithm:
+    """The algorithm of a run; raises ConfigError when its axes do not fit together."""
+    try:
+        return build(Objective.of(config), setting_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def register() -> None:
@@ -172,8 +210,12 @@ def schemas() -> list[Schema]:
 
 
 def option_of(group: str, chosen: object) -> str:
-    """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ..."""
-    return next(s.name for s in schemas() if s.group == group and s.node is type(chosen))
+    """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ...
+
+    An algorithm from outside is called by its `fn`.
+    """
+    names = (s.name for s in schemas() if s.group == group and s.node is type(chosen))
+    return next(names, "") or str(getattr(chosen, "fn", type(chosen).__name__))
 
 
 def load(composed: DictConfig) -> Config:
@@ -188,6 +230,7 @@ def load(composed: DictConfig) -> Config:
         raise ConfigError(str(error)) from error
     if not isinstance(config, Config):
         raise ConfigError(f"the root config must follow the schema `Config`, got {type(config)}")
+    algorithm_of(config)
     return config
 
 
@@ -198,10 +241,20 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The leaves that can change a number: what a resumed run must share with the original."""
+    return {key: value for key, value in known_leaves(config).items() if is_identity(key)}
+
+
+def is_identity(key: str) -> bool:
+    """Whether the option `key` can change a number."""
+    return key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+
+
+def known_leaves(config: Config) -> dict[str, Any]:
+    """`flatten` without the newer options that are left at what older runs did."""
     return {
         key: value
         for key, value in flatten(config).items()
-        if key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+        if key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]
     }
 
 
@@ -249,6 +302,6 @@ def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[
             continue
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
+        child = node[key]
+        if isinstance(child, DictConfig):
             yield from _unknown_keys(child, prefix=f"{full_key}.")

@@ -1,7 +1,13 @@
-"""How a package tells `rlkit.config` about its options."""
+"""Facts that packages share about options: their schemas, and the code that options name."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 
@@ -11,3 +17,47 @@ class Schema(NamedTuple):
     group: str
     name: str
     node: type
+
+
+def content_hash(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hex digits: a run's identity keeps it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def import_code(name: str, *, key: str, target: str) -> ModuleType:
+    """Import `package.module` or `path/to/file.py`; a file can import its neighbours.
+
+    Args:
+        name: the module's name, or the path of its file.
+        key: the option that asked for it, for the message.
+        target: what that option says, for the message.
+
+    Raises:
+        ValueError: the import failed, with one line of why.
+    """
+    is_file = name.endswith(".py")
+    if is_file and not Path(name).is_file():
+        raise ValueError(f"{key} must name an existing file, got {target}")
+    try:
+        return _import_file(Path(name)) if is_file else importlib.import_module(name)
+    except Exception as error:
+        # The user's code may raise anything while it is imported.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{key} must be importable, got {target}: {reason}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    # Two files of one name in different folders are two modules.
+    folder = hashlib.sha256(str(path.resolve().parent).encode()).hexdigest()[:8]
+    name = f"rlkit_user_{path.stem}_{folder}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and typing look modules up by name
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:  # so that the file can import its neighbours
+        sys.path.append(beside)
+    spec.loader.exec_module(module)
+    return module

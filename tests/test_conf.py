@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.config import Config, ConfigError, flatten, identity_hash, load
+from rlkit.config import Config, ConfigError, flatten, identity, identity_hash, load
 from rlkit.generation import VLLMGeneratorConfig, VLLMServerConfig
 from rlkit.generation.vllm.config import Products, Quantization
 from rlkit.launch.composing import register
@@ -160,6 +160,14 @@ def test_identity_depends_on_numbers_not_on_places() -> None:
     assert identity_hash(compose_config("steps=99")) == base
     assert identity_hash(compose_config("kl.beta=0.05")) != base
     assert identity_hash(compose_config("seed=1")) != base
+
+
+def test_options_that_old_runs_did_not_have_leave_their_identity_alone() -> None:
+    newer = {"model.adapter", "model.adapter_use", "model.rope_length"}
+    assert not newer & identity(compose_config()).keys()
+    changed = identity(compose_config("model.adapter=sft", "model.adapter_use=merge"))
+    assert (changed["model.adapter"], changed["model.adapter_use"]) == ("sft", "merge")
+    assert identity(compose_config("model.rope_length=64"))["model.rope_length"] == 64
 
 
 def test_own_config_folder(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from oracles import (
 from torch import Tensor
 
 from rlkit.algorithms import ALGORITHMS, build
-from rlkit.algorithms.advantage import Baseline
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.algorithms.objective.advantage import Baseline
 from rlkit.oracle.compose import composed
 from rlkit.types import (
     Algorithm,
@@ -29,7 +29,6 @@ from rlkit.types import (
     PolicyOutput,
     RolloutBatch,
     TrainBatch,
-    with_denominators,
 )
 
 TOLERANCE = 1e-10
@@ -323,7 +322,11 @@ def test_a_minibatch_is_a_batch_of_its_own(case: tuple[str, ...]) -> None:
     index = torch.arange(len(batch) // 2)
     mini = batch.minibatch(index)
     assert mini.num_tokens == int(batch.loss_mask[index].sum())
-    alone = with_denominators(replace(batch.rows(index), num_tokens=7, num_sequences=7))
+    mask = batch.loss_mask[index].tolist()
+    num_sequences = max(sum(any(row) for row in mask), 1)
+    alone = replace(
+        batch.rows(index), num_tokens=max(sum(map(sum, mask)), 1), num_sequences=num_sequences
+    )
     out = rows_of(outputs_for(batch), index)
     assert close(algorithm.loss(out, mini).loss, algorithm.loss(out, alone).loss)
 

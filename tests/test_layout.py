@@ -22,39 +22,43 @@ ALLOWED = {
     "schema": set(),
     "runtime": set(),
     "functional": set(),
-    "kernels": set(),
+    "kernels": {"runtime"},
     "stats": set(),
-    "rewards": {"types", "schema"},
-    "tracking": {"schema"},
-    "models": {"types", "schema", "kernels"},
-    "generation": {"types", "schema", "runtime"},
+    "rewards": {"types", "schema", "runtime"},
+    "tracking": {"schema", "runtime"},
+    "models": {"types", "schema", "runtime", "kernels"},
+    "generation": {"types", "schema", "runtime", "models"},
     "algorithms": {"types", "schema", "functional"},
-    "tasks": {"types", "schema", "rewards"},
-    "policy": {"types", "kernels", "models"},
+    "tasks": {"types", "schema", "runtime", "rewards"},
+    "policy": {"types", "runtime", "kernels", "models"},
     "report": {"stats", "tracking"},
     "training": {"types", "functional", "models", "runtime", "tracking"},
     "oracle": {"types", "algorithms", "training"},
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
     "config": {
         *("schema", "algorithms", "generation", "models", "rewards", "tabular", "tasks"),
-        *("tracking", "training"),
+        *("tracking", "training", "types"),
     },
     "plan": {
-        *("types", "config", "generation", "kernels", "models", "policy", "tracking", "training"),
+        *("types", "config", "generation", "kernels", "models", "policy", "runtime", "tracking"),
+        "training",
     },
     "assembly": {
         *("types", "config", "algorithms", "generation", "models", "plan", "policy", "rewards"),
-        *("tabular", "tasks", "tracking", "training"),
+        *("runtime", "tabular", "tasks", "tracking", "training"),
     },
-    "launch": {"config", "assembly", "report", "tabular", "tracking", "training"},
+    "launch": {
+        *("config", "algorithms", "assembly", "report", "runtime", "tabular", "tracking"),
+        "training",
+    },
     "cli": {
         *("types", "config", "algorithms", "assembly", "generation", "launch", "models", "plan"),
-        *("policy", "report", "tasks", "tracking", "training"),
+        *("policy", "report", "runtime", "tasks", "tracking", "training"),
     },
     "__init__": {"config", "launch", "types"},
     "__main__": {"cli"},
 }
-MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION = 300, 150, 50
+MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION = 300, 250, 50
 
 
 def sources() -> Iterator[tuple[str, Path]]:
@@ -160,6 +164,12 @@ def test_the_training_loop_names_no_algorithm(path: Path) -> None:
         if isinstance(node, ast.Constant) and node.value in named:
             raise AssertionError(f"{path.name} names the algorithm {node.value}")
         assert not (isinstance(word, str) and word.lower().removesuffix("config") in named), word
+
+
+def test_no_other_file_knows_the_options_of_ppo() -> None:
+    """An `Algorithm` says what its critic and its warm-up need; nobody asks whether it is PPO."""
+    knowing = {name for name, path in sources() if "PPOConfig" in path.read_text()}
+    assert knowing == {"algorithms.ppo"}
 
 
 def test_importing_rlkit_and_its_types_is_light() -> None:

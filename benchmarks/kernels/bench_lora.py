@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from triton.testing import do_bench
 
 RANK, TOKENS = 16, 8192
 SHAPES = {"1.5B q_proj": (1536, 1536), "1.5B up_proj": (1536, 8960), "8B up_proj": (4096, 14336)}
@@ -45,6 +44,8 @@ def concatenated(x: Tensor, w: Tensor, a: Tensor, b: Tensor, dy: Tensor) -> None
 
 def measure(num_inputs: int, num_outputs: int) -> dict[str, float]:
     """Milliseconds of each form, medians."""
+    from triton.testing import do_bench
+
     torch.manual_seed(0)
     options = {"device": "cuda", "dtype": torch.bfloat16}
     x = torch.randn(TOKENS, num_inputs, **options, requires_grad=True)  # type: ignore[call-overload]

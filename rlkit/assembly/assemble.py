@@ -9,16 +9,18 @@ from typing import NamedTuple
 
 import torch
 
-from rlkit.algorithms import Objective, Warmup, build, warmup
 from rlkit.assembly.device import resolve_device
-from rlkit.assembly.from_config import setting_of
 from rlkit.assembly.generators import bind_adapter
+from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import Loaded, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
 from rlkit.assembly.worst_step import try_worst_step, verdict
-from rlkit.config import Config, ConfigError
-from rlkit.generation import sampling_config
+from rlkit.config import Config, ConfigError, algorithm_of, setting_of
+from rlkit.generation import VLLMGeneratorConfig, sampling_config
+from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.models.load import BaseModel
+from rlkit.models.source import with_adapter_shape
+from rlkit.models.vocabulary import without_rows
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
@@ -28,6 +30,9 @@ from rlkit.tasks import Overlong, Split, Task, build_task
 from rlkit.tasks.check import check_rewards
 from rlkit.tasks.render import without_overlong
 from rlkit.types import Algorithm, Prompt, Setting
+
+_GENERATED_ROWS = 256
+"""Rows of an endless task that are looked at: it makes all of them from the same words."""
 
 
 def assemble(config: Config, *, say: Callable[[str], None]) -> ModelRun:
@@ -48,7 +53,6 @@ class _Start(NamedTuple):
     task: Task
     setting: Setting
     algorithm: Algorithm
-    warmup: Warmup | None
     rewards: RewardPool
     resources: ExitStack
 
@@ -57,20 +61,27 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     device = resolve_device(config.device)
     # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
     config = replace(config, generator=choose_generator(config, device, say=say))
+    if isinstance(config.generator, VLLMGeneratorConfig):
+        require_vllm()
+    config = replace(config, model=with_adapter_shape(config.model))
     task = build_task(config.task)
-    setting = setting_of(config)
-    objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
-    algorithm = build(objective, setting)
-    first = warmup(objective, setting)
+    setting, algorithm = setting_of(config), algorithm_of(config)
     rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
     resources = ExitStack()
     resources.callback(rewards.close)
-    start = _Start(config, device, task, setting, algorithm, first, rewards, resources)
+    start = _Start(config, device, task, setting, algorithm, rewards, resources)
     try:
         rewards.start()
         meter = Meter.start(device)
         longest = task.max_prompt_length, task.max_completion_length
-        planned, loaded = plan_and_load(config, algorithm, device=device, longest=longest, say=say)
+        planned, loaded = plan_and_load(
+            config,
+            algorithm,
+            device=device,
+            longest=longest,
+            say=say,
+            longest_prompt=longest_prompt(config, task, device, say=say),
+        )
         if loaded.engine is not None:
             resources.callback(loaded.engine.close)
         let_segments_grow(device)
@@ -95,6 +106,7 @@ def _with_model(
     check_rewards(task, start.rewards, base.tokenizer)
     train, eval_prompts = _splits(config, task, base, say=say)
     _say_what_is_known(base, eval_prompts[0], say)
+    _check_vocabulary(config, task, train, base)
     critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
     policy = new_policy(
         base,
@@ -120,12 +132,18 @@ def _with_model(
         injector=injector,
         resources=start.resources,
         algorithm=start.algorithm,
-        warmup=start.warmup,
         setting=start.setting,
         sampling=sampling,
         train=train,
         eval_prompts=eval_prompts,
     )
+
+
+def _check_vocabulary(config: Config, task: Task, train: Split, base: BaseModel) -> None:
+    """Refuse a training prompt with a token that the model does not know, before the first step."""
+    if without_rows(base.tokenizer, base.num_rows):
+        some = range(_GENERATED_ROWS if train.size is None else train.size)
+        render_prompts(task, train, some, base, config)
 
 
 def _say_what_is_known(base: BaseModel, prompt: Prompt, say: Callable[[str], None]) -> None:

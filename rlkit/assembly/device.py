@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -49,10 +51,24 @@ def _saved(run_dir: Path) -> int:
         return 0
 
 
+def require_compiler() -> None:
+    """Raise ConfigError unless Triton finds a C compiler, in its own order: $CC, gcc, clang.
+
+    It builds a launcher for each kernel; without one the first step would fail.
+    """
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise ConfigError(
+            "device=cuda must have a C compiler for Triton's kernels (gcc or clang on PATH, or "
+            "CC; for instance `apt-get install gcc`), got none"
+        )
+
+
 def resolve_device(choice: DeviceChoice) -> torch.device:
     """The device that `choice` means here; raises ConfigError when there is none."""
     available = torch.cuda.is_available()
     if choice is DeviceChoice.cuda and not available:
         raise ConfigError("device must be cpu or auto without a CUDA device, got cuda")
     use_cuda = available and choice is not DeviceChoice.cpu
+    if use_cuda:
+        require_compiler()
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")

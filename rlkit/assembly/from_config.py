@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from rlkit.algorithms import GroupFilter
-from rlkit.algorithms.ppo import PPOConfig
 from rlkit.config import Config, identity_hash
 from rlkit.generation import sample_seed
 from rlkit.models.config import Switch
 from rlkit.training.optim import build_optimizer
 from rlkit.training.trainer import Schedule
 from rlkit.training.update import Learner, TrainState, UpdateSettings
-from rlkit.types import Setting
+from rlkit.types import Algorithm
 
 # Streams of seeds that must not meet: training samples use steps >= 0.
 EVALUATION_SEED = -1
 _SHUFFLE_PROMPT = -1
 
 
-def setting_of(config: Config) -> Setting:
-    """What an algorithm's factory may depend on."""
-    return Setting(
-        group_size=config.algorithm.group_size,
-        max_completion_length=config.task.max_completion_length,
-        updates_per_batch=config.optim.updates_per_batch,
-        microbatched=config.memory.tokens_per_microbatch > 0,
-    )
+def new_state(
+    learner: Learner, config: Config, algorithm: Algorithm, *, critic_prefix: str
+) -> TrainState:
+    """The state before the first step.
 
-
-def new_state(learner: Learner, config: Config, *, critic_prefix: str) -> TrainState:
-    """The state before the first step; leaves named `critic_prefix...` learn at PPO's own rate."""
+    Args:
+        learner: the tensors that train.
+        config: the run's configuration.
+        algorithm: says at which rate its critic learns, if it has one.
+        critic_prefix: how the names of the critic's leaves begin.
+    """
     factor = 1.0
-    if isinstance(config.algorithm, PPOConfig):
-        factor = config.algorithm.value_lr / config.optim.learning_rate
+    if algorithm.critic_rate is not None:
+        factor = algorithm.critic_rate / config.optim.learning_rate
     optimizer = build_optimizer(
         learner.named_parameters(),
         config.optim,

@@ -26,7 +26,9 @@ from rlkit.models.load import BaseModel
 from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.lora import LoRA, attach
 from rlkit.policy.policy import Policy
-from rlkit.types import Generator, RolloutBatch
+from rlkit.runtime.say import Say
+from rlkit.training.collate import collate
+from rlkit.types import FinishReason, Generator, Prompt, Rollout, RolloutBatch, ScoredRollout
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.probe import ProbeRow, Score
     from rlkit.generation.vllm.watch import Watchable
 
-Say = Callable[[str], None]
 _WATCH_EVERY = 25
 """Updates between two comparisons of vLLM with the trainer; one takes some tens of ms."""
 _log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def _on(base: BaseModel, policy: Policy) -> Policy:
 
 
 def policy_score(policy: Policy) -> Score:
-    """The trainer's logps of probe completions at temperature 1, which have one common length."""
+    """The trainer's logps of probe completions at temperature 1, whose lengths are equal."""
 
     @torch.no_grad()
     def score(
@@ -203,19 +204,22 @@ def _vllm_server(
 
 
 def _probe_batch(rows: Sequence[ProbeRow], *, device: torch.device) -> RolloutBatch:
-    prompts = torch.tensor([row.prompt_ids for row in rows], device=device)
-    completions = torch.tensor([row.completion_ids for row in rows], device=device)
-    zeros = torch.zeros(len(rows), device=device)
-    return RolloutBatch(
-        prompt_ids=prompts,
-        prompt_mask=torch.ones_like(prompts, dtype=torch.bool),
-        completion_ids=completions,
-        completion_mask=torch.ones_like(completions, dtype=torch.bool),
-        sampling_logps=torch.zeros(completions.shape, device=device),
-        rewards=zeros,
-        reward_components=zeros[:, None],
-        reward_weights=torch.ones(1, device=device),
-        group_ids=torch.arange(len(rows), device=device),
-        truncated=torch.zeros(len(rows), dtype=torch.bool, device=device),
-        policy_version=torch.zeros(len(rows), dtype=torch.long, device=device),
-    )
+    """One batch of probe rows; only their token ids are read."""
+    samples = [
+        ScoredRollout(
+            rollout=Rollout(
+                prompt=Prompt(index=number, ids=row.prompt_ids, text=""),
+                sample_index=0,
+                completion_ids=row.completion_ids,
+                sampling_logps=(0.0,) * len(row.completion_ids),
+                finish_reason=FinishReason.length,
+                policy_version=0,
+            ),
+            text="",
+            components=(),
+            reward=0.0,
+        )
+        for number, row in enumerate(rows)
+    ]
+    groups = [(sample,) for sample in samples]
+    return collate(groups, reward_weights=(), pad_token_id=0, device=device)

@@ -5,8 +5,8 @@ With shared weights the engine comes first: the trainer's frozen parameters are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -36,12 +36,11 @@ from rlkit.models.views import CannotShare
 from rlkit.plan.of_config import Planned
 from rlkit.plan.run import plan_run
 from rlkit.policy.lora import target_layers
+from rlkit.runtime.say import Say
 from rlkit.types import Algorithm
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine, EngineSpec
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +74,18 @@ def plan_and_load(
     device: torch.device,
     longest: tuple[int, int],
     say: Say,
+    longest_prompt: int | None = None,
 ) -> tuple[Planned, Loaded]:
     """The memory plan and what is loaded by it; `longest` as in `load_base`.
+
+    `longest_prompt`: tokens of the longest that is expected, where that is known.
 
     Where vLLM's weights cannot be the trainer's, `generator.weights=auto` is planned and loaded
     again with two copies: on CUDA vLLM's sleep while the trainer computes. Raises ValueError with
     one line.
     """
-    made = plan_run(config, algorithm, device=device, say=say)
+    plan = partial(plan_run, device=device, longest_prompt=longest_prompt, say=say)
+    made = plan(config, algorithm)
     try:
         return made, load_base(made.config, device=device, longest=longest, say=say)
     except CannotShare as error:
@@ -93,7 +96,7 @@ def plan_and_load(
         say(f"generator.weights: {apart.value} (auto: {error})")
     # Not above: while the exception lives, its frames hold what the first engine held.
     config = replace(config, generator=replace(generator, weights=apart))
-    made = plan_run(config, algorithm, device=device, say=say)
+    made = plan(config, algorithm)
     return made, load_base(made.config, device=device, longest=longest, say=say)
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlkit.algorithms import Warmup
 from rlkit.assembly.from_config import (
     EVALUATION_SEED,
     new_state,
@@ -76,7 +75,6 @@ class ModelRun:
     resources: ExitStack
     """Ends reward processes, engine and generator, the last started first."""
     algorithm: Algorithm
-    warmup: Warmup | None
     setting: Setting
     sampling: SamplingConfig
     train: Split
@@ -89,7 +87,7 @@ class ModelRun:
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""
-        state = new_state(self.policy, self.config, critic_prefix=CRITIC_PREFIX)
+        state = new_state(self.policy, self.config, self.algorithm, critic_prefix=CRITIC_PREFIX)
         if self.base.dtype is torch.float16:
             state.loss_scale = FLOAT16
         return state
@@ -110,7 +108,7 @@ class ModelRun:
             resample=resamples(config),
         )
         return Trainer(
-            algorithm=self.algorithm_at,
+            algorithm=self.algorithm.at,
             settings=update_settings(self.planned.config),
             schedule=schedule_of(config),
             collector=collector,
@@ -118,7 +116,7 @@ class ModelRun:
             evaluate=self._evaluator(generator, tracker),
             tracker=tracker,
             shuffle_seed=partial(shuffle_seed, config),
-            pad_token_id=self.base.tokenizer.pad_token_id,
+            pad_token_id=self.base.pad_token_id,
             device=self.device,
             run_dir=run_dir,
             planned_bytes=self.planned.plan.peak,
@@ -158,11 +156,6 @@ class ModelRun:
             weights = tuning.copies(self.policy.adapter)
             save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
 
-    def algorithm_at(self, step: int) -> Algorithm:
-        """The algorithm of a step: the warm-up's at first, if there is one."""
-        warming_up = self.warmup is not None and step < self.warmup.num_steps
-        return self.warmup.algorithm if self.warmup and warming_up else self.algorithm
-
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids to text without special tokens."""
         # Without clean-up: it would drop spaces before punctuation, which the model did sample.
@@ -187,6 +180,8 @@ class ModelRun:
             stop.check()
             if progress.rows_done == progress.rows:  # an engine is about to give its cache back
                 self.meter.note()
+                if progress.rows == self.planned.work.num_rows:  # of a step, not an evaluation
+                    self.meter.sampled_tokens = max(self.meter.sampled_tokens, progress.tokens)
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
         generator = new_generator(
@@ -220,7 +215,7 @@ class ModelRun:
             learner=self.policy,
             estimator=estimator,
             temperature=self.sampling.temperature,
-            pad_token_id=self.base.tokenizer.pad_token_id,
+            pad_token_id=self.base.pad_token_id,
             device=self.device,
             tokens_per_microbatch=self.config.memory.tokens_per_microbatch,
         )
@@ -230,10 +225,12 @@ def render_prompts(
     task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
 ) -> list[Prompt]:
     """Examples `indices` of `split` as the model sees them."""
-    return render_all(
+    prompts = render_all(
         split,
         indices,
         base.tokenizer,
         max_length=task.max_prompt_length,
         overlong=config.task.overlong_prompts,
     ).prompts
+    base.check_prompts(prompts)
+    return prompts

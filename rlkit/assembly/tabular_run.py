@@ -9,12 +9,10 @@ from pathlib import Path
 
 import torch
 
-from rlkit.algorithms import Objective, Warmup, build, warmup
 from rlkit.assembly.from_config import (
     new_state,
     resamples,
     schedule_of,
-    setting_of,
     shuffle_seed,
     update_settings,
 )
@@ -23,6 +21,7 @@ from rlkit.config import (
     ConfigError,
     DeviceChoice,
     EvaluationConfig,
+    algorithm_of,
     flatten,
     option_of,
 )
@@ -57,7 +56,6 @@ class TabularRun:
     config: Config
     policy: TabularPolicy
     algorithm: Algorithm
-    warmup: Warmup | None
     generator: TabularGenerator
 
     def close(self) -> None:
@@ -65,7 +63,7 @@ class TabularRun:
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""
-        return new_state(self.policy, self.config, critic_prefix=VALUES)
+        return new_state(self.policy, self.config, self.algorithm, critic_prefix=VALUES)
 
     def trainer(self, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
         """The production training loop on the table."""
@@ -84,7 +82,7 @@ class TabularRun:
             resample=resamples(config),
         )
         return Trainer(
-            algorithm=self.algorithm_at,
+            algorithm=self.algorithm.at,
             settings=update_settings(config),
             schedule=schedule_of(config),
             collector=collector,
@@ -123,11 +121,6 @@ class TabularRun:
         folder.mkdir(exist_ok=True)
         checkpoint.write_tensors(folder / "table.safetensors", {LOGITS: self.policy.logits})
 
-    def algorithm_at(self, step: int) -> Algorithm:
-        """The algorithm of a step: the warm-up's at first, if there is one."""
-        first = self.warmup
-        return first.algorithm if first and step < first.num_steps else self.algorithm
-
     def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
         """The prompts of a step: every prompt once before any comes again."""
         count = self.policy.world.rewards.shape[0]
@@ -159,9 +152,7 @@ def tabular_run(config: Config) -> TabularRun:
         raise ConfigError("device must be auto or cpu with model=tabular, got cuda")
     try:
         check_size(model, task)
-        setting = setting_of(config)
-        objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
-        algorithm, first = build(objective, setting), warmup(objective, setting)
+        algorithm = algorithm_of(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     world = make_world(model, task)
@@ -170,7 +161,6 @@ def tabular_run(config: Config) -> TabularRun:
         config=config,
         policy=policy,
         algorithm=algorithm,
-        warmup=first,
         generator=TabularGenerator(policy.logits, sampler_noise(generator, world)),
     )
 

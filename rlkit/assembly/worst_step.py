@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rlkit.assembly.model_run import ModelRun
 from rlkit.config import ConfigError
 from rlkit.generation.vllm.weights import rest
 from rlkit.models.config import Switch
+from rlkit.plan.of_config import peak_with
 from rlkit.plan.parts import GB
 from rlkit.plan.rehearse import rehearse, worst_of
-
-Say = Callable[[str], None]
+from rlkit.runtime.say import Say
 
 
 def try_worst_step(run: ModelRun, *, say: Say) -> None:
@@ -32,10 +30,16 @@ def try_worst_step(run: ModelRun, *, say: Say) -> None:
 
 
 def verdict(run: ModelRun) -> str:
-    """One line that compares the plan with what the run took: the plan is an upper bound, for the
-    longest prompts and completions."""
+    """One line that compares the plan with what the run took.
+
+    The plan is for completions of full length. On a CPU, where no worst step is tried, the line
+    also says what the plan is for the completions that came.
+    """
     measured, predicted = run.meter.peak(), run.planned.plan.peak
-    planned, taken = f"memory: planned at most {predicted / GB:.2f} GB", f"{measured / GB:.2f} GB"
-    if run.device.type != "cuda":
-        return f"{planned} of tensors; the process grew by {taken}, libraries included"
-    return f"{planned}, taken {taken} ({measured / predicted:.0%} of it)"
+    line = f"memory: planned at most {predicted / GB:.2f} GB"
+    if run.device.type == "cuda":
+        return f"{line}, taken {measured / GB:.2f} GB ({measured / predicted:.0%} of it)"
+    if sampled := run.meter.sampled_tokens:
+        predicted = peak_with(run.planned, sampled_tokens=sampled)
+        line += f", {predicted / GB:.2f} GB for the {sampled} tokens that a step sampled"
+    return f"{line}; the process grew by {measured / GB:.2f} GB ({measured / predicted:.0%} of it)"

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+from rlkit.runtime.distribution import other_project
+from rlkit.runtime.private_names import MissingName
+
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
     "chat": "rlkit.cli.chat",
@@ -40,6 +43,8 @@ class UsageError(ValueError):
 
 def run(arguments: Sequence[str]) -> int:
     """Dispatch to a command, or to training; bad input becomes one line and exit code 2."""
+    if (other := other_project()) is not None:
+        print(f"rlkit: warning: {other}", file=sys.stderr)
     name = arguments[0] if arguments else ""
     rest = arguments[1:] if name in COMMANDS else arguments
     module = COMMANDS.get(name, "rlkit.cli.train")
@@ -47,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         module = "rlkit.cli.help"
     try:
         return _command(module).run(rest)
-    except UsageError as error:
+    except (UsageError, MissingName) as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,11 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from rlkit.algorithms import Objective, build
 from rlkit.assembly.device import resolve_device
-from rlkit.assembly.from_config import setting_of
 from rlkit.assembly.load import choose_generator
-from rlkit.config import Config, DeviceChoice
+from rlkit.config import Config, DeviceChoice, algorithm_of
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.plan.choose import DoesNotFit, make_plan
@@ -30,9 +28,7 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
         raise ValueError("rlkit check takes one run, not a sweep")
     device, budget = _device(config)
     config = replace(config, generator=choose_generator(config, device, say=lambda _: None))
-    objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
-    algorithm = build(objective, setting_of(config))
-    made = planned(config, algorithm, device=device, budget=budget, say=print)
+    made = planned(config, algorithm_of(config), device=device, budget=budget, say=print)
     yield from lines(made.plan, where=place(config, device))
 
 

@@ -15,6 +15,7 @@ rlkit: reinforcement learning of language models on one GPU
 """
 _TAIL = """\
   rlkit --cfg job [OVERRIDES]...    every key and its value, after the overrides
+  rlkit algorithm.fn=FILE.py:NAME   an algorithm of your own (docs/algorithms.md)
   rlkit --config-dir DIR ...        groups and experiments of your own (also: --hydra-help)
 """
 

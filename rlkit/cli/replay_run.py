@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rlkit.algorithms import Objective, build
+from rlkit.algorithms import AlgorithmConfig, Objective, build
 from rlkit.assembly.device import resolve_device
 from rlkit.cli import UsageError
 from rlkit.cli.run_folder import RunOptions, read_options
@@ -35,7 +35,7 @@ _PLAIN_WIDTH = 200
 class Candidate(NamedTuple):
     """An algorithm to replay, and the configuration that it was made of."""
 
-    objective: Objective
+    objective: Objective[AlgorithmConfig]
     algorithm: Algorithm
     memory: MemoryConfig
     """Of the preset: some losses must not be split."""
@@ -76,7 +76,7 @@ def compare(run_dir: Path, names: Sequence[str], *, step: int | None) -> None:
 
 def _record(
     rollouts: SavedRollouts,
-    objectives: Mapping[str, Objective],
+    objectives: Mapping[str, Objective[AlgorithmConfig]],
     results: Mapping[str, Replayed],
     matrix: Sequence[Sequence[float]],
     critic: str,
@@ -96,7 +96,7 @@ def _record(
                 "num_tokens": result.num_tokens,
                 "metrics": result.metrics,
                 "cosines": dict(zip(results, row, strict=True)),
-                "config": {k: asdict(v) for k, v in objectives[name]._asdict().items()},
+                "config": asdict(objectives[name]),
             }
             for (name, result), row in zip(results.items(), matrix, strict=True)
         },
@@ -127,7 +127,7 @@ def _candidate(name: str, rollouts: SavedRollouts) -> Candidate:
         updates_per_batch=1,
         microbatched=config.memory.tokens_per_microbatch > 0,
     )
-    objective = Objective(config.algorithm, config.kl, config.ratio, config.correction)
+    objective = Objective.of(config)
     try:
         return Candidate(objective, build(objective, setting), config.memory)
     except ValueError as error:

@@ -18,6 +18,7 @@ from rlkit.generation.hf import HFGenerator
 from rlkit.models import ModelConfig, QuantConfig, TuningKind
 from rlkit.models.load import load_model
 from rlkit.models.save import MODEL_FOLDER
+from rlkit.models.vocabulary import check_ids
 from rlkit.policy.lora import LoRAConfig, attach
 from rlkit.policy.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
 from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
@@ -29,6 +30,8 @@ class Session:
 
     generator: Generator
     tokenizer: PreTrainedTokenizerBase
+    num_rows: int
+    """The rows of the model's embedding."""
     sampling: SamplingConfig
     seed: int
 
@@ -36,6 +39,7 @@ class Session:
         """Completions of `text`, which holds its special tokens already."""
         ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         prompt = Prompt(index=turn, ids=ids, text=text)
+        check_ids(ids, self.num_rows, where="the prompt", tokenizer=self.tokenizer)
         seeds = [[sample_seed(self.seed, 0, turn, i) for i in range(num_samples)]]
         (rollouts,) = self.generator.generate(
             [prompt], num_samples=num_samples, sampling=self.sampling, seeds=seeds
@@ -114,5 +118,9 @@ def _load(
         top_k=options.top_k,
     )
     return Session(
-        generator=generator, tokenizer=base.tokenizer, sampling=sampling, seed=options.seed
+        generator=generator,
+        tokenizer=base.tokenizer,
+        num_rows=base.num_rows,
+        sampling=sampling,
+        seed=options.seed,
     )

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rlkit.cli import UsageError
 from rlkit.config import Config, ConfigError, load
 from rlkit.launch.composing import register
+from rlkit.launch.outside import offer_algorithms
 from rlkit.launch.preflight import plan
 from rlkit.tracking import TrackingError
 
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
             return run_sweep(checked, arguments)
     except (ConfigError, TrackingError) as error:
         raise UsageError(str(error)) from error
-    sys.argv = ["rlkit", *arguments]
+    sys.argv = ["rlkit", *offer_algorithms(arguments)]
     if checked.jobs and not checked.hydra_overrides:
         # Hydra would compose the job twice more, which takes a second, and add nothing.
         return _train(checked.jobs[0].config)

@@ -1,8 +1,8 @@
 """Advantages from rewards of whole completions: baselines, scales and their combinations.
 
-Rewards are one number a row; NaN = not scored: left out of every statistic, and its advantage is 0.
-Rows of a group share an id; groups may have any size. Groups are centred on their first row
-before anything else, so a group of equal rewards gives exactly 0, in any precision.
+Rewards are one number a row. NaN means not scored: such a row is left out of every statistic, and
+its advantage is 0. Rows of a group share an id, and groups may have any size. Groups are centred on
+their first row before anything else, so a group of equal rewards gives exactly 0 in any precision.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ Rows = Float[Tensor, " B"]
 Groups = Int[Tensor, " B"]
 
 
-def group_centered(rewards: Rows, group_ids: Groups) -> Rows:
-    """R - mean of the group. Under token-sum aggregation the policy gradient times (n-1)/n."""
+def group_mean_advantages(rewards: Rows, group_ids: Groups) -> Rows:
+    """Subtract the mean of the group: R - mean. This is GRPO's baseline.
+
+    Under token-sum aggregation the expected gradient is the policy gradient times (n-1)/n.
+    """
     shifted, valid, index, count = _shifted(rewards, group_ids)
     mean = _group_sum(shifted, index, count) / count.clamp(min=1)
     return torch.where(valid, shifted - mean[index], 0.0)
 
 
-def leave_one_out(rewards: Rows, group_ids: Groups) -> Rows:
-    """R - mean of the group's OTHER rewards = n/(n-1) (R - mean); 0 in a group of one.
+def leave_one_out_advantages(rewards: Rows, group_ids: Groups) -> Rows:
+    """Subtract the mean of the group's OTHER rewards: n/(n-1) (R - mean), 0 in a group of one.
 
-    Unbiased at scale 1. Source: RLOO, Kool et al. 2019; arXiv:2402.14740, section 3.
+    It is unbiased at scale 1. Source: RLOO, Kool et al. 2019; arXiv:2402.14740, section 3.
     """
     shifted, valid, index, count = _shifted(rewards, group_ids)
     others = (_group_sum(shifted, index, count)[index] - shifted) / (count[index] - 1).clamp(min=1)
@@ -33,7 +36,7 @@ def leave_one_out(rewards: Rows, group_ids: Groups) -> Rows:
 
 
 def group_std(rewards: Rows, group_ids: Groups, *, bessel: bool) -> Rows:
-    """Standard deviation of each row's group, 0 in a group of one.
+    """Return the standard deviation of each row's group, 0 in a group of one.
 
     `bessel` divides the squares by n - 1 (TRL, verl, torch.std) instead of n.
     """
@@ -44,26 +47,26 @@ def group_std(rewards: Rows, group_ids: Groups, *, bessel: bool) -> Rows:
     return (_group_sum(squares, index, count) / divisor).sqrt()[index]
 
 
-def batch_centered(rewards: Rows) -> Rows:
-    """R - mean of the batch."""
-    return group_centered(rewards, _one_group(rewards))
+def batch_mean_advantages(rewards: Rows) -> Rows:
+    """Subtract the mean of the whole batch: R - mean."""
+    return group_mean_advantages(rewards, _one_group(rewards))
 
 
 def batch_std(rewards: Rows, *, bessel: bool) -> Rows:
-    """Standard deviation over the whole batch, the same number for every row."""
+    """Return the standard deviation over the whole batch, the same number for every row."""
     return group_std(rewards, _one_group(rewards), bessel=bessel)
 
 
-def scaled(advantages: Rows, std: Rows, *, eps: float) -> Rows:
-    """A / (std + eps), 0 where the divisor is 0.
+def divide_by_std(advantages: Rows, std: Rows, *, eps: float) -> Rows:
+    """Return A / (std + eps), 0 where the divisor is 0.
 
-    eps is 1e-4 in TRL, 1e-6 in verl: it matters in groups of small spread.
+    eps is 1e-4 in TRL and 1e-6 in verl; it matters in groups of small spread.
     """
     divisor = std + eps
     return torch.where(divisor > 0, advantages / torch.where(divisor > 0, divisor, 1.0), 0.0)
 
 
-def normalize_each(
+def gdpo_advantages(
     components: Float[Tensor, "B K"],
     weights: Float[Tensor, " K"],
     group_ids: Groups,
@@ -71,38 +74,57 @@ def normalize_each(
     eps: float,
     bessel: bool,
 ) -> Rows:
-    """GDPO: z-score every reward function in its group, add them up with weights, z-score the
-    batch. One function's spread no longer drowns another's. Source: GDPO, arXiv:2601.05242.
+    """z-score every reward function in its group, add them up with weights, z-score the batch.
 
-    NaN components are left out; a row with none gets 0.
+    So one function's spread does not drown another's. Source: GDPO, arXiv:2601.05242.
+
+    Args:
+        components: raw value of each reward function; NaN ones are left out.
+        weights: factor of each function in the sum.
+        group_ids: equal for rows of one group.
+        eps: added to each standard deviation, >= 0.
+        bessel: divide squares by n - 1 instead of n.
+
+    Returns:
+        One advantage a row; 0 for a row whose components are all NaN.
     """
     z_scores = [
-        scaled(
-            group_centered(column, group_ids), group_std(column, group_ids, bessel=bessel), eps=eps
+        divide_by_std(
+            group_mean_advantages(column, group_ids),
+            group_std(column, group_ids, bessel=bessel),
+            eps=eps,
         )
         for column in components.unbind(dim=1)
     ]
     total = torch.stack(z_scores, dim=1) @ weights.to(components.dtype)
     total = total.masked_fill(components.isnan().all(dim=1), torch.nan)
-    return scaled(batch_centered(total), batch_std(total, bessel=bessel), eps=eps)
+    return divide_by_std(batch_mean_advantages(total), batch_std(total, bessel=bessel), eps=eps)
 
 
 def whiten_tokens(
     advantages: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], *, eps: float, bessel: bool
 ) -> Float[Tensor, "B C"]:
-    """(A - mean) / (std + eps) over the kept tokens of the batch; 0.0 elsewhere.
+    """Return (A - mean) / (std + eps) over the kept tokens of the batch, 0.0 elsewhere.
 
     Source: REINFORCE++, arXiv:2501.03262, eq. 11; PPO implementations.
+
+    Args:
+        advantages: one number a token.
+        mask: tokens that count.
+        eps: added to the standard deviation, >= 0.
+        bessel: divide squares by n - 1 instead of n.
     """
     result = torch.zeros_like(advantages)
     tokens = advantages[mask]
     if tokens.numel() > 0:
-        result[mask] = scaled(batch_centered(tokens), batch_std(tokens, bessel=bessel), eps=eps)
+        result[mask] = divide_by_std(
+            batch_mean_advantages(tokens), batch_std(tokens, bessel=bessel), eps=eps
+        )
     return result
 
 
 def informative_groups(rewards: Rows, group_ids: Groups) -> Bool[Tensor, " B"]:
-    """True for rows of groups whose scored rewards are not all exactly equal.
+    """Return True for rows of groups whose scored rewards are not all exactly equal.
 
     The rest carries no signal for a group baseline: dynamic sampling (DAPO, arXiv:2503.14476,
     section 3.2) replaces those groups, the zero-std filter masks them. A group with fewer than two

@@ -1,7 +1,7 @@
 """From per-token losses to a scalar: which tokens count how much.
 
-Each is a sum over the rows at hand divided by a denominator of the WHOLE optimisation batch, so
-micro-batches add up, except for `microbatch_token_mean`, whose point is that they do not.
+Each function sums over the rows at hand and divides by a denominator of the WHOLE optimisation
+batch, so micro-batches add up. Only `microbatch_token_mean` does not, and that is its point.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from rlkit.functional.masks import keep, lengths, token_mean
 
 __all__ = [
-    "constant_length",
+    "constant_length_mean",
     "microbatch_token_mean",
     "sequence_mean",
     "sequence_sum",
@@ -23,9 +23,10 @@ __all__ = [
 def sequence_mean(
     x: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], num_sequences: int
 ) -> Float[Tensor, ""]:
-    """1/num_sequences sum_i 1/|y_i| sum_t x_it. Each row counts the same; long rows' tokens less.
+    """Return 1/num_sequences sum_i 1/|y_i| sum_t x_it: the mean over rows of means over tokens.
 
-    Source: DeepSeekMath, arXiv:2402.03300, eq. 3. Biased policy gradient when lengths vary.
+    Each row counts the same, so tokens of long rows count less. The policy gradient is biased when
+    lengths vary. Source: DeepSeekMath, arXiv:2402.03300, eq. 3.
     """
     rows = keep(x, mask).sum(dim=1, keepdim=True) / lengths(mask)
     return rows.sum() / num_sequences
@@ -34,16 +35,22 @@ def sequence_mean(
 def sequence_sum(
     x: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], num_sequences: int
 ) -> Float[Tensor, ""]:
-    """1/num_sequences sum_i sum_t x_it: the plain policy gradient, unbiased at scale 1."""
+    """Return 1/num_sequences sum_i sum_t x_it: the plain policy gradient, unbiased at scale 1."""
     return keep(x, mask).sum() / num_sequences
 
 
-def constant_length(
+def constant_length_mean(
     x: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], num_sequences: int, length: int
 ) -> Float[Tensor, ""]:
-    """1/(num_sequences * length) sum_i sum_t x_it: `sequence_sum` at the scale of a token mean.
+    """Return 1/(num_sequences * length) sum_i sum_t x_it: `sequence_sum` at a token mean's scale.
 
-    Source: Dr. GRPO, arXiv:2503.20783, section 3.1 (`length` = the generation limit).
+    Source: Dr. GRPO, arXiv:2503.20783, section 3.1.
+
+    Args:
+        x: one number a token.
+        mask: tokens that count.
+        num_sequences: rows of the whole optimisation batch, >= 1.
+        length: the generation limit in tokens, >= 1.
     """
     return keep(x, mask).sum() / (num_sequences * length)
 
@@ -51,9 +58,10 @@ def constant_length(
 def microbatch_token_mean(
     x: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], num_sequences: int
 ) -> Float[Tensor, ""]:
-    """Token mean over the rows at hand, weighted by their share of the sequences.
+    """Return the token mean of the rows at hand times their share of the sequences.
 
-    What TRL calls bnpo: depends on how the optimisation batch is split. Unsplit it is `token_mean`.
+    TRL calls it bnpo. It depends on how the optimisation batch is split; unsplit it is
+    `token_mean`.
     """
     rows = int(mask.any(dim=1).sum())
     return token_mean(x, mask, max(int(mask.sum()), 1)) * (rows / num_sequences)

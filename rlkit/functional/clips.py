@@ -14,14 +14,17 @@ from rlkit.functional.masks import keep
 from rlkit.functional.ratios import mean_log_ratio
 
 
-def unclipped(
+def surrogate_loss(
     ratio: Float[Tensor, "B _"], advantages: Float[Tensor, "B C"]
 ) -> Float[Tensor, "B C"]:
-    """-ratio * A. Gradient -ratio * A * grad log pi: on-policy the policy gradient itself."""
+    """Return -ratio * A, the surrogate without a clip.
+
+    Its gradient is -ratio * A * grad log pi: on-policy the policy gradient itself.
+    """
     return -(ratio * advantages)
 
 
-def clipped(
+def clipped_surrogate_loss(
     ratio: Float[Tensor, "B _"],
     advantages: Float[Tensor, "B C"],
     *,
@@ -30,14 +33,23 @@ def clipped(
     delta: float | None = None,
     dual: float | None = None,
 ) -> Float[Tensor, "B C"]:
-    """PPO's pessimistic clip, with its two bounds for negative advantages.
+    """Return PPO's pessimistic clip, with its two bounds for negative advantages.
 
-    -min(min(ratio, delta) * A, clip(ratio, 1 - low, 1 + high) * A), then at most -dual * A where
-    A < 0. No gradient where A > 0 and ratio > 1 + high, where A < 0 and ratio < 1 - low, and where
-    A < 0 and ratio > delta or dual. low = high: PPO (arXiv:1707.06347, eq. 7); high > low:
-    clip-higher (DAPO, arXiv:2503.14476, eq. 8); `delta` > 1 + high: two-sided clip (INTELLECT-2,
-    arXiv:2505.07291); `dual` > 1: dual clip (arXiv:1912.09729, eq. 5). For A < 0 delta and dual
-    give the same loss.
+    The loss is -min(min(ratio, delta) * A, clip(ratio, 1 - low, 1 + high) * A). Where A < 0 it is
+    then at most -dual * A. Where A > 0 there is no gradient above 1 + high. Where A < 0 there is
+    none below 1 - low nor above delta or dual, which give the same loss.
+
+    Sources: PPO, arXiv:1707.06347, eq. 7 (low = high); clip-higher of DAPO, arXiv:2503.14476, eq.
+    8; two-sided clip of INTELLECT-2, arXiv:2505.07291 (delta); dual clip, arXiv:1912.09729, eq. 5
+    (dual).
+
+    Args:
+        ratio: pi / pi_old, > 0.
+        advantages: one number a token.
+        low: the lower bound is 1 - low, >= 0.
+        high: the upper bound is 1 + high, >= 0.
+        delta: upper bound of the ratio where A < 0, > 1 + high; None switches it off.
+        dual: bound of the loss where A < 0, > 1; None switches it off.
     """
     bounded = ratio if delta is None else ratio.clamp(max=delta)
     surrogate = torch.minimum(bounded * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
@@ -47,7 +59,7 @@ def clipped(
     return -surrogate
 
 
-def cispo(
+def cispo_loss(
     ratio: Float[Tensor, "B _"],
     logps: Float[Tensor, "B C"],
     advantages: Float[Tensor, "B C"],
@@ -55,26 +67,38 @@ def cispo(
     low: float,
     high: float,
 ) -> Float[Tensor, "B C"]:
-    """-sg(clip(ratio, 1 - low, 1 + high)) * A * log pi: weights are bounded, no token is dropped.
+    """Return -sg(clip(ratio, 1 - low, 1 + high)) * A * log pi: no token is dropped.
 
-    Source: CISPO (MiniMax-M1, arXiv:2506.13585, eq. 4-5). `low` >= 1 switches the lower bound off.
-    TRL's `epsilon_high` is the cap itself, that is 1 + `high` here.
+    Source: CISPO (MiniMax-M1, arXiv:2506.13585, eq. 4-5).
+
+    Args:
+        ratio: pi / pi_old, > 0; it becomes a weight without gradient.
+        logps: log pi of each token, nats.
+        advantages: one number a token.
+        low: the smallest weight is 1 - low; >= 1 switches the bound off.
+        high: the largest weight is 1 + high, >= 0. TRL's `epsilon_high` is the weight itself.
     """
     weight = ratio.detach().clamp(max(1 - low, 0.0), 1 + high)
     return -(weight * advantages * logps)
 
 
-def soft_gate(
+def sapo_loss(
     ratio: Float[Tensor, "B _"],
     advantages: Float[Tensor, "B C"],
     *,
     tau_positive: float,
     tau_negative: float,
 ) -> Float[Tensor, "B C"]:
-    """-A * 4/tau * sigmoid(tau * (ratio - 1)): a smooth gate instead of a clip.
+    """Return -A * 4/tau * sigmoid(tau * (ratio - 1)): a smooth gate instead of a clip.
 
-    tau is `tau_positive` where A > 0, else `tau_negative`. Slope 1 at ratio 1, so on-policy it is
-    the policy gradient. Source: SAPO, arXiv:2511.20347, eq. 5-6.
+    Its slope is 1 at ratio 1, so on-policy it is the policy gradient. Source: SAPO,
+    arXiv:2511.20347, eq. 5-6.
+
+    Args:
+        ratio: pi / pi_old, > 0.
+        advantages: one number a token.
+        tau_positive: temperature where A > 0, > 0.
+        tau_negative: temperature where A <= 0, > 0.
     """
     # Filled in their dtype: torch.where of two floats would round them to float32 first.
     tau = torch.full_like(advantages, tau_negative).masked_fill(advantages > 0, tau_positive)
@@ -89,9 +113,16 @@ def clipped_mean_log_ratio(
     low: float,
     high: float,
 ) -> Float[Tensor, "B 1"]:
-    """Mean over the row of log-ratios clipped pessimistically token by token to [-low, high].
+    """Return the row's mean of log-ratios, each clipped pessimistically to [-low, high].
 
-    Its exponential times -A is GMPO's loss (arXiv:2507.20673, eq. 4); the bounds are in log space.
+    Its exponential times -A is GMPO's loss (arXiv:2507.20673, eq. 4).
+
+    Args:
+        log_ratio: log pi / pi_old of each token.
+        advantages: one number a token; its sign says which side is pessimistic.
+        mask: tokens that count.
+        low: the lower bound in log space is -low, >= 0.
+        high: the upper bound in log space, >= 0.
     """
     sign = advantages.sign()
     pessimistic = sign * torch.minimum(sign * log_ratio, sign * log_ratio.clamp(-low, high))

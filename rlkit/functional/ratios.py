@@ -17,33 +17,36 @@ MAX_LOG_RATIO = 30.0
 def log_ratio(
     logps: Float[Tensor, "B C"], old_logps: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]
 ) -> Float[Tensor, "B C"]:
-    """log pi(y_t) - log pi_old(y_t) per token; 0.0 where `mask` is False.
+    """Return log pi(y_t) - log pi_old(y_t) per token; 0.0 where `mask` is False.
 
-    Gradients flow into both arguments: detach `old_logps` at the call unless their gradient is
-    the point (`old_logps = logps` makes the ratio a constant 1 with gradient exactly 0).
+    Gradients flow into both arguments: detach `old_logps` at the call unless their gradient is the
+    point (`old_logps = logps` makes the ratio a constant 1 with gradient exactly 0).
     """
     return keep(logps, mask) - keep(old_logps, mask)
 
 
-def ratio(log_ratio: Float[Tensor, "B _"]) -> Float[Tensor, "B _"]:
-    """exp(log_ratio), with the exponent clamped to +-`MAX_LOG_RATIO`."""
+def importance_ratio(log_ratio: Float[Tensor, "B _"]) -> Float[Tensor, "B _"]:
+    """Return exp(log_ratio), with the exponent clamped to +-`MAX_LOG_RATIO`."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def sequence_log_ratio(
     log_ratio: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]
 ) -> Float[Tensor, "B 1"]:
-    """sum_t log_ratio_t: the log-ratio of whole completions. Its ratio is the exact importance
-    weight of a sequence; its standard deviation grows with the root of the length."""
+    """Return sum_t log_ratio_t, the log-ratio of whole completions.
+
+    Its ratio is the exact importance weight of a sequence; its standard deviation grows with the
+    root of the length.
+    """
     return keep(log_ratio, mask).sum(dim=1, keepdim=True)
 
 
 def mean_log_ratio(
     log_ratio: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]
 ) -> Float[Tensor, "B 1"]:
-    """1/|y| sum_t log_ratio_t: the log of the geometric-mean ratio.
+    """Return 1/|y| sum_t log_ratio_t, the log of the geometric-mean ratio.
 
-    Source: GSPO, arXiv:2507.18071, eq. 7. Not a density ratio, hence biased off-policy.
+    It is not a density ratio, hence biased off-policy. Source: GSPO, arXiv:2507.18071, eq. 7.
     """
     return sequence_log_ratio(log_ratio, mask) / lengths(mask)
 
@@ -51,9 +54,10 @@ def mean_log_ratio(
 def mean_log_ratio_per_token(
     log_ratio: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]
 ) -> Float[Tensor, "B C"]:
-    """sg(mean log-ratio) + log_ratio_t - sg(log_ratio_t): GSPO's value, each token's own gradient.
+    """Return sg(mean log-ratio) + log_ratio_t - sg(log_ratio_t).
 
-    Source: GSPO-token, arXiv:2507.18071, eq. 14. Equals GSPO when advantages are constant in t.
+    The value is GSPO's, the gradient each token's own. It equals GSPO when advantages are constant
+    in t. Source: GSPO-token, arXiv:2507.18071, eq. 14.
     """
     mean = mean_log_ratio(log_ratio, mask).detach()
     return keep(mean + log_ratio - log_ratio.detach(), mask)

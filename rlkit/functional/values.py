@@ -21,7 +21,7 @@ class GAE(NamedTuple):
 
 
 def terminal_rewards(rewards: Float[Tensor, " B"], mask: Bool[Tensor, "B C"]) -> Tokens:
-    """Each row's reward on its last kept token, 0.0 elsewhere; NaN rewards become 0.0."""
+    """Put each row's reward on its last kept token, 0.0 elsewhere; NaN rewards become 0.0."""
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
     return last * rewards.nan_to_num(nan=0.0)[:, None]
 
@@ -29,11 +29,18 @@ def terminal_rewards(rewards: Float[Tensor, " B"], mask: Bool[Tensor, "B C"]) ->
 def gae(
     token_rewards: Tokens, values: Tokens, mask: Bool[Tensor, "B C"], *, gamma: float, lam: float
 ) -> GAE:
-    """A_t = sum_k (gamma lam)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t; returns A + V.
+    """Return generalised advantage estimates A and the critic's targets A + V.
 
-    V after the last token is 0, also for truncated rows: their reward is final here. Tokens outside
-    the mask are skipped, not counted as steps. lam = 1 is unbiased for any critic; lam < 1 only
-    with the exact one. Source: arXiv:1506.02438, eq. 16.
+    A_t = sum_k (gamma lam)^k delta_{t+k} with delta_t = r_t + gamma V_{t+1} - V_t. V after the last
+    token is 0, also for truncated rows: their reward is final here. lam = 1 is unbiased for any
+    critic, lam < 1 only for the exact one. Source: arXiv:1506.02438, eq. 16.
+
+    Args:
+        token_rewards: one reward a token.
+        values: the critic's value before each token; no gradient flows into it.
+        mask: tokens that count; others are skipped, not counted as steps.
+        gamma: discount per token, in (0, 1].
+        lam: trace decay, in [0, 1].
     """
     rewards, values = keep(token_rewards, mask), keep(values.detach(), mask)
     running = next_value = torch.zeros_like(values[:, 0])
@@ -50,10 +57,16 @@ def gae(
 def value_loss(
     values: Tokens, old_values: Tokens, returns: Tokens, *, clip: float | None
 ) -> Tokens:
-    """0.5 max((V - R)^2, (clip(V, V_old +- clip) - R)^2) per token; clip None: 0.5 (V - R)^2.
+    """Return 0.5 max((V - R)^2, (clip(V, V_old +- clip) - R)^2) per token.
 
-    Source: PPO2 (OpenAI baselines), TRL 1.12, verl; no gradient once V has left the interval on the
-    side of its target.
+    There is no gradient once V has left the interval on the side of its target. Source: PPO2
+    (OpenAI baselines), TRL 1.12, verl.
+
+    Args:
+        values: the critic's value now.
+        old_values: its value when the completion was sampled.
+        returns: its targets.
+        clip: half width of the interval, > 0; None gives 0.5 (V - R)^2.
     """
     squares = (values - returns).square()
     if clip is not None:
@@ -65,9 +78,10 @@ def value_loss(
 def explained_variance(
     values: Tokens, returns: Tokens, mask: Bool[Tensor, "B C"]
 ) -> Float[Tensor, ""]:
-    """1 - Var(R - V) / Var(R) over kept tokens of one whole batch: 1 = perfect critic, 0 = useless.
+    """Return 1 - Var(R - V) / Var(R) over kept tokens of one whole batch.
 
-    NaN when the returns do not vary. Not additive over micro-batches.
+    1 is a perfect critic, 0 a useless one, and NaN means that the returns do not vary. Values do
+    not add up over micro-batches.
     """
     kept = returns[mask]
     variance = kept.var(unbiased=False)

@@ -1,4 +1,4 @@
-"""What every generator shares: configuration, sampling seeds, progress reports."""
+"""This module holds what all generators share: configuration, seeds, progress reports."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class GeneratorConfig:
     """The sampling distribution, the same for every engine."""
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
-        """What this generator takes of the device; `row_tokens`: longest prompt and completion."""
+        """Return what this generator takes of the device for rows of up to `row_tokens` tokens."""
         return GeneratorDemand(Sampler.elsewhere, max_at_once=1)
 
     def with_choice(self, choice: EngineChoice) -> Self:
-        """A copy that asks for exactly what the memory plan gives."""
+        """Return a copy that asks for exactly what the memory plan gives."""
         return self
 
     def check_adapter_rank(self, rank: int) -> None:
@@ -85,7 +85,7 @@ class HFGeneratorConfig(GeneratorConfig):
         )
 
     def with_choice(self, choice: EngineChoice) -> Self:
-        """A copy that samples no more completions at once than the plan has room for."""
+        """Return a copy that samples no more completions at once than the plan has room for."""
         return replace(self, max_rows=min(self.max_rows, choice.at_once))
 
 
@@ -101,7 +101,7 @@ SCHEMAS = (
 
 
 class Progress(NamedTuple):
-    """How far one call of `generate` is."""
+    """A report of how far one call of `generate` is."""
 
     rows_done: int
     rows: int
@@ -115,7 +115,7 @@ ProgressCallback = Callable[[Progress], None]
 def sampling_config(
     options: SamplingOptions, *, max_completion_length: int, stop: Sequence[str] = ()
 ) -> SamplingConfig:
-    """The `SamplingConfig` of `options`: immutable, with the length limit of the run.
+    """Return the `SamplingConfig` of `options`: immutable, with the length limit of the run.
 
     `stop` adds the stop strings of the task to those of `options`.
     """
@@ -152,9 +152,17 @@ def check_request(
     *,
     context: int | None,
 ) -> None:
-    """Raise `ValueError` unless the arguments of `Generator.generate` fit and agree.
+    """Check that the arguments of `Generator.generate` fit and agree.
 
-    `context` is the most tokens of prompt and completion together; None = no limit.
+    Args:
+        prompts: The prompts of the call, none of them empty.
+        num_samples: The samples of each prompt, >= 0.
+        sampling: The sampling distribution with the longest completion.
+        seeds: One seed for each sample: [prompt][sample].
+        context: The most tokens of prompt and completion together; None = no limit.
+
+    Raises:
+        ValueError: Something does not fit; the message names the argument, the rule and the value.
     """
     if num_samples < 0:
         raise ValueError(f"num_samples must be >= 0, got {num_samples}")
@@ -175,16 +183,33 @@ def check_request(
             )
 
 
-def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:
-    """The seed of one completion: a pure 63-bit hash of where it stands in the run.
+def sample_seed(
+    run_seed: int, step: int, prompt_index: int, sample_index: int, occurrence: int = 0
+) -> int:
+    """Return the seed of one completion: a pure 63-bit hash of where it stands in the run.
 
         seed = first 8 bytes, little-endian, of BLAKE2b(run_seed, step, prompt_index, sample_index
                as 4 little-endian int64; digest 8 bytes, person "rlkit.sample"), shifted right by 1
 
-    Because nothing is drawn from a running state, a resumed run samples what an uninterrupted one
-    would, and neither batch order nor group size changes the seed of a given completion. The result
-    is in [0, 2**63), which every engine's seed type holds. Each argument must fit an int64.
+    A prompt that comes again within a step has its `occurrence` (1, 2, ...) hashed as a fifth int64
+    so that its samples differ from the first ones. Because nothing is drawn from a running state, a
+    resumed run samples what an uninterrupted one would, and neither batch order nor group size
+    changes the seed of a given completion.
+
+    Args:
+        run_seed: The seed of the run.
+        step: The number of the step, from 0 on.
+        prompt_index: The number of the prompt in its split.
+        sample_index: The number of the sample in its group, from 0 on.
+        occurrence: How often the step had this prompt before, >= 0.
+
+    Returns:
+        A seed in [0, 2**63), which the seed type of every engine holds.
+
+    Raises:
+        struct.error: An argument does not fit an int64.
     """
-    key = struct.pack("<4q", run_seed, step, prompt_index, sample_index)
+    place = [run_seed, step, prompt_index, sample_index, *([occurrence] if occurrence else [])]
+    key = struct.pack(f"<{len(place)}q", *place)
     digest = hashlib.blake2b(key, digest_size=8, person=b"rlkit.sample").digest()
     return int.from_bytes(digest, "little") >> 1

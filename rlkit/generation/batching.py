@@ -1,4 +1,4 @@
-"""How the completions of one call are cut into batches, and what a batch of prompts looks like."""
+"""Cut the completions of one call into batches, and lay out the prompts of a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlkit.types import FinishReason, Prompt, Rollout
 
 
 @dataclass(slots=True, kw_only=True)
-class Row:
+class SamplingRow:
     """One completion while it is being sampled."""
 
     prompt: Prompt
@@ -27,7 +27,7 @@ class Row:
     finish_reason: FinishReason | None = None
 
     def rollout(self, policy_version: int) -> Rollout:
-        """The finished completion."""
+        """Return the finished completion."""
         assert self.finish_reason is not None
         return Rollout(
             prompt=self.prompt,
@@ -41,22 +41,31 @@ class Row:
 
 def make_rows(
     prompts: Sequence[Prompt], *, num_samples: int, seeds: Sequence[Sequence[int]]
-) -> list[Row]:
-    """One row per completion; those of one prompt adjacent, prompts of similar length close by."""
+) -> list[SamplingRow]:
+    """Return one row per completion: by prompt, and prompts of similar length close by."""
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].ids))
     return [
-        Row(prompt=prompts[n], prompt_number=n, sample_index=i, seed=seeds[n][i])
+        SamplingRow(prompt=prompts[n], prompt_number=n, sample_index=i, seed=seeds[n][i])
         for n in order
         for i in range(num_samples)
     ]
 
 
 def split_rows(
-    rows: Sequence[Row], *, max_completion_length: int, max_rows: int, max_tokens: int
-) -> list[Sequence[Row]]:
-    """Consecutive batches of nearly equal size, within both limits but never empty.
+    rows: Sequence[SamplingRow], *, max_completion_length: int, max_rows: int, max_tokens: int
+) -> list[Sequence[SamplingRow]]:
+    """Return consecutive batches of nearly equal size, within both limits but never empty.
 
     A batch of n rows with longest prompt P counts n * (P + max_completion_length) tokens.
+
+    Args:
+        rows: At least one row.
+        max_completion_length: The most tokens that a row may still get, >= 1.
+        max_rows: The most rows of a batch, >= 1.
+        max_tokens: The most tokens of a batch, >= 1; a single row may have more.
+
+    Returns:
+        Slices of `rows`, in their order.
     """
     longest = max(len(row.prompt.ids) for row in rows) + max_completion_length
     capacity = max(1, min(max_rows, max_tokens // longest))
@@ -66,7 +75,7 @@ def split_rows(
 
 
 def common_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Number of leading tokens that all prompts share, short of the last token of any of them."""
+    """Return how many leading tokens all prompts share, short of the last token of any of them."""
     first, last = min(prompts), max(prompts)
     limit = min(len(ids) for ids in prompts) - 1
     return next((n for n in range(limit) if first[n] != last[n]), limit)
@@ -83,7 +92,7 @@ class Prefill(NamedTuple):
     input_ids: Int[Tensor, "N R"]
     pads: Int[Tensor, " N"]
     prefix_columns: Int[Tensor, "N W"]
-    """Which prefix token stands in column w of row i; any one under padding."""
+    """The prefix token in column w of row i; any one under padding."""
     mask: Bool[Tensor, "N L"] | None
     """False on the padding among the W + R columns; None without padding."""
     num_columns: int

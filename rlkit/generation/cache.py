@@ -1,6 +1,6 @@
 """Key-value cache of the `hf` generator: appends in place, drops rows, continues a shared prefix.
 
-Written against transformers 5.17 and 5.23: a `Cache` made of our layers, which the models fill
+A `Cache` made of our layers, which the models fill
 through `Cache.update`. Sliding-window models get full-length layers too; their attention masks,
 which transformers builds from the length of the cache, do the windowing.
 """
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from jaxtyping import Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import PreTrainedModel
+
+from rlkit.models.compat import Cache, DynamicLayer
 
 _ROOM = 64
 """Spare columns, so that keys and values are copied once in so many tokens, not at every token."""
@@ -71,7 +73,7 @@ def _with_room(room: Tensor | None, states: Tensor, start: int) -> Tensor:
 
 
 def empty_cache() -> Cache:
-    """A cache without columns; the model's first forward pass gives it its layers."""
+    """Return a cache without columns; the model's first forward pass gives it its layers."""
     return Cache(layer_class_to_replicate=AppendLayer)
 
 
@@ -83,10 +85,20 @@ def take_rows(cache: Cache, rows: Int[Tensor, " R"]) -> None:
 
 
 def spread_prefix(prefix: Cache, columns: Int[Tensor, "N W"]) -> Cache:
-    """A cache of N rows whose column w of row i is column `columns[i, w]` of `prefix`'s one row."""
+    """Return a cache of N rows: column w of row i is column `columns[i, w]` of `prefix`."""
     cache = empty_cache()
     for index, source in enumerate(prefix.layers):
         assert isinstance(source, AppendLayer)
         keys, values = (states[0][:, columns].transpose(0, 1) for states in source.filled())
         cache.update(keys, values, index)
     return cache
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Raise ValueError when a layer of `model` keeps something else than keys and values."""
+    layer_types = set(model.config.get_text_config().to_dict().get("layer_types") or ())
+    if unknown := layer_types - {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            f"generator=hf must have a model of full_attention and sliding_attention layers, "
+            f"got {sorted(unknown)} in {type(model).__name__}"
+        )

@@ -26,7 +26,7 @@ class Sampler(StrEnum):
 
 
 class GeneratorDemand(NamedTuple):
-    """What a generator takes of the device, and what it leaves to the plan."""
+    """The memory that a generator takes of the device, and what it leaves to the plan."""
 
     sampler: Sampler
     max_at_once: int
@@ -46,7 +46,7 @@ class GeneratorDemand(NamedTuple):
 
 
 class EngineChoice(NamedTuple):
-    """What the plan gives to a generator."""
+    """The share of the device that the plan gives to a generator."""
 
     kv_cache_bytes: int
     at_once: int

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache
 
 from rlkit.generation.base import (
     HFGeneratorConfig,
@@ -21,15 +20,17 @@ from rlkit.generation.base import (
 )
 from rlkit.generation.batching import (
     Prefill,
-    Row,
+    SamplingRow,
     common_prefix_length,
     make_rows,
     plan_prefill,
     split_rows,
 )
-from rlkit.generation.cache import empty_cache, spread_prefix, take_rows
+from rlkit.generation.cache import check_layers, empty_cache, spread_prefix, take_rows
 from rlkit.generation.sampling import Draw, sample
 from rlkit.generation.stopping import StopRule
+from rlkit.models.compat import Cache, with_cache
+from rlkit.models.rope import check_row, factors_key, row_lengths
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 Adapter = Mapping[str, Tensor]
@@ -67,7 +68,7 @@ class HFGenerator:
         configuration's. `progress` is called after every look at which rows have ended.
         Raises `ValueError` for models whose layers are not plain attention.
         """
-        _check_layers(model)
+        check_layers(model)
         self._model: PreTrainedModel | None = model
         self._tokenizer = tokenizer
         self._activate = activate
@@ -99,11 +100,21 @@ class HFGenerator:
         sampling: SamplingConfig,
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Rollout]]:
-        """`num_samples` rollouts of each prompt: [prompt][sample], seeded by `seeds`, likewise.
+        """Sample from the policy that `load_adapter` set.
 
-        Raises `ValueError` for empty prompts, options out of range and prompts that leave no room
-        for `max_completion_length` in the model's context; `FloatingPointError`, naming the prompt,
-        when the model's logits are not finite.
+        Args:
+            prompts: The prompts, none of them empty.
+            num_samples: The samples of each prompt, >= 0.
+            sampling: The sampling distribution with the longest completion.
+            seeds: One seed for each sample: [prompt][sample], in [0, 2**63).
+
+        Returns:
+            The rollouts, [prompt][sample].
+
+        Raises:
+            ValueError: An option is out of range, a prompt leaves no room for
+                `max_completion_length`, or the rotary factors of a row could change on the way.
+            FloatingPointError: The logits are not finite; the message names the prompt.
         """
         if self._model is None:
             raise RuntimeError("generate() after close()")
@@ -112,6 +123,10 @@ class HFGenerator:
         check_request(prompts, num_samples, sampling, seeds, context=context)
         if not prompts or num_samples == 0:
             return [[] for _ in prompts]
+        for prompt_length in {len(prompt.ids) for prompt in prompts}:
+            # The cache keeps keys as they were rotated: factors must not change on the way.
+            row_length = prompt_length + sampling.max_completion_length
+            check_row(self._model, prompt_length, row_length)
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
         stop = StopRule(self._tokenizer, token_ids=self._stop_token_ids, strings=sampling.stop)
         with torch.no_grad(), _evaluating(self._model), self._activate(self._adapter):
@@ -129,7 +144,7 @@ class _Run:
     def __init__(
         self,
         model: PreTrainedModel,
-        rows: Sequence[Row],
+        rows: Sequence[SamplingRow],
         sampling: SamplingConfig,
         stop: StopRule,
         config: HFGeneratorConfig,
@@ -146,14 +161,23 @@ class _Run:
         self._num_tokens = 0
 
     def sample_all(self) -> None:
-        """Sample every row to its end, batch after batch."""
+        """Sample every row to its end; rows with other rotary factors share nothing."""
+        by_factors: dict[tuple[int, ...], list[SamplingRow]] = {}
+        for row in self._rows:
+            by_factors.setdefault(factors_key(self._model, len(row.prompt.ids)), []).append(row)
+        for rows in by_factors.values():
+            with row_lengths(self._model, len(rows[0].prompt.ids)):
+                self._sample_rows(rows)
+
+    def _sample_rows(self, rows: Sequence[SamplingRow]) -> None:
+        """Sample rows with the same rotary factors, batch after batch."""
         batches = split_rows(
-            self._rows,
+            rows,
             max_completion_length=self._sampling.max_completion_length,
             max_rows=self._config.max_rows,
             max_tokens=self._config.max_tokens,
         )
-        prompts = list({row.prompt.ids: None for row in self._rows})
+        prompts = list({row.prompt.ids: None for row in rows})
         prefix_length = common_prefix_length(prompts) if len(prompts) > 1 else 0
         prefix = empty_cache()
         if prefix_length > 0:
@@ -164,7 +188,7 @@ class _Run:
         for batch in batches:
             self._sample_batch(list(batch), prefix, prefix_length)
 
-    def _sample_batch(self, rows: list[Row], prefix: Cache, prefix_length: int) -> None:
+    def _sample_batch(self, rows: list[SamplingRow], prefix: Cache, prefix_length: int) -> None:
         """Sample `rows` together. Column c of the cache holds token c - pads[i] of row i."""
         device = self._model.device
         cache, logits, plan = self._prefill(rows, prefix, prefix_length)
@@ -194,7 +218,7 @@ class _Run:
             logits = self._forward(cache, next_ids[:, None], start, pads, mask)
 
     def _prefill(
-        self, rows: Sequence[Row], prefix: Cache, prefix_length: int
+        self, rows: Sequence[SamplingRow], prefix: Cache, prefix_length: int
     ) -> tuple[Cache, Float[Tensor, "N V"], Prefill]:
         """Cache and next-token logits of every row, each distinct prompt computed once."""
         numbers = {ids: n for n, ids in enumerate(dict.fromkeys(row.prompt.ids for row in rows))}
@@ -222,14 +246,12 @@ class _Run:
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=(columns - pads[:, None]).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+            **with_cache(self._model, {"use_cache": True, "logits_to_keep": 1}, cache),
         )
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def _settle(self, rows: Sequence[Row], draws: Sequence[Draw]) -> None:
+    def _settle(self, rows: Sequence[SamplingRow], draws: Sequence[Draw]) -> None:
         """Hand freshly drawn tokens to their rows; the only place that waits for the device."""
         ids = torch.stack([draw.ids for draw in draws], dim=1).tolist()
         logps = torch.stack([draw.logps for draw in draws], dim=1).tolist()
@@ -239,7 +261,7 @@ class _Run:
         if self._progress is not None:
             self._progress(Progress(self._num_done, len(self._rows), self._num_tokens))
 
-    def _extend(self, row: Row, ids: list[int], logps: list[float]) -> None:
+    def _extend(self, row: SamplingRow, ids: list[int], logps: list[float]) -> None:
         """Append tokens to a row, up to and including the one that ends it."""
         num_old = len(row.ids)
         row.ids += ids
@@ -269,12 +291,3 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def _check_layers(model: PreTrainedModel) -> None:
-    layer_types = set(model.config.get_text_config().to_dict().get("layer_types") or ())
-    if unknown := layer_types - {"full_attention", "sliding_attention"}:
-        raise ValueError(
-            f"generator=hf must have a model of full_attention and sliding_attention layers, "
-            f"got {sorted(unknown)} in {type(model).__name__}"
-        )

@@ -47,13 +47,23 @@ def sample(
     position: int,
     sampling: SamplingConfig,
 ) -> Draw:
-    """Draw token number `position` (0, 1, ...) of each row's completion."""
+    """Draw the next token of each row's completion.
+
+    Args:
+        logits: (N, V) logits of the next token.
+        seeds: (N,) one seed for each row.
+        position: The number of the token in its completion, >= 0.
+        sampling: The sampling distribution, steps 1 to 5 above.
+
+    Returns:
+        The (N,) sampled ids and their (N,) logps, in nats.
+    """
     probs = sampling_probs(logits, sampling)
     return draw(probs, uniforms(seeds, position))
 
 
 def sampling_probs(logits: Float[Tensor, "N V"], sampling: SamplingConfig) -> Float[Tensor, "N V"]:
-    """The distribution that `sampling` asks for, steps 1 to 5 above; each row adds up to 1."""
+    """Return the distribution of steps 1 to 5 above under `sampling`; each row adds up to 1."""
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature != 1.0:
         scores = scores / sampling.temperature
@@ -75,7 +85,7 @@ def sampling_probs(logits: Float[Tensor, "N V"], sampling: SamplingConfig) -> Fl
 
 
 def draw(probs: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Draw:
-    """The token at which each row's cumulative distribution first exceeds `uniform` in [0, 1).
+    """Return the token at which each row's cumulative distribution first exceeds `uniform`.
 
     A token of probability 0 is never drawn. The sums are float64 and in two levels, blocks of words
     and words of one block: a float32 running sum over 150k words is off by 1e-5, and a float64 one
@@ -113,7 +123,7 @@ def uniforms(seeds: Int[Tensor, " N"], position: int) -> Float[Tensor, " N"]:
 
 
 def _first_above(cdf: Float[Tensor, "N W"], target: Float[Tensor, "N 1"]) -> Int[Tensor, "N 1"]:
-    """First index with cdf > target; rounding cannot move it to an index that adds no mass."""
+    """Return the first index with cdf > target; rounding never picks an index without mass."""
     inside = torch.minimum(target.clamp(min=0.0), cdf[:, -1:] * (1.0 - 2.0**-52))
     return torch.searchsorted(cdf, inside, right=True).clamp(max=cdf.shape[-1] - 1)
 
@@ -124,6 +134,6 @@ def _shift_right(z: Int[Tensor, " N"], bits: int) -> Int[Tensor, " N"]:
 
 
 def _signed(word: int) -> int:
-    """The int64 with the same 64 bits as `word` modulo 2**64."""
+    """Return the int64 with the same 64 bits as `word` modulo 2**64."""
     word &= (1 << 64) - 1
     return word - (1 << 64) if word >> 63 else word

@@ -44,7 +44,7 @@ class StopRule:
         return kept
 
     def _matches(self, ids: Sequence[int], num_old: int, end: int) -> bool:
-        """Whether the text of `ids[:end]` has a stop string; that of `ids[:num_old]` has none."""
+        """Return whether the text of `ids[:end]` has a stop string that `ids[:num_old]` lacks."""
         first, num_before = num_old, 0
         while first > 0 and num_before < self._tail:
             first -= 1

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 
 from hydra import compose
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from rlkit import config
+from rlkit.launch.hydra_compat import apply_values, can_apply_values
 from rlkit.launch.settings import IsolatedConfig
 
 
@@ -43,14 +43,16 @@ class Composer:
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
         parsed = [self._parse(text) for text in overrides]
-        if any(o.get_key_element().lstrip("+~") == "hydra.searchpath" for o in parsed):
-            return compose_job(overrides)  # options may live where the repository does not look
+        # With a search path, options may live where the repository does not look.
+        searches = any(o.get_key_element().lstrip("+~") == "hydra.searchpath" for o in parsed)
+        if searches or not can_apply_values():
+            return compose_job(overrides)
         choices = tuple(t for t, o in zip(overrides, parsed, strict=True) if self._chooses(o))
         if choices not in self._bases:
             self._bases[choices] = compose_job(choices)
         composed = copy.deepcopy(self._bases[choices])
         values = [o for o in parsed if not self._chooses(o)]
-        ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+        apply_values(values, composed)
         return composed
 
     def _parse(self, text: str) -> Override:

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import initialize_config_module
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -27,6 +26,7 @@ from omegaconf import DictConfig
 
 from rlkit.config import load
 from rlkit.launch.board import Board
+from rlkit.launch.hydra_compat import Callbacks
 from rlkit.launch.nursery import boot
 from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, state_of
 from rlkit.launch.packed import pack

@@ -46,7 +46,7 @@ class Preload(StrEnum):
 
 _TABLES = (
     *("rlkit.launch.job", "rlkit.launch.packed", "rlkit.assembly.tabular_run"),
-    *("torch._dynamo", "rlkit.tracking.plot", "pyarrow.parquet"),
+    *("rlkit.runtime.torch_dynamo", "rlkit.tracking.plot", "pyarrow.parquet"),
 )
 _MODULES = {
     Preload.nothing: (),

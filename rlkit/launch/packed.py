@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
+from rlkit.algorithms.outside import load as load_algorithm
 from rlkit.config import Config, load, schemas
 
 
@@ -26,6 +27,8 @@ def unpack(text: str) -> Config:
     for group, name in packed["classes"].items():
         if (group, name) in nodes:
             root[group] = OmegaConf.structured(nodes[group, name])
+    if target := packed["values"]["algorithm"].get("fn"):
+        root["algorithm"] = OmegaConf.structured(load_algorithm(target))
     merged = OmegaConf.merge(root, packed["values"])
     assert isinstance(merged, DictConfig)
     return load(merged)

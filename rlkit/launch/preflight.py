@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra import compose, initialize_config_module
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
@@ -19,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlkit.config import Config, ConfigError, Resume, did_you_mean, flatten, load, require
 from rlkit.launch.composing import Composer, compose_job
+from rlkit.launch.hydra_compat import expand_sweep, get_args_parser
+from rlkit.launch.outside import as_typed, offer_algorithms
 from rlkit.launch.sweep_folder import Job
 
 # Flags that make Hydra print something instead of running jobs.
@@ -55,7 +55,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     if any(getattr(parsed, flag) for flag in _PRINTING):
         return Plan([], multirun=bool(parsed.multirun))
     setup_globals()
-    overrides = list(parsed.overrides)
+    overrides = offer_algorithms(parsed.overrides)
     extra: list[str] = []
     if parsed.config_dir:
         extra.append(f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]")
@@ -63,13 +63,13 @@ def plan(arguments: Sequence[str]) -> Plan:
         if not parsed.multirun:
             config = _check(overrides + extra, compose_job)
             check_run_dir(config)
-            rest = (a for a in arguments if _is_hydras(a) or a not in overrides)
+            rest = (a for a in arguments if _is_hydras(a) or a not in parsed.overrides)
             return Plan([Job.of(config, overrides)], multirun=False, hydra_overrides=tuple(rest))
         retry, overrides = _without_retry(overrides)
         hydra, expanded = _expand(overrides, extra)
         composer = Composer()
         checked = [_check(job + extra, composer, job=job) for job in expanded]
-    own = [[o for o in job if not _is_hydras(o)] for job in expanded]
+    own = [[as_typed(o) for o in job if not _is_hydras(o)] for job in expanded]
     jobs = {job.id: job for job in map(Job.of, checked, own)}
     label = hydra.runtime.choices.get("experiment") or checked[0].task.name
     return Plan(
@@ -132,9 +132,9 @@ def _expand(overrides: Sequence[str], extra: Sequence[str]) -> tuple[DictConfig,
         fixed = [o.input_line for o in parsed if not o.is_sweep_override() and o.input_line]
         whole = compose("config", overrides=[*fixed, *extra], return_hydra_config=True)
         params: DictConfig | None = OmegaConf.select(whole, "hydra.sweeper.params")
-        grid = [f"{key!s}={value}" for key, value in (params or {}).items()]
+        grid = offer_algorithms([f"{key!s}={value}" for key, value in (params or {}).items()])
         every = parser.parse_overrides([*grid, *overrides])
-        batches = BasicSweeper.split_arguments(every, max_batch_size=None)
+        batches = expand_sweep(every)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"sweep not started: {_one_line(error, overrides)}") from error
     return whole.hydra, [list(job) for batch in batches for job in batch]

@@ -20,9 +20,13 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from rlkit.kernels.layers import rows_of
+from rlkit.models.compat import attention_named
 from rlkit.models.layout import Bucket, Packing, Ragged
+from rlkit.runtime.torch_compat import flash_backward, flash_forward
 
 _NAME = "rlkit_packed"
+_NO_MORE = (None, None, None)
+"""No gradients of the packing, the scale and the window."""
 
 
 @contextmanager
@@ -31,12 +35,8 @@ def packed_attention(config: PreTrainedConfig) -> Iterator[None]:
 
     Their forward pass must be given `packing=`.
     """
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
-    try:
+    with attention_named(config, _NAME):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 def attend(
@@ -52,7 +52,23 @@ def attend(
     softcap: float | None = None,
     **_others: object,  # transformers passes every layer's options to every implementation
 ) -> tuple[Tensor, None]:
-    """(1, T, H, d) outputs of (1, H, T, d) queries over (1, H', T, d) keys and values."""
+    """Attend over a packed row, in the place of an attention implementation of transformers.
+
+    Args:
+        _module: The attention layer; not used.
+        query: (1, H, T, d) queries of the T tokens.
+        key: (1, H', T, d) keys; H is a multiple of H'.
+        value: (1, H', T, d) values.
+        _attention_mask: Always None here; `packing` says who sees whom.
+        packing: The segments of the row and what each of them sees.
+        scaling: Multiplies the scores; None = d ** -0.5.
+        sliding_window: The most keys that a query sees, its own included; None = all.
+        softcap: The bound c of c tanh(score / c); None = no bound.
+        **_others: Options of other implementations.
+
+    Returns:
+        The (1, T, H, d) outputs, and None in the place of attention weights.
+    """
     # Squeezed, as the gradient of x[0] is a row of zeros that is written to.
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
@@ -92,23 +108,15 @@ class _Flash(torch.autograd.Function):
         ctx.shape, ctx.scale = shape, scale
         # Its window counts the keys to the left of the query's own.
         ctx.left = -1 if window is None else window - 1
-        out: Tensor
-        out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
-            q, k, v, *shape, 0.0, True, False,
-            scale=scale, window_size_left=ctx.left, window_size_right=0,
-        )  # fmt: skip
-        ctx.save_for_backward(q, k, v, out, lse, seed, offset)
+        out, *rest = flash_forward((q, k, v), shape, scale=scale, left=ctx.left)
+        ctx.save_for_backward(q, k, v, out, *rest)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, seed, offset = ctx.saved_tensors
-        dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            grad.contiguous(), q, k, v, out, lse, *ctx.shape, 0.0, True, seed, offset,
-            scale=ctx.scale, window_size_left=ctx.left, window_size_right=0,
-        )  # fmt: skip
-        return dq, dk, dv, None, None, None
+        saved = ctx.saved_tensors
+        return *flash_backward(grad, saved, ctx.shape, scale=ctx.scale, left=ctx.left), *_NO_MORE
 
 
 def _attend_bucket(
@@ -121,7 +129,7 @@ def _attend_bucket(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """(B * Q, H, d) outputs of one bucket."""
+    """Return the (B * Q, H, d) outputs of one bucket."""
 
     def rows(x: Tensor) -> Tensor:
         return x.view(bucket.num_segments, -1, *x.shape[1:]).transpose(1, 2)

@@ -10,13 +10,23 @@ from rlkit.schema import Schema
 
 
 class TuningKind(StrEnum):
-    """What of the model trains."""
+    """The part of the model that trains."""
 
     lora = "lora"
     """An adapter; the model is frozen, and can be quantised."""
     full = "full"
     """All weights. Float32 masters, their gradients and AdamW's moments take 16 bytes a parameter
     (10 with optim=adamw8bit) beside the weights that compute."""
+
+
+class AdapterUse(StrEnum):
+    """The use of the adapter that `model.adapter` names."""
+
+    train = "train"
+    """It trains on. The reference policy is the model with the adapter as it was."""
+    merge = "merge"
+    """It goes into the weights, in a folder of the cache: the base of everything, and the
+    reference. What trains is new."""
 
 
 class DType(StrEnum):
@@ -31,7 +41,7 @@ class DType(StrEnum):
 
 
 class AdapterDType(StrEnum):
-    """In what the adapter is stored, its gradients add up and AdamW keeps its moments."""
+    """The dtype of the adapter, of its gradients and of AdamW's moments."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -39,7 +49,7 @@ class AdapterDType(StrEnum):
 
 
 class ChatTemplate(StrEnum):
-    """How messages become the text of a prompt."""
+    """The template that turns messages into the text of a prompt."""
 
     auto = "auto"
     """The tokenizer's own template; `rlkit_plain` when it has none."""
@@ -68,7 +78,7 @@ class Switch(StrEnum):
 
 
 class Checkpointing(StrEnum):
-    """What of a forward pass waits in memory for the backward pass."""
+    """The part of a forward pass that waits in memory for the backward pass."""
 
     auto = "auto"
     off = "off"
@@ -80,7 +90,7 @@ class Checkpointing(StrEnum):
 
 
 class QuantKind(StrEnum):
-    """How the linear layers of the frozen base model are stored."""
+    """The format of the linear layers of the frozen base model."""
 
     none = "none"
     """In `model.dtype`; a checkpoint that is NF4 already stays so."""
@@ -125,7 +135,7 @@ class LoRAConfig:
     """Names of the adapted linear layers, or ends of them as in PEFT (q_proj, mlp.up_proj, ...);
     empty = every linear layer but the language-model head."""
     dtype: AdapterDType = AdapterDType.fp32
-    """Of what trains; the model computes with copies in its own dtype."""
+    """The dtype of what trains; the model computes with copies in its own dtype."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -161,8 +171,17 @@ class ModelConfig:
     shared_prefix: Switch = Switch.auto
     """Compute what prompts of a micro-batch have in common once, in the forward and in the backward
     pass; auto = on."""
+    rope_length: int | None = None
+    """Rotate all rows, short or long, by the factors of a row of so many tokens, >= 1. Only for
+    models whose factors change with the length (LongRoPE, dynamic NTK); None = each row by its
+    own length, and a run whose rows could cross the change is refused. vLLM, too, uses one set."""
     allow_remote_code: bool = False
     """Run Python code that comes with a model. Only for sources you trust."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter in PEFT format (of an SFT run, or `adapter/` of an rlkit run) to
+    start from; None = from the model itself."""
+    adapter_use: AdapterUse = AdapterUse.train
+    """train or merge; with `train` leave `model.lora` as it is: its shape is the adapter's."""
     tuning: TuningKind = TuningKind.lora
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
@@ -171,6 +190,13 @@ class ModelConfig:
             raise ValueError(
                 f"model.lora must be left as it is with model.tuning=full, got {self.lora}"
             )
+        trains_on = self.adapter is not None and self.adapter_use is AdapterUse.train
+        if trains_on and self.tuning is TuningKind.full:
+            raise ValueError("model.adapter_use must be merge with model.tuning=full, got train")
+        if self.adapter is None and self.adapter_use is not AdapterUse.train:
+            raise ValueError("model.adapter must name a folder with model.adapter_use=merge")
+        if self.rope_length is not None and self.rope_length < 1:
+            raise ValueError(f"model.rope_length must be >= 1, got {self.rope_length}")
         if not self.source.strip():
             raise ValueError("model.source must name a model, got an empty string")
         if self.revision is not None and (

@@ -1,4 +1,4 @@
-"""The model families that rlkit scores exactly, and what each does after the head's matrix product.
+"""List the model families that rlkit scores exactly, and what each does after the head.
 
 logits = softcap(logit_scale (h W^T + bias)), softcap(x) = c tanh(x / c). A family is listed once a
 test compares it with transformers' own logits; others could scale theirs in ways unknown here.
@@ -30,13 +30,6 @@ FAMILIES = (
 """Values of `model_type` in config.json."""
 
 
-_ENDS_IN_DOWN_PROJ = (
-    *("CohereDecoderLayer", "GemmaDecoderLayer", "GraniteDecoderLayer", "LlamaDecoderLayer"),
-    *("MistralDecoderLayer", "Phi3DecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"),
-    "SmolLM3DecoderLayer",
-)
-
-
 class Head(NamedTuple):
     """The language-model head, as the log-prob kernels want it."""
 
@@ -57,7 +50,7 @@ def check_family(model_type: str, *, source: str) -> None:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The head of a causal language model of one of `FAMILIES`."""
+    """Return the head of a causal language model of one of `FAMILIES`."""
     config = model.config
     check_family(config.model_type, source=str(config.name_or_path))
     linear: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -74,20 +67,8 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def backbone_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its head: token ids to hidden states after the final norm."""
+    """Return the model without its head: token ids to hidden states after the final norm."""
     backbone = model.base_model
     if not isinstance(backbone, nn.Module) or backbone is model:
         raise ValueError(f"{type(model).__name__} has no backbone apart from its head")
     return backbone
-
-
-def last_products(model: nn.Module) -> set[str]:
-    """Linear layers whose result only goes, in a sum, into that of their decoder layer, by name.
-
-    A decoder layer that runs again for its gradients does not need the values of that product.
-    """
-    return {
-        f"{name}.mlp.down_proj"
-        for name, module in model.named_modules()
-        if type(module).__name__ in _ENDS_IN_DOWN_PROJ
-    }

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 
 def is_four_bit(weight: Tensor) -> bool:
-    """Whether `weight` is bitsandbytes' `Params4bit` rather than numbers in 16 or 32 bits."""
+    """Return whether `weight` is a `Params4bit` of bitsandbytes, not numbers in 16 or 32 bits."""
     return hasattr(weight, "quant_state")
 
 
 def dense(weight: Tensor) -> Tensor:
-    """The weight (out, in) that a layer computes with, in the dtype it was quantised from."""
+    """Return the weight (out, in) that a layer computes with, dequantised if it is 4-bit."""
     if not is_four_bit(weight):
         return weight
     from bitsandbytes.functional import dequantize_4bit

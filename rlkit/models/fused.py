@@ -13,16 +13,19 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.activations import SiLUActivation
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlkit.kernels.layers import rms_norm, swiglu, swiglu_joined, takes
 from rlkit.kernels.rotary import Tables, rotary, split_heads
+from rlkit.models.compat import (
+    Known,
+    attention_function,
+    attention_implementation,
+    cache_of,
+    known_kind,
+    with_cache,
+)
 from rlkit.models.joined import Joins, Projection
 
-_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-_MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
-_ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention")
 _PACKED = "rlkit_"
 """How the names of the attentions begin that take one packed row; others run as they are."""
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -39,16 +42,16 @@ def fuse(model: PreTrainedModel, *, join: Joins | None = None) -> None:
     if not takes(embedding.weight):
         join = None  # who runs transformers' own code calls each layer by itself
     for name, module in model.named_modules():
-        kind = type(module).__name__
-        if "forward" in vars(module):
+        kind = known_kind(module)
+        if kind is None or "forward" in vars(module):
             continue
         # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
         own, plain = partial(type(module).forward, weakref.proxy(module)), weakref.proxy(module)
-        if kind in _NORMS:
+        if kind is Known.norm:
             module.forward = _norm(plain, own)
-        elif kind in _MLPS and isinstance(module.act_fn, SiLUActivation | nn.SiLU):
+        elif kind is Known.mlp:
             module.forward = _mlp(plain, own, _joined(join, name, module, GATE_UP))
-        elif kind in _ATTENTIONS:
+        else:
             module.forward = _attention(plain, own, _joined(join, name, module, QKV))
 
 
@@ -96,23 +99,21 @@ def _attention(
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: object = None,
-        **options: Any,  # transformers passes every layer's options on to the attention
+        **options: Any,  # the cache, and every layer's options, which go on to the attention
     ) -> tuple[Tensor, Tensor | None]:
-        x = hidden_states
-        implementation = module.config._attn_implementation
-        if not implementation.startswith(_PACKED) or past_key_values is not None or not takes(x):
+        x, cache = hidden_states, cache_of(options)
+        options = with_cache(module, options, cache)
+        implementation = attention_implementation(module.config)
+        if not implementation.startswith(_PACKED) or cache is not None or not takes(x):
             return own(
                 hidden_states=x,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
                 **options,
             )
         # Squeezed, as the gradient of x[0] is a row of zeros that is written to.
         tables = position_embeddings[0].squeeze(0), position_embeddings[1].squeeze(0)
-        attend: Any = ALL_ATTENTION_FUNCTIONS[implementation]
-        out, weights = attend(
+        out, weights = attention_function(implementation)(
             module,
             *(part.transpose(0, 1).unsqueeze(0) for part in _heads(module, x, tables, qkv)),
             attention_mask,

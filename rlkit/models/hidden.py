@@ -1,4 +1,4 @@
-"""Hidden states before each completion token, of a batch packed into one row."""
+"""Compute the hidden states before each completion token of a batch packed into one row."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from rlkit.models.attention import take
 from rlkit.models.layout import Packing, can_flash, packing_of
 from rlkit.models.packing import PackedRow, pack
+from rlkit.models.rope import row_lengths
 from rlkit.types import RolloutBatch
 
 _MAX_MASKED = 2**26
@@ -27,11 +28,20 @@ class Scoring(NamedTuple):
 def prepare(
     config: PreTrainedConfig, batch: RolloutBatch, *, dtype: torch.dtype, share: bool
 ) -> Scoring:
-    """Pack `batch` for a model that computes in `dtype`: once for all adapters.
+    """Pack `batch` once for all adapters of a model.
 
-    `share`: compute what prompts have in common once; equal up to rounding. Long completions after
-    shared prompts need large masks where there is no FlashAttention: there, rows stay whole.
-    Raises ValueError when a prompt is empty.
+    Args:
+        config: The config of the model.
+        batch: The rows to score.
+        dtype: The dtype that the model computes in.
+        share: Compute what prompts have in common once; equal up to rounding. Long completions
+            after shared prompts need large masks without FlashAttention: there, rows stay whole.
+
+    Returns:
+        The packed row, and how its tokens attend to each other.
+
+    Raises:
+        ValueError: A prompt is empty.
     """
     row = pack(batch, share=share)
     if not can_flash(config, row.ids.device, dtype):
@@ -41,16 +51,17 @@ def prepare(
 
 
 def completion_states(backbone: nn.Module, scoring: Scoring) -> Tensor:
-    """(N, D) states from which the completion tokens are predicted, row by row.
+    """Return the (N, D) states from which the completion tokens are predicted, row by row.
 
     Only inside `packed_attention`.
     """
     row, packing = scoring
-    states: Tensor = backbone(
-        input_ids=row.ids[None],
-        position_ids=row.positions[None],
-        use_cache=False,
-        packing=packing,
-    ).last_hidden_state
+    with row_lengths(backbone, row.lengths):
+        states: Tensor = backbone(
+            input_ids=row.ids[None],
+            position_ids=row.positions[None],
+            use_cache=False,
+            packing=packing,
+        ).last_hidden_state
     # Samples of a group are predicted from one state, that of their prompt's last token.
     return take(states[0], row.predictors)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from rlkit.models.four_bit import dense, is_four_bit, linear
 
 Projection = Callable[[Tensor], Tensor]
-"""What linear layers with one input compute, their outputs side by side."""
+"""A function from one input to the outputs of several linear layers, side by side."""
 Joins = Callable[[Mapping[str, nn.Module]], Projection | None]
-"""Makes one of such layers, by name; None where they cannot be."""
+"""Joins such layers, by name, into one function; returns None where that cannot be done."""
 
 
 class Frozen(NamedTuple):
@@ -54,7 +54,7 @@ def product(x: Tensor, frozen: Frozen) -> Tensor:
 
 
 def input_gradient(rows: Tensor, frozen: Frozen) -> Tensor:
-    """(T, in) gradient of `product`'s input, from that of its result (T, outputs)."""
+    """Return the (T, in) gradient of `product`'s input, from that of its result (T, outputs)."""
     whole = adjoined(frozen.weights)
     if whole is not None:
         return rows @ dense(whole).to(rows.dtype)

@@ -1,4 +1,4 @@
-"""How the tokens of a packed row attend to each other, in the form that a kernel wants."""
+"""Describe how the tokens of a packed row attend to each other, as a kernel wants it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from rlkit.kernels.layers import Uses, uses_of
 from rlkit.models.packing import PackedRow, Segment
+from rlkit.runtime.torch_compat import has_flash_operators
 
 _ALONE_FROM = 256
 """Segments with at least as many queries get a bucket each: their padding would cost too much."""
@@ -25,7 +26,7 @@ class Ragged:
     key_tokens: Tensor | None
     """(K,) the token of each segment's keys, one segment after another; None = each its own."""
     key_uses: Uses | None
-    """Where `key_tokens` has each token; None with it."""
+    """The places at which `key_tokens` has each token; None with it."""
     query_ends: Tensor
     """(S + 1,) int32: segment s has the queries from query_ends[s] to query_ends[s + 1]."""
     key_ends: Tensor
@@ -61,7 +62,7 @@ Packing = Ragged | Padded
 
 
 def packing_of(row: PackedRow, config: PreTrainedConfig, dtype: torch.dtype) -> Packing:
-    """How the tokens of `row` attend to each other, made once for all layers of a model."""
+    """Return how the tokens of `row` attend to each other, made once for all layers of a model."""
     device = row.ids.device
     if can_flash(config, device, dtype):
         return ragged_of(row.segments, device)
@@ -71,9 +72,11 @@ def packing_of(row: PackedRow, config: PreTrainedConfig, dtype: torch.dtype) -> 
 
 
 def can_flash(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether FlashAttention's kernel trains this model: Ampere or newer, 16 bit, no soft cap."""
+    """Return whether FlashAttention trains this model: Ampere or newer, 16 bit, no soft cap."""
     values = config.to_dict()
     head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    if not has_flash_operators():
+        return False
     fits = head_dim % 8 == 0 and head_dim <= 256 and values.get("attn_logit_softcapping") is None
     if not fits or device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
@@ -91,7 +94,7 @@ def flash_trains(head_dim: int, capability: tuple[int, int]) -> bool:
 
 
 def ragged_of(segments: Sequence[Segment], device: torch.device) -> Ragged:
-    """All segments for FlashAttention."""
+    """Return all segments for FlashAttention."""
     key_tokens = key_uses = None
     if any(s.before for s in segments):
         key_tokens = torch.cat([_key_tokens(s) for s in segments]).to(device)
@@ -115,7 +118,18 @@ def padded_of(
     window: int | None = None,
     softcap: bool = False,
 ) -> Padded:
-    """Buckets of segments whose numbers of queries are within a factor of two."""
+    """Put segments into buckets in which the numbers of queries are within a factor of two.
+
+    Args:
+        segments: The segments of a packed row, in order.
+        device: The device of the tensors.
+        dtype: The dtype of the masks.
+        window: The most keys that a query sees, its own included; None = all.
+        softcap: Whether the model caps its scores, so that every bucket needs a mask.
+
+    Returns:
+        The buckets, and the place of each token's output among theirs.
+    """
     sizes = [_size_class(i, s) for i, s in enumerate(segments)]
     order = sorted(range(len(segments)), key=lambda i: sizes[i])
     places = torch.empty(sum(s.own.length for s in segments), dtype=torch.long)
@@ -162,7 +176,7 @@ def _bucket(
 
 
 def _bias(distance: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """(B, 1, Q, K) additive mask of the (B, Q, K) places from each key on to the query."""
+    """Return the (B, 1, Q, K) mask, to be added, of the (B, Q, K) distances from key to query."""
     seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     # CUDA's attention kernels copy a mask whose rows are not aligned to 16 elements, per layer.
     num_keys = distance.shape[2]
@@ -177,7 +191,7 @@ def _size_class(index: int, segment: Segment) -> tuple[int, int]:
 
 
 def _key_tokens(segment: Segment) -> Tensor:
-    """The tokens that the last token of `segment` sees, itself included, in their order."""
+    """Return the tokens that the last token of `segment` sees, itself included, in their order."""
     return torch.cat([torch.arange(s, s + n) for s, n in (*segment.before, segment.own)])
 
 

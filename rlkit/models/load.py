@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,19 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from rlkit.models.config import AttentionImpl, Checkpointing, DType, ModelConfig, QuantConfig
-from rlkit.models.convert import Say, first_line
+from rlkit.models.config import (
+    AdapterUse,
+    AttentionImpl,
+    Checkpointing,
+    DType,
+    ModelConfig,
+    QuantConfig,
+)
 from rlkit.models.four_bit import is_four_bit
 from rlkit.models.quantize import (
     is_nf4,
@@ -27,10 +33,21 @@ from rlkit.models.quantize import (
     settle,
     tensors_of,
 )
-from rlkit.models.quiet import no_progress_bars
-from rlkit.models.source import architecture_of, load_options, locate, readable
-from rlkit.models.templates import choose_template
+from rlkit.models.quiet import no_progress_bars, slow_step
+from rlkit.models.rope import fix_all_rows
+from rlkit.models.source import (
+    SourceKind,
+    architecture_of,
+    kind_of,
+    load_options,
+    locate,
+    readable,
+)
+from rlkit.models.tokenizer import tokenizer_at
 from rlkit.models.views import model_on_views, shared_bytes
+from rlkit.models.vocabulary import check_ids, pad_id, vocabulary_notes, with_rows
+from rlkit.runtime.say import Say
+from rlkit.types import Prompt
 
 _TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
 RECOMPUTES_FROM = 1_000_000_000
@@ -45,7 +62,7 @@ class BaseModel:
     model: PreTrainedModel
     """In eval mode; no parameter requires a gradient."""
     tokenizer: PreTrainedTokenizerBase
-    """With a chat template and a pad token."""
+    """With a chat template; its own pad token may be missing, see `pad_token_id`."""
     location: str
     """The folder (or hub id) that it was loaded from, for other engines to load as well."""
     dtype: torch.dtype
@@ -53,7 +70,25 @@ class BaseModel:
     gradient_checkpointing: Checkpointing
     """Never `auto`."""
     notes: tuple[str, ...]
-    """What rlkit decided and why, one line each."""
+    """One line on each thing that rlkit decided, with the reason."""
+
+    @property
+    def num_rows(self) -> int:
+        """Return the rows of the embedding: token ids must be below."""
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
+
+    @property
+    def pad_token_id(self) -> int:
+        """Return the id that fills batches up; it always has a row in the embedding."""
+        return pad_id(self.tokenizer, self.num_rows)
+
+    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Raise ValueError, naming the prompt, when one has a token without a row."""
+        for prompt in prompts:
+            check_ids(
+                prompt.ids, self.num_rows, where=f"prompt {prompt.index}", tokenizer=self.tokenizer
+            )
 
 
 def load_model(
@@ -64,40 +99,66 @@ def load_model(
     quant: QuantConfig = _NOT_QUANTISED,
     weights: Mapping[str, Tensor] | None = None,
 ) -> BaseModel:
-    """Load `config.source` on `device`; `say` gets a line before each slow step.
+    """Load `config.source` with its tokenizer, frozen.
 
-    `quant` quantises it on the way; a checkpoint that is NF4 already stays as it is. With `weights`
-    (tensors of another engine, by parameter name) the model is built on them: no second copy.
+    Args:
+        config: The options of the model.
+        device: The device to load on.
+        say: Takes a line before each slow step.
+        quant: Quantises the model on the way; a checkpoint that is NF4 already stays as it is.
+        weights: Tensors of another engine, by parameter name. The model is then built on them: no
+            second copy.
 
-    Raises ValueError, naming the key, the rule and the value, when something does not fit.
+    Returns:
+        The model, its tokenizer, and what was decided about them.
+
+    Raises:
+        ValueError: Something does not fit; the message names the key, the rule and the value.
     """
     location = locate(config, say=say)
     hf_config, options = architecture_of(config, say=say), load_options(config)
     dtype, dtype_note = resolve_dtype(config.dtype, device)
-    with readable(config):
-        tokenizer = _load_tokenizer(location, options)
+    tokenizer, template_note = tokenizer_at(location, config)
+    with readable(config), _loading(config, say):
         model, quant_notes = _load_on(
             device, location, hf_config, config, quant, weights, dtype=dtype, options=options
         )
     model.requires_grad_(False).train(False)
-    chosen = choose_template(tokenizer, config.chat_template)
-    tokenizer.chat_template = chosen.template
+    rope_notes = fix_all_rows(model, config.rope_length, source=config.source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    stop_ids = stop_token_ids(model, tokenizer)
+    embedding: Any = model.get_input_embeddings()
+    num_rows = int(embedding.weight.shape[0])
     checkpointing, checkpointing_note = resolve_checkpointing(config, model, device)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
         location=location,
         dtype=dtype,
-        stop_ids=stop_token_ids(model, tokenizer),
+        stop_ids=with_rows(stop_ids, num_rows),
         gradient_checkpointing=checkpointing,
-        notes=(dtype_note, *quant_notes, chosen.reason, checkpointing_note),
+        notes=(
+            dtype_note,
+            *quant_notes,
+            *_adapter_notes(config, location),
+            *rope_notes,
+            *vocabulary_notes(tokenizer, num_rows, stop_ids),
+            template_note,
+            checkpointing_note,
+        ),
     )
 
 
+def _loading(config: ModelConfig, say: Say) -> AbstractContextManager[None]:
+    """A line for what may be a long download; a model on this machine is there in seconds."""
+    if kind_of(config.source) is not SourceKind.hub:
+        return nullcontext()
+    return slow_step(f"Loading {config.source} (from the hub, downloaded once)", say=say)
+
+
 def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str]:
-    """The torch dtype that `wanted` means on `device`, and one line that says why."""
+    """Return the torch dtype that `wanted` means on `device`, and one line that says why."""
     if wanted is not DType.auto:
         return _TORCH_DTYPES[wanted], f"dtype: {wanted.value} (model.dtype)"
     if device.type != "cuda":
@@ -114,7 +175,7 @@ def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str
 def resolve_checkpointing(
     config: ModelConfig, model: PreTrainedModel, device: torch.device
 ) -> tuple[Checkpointing, str]:
-    """Whether to recompute activations in the backward pass, and one line that says why."""
+    """Return whether to recompute activations in the backward pass, and one line that says why."""
     wanted = config.gradient_checkpointing
     if wanted is not Checkpointing.auto:
         return wanted, f"gradient checkpointing: {wanted.value}"
@@ -136,14 +197,13 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return frozenset(int(token_id) for token_id in listed if token_id is not None)
 
 
-def _load_tokenizer(location: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model.source must hold a tokenizer, got {location}: {first_line(error)}"
-        ) from error
-    return tokenizer
+def _adapter_notes(config: ModelConfig, location: str) -> tuple[str, ...]:
+    """Return a line on the adapter that the run starts from, if there is one."""
+    if config.adapter is None:
+        return ()
+    if config.adapter_use is AdapterUse.merge:
+        return (f"adapter: {config.adapter} merged, base and reference are {location}",)
+    return (f"adapter: {config.adapter} trains on, the reference is the model with it as it was",)
 
 
 def _load_on(
@@ -157,7 +217,7 @@ def _load_on(
     dtype: torch.dtype,
     options: dict[str, Any],
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The model on `device`, and a line on what of it is 4-bit, if anything is."""
+    """Return the model on `device`, and a line on what of it is 4-bit, if anything is."""
     if weights is not None:
         attention = _attention(config.attention, hf_config)
         model = model_on_views(
@@ -191,7 +251,7 @@ def _load_weights(
     dtype: torch.dtype,
     options: dict[str, Any],
 ) -> PreTrainedModel:
-    """The model of safetensors files alone; a weight that is missing is an error, not random."""
+    """Return the model of safetensors files alone; a missing weight is an error, never random."""
     with no_progress_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,

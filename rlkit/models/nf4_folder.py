@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from rlkit.models.config import ModelConfig, QuantConfig
-from rlkit.models.convert import Say, build_once
+from rlkit.models.compat import commit_hash
+from rlkit.models.config import AdapterUse, ModelConfig, QuantConfig
+from rlkit.models.convert import build_once
 from rlkit.models.load import load_model, resolve_dtype
 from rlkit.models.quantize import (
     kept_layers,
@@ -23,15 +24,25 @@ from rlkit.models.quantize import (
 )
 from rlkit.models.quiet import no_progress_bars
 from rlkit.models.source import architecture_of, cache_root, load_options, locate
+from rlkit.runtime.say import Say
 
 
 def in_nf4(
     config: ModelConfig, quant: QuantConfig, *, device: torch.device, say: Say
 ) -> ModelConfig:
-    """`config` with the NF4 folder of its model as `source`; itself where the model is NF4 already.
+    """Quantise a model into a folder of the cache, once for each model, dtype and `quant`.
 
-    The folder lies in the cache and is made on `device` once for each model, dtype and `quant`
-    (double quantisation, layers kept). Raises ValueError when `quant` does not fit the model.
+    Args:
+        config: The options of the model.
+        quant: Double quantisation and the layers that stay in 16 bits.
+        device: The device that quantises.
+        say: Takes a line before each slow step.
+
+    Returns:
+        `config` with the folder as its source; `config` itself where the model is NF4 already.
+
+    Raises:
+        ValueError: `quant` does not fit the model.
     """
     location = locate(config, say=say)
     hf_config = architecture_of(config, say=say)
@@ -55,14 +66,16 @@ def in_nf4(
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    if config.adapter_use is AdapterUse.merge:  # it is in the folder's weights
+        config = replace(config, adapter=None, adapter_use=AdapterUse.train)
     return replace(config, source=str(folder), revision=None)
 
 
 def _identity(location: str, hf_config: PreTrainedConfig) -> str:
-    """What changes when the model behind `location` does."""
+    """Return a text that changes when the model behind `location` does."""
     folder = Path(location)
     if not folder.is_dir():
-        return f"{location}@{getattr(hf_config, '_commit_hash', None)}"
+        return f"{location}@{commit_hash(hf_config)}"
     stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     files = [f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats]
     return " ".join([str(folder.resolve()), *files])

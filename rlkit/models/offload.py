@@ -79,7 +79,7 @@ class Kept:
     ready: Any
     """Event of the last thing that happened to it: made, copied to the host, copied back."""
     before: weakref.ReferenceType[Kept] | None
-    """What was kept before this: the backward pass wants it next."""
+    """The tensor that was kept before this: the backward pass wants it next."""
     on_host: Tensor | None = None
 
 
@@ -122,7 +122,7 @@ class Offload:
         return kept
 
     def fetch(self, kept: Kept) -> Tensor:
-        """The tensor that was kept, on its device; may be asked for again.
+        """Return the tensor that was kept, on its device; may be asked for again.
 
         The one kept before it is on its way from now on.
         """
@@ -186,12 +186,3 @@ class Offload:
         if self.host.release():
             # What comes back in vain, after an error, must not meet the next step's copies.
             self._to_host.wait_stream(self._to_device)
-
-
-def boundary_bytes(*, num_tokens: int, num_hidden: int, itemsize: int) -> int:
-    """Bytes of one decoder layer's input: what checkpointing keeps of each layer.
-
-    Under `Offload` the host holds one for each layer but the last, in slabs (`HostStack`), and the
-    device three: the layer's own, and one on its way each to and from the host.
-    """
-    return num_tokens * num_hidden * itemsize

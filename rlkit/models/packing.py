@@ -1,4 +1,4 @@
-"""Rows of a batch as one row of tokens without padding; what prompts share is in it once.
+"""Pack the rows of a batch into one row without padding; what prompts share is in it once.
 
     prefix | rest of prompt 0 | completion 0 | completion 1 | rest of prompt 1 | ...
 
@@ -39,7 +39,7 @@ class Segment(NamedTuple):
 
     @property
     def num_keys(self) -> int:
-        """Keys of the segment's last token."""
+        """The number of keys that the segment's last token attends to."""
         return self.own.length + sum(span.length for span in self.before)
 
 
@@ -51,6 +51,9 @@ class PackedRow:
     """(T,)"""
     positions: Tensor
     """(T,) place of each token in its own row of the batch."""
+    lengths: Tensor
+    """(T,) tokens of that row, its last one included; those of the longest row where tokens are
+    shared. Some models rotate by them."""
     segments: tuple[Segment, ...]
     """Each token belongs to one segment; in order."""
     predictors: Tensor
@@ -71,23 +74,27 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     if not all(prompts):
         raise ValueError("every prompt must have at least one token, got an empty one")
     users = Counter(prompts)
+    rows = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    longest = max(rows, default=0)
     builder = _Builder()
     prefix = _common_prefix(list(users)) if share else ()
-    common = (builder.add(prefix, position=0, before=()),) if prefix else ()
+    common = (builder.add(prefix, position=0, before=(), row=longest),) if prefix else ()
     ends: dict[tuple[int, ...], tuple[Span, ...]] = {}
-    for prompt, completion in zip(prompts, completions, strict=True):
+    for prompt, completion, own in zip(prompts, completions, rows, strict=True):
         rest = prompt[len(prefix) :]
+        row = longest if share else own
         if not share or users[prompt] == 1:
-            span = builder.add(rest, completion[:-1], position=len(prefix), before=common)
+            span = builder.add(rest, completion[:-1], position=len(prefix), before=common, row=row)
             builder.predict_from(span.start + len(rest) - 1, len(completion))
             continue
         if prompt not in ends:
-            ends[prompt] = (*common, builder.add(rest, position=len(prefix), before=common))
+            span = builder.add(rest, position=len(prefix), before=common, row=row)
+            ends[prompt] = (*common, span)
         last = ends[prompt][-1]
         if len(completion):
             builder.predict_from(last.start + last.length - 1, 1)
         if len(completion) > 1:
-            span = builder.add(completion[:-1], position=len(prompt), before=ends[prompt])
+            span = builder.add(completion[:-1], position=len(prompt), before=ends[prompt], row=row)
             builder.predict_from(span.start, span.length)
     return builder.build(batch.prompt_ids.device)
 
@@ -99,15 +106,19 @@ class _Builder:
         self.length = 0
         self.ids: list[Tensor] = [_NOTHING]
         self.positions: list[Tensor] = [_NOTHING]
+        self.lengths: list[Tensor] = [_NOTHING]
         self.segments: list[Segment] = []
         self.predictors: list[Tensor] = [_NOTHING]
 
-    def add(self, *parts: Sequence[int] | Tensor, position: int, before: tuple[Span, ...]) -> Span:
-        """Append a segment of `parts` whose first token is at `position` of its row."""
+    def add(
+        self, *parts: Sequence[int] | Tensor, position: int, before: tuple[Span, ...], row: int
+    ) -> Span:
+        """Append a segment of `parts` whose first token is at `position` of a row of `row`."""
         span = Span(self.length, sum(map(len, parts)))
         self.length += span.length
         self.ids.extend(torch.as_tensor(part, dtype=torch.long) for part in parts)
         self.positions.append(torch.arange(position, position + span.length))
+        self.lengths.append(torch.full((span.length,), row))
         self.segments.append(Segment(span, before))
         return span
 
@@ -116,21 +127,25 @@ class _Builder:
         self.predictors.append(torch.arange(start, start + count))
 
     def build(self, device: torch.device) -> PackedRow:
-        columns = (self.ids, self.positions, self.predictors)
-        ids, positions, predictors = (torch.cat(column).to(device) for column in columns)
+        columns = (self.ids, self.positions, self.lengths, self.predictors)
+        ids, positions, lengths, predictors = (torch.cat(c).to(device) for c in columns)
         return PackedRow(
-            ids=ids, positions=positions, segments=tuple(self.segments), predictors=predictors
+            ids=ids,
+            positions=positions,
+            lengths=lengths,
+            segments=tuple(self.segments),
+            predictors=predictors,
         )
 
 
 def _ragged(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """The ids under `mask`, row by row, on the host."""
+    """Return the ids under `mask`, row by row, on the host."""
     ids, mask = ids.cpu(), mask.cpu()
     return torch.split(ids[mask], mask.sum(1).tolist())
 
 
 def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What several different prompts all begin with, if it is long; every prompt is longer."""
+    """Return the beginning that different prompts share, if it is long; every prompt is longer."""
     if len(prompts) < 2:
         return ()
     # What the least and the greatest of sorted sequences share, all between them share as well.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
 
 from rlkit.models.config import QuantConfig, QuantKind
+from rlkit.runtime.distribution import how_to_install
 
 BLOCK = 64
 """Weights that share a scale."""
@@ -32,7 +33,7 @@ _FUSED = {
 
 
 def meta_model(hf_config: PreTrainedConfig) -> nn.Module:
-    """The model of `hf_config` without storage: names and shapes only."""
+    """Return the model of `hf_config` without storage: names and shapes only."""
     plain = type(hf_config).from_dict(
         {k: v for k, v in hf_config.to_dict().items() if k != "quantization_config"}
     )
@@ -52,7 +53,7 @@ def quantisable(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def unit_of(layer: str) -> str:
-    """The name under which vLLM knows `layer`: the fused layer's for q, k, v, gate and up."""
+    """Return vLLM's name for `layer`: that of the fused layer for q, k, v, gate and up."""
     parent, dot, leaf = layer.rpartition(".")
     for fused, parts in _FUSED.items():
         if leaf in parts:
@@ -61,7 +62,7 @@ def unit_of(layer: str) -> str:
 
 
 def units_of(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Layers by the unit that quantises or keeps them together, in the order of `layers`."""
+    """Return `layers` by the unit that quantises or keeps them together, in their order."""
     units: dict[str, tuple[str, ...]] = {}
     for layer in layers:
         units[unit_of(layer)] = (*units.get(unit_of(layer), ()), layer)
@@ -69,7 +70,7 @@ def units_of(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def kept_layers(layers: Iterable[str], skip: Iterable[str]) -> list[str]:
-    """Layers that `skip` keeps in 16 bits, whole units each, in the order of `layers`.
+    """Return the layers that `skip` keeps in 16 bits, whole units each, in the order of `layers`.
 
     Raises ValueError when an entry of `skip` is no layer and no end of one.
     """
@@ -92,7 +93,7 @@ def kept_layers(layers: Iterable[str], skip: Iterable[str]) -> list[str]:
 def quantization_config(
     config: QuantConfig, hf_config: PreTrainedConfig, dtype: torch.dtype
 ) -> BitsAndBytesConfig | None:
-    """What transformers quantises with while loading; None = nothing to do while loading.
+    """Return what transformers quantises with while loading; None = nothing to do while loading.
 
     Raises ValueError when `memory.quant` does not fit the checkpoint or the model.
     """
@@ -117,7 +118,7 @@ def quantization_config(
 
 
 def is_nf4(config: QuantConfig, hf_config: PreTrainedConfig) -> bool:
-    """Whether the loaded model has 4-bit layers, by `memory.quant` or by its checkpoint."""
+    """Return whether the loaded model has 4-bit layers, by `memory.quant` or by its checkpoint."""
     return config.kind is QuantKind.nf4 or saved_quantization(hf_config) is not None
 
 
@@ -128,7 +129,8 @@ def skip_modules(kept: Iterable[str]) -> list[str]:
 
 
 def saved_quantization(hf_config: PreTrainedConfig) -> Mapping[str, Any] | None:
-    """The quantisation of a checkpoint that is NF4 already; None for one that is not quantised.
+    """Return the quantisation of a checkpoint that is NF4 already; None for one that is not
+    quantised.
 
     Raises ValueError for every other quantisation: no gradient was tested through it.
     """
@@ -147,11 +149,10 @@ def saved_quantization(hf_config: PreTrainedConfig) -> Mapping[str, Any] | None:
 
 def require_bitsandbytes() -> None:
     """Raise ValueError, with the command that helps, unless NF4 can be had here."""
-    missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
-    if missing:
+    if find_spec("bitsandbytes") is None:
         raise ValueError(
-            "memory.quant.kind=nf4 must have bitsandbytes and accelerate (pip install "
-            f"'rlkit[quant]'), got no {' and no '.join(missing)}"
+            "memory.quant.kind=nf4 must have bitsandbytes "
+            f"({how_to_install('bitsandbytes')}), got no bitsandbytes"
         )
 
 
@@ -186,7 +187,7 @@ def nf4_bytes(num_weights: int, *, double_quant: bool) -> int:
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    """Every distinct tensor that holds weights of `model`: parameters and quantisation states."""
+    """Yield every distinct tensor of the weights of `model`, quantisation states included."""
     seen: set[int] = set()
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -194,11 +195,6 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
                 if tensor.data_ptr() not in seen:
                     seen.add(tensor.data_ptr())
                     yield tensor
-
-
-def weight_tensors(layer: nn.Linear) -> Iterator[Tensor]:
-    """Every tensor that holds part of a layer's weight, its quantisation state included."""
-    yield from _with_state(layer.weight)
 
 
 def _with_state(weight: Any) -> Iterator[Tensor]:

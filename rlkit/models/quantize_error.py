@@ -1,4 +1,4 @@
-"""Which layers to keep in 16 bits when the rest becomes NF4, from what each does to the output.
+"""Find the layers to keep in 16 bits when the rest becomes NF4, by their effect on the output.
 
 Every unit (layers that vLLM fuses) is quantised alone and the calibration prompts are run through
 the model: KL(16 bits || unit in NF4) of the next-token distributions, a mean over tokens, and the
@@ -21,7 +21,7 @@ Ids = Sequence[int]
 
 
 class UnitError(NamedTuple):
-    """What NF4 does to one unit alone."""
+    """The error that NF4 makes in one unit alone."""
 
     unit: str
     layers: tuple[str, ...]
@@ -41,7 +41,17 @@ def measure_units(
     double_quant: bool,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[UnitError]:
-    """One `UnitError` a unit of a model with ordinary linear layers, in the order of the model."""
+    """Quantise each unit alone and measure what that does to the model's output.
+
+    Args:
+        model: A model with ordinary linear layers; it is left as it was.
+        prompts: The token ids that it is measured on.
+        double_quant: Whether the scales of the blocks are in 8 bits, too.
+        progress: Takes the number of units done and their total, after each.
+
+    Returns:
+        One `UnitError` a unit, in the order of the model.
+    """
     layers = quantisable(model)
     reference = [next_token_logps(model, ids) for ids in prompts]
     found = []
@@ -68,7 +78,7 @@ def keep_worst(errors: Iterable[UnitError], *, budget_bytes: int) -> list[UnitEr
 
 
 def next_token_logps(model: Any, ids: Ids) -> Tensor:
-    """(T, V) float32 log-probs after each token."""
+    """Return the (T, V) float32 log-probs after each token."""
     device = next(model.parameters()).device
     inputs = torch.tensor([list(ids)], device=device)
     logits: Tensor = model(input_ids=inputs, use_cache=False).logits[0]

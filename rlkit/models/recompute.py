@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlkit.models.compat import compute_once, recomputable_layers, recompute_with
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +28,7 @@ Context = Callable[[], AbstractContextManager[object]]
 
 
 class Trained(NamedTuple):
-    """What a layer computes with that takes gradients, beside its input."""
+    """The tensors, beside its input, that a layer computes with and that take gradients."""
 
     tensors: tuple[Tensor, ...]
     again: Callable[[Sequence[Tensor]], AbstractContextManager[None]]
@@ -35,14 +36,14 @@ class Trained(NamedTuple):
 
 
 class NamesInside:
-    """Which of some names lie inside a layer: asked for each layer of each forward pass."""
+    """Finds the names that lie inside a layer, for each layer of each forward pass."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(names)
         self._found: dict[str, tuple[str, ...]] = {}
 
     def __call__(self, layer: str) -> tuple[str, ...]:
-        """In their order."""
+        """Return the names inside `layer`, in their order."""
         if layer not in self._found:
             self._found[layer] = tuple(n for n in self._names if n.startswith(f"{layer}."))
         return self._found[layer]
@@ -52,7 +53,7 @@ class TrainsLayers(Protocol):
     """Something that knows what trains in a layer."""
 
     def trained_in(self, layer: str, /) -> Trained:
-        """Of the layer of this name, as of now."""
+        """Return what trains in the layer of this name at the moment."""
         ...
 
 
@@ -67,10 +68,17 @@ def recomputed(
     """Decoder layers called inside keep their inputs only, by `offload` if any, and run twice.
 
     The second time they run in `again()` and with what `tuning` had them compute with the first
-    time. Not twice differentiable. Set for one forward pass instead of by
-    `gradient_checkpointing_enable`: transformers looks at these attributes in every call, drops the
-    cache of generation where they are set, and wants the whole model, dropout included, in training
-    mode.
+    time. Not twice differentiable. Set for one forward pass only, as transformers drops the cache
+    of generation where a layer is to run again.
+
+    Args:
+        model: The model whose decoder layers run twice.
+        tuning: Says what each layer computes with that takes gradients.
+        again: A context for the second run, such as the packed attention.
+        offload: Holds the layers' inputs in host memory; None = they stay on the device.
+
+    Yields:
+        Nothing; afterwards the layers run once again.
     """
 
     def recomputing(name: str) -> Callable[..., Tensor]:
@@ -82,20 +90,18 @@ def recomputed(
 
         return run
 
-    named = model.named_modules()
-    layers = {n: m for n, m in named if isinstance(m, GradientCheckpointingLayer)}
+    layers = recomputable_layers(model)
     for name, layer in layers.items():
-        layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = recomputing(name)  # type: ignore[assignment]
+        recompute_with(layer, recomputing(name))
     try:
         yield
     finally:
         for layer in layers.values():
-            layer.gradient_checkpointing = layer.training = False
+            compute_once(layer)
 
 
 class _Again(NamedTuple):
-    """How a layer runs, both times."""
+    """The way in which a layer runs, both times."""
 
     layer: Callable[[Tensor], Tensor]
     trained: Trained

@@ -1,4 +1,4 @@
-"""Where a model comes from: the starter package, a hub id, a folder or a GGUF file.
+"""Find a model: in the starter package, at a hub id, in a folder or in a GGUF file.
 
 `locate` makes a folder in Hugging Face format (or a hub id) of any of them; `check` finds out
 cheaply what would make that fail later. Every problem is a ValueError naming `model.source`.
@@ -11,14 +11,17 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.models.config import ModelConfig
-from rlkit.models.convert import Say, convert_gguf, first_line
+from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig
+from rlkit.models.convert import convert_gguf, first_line
 from rlkit.models.families import check_family
+from rlkit.models.peft_config import read_adapter_config
 from rlkit.models.starter import starter_folder
+from rlkit.runtime.say import Say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -27,7 +30,7 @@ _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
 class SourceKind(StrEnum):
-    """What `model.source` names."""
+    """The kinds of thing that `model.source` can name."""
 
     starter = "starter"
     hub = "hub"
@@ -36,7 +39,7 @@ class SourceKind(StrEnum):
 
 
 def kind_of(source: str) -> SourceKind:
-    """What `source` names; raises ValueError when it is none of the four."""
+    """Return the kind of thing that `source` names; raises ValueError when it is none."""
     path = Path(source).expanduser()
     if source == "starter":
         return SourceKind.starter
@@ -68,7 +71,42 @@ def check(config: ModelConfig) -> None:
 
 
 def locate(config: ModelConfig, *, say: Say) -> str:
-    """A folder in Hugging Face format, or a hub id, that holds the model; converts where needed."""
+    """Return the folder in Hugging Face format, or the hub id, that holds the model.
+
+    Converts a GGUF file and merges an adapter where the config asks for it, once.
+    """
+    location = _locate_source(config, say=say)
+    if config.adapter is None or config.adapter_use is not AdapterUse.merge:
+        return location
+    from rlkit.models.merged_folder import merged_folder
+
+    adapter, cache = Path(config.adapter).expanduser(), cache_root(config.cache_dir)
+    with readable(config):
+        options = load_options(config)
+        return str(merged_folder(location, adapter, cache, options=options, say=say))
+
+
+def with_adapter_shape(config: ModelConfig) -> ModelConfig:
+    """Return `config` with the shape of the adapter that trains on as `model.lora`.
+
+    Raises:
+        ValueError: `model.lora` asks for another shape, or the adapter cannot be read.
+    """
+    if config.adapter is None:
+        return config
+    found = read_adapter_config(Path(config.adapter).expanduser())
+    if config.adapter_use is not AdapterUse.train:
+        return config
+    found = replace(found, dtype=config.lora.dtype)
+    if config.lora not in (found, LoRAConfig(dtype=config.lora.dtype)):
+        raise ValueError(
+            f"model.lora must be left as it is with model.adapter, whose shape is {found}, got "
+            f"{config.lora}"
+        )
+    return replace(config, lora=found)
+
+
+def _locate_source(config: ModelConfig, *, say: Say) -> str:
     check(config)
     kind = kind_of(config.source)
     cache = cache_root(config.cache_dir)
@@ -80,32 +118,35 @@ def locate(config: ModelConfig, *, say: Say) -> str:
         folder = starter_folder(cache, say=say)
     else:
         folder = convert_gguf(Path(config.source).expanduser().resolve(), cache, say=say)
-    check_folder(folder)
+    try:
+        check_folder(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; it is made again once you delete it") from error
     return str(folder)
 
 
 def revision_of(config: ModelConfig) -> str | None:
-    """The revision to load from the hub; None for what lies on this machine."""
+    """Return the revision to load from the hub; None for what lies on this machine."""
     if kind_of(config.source) is not SourceKind.hub:
         return None
     return config.revision or "main"
 
 
 def load_options(config: ModelConfig) -> dict[str, Any]:
-    """What every `from_pretrained` of transformers is told beside the location."""
+    """Return the arguments of every `from_pretrained` of transformers beside the location."""
     revision = revision_of(config)
     options: dict[str, Any] = {"trust_remote_code": config.allow_remote_code}
     return options if revision is None else options | {"revision": revision}
 
 
 def architecture_of(config: ModelConfig, *, say: Say) -> PreTrainedConfig:
-    """The Hugging Face config of the model; its weights stay where they are.
+    """Return the Hugging Face config of the model; its weights stay where they are.
 
     Raises ValueError, with one line, when there is none or its family is not supported.
     """
     from transformers import AutoConfig
 
-    location = locate(config, say=say)
+    location = _locate_source(config, say=say)  # merging an adapter changes no shape
     with readable(config):
         found: PreTrainedConfig = AutoConfig.from_pretrained(location, **load_options(config))
     check_family(found.model_type, source=config.source)
@@ -126,7 +167,7 @@ def readable(config: ModelConfig) -> Iterator[None]:
 
 
 def cache_root(cache_dir: str | None) -> Path:
-    """The folder for converted models: `cache_dir`, or the user's cache folder (XDG)."""
+    """Return the folder for converted models: `cache_dir`, or the user's cache folder (XDG)."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlkit"

@@ -32,11 +32,23 @@ def model_on_views(
     device: torch.device,
     attention: str,
 ) -> PreTrainedModel:
-    """The model of `config` with `views` (by parameter name) as its weights; no weight is copied.
+    """Return the model of `config` on `views`, its weights by parameter name; none is copied.
 
-    Buffers are computed from `config`, as when loading from `location`, of which only the options
-    of generation are read. Writing to a parameter writes to its view.
-    Raises CannotShare when a weight has no view of its shape, dtype and device.
+    Buffers are computed from `config`, as when loading. Writing to a parameter writes to its view.
+
+    Args:
+        config: The architecture.
+        views: The weights by parameter name; they outlive the model.
+        location: The folder or hub id of which the options of generation are read.
+        dtype: The dtype of the weights that are not 4-bit.
+        device: The device of the weights.
+        attention: The attention implementation of transformers.
+
+    Returns:
+        The model, whose parameters are the views.
+
+    Raises:
+        CannotShare: A weight has no view of its shape, dtype and device.
     """
     with _parameters_on_meta():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
@@ -61,7 +73,7 @@ def model_on_views(
 
 
 def shared_bytes(model: nn.Module, views: Mapping[str, Tensor]) -> int:
-    """The bytes of weights that `model` shares with `views`, each storage region counted once.
+    """Return the bytes of weights that `model` shares with `views`, each region counted once.
 
     Raises ValueError when a parameter lives anywhere but in its view.
     """

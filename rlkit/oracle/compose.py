@@ -34,7 +34,7 @@ class Axes:
 
 
 @lru_cache
-def composed(*overrides: str) -> Objective:
+def composed(*overrides: str) -> Objective[AlgorithmConfig]:
     """The objective of `rlkit {overrides}`, with the root's defaults and order of groups."""
     store = ConfigStore.instance()
     store.store(name="oracle_axes", node=Axes)
@@ -46,4 +46,4 @@ def composed(*overrides: str) -> Objective:
     store.store(name="oracle_root", node={"defaults": defaults})
     with initialize_config_module("rlkit.conf", version_base="1.3"):
         axes = cast(Axes, OmegaConf.to_object(compose("oracle_root", overrides=list(overrides))))
-    return Objective(axes.algorithm, axes.kl, axes.ratio, axes.correction)
+    return Objective.of(axes)

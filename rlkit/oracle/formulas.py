@@ -106,8 +106,8 @@ KL of whole completions, reverse and forward KL per token at prefixes held fixed
 deviation of the gradient of one completion over the length of the first of these.
 
 - The value of an estimator says nothing about its gradient. k3 in the loss, the default of GRPO
-  and of the seed, has the reverse KL's value and the **forward** KL's gradient. k1 in the loss has
-  the right value and no gradient at all, only noise.
+  and of `unsloth_2025`, has the reverse KL's value and the **forward** KL's gradient. k1 in the
+  loss has the right value and no gradient at all, only noise.
 - Times the live ratio, k1 and k3 have the gradient of their own direction.
 - A KL in the loss sees prefixes as given. The KL of whole completions has a second part, the effect
   of a token on later prefixes: `reverse_k1_reward`, `reverse_k1_advantage` and, with the smallest
@@ -128,7 +128,7 @@ them its on-policy divergence back. Full-vocabulary terms need no weight.
 Against -grad E[R], rewards 0 or 1 without a baseline, aggregation sequence_sum (sequence_mean for
 `sequence`, which counts a row once). On-policy every ratio but `no_detach` and `probability` is the
 policy gradient. Off-policy, token ratios ignore how likely the prefix is; only W without a clip is
-unbiased (`ratio=sequence ratio.clip=none`, error 0 in the tests). `no_detach` is the seed's broken
+unbiased (`ratio=sequence ratio.clip=none`, error 0 in the tests). `no_detach` is Unsloth's broken
 run: gradient 0.0 in every coordinate, for every completion.
 """,
     "correction": """

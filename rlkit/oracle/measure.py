@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
-from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.algorithms.ratio import RatioLevel
+from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
+from rlkit.algorithms.objective.aggregation import Aggregation
+from rlkit.algorithms.objective.ratio import RatioLevel
 from rlkit.oracle import targets
 from rlkit.oracle.expectation import (
     Denominator,

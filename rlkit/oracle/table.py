@@ -16,8 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from rlkit.algorithms import ALGORITHMS, CorrectionConfig, KLConfig, RatioConfig
-from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.aggregation import Aggregation
+from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
+from rlkit.algorithms.objective.aggregation import Aggregation
 from rlkit.oracle import measure
 from rlkit.oracle.formulas import INTRODUCTION, KL, NOTES, RATIO, Formula
 from rlkit.oracle.measure import CONF, PARAMETRISATIONS

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.algorithms import Objective, build
+from rlkit.algorithms import AlgorithmConfig, Objective, build
 from rlkit.oracle import targets
 from rlkit.oracle.compose import composed
 from rlkit.oracle.expectation import World, rollout_of
@@ -66,7 +66,9 @@ def outputs(
     )
 
 
-def train(objective: Objective, *, seed: int, steps: int, updates: int = 1) -> Result:
+def train(
+    objective: Objective[AlgorithmConfig], *, seed: int, steps: int, updates: int = 1
+) -> Result:
     """Train from the reference with Adam (learning rate 0.03) on `NUM_GROUPS` groups a step."""
     w, group_size = task(), objective.algorithm.group_size
     algorithm = build(objective, Setting(group_size, 3, updates, microbatched=False))

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from rlkit.plan.parts import CONTEXT_BYTES
+from rlkit.runtime.torch_compat import let_cuda_segments_grow
 
 
 def available_bytes(device: torch.device) -> int:
@@ -27,7 +28,9 @@ def let_segments_grow(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+        if not let_cuda_segments_grow():
+            line = "CUDA memory stays in fixed segments, this torch has no setting for it"
+            print(f"rlkit: {line}: a run may take more than planned", file=sys.stderr)
 
 
 @dataclass(slots=True)
@@ -39,6 +42,8 @@ class Meter:
     """Bytes in use on the device (CPU: of this process) before the run took any."""
     highest: int = 0
     """What `note` saw at most."""
+    sampled_tokens: int = 0
+    """Most completion tokens of one training step so far; whoever samples counts them."""
 
     @classmethod
     def start(cls, device: torch.device) -> Meter:

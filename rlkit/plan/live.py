@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from rlkit.runtime.torch_compat import TorchDispatchMode, storage_key, tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -48,7 +48,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _note(self, storage: torch.UntypedStorage, *, new: bool) -> None:
-        key = storage._cdata
+        key = storage_key(storage)
         if key in self._sizes:
             return
         self._sizes[key] = storage.nbytes() if new else 0

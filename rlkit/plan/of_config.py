@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,15 +13,16 @@ from rlkit.generation.demand import EngineChoice
 from rlkit.models.config import Switch, TuningKind
 from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
-from rlkit.models.source import architecture_of
+from rlkit.models.rope import check_lengths
+from rlkit.models.source import architecture_of, with_adapter_shape
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
-from rlkit.plan.parts import Choice, Request
+from rlkit.plan.parts import Choice, Request, parts_of
 from rlkit.plan.work import Work
+from rlkit.runtime.say import Say
 from rlkit.training.divergence import EvalKL
 from rlkit.types import Algorithm, Column
 
-Say = Callable[[str], None]
 _GRAPHS = {None: Switch.auto, False: Switch.off, True: Switch.on}
 
 
@@ -45,20 +45,31 @@ def planned(
     budget: int | None,
     say: Say,
     before: Choice | None = None,
+    longest_prompt: int | None = None,
 ) -> Planned:
     """The plan of `config` on `device`; raises DoesNotFit, with one line.
 
-    `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`. Raises
-    ValueError when the model's context or vLLM's adapter slots are too small for the run.
+    `budget` None: `memory.budget`, at most what is free. `before` as in `make_plan`,
+    `longest_prompt` as in `Work`. Raises ValueError when the model's context or vLLM's adapter
+    slots are too small for the run.
     """
+    config = replace(config, model=with_adapter_shape(config.model))
     dtype, _ = resolve_dtype(config.model.dtype, device)
     hf_config = architecture_of(config.model, say=say)
     _check(config, hf_config)
     work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
+    work = replace(work, longest_prompt=longest_prompt)
     if budget is None:
         budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
     plan = make_plan(work, request_of(config, work), budget=budget, before=before)
     return Planned(work=work, plan=plan, config=with_plan(config, plan))
+
+
+def peak_with(made: Planned, *, sampled_tokens: int) -> int:
+    """Peak bytes of the plan when all completions of a step have so many tokens in all."""
+    work = replace(made.work, sampled_tokens=sampled_tokens)
+    parts = parts_of(work, request_of(made.config, work), made.plan.choice)
+    return max(sum(p.sampling for p in parts), sum(p.training for p in parts))
 
 
 def _check(config: Config, hf_config: PreTrainedConfig) -> None:
@@ -70,6 +81,8 @@ def _check(config: Config, hf_config: PreTrainedConfig) -> None:
             f"task.max_prompt_length + task.max_completion_length must be <= {context}, the "
             f"model's context, got {longest}"
         )
+    if config.model.rope_length is None:
+        check_lengths(hf_config, longest)
     trains_all = config.model.tuning is TuningKind.full
     if trains_all and saved_quantization(hf_config) is not None:
         raise ValueError(
@@ -119,6 +132,9 @@ def work_of(
         on_cuda=on_cuda,
         tuning=config.model.tuning,
         holds_reference=_needs_reference(config, algorithm),
+        shares_prompts=config.model.shared_prefix is not Switch.off,
+        eval_prompts=0 if config.evaluation.kl is EvalKL.none else config.evaluation.num_prompts,
+        eval_samples=config.evaluation.samples_per_prompt,
     )
 
 

@@ -17,6 +17,8 @@ CONTEXT_BYTES = 650_000_000
 """The CUDA context."""
 KERNEL_BYTES = 130_000_000
 """Kernels loaded and cuBLAS workspaces taken as a run goes on."""
+LIBRARY_BYTES = 250_000_000
+"""A CPU's process: modules that load as a run goes on, and what the allocator keeps."""
 ENGINE_BYTES = 250_000_000
 """What vLLM adds: its kernels, cuBLAS workspaces on its stream, index buffers."""
 GRAPH_BYTES = 80_000_000
@@ -82,6 +84,8 @@ def parts_of(work: Work, request: Request, choice: Choice) -> tuple[Part, ...]:
     """Everything the run holds at its peaks, zeros left out."""
     sampling = _sampling_parts(work, kv_bytes(work, request, choice.at_once), choice)
     parts = (*_static_parts(work), *sampling, _update(work, choice))
+    if not work.on_cuda:
+        parts = (*parts, _evaluation(work, choice, beside=sum(p.sampling for p in sampling)))
     return tuple(part for part in parts if part.sampling or part.training)
 
 
@@ -92,10 +96,11 @@ def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
 
 
 def _static_parts(work: Work) -> list[Part]:
-    context = (CONTEXT_BYTES + KERNEL_BYTES) if work.on_cuda else 0
+    context = (CONTEXT_BYTES + KERNEL_BYTES) if work.on_cuda else LIBRARY_BYTES
+    name = "CUDA context and kernels" if work.on_cuda else "libraries"
     moments, gradients = work.moment_bytes, work.trained_bytes
     return [
-        Part("CUDA context and kernels", context, context),
+        Part(name, context, context),
         *_weight_parts(work),
         Part(f"optimiser ({work.optim.value})", moments, moments),
         Part(f"gradients ({_SHORT[work.trained_dtype]})", 0, gradients),
@@ -121,10 +126,11 @@ def _weight_parts(work: Work) -> list[Part]:
 def _sampling_parts(work: Work, kv: int, choice: Choice) -> list[Part]:
     if work.sampler is Sampler.elsewhere:
         return []
-    name = f"keys and values ({choice.at_once} x {work.row_tokens} tokens)"
     if work.sampler is Sampler.hf:
+        name = _kv_name(choice, work.prompt_tokens + work.max_completion)
         compute = _sampling_activations(work, choice.at_once)
         return [Part(name, kv, 0), Part("sampling (transformers)", compute, 0)]
+    name = _kv_name(choice, work.row_tokens)
     slots = work.dtype.itemsize * work.num_adapter
     own = ENGINE_BYTES * work.on_cuda + slots
     graphs = _graph_bytes(work, choice)
@@ -140,6 +146,10 @@ def _sampling_parts(work: Work, kv: int, choice: Choice) -> list[Part]:
         awake = 0 if work.sampler is Sampler.vllm_sleep else weights
         parts.append(Part("vLLM: weights of its own", weights, awake))
     return parts
+
+
+def _kv_name(choice: Choice, row_tokens: int) -> str:
+    return f"keys and values ({choice.at_once} x {row_tokens} tokens)"
 
 
 def _graph_bytes(work: Work, choice: Choice) -> int:
@@ -165,7 +175,7 @@ def _engine_step_bytes(work: Work, choice: Choice) -> int:
 def _sampling_activations(work: Work, at_once: int) -> int:
     """Prefill of the prompts in the cache at once, then logits of each row."""
     prompts = -(-at_once // work.group_size)
-    prefill = work.prefill_bytes(prompts * work.max_prompt)
+    prefill = work.prefill_bytes(prompts * work.prompt_tokens)
     factors = work.num_adapter * work.dtype.itemsize  # of the adapter, in the compute dtype
     return max(prefill, factors + _LOGITS_COPIES * 4 * at_once * work.num_words)
 
@@ -176,7 +186,7 @@ def _update(work: Work, choice: Choice) -> Part:
         Checkpointing.on: "activations, recomputed",
         Checkpointing.offload: "activations, recomputed, inputs in host memory",
     }[choice.checkpointing]
-    tokens = choice.tokens_per_microbatch
+    tokens = min(choice.tokens_per_microbatch, work.step_tokens)
     needed = work.activation_bytes(
         tokens, checkpointing=choice.checkpointing, workspace_bytes=choice.workspace_bytes
     )
@@ -184,12 +194,26 @@ def _update(work: Work, choice: Choice) -> Part:
     return Part(f"{mode} ({tokens} tokens) and log-probs", 0, taken)
 
 
+def _evaluation(work: Work, choice: Choice, *, beside: int) -> Part:
+    """Scoring held-out completions, as far as it takes more than sampling does.
+
+    On a card the worst step that is tried before the first one has room for it.
+    """
+    needed = work.evaluation_bytes(
+        choice.tokens_per_microbatch, workspace_bytes=choice.workspace_bytes
+    )
+    return Part("evaluation, beyond sampling", max(0, needed - beside), 0)
+
+
 def kv_bytes(work: Work, request: Request, at_once: int) -> int:
     """Cache of `at_once` completions of full length, in whole blocks with two to spare."""
     if request.kv_cache_bytes and work.sampler in ENGINES:
         return request.kv_cache_bytes
     block = _KV_BLOCK if work.on_cuda else _CPU_KV_BLOCK
-    blocks = at_once * -(-work.row_tokens // block) + 2
+    row_tokens = work.row_tokens  # an engine must be ready for all that is allowed
+    if work.sampler is Sampler.hf:
+        row_tokens = work.prompt_tokens + work.max_completion
+    blocks = at_once * -(-row_tokens // block) + 2
     return blocks * block * work.kv_token_bytes
 
 

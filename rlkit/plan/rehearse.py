@@ -17,7 +17,7 @@ from rlkit.plan.parts import GB
 from rlkit.plan.work import Work
 from rlkit.policy.policy import Policy
 from rlkit.training.backward import backward
-from rlkit.types import Algorithm, Column, RolloutBatch, TrainBatch, with_denominators
+from rlkit.types import Algorithm, Column, RolloutBatch, TrainBatch
 
 _SEED = 0
 
@@ -103,15 +103,12 @@ def _worst_batch(policy: Policy, algorithm: Algorithm, worst: Worst) -> TrainBat
         ref_logps=zeros if Column.ref_logps in algorithm.needs else None,
         values=zeros if Column.values in algorithm.needs else None,
     )
-    batch = TrainBatch(
-        rollout=rollout,
+    return TrainBatch.prepared(
+        rollout,
         loss_mask=rollout.completion_mask,
         advantages=zeros + 1.0,
         returns=zeros if algorithm.outputs.values else None,
-        num_tokens=1,
-        num_sequences=1,
     )
-    return with_denominators(batch)
 
 
 def full_batch(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,19 +13,35 @@ from rlkit.plan.choose import Plan
 from rlkit.plan.of_config import Planned, planned
 from rlkit.plan.parts import Choice
 from rlkit.plan.table import lines
+from rlkit.runtime.say import Say
 from rlkit.tracking.files import write_atomic
 from rlkit.types import Algorithm
-
-Say = Callable[[str], None]
-
 
 _RECORD = "memory_plan.json"
 
 
-def plan_run(config: Config, algorithm: Algorithm, *, device: torch.device, say: Say) -> Planned:
-    """The plan of a run that is about to start, printed; raises ValueError if it cannot fit."""
+def plan_run(
+    config: Config,
+    algorithm: Algorithm,
+    *,
+    device: torch.device,
+    longest_prompt: int | None,
+    say: Say,
+) -> Planned:
+    """The plan of a run that is about to start, printed; raises ValueError if it cannot fit.
+
+    `longest_prompt` as in `rlkit.plan.work.Work`.
+    """
     before = recorded(Path(config.run_dir))
-    made = planned(config, algorithm, device=device, budget=None, say=say, before=before)
+    made = planned(
+        config,
+        algorithm,
+        device=device,
+        budget=None,
+        say=say,
+        before=before,
+        longest_prompt=longest_prompt,
+    )
     for line in lines(made.plan, where=place(config, device)):
         say(line)
     return made

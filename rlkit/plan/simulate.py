@@ -30,6 +30,7 @@ from rlkit.models.families import backbone_of, head_of
 from rlkit.models.fused import fuse
 from rlkit.models.quantize import quantisable
 from rlkit.models.recompute import recomputed
+from rlkit.models.rope import row_lengths
 from rlkit.plan.live import LiveBytes
 from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.lora import attach
@@ -113,6 +114,8 @@ def _peaks_of(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int) 
         live = stack.enter_context(LiveBytes())
         stack.enter_context(torch.set_grad_enabled(work.with_gradient))
         stack.enter_context(tuning.active(leaves))
+        # Positions on meta have no values that transformers could choose rotary factors by.
+        stack.enter_context(row_lengths(model, 1))
         if work.with_gradient and work.checkpointing is not Checkpointing.off:
             stack.enter_context(recomputed(model, tuning))
         embedded = model.get_input_embeddings()(inputs)
@@ -174,7 +177,7 @@ class _InFourBits(nn.Parameter):
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch.DisableTorchFunctionSubclass():
             if func is F.linear:
                 x, weight, *bias = args
                 out = _apply(_Dequantised, x, weight)

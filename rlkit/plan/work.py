@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from rlkit.generation.demand import Sampler
+from rlkit.kernels.workspace import logps_workspace_bytes
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.models.quantize import is_nf4, meta_model
 from rlkit.plan import sizes
@@ -51,11 +52,40 @@ class Work:
     tuning: TuningKind = TuningKind.lora
     holds_reference: bool = False
     """Whether anything scores the reference policy, which `TuningKind.full` must keep for it."""
+    longest_prompt: int | None = None
+    """Of the prompts that the run has, on a CPU; None = `max_prompt`."""
+    shares_prompts: bool = True
+    """Whether equal prompts of a micro-batch are computed once."""
+    sampled_tokens: int | None = None
+    """Of all completions of a step, once they are known; None = all have `max_completion`."""
+    eval_prompts: int = 0
+    """Held-out prompts whose completions are scored for their KL; 0 = none."""
+    eval_samples: int = 0
+    """Completions of each of them."""
 
     @property
     def row_tokens(self) -> int:
         """Longest prompt and completion."""
         return self.max_prompt + self.max_completion
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Longest prompt that is expected."""
+        return self.max_prompt if self.longest_prompt is None else self.longest_prompt
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of a step: a CPU's plan knows the prompts, which are computed once a group.
+
+        A card's plan, tried on the device before the first step, takes rows of full length.
+        """
+        if self.on_cuda:
+            return self.num_rows * self.row_tokens
+        prompts = self.num_prompts if self.shares_prompts else self.num_rows
+        sampled = self.sampled_tokens
+        if sampled is None:
+            sampled = self.num_rows * self.max_completion
+        return prompts * self.prompt_tokens + sampled
 
     @property
     def num_rows(self) -> int:
@@ -141,6 +171,19 @@ class Work:
             if self.trains_all:  # a second gradient of the head, summed in float32
                 peak += 4 * self.num_words * int(self.hf_config.hidden_size)
         return peak
+
+    def evaluation_bytes(self, most_tokens: int, *, workspace_bytes: int) -> int:
+        """Peak of scoring held-out completions, `most_tokens` at once, for their exact KL."""
+        of_prompts = self.eval_prompts * self.prompt_tokens
+        completions = self.eval_prompts * self.eval_samples * self.max_completion
+        tokens = min(most_tokens, of_prompts + completions)
+        if tokens == 0:
+            return 0
+        rows = 2 * tokens * completions // (of_prompts + completions)  # policy and reference
+        width = int(self.hf_config.hidden_size)
+        states = 2 * tokens * width * self.dtype.itemsize
+        workspace = logps_workspace_bytes(rows, self.num_words, width, dtype=self.dtype)
+        return self.prefill_bytes(tokens) + states + min(workspace_bytes, workspace)
 
     def prefill_bytes(self, num_tokens: int) -> int:
         """Peak of a forward pass without gradients."""

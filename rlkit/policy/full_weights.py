@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.models.recompute import NamesInside, Trained
+from rlkit.runtime.torch_compat import copy_all, times_written
 
 
 class FullWeights:
@@ -65,7 +66,7 @@ class FullWeights:
             yield
 
     def trained_in(self, layer: str) -> Trained:
-        """The parameters of a layer, which stay what they are, where they point at now."""
+        """Return the parameters of a layer, which stay what they are, where they point at now."""
         current = self._current
         inside = tuple(self._parameters[name] for name in self._inside(layer))
         return Trained(inside, lambda _: self._using(current))
@@ -75,7 +76,7 @@ class FullWeights:
         return
 
     def copies(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What computes for `weights`, the masters: their copies, by name, up to date."""
+        """Return the copies of `weights`, the masters, that the model computes with, by name."""
         self.check(weights)
         self._catch_up()
         return dict(zip(self._parameters, self._policy, strict=True))
@@ -94,12 +95,12 @@ class FullWeights:
         if versions != self._versions and self._behind:
             copies, masters = zip(*self._behind, strict=True)
             with torch.no_grad():
-                torch._foreach_copy_(copies, masters)
+                copy_all(copies, masters)
         self._versions = versions
 
     def _master_versions(self) -> list[int]:
-        """How often each master was written in place, steps of the optimiser included."""
-        return [master._version for master in self.masters.values()]
+        """Return how often each master was written in place, steps of the optimiser included."""
+        return [times_written(master) for master in self.masters.values()]
 
     @contextmanager
     def _using(self, tensors: Sequence[Tensor]) -> Iterator[None]:
@@ -118,7 +119,7 @@ class FullWeights:
 
 
 def _master(parameter: nn.Parameter) -> Tensor:
-    """The float32 leaf of `parameter`, to which its gradients go; itself if it is wide enough."""
+    """Return the float32 leaf to which the gradients of `parameter` go; itself if wide enough."""
     parameter.requires_grad_(True)
     if parameter.dtype.itemsize >= torch.float32.itemsize:
         return parameter

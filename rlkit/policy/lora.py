@@ -3,7 +3,7 @@
 An adapter is a `dict[str, Tensor]` of float32 (or bfloat16) tensors under PEFT's key names,
 `<layer>.lora_A.weight` (r, in) and `<layer>.lora_B.weight` (out, r). The model holds none of them:
 `LoRA.active(adapter)` says which adapter the forward passes inside it use, and `active(None)` is
-exactly the base model.
+exactly the base model, or the base model with `LoRA.reference` where a run started from an adapter.
 
 Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
 """
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlkit.models.compat import last_products
 from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
-from rlkit.models.families import last_products
 from rlkit.models.four_bit import is_four_bit
 from rlkit.models.joined import Frozen, Projection, product
 from rlkit.models.recompute import NamesInside, Trained
@@ -32,7 +32,7 @@ from rlkit.policy.lora_groups import LayerShape as LayerShape
 from rlkit.policy.lora_linear import compute_copies, unread_linear, updated_linear
 
 PREFIX = "base_model.model."
-"""What PEFT puts before the layer's name in the model."""
+"""PEFT puts this before the layer's name in the model."""
 _AT_ONCE = 10**7
 """Numbers that are copied together: few launches, and not all gradients twice in memory."""
 
@@ -51,9 +51,11 @@ class LoRA:
         """`last_products`: layers whose results nobody reads where a decoder layer runs again."""
         self.config = config
         self.shapes = dict(shapes)
-        """Of each adapted layer, by its name in the model."""
+        """The shape of each adapted layer, by its name in the model."""
         self.dtype = dtype
         """Compute dtype; gradients flow back to the tensors of the adapter, in their own."""
+        self.reference: Mapping[str, Tensor] | None = None
+        """The adapter of the reference policy; None = it is the base model."""
         self._factors: Factors | None = None
         self._last_products = last_products
         self._unread: Container[str] = ()
@@ -63,18 +65,19 @@ class LoRA:
 
     @contextmanager
     def active(self, adapter: Mapping[str, Tensor] | None) -> Iterator[None]:
-        """Forward passes inside use `adapter`; None = the base model. Nests.
+        """Forward passes inside use `adapter`; None = that of the reference policy. Nests.
 
         The scaled copies in the compute dtype are made here, once for all passes inside, so
         changing the adapter's tensors in place inside has no effect on them.
         Raises ValueError when the adapter's keys or shapes do not fit the model.
         """
-        factors = None if adapter is None else self._factorise(adapter)
+        tensors = self.reference if adapter is None else adapter
+        factors = None if tensors is None else self._factorise(tensors)
         with self._using(factors):
             yield
 
     def trained_in(self, layer: str) -> Trained:
-        """The factors of the active adapter in a layer of the model, one that holds others."""
+        """Return the active adapter's factors inside a layer of the model that holds others."""
         factors = self._factors or {}
         names = self._inside(layer) if factors else ()
 
@@ -90,7 +93,7 @@ class LoRA:
         return f"{PREFIX}{layer}.lora_{factor}.weight"
 
     def expected_shapes(self) -> dict[str, tuple[int, int]]:
-        """Shape of every tensor of an adapter for this model, by key."""
+        """Return the shape of every tensor of an adapter for this model, by key."""
         shapes: dict[str, tuple[int, int]] = {}
         for layer, shape in self.shapes.items():
             shapes[self.key(layer, "A")] = (self.config.rank, shape.num_inputs)
@@ -180,7 +183,7 @@ def _frozen(modules: Sequence[Any]) -> Frozen:
 
 
 def target_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
-    """The layers of `model` that `config` adapts, by name.
+    """Return the layers of `model` that `config` adapts, by name.
 
     Raises ValueError when a target is not a linear layer of the model.
     """
@@ -220,7 +223,7 @@ def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
 
 
 def init_adapter(lora: LoRA, *, seed: int, device: torch.device) -> dict[str, Tensor]:
-    """A new adapter: A uniform in +-1/sqrt(in) (PEFT's Kaiming initialisation), B = 0.
+    """Return a new adapter: A uniform in +-1/sqrt(in) (PEFT's Kaiming initialisation), B = 0.
 
     Each tensor depends on `seed` and its key alone, not on the global generator or other targets;
     drawn in float32, rounded once to `model.lora.dtype`.
@@ -236,7 +239,7 @@ def init_adapter(lora: LoRA, *, seed: int, device: torch.device) -> dict[str, Te
 
 
 def stored_dtype(config: LoRAConfig) -> torch.dtype:
-    """Of the tensors of an adapter."""
+    """Return the dtype in which the tensors of an adapter are stored."""
     return torch.bfloat16 if config.dtype is AdapterDType.bf16 else torch.float32
 
 

@@ -8,61 +8,48 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlkit.policy.lora import LoRA, LoRAConfig, check_adapter, stored_dtype
+from rlkit.models.peft_config import CONFIG, TENSORS
+from rlkit.models.peft_config import read_adapter_config as read_adapter_config
+from rlkit.policy.lora import LoRA, check_adapter, stored_dtype
 
 ADAPTER_FOLDER = "adapter"
-"""Where in a run's folder its adapter lies."""
-TENSORS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-
-# Options of PEFT that change what an adapter computes and that rlkit does not implement.
-_UNSUPPORTED = (
-    "alpha_pattern",
-    "rank_pattern",
-    "layer_replication",
-    "layers_to_transform",
-    "lora_bias",
-    "modules_to_save",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-)
+"""The name of the adapter's folder in a run's folder."""
 
 
 def save_adapter(
     folder: Path, lora: LoRA, adapter: Mapping[str, Tensor], *, base_model: str
 ) -> None:
-    """Write `adapter` to `folder`, each file atomically and the config last.
+    """Write an adapter in PEFT's format, each file atomically and the config last.
 
-    `base_model` is what PEFT will load as base: a hub id or a folder. Raises ValueError when the
-    tensors do not fit `lora`.
+    Args:
+        folder: The folder to write to.
+        lora: The shape and the scale of the adapter.
+        adapter: Its tensors, by PEFT's keys.
+        base_model: The hub id or folder that PEFT will load as base.
+
+    Raises:
+        ValueError: The tensors do not fit `lora`.
     """
     check_adapter(lora, adapter)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in adapter.items()}
-    scratch = folder / f".{TENSORS}.partial"
-    save_file(tensors, scratch, metadata={"format": "pt"})
-    _publish(scratch, folder / TENSORS)
-    scratch = folder / f".{CONFIG}.partial"
-    scratch.write_text(json.dumps(_peft_config(lora, base_model), indent=2) + "\n")
-    _publish(scratch, folder / CONFIG)
+    with published(folder / TENSORS) as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt"})
+    with published(folder / CONFIG) as scratch:
+        scratch.write_text(json.dumps(_peft_config(lora, base_model), indent=2) + "\n")
 
 
 def load_adapter(folder: Path, lora: LoRA, *, device: torch.device) -> dict[str, Tensor]:
-    """The adapter in `folder` as leaves on `device`, in the key order and dtype of `lora`.
+    """Return the adapter in `folder` as leaves on `device`, in the key order and dtype of `lora`.
 
     Warns when every lora_B of a layer is zero: such an adapter does nothing there. Raises
     ValueError, naming the file and what is wrong, when it does not fit `lora` exactly.
@@ -97,34 +84,6 @@ def load_adapter(folder: Path, lora: LoRA, *, device: torch.device) -> dict[str,
     }
 
 
-def read_adapter_config(folder: Path) -> LoRAConfig:
-    """Rank, scale and targets of the adapter in `folder`.
-
-    Raises ValueError when it is no LoRA adapter, or one with options that rlkit does not compute.
-    """
-    path = folder / CONFIG
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} must be a PEFT adapter_config.json: {error}") from error
-    if values.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type must be LORA, got {values.get('peft_type')}")
-    for key in _UNSUPPORTED:
-        if values.get(key):
-            raise ValueError(f"{path}: {key} must be unset, got {values[key]}")
-    if values.get("bias", "none") != "none":
-        raise ValueError(f"{path}: bias must be none, got {values['bias']}")
-    targets = values.get("target_modules")
-    if not isinstance(targets, list):
-        raise ValueError(f"{path}: target_modules must be a list of names, got {targets}")
-    return LoRAConfig(
-        rank=int(values["r"]),
-        alpha=float(values["lora_alpha"]),
-        rslora=bool(values.get("use_rslora", False)),
-        targets=[str(target) for target in targets],
-    )
-
-
 def _peft_config(lora: LoRA, base_model: str) -> dict[str, object]:
     alpha = lora.config.alpha
     return {
@@ -142,10 +101,3 @@ def _peft_config(lora: LoRA, base_model: str) -> dict[str, object]:
         "inference_mode": True,
         "modules_to_save": None,
     }
-
-
-def _publish(scratch: Path, path: Path) -> None:
-    """Flush `scratch` to disk and give it its name: readers see the old file or the new one."""
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)

@@ -1,4 +1,4 @@
-"""Which adapted layers are computed as one: those with one input, such as q, k and v."""
+"""Group the adapted layers that are computed as one: those with one input, as q, k and v."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
-"""Of each group, by its first layer: A and s B of `lora_linear` in the compute dtype."""
+"""A and s B of each group, by its first layer, in the compute dtype; see `lora_linear`."""
 _MAX_INNER = 256
 """Most columns of a group's A x: the zero blocks of s B are multiplied as well."""
 _MAX_WEIGHTS = 2**26
@@ -30,11 +30,11 @@ class Groups:
     def __init__(self, shapes: Mapping[str, LayerShape], rank: int) -> None:
         self._shapes, self._rank = shapes, rank
         self.layers: dict[str, tuple[str, ...]] = {layer: (layer,) for layer in shapes}
-        """Of each group, by its first layer."""
+        """The layers of each group, by its first layer."""
         self._places = {layer: _Place(layer, slice(None), slice(None)) for layer in shapes}
 
     def may_join(self, layers: Sequence[str]) -> bool:
-        """Whether each is a group of its own, and one group of all saves more than it costs."""
+        """Return whether all are groups of their own that gain by being one group."""
         if any(self.layers.get(layer) != (layer,) for layer in layers):
             return False
         weights = sum(math.prod(self._shapes[layer]) for layer in layers)
@@ -52,7 +52,7 @@ class Groups:
         return layers[0]
 
     def factors_of(self, layer: str, factors: Factors) -> tuple[Tensor, Tensor]:
-        """A and s B of one layer."""
+        """Return A and s B of one layer."""
         place = self._places[layer]
         a, scaled_b = factors[place.group]
         if len(self.layers[place.group]) == 1:
@@ -60,7 +60,7 @@ class Groups:
         return a[place.ranks], scaled_b[place.outputs, place.ranks]
 
     def portions(self, max_numbers: int) -> Iterator[list[str]]:
-        """All groups, at least one and at most `max_numbers` numbers of A and B at once."""
+        """Yield all groups, at least one and at most `max_numbers` numbers of A and B at once."""
         names: list[str] = []
         total = 0
         for name, layers in self.layers.items():
@@ -75,7 +75,7 @@ class Groups:
 
 
 class _Place(NamedTuple):
-    """Of a layer in its group."""
+    """The place of a layer in its group."""
 
     group: str
     outputs: slice

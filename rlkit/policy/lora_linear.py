@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rlkit.models.joined import Frozen, input_gradient, product
+from rlkit.runtime.torch_compat import copy_all, scale_all_, scaled_all
 
 Group = Sequence[tuple[Tensor, Tensor]]
 """A (r, in) and B (out, r) of layers with one input."""
@@ -25,15 +26,34 @@ Group = Sequence[tuple[Tensor, Tensor]]
 def updated_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
     """x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B.
 
-    A (r, in) and s B (out, r) are those of a group, W its weights. The update is added to the
-    product in the same matmul: rounded once, and with B = 0 the result is bitwise that without it.
+    The update is added to the product in the same matmul: it is rounded once, and with B = 0 the
+    result is bitwise that without it.
+
+    Args:
+        x: (..., in) the input.
+        frozen: The weights W of a group of layers with one input, and their biases.
+        a: (r, in) the group's A.
+        scaled_b: (out, r) the group's s B.
+
+    Returns:
+        (..., out) the layers' outputs, side by side.
     """
     out: Tensor = _UpdatedLinear.apply(x, frozen, a, scaled_b)  # type: ignore[no-untyped-call]
     return out
 
 
 def unread_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
-    """`updated_linear` for its gradients alone: the values of the result are undefined."""
+    """Compute `updated_linear` for its gradients alone: the values of the result are undefined.
+
+    Args:
+        x: (..., in) the input.
+        frozen: The weights of a group of layers with one input, and their biases.
+        a: (r, in) the group's A.
+        scaled_b: (out, r) the group's s B.
+
+    Returns:
+        (..., out) memory without values, of which the gradients are those of `updated_linear`.
+    """
     out: Tensor = _UnreadLinear.apply(x, frozen, a, scaled_b)  # type: ignore[no-untyped-call]
     return out
 
@@ -41,7 +61,7 @@ def unread_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Ten
 def compute_copies(
     groups: Sequence[Group], *, scale: float, dtype: torch.dtype
 ) -> list[tuple[Tensor, Tensor]]:
-    """A and s B of each group in `dtype`; differentiable, in launches that all groups share.
+    """Return A and s B of each group in `dtype`; differentiable, in launches that all groups share.
 
     s B is rounded once, to `dtype`, and its gradient once, to that of B.
     """
@@ -132,7 +152,7 @@ class _Copies(torch.autograd.Function):
                 )
             start += 2 * num_groups * num_layers
         firsts, seconds = _places(stacks, shapes, [leaf.shape for leaf in leaves])
-        torch._foreach_copy_(firsts, list(leaves[::2]))
+        copy_all(firsts, leaves[::2])
         _scale_into(seconds, leaves[1::2], scale)
         return tuple(stacks)
 
@@ -142,7 +162,7 @@ class _Copies(torch.autograd.Function):
         stacks = [grad.contiguous() for grad in grads]
         firsts, seconds = _places(stacks, ctx.shapes, [shape for shape, _ in ctx.leaves])
         found = [stacks[0].new_empty(shape, dtype=dtype) for shape, dtype in ctx.leaves]
-        torch._foreach_copy_(found[::2], firsts)
+        copy_all(found[::2], firsts)
         _scale_into(found[1::2], seconds, ctx.scale)
         return None, None, None, *found
 
@@ -150,7 +170,7 @@ class _Copies(torch.autograd.Function):
 def _places(
     stacks: Sequence[Tensor], shapes: Sequence[tuple[int, int]], leaves: Sequence[torch.Size]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Where each A and each B lies in `stacks`, contiguous."""
+    """Return the places of each A and each B in `stacks`, contiguous."""
     firsts: list[Tensor] = []
     seconds: list[Tensor] = []
     start = 0
@@ -165,7 +185,7 @@ def _places(
 def _scale_into(targets: Sequence[Tensor], sources: Sequence[Tensor], scale: float) -> None:
     """scale * sources, multiplied in the wider of two dtypes."""
     narrows = targets[0].dtype.itemsize < sources[0].dtype.itemsize
-    scaled = torch._foreach_mul(list(sources), scale) if narrows else list(sources)
-    torch._foreach_copy_(list(targets), list(scaled))
+    scaled = scaled_all(sources, scale) if narrows else sources
+    copy_all(targets, scaled)
     if not narrows:
-        torch._foreach_mul_(list(targets), scale)
+        scale_all_(targets, scale)

@@ -18,10 +18,19 @@ from rlkit.policy.lora import LoRA
 def merged_weights(
     model: nn.Module, lora: LoRA, adapter: Mapping[str, Tensor], *, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Every parameter of `model` by name, tied ones once, with `adapter` in it, on the CPU.
+    """Return every parameter of `model` by name, tied ones once, with `adapter` in it, on the CPU.
 
-    Summed in float32 and rounded once to `dtype`. A 4-bit weight counts as what its layer computes
-    with, which is what the adapter was trained on; the result is not 4-bit.
+    W + s B A is summed in float32 and rounded once. A 4-bit weight counts as what its layer
+    computes with, which is what the adapter was trained on; the result is not 4-bit.
+
+    Args:
+        model: The model with the adapted layers.
+        lora: The layers and the scale of the adapter.
+        adapter: Its tensors, by PEFT's keys.
+        dtype: The dtype of the result.
+
+    Returns:
+        The parameters by name.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():

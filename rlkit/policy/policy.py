@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -24,7 +25,7 @@ from rlkit.kernels.kl import kl_exact
 from rlkit.kernels.logps import EntropyMode, selected_logps
 from rlkit.kernels.workspace import WORKSPACE_BYTES
 from rlkit.models.attention import packed_attention
-from rlkit.models.config import Checkpointing, ModelConfig, Switch, TuningKind
+from rlkit.models.config import AdapterUse, Checkpointing, ModelConfig, Switch, TuningKind
 from rlkit.models.families import Head, backbone_of, head_of
 from rlkit.models.fused import fuse
 from rlkit.models.hidden import Scoring, completion_states, prepare
@@ -32,19 +33,21 @@ from rlkit.models.joined import Projection
 from rlkit.models.load import BaseModel
 from rlkit.models.offload import Offload
 from rlkit.models.recompute import TrainsLayers, recomputed
+from rlkit.models.rope import one_set
 from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.lora import LoRA, attach, init_adapter
+from rlkit.policy.lora_files import load_adapter
 from rlkit.types import FullKL, OutputSpec, PolicyOutput, RolloutBatch
 
 CRITIC_PREFIX = "critic/"
-"""What names the critic's tensors among the trainable ones."""
+"""The names of the critic's tensors begin with this among the trainable ones."""
 VALUE_WEIGHT = "value_head.weight"
 VALUE_BIAS = "value_head.bias"
 _LOGPS_ONLY = OutputSpec()
 
 
 class CriticChoice(StrEnum):
-    """Whether a policy carries a critic."""
+    """The critic that a policy carries."""
 
     none = "none"
     lora = "lora"
@@ -52,7 +55,7 @@ class CriticChoice(StrEnum):
 
 
 class Tuning(TrainsLayers, Protocol):
-    """How the tensors that train take part in the model's forward passes."""
+    """The way in which the tensors that train take part in the model's forward passes."""
 
     dtype: torch.dtype
     """Compute dtype."""
@@ -74,13 +77,13 @@ class Policy:
     tuning: Tuning
     """`LoRA` or `FullWeights`."""
     head: Head
-    """Of what is active; its tensors are the model's own."""
+    """The head of what is active; its tensors are the model's own."""
     adapter: dict[str, Tensor]
-    """What trains, as leaves: LoRA's tensors in `model.lora.dtype`, or all weights in float32."""
+    """The leaves that train: LoRA's tensors in `model.lora.dtype`, or all weights in float32."""
     critic: dict[str, Tensor] | None = None
     """The critic's LoRA tensors with `value_head.weight` (1, D) and `value_head.bias` (1,)."""
     offload: Offload | None = None
-    """Where the layers' inputs wait under `Checkpointing.offload`; None = on the device."""
+    """Holds the layers' inputs under `Checkpointing.offload`; None = they stay on the device."""
     gradient_checkpointing: Checkpointing = Checkpointing.off
     shared_prefix: Switch = Switch.auto
     workspace_bytes: int = WORKSPACE_BYTES
@@ -94,19 +97,30 @@ class Policy:
         temperature: float,
         spec: OutputSpec = _LOGPS_ONLY,
     ) -> PolicyOutput:
-        """Logps of the completion tokens of `batch`, and what `spec` asks for beside them.
+        """Compute the logps of the completion tokens, and what `spec` asks for beside them.
 
         logps[b, t] = log softmax(logits / temperature)[completion_ids[b, t]] given all before it.
-        `adapter` None scores the reference policy. Differentiable in `adapter` and `critic`. Equal
-        rows in equal order give bitwise equal logps, with and without gradients, so an adapter
-        with B = 0 equals None: score policy and reference in the same micro-batches.
+        Differentiable in `adapter` and `critic`. Equal rows in equal order give bitwise equal
+        logps, with and without gradients, so an adapter with B = 0 equals None: score policy and
+        reference in the same micro-batches.
 
-        Raises ValueError for an empty prompt, a foreign adapter, and `spec.values` without critic.
+        Args:
+            batch: The rows to score.
+            adapter: The tensors that train; None = the reference policy.
+            temperature: Divides the logits, > 0.
+            spec: The further outputs: entropy, values, KL over the vocabulary.
+
+        Returns:
+            (B, C) tensors, 0 on padding.
+
+        Raises:
+            ValueError: A prompt is empty, the adapter is foreign, or `spec.values` has no critic.
         """
         if spec.values and self.critic is None:
             raise ValueError("values need a critic, got a policy without one")
         # Depends on neither grad mode nor adapter: policy and reference must take the same way.
-        share = self.shared_prefix is not Switch.off
+        lengths = batch.prompt_mask.sum(1) + batch.completion_mask.sum(1)
+        share = self.shared_prefix is not Switch.off and one_set(self.model, lengths)
         scoring = prepare(self.model.config, batch, dtype=self.tuning.dtype, share=share)
         mask = batch.completion_mask
         full_kl = values = None
@@ -135,7 +149,7 @@ class Policy:
         )
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """The leaves that an optimiser steps: the adapter's, then the critic's as `critic/...`.
+        """Return the leaves that an optimiser steps: the adapter's, then `critic/...`.
 
         The order depends on the model alone.
         """
@@ -143,7 +157,7 @@ class Policy:
         return {**self.adapter, **{f"{CRITIC_PREFIX}{name}": leaf for name, leaf in critic.items()}}
 
     def _states(self, scoring: Scoring) -> Tensor:
-        """Of what is active."""
+        """Return the states of what is active."""
         with ExitStack() as stack:
             stack.enter_context(packed_attention(self.model.config))
             if self.gradient_checkpointing is not Checkpointing.off and torch.is_grad_enabled():
@@ -196,11 +210,24 @@ def new_policy(
     holds_reference: bool = True,
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> Policy:
-    """A policy that starts as `base` exactly (B = 0); its adapters depend on `seed` alone.
+    """Return a policy that starts as its reference: `base`, or `base` with `model.adapter`.
 
     Attaches what trains and the fused kernels to `base.model`: call it once per loaded model.
-    `holds_reference` False saves the copy of the weights that `model.tuning=full` needs to score
-    the reference policy. Raises ValueError when `config` does not fit the model.
+
+    Args:
+        base: The loaded model.
+        config: Says what of the model trains, and from where.
+        seed: The seed of new adapters, which depend on it alone and have B = 0.
+        critic: Whether there is a critic.
+        holds_reference: False saves the copy of the weights that `model.tuning=full` needs to score
+            the reference policy.
+        workspace_bytes: Bounds the temporary memory of the head's kernels.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `config` does not fit the model.
     """
     tuning: Tuning
     if config.tuning is TuningKind.full:
@@ -208,7 +235,7 @@ def new_policy(
         adapter = tuning.masters
     else:
         tuning = attach(base.model, config.lora, dtype=base.dtype)
-        adapter = init_adapter(tuning, seed=seed, device=base.model.device)
+        adapter = _first_adapter(tuning, config, seed=seed, device=base.model.device)
     fuse(base.model, join=tuning.join)
     head = head_of(base.model)
     device = head.weight.device
@@ -235,10 +262,31 @@ def new_policy(
     )
 
 
+def _first_adapter(
+    lora: LoRA, config: ModelConfig, *, seed: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Return a new adapter, or the one that `model.adapter` names, which is the reference, too."""
+    if config.adapter is None or config.adapter_use is not AdapterUse.train:
+        return init_adapter(lora, seed=seed, device=device)
+    adapter = load_adapter(Path(config.adapter).expanduser(), lora, device=device)
+    lora.reference = {key: tensor.detach().clone() for key, tensor in adapter.items()}
+    return adapter
+
+
 def init_critic(
     lora: LoRA, *, num_hidden: int, seed: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """A new critic: LoRA tensors as in `init_adapter`, and a value head of zeros, so that V = 0."""
+    """Return a new critic: LoRA tensors as in `init_adapter`, a value head of zeros (V = 0).
+
+    Args:
+        lora: The shape of the adapter.
+        num_hidden: The width of the hidden states.
+        seed: The seed of A.
+        device: The device of the tensors.
+
+    Returns:
+        The leaves that train, by name.
+    """
     critic = init_adapter(lora, seed=seed, device=device)
     critic[VALUE_WEIGHT] = torch.zeros(1, num_hidden, device=device, requires_grad=True)
     critic[VALUE_BIAS] = torch.zeros(1, device=device, requires_grad=True)

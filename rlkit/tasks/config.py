@@ -115,7 +115,7 @@ class DataConfig(TaskConfig):
 
     path: str = ""
     """A .jsonl, .json or .parquet file; a folder with train and test files; or a hub id, which
-    needs `pip install 'rlkit[data]'`. What exists locally wins."""
+    needs `pip install 'rlkit-lm[data]'`. What exists locally wins."""
     subset: str = ""
     """The hub data set's configuration, or a folder inside `path`; empty = the default."""
     train_split: str = "train"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlkit.runtime.distribution import how_to_install
 from rlkit.tasks.base import Example, Split, SplitName
 from rlkit.tasks.config import DataConfig
 from rlkit.tasks.generated import held_out
@@ -196,7 +197,7 @@ def _read_hub(config: DataConfig, split: str) -> Rows:
     except ImportError:
         raise ValueError(
             f"task.path must be a file or a folder, got {config.path}: data sets of the hub need "
-            "pip install 'rlkit[data]'"
+            f"{how_to_install('datasets')}"
         ) from None
     try:
         data = datasets.load_dataset(config.path, config.subset or None, split=split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ def draw_curves(run_dir: Path, reward_names: Sequence[str], *, title: str) -> li
 
 
 def _figure(lines: Sequence[dict[str, float]], reward_names: Sequence[str], title: str) -> Any:
+    # With a home that cannot be written it warns that its cache of fonts is elsewhere.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from rlkit.runtime.distribution import how_to_install
+
 
 class Session(Protocol):
     """One run at a service."""
@@ -116,4 +118,4 @@ def _import(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise RuntimeError(f"{package} is not installed: pip install {package}") from error
+        raise RuntimeError(f"{package} is not installed: {how_to_install(package)}") from error

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,8 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlkit.runtime.files import published
 from rlkit.training.loss_scale import UNSCALED, LossScale
-from rlkit.training.optim import restore_state, state_tensors
+from rlkit.training.optim import restore_state
 
 _FILES = ("adapter.safetensors", "optimizer.safetensors")
 _NAME = re.compile(r"step-(\d{6,})")
@@ -67,23 +67,14 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
     """Write `checkpoint` under `folder`, delete all but the `keep_last` newest, return its path."""
     target = step_folder(folder, checkpoint.progress.step)
-    partial = folder / f".partial-{target.name}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with published(target) as scratch:
+        scratch.mkdir()
         for name, tensors in zip(_FILES, (checkpoint.parameters, checkpoint.moments), strict=True):
-            write_tensors(partial / name, tensors)
-        hashes = {name: sha256(partial / name) for name in _FILES}
+            write_tensors(scratch / name, tensors)
+        hashes = {name: sha256(scratch / name) for name in _FILES}
         state = {"progress": asdict(checkpoint.progress), "sha256": hashes}
-        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        sync(partial / "state.json")
-        sync(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        sync(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (scratch / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for _, old in sorted(_complete(folder))[:-keep_last]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -118,13 +109,6 @@ def load(path: Path, *, device: torch.device) -> Checkpoint:
     return Checkpoint(parameters=parameters, moments=moments, progress=progress)
 
 
-def moments_of(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The optimiser's state tensors by parameter name; empty before the first update."""
-    return state_tensors(optimizer, parameters)
-
-
 def restore_moments(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, Tensor],
@@ -148,9 +132,8 @@ def is_complete(path: Path) -> bool:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file and flush it to the disk."""
+    """Write a safetensors file."""
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
-    sync(file)
 
 
 def read_tensors(
@@ -172,15 +155,6 @@ def sha256(file: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk: a power cut must not reorder it after the rename."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _complete(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -89,8 +89,8 @@ class Collector:
     prompts: PromptSource
     rewards: Rewards
     decode: Decode
-    seed: Callable[[int, int, int], int]
-    """(step, prompt index, sample index) to the seed of one sample."""
+    seed: Callable[[int, int, int, int], int]
+    """(step, prompt index, sample index, occurrence of the prompt) to the seed of one sample."""
     sampling: SamplingConfig
     group_size: int
     resample: bool
@@ -100,14 +100,18 @@ class Collector:
     buffer: RolloutBuffer = field(default_factory=RolloutBuffer)
 
     def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
-        """One batch of groups for `step`; raises NoRewards when not one sample got a reward."""
+        """One batch of groups for `step`; raises NoRewards when not one sample got a reward.
+
+        A prompt that a step meets again is a group of its own: other samples, its own baseline.
+        """
         counts: Counter[str] = Counter()
+        met: Counter[int] = Counter()
         spare: list[Group] = []
         wanted = 0
         for attempt in range(self.max_attempts if self.resample else 1):
             prompts = self.prompts(step=step, attempt=attempt)
             wanted = wanted or len(prompts)
-            scored = self._sample(step, prompts, clock, counts)
+            scored = self._sample(step, prompts, met, clock, counts)
             for group in scored:
                 uninformative = self.resample and len({sample.reward for sample in group}) == 1
                 if uninformative:
@@ -126,9 +130,14 @@ class Collector:
         return Collection(groups, {name: float(value) for name, value in counts.items()})
 
     def _sample(
-        self, step: int, prompts: Sequence[Prompt], clock: StepClock, counts: Counter[str]
+        self,
+        step: int,
+        prompts: Sequence[Prompt],
+        met: Counter[int],
+        clock: StepClock,
+        counts: Counter[str],
     ) -> list[Group]:
-        seeds = [[self.seed(step, p.index, i) for i in range(self.group_size)] for p in prompts]
+        seeds = self._seeds(step, prompts, met)
         with clock.phase(Phase.generate):
             rollouts = self.generator.generate(
                 prompts, num_samples=self.group_size, sampling=self.sampling, seeds=seeds
@@ -141,6 +150,16 @@ class Collector:
         groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
         counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
         return [group for group in groups if group]
+
+    def _seeds(self, step: int, prompts: Sequence[Prompt], met: Counter[int]) -> list[list[int]]:
+        """Seeds of the samples of each prompt; `met` counts how often the step had each before."""
+        seeds = []
+        for prompt in prompts:
+            seen = met[prompt.index]
+            met[prompt.index] += 1
+            places = range(self.group_size)
+            seeds.append([self.seed(step, prompt.index, i, seen) for i in places])
+        return seeds
 
 
 def score_rollouts(

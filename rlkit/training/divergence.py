@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlkit.functional.kl import reverse_k3
+from rlkit.functional import reverse_k3
+from rlkit.runtime.host_memory import return_free_pages
 from rlkit.training.collate import collate
 from rlkit.training.microbatch import microbatches
 from rlkit.training.update import Learner
@@ -49,8 +50,13 @@ class DivergenceMeter:
         kl = E[sum over t of KL(policy || ref at the prefix before token t)], an unbiased estimate
         of the KL between the two distributions of completions when `groups` are the policy's own.
         """
+        on_cpu = self.device.type == "cpu"
         batch = _batch(groups, pad_token_id=self.pad_token_id, device=self.device)
+        if on_cpu:
+            return_free_pages()  # the update's, which are of other sizes
         kl, entropy = self._measure(batch)
+        if on_cpu:
+            return_free_pages()
         return {"kl": float(kl.double().mean()), "entropy": float(entropy.double().mean())}
 
     @torch.no_grad()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlkit.runtime.distribution import how_to_install
+
 _CONSTANTS = ("qmap1", "qmap2")
 """bitsandbytes' tables of the values that 8 bits stand for, the same for all parameters."""
 _ADAMW_KEYS = ("step", "exp_avg", "exp_avg_sq")
@@ -67,7 +69,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.kind is not OptimKind.adamw and importlib.util.find_spec("bitsandbytes") is None:
-            rule = "adamw without bitsandbytes (pip install 'rlkit[quant]')"
+            rule = f"adamw without bitsandbytes ({how_to_install('bitsandbytes')})"
             _require(False, "kind", rule, self.kind.value)
         _require(self.learning_rate > 0, "learning_rate", "> 0", self.learning_rate)
         valid_betas = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlkit.functional.correction import sampling_mismatch
-from rlkit.functional.values import explained_variance
+from rlkit.functional import explained_variance, sampling_mismatch
 from rlkit.tracking.base import EvalRecord, Phase, SampleRow, StepRecord, Tracker
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.buffer import Group
@@ -21,6 +20,7 @@ from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
 from rlkit.training.collect import Collector
 from rlkit.training.metrics import average, rollout_metrics, sample_row
+from rlkit.training.optim import state_tensors
 from rlkit.training.rollout_files import SavedRollouts
 from rlkit.training.stopping import StopRequest
 from rlkit.training.update import (
@@ -183,7 +183,7 @@ class Trainer:
             self.run_dir / "checkpoints",
             Checkpoint(
                 parameters=parameters,
-                moments=checkpoint.moments_of(state.optimizer, parameters),
+                moments=state_tensors(state.optimizer, parameters),
                 progress=progress,
             ),
             keep_last=self.schedule.keep_last,

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlkit.runtime.garbage import garbage_waits
+from rlkit.runtime.torch_compat import scale_all_
 from rlkit.training.backward import backward
 from rlkit.training.loss_scale import UNSCALED, LossScale
 from rlkit.training.microbatch import microbatches
@@ -218,7 +219,7 @@ def _clip(
     for group in optimizer.param_groups:
         gradients = [leaf.grad for leaf in group["params"] if leaf.grad is not None]
         if loss_scale != 1.0 and gradients:
-            torch._foreach_mul_(gradients, 1.0 / loss_scale)
+            scale_all_(gradients, 1.0 / loss_scale)
         # Each group by itself: a critic's large gradients must not shrink the policy's.
         norm = torch.nn.utils.clip_grad_norm_(group["params"], optim.max_grad_norm, foreach=True)
         norms.append(float(norm))

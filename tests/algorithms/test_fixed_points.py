@@ -12,10 +12,10 @@ from oracles import objective, setting
 from torch import Tensor
 
 from rlkit.algorithms import KLConfig, build
-from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.algorithms.kl import KLEstimator, KLGradient, KLPlacement
+from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
+from rlkit.algorithms.objective.aggregation import Aggregation
+from rlkit.algorithms.objective.kl import KLEstimator, KLGradient, KLPlacement
 from rlkit.oracle.expectation import World, expected_gradient
 from rlkit.oracle.tree import enumerate_tree, tabular, waves
 from rlkit.types import KLDirection

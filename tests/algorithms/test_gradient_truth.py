@@ -17,11 +17,11 @@ from oracles import NO_KL, objective, setting
 from torch import Tensor
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, RatioConfig, build
-from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.aggregation import Aggregation
-from rlkit.algorithms.correction import CorrectionLevel, CorrectionMode
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.algorithms.kl import (
+from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
+from rlkit.algorithms.objective.aggregation import Aggregation
+from rlkit.algorithms.objective.correction import CorrectionLevel, CorrectionMode
+from rlkit.algorithms.objective.kl import (
     ESTIMATORS,
     KLEstimator,
     KLGradient,
@@ -29,7 +29,7 @@ from rlkit.algorithms.kl import (
     KLPlacement,
     KLWeight,
 )
-from rlkit.algorithms.ratio import Clip, OldPolicy, RatioLevel
+from rlkit.algorithms.objective.ratio import Clip, OldPolicy, RatioLevel
 from rlkit.oracle import targets
 from rlkit.oracle.expectation import (
     Denominator,

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import textwrap
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from oracles import objective, setting
 from torch import Tensor
 
+from rlkit import types
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
-from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.algorithms.kl import KLEstimator, KLPlacement
-from rlkit.algorithms.online_dpo_config import OnlineDPOConfig, PreferenceLoss
-from rlkit.algorithms.pairs import PairRule, TieRule
+from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
+from rlkit.algorithms.objective.aggregation import Aggregation
+from rlkit.algorithms.objective.kl import KLEstimator, KLPlacement
+from rlkit.algorithms.objective.pairs import PairRule, TieRule
+from rlkit.algorithms.objective.ratio import RatioLevel
+from rlkit.algorithms.online_dpo import OnlineDPOConfig, PreferenceLoss
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.algorithms.ratio import RatioLevel
 from rlkit.algorithms.rloo import RLOOConfig
 from rlkit.oracle import targets
 from rlkit.oracle.expectation import Denominator, World, expected_gradient, world
@@ -40,6 +44,23 @@ def grouped(
 
 def reward_gradient(w: World) -> Tensor:
     return targets.gradient(w, targets.expected_reward(w))
+
+
+def example_in(docstring: str | None) -> dict[str, Any]:
+    """What the indented code in a docstring defines."""
+    code = [line for line in inspect.cleandoc(docstring or "").splitlines() if line[:4] == "    "]
+    names = vars(types).copy()
+    exec(textwrap.dedent("\n".join(code)), names)  # our own docstring
+    return names
+
+
+@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+def test_the_examples_in_the_docstrings_are_reinforce(parametrisation: str) -> None:
+    w = world(parametrisation=parametrisation, on_policy=True)
+    prepare = example_in(types.Prepare.__doc__)["prepare"]
+    loss = example_in(types.Loss.__doc__)["loss"]
+    got = expected_gradient(w, Algorithm(prepare=prepare, loss=loss))
+    assert targets.relative_error(got, -reward_gradient(w)) <= TOLERANCE
 
 
 def std_weight(p: float, group_size: int) -> float:

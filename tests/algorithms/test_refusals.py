@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hydra.errors import HydraException
 from oracles import setting
 
-from rlkit.algorithms import AlgorithmConfig, Objective, build, warmup
+from rlkit.algorithms import AlgorithmConfig, build
 from rlkit.oracle.compose import composed
-from rlkit.types import Setting
+from rlkit.types import OutputSpec, Setting
 
 Case = tuple[str, str]
 
@@ -144,7 +145,7 @@ def test_impossible_combinations_are_refused_when_built(
 
 
 def test_unknown_algorithms_are_named() -> None:
-    objective: Objective = composed()._replace(algorithm=AlgorithmConfig())
+    objective = replace(composed(), algorithm=AlgorithmConfig())
     with pytest.raises(ValueError, match=r"must be one of GRPOConfig, .*, got AlgorithmConfig"):
         build(objective, setting(group_size=8))
 
@@ -164,16 +165,28 @@ def test_user_overrides_win_over_presets() -> None:
     assert mine.algorithm == preset.algorithm
 
 
-def test_the_seeds_loss_is_one_preset() -> None:
-    seed = composed("algorithm=unsloth_2025")
-    assert (seed.kl.estimator, seed.kl.gradient, seed.kl.beta) == ("k3", "pathwise", 0.04)
-    assert (seed.ratio.old, seed.ratio.clip, seed.ratio.detach) == ("current", "none", True)
+def test_the_loss_of_unsloth_2025_is_one_preset() -> None:
+    unsloth = composed("algorithm=unsloth_2025")
+    kl, ratio = unsloth.kl, unsloth.ratio
+    assert (kl.estimator, kl.gradient, kl.beta) == ("k3", "pathwise", 0.04)
+    assert (ratio.old, ratio.clip, ratio.detach) == ("current", "none", True)
 
 
 def test_warmup_is_the_critic_alone() -> None:
     steps = "algorithm.value_pretrain_steps=3"
-    first = warmup(composed("algorithm=ppo", steps), setting(group_size=8))
+    algorithm = build(composed("algorithm=ppo", steps), setting(group_size=8))
+    first = algorithm.warmup
     assert first is not None and first.num_steps == 3
-    assert first.algorithm.outputs.values and not first.algorithm.outputs.entropy
-    assert warmup(composed("algorithm=ppo"), setting(group_size=8)) is None
-    assert warmup(composed(), setting(group_size=8)) is None
+    for step in range(3):
+        assert algorithm.at(step).loss is first.loss
+        assert algorithm.at(step).outputs == OutputSpec(values=True)
+        assert algorithm.at(step).prepare is algorithm.prepare
+    assert algorithm.at(3) is algorithm
+    assert build(composed("algorithm=ppo"), setting(group_size=8)).warmup is None
+    assert build(composed(), setting(group_size=8)).warmup is None
+
+
+def test_only_an_algorithm_with_a_critic_has_a_rate_for_it() -> None:
+    rate = "algorithm.value_lr=0.003"
+    assert build(composed("algorithm=ppo", rate), setting(group_size=8)).critic_rate == 0.003
+    assert build(composed(), setting(group_size=8)).critic_rate is None

@@ -1,4 +1,4 @@
-"""Every preset learns from samples; the seed's run without detach does not move at all."""
+"""Every preset learns from samples; Unsloth's run without detach does not move at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlkit.oracle.training import task, train
 START = float(targets.expected_reward(task())(task().table))
 
 
-# The seed's runs whose policy gradient is 0: their KL terms are stationary at the reference.
+# Variants of unsloth_2025 with a policy gradient of 0: their KL terms rest at the reference.
 DEAD = [f"unsloth_2025_{name}" for name in ("full_no_detach", "log_weighted", "no_detach")]
 
 

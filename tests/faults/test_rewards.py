@@ -204,7 +204,7 @@ HANGING_FORMULAS = [
 
 @pytest.mark.slow
 def test_f8_formulas_that_hang_math_verify() -> None:
-    pytest.importorskip("math_verify", reason="the extra rlkit[math] is not installed")
+    pytest.importorskip("math_verify", reason="the extra rlkit-lm[math] is not installed")
     prompt = Prompt(index=0, ids=(1,), text="q", columns={"answer": "42"})
     texts = [f"${formula}$" for formula in HANGING_FORMULAS] + ["so $42$", "so $41$"]
     samples = [
@@ -244,7 +244,7 @@ def fuzzed_formulas(number: int) -> list[str]:
 
 @pytest.mark.slow
 def test_f8_fuzzed_formulas() -> None:
-    pytest.importorskip("math_verify", reason="the extra rlkit[math] is not installed")
+    pytest.importorskip("math_verify", reason="the extra rlkit-lm[math] is not installed")
     prompt = Prompt(index=0, ids=(1,), text="q", columns={"answer": "-31337"})
     samples = [
         Completion(prompt=prompt, text=text, ids=(1,), finish_reason=FinishReason.stop)
@@ -273,7 +273,7 @@ def test_f8_fuzzed_formulas() -> None:
     ],
 )
 def test_math_answer(text: str, answer: str, expected: float | None) -> None:
-    pytest.importorskip("math_verify", reason="the extra rlkit[math] is not installed")
+    pytest.importorskip("math_verify", reason="the extra rlkit-lm[math] is not installed")
     from rlkit.rewards.math import math_answer
 
     prompt = Prompt(index=0, ids=(1,), text="q", columns={"answer": answer})

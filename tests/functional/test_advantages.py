@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from oracles import loop_group_advantages
 from torch import Tensor
 
-from rlkit.functional import advantages as adv
+from rlkit import functional as fn
 
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.3, -2.0, 0.7, 0.1], dtype=torch.float64)
 GROUPS = torch.arange(8) // 4
 
 
 def grpo(rewards: Tensor, groups: Tensor, *, eps: float, bessel: bool) -> Tensor:
-    std = adv.group_std(rewards, groups, bessel=bessel)
-    return adv.scaled(adv.group_centered(rewards, groups), std, eps=eps)
+    std = fn.group_std(rewards, groups, bessel=bessel)
+    return fn.divide_by_std(fn.group_mean_advantages(rewards, groups), std, eps=eps)
 
 
 @pytest.mark.parametrize("bessel", [True, False])
@@ -38,7 +38,7 @@ def test_group_z_score_by_hand() -> None:
 
 
 def test_leave_one_out_against_a_loop() -> None:
-    got = adv.leave_one_out(REWARDS, GROUPS).tolist()
+    got = fn.leave_one_out_advantages(REWARDS, GROUPS).tolist()
     for i, reward in enumerate(REWARDS.tolist()):
         group = REWARDS[GROUPS[i] == GROUPS].tolist()
         assert got[i] == pytest.approx(reward - (sum(group) - reward) / 3, abs=1e-15)
@@ -46,7 +46,7 @@ def test_leave_one_out_against_a_loop() -> None:
 
 def test_binary_groups_of_two_grpo_is_leave_one_out_scaled() -> None:
     rewards, groups = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.zeros(2).long()
-    loo = adv.leave_one_out(rewards, groups)
+    loo = fn.leave_one_out_advantages(rewards, groups)
     bessel = grpo(rewards, groups, eps=0.0, bessel=True)
     assert torch.allclose(grpo(rewards, groups, eps=0.0, bessel=False), loo)
     assert torch.allclose(bessel, loo / math.sqrt(2))
@@ -57,24 +57,24 @@ def test_missing_rewards_leave_every_statistic() -> None:
     rewards = REWARDS.clone()
     rewards[5] = torch.nan
     kept = torch.tensor([4, 6, 7])
-    for function in (adv.group_centered, adv.leave_one_out):
+    for function in (fn.group_mean_advantages, fn.leave_one_out_advantages):
         got = function(rewards, GROUPS)
         assert float(got[5]) == 0.0
         assert torch.allclose(got[kept], function(rewards[kept], GROUPS[kept]))
-    std = adv.group_std(rewards, GROUPS, bessel=True)
+    std = fn.group_std(rewards, GROUPS, bessel=True)
     assert float(std[4]) == pytest.approx(float(rewards[kept].std()))
 
 
 def test_batch_statistics_against_torch() -> None:
-    assert torch.allclose(adv.batch_centered(REWARDS), REWARDS - REWARDS.mean())
-    assert torch.allclose(adv.batch_std(REWARDS, bessel=True), REWARDS.std().expand(8))
-    assert torch.allclose(adv.batch_std(REWARDS, bessel=False), REWARDS.std(unbiased=False))
+    assert torch.allclose(fn.batch_mean_advantages(REWARDS), REWARDS - REWARDS.mean())
+    assert torch.allclose(fn.batch_std(REWARDS, bessel=True), REWARDS.std().expand(8))
+    assert torch.allclose(fn.batch_std(REWARDS, bessel=False), REWARDS.std(unbiased=False))
 
 
 def test_whitened_tokens_have_mean_zero_and_deviation_one() -> None:
     tokens = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mask = torch.arange(5)[None] < torch.tensor([5, 1, 3, 0])[:, None]
-    white = adv.whiten_tokens(tokens, mask, eps=0.0, bessel=True)
+    white = fn.whiten_tokens(tokens, mask, eps=0.0, bessel=True)
     assert float(white[mask].mean()) == pytest.approx(0.0, abs=1e-15)
     assert float(white[mask].std()) == pytest.approx(1.0)
     assert float(white[~mask].abs().sum()) == 0.0
@@ -86,7 +86,7 @@ def test_gdpo_keeps_a_small_reward_visible() -> None:
     """Correctness (0/1) beside a format reward of a tenth: after GDPO both spread equally."""
     components = torch.tensor([[1.0, 0.0], [0.0, 0.1], [1.0, 0.1], [0.0, 0.0]], dtype=torch.float64)
     weights, groups = torch.ones(2, dtype=torch.float64), torch.zeros(4).long()
-    got = adv.normalize_each(components, weights, groups, eps=0.0, bessel=True)
+    got = fn.gdpo_advantages(components, weights, groups, eps=0.0, bessel=True)
     z = math.sqrt(3) / 2
     total = [0.0, 0.0, 2 * z, -2 * z]
     scale = math.sqrt(sum(x * x for x in total) / 3)
@@ -97,7 +97,7 @@ def test_gdpo_with_missing_components() -> None:
     components = torch.tensor(
         [[1.0, torch.nan], [0.0, 0.5], [torch.nan, torch.nan], [1.0, 0.1]], dtype=torch.float64
     )
-    got = adv.normalize_each(
+    got = fn.gdpo_advantages(
         components,
         torch.ones(2, dtype=torch.float64),
         torch.zeros(4).long(),
@@ -123,7 +123,7 @@ def flat(groups: list[list[float]]) -> tuple[Tensor, Tensor]:
 @given(groups_of_rewards, st.floats(-100, 100))
 def test_advantages_ignore_a_constant(groups: list[list[float]], constant: float) -> None:
     rewards, ids = flat(groups)
-    for function in (adv.group_centered, adv.leave_one_out):
+    for function in (fn.group_mean_advantages, fn.leave_one_out_advantages):
         moved = function(rewards + constant, ids)
         assert torch.allclose(moved, function(rewards, ids), atol=1e-9)
 
@@ -131,7 +131,10 @@ def test_advantages_ignore_a_constant(groups: list[list[float]], constant: float
 @given(groups_of_rewards)
 def test_advantages_of_a_group_sum_to_zero(groups: list[list[float]]) -> None:
     rewards, ids = flat(groups)
-    for values in (adv.group_centered(rewards, ids), adv.leave_one_out(rewards, ids)):
+    for values in (
+        fn.group_mean_advantages(rewards, ids),
+        fn.leave_one_out_advantages(rewards, ids),
+    ):
         for i in range(len(groups)):
             assert abs(float(values[ids == i].sum())) < 1e-9
 
@@ -142,15 +145,15 @@ def test_equal_rewards_give_exactly_zero_in_float32(reward: float, size: int) ->
     ids = torch.zeros(size).long()
     got = grpo(rewards, ids, eps=1e-4, bessel=True)
     assert torch.equal(got, torch.zeros(size))
-    assert torch.equal(adv.leave_one_out(rewards, ids), torch.zeros(size))
-    assert not bool(adv.informative_groups(rewards, ids).any())
+    assert torch.equal(fn.leave_one_out_advantages(rewards, ids), torch.zeros(size))
+    assert not bool(fn.informative_groups(rewards, ids).any())
 
 
 @given(groups_of_rewards)
 def test_informative_groups_are_those_that_differ(groups: list[list[float]]) -> None:
     rewards, ids = flat(groups)
     want = [len(set(group)) > 1 for group in groups for _ in group]
-    assert adv.informative_groups(rewards, ids).tolist() == want
+    assert fn.informative_groups(rewards, ids).tolist() == want
 
 
 @given(groups_of_rewards)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from oracles import loop_gae
 from torch import Tensor
 
-from rlkit.functional import aggregation, correction, preference, shaping, values
-from rlkit.functional.masks import future_sum, keep, to_go
+from rlkit import functional as fn
+from rlkit.functional import future_sum, keep, sum_to_go
 
 NAN, INF = float("nan"), float("inf")
 X = torch.tensor([[1.0, 2.0, 4.0], [8.0, NAN, INF], [NAN, NAN, NAN]], dtype=torch.float64)
@@ -21,21 +21,21 @@ MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, Fa
 
 def test_aggregations_by_hand() -> None:
     """Rows of 3, 1 and 0 tokens with losses 1 2 4 | 8 |."""
-    assert float(aggregation.token_mean(X, MASK, 4)) == 15 / 4
-    assert float(aggregation.sequence_mean(X, MASK, 2)) == pytest.approx((7 / 3 + 8) / 2)
-    assert float(aggregation.sequence_sum(X, MASK, 2)) == 15 / 2
-    assert float(aggregation.constant_length(X, MASK, 2, 10)) == 15 / 20
-    assert float(aggregation.microbatch_token_mean(X, MASK, 2)) == 15 / 4
+    assert float(fn.token_mean(X, MASK, 4)) == 15 / 4
+    assert float(fn.sequence_mean(X, MASK, 2)) == pytest.approx((7 / 3 + 8) / 2)
+    assert float(fn.sequence_sum(X, MASK, 2)) == 15 / 2
+    assert float(fn.constant_length_mean(X, MASK, 2, 10)) == 15 / 20
+    assert float(fn.microbatch_token_mean(X, MASK, 2)) == 15 / 4
 
 
 def test_microbatch_token_mean_depends_on_the_split() -> None:
     """Row by row it is the sequence mean; TRL's bnpo likewise."""
-    parts = [aggregation.microbatch_token_mean(X[i : i + 1], MASK[i : i + 1], 2) for i in range(3)]
+    parts = [fn.microbatch_token_mean(X[i : i + 1], MASK[i : i + 1], 2) for i in range(3)]
     assert float(torch.stack(parts).sum()) == pytest.approx((7 / 3 + 8) / 2)
 
 
 def test_sums_to_go() -> None:
-    assert to_go(X, MASK).tolist() == [[7.0, 6.0, 4.0], [8.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    assert sum_to_go(X, MASK).tolist() == [[7.0, 6.0, 4.0], [8.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     assert future_sum(X, MASK).tolist() == [[6.0, 4.0, 0.0], [0.0] * 3, [0.0] * 3]
 
 
@@ -52,22 +52,22 @@ KEPT = torch.tensor([[True, True, True], [True, False, False]])
 
 
 def test_sampler_log_ratio_ignores_missing_logps() -> None:
-    d = correction.sampler_log_ratio(LOGPS, SAMPLING, KEPT)
+    d = fn.sampler_log_ratio(LOGPS, SAMPLING, KEPT)
     want = torch.tensor([[0.5, 0.0, -0.2], [0.0, 0.0, 0.0]], dtype=torch.float64)
     assert torch.allclose(d, want)
 
 
 def test_cuts_of_the_weights() -> None:
     weight = torch.tensor([[0.2, 0.5, 1.0, 2.0, 3.0]], dtype=torch.float64)
-    cut = correction.truncated(weight, low=0.5, high=2.0)
+    cut = fn.truncate_weights(weight, low=0.5, high=2.0)
     assert cut.tolist() == [[0.5, 0.5, 1.0, 2.0, 2.0]]
-    dropped = correction.masked(weight, low=0.5, high=2.0)
+    dropped = fn.mask_weights(weight, low=0.5, high=2.0)
     assert dropped.tolist() == [[0.0, 0.5, 1.0, 2.0, 0.0]]
 
 
 def test_mismatch_metrics_by_hand() -> None:
     """Four tokens with d = 0.5, 0, -0.2, 0 in rows of 3 and 1."""
-    metrics = correction.sampling_mismatch(LOGPS, SAMPLING, KEPT)
+    metrics = fn.sampling_mismatch(LOGPS, SAMPLING, KEPT)
     d = [0.5, 0.0, -0.2, 0.0]
     w = [math.exp(x) for x in d]
     want = {
@@ -83,7 +83,7 @@ def test_mismatch_metrics_by_hand() -> None:
         "sampling/nan_fraction": 0.25,
     }
     assert {k: float(v) for k, v in metrics.items()} == pytest.approx(want)
-    assert correction.sampling_mismatch(LOGPS, SAMPLING, KEPT & False) == {}
+    assert fn.sampling_mismatch(LOGPS, SAMPLING, KEPT & False) == {}
 
 
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=20), st.floats(-5, 5))
@@ -91,15 +91,15 @@ def test_effective_sample_size_is_a_share_and_scale_free(
     log_weights: list[float], shift: float
 ) -> None:
     d = torch.tensor(log_weights, dtype=torch.float64)
-    ess = float(correction.effective_sample_size(d))
+    ess = float(fn.effective_sample_size(d))
     assert 1 / len(log_weights) - 1e-9 <= ess <= 1 + 1e-9
-    assert float(correction.effective_sample_size(d + shift)) == pytest.approx(ess)
+    assert float(fn.effective_sample_size(d + shift)) == pytest.approx(ess)
 
 
 def test_overlong_penalty_is_linear_in_the_buffer() -> None:
     """DAPO eq. 13 with limit 10 and buffer 4: free up to 6, -1/2 at 8, -1 at 10."""
     mask = torch.arange(10)[None] < torch.tensor([3, 6, 7, 8, 10])[:, None]
-    got = shaping.overlong_penalty(mask, max_length=10, buffer=4.0, scale=1.0)
+    got = fn.overlong_penalty(mask, max_length=10, buffer=4.0, scale=1.0)
     assert got.tolist() == pytest.approx([0.0, 0.0, -0.25, -0.5, -1.0])
 
 
@@ -107,9 +107,9 @@ def test_high_entropy_mask_keeps_the_asked_share() -> None:
     entropy = torch.arange(20, dtype=torch.float64).view(4, 5)
     mask = torch.ones(4, 5, dtype=torch.bool)
     mask[3] = False
-    kept = shaping.high_entropy_mask(entropy, mask, fraction=0.2)
+    kept = fn.high_entropy_mask(entropy, mask, fraction=0.2)
     assert kept.nonzero().tolist() == [[2, 2], [2, 3], [2, 4]]
-    assert not bool(shaping.high_entropy_mask(entropy, mask & False, fraction=0.2).any())
+    assert not bool(fn.high_entropy_mask(entropy, mask & False, fraction=0.2).any())
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=6), st.floats(0.1, 1.0), st.floats(0.0, 1.0))
@@ -118,7 +118,7 @@ def test_gae_is_its_double_sum(rewards: list[float], gamma: float, lam: float) -
     pad = [NAN, 7.0]
     mask = torch.tensor([[True] * len(rewards) + [False, False]])
     row = [torch.tensor([x + pad], dtype=torch.float64) for x in (rewards, critic)]
-    result = values.gae(row[0], row[1], mask, gamma=gamma, lam=lam)
+    result = fn.gae(row[0], row[1], mask, gamma=gamma, lam=lam)
     want = loop_gae(rewards, critic, gamma=gamma, lam=lam)
     n = len(rewards)
     assert result.advantages[0, :n].tolist() == pytest.approx(want, abs=1e-12)
@@ -131,9 +131,9 @@ def test_gae_is_its_double_sum(rewards: list[float], gamma: float, lam: float) -
 def test_gae_by_hand() -> None:
     """One reward at the end, gamma = lam = 1: the advantage is R - V_t everywhere."""
     mask = torch.ones(1, 3, dtype=torch.bool)
-    reward = values.terminal_rewards(torch.tensor([2.0]), mask)
+    reward = fn.terminal_rewards(torch.tensor([2.0]), mask)
     assert reward.tolist() == [[0.0, 0.0, 2.0]]
-    result = values.gae(reward, torch.tensor([[0.5, 1.0, 1.5]]), mask, gamma=1.0, lam=1.0)
+    result = fn.gae(reward, torch.tensor([[0.5, 1.0, 1.5]]), mask, gamma=1.0, lam=1.0)
     assert result.advantages.tolist() == [[1.5, 1.0, 0.5]]
     assert result.returns.tolist() == [[2.0, 2.0, 2.0]]
 
@@ -142,7 +142,7 @@ def test_terminal_rewards_sit_on_the_last_kept_token() -> None:
     rewards = torch.tensor([3.0, NAN, 5.0])
     mask = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
     want = [[0.0, 3.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
-    assert values.terminal_rewards(rewards, mask).tolist() == want
+    assert fn.terminal_rewards(rewards, mask).tolist() == want
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_value_loss_by_hand(value: float, loss: float, slope: float) -> None:
     """V_old = 1, R = 2, clip 0.2: beyond 1.2 the clipped square, 0.32, is the larger one."""
     v = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
     old, returns = (torch.tensor([[x]], dtype=torch.float64) for x in (1.0, 2.0))
-    got = values.value_loss(v, old, returns, clip=0.2)
+    got = fn.value_loss(v, old, returns, clip=0.2)
     got.sum().backward()  # type: ignore[no-untyped-call]
     assert v.grad is not None
     assert float(got.detach()) == pytest.approx(loss)
@@ -163,10 +163,10 @@ def test_value_loss_by_hand(value: float, loss: float, slope: float) -> None:
 def test_explained_variance() -> None:
     mask = torch.ones(2, 2, dtype=torch.bool)
     returns = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert float(values.explained_variance(returns, returns, mask)) == 1.0
-    assert float(values.explained_variance(returns * 0 + 2.5, returns, mask)) == 0.0
-    assert float(values.explained_variance(returns / 2, returns, mask)) == pytest.approx(0.75)
-    assert math.isnan(float(values.explained_variance(returns, returns * 0, mask)))
+    assert float(fn.explained_variance(returns, returns, mask)) == 1.0
+    assert float(fn.explained_variance(returns * 0 + 2.5, returns, mask)) == 0.0
+    assert float(fn.explained_variance(returns / 2, returns, mask)) == pytest.approx(0.75)
+    assert math.isnan(float(fn.explained_variance(returns, returns * 0, mask)))
 
 
 def test_preference_losses_by_hand() -> None:
@@ -176,14 +176,14 @@ def test_preference_losses_by_hand() -> None:
         return 1 / (1 + math.exp(-x))
 
     plain = [-math.log(logistic(0.5)), -math.log(logistic(-1.0))]
-    assert preference.sigmoid_loss(h, beta=0.5).tolist() == pytest.approx(plain)
+    assert fn.dpo_loss(h, beta=0.5).tolist() == pytest.approx(plain)
     smooth = [
         -0.9 * math.log(logistic(0.5 * x)) - 0.1 * math.log(logistic(-0.5 * x)) for x in (1.0, -2.0)
     ]
-    got = preference.sigmoid_loss(h, beta=0.5, label_smoothing=0.1)
+    got = fn.dpo_loss(h, beta=0.5, label_smoothing=0.1)
     assert got.tolist() == pytest.approx(smooth)
-    assert preference.ipo_loss(h, beta=0.5).tolist() == pytest.approx([0.0, 9.0])
-    assert preference.hinge_loss(h, beta=0.5).tolist() == pytest.approx([0.5, 2.0])
+    assert fn.ipo_loss(h, beta=0.5).tolist() == pytest.approx([0.0, 9.0])
+    assert fn.hinge_loss(h, beta=0.5).tolist() == pytest.approx([0.5, 2.0])
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_pair_rules_by_hand(
     rewards: list[float], best: list[int], ranked: list[int], neighbours: list[int]
 ) -> None:
     r = torch.tensor(rewards)
-    assert preference.best_and_worst(r).tolist() == best
-    assert preference.ranked_pairs(r).tolist() == ranked
-    got = preference.neighbour_pairs(r).tolist()
+    assert fn.best_worst_pair(r).tolist() == best
+    assert fn.ranked_pairs(r).tolist() == ranked
+    got = fn.neighbour_pairs(r).tolist()
     if not any(math.isnan(x) for x in rewards):
         assert got == neighbours
 
@@ -220,6 +220,6 @@ def test_any_mask_gives_the_loop_result(mask: Tensor) -> None:
     tokens, sequences = max(sum(map(len, rows)), 1), max(len(filled), 1)
     total = sum(map(sum, rows))
     means = sum(sum(row) / len(row) for row in filled)
-    assert float(aggregation.token_mean(x, mask, tokens)) == pytest.approx(total / tokens)
-    assert float(aggregation.sequence_mean(x, mask, sequences)) == pytest.approx(means / sequences)
-    assert float(aggregation.sequence_sum(x, mask, sequences)) == pytest.approx(total / sequences)
+    assert float(fn.token_mean(x, mask, tokens)) == pytest.approx(total / tokens)
+    assert float(fn.sequence_mean(x, mask, sequences)) == pytest.approx(means / sequences)
+    assert float(fn.sequence_sum(x, mask, sequences)) == pytest.approx(total / sequences)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlkit.generation import HFGeneratorConfig, Progress, sample_seed
 from rlkit.generation.hf import HFGenerator
+from rlkit.models.compat import cache_of
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 STOP_IDS = frozenset(range(256, VOCAB))
@@ -42,7 +43,7 @@ class Policy:
         model.register_forward_pre_hook(self._record, with_kwargs=True)
 
     def _record(self, _: object, __: object, kwargs: dict[str, Tensor]) -> None:
-        if "past_key_values" in kwargs:
+        if cache_of(kwargs) is not None:
             assert not torch.is_grad_enabled()
             rows, columns = kwargs["input_ids"].shape
             self.tokens_computed.append((rows, columns))

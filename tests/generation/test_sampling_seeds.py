@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import struct
 
 import pytest
 import torch
@@ -16,6 +18,17 @@ def test_seeds_are_pinned() -> None:
     assert sample_seed(0, 0, 0, 0) == 2937255182336915126
     assert sample_seed(1, 2, 3, 4) == 5368072594308893318
     assert sample_seed(2**31 - 1, 10**6, 10**9, 63) == 8784507231087433073
+
+
+def test_a_prompt_that_comes_again_has_seeds_of_its_own() -> None:
+    # By hashlib alone: five int64 instead of four.
+    for place in ((0, 0, 0, 0, 1), (1, 2, 3, 4, 2)):
+        key = struct.pack("<5q", *place)
+        digest = hashlib.blake2b(key, digest_size=8, person=b"rlkit.sample").digest()
+        assert sample_seed(*place) == int.from_bytes(digest, "little") >> 1
+    assert sample_seed(1, 2, 3, 4, 0) == sample_seed(1, 2, 3, 4)
+    seeds = {sample_seed(0, 0, p, s, o) for p in range(20) for s in range(16) for o in range(8)}
+    assert len(seeds) == 20 * 16 * 8
 
 
 def test_every_argument_counts_and_seeds_do_not_collide() -> None:

@@ -57,6 +57,7 @@ def states_and_gradients(
     row = PackedRow(
         ids=ids,
         positions=torch.tensor([*range(9), *range(6)], device=device),
+        lengths=torch.tensor([9] * 9 + [6] * 6, device=device),
         segments=(Segment(Span(0, 9)), Segment(Span(9, 6))),
         predictors=torch.arange(15, device=device),
     )

@@ -193,11 +193,12 @@ def write_gguf(path: Path) -> None:
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(67)
-    tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab", *(f"c{i}" for i in range(61))]
+    tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab", "ba", *(f"c{i}" for i in range(60))]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, 3] + [1] * 64)
-    writer.add_token_merges(["a b"])
+    # Two, as transformers 5.17 takes a list of one for its only element.
+    writer.add_token_merges(["a b", "b a"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
@@ -230,6 +231,7 @@ def test_a_gguf_file_is_converted_once_and_keeps_every_value(tmp_path: Path) -> 
         base.model(input_ids=IDS).logits, expected(input_ids=IDS).logits, rtol=1e-5, atol=1e-5
     )
     assert base.stop_ids == {2}
+    assert base.tokenizer.eos_token_id == 2  # transformers 5.17 alone would say 1
     again = load_model(config, device=CPU, say=said.append)
     assert len(said) == 1
     assert again.location == base.location

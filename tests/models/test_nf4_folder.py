@@ -15,7 +15,7 @@ from rlkit.models import DType, ModelConfig, QuantConfig, QuantKind
 from rlkit.models.config import ChatTemplate
 from rlkit.models.load import load_model
 from rlkit.models.nf4_folder import in_nf4
-from rlkit.models.quantize import quantisable, weight_tensors
+from rlkit.models.quantize import quantisable, tensors_of
 
 CPU = torch.device("cpu")
 NF4 = QuantConfig(kind=QuantKind.nf4)
@@ -50,7 +50,7 @@ def test_the_folder_holds_what_loading_quantises(config: ModelConfig, skip: Sequ
                 "up_proj" in name or "gate_proj" in name  # vLLM fuses the two
             )
         )
-        for mine, other in zip(weight_tensors(layer), weight_tensors(its), strict=True):
+        for mine, other in zip(tensors_of(layer), tensors_of(its), strict=True):
             assert torch.equal(mine, other), name
     others = {n: p for n, p in direct.named_parameters() if p.is_floating_point()}
     for name, parameter in others.items():

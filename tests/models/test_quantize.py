@@ -23,8 +23,8 @@ from rlkit.models.quantize import (
     nf4_bytes,
     quantisable,
     skip_modules,
+    tensors_of,
     units_of,
-    weight_tensors,
 )
 from rlkit.policy.lora import LoRAConfig
 from rlkit.policy.policy import new_policy
@@ -163,7 +163,7 @@ def test_predicted_bytes_are_the_tensors_bytes(folder: Path) -> None:
         base = load(folder, QuantConfig(kind=QuantKind.nf4, double_quant=double_quant))
         shapes = quantisable(meta_model(base.model.config))
         for name, module in quantisable(base.model).items():
-            held = sum(t.nbytes for t in weight_tensors(module))
+            held = sum(t.nbytes for t in tensors_of(module))
             assert held == nf4_bytes(shapes[name].weight.numel(), double_quant=double_quant)
 
 

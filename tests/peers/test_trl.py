@@ -10,7 +10,7 @@ from peers.ledger import Ledger
 from peers.ours import WIDTH, Case, Objective, random_case
 from peers.trl_peer import TRL, GRPOOptions, OnlineDPOOptions
 
-from rlkit.functional.shaping import overlong_penalty
+from rlkit.functional import overlong_penalty
 
 pytestmark = pytest.mark.peers
 every_seed = pytest.mark.parametrize("seed", range(5))

@@ -10,7 +10,7 @@ from peers.ledger import Ledger
 from peers.ours import Case, Objective, random_case
 from peers.verl_peer import Verl, VerlOptions
 
-from rlkit.algorithms.correction import correction_weights
+from rlkit.algorithms.objective.correction import correction_weights
 
 pytestmark = pytest.mark.peers
 every_seed = pytest.mark.parametrize("seed", range(5))

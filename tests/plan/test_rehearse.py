@@ -10,7 +10,7 @@ from tiny_run import tiny_run
 
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.algorithms.online_dpo_config import OnlineDPOConfig
+from rlkit.algorithms.online_dpo import OnlineDPOConfig
 from rlkit.plan.choose import make_plan
 from rlkit.plan.device import Meter
 from rlkit.plan.headline import ROWS

@@ -124,6 +124,23 @@ def test_layers_add_the_same_each_time() -> None:
     assert found[2] - found[1] == 4 * (found[1] - found[0])
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_factors_that_depend_on_the_length_take_the_same_memory(kind: str) -> None:
+    """On meta, positions have no values that transformers could choose the factors by."""
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+        rope["original_max_position_embeddings"] = 64
+    work = TrainingWork(
+        num_tokens=300, num_scored=200, dtype=torch.bfloat16, in_nf4=False, lora_rank=16,
+        lora_targets=(),
+        checkpointing=Checkpointing.off, ragged=False,
+    )  # fmt: skip
+    plain, changed = config_of("llama", layers=2), config_of("llama", layers=2)
+    changed.rope_parameters = rope
+    assert abs(peaks(changed, work).layers / peaks(plain, work).layers - 1) < 0.01
+
+
 def test_weights_adapter_and_moments_are_counted_exactly() -> None:
     for family, tied in (("qwen2", True), ("llama", False)):
         config = config_of(family, layers=2)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlkit.models.config import AdapterDType
+from rlkit.models.peft_config import CONFIG, TENSORS
 from rlkit.policy.lora import LoRA, LoRAConfig, attach, init_adapter
-from rlkit.policy.lora_files import CONFIG, TENSORS, load_adapter, read_adapter_config, save_adapter
+from rlkit.policy.lora_files import load_adapter, read_adapter_config, save_adapter
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([random_ids(9, seed=1), random_ids(9, seed=2)])

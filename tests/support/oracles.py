@@ -33,7 +33,7 @@ def objective(
     kl: KLConfig = NO_KL,
     ratio: RatioConfig | None = None,
     correction: CorrectionConfig | None = None,
-) -> Objective:
+) -> Objective[AlgorithmConfig]:
     """An objective whose other axes are switched off."""
     return Objective(
         algorithm=algorithm,

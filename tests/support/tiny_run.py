@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ from rlkit.algorithms import (
     RatioConfig,
     build,
 )
-from rlkit.algorithms.base import AlgorithmConfig
 from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.algorithms.objective.base import AlgorithmConfig
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import TuningKind
@@ -194,7 +195,7 @@ def tiny_run(
             prompts=letter_prompts,
             rewards=rewards,
             decode=evaluator.decode,
-            seed=lambda step, prompt, sample: sample_seed(0, step, prompt, sample),
+            seed=partial(sample_seed, 0),
             sampling=sampling,
             group_size=algorithm.group_size,
             resample=resample,

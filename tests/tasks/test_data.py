@@ -224,7 +224,7 @@ def test_paths_that_do_not_exist(tmp_path: Path) -> None:
 
 def test_a_hub_id_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # import then raises ImportError
-    with pytest.raises(ValueError, match=r"got openai/gsm8k: .* pip install 'rlkit\[data\]'"):
+    with pytest.raises(ValueError, match=r"got openai/gsm8k: .* pip install 'rlkit-lm\[data\]'"):
         build_task(GSM8KConfig())
 
 

@@ -155,7 +155,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(package)
     drive(tmp_path / "run", timeout_s=20)
     [warning] = warnings(tmp_path / "run")
-    assert "wandb is not installed: pip install wandb" in warning
+    assert "wandb is not installed: pip install 'rlkit-lm[wandb]'" in warning
 
 
 def test_close_leaves_no_process_even_when_the_client_forked(

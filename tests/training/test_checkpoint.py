@@ -8,7 +8,13 @@ import torch
 
 from rlkit.training import checkpoint
 from rlkit.training.checkpoint import Checkpoint, CheckpointError, Progress
-from rlkit.training.optim import OptimConfig, Schedule, build_optimizer, learning_rate
+from rlkit.training.optim import (
+    OptimConfig,
+    Schedule,
+    build_optimizer,
+    learning_rate,
+    state_tensors,
+)
 
 CPU = torch.device("cpu")
 
@@ -103,7 +109,7 @@ def test_restored_moments_continue_the_same_trajectory() -> None:
         for step in steps:
             leaf.grad = torch.full_like(leaf, float(step + 1)).cumsum(0)
             optimizer.step()
-        return leaf.detach(), checkpoint.moments_of(optimizer, {"w": leaf})
+        return leaf.detach(), state_tensors(optimizer, {"w": leaf})
 
     start = torch.linspace(-1, 1, 5)
     whole, _ = run(range(4), start, {})

@@ -25,7 +25,6 @@ from rlkit.types import (
     PolicyOutput,
     RolloutBatch,
     TrainBatch,
-    with_denominators,
 )
 
 FEATURES = torch.tensor([[0.5, -1.5], [2.0, 0.25]])
@@ -69,16 +68,11 @@ def step(weight: float, *, scale: LossScale = FLOAT16) -> tuple[TrainState, Half
     learner = Half(torch.zeros(2, requires_grad=True))
     optimizer = build_optimizer(learner.named_parameters(), SETTINGS.optim)
     rollout = make_batch([[3], [3]], [[4, 5], [6, 7]])
-    batch = TrainBatch(
-        rollout=rollout,
-        loss_mask=rollout.completion_mask,
-        advantages=torch.zeros(2, 2),
-        returns=None,
-        num_tokens=1,
-        num_sequences=1,
+    batch = TrainBatch.prepared(
+        rollout, loss_mask=rollout.completion_mask, advantages=torch.zeros(2, 2)
     )
     algorithm = Algorithm(
-        prepare=lambda rollout: with_denominators(batch),
+        prepare=lambda rollout: batch,
         loss=lambda output, micro: LossOutput(weight * output.logps.sum(), {}),
     )
     state = TrainState(learner=learner, optimizer=optimizer, loss_scale=scale)

@@ -96,9 +96,7 @@ def test_restored_state_continues_the_same_path(
     optimizer = build_optimizer(first, config)
     run(range(2), first, optimizer)
     progress = Progress(step=1, updates=2, skipped_in_row=0, config_hash="x")
-    saved = Checkpoint(
-        parameters=first, moments=checkpoint.moments_of(optimizer, first), progress=progress
-    )
+    saved = Checkpoint(parameters=first, moments=state_tensors(optimizer, first), progress=progress)
     loaded = checkpoint.load(checkpoint.save(tmp_path, saved, keep_last=2), device=device)
     second = {name: x.clone().requires_grad_() for name, x in loaded.parameters.items()}
     optimizer = build_optimizer(second, config)
@@ -120,7 +118,7 @@ def test_the_state_of_another_kind_is_refused() -> None:
     ]:
         optimizer = make(old)
         optimizer.step()
-        moments = checkpoint.moments_of(optimizer, {"w": leaf})
+        moments = state_tensors(optimizer, {"w": leaf})
         with pytest.raises(CheckpointError, match=r"another optim\.kind: w/"):
             checkpoint.restore_moments(make(new), {"w": leaf}, moments)
 

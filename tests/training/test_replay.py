@@ -17,12 +17,12 @@ from rlkit.algorithms import (
     RatioConfig,
     build,
 )
-from rlkit.algorithms.advantage import AdvantageConfig, Baseline, Scale
-from rlkit.algorithms.aggregation import Aggregation
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.algorithms.online_dpo_config import OnlineDPOConfig
+from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
+from rlkit.algorithms.objective.aggregation import Aggregation
+from rlkit.algorithms.objective.ratio import Clip
+from rlkit.algorithms.online_dpo import OnlineDPOConfig
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.algorithms.ratio import Clip
 from rlkit.algorithms.rloo import RLOOConfig
 from rlkit.policy.lora import LoRA
 from rlkit.policy.policy import Policy, init_critic

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
-from triton import language as tl
+
+from rlkit.runtime.triton import tl, triton
 
 _BLOCK = 4096
 

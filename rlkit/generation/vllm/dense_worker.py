@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from vllm.platforms import current_platform
-
 from rlkit.generation.vllm import dense, dense_norm, life
 from rlkit.generation.vllm.worker import WorkerExtension
+from rlkit.runtime.distribution import lacks
+
+try:
+    from vllm.platforms import current_platform
+except ModuleNotFoundError as error:
+    raise lacks("vllm", __name__) from error
 
 _log = logging.getLogger(__name__)
 _Worker: Any

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,6 @@ from rlkit.generation.vllm.config import (
     Compilation,
     VLLMGeneratorConfig,
     Weights,
-    is_installed,
     resolve_compilation,
     slot_rank,
 )
@@ -38,6 +36,8 @@ from rlkit.generation.vllm.memory import (
     weight_bytes,
 )
 from rlkit.generation.vllm.package import use_architecture, version
+from rlkit.generation.vllm.sampling_options import require_vllm
+from rlkit.runtime.say import Say
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16
@@ -46,8 +46,6 @@ _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 _REFUSALS = (ValueError, RuntimeError, NotImplementedError, MemoryError, AssertionError)
 _STREAM_INTERVAL = 16
 """Tokens between two looks at a completion; one look costs as much as scheduling it."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +112,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
 
     Its own output is kept out of the terminal; it goes to the log, and to `say` when it fails.
     """
-    if not is_installed():
-        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]' (or generator=hf)")
+    require_vllm()
     _check_options(config, spec)
     budget = _budget(config, spec)
     started = time.monotonic()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
-from rlkit.generation.batching import Row, make_rows
+from rlkit.generation.batching import SamplingRow, make_rows
 from rlkit.generation.vllm.burst import Piece
 from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
@@ -98,7 +98,7 @@ class VLLMGenerator:
             rollouts[row.prompt_number].append(row.rollout(self._version))
         return rollouts
 
-    def _sample(self, rows: Sequence[Row], sampling: SamplingConfig) -> None:
+    def _sample(self, rows: Sequence[SamplingRow], sampling: SamplingConfig) -> None:
         # No id twice on an engine: vLLM schedules a step ahead, and that of a completion that met a
         # stop token comes back in the next call, whose request of its id would get the token.
         call = next(self._engine.call_numbers)
@@ -154,7 +154,7 @@ class VLLMGenerator:
         )
 
 
-def _extend(row: Row, piece: Piece) -> None:
+def _extend(row: SamplingRow, piece: Piece) -> None:
     """Append new tokens to their row."""
     for offset, logp in enumerate(piece.logps):
         if not math.isfinite(logp):

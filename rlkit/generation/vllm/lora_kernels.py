@@ -12,9 +12,9 @@ from operator import is_
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from rlkit.runtime.triton import tl, triton
 
 MOST_PARTS = 3
 """Fused parts of a layer: q, k and v."""

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from rlkit.runtime.triton import tl, triton
 
 _MOST = 2**16
 """Most elements of B in the registers of one program."""

@@ -14,21 +14,30 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from bitsandbytes import functional, matmul_4bit, utils  # type: ignore[attr-defined,unused-ignore]
 from torch import Tensor, nn
 from transformers.quantizers.quantizers_utils import should_convert_module
-from vllm.model_executor.layers.linear import (
-    LinearBase,
-    LinearMethodBase,
-    UnquantizedLinearMethod,
-    register_weight_loader_v2_supported_method,
-)
-from vllm.model_executor.layers.quantization import register_quantization_config
-from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-from vllm.model_executor.model_loader import register_model_loader
-from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-from vllm.model_executor.parameter import ModelWeightParameter
-from vllm.utils.torch_utils import set_default_torch_dtype
+
+from rlkit.runtime.distribution import lacks
+
+try:
+    from bitsandbytes import functional, matmul_4bit, utils  # type: ignore[attr-defined,unused-ignore]
+except ModuleNotFoundError as error:
+    raise lacks("bitsandbytes", __name__) from error
+try:
+    from vllm.model_executor.layers.linear import (
+        LinearBase,
+        LinearMethodBase,
+        UnquantizedLinearMethod,
+        register_weight_loader_v2_supported_method,
+    )
+    from vllm.model_executor.layers.quantization import register_quantization_config
+    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+    from vllm.model_executor.parameter import ModelWeightParameter
+    from vllm.utils.torch_utils import set_default_torch_dtype
+except ModuleNotFoundError as error:
+    raise lacks("vllm", __name__) from error
 
 # Their types differ between versions, and vLLM may be missing where types are checked.
 _bnb: Any = functional

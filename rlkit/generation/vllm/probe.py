@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlkit.generation.vllm import life
 from rlkit.generation.vllm.lora import LoRAInjector, Mode
+from rlkit.models.rope import switches
 
 _NUM_PROMPTS, _NUM_TOKENS = 2, 8
 _SEEDS = (1, 2)
@@ -211,15 +212,18 @@ def probe_prompts(llm: Any) -> list[tuple[int, ...]]:
     """A few prompts of ids all over the vocabulary, always the same.
 
     They span more than two blocks of the prefix cache: an adapter that finds the blocks of another
-    one gives itself away.
+    one gives itself away. Where rotary factors change with the length, two more prompts have rows
+    that end just before the change and begin just behind it.
     """
     config = llm.llm_engine.vllm_config
     vocabulary = config.model_config.get_vocab_size()
     longest = config.model_config.max_model_len - _NUM_TOKENS
-    length = min(2 * config.cache_config.block_size + 3, longest)
+    lengths = [min(2 * config.cache_config.block_size + 3, longest)] * _NUM_PROMPTS
+    for last in switches(config.model_config.hf_config).values():
+        lengths += [n for n in (last - _NUM_TOKENS, last + 1) if 0 < n <= longest]
     return [
         tuple((101 * i * i + 7919 * i + 13 * n) % vocabulary for i in range(1, length + 1))
-        for n in range(_NUM_PROMPTS)
+        for n, length in enumerate(lengths)
     ]
 
 
@@ -258,8 +262,8 @@ def mean_difference(left: Sequence[Sequence[float]], right: Sequence[Sequence[fl
 def _effect(
     score: Score, adapter: Mapping[str, Tensor], prompts: Sequence[tuple[int, ...]]
 ) -> float:
-    split = max(1, len(prompts[0]) - _NUM_TOKENS)
-    rows = [ProbeRow(prompt[:split], prompt[split:]) for prompt in prompts]
+    splits = [max(1, len(prompt) - _NUM_TOKENS) for prompt in prompts]
+    rows = [ProbeRow(p[:split], p[split:]) for p, split in zip(prompts, splits, strict=True)]
     return mean_difference(score(adapter, rows), score(None, rows))
 
 

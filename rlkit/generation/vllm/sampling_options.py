@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.generation.base import SamplingOptions
+from rlkit.runtime.distribution import how_to_install
 
 _OURS = frozenset(
     (
@@ -70,12 +71,18 @@ def further_options(schema: type | None) -> list[str]:
     return [f"extra.{name}" for name in sorted(sampling_fields() - _OURS)]
 
 
+def require_vllm() -> None:
+    """Raise ValueError, with the command that helps, unless vLLM is installed."""
+    if not is_installed():
+        raise ValueError(f"generator=vllm needs vLLM: {how_to_install('vllm')} (or generator=hf)")
+
+
 @cache
 def sampling_fields() -> frozenset[str]:
     """Fields of SamplingParams in the installed vLLM, read from its source: importing takes 6 s."""
+    require_vllm()
     spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:
-        raise ValueError("generator=vllm needs vLLM: pip install 'rlkit[gpu]'")
+    assert spec is not None and spec.origin is not None
     source = Path(spec.origin).with_name("sampling_params.py").read_text()
     (params,) = (
         node

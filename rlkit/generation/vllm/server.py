@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
-from rlkit.generation.batching import Row, make_rows
+from rlkit.generation.batching import SamplingRow, make_rows
 from rlkit.generation.vllm.config import VLLMServerConfig
 from rlkit.generation.vllm.server_client import ServerClient, ServerError
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
@@ -171,7 +171,7 @@ class VLLMServerGenerator:
             rollouts[row.prompt_number].append(row.rollout(self._version))
         return rollouts
 
-    def _sample(self, rows: Sequence[Row], sampling: SamplingConfig) -> None:
+    def _sample(self, rows: Sequence[SamplingRow], sampling: SamplingConfig) -> None:
         num_done = num_tokens = 0
         pool = ThreadPoolExecutor(min(self._config.connections, max(len(rows), 1)))
         try:
@@ -189,7 +189,7 @@ class VLLMServerGenerator:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _sample_row(self, row: Row, sampling: SamplingConfig) -> int:
+    def _sample_row(self, row: SamplingRow, sampling: SamplingConfig) -> int:
         """Sample one row to its end; the number of its tokens."""
         body = self._request(row, sampling)
         (choice,) = self._client.post("/v1/completions", body)["choices"]
@@ -203,7 +203,7 @@ class VLLMServerGenerator:
             )
         return len(row.ids)
 
-    def _request(self, row: Row, sampling: SamplingConfig) -> dict[str, Any]:
+    def _request(self, row: SamplingRow, sampling: SamplingConfig) -> dict[str, Any]:
         extra = dict(self._config.sampling.extra)
         stops = [] if extra.pop("ignore_eos", False) else self._stop_token_ids
         return {

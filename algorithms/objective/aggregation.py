@@ -7,7 +7,13 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from rlkit.functional import aggregation as F
+from rlkit.functional import (
+    constant_length_mean,
+    microbatch_token_mean,
+    sequence_mean,
+    sequence_sum,
+    token_mean,
+)
 from rlkit.types import Setting, TrainBatch
 
 
@@ -25,7 +31,10 @@ Aggregate = Callable[[Tensor, TrainBatch], Tensor]
 
 
 def aggregate_of(kind: Aggregation, setting: Setting) -> Aggregate:
-    """Per-token losses and their batch to the scalar that `kind` names."""
+    """Return the function from per-token losses and their batch to the scalar that `kind` names.
+
+    Raises ValueError when the value would depend on how the run splits a batch.
+    """
     if kind is Aggregation.microbatch_token_mean and setting.microbatched:
         raise ValueError(
             "algorithm.aggregation=microbatch_token_mean depends on how a batch is split: set "
@@ -34,13 +43,13 @@ def aggregate_of(kind: Aggregation, setting: Setting) -> Aggregate:
         )
     length = setting.max_completion_length
     table: Mapping[Aggregation, Aggregate] = {
-        Aggregation.token_mean: lambda x, b: F.token_mean(x, b.loss_mask, b.num_tokens),
-        Aggregation.sequence_mean: lambda x, b: F.sequence_mean(x, b.loss_mask, b.num_sequences),
-        Aggregation.sequence_sum: lambda x, b: F.sequence_sum(x, b.loss_mask, b.num_sequences),
-        Aggregation.constant_length: lambda x, b: F.constant_length(
+        Aggregation.token_mean: lambda x, b: token_mean(x, b.loss_mask, b.num_tokens),
+        Aggregation.sequence_mean: lambda x, b: sequence_mean(x, b.loss_mask, b.num_sequences),
+        Aggregation.sequence_sum: lambda x, b: sequence_sum(x, b.loss_mask, b.num_sequences),
+        Aggregation.constant_length: lambda x, b: constant_length_mean(
             x, b.loss_mask, b.num_sequences, length
         ),
-        Aggregation.microbatch_token_mean: lambda x, b: F.microbatch_token_mean(
+        Aggregation.microbatch_token_mean: lambda x, b: microbatch_token_mean(
             x, b.loss_mask, b.num_sequences
         ),
     }

@@ -1,25 +1,23 @@
-"""What every algorithm's configuration shares, and the objective they are composed into."""
+"""The base of every algorithm's configuration, and the objective that holds all axes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from rlkit.algorithms.aggregation import Aggregation
-from rlkit.algorithms.correction import CorrectionConfig
-from rlkit.algorithms.kl import KLConfig
-from rlkit.algorithms.ratio import RatioConfig
-from rlkit.functional.advantages import informative_groups
-from rlkit.functional.shaping import overlong_penalty
+from rlkit.algorithms.objective.correction import CorrectionConfig
+from rlkit.algorithms.objective.kl import KLConfig
+from rlkit.algorithms.objective.ratio import RatioConfig
+from rlkit.functional import informative_groups, overlong_penalty
 from rlkit.types import RolloutBatch, Setting
 
 
 class GroupFilter(StrEnum):
-    """What happens to groups whose rewards are all equal."""
+    """The fate of groups whose rewards are all equal."""
 
     none = "none"
     mask = "mask"
@@ -57,39 +55,41 @@ class AlgorithmConfig:
             raise ValueError(f"algorithm.overlong_scale must be >= 0, got {self.overlong_scale}")
 
 
-@dataclass(kw_only=True, slots=True)
-class PolicyGradientConfig(AlgorithmConfig):
-    """Fields of algorithms whose loss is a surrogate of the policy gradient."""
+@runtime_checkable
+class Axes(Protocol):
+    """A configuration that chooses a value of every axis: a run's `Config`."""
 
-    aggregation: Aggregation = Aggregation.sequence_mean
-    """token_mean (DAPO); sequence_mean (DeepSeekMath, the seed); sequence_sum; constant_length
-    (Dr. GRPO); microbatch_token_mean (TRL's bnpo). The KL term is aggregated the same way."""
-    entropy_coef: float = 0.0
-    """Coefficient of the entropy bonus, a token mean over the full vocabulary; < 0 lowers it."""
-    entropy_fraction: float = 1.0
-    """Share of tokens, those of highest entropy, that the policy loss uses; in (0, 1], 1 = all."""
-
-    def check(self) -> None:
-        AlgorithmConfig.check(self)
-        if not abs(self.entropy_coef) < float("inf"):
-            raise ValueError(f"algorithm.entropy_coef must be finite, got {self.entropy_coef}")
-        if not 0.0 < self.entropy_fraction <= 1.0:
-            raise ValueError(
-                f"algorithm.entropy_fraction must be in (0, 1], got {self.entropy_fraction}"
-            )
+    @property
+    def algorithm(self) -> AlgorithmConfig: ...
+    @property
+    def kl(self) -> KLConfig: ...
+    @property
+    def ratio(self) -> RatioConfig: ...
+    @property
+    def correction(self) -> CorrectionConfig: ...
 
 
-class Objective(NamedTuple):
+ConfigT = TypeVar("ConfigT", bound=AlgorithmConfig, covariant=True)
+"""The dataclass of an algorithm's options."""
+
+
+@dataclass(frozen=True)
+class Objective(Generic[ConfigT]):
     """Everything that decides a gradient: one value of each axis."""
 
-    algorithm: AlgorithmConfig
+    algorithm: ConfigT
     kl: KLConfig
     ratio: RatioConfig
     correction: CorrectionConfig
 
+    @staticmethod
+    def of(config: Axes) -> Objective[AlgorithmConfig]:
+        """The objective that a run's configuration describes."""
+        return Objective(config.algorithm, config.kl, config.ratio, config.correction)
+
 
 def check_setting(cfg: AlgorithmConfig, setting: Setting) -> None:
-    """Raise when the run does not fit the configuration."""
+    """Raise ValueError when the run does not fit the configuration."""
     if cfg.group_size != setting.group_size:
         raise ValueError(
             f"algorithm.group_size must be the run's group size {setting.group_size}, "
@@ -103,7 +103,7 @@ def check_setting(cfg: AlgorithmConfig, setting: Setting) -> None:
 
 
 def shaped_rewards(cfg: AlgorithmConfig, setting: Setting, rollout: RolloutBatch) -> Tensor:
-    """Rewards with the soft length penalty; NaN where a row has none."""
+    """Return the rewards with the soft length penalty; NaN where a row has none."""
     if cfg.overlong_fraction == 0.0:
         return rollout.rewards
     return rollout.rewards + overlong_penalty(
@@ -115,7 +115,7 @@ def shaped_rewards(cfg: AlgorithmConfig, setting: Setting, rollout: RolloutBatch
 
 
 def loss_mask_of(cfg: AlgorithmConfig, rollout: RolloutBatch) -> Tensor:
-    """Completion tokens that the loss may use, after the overlong and zero-std filters."""
+    """Return the tokens that the loss may use, after the overlong and zero-std filters."""
     rows = torch.ones_like(rollout.truncated)
     if cfg.mask_truncated:
         rows = rows & ~rollout.truncated

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from rlkit.algorithms.aggregation import Aggregate
-from rlkit.algorithms.policy_gradient import Loss
-from rlkit.functional.masks import keep, token_mean
-from rlkit.functional.values import value_loss
-from rlkit.types import LossOutput, PolicyOutput, TrainBatch
+from rlkit.algorithms.objective.aggregation import Aggregate
+from rlkit.functional import keep, token_mean, value_loss
+from rlkit.types import Loss, LossOutput, PolicyOutput, TrainBatch
 
 
 def value_objective(aggregate: Aggregate, *, clip: float | None, coefficient: float) -> Loss:
-    """coefficient * value loss, as a function of outputs and batch."""
+    """Return the critic's loss, coefficient * aggregate(value loss), with its metrics."""
 
     def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
         old_values = batch.rollout.values

@@ -8,21 +8,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.algorithms.ratio import Clip, OldPolicy, RatioConfig, RatioLevel
-from rlkit.functional import clips
-from rlkit.functional.masks import keep
-from rlkit.functional.ratios import (
+from rlkit.algorithms.objective.ratio import Clip, OldPolicy, RatioConfig, RatioLevel
+from rlkit.functional import (
+    cispo_loss,
+    clipped_mean_log_ratio,
+    clipped_surrogate_loss,
+    importance_ratio,
+    keep,
     log_ratio,
     mean_log_ratio,
     mean_log_ratio_per_token,
-    ratio,
+    sapo_loss,
     sequence_log_ratio,
+    surrogate_loss,
 )
 from rlkit.types import Column, RolloutBatch, Setting
 
 
 def resolve_old(cfg: RatioConfig, setting: Setting) -> OldPolicy:
-    """`cfg.old` with auto resolved, after checking it against the run."""
+    """Return `cfg.old` with auto resolved; raises ValueError when it does not fit the run."""
     if cfg.old is not OldPolicy.auto:
         return cfg.old
     if setting.updates_per_batch == 1:
@@ -36,12 +40,21 @@ def resolve_old(cfg: RatioConfig, setting: Setting) -> OldPolicy:
 
 
 def columns_of(old: OldPolicy) -> frozenset[Column]:
-    """Columns that the trainer has to fill for a resolved `old`."""
+    """Return the columns that the trainer has to fill for a resolved `old`."""
     return frozenset({Column.old_logps}) if old is OldPolicy.stored else frozenset()
 
 
 def old_logps_of(cfg: RatioConfig, old: OldPolicy, logps: Tensor, rollout: RolloutBatch) -> Tensor:
-    """The denominator's logps: data, detached `logps`, or `logps` itself if not `cfg.detach`."""
+    """Return the denominator's logps:
+
+    Data, detached `logps`, or `logps` itself if not `cfg.detach`.
+
+    Args:
+        cfg: the group `ratio`.
+        old: its `old`, resolved by `resolve_old`.
+        logps: the policy's, nats.
+        rollout: holds the stored and the sampler's logps.
+    """
     if old is OldPolicy.current:
         return logps.detach() if cfg.detach else logps
     if old is OldPolicy.sampler:
@@ -74,17 +87,25 @@ _LEVELS: Mapping[RatioLevel, Callable[[Tensor, Tensor], Tensor]] = {
 def surrogate(
     cfg: RatioConfig, logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor
 ) -> Surrogate:
-    """The policy loss of `cfg` per token, before correction and aggregation."""
+    """Return the policy loss of `cfg` per token, before correction and aggregation.
+
+    Args:
+        cfg: the group `ratio`.
+        logps: the policy's, nats.
+        old_logps: the denominator's, nats.
+        advantages: one number a token.
+        mask: tokens that count.
+    """
     tokens = log_ratio(logps, old_logps, mask)
     log_r = _LEVELS[cfg.level](tokens, mask)
     if cfg.clip is Clip.gmpo:
-        clipped_log = clips.clipped_mean_log_ratio(
+        clipped_log = clipped_mean_log_ratio(
             tokens, advantages, mask, low=cfg.clip_low, high=cfg.clip_high
         )
-        loss = clips.unclipped(ratio(clipped_log), advantages)
+        loss = surrogate_loss(importance_ratio(clipped_log), advantages)
         low, high = tokens < -cfg.clip_low, tokens > cfg.clip_high
     else:
-        r = ratio(log_r)
+        r = importance_ratio(log_r)
         loss = _clip(cfg, r, logps, advantages)
         low, high = r < 1 - cfg.clip_low, r > 1 + cfg.clip_high
     clips_at_all = mask if cfg.clip not in (Clip.none, Clip.sapo) else mask & False
@@ -98,7 +119,7 @@ def surrogate(
 def _clip(cfg: RatioConfig, r: Tensor, logps: Tensor, advantages: Tensor) -> Tensor:
     match cfg.clip:
         case Clip.ppo:
-            return clips.clipped(
+            return clipped_surrogate_loss(
                 r,
                 advantages,
                 low=cfg.clip_low,
@@ -107,10 +128,10 @@ def _clip(cfg: RatioConfig, r: Tensor, logps: Tensor, advantages: Tensor) -> Ten
                 dual=cfg.dual,
             )
         case Clip.cispo:
-            return clips.cispo(r, logps, advantages, low=cfg.clip_low, high=cfg.clip_high)
+            return cispo_loss(r, logps, advantages, low=cfg.clip_low, high=cfg.clip_high)
         case Clip.sapo:
-            return clips.soft_gate(
+            return sapo_loss(
                 r, advantages, tau_positive=cfg.tau_positive, tau_negative=cfg.tau_negative
             )
         case _:
-            return clips.unclipped(r, advantages)
+            return surrogate_loss(r, advantages)

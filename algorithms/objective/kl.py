@@ -2,28 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
-from rlkit.algorithms.kl_choices import (
-    ESTIMATORS,
-    KLEstimator,
-    KLGradient,
-    KLHorizon,
-    KLPlacement,
-    KLWeight,
+from torch import Tensor
+
+from rlkit.functional import (
+    forward_k1,
+    forward_k3,
+    reverse_k1,
+    reverse_k2,
+    reverse_k3,
+    unsloth_forward,
+    unsloth_full_reverse,
+    unsloth_log_weighted,
 )
 from rlkit.types import KLDirection
 
-__all__ = [
-    "ESTIMATORS",
-    "KLConfig",
-    "KLEstimator",
-    "KLGradient",
-    "KLHorizon",
-    "KLPlacement",
-    "KLWeight",
-]
+
+class KLEstimator(StrEnum):
+    """The estimator of the divergence; formulas stand in `rlkit.functional.kl`."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+    exact = "exact"
+    top_k = "top_k"
+    unsloth_full_reverse = "unsloth_full_reverse"
+    unsloth_forward = "unsloth_forward"
+    unsloth_log_weighted = "unsloth_log_weighted"
+
+
+class KLPlacement(StrEnum):
+    """The place where beta * KL enters."""
+
+    loss = "loss"
+    reward = "reward"
+    advantage = "advantage"
+
+
+class KLGradient(StrEnum):
+    """The gradient of a KL in the loss; its value stays the estimator's."""
+
+    pathwise = "pathwise"
+    score_function = "score_function"
+    straight_through = "straight_through"
+
+
+class KLWeight(StrEnum):
+    """Importance weight pi / pi_old on a KL in the loss, for off-policy updates."""
+
+    none = "none"
+    old = "old"
+
+
+class KLHorizon(StrEnum):
+    """Whether a KL in the loss sees that a token changes the prefixes after it."""
+
+    token = "token"
+    sequence = "sequence"
+
+
+_Estimator = Callable[[Tensor, Tensor], Tensor]
+
+ESTIMATORS: Mapping[tuple[KLDirection, KLEstimator], _Estimator] = {
+    (KLDirection.reverse, KLEstimator.k1): reverse_k1,
+    (KLDirection.reverse, KLEstimator.k2): reverse_k2,
+    (KLDirection.reverse, KLEstimator.k3): reverse_k3,
+    (KLDirection.forward, KLEstimator.k1): forward_k1,
+    (KLDirection.forward, KLEstimator.k3): forward_k3,
+    (KLDirection.reverse, KLEstimator.unsloth_full_reverse): unsloth_full_reverse,
+    (KLDirection.reverse, KLEstimator.unsloth_log_weighted): unsloth_log_weighted,
+    (KLDirection.forward, KLEstimator.unsloth_forward): unsloth_forward,
+}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,6 +174,10 @@ class KLConfig:
     @property
     def in_loss(self) -> bool:
         return self.enabled and self.placement is KLPlacement.loss
+
+    @property
+    def in_reward(self) -> bool:
+        return self.enabled and self.placement is KLPlacement.reward
 
 
 _SWITCHES: Mapping[str, object] = {

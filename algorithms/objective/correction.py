@@ -7,12 +7,17 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from rlkit.functional.correction import masked, sampler_log_ratio, truncated
-from rlkit.functional.ratios import ratio, sequence_log_ratio
+from rlkit.functional import (
+    importance_ratio,
+    mask_weights,
+    sampler_log_ratio,
+    sequence_log_ratio,
+    truncate_weights,
+)
 
 
 class CorrectionMode(StrEnum):
-    """What happens to a weight outside [low, high]."""
+    """The fate of a weight outside [low, high]."""
 
     none = "none"
     truncate = "truncate"
@@ -20,7 +25,7 @@ class CorrectionMode(StrEnum):
 
 
 class CorrectionLevel(StrEnum):
-    """What one weight covers."""
+    """The tokens that share one weight."""
 
     token = "token"
     sequence = "sequence"
@@ -63,8 +68,17 @@ class CorrectionConfig:
 def correction_weights(
     cfg: CorrectionConfig, old_logps: Tensor, sampling_logps: Tensor, mask: Tensor
 ) -> Tensor:
-    """Detached weights, (B C) or (B 1); `old_logps` are the trainer's, before the updates."""
+    """Return detached weights of the policy loss, (B C) or (B 1).
+
+    Args:
+        cfg: the group `correction`, which must be enabled.
+        old_logps: the trainer's logps before the updates, nats.
+        sampling_logps: the generator's, nats.
+        mask: tokens that count.
+    """
     d = sampler_log_ratio(old_logps, sampling_logps, mask)
-    weight = ratio(d if cfg.level is CorrectionLevel.token else sequence_log_ratio(d, mask))
-    cut = truncated if cfg.mode is CorrectionMode.truncate else masked
+    weight = importance_ratio(
+        d if cfg.level is CorrectionLevel.token else sequence_log_ratio(d, mask)
+    )
+    cut = truncate_weights if cfg.mode is CorrectionMode.truncate else mask_weights
     return cut(weight, low=cfg.low, high=cfg.high)

@@ -8,12 +8,20 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from rlkit.functional import advantages as F
+from rlkit.functional import (
+    batch_mean_advantages,
+    batch_std,
+    divide_by_std,
+    gdpo_advantages,
+    group_mean_advantages,
+    group_std,
+    leave_one_out_advantages,
+)
 from rlkit.types import RolloutBatch
 
 
 class Baseline(StrEnum):
-    """What is subtracted from the reward."""
+    """The number that is subtracted from the reward."""
 
     none = "none"
     group_mean = "group_mean"
@@ -22,7 +30,7 @@ class Baseline(StrEnum):
 
 
 class Scale(StrEnum):
-    """What the centred reward is divided by."""
+    """The number that the centred reward is divided by."""
 
     none = "none"
     group_std = "group_std"
@@ -32,7 +40,7 @@ class Scale(StrEnum):
 
 
 class Combine(StrEnum):
-    """How several reward functions become one number."""
+    """The way in which several reward functions become one number."""
 
     sum = "sum"
     normalize_each = "normalize_each"
@@ -68,7 +76,7 @@ class AdvantageConfig:
 
 
 def check_group_size(cfg: AdvantageConfig, group_size: int) -> None:
-    """Raise when the baseline or the scale has nothing to compare within a group."""
+    """Raise ValueError when baseline or scale has nothing to compare within a group."""
     grouped = cfg.baseline in (Baseline.group_mean, Baseline.leave_one_out)
     if group_size < 2 and (grouped or cfg.scale is Scale.group_std):
         raise ValueError(
@@ -78,9 +86,9 @@ def check_group_size(cfg: AdvantageConfig, group_size: int) -> None:
 
 
 def row_advantages(cfg: AdvantageConfig, rollout: RolloutBatch, rewards: Tensor) -> Tensor:
-    """One advantage per row; `rewards` are the shaped ones. 0 for rows without a reward."""
+    """Return one advantage a row, 0 for rows without a reward; `rewards` are the shaped ones."""
     if cfg.combine is Combine.normalize_each:
-        return F.normalize_each(
+        return gdpo_advantages(
             rollout.reward_components,
             rollout.reward_weights,
             rollout.group_ids,
@@ -90,25 +98,25 @@ def row_advantages(cfg: AdvantageConfig, rollout: RolloutBatch, rewards: Tensor)
     centered = _center(cfg.baseline, rewards, rollout.group_ids)
     match cfg.scale:
         case Scale.group_std:
-            std = F.group_std(rewards, rollout.group_ids, bessel=cfg.bessel)
+            std = group_std(rewards, rollout.group_ids, bessel=cfg.bessel)
         case Scale.batch_std:
-            std = F.batch_std(rewards, bessel=cfg.bessel)
+            std = batch_std(rewards, bessel=cfg.bessel)
         case Scale.whiten:
             scored = centered.masked_fill(rewards.isnan(), torch.nan)
-            centered = F.batch_centered(scored)
-            std = F.batch_std(scored, bessel=cfg.bessel)
+            centered = batch_mean_advantages(scored)
+            std = batch_std(scored, bessel=cfg.bessel)
         case _:
             return centered
-    return F.scaled(centered, std, eps=cfg.eps)
+    return divide_by_std(centered, std, eps=cfg.eps)
 
 
 def _center(baseline: Baseline, rewards: Tensor, group_ids: Tensor) -> Tensor:
     match baseline:
         case Baseline.group_mean:
-            return F.group_centered(rewards, group_ids)
+            return group_mean_advantages(rewards, group_ids)
         case Baseline.leave_one_out:
-            return F.leave_one_out(rewards, group_ids)
+            return leave_one_out_advantages(rewards, group_ids)
         case Baseline.batch_mean:
-            return F.batch_centered(rewards)
+            return batch_mean_advantages(rewards)
         case _:
             return torch.nan_to_num(rewards, nan=0.0)

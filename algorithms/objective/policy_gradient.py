@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlkit.algorithms.aggregation import Aggregation, aggregate_of
-from rlkit.algorithms.base import Objective, PolicyGradientConfig
-from rlkit.algorithms.correction import correction_weights
-from rlkit.algorithms.kl import KLPlacement, KLWeight
-from rlkit.algorithms.kl_terms import full_kl_spec, kl_loss, kl_metric
-from rlkit.algorithms.ratio import OldPolicy, RatioLevel
-from rlkit.algorithms.surrogate import columns_of, old_logps_of, resolve_old, surrogate
-from rlkit.functional.masks import keep, token_mean
-from rlkit.functional.shaping import high_entropy_mask
-from rlkit.types import (
-    Column,
-    LossOutput,
-    OutputSpec,
-    PolicyOutput,
-    Setting,
-    TrainBatch,
+from rlkit.algorithms.objective.aggregation import Aggregation, aggregate_of
+from rlkit.algorithms.objective.base import AlgorithmConfig, Objective
+from rlkit.algorithms.objective.correction import correction_weights
+from rlkit.algorithms.objective.kl import KLPlacement, KLWeight
+from rlkit.algorithms.objective.kl_terms import full_kl_spec, kl_loss, kl_metric
+from rlkit.algorithms.objective.ratio import OldPolicy, RatioLevel
+from rlkit.algorithms.objective.surrogate import (
+    columns_of,
+    old_logps_of,
+    resolve_old,
+    surrogate,
 )
+from rlkit.functional import high_entropy_mask, keep, token_mean
+from rlkit.types import Column, Loss, LossOutput, OutputSpec, PolicyOutput, Setting, TrainBatch
 
-Loss = Callable[[PolicyOutput, TrainBatch], LossOutput]
+
+@dataclass(kw_only=True, slots=True)
+class PolicyGradientConfig(AlgorithmConfig):
+    """Fields of algorithms whose loss is a surrogate of the policy gradient."""
+
+    aggregation: Aggregation = Aggregation.sequence_mean
+    """token_mean (DAPO, unsloth_2025); sequence_mean (DeepSeekMath); sequence_sum; constant_length
+    (Dr. GRPO); microbatch_token_mean (TRL's bnpo). The KL term is aggregated the same way."""
+    entropy_coef: float = 0.0
+    """Coefficient of the entropy bonus, a token mean over the full vocabulary; < 0 lowers it."""
+    entropy_fraction: float = 1.0
+    """Share of tokens, those of highest entropy, that the policy loss uses; in (0, 1], 1 = all."""
+
+    def check(self) -> None:
+        AlgorithmConfig.check(self)
+        if not abs(self.entropy_coef) < float("inf"):
+            raise ValueError(f"algorithm.entropy_coef must be finite, got {self.entropy_coef}")
+        if not 0.0 < self.entropy_fraction <= 1.0:
+            raise ValueError(
+                f"algorithm.entropy_fraction must be in (0, 1], got {self.entropy_fraction}"
+            )
 
 
-def check_policy_gradient(cfg: PolicyGradientConfig, objective: Objective, old: OldPolicy) -> None:
-    """Raise on combinations of axes that cannot work or have no effect."""
-    ratio, correction = objective.ratio, objective.correction
+class PolicyGradient(NamedTuple):
+    """A policy-gradient loss and what it needs, as fields of `rlkit.types.Algorithm`."""
+
+    loss: Loss
+    needs: frozenset[Column]
+    outputs: OutputSpec
+
+
+def check_policy_gradient(objective: Objective[PolicyGradientConfig], old: OldPolicy) -> None:
+    """Raise ValueError on combinations of axes that cannot work or have no effect."""
+    cfg, ratio, correction = objective.algorithm, objective.ratio, objective.correction
     if objective.kl.weight is KLWeight.old and old is OldPolicy.one:
         raise ValueError(
             "kl.weight=old needs an old policy; ratio.old=one is none: set ratio=token"
@@ -48,15 +74,17 @@ def check_policy_gradient(cfg: PolicyGradientConfig, objective: Objective, old: 
 
 
 def policy_gradient_loss(
-    cfg: PolicyGradientConfig, objective: Objective, setting: Setting
-) -> tuple[Loss, frozenset[Column], OutputSpec]:
-    """The loss, the columns it needs and the outputs it needs.
+    objective: Objective[PolicyGradientConfig], setting: Setting
+) -> PolicyGradient:
+    """The loss that the axes describe, with the columns and outputs that it needs.
 
     loss = aggregate(weight * surrogate) + beta * aggregate(KL) - entropy_coef * mean(entropy).
+
+    Raises ValueError on combinations of axes that cannot work or have no effect.
     """
-    kl, ratio = objective.kl, objective.ratio
+    cfg, kl, ratio = objective.algorithm, objective.kl, objective.ratio
     old = resolve_old(ratio, setting)
-    check_policy_gradient(cfg, objective, old)
+    check_policy_gradient(objective, old)
     if cfg.entropy_fraction < 1.0 and setting.microbatched:
         raise ValueError(
             f"algorithm.entropy_fraction must be 1 with micro-batching, got "
@@ -68,7 +96,7 @@ def policy_gradient_loss(
         mask = batch.loss_mask
         logps = keep(out.logps, mask)
         old_logps = keep(old_logps_of(ratio, old, logps, batch.rollout), mask)
-        per_token, metrics = _policy_term(cfg, objective, out, batch, old_logps)
+        per_token, metrics = _policy_term(objective, out, batch, old_logps)
         terms = {"loss/policy": aggregate(per_token, batch)}
         if kl.in_loss:
             terms["loss/kl"] = kl.beta * aggregate(kl_loss(kl, out, batch, old_logps), batch)
@@ -84,18 +112,17 @@ def policy_gradient_loss(
     outputs = OutputSpec(
         entropy=True, entropy_grad=cfg.entropy_coef != 0.0, full_kl=full_kl_spec(kl)
     )
-    return loss, needs, outputs
+    return PolicyGradient(loss, needs, outputs)
 
 
 def _policy_term(
-    cfg: PolicyGradientConfig,
-    objective: Objective,
+    objective: Objective[PolicyGradientConfig],
     out: PolicyOutput,
     batch: TrainBatch,
     old_logps: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted surrogate per token, and what it did as metrics."""
-    mask, correction = batch.loss_mask, objective.correction
+    cfg, mask, correction = objective.algorithm, batch.loss_mask, objective.correction
     advantages = keep(batch.advantages.detach(), mask)
     policy = surrogate(objective.ratio, keep(out.logps, mask), old_logps, advantages, mask)
     per_token, metrics = policy.loss, _metrics(out, batch, advantages)

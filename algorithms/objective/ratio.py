@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class RatioLevel(StrEnum):
-    """What one ratio covers."""
+    """The tokens that share one ratio."""
 
     token = "token"
     sequence = "sequence"
@@ -47,8 +47,11 @@ class RatioConfig:
     detached; stored: logps from before the first update; sampler: the generator's logps;
     one: no denominator, exp(logps) * A (unsloth-zoo 70f22bc6)."""
     detach: bool = True
-    """false leaves the current policy in the denominator attached: the ratio is a constant 1 and
-    the policy gradient exactly 0. The seed's "detach removed" run; needs old=current."""
+    """false leaves the current policy in the denominator attached:
+
+    The ratio is a constant 1 and the policy gradient exactly 0. Unsloth's "detach removed" run
+    (unsloth_2025_no_detach); needs old=current.
+    """
     clip: Clip = Clip.ppo
     """none; ppo (with low, high, delta, dual); cispo; gmpo; sapo."""
     clip_low: float = 0.2

@@ -1,4 +1,4 @@
-"""Which samples of a group are compared, and what happens to ties."""
+"""The samples of a group that are compared, and what happens to ties."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from rlkit.functional import preference as F
+from rlkit.functional import best_worst_pair, neighbour_pairs, ranked_pairs
 
 
 class PairRule(StrEnum):
-    """Which rows of a group are compared."""
+    """The rows of a group that are compared."""
 
     best_worst = "best_worst"
     ranked = "ranked"
@@ -20,21 +20,21 @@ class PairRule(StrEnum):
 
 
 class TieRule(StrEnum):
-    """What happens to a pair whose rewards differ by no more than `min_gap`."""
+    """The fate of a pair whose rewards differ by no more than `min_gap`."""
 
     drop = "drop"
     first = "first"
 
 
 _RULES: Mapping[PairRule, Callable[[Tensor], Tensor]] = {
-    PairRule.best_worst: F.best_and_worst,
-    PairRule.ranked: F.ranked_pairs,
-    PairRule.neighbours: F.neighbour_pairs,
+    PairRule.best_worst: best_worst_pair,
+    PairRule.ranked: ranked_pairs,
+    PairRule.neighbours: neighbour_pairs,
 }
 
 
 def pair_rows(rule: PairRule, rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Row indices chosen, rejected, chosen, ... of every group of adjacent rows."""
+    """Return row indices chosen, rejected, chosen, ... of every group of adjacent rows."""
     starts = torch.unique_consecutive(group_ids, return_counts=True)[1].cumsum(0).tolist()
     bounds = zip([0, *starts], starts, strict=False)
     return torch.cat([_RULES[rule](rewards[a:b]) + a for a, b in bounds])

@@ -1,0 +1,44 @@
+"""How long the prompts of a run are, for the memory plan of a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from rlkit.config import Config
+from rlkit.models.tokenizer import load_tokenizer
+from rlkit.tasks import Task
+from rlkit.tasks.render import render_all
+
+_LOOKED_AT = 256
+"""Training prompts."""
+
+
+def longest_prompt(
+    config: Config, task: Task, device: torch.device, *, say: Callable[[str], None]
+) -> int | None:
+    """Return the tokens of the longest early training prompt; None where the plan does not ask.
+
+    A card's memory ends suddenly, so its plan is for the longest prompt that is allowed.
+
+    Args:
+        config: Names the model whose tokenizer counts, and what becomes of prompts too long.
+        task: The prompts.
+        device: Where the run computes.
+        say: Takes a line before each slow step.
+
+    Raises:
+        ValueError: a prompt or the model's source is not valid.
+    """
+    if device.type == "cuda":
+        return None
+    size = min(_LOOKED_AT, task.train.size or _LOOKED_AT)
+    found = render_all(
+        task.train,
+        range(size),
+        load_tokenizer(config.model, say=say),
+        max_length=task.max_prompt_length,
+        overlong=config.task.overlong_prompts,
+    )
+    return max((len(prompt.ids) for prompt in found.prompts), default=None)

@@ -1,0 +1,51 @@
+"""The name under which rlkit is installed: `rlkit` itself belongs to other projects.
+
+The import is `rlkit`. PyPI's `rlkit` is a library of 2018, and one of the same name is installed
+from its repository; both write into a package that is spelled like ours.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+NAME = "rlkit-lm"
+"""To be installed: `pip install rlkit-lm`."""
+EXTRAS = {
+    "vllm": "gpu",
+    "triton": "gpu",
+    "bitsandbytes": "quant",
+    "math_verify": "math",
+    "datasets": "data",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "tensorboard": "tensorboard",
+}
+"""The optional modules that rlkit imports, and the extra that installs each."""
+_SUMMARY = "Reinforcement learning of language models on one GPU"
+"""Ours begins so, under the old name as well."""
+
+
+def how_to_install(module: str) -> str:
+    """The command that installs the optional `module`."""
+    return f"pip install '{NAME}[{EXTRAS[module]}]'"
+
+
+def lacks(module: str, importer: str) -> ImportError:
+    """The error of one line for `importer`, which cannot be imported without `module`."""
+    return ImportError(f"{importer} needs {module}: {how_to_install(module)}", name=module)
+
+
+def other_project() -> str | None:
+    """One line when another project that is called `rlkit` is installed here, else None."""
+    for found in importlib.metadata.distributions(name="rlkit"):
+        summary = found.metadata["Summary"] or "no summary"
+        if summary.startswith(_SUMMARY):
+            continue  # an older installation of ours
+        where = Path(str(found.locate_file("")))
+        return (
+            f"another project called rlkit is installed in {where} ({found.version}: {summary}), "
+            f"and Python may import it instead of {NAME}: pip uninstall rlkit, then install "
+            f"{NAME} again"
+        )
+    return None

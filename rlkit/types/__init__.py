@@ -1,0 +1,54 @@
+"""Central types: what happened (`RolloutBatch`), what to learn from it (`TrainBatch`), who does it.
+
+Dimensions: B sequences, P prompt tokens (left-padded), C completion tokens (right-padded), K reward
+functions. Logps are natural-log probabilities in float32. Masks are bool, True = keep. Every record
+is immutable. `rollout` describes single samples, `batch` tensors, `algorithm` pure functions.
+"""
+
+from rlkit.types.algorithm import (
+    Algorithm,
+    FullKL,
+    KLDirection,
+    Loss,
+    LossOutput,
+    OutputSpec,
+    PolicyOutput,
+    Prepare,
+    Setting,
+    Warmup,
+)
+from rlkit.types.batch import Column, RolloutBatch, TrainBatch
+from rlkit.types.rollout import (
+    Completion,
+    FinishReason,
+    Generator,
+    Prompt,
+    RewardFn,
+    Rollout,
+    SamplingConfig,
+    ScoredRollout,
+)
+
+__all__ = [
+    "Algorithm",
+    "Column",
+    "Completion",
+    "FinishReason",
+    "FullKL",
+    "Generator",
+    "KLDirection",
+    "Loss",
+    "LossOutput",
+    "OutputSpec",
+    "PolicyOutput",
+    "Prepare",
+    "Prompt",
+    "RewardFn",
+    "Rollout",
+    "RolloutBatch",
+    "SamplingConfig",
+    "ScoredRollout",
+    "Setting",
+    "TrainBatch",
+    "Warmup",
+]
