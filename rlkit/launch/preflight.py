@@ -25,7 +25,7 @@ from rlkit.launch.sweep_folder import Job
 _PRINTING = ("help", "hydra_help", "cfg", "shell_completion", "info")
 
 
-class Plan(NamedTuple):
+class LaunchPlan(NamedTuple):
     """What a command line asks for, checked."""
 
     jobs: list[Job]
@@ -46,14 +46,14 @@ def preflight(arguments: Sequence[str]) -> list[Config]:
     return [job.config for job in plan(arguments).jobs]
 
 
-def plan(arguments: Sequence[str]) -> Plan:
+def plan(arguments: Sequence[str]) -> LaunchPlan:
     """Compose and check every job that `arguments` stand for.
 
     Raises ConfigError with one line: the first broken rule, its key and value, and a sweep's job.
     """
     parsed = get_args_parser().parse_args(list(arguments))
     if any(getattr(parsed, flag) for flag in _PRINTING):
-        return Plan([], multirun=bool(parsed.multirun))
+        return LaunchPlan([], multirun=bool(parsed.multirun))
     setup_globals()
     overrides = offer_algorithms(parsed.overrides)
     extra: list[str] = []
@@ -64,7 +64,9 @@ def plan(arguments: Sequence[str]) -> Plan:
             config = _check(overrides + extra, compose_job)
             check_run_dir(config)
             rest = (a for a in arguments if _is_hydras(a) or a not in parsed.overrides)
-            return Plan([Job.of(config, overrides)], multirun=False, hydra_overrides=tuple(rest))
+            return LaunchPlan(
+                [Job.of(config, overrides)], multirun=False, hydra_overrides=tuple(rest)
+            )
         retry, overrides = _without_retry(overrides)
         hydra, expanded = _expand(overrides, extra)
         composer = Composer()
@@ -72,7 +74,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     own = [[as_typed(o) for o in job if not _is_hydras(o)] for job in expanded]
     jobs = {job.id: job for job in map(Job.of, checked, own)}
     label = hydra.runtime.choices.get("experiment") or checked[0].task.name
-    return Plan(
+    return LaunchPlan(
         list(jobs.values()),
         multirun=True,
         label=label,

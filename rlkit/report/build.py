@@ -23,7 +23,7 @@ from rlkit.report.environment import environment
 from rlkit.report.export import export_tables
 from rlkit.report.figures import draw_figures
 from rlkit.report.job import State
-from rlkit.report.load import Kind, Study, load_study
+from rlkit.report.load import Study, StudyKind, load_study
 from rlkit.report.measure import SUCCESS, At
 from rlkit.report.results import Results, analyse
 from rlkit.report.samples import galleries
@@ -115,7 +115,7 @@ def build_page(results: Results, *, command: str = "") -> str:
     return template.render(
         study=study,
         results=results,
-        single=study.kind is Kind.run,
+        single=study.kind is StudyKind.run,
         headline=headline(results),
         counts=counts(study),
         legend=_legend(arms),

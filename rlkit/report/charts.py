@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rlkit.report import svg
 from rlkit.report.curves import AXIS_LABELS, Axis, Curve
-from rlkit.report.rows import Row
+from rlkit.report.rows import VariantRow
 from rlkit.report.text import fixed, with_range
 from rlkit.stats import Estimate
 
@@ -20,7 +20,7 @@ _FAR = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class DifferenceScale:
     """The range that the difference cells of a table share."""
 
     low: float
@@ -54,7 +54,7 @@ def curves_chart(
 
 
 def frontier_chart(
-    rows: Sequence[Row], *, title: str, connect: bool = False, ways: Sequence[Way] = ()
+    rows: Sequence[VariantRow], *, title: str, connect: bool = False, ways: Sequence[Way] = ()
 ) -> str:
     """Final value against KL to the reference: a small point a seed, a large one the mean.
 
@@ -66,7 +66,7 @@ def frontier_chart(
     frame = svg.frame([p[0] for p in points], [p[1] for p in points])
     body = [svg.axes(frame, x_label="KL(policy ‖ reference), nats a completion")]
     shown = [row for row in rows if row.final is not None and row.kl is not None]
-    by_variant: dict[int, list[Row]] = {}
+    by_variant: dict[int, list[VariantRow]] = {}
     for row in shown:
         by_variant.setdefault(row.arm.style, []).append(row)
     for style, found in by_variant.items():
@@ -85,7 +85,7 @@ def frontier_chart(
     return svg.document("".join(body), title=title, description=f"{len(shown)} points")
 
 
-def difference_scale(rows: Sequence[Row], margin: float) -> Scale:
+def difference_scale(rows: Sequence[VariantRow], margin: float) -> DifferenceScale:
     """A range that holds 0, the margin and the intervals of the table.
 
     Differences beyond ten margins would squeeze the others into one point: unless all are, they
@@ -98,10 +98,10 @@ def difference_scale(rows: Sequence[Row], margin: float) -> Scale:
         values += [v for v in difference[:3] if v is not None]
     low, high = min(values), max(values)
     air = 0.08 * (high - low)
-    return Scale(low=low - air, high=high + air, margin=margin)
+    return DifferenceScale(low=low - air, high=high + air, margin=margin)
 
 
-def difference_cell(difference: Estimate, scale: Scale, *, style: int) -> str:
+def difference_cell(difference: Estimate, scale: DifferenceScale, *, style: int) -> str:
     """A difference with its interval; the shaded strip is the margin, the line is 0."""
     middle = _CELL_HEIGHT / 2
     left, right = scale.x(-scale.margin), scale.x(scale.margin)
@@ -183,11 +183,11 @@ def _group(curve: Curve, body: str) -> str:
     return f'<g data-v="{curve.arm.style}">{body}</g>' if body else ""
 
 
-def _seed_points(row: Row) -> list[tuple[float, float]]:
+def _seed_points(row: VariantRow) -> list[tuple[float, float]]:
     return [(row.kls[seed], value) for seed, value in row.values.items() if seed in row.kls]
 
 
-def _mean_point(frame: svg.Frame, row: Row) -> str:
+def _mean_point(frame: svg.Frame, row: VariantRow) -> str:
     assert row.final is not None and row.kl is not None
     x, y, style = row.kl.mean, row.final.mean, row.arm.style
     where = f" ({row.arm.panel})" if row.arm.panel else ""

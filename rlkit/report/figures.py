@@ -11,7 +11,7 @@ from typing import Any
 
 from rlkit.report.curves import AXIS_LABELS, AXIS_OF, curve, num_evals
 from rlkit.report.results import Results
-from rlkit.report.rows import Row
+from rlkit.report.rows import VariantRow
 from rlkit.tracking.files import write_atomic
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -78,7 +78,7 @@ def _frontier(results: Results) -> Any | None:
         return None
     figure, axes = _grid(len(charts), results.metric_label)
     for axis, (name, found) in zip(axes, charts.items(), strict=False):
-        by_variant: dict[str, list[Row]] = {}
+        by_variant: dict[str, list[VariantRow]] = {}
         for row in found:
             by_variant.setdefault(row.arm.variant, []).append(row)
         for variant, points in by_variant.items():

@@ -33,7 +33,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class JobRecord:
     """One run: its configuration, its numbers, and how it ended."""
 
     id: str
@@ -63,13 +63,13 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in _RUN_FILES)
 
 
-def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> Job:
+def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> JobRecord:
     """Everything about one job. Never fails: a folder that cannot be read says so in `message`."""
     redactor = Redactor()
     shown = tuple(redactor.text(text) for text in overrides)
     seed = _seed({}, shown)
     if not is_run(folder):
-        return Job(id=job_id, folder=folder, overrides=shown, state=State.missing, seed=seed)
+        return JobRecord(id=job_id, folder=folder, overrides=shown, state=State.missing, seed=seed)
     try:
         config = redactor.config(_config(folder))
         steps = _steps(read_metrics(folder), config)
@@ -78,7 +78,7 @@ def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> Job
         info = _json(folder / "run.json")
     except (TrackingError, OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         text = redactor.text(" ".join(f"{type(error).__name__}: {error}".split()))
-        return Job(
+        return JobRecord(
             id=job_id,
             folder=folder,
             overrides=shown,
@@ -86,7 +86,7 @@ def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> Job
             message=text,
             seed=seed,
         )
-    return Job(
+    return JobRecord(
         id=job_id,
         folder=folder,
         overrides=shown,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rlkit.report.arms import Arm
-from rlkit.report.job import Job, State
+from rlkit.report.job import JobRecord, State
 from rlkit.report.measure import At, finite_mean, mean_reward, start_value, value
 from rlkit.stats import Comparison, Estimate, Paired, Verdict, compare_all, estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class VariantRow:
     """What one arm came to."""
 
     arm: Arm
@@ -57,7 +57,9 @@ class Reading(NamedTuple):
         return _finite(found)
 
 
-def panel_rows(arms: Sequence[Arm], *, baseline: str, margin: float, read: Reading) -> list[Row]:
+def panel_rows(
+    arms: Sequence[Arm], *, baseline: str, margin: float, read: Reading
+) -> list[VariantRow]:
     """One row an arm; arms of a panel are one family of comparisons with `baseline`."""
     values = {arm.variant: read.values(arm, read.metric) for arm in arms}
     against = values.get(baseline, {})
@@ -73,9 +75,11 @@ def panel_rows(arms: Sequence[Arm], *, baseline: str, margin: float, read: Readi
     ]
 
 
-def _row(arm: Arm, read: Reading, *, is_baseline: bool, comparison: Comparison | None) -> Row:
+def _row(
+    arm: Arm, read: Reading, *, is_baseline: bool, comparison: Comparison | None
+) -> VariantRow:
     values, kls = read.values(arm, read.metric), read.values(arm, "eval/kl")
-    return Row(
+    return VariantRow(
         arm=arm,
         is_baseline=is_baseline,
         values=values,
@@ -113,6 +117,6 @@ def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _never_moved(job: Job) -> bool:
+def _never_moved(job: JobRecord) -> bool:
     norms = job.steps.get("grad_norm")
     return norms is not None and len(norms) > 0 and bool((norms == 0).all())

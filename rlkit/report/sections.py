@@ -16,10 +16,10 @@ from rlkit.report.charts import (
     values_of,
 )
 from rlkit.report.curves import Axis, Curve, curve, num_evals
-from rlkit.report.load import Kind
+from rlkit.report.load import StudyKind
 from rlkit.report.measure import SUCCESS, At
 from rlkit.report.results import Results
-from rlkit.report.rows import Row
+from rlkit.report.rows import VariantRow
 from rlkit.report.text import duration, whole
 
 _CURVE_EVALS = 3
@@ -57,7 +57,7 @@ class ChartGroup:
 class Line:
     """One row of a result table with its drawn difference."""
 
-    row: Row
+    row: VariantRow
     cell: str
 
 
@@ -127,7 +127,7 @@ def frontiers(results: Results) -> list[tuple[str, str]]:
     """(what its rows have in common, chart) of final value against KL."""
     charts = results.frontiers
     measured = [row for rows in charts.values() for row in rows]
-    if not measured or (results.study.kind is Kind.run and not _ways(results, measured)):
+    if not measured or (results.study.kind is StudyKind.run and not _ways(results, measured)):
         return []
     title = f"{results.metric_label} against KL to the reference"
     connect = bool(results.joined)
@@ -145,7 +145,7 @@ def frontiers(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _ways(results: Results, rows: Sequence[Row]) -> list[Way]:
+def _ways(results: Results, rows: Sequence[VariantRow]) -> list[Way]:
     """Through which KL and value each arm went: the means of the evaluations all seeds have."""
     if results.at is not At.end or not _is_point(results.metric):
         return []

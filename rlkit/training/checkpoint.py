@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class RunProgress:
     """Where a run stands between two steps."""
 
     step: int
@@ -61,7 +61,7 @@ class Checkpoint:
     parameters: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     """`{parameter}/{exp_avg, exp_avg_sq, step}`, or what else the optimiser keeps."""
-    progress: Progress
+    progress: RunProgress
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
@@ -98,7 +98,7 @@ def load(path: Path, *, device: torch.device) -> Checkpoint:
         state = json.loads(state_file.read_text())
         fields = state["progress"]
         scale = LossScale(*fields.pop("loss_scale", ()))
-        progress = Progress(**fields, loss_scale=scale)
+        progress = RunProgress(**fields, loss_scale=scale)
         hashes: dict[str, str] = state["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{state_file} cannot be read: {error}") from error

@@ -15,7 +15,7 @@ from rlkit.functional import explained_variance, sampling_mismatch
 from rlkit.tracking.base import EvalRecord, Phase, SampleRow, StepRecord, Tracker
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.buffer import Group
-from rlkit.training.checkpoint import Checkpoint, Progress
+from rlkit.training.checkpoint import Checkpoint, RunProgress
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
 from rlkit.training.collect import Collector
@@ -35,7 +35,7 @@ from rlkit.types import Algorithm, Generator, RolloutBatch, TrainBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
+class RunSchedule:
     """When the loop evaluates, saves and ends."""
 
     num_steps: int
@@ -53,7 +53,7 @@ class Trainer:
     algorithm: Callable[[int], Algorithm]
     """The algorithm of a step: nearly always the same one, but a critic may learn alone first."""
     settings: UpdateSettings
-    schedule: Schedule
+    schedule: RunSchedule
     collector: Collector
     generator: Generator
     evaluate: Callable[[str, int], EvalRecord]
@@ -170,7 +170,7 @@ class Trainer:
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint of `state`."""
         parameters = state.learner.named_parameters()
-        progress = Progress(
+        progress = RunProgress(
             step=state.step,
             updates=state.updates,
             skipped_in_row=state.skipped_in_row,

@@ -1,4 +1,4 @@
-"""A file or folder is published whole, replaces what was there, and leaves nothing when it fails."""
+"""Files and folders appear whole, replace what was there, and leave nothing when writing fails."""
 
 from __future__ import annotations
 

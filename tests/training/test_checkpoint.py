@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlkit.training import checkpoint
-from rlkit.training.checkpoint import Checkpoint, CheckpointError, Progress
+from rlkit.training.checkpoint import Checkpoint, CheckpointError, RunProgress
 from rlkit.training.optim import (
     OptimConfig,
     Schedule,
@@ -24,7 +24,7 @@ def example(step: int) -> Checkpoint:
     return Checkpoint(
         parameters={"a.lora_A": torch.randn(3, 4, generator=generator)},
         moments={"a.lora_A/exp_avg": torch.randn(3, 4, generator=generator)},
-        progress=Progress(step=step, updates=2 * step, skipped_in_row=0, config_hash="abc"),
+        progress=RunProgress(step=step, updates=2 * step, skipped_in_row=0, config_hash="abc"),
     )
 
 

@@ -10,7 +10,7 @@ from tiny_run import CPU, flat, tiny_run
 from torch import Tensor
 
 from rlkit.training import checkpoint
-from rlkit.training.checkpoint import Checkpoint, CheckpointError, Progress
+from rlkit.training.checkpoint import Checkpoint, CheckpointError, RunProgress
 from rlkit.training.optim import OptimConfig, OptimKind, build_optimizer, state_tensors
 from rlkit.training.stopping import StopRequest
 from rlkit.training.trainer import restore
@@ -95,7 +95,7 @@ def test_restored_state_continues_the_same_path(
     first = leaves()
     optimizer = build_optimizer(first, config)
     run(range(2), first, optimizer)
-    progress = Progress(step=1, updates=2, skipped_in_row=0, config_hash="x")
+    progress = RunProgress(step=1, updates=2, skipped_in_row=0, config_hash="x")
     saved = Checkpoint(parameters=first, moments=state_tensors(optimizer, first), progress=progress)
     loaded = checkpoint.load(checkpoint.save(tmp_path, saved, keep_last=2), device=device)
     second = {name: x.clone().requires_grad_() for name, x in loaded.parameters.items()}
