@@ -137,7 +137,7 @@ def build_page(results: Results, *, command: str = "") -> str:
         key=svg.key,
         stack_cell=charts.stack_cell,
         text=text,
-        style=page.joinpath("style.css").read_text(encoding="utf-8"),
+        style=svg.palette_css() + page.joinpath("style.css").read_text(encoding="utf-8"),
         script=page.joinpath("script.js").read_text(encoding="utf-8"),
     )
 

@@ -10,23 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from rlkit.tracking.drawing import PALETTE, dash_of, marker_of
+
 WIDTH, HEIGHT = 440, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 40
-NUM_COLOURS = 7
-_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+NUM_COLOURS = len(PALETTE)
 _RADIUS = 4.0
-# Unit outlines, one for each colour: the second channel of a point.
-_MARKERS = (
-    None,  # a circle
-    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
-    ((0, -1.25), (1.15, 0.85), (-1.15, 0.85)),
-    ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
-    ((0, 1.25), (1.15, -0.85), (-1.15, -0.85)),
-    ((-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4), (0.4, 1.2),
-     (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4)),
-    ((0, -1.35), (0.4, -0.45), (1.3, -0.4), (0.6, 0.2), (0.8, 1.1), (0, 0.6), (-0.8, 1.1),
-     (-0.6, 0.2), (-1.3, -0.4), (-0.4, -0.45)),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +83,7 @@ def line(frame: Frame, xs: Sequence[float], ys: Sequence[float], *, style: int, 
     """A line through the points, in the colour and the dash of a style."""
     if len(xs) < 2:
         return ""
-    dash = _DASHES[style % len(_DASHES)]
+    dash = dash_of(style).svg
     attribute = f' stroke-dasharray="{dash}"' if dash and not thin else ""
     kind = "thin" if thin else "line"
     return f'<path class="{kind} s{style % NUM_COLOURS}"{attribute} d="{_path(frame, xs, ys)}"/>'
@@ -126,7 +115,7 @@ def symbol(
     x: float, y: float, *, style: int, kind: str = "point", inside: str = "", scale: float = 1.0
 ) -> str:
     """The marker of a style at a place on the paper."""
-    outline = _MARKERS[style % len(_MARKERS)]
+    outline = marker_of(style).outline
     css = f'class="{kind} f{style % NUM_COLOURS}"'
     radius = _RADIUS * scale
     if outline is None:
@@ -137,7 +126,7 @@ def symbol(
 
 def key(style: int) -> str:
     """Line and marker of a style, for legends and tables."""
-    dash = _DASHES[style % len(_DASHES)]
+    dash = dash_of(style).svg
     attribute = f' stroke-dasharray="{dash}"' if dash else ""
     stroke = f'<path class="line s{style % NUM_COLOURS}"{attribute} d="M1 7H33"/>'
     return (
@@ -168,6 +157,17 @@ def tick_labels(values: Sequence[float]) -> list[str]:
         if all(math.isclose(float(t), v, abs_tol=1e-9) for t, v in zip(texts, values, strict=True)):
             return [text.replace("-", "−") for text in texts]
     return [f"{value:.3g}" for value in values]
+
+
+def palette_css() -> str:
+    """The colours as `--c0`, `--c1`, ... of a style sheet, for light and for dark grounds."""
+    light = " ".join(f"--c{i}: {colour.light};" for i, colour in enumerate(PALETTE))
+    dark = " ".join(f"--c{i}: {colour.dark};" for i, colour in enumerate(PALETTE))
+    return (
+        f":root {{ {light} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+        f"@media print {{ :root {{ {light} }} }}\n"
+    )
 
 
 def _path(frame: Frame, xs: Sequence[float], ys: Sequence[float]) -> str:

@@ -20,7 +20,8 @@ def published(path: Path) -> Iterator[Path]:
         path: The final name of a file or folder; its parent folder must exist.
 
     Raises:
-        OSError: The disk is full, a folder is missing or may not be written.
+        OSError: The disk is full, a folder is missing or may not be written, or one of the old and
+            the new is a file and the other a folder.
     """
     # Same folder: a rename across file systems would be a copy. The process id keeps two
     # processes that write one file apart.
@@ -30,7 +31,8 @@ def published(path: Path) -> Iterator[Path]:
         yield scratch
         for part in [*scratch.rglob("*"), scratch]:
             sync(part)
-        if path.is_dir():  # a rename replaces files, but not folders with content
+        # A rename replaces a file, but no folder with content. A file never takes a folder's place.
+        if path.is_dir() and scratch.is_dir():
             _remove(path)
         scratch.replace(path)
         sync(path.parent)

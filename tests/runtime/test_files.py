@@ -61,6 +61,14 @@ def test_a_failure_changes_nothing(tmp_path: Path, folder: bool) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "kept").write_text("mine")
+    with pytest.raises(IsADirectoryError), published(tmp_path / "x") as scratch:
+        scratch.write_text("new")
+    assert [p.name for p in tmp_path.rglob("*")] == ["x", "kept"]
+
+
 def test_a_missing_parent_is_an_os_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "no" / "x"
     with pytest.raises(FileNotFoundError), published(path) as scratch:
