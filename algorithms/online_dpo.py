@@ -22,7 +22,7 @@ from rlkit.algorithms.objective.base import (
 )
 from rlkit.algorithms.objective.correction import CorrectionConfig
 from rlkit.algorithms.objective.kl_terms import kl_metric
-from rlkit.algorithms.objective.pairs import PairRule, TieRule, pair_rows
+from rlkit.algorithms.objective.pairs import PairRule, TieRule, is_pair, pair_rows
 from rlkit.algorithms.objective.ratio import RatioConfig
 from rlkit.functional import (
     dpo_loss,
@@ -115,7 +115,7 @@ def online_dpo(objective: Objective[OnlineDPOConfig], setting: Setting) -> Algor
         mask = loss_mask_of(cfg, rollout)[rows]
         gap = kept[0::2] - kept[1::2]
         usable = (gap > cfg.min_gap) if cfg.ties is TieRule.drop else ~gap.isnan()
-        usable &= mask[0::2].any(dim=1) & mask[1::2].any(dim=1)
+        usable &= mask[0::2].any(dim=1) & mask[1::2].any(dim=1) & is_pair(rows)
         mask = mask & usable.repeat_interleave(2)[:, None]
         sign = torch.tensor([1.0, -1.0], dtype=rewards.dtype, device=rewards.device)
         advantages = sign.repeat(len(rows) // 2)[:, None].expand(mask.shape)

@@ -46,7 +46,7 @@ def _trainer_seconds(
     after waiting for the device; `sync` is what its vLLM's weights are updated with."""
     from transformers import TrainerCallback
 
-    from rlkit.training.trainer import memory_metrics
+    from rlkit.training.metrics import memory_metrics
 
     clock = Clock()
     metrics: list[Mapping[str, float]] = []

@@ -1,4 +1,4 @@
-"""Rewards: plain functions over completions, and the killable pool that runs them.
+"""This room holds the reward functions and the killable pool that runs them.
 
 A reward function gets one prompt's completions and returns one number (or None: not applicable)
 for each; marked `per_sample`, it gets one completion. Write one in any file and name it:
@@ -10,7 +10,10 @@ for each; marked `per_sample`, it gets one completion. Write one in any file and
 
     rlkit +reward.functions.shortest.fn=my_rewards.py:shortest
 
-    tags, answers, seed, math, length   the built-in functions
+    tags, answers, math, length         the built-in functions
+    unsloth_2025                        the five of the February 2025 notebooks
+    golds                               which rows a built-in function cannot judge
+    numbers                             exact rationals, which the built-in functions compare
     load                                names to functions
     pool, process, worker, wire         running them in processes that can be killed
     scores, config                      weighted sums, report, options
@@ -24,6 +27,7 @@ from rlkit.rewards.config import (
     RewardConfig,
     RewardFunctionConfig,
     RewardSpec,
+    SpecialTokens,
     reward_specs,
 )
 from rlkit.rewards.load import REGISTRY, per_sample
@@ -37,6 +41,7 @@ __all__ = [
     "RewardConfig",
     "RewardFunctionConfig",
     "RewardSpec",
+    "SpecialTokens",
     "per_sample",
     "reward_specs",
 ]

@@ -1,4 +1,4 @@
-"""Configuration of the rewards: which functions, how they are weighted, when they are given up."""
+"""This module configures the rewards: functions, weights, and when a call is given up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlkit.schema import Schema
 
 
 class OnFailure(StrEnum):
-    """What becomes of a sample when one of its reward functions failed."""
+    """This decides over a sample of which a reward function failed."""
 
     drop = "drop"
     """Its reward is NaN: the sample teaches nothing. The sum of the rest would count the failed
@@ -23,8 +23,18 @@ class OnFailure(StrEnum):
     """Its reward is the weighted sum of the other functions."""
 
 
+class SpecialTokens(StrEnum):
+    """This decides whether rewards see the tokenizer's special tokens."""
+
+    drop = "drop"
+    """They are left out, as `skip_special_tokens` does."""
+    keep = "keep"
+    """They stay, except those that begin, end or pad a sequence. For tokenizers in which
+    `<answer>` or `<think>` is a special token."""
+
+
 class RewardSpec(NamedTuple):
-    """One reward function of a run."""
+    """This describes one reward function of a run."""
 
     name: str
     """Names its metrics: `rewards/{name}/mean`."""
@@ -38,7 +48,7 @@ class RewardSpec(NamedTuple):
 
 @dataclass(kw_only=True, slots=True)
 class RewardFunctionConfig:
-    """One reward function; its key in `reward.functions` names its metrics."""
+    """This configures one reward function; its key in `reward.functions` names its metrics."""
 
     fn: str = ""
     """A registered name (`tag_answer`), `package.module:function`, or `path/to/file.py:function`.
@@ -51,7 +61,7 @@ class RewardFunctionConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RewardConfig:
-    """The reward of a completion: a weighted sum of functions, each run in a killable process."""
+    """The reward of a completion is a weighted sum of functions, run in killable processes."""
 
     # Any, because omegaconf refuses `+reward.functions.mine.fn=...` on a dict of dataclasses; the
     # values are made `RewardFunctionConfig` below.
@@ -59,7 +69,9 @@ class RewardConfig:
     """`RewardFunctionConfig` by name, in the order of their metrics. Empty = what the task
     recommends."""
     on_failure: OnFailure = OnFailure.drop
-    """What becomes of a sample when one of its functions with a weight raised, hung or crashed."""
+    """drop or ignore, for a sample of which a function with a weight raised, hung or crashed."""
+    special_tokens: SpecialTokens = SpecialTokens.drop
+    """drop or keep: whether tags that are special tokens are part of a completion's text."""
     timeout_s: float = 10.0
     """Seconds until a call is killed, > 0. A call is one sample for functions marked `per_sample`
     (all built-in ones are), else one prompt's group."""
@@ -86,7 +98,7 @@ class RewardConfig:
 
 
 def reward_specs(config: RewardConfig, recommended: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:
-    """The functions of `config`, or the task's `recommended` ones where it names none.
+    """Return the functions of `config`, or the `recommended` ones where it names none.
 
     Raises ValueError when there is neither, or when no function has a weight.
     """

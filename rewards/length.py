@@ -1,4 +1,4 @@
-"""Rewards that shape length and repetition."""
+"""This module rewards length and the absence of repetition."""
 
 from __future__ import annotations
 
@@ -32,12 +32,23 @@ def cosine_length(
     wrong_long: float = 0.0,
     exceeded: float = -10.0,
 ) -> float | None:
-    """Cosine reward of Yeo et al. 2025 (arXiv:2502.03373): right answers earn more when short,
-    wrong ones lose less when long.
+    """Return the cosine reward of Yeo et al. 2025 (arXiv:2502.03373).
 
-    long + (short - long) (1 + cos(pi L / max_length)) / 2 for a length of L < max_length tokens;
-    `exceeded` beyond. Defaults are the paper's. `grader` names the function that says what is
-    right; None where that says None.
+    Right answers earn more when they are short, wrong ones lose less when they are long. The value
+    is long + (short - long) (1 + cos(pi L / max_length)) / 2 for a length of L < max_length tokens.
+
+    Args:
+        completion: The sample.
+        max_length: Tokens from which `exceeded` is paid, >= 1.
+        grader: The function that says what is right: tag_answer, raw_exact or numeric_match.
+        correct_short: Value of a right answer of no tokens. Defaults are the paper's.
+        correct_long: Value of a right answer near `max_length`.
+        wrong_short: Value of a wrong answer of no tokens.
+        wrong_long: Value of a wrong answer near `max_length`.
+        exceeded: Value of `max_length` tokens and more, right or not.
+
+    Returns:
+        The value; None where `grader` says None.
     """
     if max_length < 1:
         raise ValueError(f"max_length must be >= 1, got {max_length}")
@@ -55,10 +66,10 @@ def cosine_length(
 
 @per_sample
 def repetition(completion: Completion, *, n: int = 3, max_penalty: float = -1.0) -> float:
-    """`max_penalty` times the share of word n-grams that occurred before; 0.0 in short texts.
+    """Return `max_penalty` times the share of word n-grams that occurred before.
 
-    n >= 1, max_penalty <= 0. The n-gram penalty of Yeo et al. 2025 (arXiv:2502.03373), with one
-    value for the whole completion.
+    n is >= 1 and max_penalty <= 0; a short text gets 0.0. This is the n-gram penalty of Yeo et al.
+    2025 (arXiv:2502.03373), with one value for the whole completion.
     """
     if n < 1:
         raise ValueError(f"n must be >= 1, got {n}")

@@ -1,12 +1,12 @@
-"""Finding a reward function by name, in the worker: the trainer imports no user code."""
+"""This module finds reward functions by name, in the worker: the trainer imports no user code."""
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from rlkit.rewards.signature import adapted, is_trls, parameters_of, refusal
 from rlkit.schema import import_code
 
 REGISTRY: Mapping[str, str] = {
@@ -15,11 +15,11 @@ REGISTRY: Mapping[str, str] = {
     "raw_exact": "rlkit.rewards.answers:raw_exact",
     "numeric_match": "rlkit.rewards.answers:numeric_match",
     "math": "rlkit.rewards.math:math_answer",
-    "xmlcount": "rlkit.rewards.seed:xmlcount",
-    "soft_format": "rlkit.rewards.seed:soft_format",
-    "strict_format": "rlkit.rewards.seed:strict_format",
-    "int": "rlkit.rewards.seed:integer_answer",
-    "correctness": "rlkit.rewards.seed:correctness",
+    "xmlcount": "rlkit.rewards.unsloth_2025:xmlcount",
+    "soft_format": "rlkit.rewards.unsloth_2025:soft_format",
+    "strict_format": "rlkit.rewards.unsloth_2025:strict_format",
+    "int": "rlkit.rewards.unsloth_2025:integer_answer",
+    "correctness": "rlkit.rewards.unsloth_2025:correctness",
     "cosine_length": "rlkit.rewards.length:cosine_length",
     "repetition": "rlkit.rewards.length:repetition",
 }
@@ -31,8 +31,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Loaded(NamedTuple):
-    """A reward function with its options bound."""
+    """This holds a reward function with its options bound."""
 
+    name: str
+    """Its key in `reward.functions`."""
     function: Callable[[Any], Any]
     per_sample: bool
     """It takes one completion, not a group: a hang costs one sample, not the group."""
@@ -49,8 +51,9 @@ def per_sample(function: _Function) -> _Function:
 
 
 def load(name: str, target: str, options: Mapping[str, Any]) -> Loaded:
-    """The function that `target` names: a registered name, `package.module:function`,
-    or `path/to/file.py:function`.
+    """Return the function that `target` names.
+
+    A target is a registered name, `package.module:function` or `path/to/file.py:function`.
 
     `options` become its keyword arguments. Raises ValueError naming the configuration key.
     """
@@ -60,24 +63,20 @@ def load(name: str, target: str, options: Mapping[str, Any]) -> Loaded:
     function = vars(module).get(function_name)
     if not callable(function):
         raise ValueError(f"{key}.fn must name a function, got {target}: {module_name} has none")
+    one_by_one = bool(getattr(function, _PER_SAMPLE, False))
+    if rule := refusal(function, per_sample=one_by_one):
+        raise ValueError(f"{key}.fn must {rule}")
     _check_options(function, options, key=f"{key}.options")
     bound = functools.partial(function, **options) if options else function
-    return Loaded(function=bound, per_sample=bool(getattr(function, _PER_SAMPLE, False)))
-
-
-def call(loaded: Loaded, group: Sequence[Any]) -> Any:
-    """Call a loaded function on one prompt's completions, as `rlkit.types.RewardFn` does."""
-    if loaded.per_sample:
-        return [loaded.function(completion) for completion in group]
-    return loaded.function(group)
+    return Loaded(name=name, function=adapted(bound), per_sample=one_by_one)
 
 
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any], *, key: str) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some C functions have none
+    parameters = parameters_of(function)
+    if parameters is None:
         return
-    parameters = list(signature.parameters.values())[1:]
+    from_data = is_trls(function)  # its other parameters may be columns of the data
+    parameters = parameters if from_data else parameters[1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -85,6 +84,6 @@ def _check_options(function: Callable[..., Any], options: Mapping[str, Any], *, 
         if option not in known:
             choices = f"one of {', '.join(known)}" if known else "empty"
             raise ValueError(f"{key} must be {choices}, got {option}")
-    for p in parameters:
+    for p in () if from_data else parameters:
         if p.name in known and p.default is p.empty and p.name not in options:
             raise ValueError(f"{key}.{p.name} must be given, got nothing")

@@ -1,4 +1,4 @@
-"""Mathematical equivalence with math-verify (`pip install 'rlkit-lm[math]'`), tested with 0.9.0.
+"""This module compares formulas with math-verify, tested with 0.9.0 (extra `rlkit-lm[math]`).
 
 Comparing two short formulas can take forever (`9^{9^{9^{9}}}`), partly in C code that no alarm
 interrupts. math-verify's own alarms end the rest early; the pool's deadline ends everything.
@@ -7,9 +7,11 @@ interrupts. math-verify's own alarms end the rest early; the pool's deadline end
 from __future__ import annotations
 
 import functools
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.load import per_sample
+from rlkit.rewards.numbers import close, plain, whole_number
 from rlkit.runtime.distribution import lacks
 
 try:
@@ -24,27 +26,48 @@ if TYPE_CHECKING:
 
 @per_sample
 def math_answer(
-    completion: Completion, *, column: str = "answer", alarm_s: int = 3
+    completion: Completion,
+    *,
+    column: str = "answer",
+    alarm_s: int = 3,
+    relative_tolerance: float = 0.0,
 ) -> float | None:
-    """1.0 when the text's final formula is equivalent to the prompt's `column` (LaTeX or plain).
+    """Return 1.0 when the text's final formula is equivalent to the prompt's `column`, else 0.0.
 
-    `alarm_s`, whole seconds >= 1, bounds each of parsing and comparing; raises TimeoutError beyond.
-    None when the column holds no formula that math-verify understands.
+    Two numbers are compared as exact rationals: math-verify itself rounds to six decimals, where
+    0.0000001 and 0.0000002 are the same. All other formulas are compared by math-verify.
+
+    Args:
+        completion: The sample.
+        column: The column with the right formula, in LaTeX or plain.
+        alarm_s: Whole seconds, >= 1, for each of parsing and comparing.
+        relative_tolerance: Share of the larger number by which two numbers may differ, >= 0.
+
+    Returns:
+        1.0 or 0.0; None when the column holds no formula that math-verify understands.
+
+    Raises:
+        TimeoutError: Parsing or comparing took longer than `alarm_s`.
     """
     if alarm_s < 1:
         raise ValueError(f"alarm_s must be >= 1, got {alarm_s}")
     try:
-        gold = _parse_gold(str(completion.prompt.columns[column]), alarm_s)
-        return None if not gold else _is_equivalent(gold, completion.text, alarm_s)
+        gold = _parse_gold(plain(completion.prompt.columns[column]), alarm_s)
+        if not gold:
+            return None
+        return _is_equivalent(gold, completion.text, alarm_s, relative_tolerance)
     except TimeoutException as error:  # not an Exception: it would pass for a crash
         raise TimeoutError(f"math-verify took more than {alarm_s} s") from error
 
 
-def _is_equivalent(gold: list[Any], text: str, alarm_s: int) -> float:
+def _is_equivalent(gold: list[Any], text: str, alarm_s: int, tolerance: float) -> float:
     try:
         candidates = parse(text, parsing_timeout=alarm_s, raise_on_error=True)
     except Exception:  # whatever sympy makes of a model's formula: it is no answer
         return 0.0
+    pair = _number(gold), _number(candidates)
+    if pair[0] is not None and pair[1] is not None:
+        return float(close(pair[0], pair[1], relative_tolerance=tolerance))
     for expected in gold:
         for candidate in candidates:
             try:
@@ -53,6 +76,12 @@ def _is_equivalent(gold: list[Any], text: str, alarm_s: int) -> float:
             except Exception:  # incomparable
                 continue
     return 0.0
+
+
+def _number(parsed: list[Any]) -> Fraction | None:
+    """Return the number that math-verify read, from the text that it kept beside its formula."""
+    texts = [item for item in parsed if isinstance(item, str)]
+    return whole_number(texts[0]) if len(texts) == 1 else None
 
 
 @functools.lru_cache(maxsize=64)  # the samples of a prompt share it

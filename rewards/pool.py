@@ -1,4 +1,4 @@
-"""Scoring batches of completions in worker processes that are killed when a function misbehaves."""
+"""This module scores completions in workers that are killed when a function misbehaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.config import OnFailure, RewardConfig, RewardSpec
 from rlkit.rewards.process import Worker
-from rlkit.rewards.scores import Board, Scores
+from rlkit.rewards.scores import Scores, ScoreSheet
 from rlkit.rewards.wire import WHOLE_GROUP, Failure, Unit, encode_group
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ _MAX_FALSE_STARTS = 3
 
 
 class RewardPool:
-    """The reward functions of a run, in processes of their own; a context manager.
+    """The pool runs the reward functions of a run in processes of their own.
+
+    It is a context manager.
 
     A call that raises, hangs, crashes or returns nonsense gives NaN for its samples and is counted
     by kind; the others go on. Construction starts the workers without waiting; `start` waits, and
@@ -55,7 +57,7 @@ class RewardPool:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Process ids of the workers."""
+        """Return the process ids of the workers."""
         return tuple(worker.pid for worker in self._workers)
 
     def start(self) -> None:
@@ -81,10 +83,11 @@ class RewardPool:
             if worker.units:  # an earlier call was interrupted
                 self._replace(i)
         self.start()
-        board = Board(self._specs, groups)
-        self._run(board, groups, self._units(groups))
+        sheet = ScoreSheet(self._specs, groups)
+        self._run(sheet, groups, self._units(groups))
+        self._log_printed()
         drop = self._config.on_failure is OnFailure.drop
-        return board.scores(seconds=time.perf_counter() - start, drop_failed=drop)
+        return sheet.scores(seconds=time.perf_counter() - start, drop_failed=drop)
 
     def close(self) -> None:
         """End the workers: idle ones are asked to, busy ones killed. At most 2 s; idempotent."""
@@ -109,7 +112,7 @@ class RewardPool:
         self.close()
 
     def _units(self, groups: Sequence[Sequence[Completion]]) -> list[Unit]:
-        """All calls of the batch, a group's calls adjacent."""
+        """Return all calls of the batch, a group's calls adjacent."""
         per_sample = self._workers[0].per_sample or []
         units = []
         for g, group in enumerate(groups):
@@ -121,7 +124,7 @@ class RewardPool:
         return units
 
     def _run(
-        self, board: Board, groups: Sequence[Sequence[Completion]], units: Sequence[Unit]
+        self, sheet: ScoreSheet, groups: Sequence[Sequence[Completion]], units: Sequence[Unit]
     ) -> None:
         share = -(-len(units) // len(self._workers)) or 1
         queue = deque(list(units[i : i + share]) for i in range(0, len(units), share))
@@ -138,14 +141,14 @@ class RewardPool:
             for i, worker in enumerate(self._workers):
                 worker.read_output()  # before the replies: what a call printed counts against it
                 for unit, reply in worker.read_replies():
-                    board.add(unit, reply)
+                    sheet.add(unit, reply)
                 self._check_start(worker)
-                self._judge(i, board, queue)
+                self._judge(i, sheet, queue)
             if time.monotonic() >= give_up:
-                self._abandon(board, queue)
+                self._abandon(sheet, queue)
         self._false_starts = 0
 
-    def _judge(self, i: int, board: Board, queue: deque[list[Unit]]) -> None:
+    def _judge(self, i: int, sheet: ScoreSheet, queue: deque[list[Unit]]) -> None:
         """Kill and replace worker `i` if it is dead, late or too loud; blame its current call."""
         worker, config = self._workers[i], self._config
         late = bool(worker.units) and time.monotonic() - worker.clock > config.timeout_s
@@ -161,15 +164,15 @@ class RewardPool:
             kind, message = Failure.output, f"printed more than {config.max_output_bytes} bytes"
         if blamed is not None:
             printed = f"; it printed: {worker.tail}" if worker.tail and not loud else ""
-            board.fail(units.pop(blamed), kind, message + printed, seconds=elapsed)
+            sheet.fail(units.pop(blamed), kind, message + printed, seconds=elapsed)
         elif units:  # it died between two batches: nobody's fault that we know of
             self._count_false_start(f"a reward worker {message} before its first call")
         if units:
             queue.appendleft(units)
         self._replace(i)
 
-    def _abandon(self, board: Board, queue: deque[list[Unit]]) -> None:
-        """The batch is out of time: everything unanswered counts as timed out."""
+    def _abandon(self, sheet: ScoreSheet, queue: deque[list[Unit]]) -> None:
+        """Count everything unanswered as timed out: the batch is out of time."""
         message = f"the batch took more than {self._config.step_timeout_s} s"
         for i, worker in enumerate(self._workers):
             if worker.units:
@@ -177,15 +180,22 @@ class RewardPool:
                 self._replace(i)
         for units in queue:
             for unit in units:
-                board.fail(unit, Failure.timeout, message, seconds=0.0)
+                sheet.fail(unit, Failure.timeout, message, seconds=0.0)
         queue.clear()
+
+    def _log_printed(self) -> None:
+        """Put what the functions printed into the log, each line with its function."""
+        for worker in self._workers:
+            worker.read_output()
+            _log_lines(worker)
 
     def _replace(self, i: int) -> None:
         self._workers[i].kill()
+        _log_lines(self._workers[i])
         self._workers[i] = Worker(self._functions)
 
     def _deadlines(self) -> list[float]:
-        """When to look at a worker even if it says nothing."""
+        """Return the times at which a worker is looked at even if it says nothing."""
         config = self._config
         starting = [
             w.clock + config.startup_timeout_s for w in self._workers if w.per_sample is None
@@ -224,3 +234,8 @@ class RewardPool:
         if self._false_starts >= _MAX_FALSE_STARTS:
             raise RuntimeError(f"{message}, {self._false_starts} times in a row")
         _log.warning("%s; started a new one", message)
+
+
+def _log_lines(worker: Worker) -> None:
+    for line in worker.said.take():
+        _log.info("reward %s printed: %s", line.function or "import", line.text)

@@ -1,4 +1,4 @@
-"""One reward worker as the trainer sees it: spawn, talk without blocking, kill."""
+"""This module spawns a reward worker, talks to it without blocking, and kills it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlkit.rewards.printed import Collected, without_marks
 from rlkit.rewards.wire import NOT_STARTED, PROGRESS, Failure, Reply, Unit, frame, unframe
 
 # The worker imports what this process would, whichever way rlkit and the user's modules came onto
@@ -29,7 +30,7 @@ _TAIL_BYTES = 2000
 
 
 class Worker:
-    """A process that serves one request at a time. Its methods never block, except `join`.
+    """A worker serves one request at a time. Its methods never block, except `join`.
 
     Attributes are read by the pool: `units` are still to be answered; `per_sample` is None until
     the functions are loaded.
@@ -46,6 +47,7 @@ class Worker:
         self._outgoing = bytearray()
         self._incoming = bytearray()
         self._tail = b""
+        self.said = Collected()
         self._channel, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         self._output, output = os.pipe()
@@ -70,7 +72,7 @@ class Worker:
 
     @property
     def fds(self) -> tuple[int, int]:
-        """What to wait on for reading: the socket and the functions' output."""
+        """Return the files to wait on for reading: the socket and the functions' output."""
         return self._channel.fileno(), self._output
 
     @property
@@ -79,25 +81,26 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether it can take a request."""
+        """Return whether it can take a request."""
         return self.per_sample is not None and not self.units and not self.gone
 
     @property
     def sending(self) -> bool:
-        """Whether part of the request is still to be written: wait on the socket for writing."""
+        """Return whether part of the request is unwritten: then wait on the socket for writing."""
         return bool(self._outgoing)
 
     @property
     def current(self) -> int | None:
-        """Position in `units` of the call that it is making; None before the first one."""
+        """Return the position in `units` of the call that it makes; None before the first one."""
         (position,) = PROGRESS.unpack_from(self._progress, 0)
         current: int = position - (self._num_units - len(self.units))
         return current if position != NOT_STARTED and 0 <= current < len(self.units) else None
 
     @property
     def tail(self) -> str:
-        """The end of what the functions printed, on one line."""
-        return " ".join(self._tail.decode("utf-8", errors="replace").split())[-300:]
+        """Return the end of what the functions printed, on one line."""
+        text = without_marks(self._tail.decode("utf-8", errors="replace"))
+        return " ".join(text.split())[-300:]
 
     def submit(self, units: Sequence[Unit], groups: Mapping[int, object]) -> None:
         """Ask for `units`, given the encoded `groups` that they need."""
@@ -122,10 +125,11 @@ class Worker:
                 if not data:
                     break
                 self.printed += len(data)
+                self.said.add(data)
                 self._tail = (self._tail + data)[-_TAIL_BYTES:]
 
     def read_replies(self) -> list[tuple[Unit, Reply]]:
-        """The calls that were answered since the last look; sets `gone` when the process ended."""
+        """Return the calls answered since the last look; set `gone` when the process ended."""
         try:
             while data := self._channel.recv(1 << 18):
                 self._incoming += data
@@ -151,7 +155,7 @@ class Worker:
         return replies
 
     def kill(self) -> tuple[Failure, str]:
-        """End the process and its descendants at once; how it ended, if it had ended by itself."""
+        """End the process and its descendants at once; return how it ended, if by itself."""
         if self._process.returncode is None:
             if self.gone:  # the socket closes a moment before the process has ended
                 self.join(seconds=0.5)

@@ -1,4 +1,4 @@
-"""From the answers of single calls to the rewards of a batch and a report of what failed."""
+"""This module turns the answers of single calls into rewards and a report of what failed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardReport:
-    """What scoring one batch cost and what went wrong."""
+    """This reports what scoring one batch cost and what went wrong."""
 
     failures: Mapping[tuple[str, Failure], int]
     """Samples without a value because (function, kind) failed."""
@@ -31,22 +31,25 @@ class RewardReport:
     """Wall-clock time of the whole call."""
 
     def describe(self) -> list[str]:
-        """One line for each kind of failure, for the log."""
+        """Return one line for each kind of failure, for the log."""
         return [
             f"reward {name}: {kind.value} on {count} samples: {self.messages[name, kind]}"
             for (name, kind), count in self.failures.items()
         ]
 
     def metrics(self) -> dict[str, float]:
-        """`rewards/{name}/seconds`, and `rewards/{name}/not_applicable` where there are any."""
-        metrics = {f"rewards/{name}/seconds": s for name, s in self.function_seconds.items()}
+        """Return `time/reward/{name}`, and `rewards/{name}/not_applicable` where there are any.
+
+        Seconds are summed over the workers, so that they may exceed `time/reward`.
+        """
+        metrics = {f"time/reward/{name}": s for name, s in self.function_seconds.items()}
         for name, count in self.not_applicable.items():
             metrics[f"rewards/{name}/not_applicable"] = float(count)
         return metrics
 
 
 class Scores(NamedTuple):
-    """The rewards of a batch."""
+    """These are the rewards of a batch."""
 
     components: list[list[tuple[float, ...]]]
     """[group][sample][function], unweighted; NaN = not applicable or failed."""
@@ -57,16 +60,20 @@ class Scores(NamedTuple):
 
     @property
     def failures(self) -> dict[str, int]:
-        """Samples that failed, by `function/kind`."""
+        """Return the number of samples that failed, by `function/kind`."""
         return {f"{name}/{kind.value}": n for (name, kind), n in self.report.failures.items()}
 
     def describe(self) -> list[str]:
-        """One line for each kind of failure, for the log."""
+        """Return one line for each kind of failure, for the log."""
         return self.report.describe()
 
+    def metrics(self) -> dict[str, float]:
+        """Return the seconds of each function and the samples that it did not apply to."""
+        return self.report.metrics()
 
-class Board:
-    """Collects the answers of one batch, in any order."""
+
+class ScoreSheet:
+    """A sheet collects the answers of one batch, in any order."""
 
     def __init__(self, specs: Sequence[RewardSpec], groups: Sequence[Sequence[Completion]]) -> None:
         self._specs = specs
@@ -97,7 +104,14 @@ class Board:
                 self._not_applicable[name] += 1
 
     def fail(self, unit: Unit, kind: Failure, message: str, *, seconds: float) -> None:
-        """Enter a call without an answer."""
+        """Enter a call without an answer.
+
+        Args:
+            unit: The call.
+            kind: The way in which it failed.
+            message: One line about it; the first of each kind is kept.
+            seconds: Time that the call took, >= 0.
+        """
         name = self._specs[unit.function].name
         rows = self._failed[unit.group]
         rows = rows if unit.sample == WHOLE_GROUP else [rows[unit.sample]]
@@ -108,7 +122,7 @@ class Board:
         self._seconds[name] += seconds
 
     def scores(self, *, seconds: float, drop_failed: bool) -> Scores:
-        """The rewards: weighted sums over the values that are not NaN."""
+        """Return the rewards: weighted sums over the values that are not NaN."""
         weights = [spec.weight for spec in self._specs]
         rewards = [
             [
@@ -131,7 +145,9 @@ class Board:
 
 
 def weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
-    """sum_k weights[k] values[k] over the values that are not NaN and have a weight other than 0.
+    """Return the sum of weights[k] values[k] over values that count.
+
+    A value counts when it is not NaN and its weight is not 0.
 
     NaN when there is none: a sample that nothing judged has no reward, not the reward 0.
     """

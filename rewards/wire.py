@@ -1,4 +1,4 @@
-"""What goes between the trainer and a reward worker: length-prefixed JSON, no pickle, no torch.
+"""Trainer and reward worker talk in length-prefixed JSON, without pickle or torch.
 
 Token ids travel as base64 of little-endian int32 (a JSON list of numbers is ten times slower). The
 worker sees copies of `rlkit.types.Prompt` and `Completion` with the same fields, because importing
@@ -27,7 +27,7 @@ WHOLE_GROUP = -1
 
 
 class Failure(StrEnum):
-    """Why a reward function gave no value for a sample."""
+    """This names the reason why a reward function gave no value for a sample."""
 
     raised = "raised"
     """It raised an exception."""
@@ -48,7 +48,7 @@ class Failure(StrEnum):
 
 
 class Unit(NamedTuple):
-    """One call of one reward function."""
+    """A unit is one call of one reward function."""
 
     function: int
     group: int
@@ -57,7 +57,7 @@ class Unit(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What one call gave."""
+    """A reply holds what one call gave."""
 
     seconds: float
     values: list[float | None]
@@ -67,7 +67,7 @@ class Reply(NamedTuple):
 
 
 class Ids(Sequence[int]):
-    """Token ids, unpacked when somebody looks: most rewards only read the text."""
+    """Token ids are unpacked when somebody looks: most rewards only read the text."""
 
     __slots__ = ("_ids", "_packed")
 
@@ -104,27 +104,29 @@ class Ids(Sequence[int]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """The worker's copy of `rlkit.types.Prompt`."""
+class WirePrompt:
+    """This is the worker's copy of `rlkit.types.Prompt`."""
 
     index: int
     ids: Sequence[int]
     text: str
     columns: Mapping[str, Any]
+    messages: Sequence[Mapping[str, Any]]
+    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """The worker's copy of `rlkit.types.Completion`; `finish_reason` is its plain string."""
+class WireCompletion:
+    """This is the worker's copy of `rlkit.types.Completion`; `finish_reason` is plain text."""
 
-    prompt: Prompt
+    prompt: WirePrompt
     text: str
     ids: Sequence[int]
     finish_reason: str
 
 
 def frame(message: object) -> bytes:
-    """`message` as JSON behind its length."""
+    """Return `message` as JSON behind its length."""
     body = json.dumps(message, ensure_ascii=True, separators=(",", ":")).encode("ascii")
     return LENGTH.pack(len(body)) + body
 
@@ -145,25 +147,34 @@ def unframe(buffer: bytearray) -> list[Any]:
 
 
 def encode_group(group: Sequence[types.Completion]) -> dict[str, Any]:
-    """One prompt's completions; the prompt is sent once."""
+    """Return one prompt's completions for sending; the prompt is in it once."""
     if not group:
         return {"prompt": None, "samples": []}
     prompt = group[0].prompt
     return {
-        "prompt": [prompt.index, _encode_ids(prompt.ids), prompt.text, dict(prompt.columns)],
+        "prompt": [
+            prompt.index,
+            _encode_ids(prompt.ids),
+            prompt.text,
+            dict(prompt.columns),
+            prompt.messages,
+            prompt.key,
+        ],
         "samples": [[c.text, _encode_ids(c.ids), str(c.finish_reason)] for c in group],
     }
 
 
-def decode_group(message: Mapping[str, Any]) -> tuple[Completion, ...]:
-    """The inverse of `encode_group`; a tuple: no function can change the next one's input."""
+def decode_group(message: Mapping[str, Any]) -> tuple[WireCompletion, ...]:
+    """Undo `encode_group`; a tuple, so that no function can change the next one's input."""
     if not message["samples"]:
         return ()
-    index, ids, prompt_text, columns = message["prompt"]
-    prompt = Prompt(index=index, ids=Ids(ids), text=prompt_text, columns=columns)
+    index, ids, text, columns, messages, key = message["prompt"]
+    prompt = WirePrompt(
+        index=index, ids=Ids(ids), text=text, columns=columns, messages=messages, key=key
+    )
     return tuple(
-        Completion(prompt=prompt, text=text, ids=Ids(ids), finish_reason=finish_reason)
-        for text, ids, finish_reason in message["samples"]
+        WireCompletion(prompt=prompt, text=sampled, ids=Ids(ids), finish_reason=finish_reason)
+        for sampled, ids, finish_reason in message["samples"]
     )
 
 

@@ -1,7 +1,7 @@
-"""A reward worker: the process in which reward functions run, so that it can be killed.
+"""A reward worker is the process in which reward functions run, so that it can be killed.
 
 It reads requests from a socket and answers on the same socket. What the functions print goes to a
-pipe that the parent drains.
+pipe that the parent drains, with the name of each function before its text.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import mmap
 import os
 import select
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rlkit.rewards.load import Loaded, load
+from rlkit.rewards.printed import MarkedStream
 from rlkit.rewards.wire import (
     PROGRESS,
     WHOLE_GROUP,
-    Completion,
     Failure,
     Unit,
+    WireCompletion,
     decode_group,
     frame,
     unframe,
@@ -39,6 +41,9 @@ def main(channel_fd: int, lifeline_fd: int, progress_fd: int) -> None:
     channel = socket.socket(fileno=channel_fd)
     buffer = bytearray()
     hello = _receive(channel, buffer)
+    stream = MarkedStream(sys.stdout)
+    # `print` and `warnings` of a reward function write to these.
+    sys.stdout = sys.stderr = cast(TextIO, stream)
     try:
         functions = [load(f["name"], f["fn"], f["options"]) for f in hello["functions"]]
     except ValueError as error:
@@ -47,11 +52,15 @@ def main(channel_fd: int, lifeline_fd: int, progress_fd: int) -> None:
     channel.sendall(frame({"per_sample": [f.per_sample for f in functions]}))
     with mmap.mmap(progress_fd, PROGRESS.size) as progress:
         while (request := _receive(channel, buffer)) is not None:
-            _serve(request, functions, channel, progress)
+            _serve(request, functions, channel, progress, stream)
 
 
 def _serve(
-    request: Any, functions: Sequence[Loaded], channel: socket.socket, progress: mmap.mmap
+    request: Any,
+    functions: Sequence[Loaded],
+    channel: socket.socket,
+    progress: mmap.mmap,
+    stream: MarkedStream,
 ) -> None:
     """Make the calls of a request in order and send their replies, several at a time.
 
@@ -64,6 +73,7 @@ def _serve(
     last_sent = time.monotonic()
     for position, unit in enumerate(map(Unit._make, request["units"])):
         PROGRESS.pack_into(progress, 0, position)
+        stream.function = functions[unit.function].name
         group = groups[unit.group]
         samples = group if unit.sample == WHOLE_GROUP else (group[unit.sample],)
         replies.append(evaluate(functions[unit.function], samples))
@@ -77,8 +87,8 @@ def _serve(
         channel.sendall(frame(replies))
 
 
-def evaluate(loaded: Loaded, samples: Sequence[Completion]) -> list[Any]:
-    """Call one function; the fields of a `Reply`, whatever it raises or returns."""
+def evaluate(loaded: Loaded, samples: Sequence[WireCompletion]) -> list[Any]:
+    """Call one function; return the fields of a `Reply`, whatever it raises or returns."""
     start = time.perf_counter()
     try:
         # Values are looked at inside the guard: their types are the user's, with the user's bugs.
@@ -136,7 +146,7 @@ def _show(value: Any) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    """`Type: text (file:line)` on one line."""
+    """Return `Type: text (file:line)` on one line."""
     try:
         text = str(error)[:_MAX_MESSAGE]
     except Exception:  # an exception class of the user's with a broken __str__
@@ -147,7 +157,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _receive(channel: socket.socket, buffer: bytearray) -> Any:
-    """The next message, or None when the parent has closed the socket."""
+    """Return the next message, or None when the parent has closed the socket."""
     while not (messages := unframe(buffer)):
         data = channel.recv(1 << 20)
         if not data:

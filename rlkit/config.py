@@ -7,9 +7,7 @@ the schemas into Hydra's store, `load` turns a composed config into a checked `C
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
@@ -36,6 +34,7 @@ from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
 from rlkit.training.divergence import EvalKL
 from rlkit.training.memory_config import MemoryConfig
+from rlkit.training.no_signal import StopConfig
 from rlkit.training.optim import OptimConfig
 from rlkit.types import Algorithm, Setting
 
@@ -112,6 +111,8 @@ class Config:
     """Folder of this run; must not exist, unless `resume` says otherwise."""
     resume: Resume = Resume.never
     """What to do when `run_dir` exists."""
+    accept_changed_files: bool = False
+    """Go on with a run or a sweep although a data, reward or model file has changed since."""
     device: DeviceChoice = DeviceChoice.auto
     """auto = CUDA when there is a device."""
     model: ModelConfig = MISSING
@@ -126,6 +127,7 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     tracker: TrackerConfig = MISSING
 
     def __post_init__(self) -> None:
@@ -137,21 +139,6 @@ class Config:
         require(minibatches <= self.prompts_per_step, "optim.minibatches", rule, minibatches)
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
-
-
-# What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
-# split to fit. Everything else is its identity; of `memory`, quantisation is.
-_NOT_IDENTITY = ("run_dir", "resume", "tracker", "checkpoint", "steps", "memory")
-_IDENTITY_AFTER_ALL = "memory.quant."
-
-
-NEWER_OPTIONS: Mapping[str, object] = {
-    "model.adapter": None,
-    "model.adapter_use": "train",
-    "model.rope_length": None,
-}
-"""Options that older runs did not have, with the value that means what those runs did. At this
-value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
 
 
 def require(holds: bool, key: str, rule: str, value: object) -> None:
@@ -209,6 +196,11 @@ def schemas() -> list[Schema]:
     return [schema for package in packages for schema in package.SCHEMAS]
 
 
+def algorithm_name(config: Config) -> str:
+    """What was chosen as the algorithm: the preset (gspo, xpo), not the class that it sets up."""
+    return config.algorithm.preset or option_of("algorithm", config.algorithm)
+
+
 def option_of(group: str, chosen: object) -> str:
     """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ...
 
@@ -237,31 +229,6 @@ def load(composed: DictConfig) -> Config:
 def flatten(config: Config) -> dict[str, Any]:
     """`{"optim.learning_rate": 0.001, ...}`: every leaf by its full key."""
     return dict(leaves(asdict(config)))
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The leaves that can change a number: what a resumed run must share with the original."""
-    return {key: value for key, value in known_leaves(config).items() if is_identity(key)}
-
-
-def is_identity(key: str) -> bool:
-    """Whether the option `key` can change a number."""
-    return key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
-
-
-def known_leaves(config: Config) -> dict[str, Any]:
-    """`flatten` without the newer options that are left at what older runs did."""
-    return {
-        key: value
-        for key, value in flatten(config).items()
-        if key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]
-    }
-
-
-def identity_hash(config: Config) -> str:
-    """Twelve hex digits that differ when anything that can change a number differs."""
-    canonical = json.dumps(identity(config), sort_keys=True, default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def to_yaml(config: Config) -> str:

@@ -13,12 +13,13 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from rlkit.algorithms.ppo import PPOConfig
-from rlkit.config import Config, ConfigError, flatten, identity, identity_hash, load
+from rlkit.assembly.identity import identity, identity_hash
+from rlkit.config import Config, ConfigError, algorithm_name, flatten, load
 from rlkit.generation import VLLMGeneratorConfig, VLLMServerConfig
 from rlkit.generation.vllm.config import Products, Quantization
 from rlkit.launch.composing import register
-from rlkit.launch.preflight import preflight
-from rlkit.launch.sweep_folder import sweep_name
+from rlkit.launch.preflight import plan, preflight
+from rlkit.launch.sweep_folder import job_id, sweep_name
 from rlkit.models import LoRAConfig, ModelConfig, QuantConfig, QuantKind, TuningKind
 from rlkit.training.memory_config import MemoryConfig
 
@@ -50,6 +51,24 @@ COMPANIONS = {
 @pytest.mark.parametrize(("group", "name"), OPTIONS, ids=lambda x: x)
 def test_every_option_composes_and_loads(group: str, name: str) -> None:
     compose_config(f"{group}={name}", *COMPANIONS.get((group, name), []))
+
+
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "algorithm"])
+def test_every_algorithm_is_called_by_its_own_name(name: str) -> None:
+    """Presets that extend another one say their own name, which is no part of a run's identity."""
+    config = compose_config(f"algorithm={name}")
+    assert algorithm_name(config) == name
+    unnamed = replace(config, algorithm=replace(config.algorithm, preset=""))
+    assert identity_hash(config) == identity_hash(unnamed) and job_id(config) == job_id(unnamed)
+
+
+def test_only_sweeps_end_runs_that_earn_nothing_by_default() -> None:
+    assert compose_config().stop.no_signal_steps is None
+    jobs = plan(["-m", "seed=0,1"]).jobs
+    assert [job.config.stop.no_signal_steps for job in jobs] == [20, 20]
+    (job, *_) = plan(["-m", "seed=0,1", "stop.no_signal_steps=0"]).jobs
+    assert job.config.stop.no_signal_steps == 0
+    assert job.id == jobs[0].id, "when a job gives up is no part of its identity"
 
 
 def test_defaults_are_those_of_the_seed() -> None:

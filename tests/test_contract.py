@@ -284,6 +284,30 @@ def test_degenerate_batches_are_finite(
 
 
 @every_case
+@pytest.mark.parametrize("sizes", [(1, 2, 4), (1, 1, 1), (3, 0, 2), (0, 0, 1)], ids=str)
+def test_groups_may_have_lost_samples(case: tuple[str, ...], sizes: tuple[int, ...]) -> None:
+    """Samples without a reward never reach an algorithm: a group holds 0, 1, 2, ... of its four."""
+    algorithm = algorithm_of(case, updates=2)
+    whole = random_rollout(lengths=LENGTHS, group_size=GROUP)
+    kept = torch.tensor([g * GROUP + i for g, size in enumerate(sizes) for i in range(size)])
+    rollout = whole.rows(kept)
+    rollout = replace(rollout, group_ids=torch.unique(rollout.group_ids, return_inverse=True)[1])
+    batch = algorithm.prepare(rollout)
+    assert len(batch) > 0 and len(batch) % algorithm.rows_per_unit == 0
+    assert batch.advantages.isfinite().all()
+    result, grads = run(algorithm, rollout)
+    assert result.loss.isfinite()
+    assert all(g.isfinite().all() for g in grads)
+    assert all(value.isfinite() for value in result.metrics.values())
+    if has_group_baseline(case) and composed(*case).kl.placement == "loss":
+        alone = torch.tensor([size for size in sizes for _ in range(size)]) == 1
+        lonely = batch.advantages[alone]  # nothing to differ from
+        assert torch.allclose(lonely, torch.zeros_like(lonely), rtol=0.0, atol=1e-12)
+    if algorithm.rows_per_unit == 2 and max(sizes) == 1:
+        assert not any(g.any() for g in grads), "a sample alone makes no pair"
+
+
+@every_case
 def test_gradient_only_where_the_mask_is(case: tuple[str, ...]) -> None:
     algorithm = algorithm_of(case, updates=2)
     rollout = random_rollout(lengths=LENGTHS, group_size=GROUP)

@@ -28,6 +28,8 @@ class GroupFilter(StrEnum):
 class AlgorithmConfig:
     """Fields of every algorithm."""
 
+    preset: str = ""
+    """The option of the group `algorithm` that was chosen; set by its own YAML."""
     group_size: int = 8
     """Completions sampled per prompt, >= 1. DeepSeekMath 64, TRL 8."""
     group_filter: GroupFilter = GroupFilter.none

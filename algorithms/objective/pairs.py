@@ -34,7 +34,17 @@ _RULES: Mapping[PairRule, Callable[[Tensor], Tensor]] = {
 
 
 def pair_rows(rule: PairRule, rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Return row indices chosen, rejected, chosen, ... of every group of adjacent rows."""
+    """Return row indices chosen, rejected, chosen, ... of every group of adjacent rows.
+
+    A group of one row, whose others got no reward, gives that row twice: it is no pair to learn
+    from, but a batch of such groups still has rows. `is_pair` tells.
+    """
     starts = torch.unique_consecutive(group_ids, return_counts=True)[1].cumsum(0).tolist()
     bounds = zip([0, *starts], starts, strict=False)
-    return torch.cat([_RULES[rule](rewards[a:b]) + a for a, b in bounds])
+    alone = rewards.new_zeros(2, dtype=torch.long)
+    return torch.cat([(_RULES[rule](rewards[a:b]) if b - a > 1 else alone) + a for a, b in bounds])
+
+
+def is_pair(rows: Tensor) -> Tensor:
+    """(N) whether the N pairs that `pair_rows` chose are of two different rows."""
+    return rows[0::2] != rows[1::2]

@@ -25,7 +25,7 @@ def summarise(run: Path) -> dict[str, Any]:
         "run": run.name,
         "before": evaluations["before"].interval._asdict(),
         "after": evaluations["after"].interval._asdict(),
-        "num_prompts": len(evaluations["after"].success),
+        "num_prompts": len(evaluations["after"].values),
         "samples_per_prompt": evaluations["after"].samples_per_prompt,
         "reward": [line["reward"] for line in lines],
         "kl": [line["kl"] for line in lines],

@@ -14,21 +14,21 @@ from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import Loaded, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
+from rlkit.assembly.rows import tried_rewards, with_usable_rows
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
 from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.models.load import BaseModel
 from rlkit.models.source import with_adapter_shape
+from rlkit.models.special import Stops, describe_ids, stops_of
 from rlkit.models.vocabulary import without_rows
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
-from rlkit.tasks import Overlong, Split, Task, build_task
-from rlkit.tasks.check import check_rewards
-from rlkit.tasks.render import without_overlong
+from rlkit.tasks import Task, build_task
 from rlkit.types import Algorithm, Prompt, Setting
 
 _GENERATED_ROWS = 256
@@ -103,10 +103,12 @@ def _with_model(
         max_completion_length=task.max_completion_length,
         stop=task.stop,
     )
-    check_rewards(task, start.rewards, base.tokenizer)
-    train, eval_prompts = _splits(config, task, base, say=say)
-    _say_what_is_known(base, eval_prompts[0], say)
-    _check_vocabulary(config, task, train, base)
+    stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
+    sampling = sampling._replace(stop=stops.strings)
+    task, eval_prompts = with_usable_rows(config, task, base, say=say)
+    decode = tried_rewards(config, task, start.rewards, base, say=say)
+    _say_what_is_known(base, stops, eval_prompts[0], say)
+    _check_vocabulary(config, task, base)
     critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
     policy = new_policy(
         base,
@@ -134,35 +136,26 @@ def _with_model(
         algorithm=start.algorithm,
         setting=start.setting,
         sampling=sampling,
-        train=train,
+        stop_ids=stops.ids,
+        decode=decode,
+        train=task.train,
         eval_prompts=eval_prompts,
     )
 
 
-def _check_vocabulary(config: Config, task: Task, train: Split, base: BaseModel) -> None:
+def _check_vocabulary(config: Config, task: Task, base: BaseModel) -> None:
     """Refuse a training prompt with a token that the model does not know, before the first step."""
     if without_rows(base.tokenizer, base.num_rows):
-        some = range(_GENERATED_ROWS if train.size is None else train.size)
-        render_prompts(task, train, some, base, config)
+        some = range(_GENERATED_ROWS if task.train.size is None else task.train.size)
+        render_prompts(task, task.train, some, base, config)
 
 
-def _say_what_is_known(base: BaseModel, prompt: Prompt, say: Callable[[str], None]) -> None:
+def _say_what_is_known(
+    base: BaseModel, stops: Stops, prompt: Prompt, say: Callable[[str], None]
+) -> None:
     for note in base.notes:
         say(note)
+    if further := stops.ids - base.stop_ids:
+        say(f"stop strings that are special tokens: {describe_ids(base.tokenizer, further)}")
     say(f"first prompt, {len(prompt.ids)} tokens: {prompt.text!r}")
     say(f"its token ids: {' '.join(map(str, prompt.ids))}")
-
-
-def _splits(
-    config: Config, task: Task, base: BaseModel, *, say: Callable[[str], None]
-) -> tuple[Split, list[Prompt]]:
-    """The training split without prompts that the task drops, and the held-out prompts."""
-    train, held_out = task.train, task.eval
-    if config.task.overlong_prompts is Overlong.drop:
-        longest = task.max_prompt_length
-        train, num_train = without_overlong(train, base.tokenizer, max_length=longest)
-        held_out, num_eval = without_overlong(held_out, base.tokenizer, max_length=longest)
-        say(f"prompts over {longest} tokens left out: {num_train} training, {num_eval} held out")
-    size = min(config.evaluation.num_prompts, held_out.size or config.evaluation.num_prompts)
-    eval_prompts = render_prompts(task, held_out, range(size), base, config)
-    return train, eval_prompts

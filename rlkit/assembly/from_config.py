@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rlkit.algorithms import GroupFilter
-from rlkit.config import Config, identity_hash
+from rlkit.assembly.identity import identity_hash
+from rlkit.config import Config
 from rlkit.generation import sample_seed
 from rlkit.models.config import Switch
 from rlkit.training.optim import build_optimizer

@@ -6,19 +6,20 @@ from collections.abc import Callable
 
 import torch
 
+from rlkit.assembly.rows import look_at
 from rlkit.config import Config
 from rlkit.models.tokenizer import load_tokenizer
-from rlkit.tasks import Task
+from rlkit.tasks import Overlong, Task
 from rlkit.tasks.render import render_all
 
 _LOOKED_AT = 256
-"""Training prompts."""
+"""Training prompts of an endless task."""
 
 
 def longest_prompt(
     config: Config, task: Task, device: torch.device, *, say: Callable[[str], None]
 ) -> int | None:
-    """Return the tokens of the longest early training prompt; None where the plan does not ask.
+    """Return the tokens of the longest training prompt; None where the plan does not ask.
 
     A card's memory ends suddenly, so its plan is for the longest prompt that is allowed.
 
@@ -33,11 +34,17 @@ def longest_prompt(
     """
     if device.type == "cuda":
         return None
-    size = min(_LOOKED_AT, task.train.size or _LOOKED_AT)
+    tokenizer = load_tokenizer(config.model, say=say)
+    if task.train.size is not None:
+        # Every row, before a model is loaded: one that cannot be used ends the run here.
+        lengths = look_at(task.train, config, tokenizer, say=say)[0].lengths
+        most = task.max_prompt_length
+        cut = config.task.overlong_prompts is Overlong.truncate_left
+        return max(min(n, most) for n in (1, *lengths) if cut or n <= most)
     found = render_all(
         task.train,
-        range(size),
-        load_tokenizer(config.model, say=say),
+        range(_LOOKED_AT),
+        tokenizer,
         max_length=task.max_prompt_length,
         overlong=config.task.overlong_prompts,
     )

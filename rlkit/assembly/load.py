@@ -146,6 +146,10 @@ def _with_engine(
     try:
         say(engine.summary)
         is_apart, is_shared = sampled != trained, engine.weights is Weights.shared
+        if engine.unshareable and is_shared:
+            raise CannotShare(engine.unshareable)
+        if engine.unshareable and (is_apart or config.model.tuning is TuningKind.full):
+            raise ValueError(f"{engine.unshareable}; set generator=hf")
         views = weight_views(engine.llm) if is_shared or is_apart else None
         shared = views if is_shared else None
         base = load_model(trained, device=device, say=say, weights=shared)

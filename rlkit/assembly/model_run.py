@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from rlkit.assembly.from_config import (
     update_settings,
 )
 from rlkit.assembly.generators import new_generator
-from rlkit.config import Config, flatten, option_of
+from rlkit.config import Config, algorithm_name, flatten
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
 from rlkit.models.save import MODEL_FOLDER, save_model
@@ -35,7 +35,8 @@ from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
 from rlkit.tasks.render import render_all
 from rlkit.tracking.base import Phase, RunInfo, Tracker
-from rlkit.training.collect import Collector
+from rlkit.training.buffer import Group
+from rlkit.training.collect import Collector, Decode, score_rollouts
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.loss_scale import FLOAT16
@@ -77,6 +78,10 @@ class ModelRun:
     algorithm: Algorithm
     setting: Setting
     sampling: SamplingConfig
+    stop_ids: frozenset[int]
+    """Ids that end a completion: the model's, and stop strings that are special tokens."""
+    decode: Decode
+    """Sampled ids to the text that rewards see."""
     train: Split
     """The task's training split, without prompts that are too long if those are dropped."""
     eval_prompts: Sequence[Prompt]
@@ -119,6 +124,7 @@ class ModelRun:
             pad_token_id=self.base.pad_token_id,
             device=self.device,
             run_dir=run_dir,
+            stop=config.stop,
             planned_bytes=self.planned.plan.peak,
         )
 
@@ -133,7 +139,7 @@ class ModelRun:
             name=run_dir.name,
             task=self.task.name,
             model=config.model.source,
-            algorithm=option_of("algorithm", config.algorithm),
+            algorithm=algorithm_name(config),
             device=device,
             dtype=str(self.base.dtype).removeprefix("torch."),
             dtype_reason=self.base.notes[0],
@@ -156,15 +162,6 @@ class ModelRun:
             weights = tuning.copies(self.policy.adapter)
             save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Token ids to text without special tokens."""
-        # Without clean-up: it would drop spaces before punctuation, which the model did sample.
-        return str(
-            self.base.tokenizer.decode(
-                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
-
     def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
         """The training prompts of a step."""
         config = self.config
@@ -172,6 +169,20 @@ class ModelRun:
             config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
         )
         return render_prompts(self.task, self.train, indices, self.base, config)
+
+    def base_samples(self, count: int) -> list[Group]:
+        """At least `count` scored samples of the base model, on held-out prompts."""
+        generator = self._new_generator(lambda _: None)
+        generator.load_adapter(self.policy.adapter, 0)
+        prompts = self.eval_prompts[:count]
+        each = -(-count // len(prompts))
+        seeds = [
+            [sample_seed(EVALUATION_SEED, 0, p.index, i) for i in range(each)] for p in prompts
+        ]
+        rollouts = generator.generate(
+            prompts, num_samples=each, sampling=self.sampling, seeds=seeds
+        )
+        return score_rollouts(rollouts, self.rewards, self.decode)[0]
 
     def _generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """The configured generator, which `close` ends."""
@@ -184,9 +195,12 @@ class ModelRun:
                     self.meter.sampled_tokens = max(self.meter.sampled_tokens, progress.tokens)
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
+        return self._new_generator(report)
+
+    def _new_generator(self, report: Callable[[Progress], None]) -> Generator:
         generator = new_generator(
             self.planned.config.generator,
-            self.base,
+            replace(self.base, stop_ids=self.stop_ids),
             self.policy,
             engine=self.engine,
             injector=self.injector,

@@ -21,6 +21,7 @@ from rlkit.config import (
     ConfigError,
     DeviceChoice,
     EvaluationConfig,
+    algorithm_name,
     algorithm_of,
     flatten,
     option_of,
@@ -93,6 +94,7 @@ class TabularRun:
             pad_token_id=0,
             device=_CPU,
             run_dir=run_dir,
+            stop=config.stop,
         )
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
@@ -103,7 +105,7 @@ class TabularRun:
             name=run_dir.name,
             task=config.task.name,
             model=config.model.source,
-            algorithm=option_of("algorithm", config.algorithm),
+            algorithm=algorithm_name(config),
             device="cpu",
             dtype="float64",
             num_steps=config.steps,

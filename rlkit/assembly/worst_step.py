@@ -11,6 +11,9 @@ from rlkit.plan.parts import GB
 from rlkit.plan.rehearse import rehearse, worst_of
 from rlkit.runtime.say import Say
 
+_OWN_BESIDE = GB
+"""Bytes that libraries of this process (handles, graphs) may hold outside of torch's allocator."""
+
 
 def try_worst_step(run: ModelRun, *, say: Say) -> None:
     """Rehearse the worst micro-batch where `memory.dry_run` says so; raises ConfigError."""
@@ -36,10 +39,23 @@ def verdict(run: ModelRun) -> str:
     also says what the plan is for the completions that came.
     """
     measured, predicted = run.meter.peak(), run.planned.plan.peak
-    line = f"memory: planned at most {predicted / GB:.2f} GB"
     if run.device.type == "cuda":
-        return f"{line}, taken {measured / GB:.2f} GB ({measured / predicted:.0%} of it)"
+        return compared(predicted, on_device=measured, of_process=run.meter.of_process())
+    line = f"memory: planned at most {predicted / GB:.2f} GB"
     if sampled := run.meter.sampled_tokens:
         predicted = peak_with(run.planned, sampled_tokens=sampled)
         line += f", {predicted / GB:.2f} GB for the {sampled} tokens that a step sampled"
     return f"{line}; the process grew by {measured / GB:.2f} GB ({measured / predicted:.0%} of it)"
+
+
+def compared(predicted: int, *, on_device: int, of_process: int) -> str:
+    """The line for a card, in bytes; a card counts what all its processes hold together."""
+    planned = f"memory: planned at most {predicted / GB:.2f} GB"
+    beside = on_device - of_process
+    if beside <= _OWN_BESIDE:
+        return f"{planned}, taken {on_device / GB:.2f} GB ({on_device / predicted:.0%} of it)"
+    return (
+        f"{planned}, taken {of_process / GB:.2f} GB ({of_process / predicted:.0%} of it) by this "
+        f"process; {beside / GB:.2f} GB more came into use on the card, by other processes or "
+        f"libraries"
+    )

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import rlkit
 from rlkit.runtime.distribution import other_project
 from rlkit.runtime.private_names import MissingName
 
@@ -50,6 +51,9 @@ def run(arguments: Sequence[str]) -> int:
     module = COMMANDS.get(name, "rlkit.cli.train")
     if name in ("-h", "--help", "help"):
         module = "rlkit.cli.help"
+    if name in ("--version", "-V"):
+        print(f"rlkit {rlkit.__version__}")
+        return 0
     try:
         return _command(module).run(rest)
     except (UsageError, MissingName) as error:

@@ -11,12 +11,16 @@ SUMMARY = "talk to a model, with or without an adapter"
 def run(arguments: Sequence[str]) -> int:
     """Read lines, print replies; an empty line or Ctrl-D ends, /reset forgets the conversation."""
     from rlkit.cli import UsageError
-    from rlkit.cli.session import add_arguments, open_session
+    from rlkit.cli.session_options import add_arguments, check_model
 
     parser = argparse.ArgumentParser(prog="rlkit chat", description=SUMMARY)
     add_arguments(parser)
     parser.add_argument("--system", help="system message")
     options = parser.parse_args(arguments)
+    check_model(options)
+    # After the arguments: `--help` must not wait for torch and transformers.
+    from rlkit.cli.session import open_session
+
     session = open_session(options)
     start = [{"role": "system", "content": options.system}] if options.system else []
     messages = list(start)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import torch
 
+from rlkit.assembly.assemble import assemble
 from rlkit.assembly.device import resolve_device
 from rlkit.assembly.load import choose_generator
 from rlkit.config import Config, DeviceChoice, algorithm_of
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
+from rlkit.launch.prepare import is_tabular
 from rlkit.plan.choose import DoesNotFit, make_plan
 from rlkit.plan.headline import ROWS
 from rlkit.plan.of_config import planned
 from rlkit.plan.parts import GB
 from rlkit.plan.run import place
 from rlkit.plan.table import lines
+from rlkit.training.no_signal import what_the_base_model_earns
 
 
 def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
@@ -30,6 +35,29 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
     config = replace(config, generator=choose_generator(config, device, say=lambda _: None))
     made = planned(config, algorithm_of(config), device=device, budget=budget, say=print)
     yield from lines(made.plan, where=place(config, device))
+
+
+def sample_lines(arguments: Sequence[str], count: int) -> Iterator[str]:
+    """What `count` samples of the base model earn; loads the model and starts the rewards."""
+    (config,) = preflight(arguments)
+    if is_tabular(config):
+        raise ValueError("--samples takes a language model, got model=tabular")
+    with closing(assemble(config, say=lambda _: None)) as run:
+        groups = run.base_samples(count)
+    samples = [sample for group in groups for sample in group]
+    rewards = [sample.reward for sample in samples]
+    judged = [reward for reward in rewards if not math.isnan(reward)]
+    above = sum(reward > 0.0 for reward in judged)
+    text = f"rewards of {len(rewards)} samples of the base model: {above} above 0"
+    if judged:
+        text += f", mean {sum(judged) / len(judged):.3f}, from {min(judged):g} to {max(judged):g}"
+    if len(judged) < len(rewards):
+        text += f"; {len(rewards) - len(judged)} got none"
+    yield text
+    yield f"the first of them: {samples[0].text!r}"
+    said = what_the_base_model_earns(rewards)
+    if said is not None:
+        yield f"warning: {said}"
 
 
 def _device(config: Config) -> tuple[torch.device, int | None]:

@@ -12,7 +12,6 @@ SUMMARY = "write what a run trained as one Hugging Face model, the adapter merge
 def run(arguments: Sequence[str]) -> int:
     """Write the folder, load it again and say how far it is from the run's policy."""
     from rlkit.cli import UsageError
-    from rlkit.cli.export_run import export
     from rlkit.models.config import DType
 
     dtypes = [dtype.value for dtype in DType if dtype is not DType.auto]
@@ -21,6 +20,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--dtype", choices=dtypes, default=DType.bf16.value, help="of the weights")
     options = parser.parse_args(arguments)
+    # After the arguments: `--help` must not wait for torch and transformers.
+    from rlkit.cli.export_run import export
+
     try:
         export(options.run, options.out, DType(options.dtype))
     except ValueError as error:

@@ -65,7 +65,14 @@ def _policy_of(
     """The run's model, what to write of it, prompts, and its log-probs on them."""
     stored, _ = resolve_dtype(dtype, device)
     if options.model.tuning is TuningKind.full:
-        source = replace(options.model, source=str(run / MODEL_FOLDER), revision=None)
+        source = replace(
+            options.model,
+            source=str(run / MODEL_FOLDER),
+            revision=None,
+            # The folder's tokenizer was saved with the template that these chose.
+            chat_template_name="",
+            chat_template_kwargs={},
+        )
         base = load_model(source, device=device, say=print)
         weights = {n: p.detach().to("cpu", stored) for n, p in base.model.named_parameters()}
         prompts = _prompts(base)

@@ -12,7 +12,7 @@ SUMMARY = "complete one prompt, with or without an adapter"
 def run(arguments: Sequence[str]) -> int:
     """Print the completions, separated by a blank line when there are several."""
     from rlkit.cli import UsageError
-    from rlkit.cli.session import add_arguments, open_session
+    from rlkit.cli.session_options import add_arguments, check_model
 
     parser = argparse.ArgumentParser(prog="rlkit generate", description=SUMMARY)
     add_arguments(parser)
@@ -26,6 +26,13 @@ def run(arguments: Sequence[str]) -> int:
     prompt = options.prompt
     if prompt is None or prompt == "-":
         prompt = sys.stdin.read()
+    if not prompt.strip():
+        where = "an empty standard input" if options.prompt in (None, "-") else repr(prompt)
+        raise UsageError(f"prompt must hold text, got {where}")
+    check_model(options)
+    # After the arguments: `--help` must not wait for torch and transformers.
+    from rlkit.cli.session import open_session
+
     session = open_session(options)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     text = (

@@ -61,45 +61,41 @@ class Session:
         ).strip()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say which model to sample from, and how."""
-    parser.add_argument("--run", type=Path, help="a run's folder: what it learnt")
-    parser.add_argument("--model", help="starter, a hub id, a folder or a .gguf file")
-    parser.add_argument("--adapter", type=Path, help="a folder in PEFT format")
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest completion")
-    parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0, help="0 = off, 1 = greedy")
-    parser.add_argument("--seed", type=int, default=0)
-
-
 def open_session(options: argparse.Namespace) -> Session:
     """Load what the options name; raises UsageError with one line when they do not fit."""
-    source, folder, quant = options.model or "starter", options.adapter, QuantConfig()
-    if options.run is not None:
-        if options.model or options.adapter:
-            raise UsageError("--run brings its own model and adapter: drop --model and --adapter")
-        source, folder, quant = _of_run(options.run)
     try:
-        return _load(source, folder, quant, options)
+        if options.run is not None:
+            if options.model or options.adapter or options.template_kwargs:
+                raise UsageError(
+                    "--run brings its own model, adapter and template variables: drop --model, "
+                    "--adapter and --template-kwargs"
+                )
+            return _load(*_of_run(options.run), options)
+        model = ModelConfig(
+            source=options.model or "starter", chat_template_kwargs=options.template_kwargs
+        )
+        return _load(model, options.adapter, QuantConfig(), options)
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _of_run(run: Path) -> tuple[str, Path | None, QuantConfig]:
+def _of_run(run: Path) -> tuple[ModelConfig, Path | None, QuantConfig]:
     """Its model and the adapter on it; a run that trained all weights has a model of its own."""
     options = read_options(run, key="--run")
     if options.model.tuning is TuningKind.full:
-        return str(run / MODEL_FOLDER), None, QuantConfig()
-    return options.model.source, run / ADAPTER_FOLDER, options.memory.quant
+        # Its tokenizer was saved with the run's template, variables included.
+        return ModelConfig(source=str(run / MODEL_FOLDER)), None, QuantConfig()
+    return options.model, run / ADAPTER_FOLDER, options.memory.quant
 
 
 def _load(
-    source: str, folder: Path | None, quant: QuantConfig, options: argparse.Namespace
+    model: ModelConfig, folder: Path | None, quant: QuantConfig, options: argparse.Namespace
 ) -> Session:
     adapter_config = LoRAConfig() if folder is None else read_adapter_config(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = load_model(ModelConfig(source=source), device=device, say=print, quant=quant)
+    base = load_model(model, device=device, say=print, quant=quant)
     lora = attach(base.model, adapter_config, dtype=base.dtype)
     generator = HFGenerator(
         base.model,
@@ -111,11 +107,12 @@ def _load(
     if folder is not None:
         tensors: dict[str, Tensor] = load_adapter(folder, lora, device=device)
         generator.load_adapter(tensors, 0)
+    greedy = options.temperature == 0.0  # the limit of small temperatures: the likeliest token
     sampling = SamplingConfig(
         max_completion_length=options.max_tokens,
-        temperature=options.temperature,
+        temperature=1.0 if greedy else options.temperature,
         top_p=options.top_p,
-        top_k=options.top_k,
+        top_k=1 if greedy else options.top_k,
     )
     return Session(
         generator=generator,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from rlkit.cli import UsageError
-from rlkit.report.build import ReportOptions
-from rlkit.report.measure import At
+
+if TYPE_CHECKING:
+    from rlkit.report.build import ReportOptions
+    from rlkit.report.measure import At
 
 HELP = """\
   baseline=NAME    variant the others are compared with (default: the first); its whole name, or
@@ -29,6 +32,8 @@ def parse(arguments: Sequence[str], *, known: Sequence[str]) -> tuple[list[Path]
     Raises:
         UsageError: an option not in `known`, or a value of another type.
     """
+    from rlkit.report.build import ReportOptions  # not before: `--help` is read from here
+
     paths: list[Path] = []
     options = ReportOptions()
     types = {field.name: field.type for field in fields(ReportOptions)}
@@ -58,6 +63,8 @@ def parse(arguments: Sequence[str], *, known: Sequence[str]) -> tuple[list[Path]
 
 
 def _at(value: str) -> At:
+    from rlkit.report.measure import At
+
     if value not in list(At):
         raise UsageError(f"at must be one of {', '.join(At)}, got {value}")
     return At(value)

@@ -29,6 +29,7 @@ from rlkit.launch.fork_server import boot
 from rlkit.launch.hydra_compat import Callbacks
 from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, state_of
 from rlkit.launch.packed import pack
+from rlkit.launch.preflight import in_sweep
 from rlkit.launch.rows import OVER, JobRow, JobStatus
 from rlkit.launch.run_folder import write_status
 from rlkit.launch.sweep_folder import Job, job_folder, job_id
@@ -44,7 +45,7 @@ def engine_job(composed: DictConfig) -> int:
 
     The exit code of the job; 0 when there is nothing left to do.
     """
-    config = load(composed)
+    config = in_sweep(load(composed))
     hydra = HydraConfig.get()
     folder = job_folder(Path(hydra.sweep.dir), job_id(config))
     if state_of(folder) in (JobState.done, JobState.failed):
@@ -119,6 +120,7 @@ def _queue_if_left(sweep: Path, job: Job, row: JobRow, *, retry: bool) -> bool:
         row.status = JobStatus.earlier
     if state is JobState.failed:
         row.status = JobStatus.failed_earlier
+        row.message = read_status(folder).message
     return state in (JobState.new, JobState.partial)
 
 

@@ -12,12 +12,12 @@ from rlkit.config import Config, DeviceChoice
 from rlkit.launch import leases
 from rlkit.launch.devices import GPU, num_cores
 from rlkit.launch.fork_server import Preload
-from rlkit.launch.outcome import JobState, cause_of_death, settle, state_of
+from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, state_of
 from rlkit.launch.packed import pack
 from rlkit.launch.prepare import is_tabular
 from rlkit.launch.processes import Event, Exited, Lost, Processes, Refused, Started
 from rlkit.launch.rows import JobStatus
-from rlkit.launch.running import RunningJob, Stops
+from rlkit.launch.running import RunningJob, SweepStops
 from rlkit.launch.settings import IsolatedConfig, Start
 from rlkit.launch.sweep_folder import Job, job_folder
 from rlkit.launch.sweep_view import SweepView
@@ -67,7 +67,7 @@ class _Launch:
         self._queue: deque[Job] = deque()
         self._running: dict[str, RunningJob] = {}
         self._attempts: Counter[str] = Counter()
-        self._stops = Stops(settings)
+        self._stops = SweepStops(settings)
         self.slots = self._choose_slots(jobs)
         for job in jobs:
             self._queue_if_left(job)
@@ -98,6 +98,8 @@ class _Launch:
         row, state = self._rows[job.id], state_of(job_folder(self._sweep, job.id))
         row.read_progress()
         row.first_step = row.step
+        if state is JobState.failed:
+            row.message = read_status(row.folder).message
         if state is JobState.done:
             row.status = JobStatus.earlier
         elif state is JobState.failed and not self._settings.retry_failed:

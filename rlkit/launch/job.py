@@ -16,10 +16,12 @@ import torch
 
 from rlkit.assembly.device import choose_threads
 from rlkit.config import Config, ConfigError, flatten
+from rlkit.launch.content import check_content, content_of, write_content
 from rlkit.launch.environment import hardware, versions
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
 from rlkit.launch.run_folder import claim, write_outcome
+from rlkit.launch.sweep_folder import place_in_sweep
 from rlkit.report.build import write_page
 from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
 from rlkit.training import checkpoint
@@ -60,12 +62,17 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
     start = time.monotonic()
     with stop_on_signals() as stop:
         check_run_dir(config)
+        content = content_of(config)
+        changes = check_content(content, run_dir, accept=config.accept_changed_files)
         config = _with_threads(config, run_dir)
         torch.set_num_threads(config.memory.torch_threads)
         with closing(prepare(config, say=print)) as prepared:
             stop.check()
             config = prepared.config
             with claim(config, run_dir), _tracker(config, run_dir) as tracker:
+                write_content(run_dir, content)
+                for change in changes:
+                    tracker.message(Level.warning, f"accepted: {change}")
                 outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
                 write_outcome(run_dir, outcome)
                 if config.tracker.report:
@@ -91,6 +98,8 @@ def _train(
         state = _resume(state, trainer, tracker)
         info = prepared.info(run_dir=run_dir, versions=versions(), first_step=state.step)
         there = hardware(devices=info.device != "cpu")
+        place = place_in_sweep(run_dir)
+        info = replace(info, group=place.group, title=place.title)
         tracker.start(replace(info, hardware=there, command=shlex.join(sys.argv)))
         state = trainer.fit(state, stop=stop)
         prepared.save(run_dir)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +22,7 @@ from rlkit.launch.composing import Composer, compose_job
 from rlkit.launch.hydra_compat import expand_sweep, get_args_parser
 from rlkit.launch.outside import as_typed, offer_algorithms
 from rlkit.launch.sweep_folder import Job
+from rlkit.training.no_signal import STEPS_IN_A_SWEEP
 
 # Flags that make Hydra print something instead of running jobs.
 _PRINTING = ("help", "hydra_help", "cfg", "shell_completion", "info")
@@ -51,7 +54,9 @@ def plan(arguments: Sequence[str]) -> LaunchPlan:
 
     Raises ConfigError with one line: the first broken rule, its key and value, and a sweep's job.
     """
-    parsed = get_args_parser().parse_args(list(arguments))
+    parser = get_args_parser()
+    parser.error = _refuse_flags  # type: ignore[method-assign]
+    parsed = parser.parse_args(list(arguments))
     if any(getattr(parsed, flag) for flag in _PRINTING):
         return LaunchPlan([], multirun=bool(parsed.multirun))
     setup_globals()
@@ -70,7 +75,7 @@ def plan(arguments: Sequence[str]) -> LaunchPlan:
         retry, overrides = _without_retry(overrides)
         hydra, expanded = _expand(overrides, extra)
         composer = Composer()
-        checked = [_check(job + extra, composer, job=job) for job in expanded]
+        checked = [in_sweep(_check(job + extra, composer, job=job)) for job in expanded]
     own = [[as_typed(o) for o in job if not _is_hydras(o)] for job in expanded]
     jobs = {job.id: job for job in map(Job.of, checked, own)}
     label = hydra.runtime.choices.get("experiment") or checked[0].task.name
@@ -82,6 +87,18 @@ def plan(arguments: Sequence[str]) -> LaunchPlan:
         hydra_overrides=(*filter(_is_hydras, overrides), *extra),
         retry_failed=retry,
     )
+
+
+def _refuse_flags(message: str) -> NoReturn:
+    """In place of argparse's usage text, which is Hydra's, and its exit."""
+    raise ConfigError(f"{message} (rlkit --help lists what there is)")
+
+
+def in_sweep(config: Config) -> Config:
+    """`config` with what is another default in a sweep: a job that earns nothing ends by itself."""
+    if config.stop.no_signal_steps is not None:
+        return config
+    return replace(config, stop=replace(config.stop, no_signal_steps=STEPS_IN_A_SWEEP))
 
 
 def _is_hydras(override: str) -> bool:
@@ -144,6 +161,8 @@ def _expand(overrides: Sequence[str], extra: Sequence[str]) -> tuple[DictConfig,
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's message in one line, with the option that was probably meant."""
+    if isinstance(error, OverrideParseException):
+        return _how_to_quote(error.override)
     if str(error).startswith("Error merging override") and error.__cause__ is not None:
         key = re.search(r"full_key: (\S+)", str(error.__cause__))
         reason = str(error.__cause__).splitlines()[0]
@@ -156,8 +175,14 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         return f"{wrong} is not an option{did_you_mean(wrong, known)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         wrong = match.group(1)
-        if wrong.startswith("reward.functions."):
-            return f"{wrong} is a new entry of reward.functions: write +{wrong}=..."
+        for open_map in ("reward.functions", "task.columns"):
+            if wrong.startswith(f"{open_map}."):
+                return f"{wrong} is a new entry of {open_map}: write +{wrong}=..."
+            if wrong == open_map:
+                given = next(
+                    (o for o in overrides if o.startswith(f"{wrong}=")), f"{wrong}={{...}}"
+                )
+                return f'{open_map} gets new entries: write "+{given}"'
         return f"{wrong} is not an option{did_you_mean(wrong, _known_keys(wrong, overrides))}"
     if match := re.search(
         r"Could not find '([^']+)/([^']+)' Available options in '[^']+': (.*)", text
@@ -168,6 +193,20 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         return f"{group} must be one of {', '.join(options)}, got {value}{hint}"
     text = re.sub(r" (?:full_key: (\S+)|object_type=\S+|Set the env\S* .*)", r" (\1)", text)
     return text.replace(" ()", "")
+
+
+def _how_to_quote(override: str) -> str:
+    """One line on an override that Hydra's grammar does not take as it stands."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]{0,2}[\w./@:-]+", key):
+        return f"overrides must be KEY=VALUE, got {override}"
+    inner = value.strip("'\"").replace("\\", "\\\\").replace("'", "\\'")
+    quoted = f"{key}='{inner}'"
+    odd = sorted({c for c in value if c in "=#<>{}[]()@;|&!*?" or not c.isascii()})
+    holds = f" with {' '.join(odd)} in it" if odd else ""
+    plain = not any(c in quoted for c in '$`"\\!')
+    shell = f'"{quoted}"' if plain else shlex.quote(quoted)
+    return f"{key} must be quoted{holds}, got {value}: write {shell}"
 
 
 def _known_keys(wrong: str, overrides: Sequence[str]) -> list[str]:

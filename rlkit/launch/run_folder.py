@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from rlkit.config import Config, ConfigError, Resume, identity, leaves, to_yaml
+from rlkit.assembly.identity import CURES, NEWER_OPTIONS, identity, is_identity
+from rlkit.config import Config, ConfigError, Resume, leaves, to_yaml
 from rlkit.tracking.base import Outcome, Status
 from rlkit.tracking.files import write_atomic
 
@@ -38,16 +39,20 @@ def claim(config: Config, run_dir: Path) -> Iterator[None]:
 
 
 def check_same_run(config: Config, run_dir: Path) -> None:
-    """Raise ConfigError naming the first option that differs from the run being resumed."""
+    """Raise ConfigError naming the first option that differs from the run being resumed.
+
+    An option that only leaves rows out may be given on resume: it is the cure of a run that stopped
+    at such a row.
+    """
     file = run_dir / "config.yaml"
     if not file.exists():
         return
     saved, now = (dict(leaves(yaml.safe_load(t))) for t in (file.read_text(), to_yaml(config)))
-    for key in identity(config):
-        if saved.get(key) != now.get(key):
+    for key in dict.fromkeys([*identity(config), *filter(is_identity, saved)]):
+        before, after = (values.get(key, NEWER_OPTIONS.get(key)) for values in (saved, now))
+        if before != after and after not in CURES.get(key, ()):
             raise ConfigError(
-                f"{key} must be {saved.get(key)} as in the run being resumed ({run_dir}), "
-                f"got {now.get(key)}"
+                f"{key} must be {before} as in the run being resumed ({run_dir}), got {after}"
             )
 
 

@@ -46,7 +46,7 @@ class RunningJob:
     """Modification time of that sign."""
 
 
-class Stops:
+class SweepStops:
     """Asks jobs to end, and ends them.
 
     The first Ctrl-C or SIGTERM sends each job SIGINT: it finishes its step, saves and ends. The

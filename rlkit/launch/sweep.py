@@ -10,11 +10,20 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlkit.assembly.inputs import check_inputs
 from rlkit.config import ConfigError
+from rlkit.launch.content import (
+    Content,
+    check_content,
+    content_of,
+    named_files,
+    read_content,
+)
 from rlkit.launch.devices import GPU, find_gpus
 from rlkit.launch.engine import run_on_engine
 from rlkit.launch.isolated import run_isolated
 from rlkit.launch.preflight import LaunchPlan
+from rlkit.launch.prepare import is_tabular
 from rlkit.launch.rows import FAILED, JobRow, JobStatus, labels
 from rlkit.launch.settings import BoardMode, IsolatedConfig
 from rlkit.launch.sweep_folder import hold, job_folder, sweep_name, write_sweep
@@ -37,7 +46,9 @@ def run_sweep(plan: LaunchPlan, arguments: Sequence[str]) -> int:
         raise ConfigError(f"hydra/sweeper must be basic: grids are expanded first, got {sweeper}")
     sweep = sweep_folder_of(plan)
     settings = _settings(plan.hydra) if choices.get("hydra/launcher") == "isolated" else None
+    _check_inputs(plan)
     with hold(sweep):
+        _check_content(plan, sweep)
         rows = _rows(plan, sweep)
         write_sweep(sweep, name=sweep.name, command=["rlkit", *arguments], jobs=plan.jobs)
         console = Terminal(file=sys.stdout)
@@ -80,6 +91,38 @@ def _rows(plan: LaunchPlan, sweep: Path) -> list[JobRow]:
         JobRow(label=text, folder=job_folder(sweep, job.id), steps=job.config.steps)
         for job, text in zip(plan.jobs, texts, strict=True)
     ]
+
+
+def _check_inputs(plan: LaunchPlan) -> None:
+    """Raise ConfigError when a job's model, data or reward functions are not there: once for each
+    combination, in this process, before a job has a folder."""
+    seen: list[tuple[object, ...]] = []
+    for job, text in zip(plan.jobs, labels(plan.jobs), strict=True):
+        config = job.config
+        inputs = (config.model, config.task, config.reward)
+        if is_tabular(config) or inputs in seen:
+            continue
+        seen.append(inputs)
+        try:
+            check_inputs(config)
+        except ValueError as error:
+            raise ConfigError(f"sweep not started; job [{text}]: {error}") from error
+
+
+def _check_content(plan: LaunchPlan, sweep: Path) -> None:
+    """Raise ConfigError when a file has changed since one of the jobs began, or was done."""
+    known: dict[tuple[object, ...], dict[str, Content]] = {}
+    for job, text in zip(plan.jobs, labels(plan.jobs), strict=True):
+        folder = job_folder(sweep, job.id)
+        if not read_content(folder):
+            continue
+        named = tuple(named_files(job.config))
+        if named not in known:  # jobs share their files: each is read once
+            known[named] = content_of(job.config)
+        try:
+            check_content(known[named], folder, accept=job.config.accept_changed_files)
+        except ConfigError as error:
+            raise ConfigError(f"sweep not started; job [{text}]: {error}") from error
 
 
 def _settings(hydra: DictConfig) -> IsolatedConfig:

@@ -22,13 +22,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlkit.config import Config, ConfigError, flatten
+from rlkit.assembly.identity import known_leaves
+from rlkit.config import Config, ConfigError
 from rlkit.tracking import Redactor
 from rlkit.tracking.files import write_atomic
 
-# Where a run lives and how it is watched. Steps and memory do count: another number of steps is
-# another result to report.
-_NOT_HASHED = ("run_dir", "resume", "tracker")
+# Where a run lives, how it is watched and when it gives up. Steps and memory do count: another
+# number of steps is another result to report.
+_NOT_HASHED = ("run_dir", "resume", "accept_changed_files", "tracker", "stop")
 
 
 class Job(NamedTuple):
@@ -47,7 +48,7 @@ class Job(NamedTuple):
 
 def job_id(config: Config) -> str:
     """Twelve hex digits that differ when two runs differ in more than place and appearance."""
-    leaves = {k: v for k, v in flatten(config).items() if k.split(".")[0] not in _NOT_HASHED}
+    leaves = {k: v for k, v in known_leaves(config).items() if k.split(".")[0] not in _NOT_HASHED}
     return _digest(json.dumps(leaves, sort_keys=True, default=str))
 
 
@@ -122,6 +123,30 @@ def hold(sweep: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConfigError(f"the sweep in {sweep} is being run by another process") from error
         yield
+
+
+class Place(NamedTuple):
+    """Where a run stands in a sweep."""
+
+    group: str
+    """The sweep's name; empty when the run is no job of a sweep."""
+    title: str
+    """The overrides that not all of its jobs share: `kl=none seed=0`."""
+
+
+def place_in_sweep(run_dir: Path) -> Place:
+    """Return the sweep that `run_dir` is a job of, and what tells this job from its others."""
+    folder = run_dir.resolve()
+    try:
+        record = read_sweep(folder.parent.parent) if folder.parent.name == "jobs" else {}
+    except ConfigError:
+        record = {}
+    overrides = {str(entry["id"]): entry["overrides"] for entry in record.get("jobs", [])}
+    if folder.name not in overrides:
+        return Place("", "")
+    common = set.intersection(*map(set, overrides.values()))
+    own = [o for o in overrides[folder.name] if len(overrides) == 1 or o not in common]
+    return Place(str(record.get("name") or folder.parent.parent.name), " ".join(own) or folder.name)
 
 
 def _digest(text: str) -> str:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from rlkit.schema import Schema
+
+_VARIABLE = re.compile(r"[A-Za-z_]\w*")
+_OURS = ("messages", "add_generation_prompt", "bos_token", "eos_token")
+"""Variables of a chat template that rlkit or the tokenizer sets."""
 
 
 class TuningKind(StrEnum):
@@ -52,7 +58,8 @@ class ChatTemplate(StrEnum):
     """The template that turns messages into the text of a prompt."""
 
     auto = "auto"
-    """The tokenizer's own template; `rlkit_plain` when it has none."""
+    """The tokenizer's own template, of several the one named `default` or by
+    `model.chat_template_name`; `rlkit_plain` when it has none."""
     rlkit_plain = "rlkit_plain"
     """Headings in plain text, for base models without chat tokens."""
     chatml = "chatml"
@@ -165,6 +172,12 @@ class ModelConfig:
     dtype: DType = DType.auto
     attention: AttentionImpl = AttentionImpl.auto
     chat_template: ChatTemplate = ChatTemplate.auto
+    chat_template_name: str = ""
+    """Which template to take of a tokenizer that has several, such as `tool_use`; empty =
+    `default`."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the template: `{enable_thinking: false}`, `tools`, a date. Training, evaluation,
+    `chat`, `generate` and exports all use them."""
     gradient_checkpointing: Checkpointing = Checkpointing.auto
     """Recompute activations in the backward pass; auto = where the memory plan
     finds too little memory to keep them."""
@@ -190,6 +203,12 @@ class ModelConfig:
             raise ValueError(
                 f"model.lora must be left as it is with model.tuning=full, got {self.lora}"
             )
+        for name in self.chat_template_kwargs:
+            if not _VARIABLE.fullmatch(name) or name in _OURS:
+                raise ValueError(
+                    "model.chat_template_kwargs must hold names of variables other than "
+                    f"{', '.join(_OURS)}, got {name}"
+                )
         trains_on = self.adapter is not None and self.adapter_use is AdapterUse.train
         if trains_on and self.tuning is TuningKind.full:
             raise ValueError("model.adapter_use must be merge with model.tuning=full, got train")

@@ -43,6 +43,7 @@ from rlkit.models.source import (
     locate,
     readable,
 )
+from rlkit.models.special import describe_ids, end_of_turn_ids
 from rlkit.models.tokenizer import tokenizer_at
 from rlkit.models.views import model_on_views, shared_bytes
 from rlkit.models.vocabulary import check_ids, pad_id, vocabulary_notes, with_rows
@@ -145,6 +146,7 @@ def load_model(
             *rope_notes,
             *vocabulary_notes(tokenizer, num_rows, stop_ids),
             template_note,
+            f"stop tokens: {describe_ids(tokenizer, stop_ids)}",
             checkpointing_note,
         ),
     )
@@ -186,15 +188,16 @@ def resolve_checkpointing(
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end a completion: those of the tokenizer and of the generation config together.
+    """Return the ids that end a completion: of tokenizer, generation config and chat template.
 
-    Chat models often list the end-of-turn token in only one of the two; the other then never stops.
+    Chat models often list the end-of-turn token in only one of these; the others then never stop.
     """
     listed: list[Any] = [tokenizer.eos_token_id]
     if model.generation_config is not None:
         eos = model.generation_config.eos_token_id
         listed += eos if isinstance(eos, list) else [eos]
-    return frozenset(int(token_id) for token_id in listed if token_id is not None)
+    ids = frozenset(int(token_id) for token_id in listed if token_id is not None)
+    return ids | end_of_turn_ids(tokenizer)
 
 
 def _adapter_notes(config: ModelConfig, location: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig
 from rlkit.models.convert import convert_gguf, first_line
 from rlkit.models.families import check_family
+from rlkit.models.hub import require_reachable
 from rlkit.models.peft_config import read_adapter_config
 from rlkit.models.starter import starter_folder
 from rlkit.runtime.say import Say
@@ -70,6 +71,13 @@ def check(config: ModelConfig) -> None:
             _require(file.read(4) == b"GGUF", "a GGUF file (magic bytes `GGUF`)", config.source)
 
 
+def check_reachable(config: ModelConfig) -> None:
+    """As `check`; a hub id that is not cached is also refused when the hub does not answer."""
+    check(config)
+    if kind_of(config.source) is SourceKind.hub:
+        require_reachable(config.source, revision=config.revision or "main")
+
+
 def locate(config: ModelConfig, *, say: Say) -> str:
     """Return the folder in Hugging Face format, or the hub id, that holds the model.
 
@@ -107,7 +115,7 @@ def with_adapter_shape(config: ModelConfig) -> ModelConfig:
 
 
 def _locate_source(config: ModelConfig, *, say: Say) -> str:
-    check(config)
+    check_reachable(config)
     kind = kind_of(config.source)
     cache = cache_root(config.cache_dir)
     if kind is SourceKind.hub:

@@ -1,10 +1,13 @@
-"""Built-in chat templates, for base models that bring none."""
+"""This module chooses the chat template: the tokenizer's own, one by name, or a built-in one."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from rlkit.models.config import ChatTemplate
+from rlkit.models.config import ChatTemplate, ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,22 +26,57 @@ _CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_DEFAULT = "default"
 
 
 class ChosenTemplate(NamedTuple):
-    """A chat template and one line on where it comes from."""
+    """This holds a chat template and one line that says where it comes from."""
 
     template: str
     reason: str
 
 
-def choose_template(tokenizer: PreTrainedTokenizerBase, wanted: ChatTemplate) -> ChosenTemplate:
-    """The template that `wanted` names; `auto` prefers the tokenizer's own.
+def choose_template(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> ChosenTemplate:
+    """Return the template that `config` asks for, with its variables written into it.
 
-    A built-in template begins with the beginning-of-sequence token where the tokenizer puts one in
-    front of plain text. Raises ValueError when `chatml` is wanted without its tokens.
+    `auto` prefers the tokenizer's own template; of several, it takes `chat_template_name`, or the
+    one called `default`. A built-in template begins with the beginning-of-sequence token where the
+    tokenizer puts one in front of plain text. The variables become `{% set %}` lines at the front,
+    so that training, evaluation, `chat`, `generate` and an exported model all render the same.
+
+    Raises:
+        ValueError: `chatml` without its tokens in the vocabulary, a name that the tokenizer does
+            not have, or a variable that the template does not read.
     """
-    own = tokenizer.chat_template
+    chosen = _choose(tokenizer, config)
+    variables = config.chat_template_kwargs
+    for name in variables:
+        if not re.search(rf"\b{re.escape(name)}\b", chosen.template):
+            raise ValueError(
+                f"model.chat_template_kwargs must hold variables of the template, got {name}, "
+                f"which it does not read ({chosen.reason})"
+            )
+    reason = chosen.reason
+    if variables:
+        shown = ", ".join(f"{name}={value!r:.60}" for name, value in variables.items())
+        reason = f"{reason}, with {shown}"
+    elif "strftime_now" in chosen.template:
+        reason = (
+            f"{reason}; it writes today's date unless model.chat_template_kwargs names one "
+            "(usually date_string)"
+        )
+    return ChosenTemplate(_settings(variables) + chosen.template, reason)
+
+
+def _choose(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> ChosenTemplate:
+    own, wanted, name = tokenizer.chat_template, config.chat_template, config.chat_template_name
+    if wanted is ChatTemplate.auto and isinstance(own, Mapping) and own:
+        return _named(own, name)
+    if name:
+        raise ValueError(
+            "model.chat_template_name must be empty unless the tokenizer has several templates "
+            f"and model.chat_template is auto, got {name}"
+        )
     if wanted is ChatTemplate.auto and isinstance(own, str):
         return ChosenTemplate(own, "chat template: the tokenizer's own")
     if wanted is ChatTemplate.chatml:
@@ -51,6 +89,31 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, wanted: ChatTemplate) ->
         return ChosenTemplate(_bos(tokenizer) + _CHATML, "chat template: built-in chatml")
     why = "" if wanted is ChatTemplate.rlkit_plain else " (the tokenizer has none)"
     return ChosenTemplate(_bos(tokenizer) + _RLKIT_PLAIN, f"chat template: rlkit_plain{why}")
+
+
+def _named(own: Mapping[str, str], name: str) -> ChosenTemplate:
+    """Return one of several templates of a tokenizer."""
+    names = ", ".join(own)
+    wanted = name or _DEFAULT
+    if wanted not in own:
+        raise ValueError(
+            f"model.chat_template_name must be one of {names}, got {name or 'nothing'}"
+        )
+    return ChosenTemplate(own[wanted], f"chat template: the tokenizer's {wanted} (of {names})")
+
+
+def _settings(variables: Mapping[str, object]) -> str:
+    return "".join(f"{{% set {name} = {_literal(v)} %}}" for name, v in variables.items())
+
+
+def _literal(value: object) -> str:
+    """Return `value` as Jinja writes it: JSON, but with its own word for null."""
+    if isinstance(value, Mapping):
+        pairs = (f"{_literal(str(key))}: {_literal(item)}" for key, item in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_literal, value))}]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -27,6 +27,6 @@ def tokenizer_at(location: str, config: ModelConfig) -> tuple[PreTrainedTokenize
         raise ValueError(
             f"model.source must hold a tokenizer, got {location}: {first_line(error)}"
         ) from error
-    chosen = choose_template(tokenizer, config.chat_template)
+    chosen = choose_template(tokenizer, config)
     tokenizer.chat_template = chosen.template
     return tokenizer, chosen.reason

@@ -63,6 +63,10 @@ class Meter:
         self.note()
         return self.highest
 
+    def of_process(self) -> int:
+        """Most bytes that torch's allocator in this process reserved, and its CUDA context."""
+        return torch.cuda.max_memory_reserved(self.device) + CONTEXT_BYTES
+
     def note(self) -> None:
         """Look now: before an engine gives its key-value cache back."""
         self.highest = max(self.highest, self._seen())

@@ -20,6 +20,7 @@ from torch import Tensor
 from rlkit.models.peft_config import CONFIG, TENSORS
 from rlkit.models.peft_config import read_adapter_config as read_adapter_config
 from rlkit.policy.lora import LoRA, check_adapter, stored_dtype
+from rlkit.runtime.files import published
 
 ADAPTER_FOLDER = "adapter"
 """The name of the adapter's folder in a run's folder."""

@@ -9,7 +9,10 @@ from rlkit.report.job import JobRecord
 from rlkit.report.load import StudyError
 
 # Leaves that say where and how a run was made, or stand for the seed; none makes a variant.
-_NOT_A_VARIANT = ("seed", "run_dir", "resume", "tracker", "checkpoint")
+_NOT_A_VARIANT = (
+    *("seed", "run_dir", "resume", "accept_changed_files"),
+    *("tracker", "checkpoint", "stop"),
+)
 _LONG = 64
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rlkit.report.arms import Arm
 from rlkit.report.job import JobRecord
-from rlkit.report.measure import SUCCESS, At, eval_value
+from rlkit.report.measure import SUCCESS, At, eval_value, finite_mean
 from rlkit.stats import MIN_SEEDS, mean_band
 
 Floats = NDArray[np.float64]
@@ -112,7 +112,8 @@ def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     if len(x) <= _MAX_POINTS:
         return x, y
     blocks = np.array_split(np.arange(len(x)), _MAX_POINTS)
-    return np.array([x[b].mean() for b in blocks]), np.array([y[b].mean() for b in blocks])
+    means = np.array([finite_mean(y[b].tolist()) for b in blocks])
+    return np.array([x[b].mean() for b in blocks]), means
 
 
 def _together(traces: Sequence[Trace]) -> tuple[Floats, Floats]:

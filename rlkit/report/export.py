@@ -51,7 +51,7 @@ def _runs(results: Results) -> list[Record]:
             "state": job.state.value,
             "message": job.message,
             "folder": _place(results, job),
-            results.metric: row.values.get(job.seed) if job.done else None,
+            results.column: row.values.get(job.seed) if job.done else None,
             "kl": row.kls.get(job.seed) if job.done else None,
             "samples": _last(job, "samples"),
             "seconds": _last(job, "seconds"),
@@ -92,8 +92,8 @@ def _evals(results: Results) -> list[Record]:
             **_who(row.arm, job),
             "label": record.label,
             "step": record.step,
-            "success": _known(record.interval.mean),
             **{name: _known(value) for name, value in record.metrics.items()},
+            record.measure.value: _known(record.interval.mean),
         }
         for row in results.rows
         for job in row.arm.jobs

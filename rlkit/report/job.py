@@ -14,7 +14,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rlkit.tracking import EvalRecord, Redactor, TrackingError, read_metrics
+from rlkit.tracking import EvalRecord, Redactor, TrackingError, read_metrics, read_samples
+from rlkit.tracking.completions import eval_path
 from rlkit.tracking.read import read_evals
 
 Floats = NDArray[np.float64]
@@ -187,3 +188,25 @@ def _seed(config: Mapping[str, object], overrides: Sequence[str]) -> int:
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def prompt_keys(one: JobRecord, other: JobRecord) -> tuple[Sequence[str], Sequence[str]]:
+    """What names the content of the prompts of two jobs' last evaluations; empty when unknown.
+
+    Runs of older versions recorded no hashes: where the completions were kept, the prompts' own
+    texts take their place, on both sides.
+    """
+    first, second = one.evals[-1], other.evals[-1]
+    if first.prompt_keys and second.prompt_keys:
+        return first.prompt_keys, second.prompt_keys
+    return _prompt_texts(one), _prompt_texts(other)
+
+
+def _prompt_texts(job: JobRecord) -> list[str]:
+    record = job.evals[-1]
+    path = eval_path(job.folder, record.label, record.step)
+    try:
+        texts = {row.prompt_index: row.prompt for row in read_samples(path)}
+        return [texts[index] for index in record.prompt_indices]
+    except (OSError, ValueError, TypeError, KeyError):  # not kept, or cut
+        return []

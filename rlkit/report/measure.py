@@ -65,13 +65,13 @@ def value(job: JobRecord, metric: str, *, at: At = At.end, limit: float = _ALL) 
     column = _until(job, metric, at, limit)
     if not len(column):
         return math.nan
-    return float(column[-max(1, math.ceil(_LAST_SHARE * len(column))) :].mean())
+    return finite_mean(column[-max(1, math.ceil(_LAST_SHARE * len(column))) :].tolist())
 
 
 def mean_reward(job: JobRecord, *, at: At = At.end, limit: float = _ALL) -> float:
     """Mean training reward up to `limit`: the area under the curve over its length."""
     column = _until(job, "reward", at, limit)
-    return float(column.mean()) if len(column) else math.nan
+    return finite_mean(column.tolist())  # skipped steps have no reward
 
 
 def start_value(job: JobRecord, metric: str) -> float:

@@ -12,6 +12,7 @@ from rlkit.report.load import Study, StudyError
 from rlkit.report.measure import AREA, EVAL_COST, SUCCESS, At, budget, of_evaluations, value
 from rlkit.report.rows import Reading, VariantRow, panel_rows
 from rlkit.stats import MIN_SEEDS, Estimate, stratified_improvement, stratified_iqm
+from rlkit.tracking.base import Measure
 
 MIN_TASKS = 3
 _AT_LABELS = {At.end: "", At.samples: " at equal samples", At.seconds: " at equal training time"}
@@ -55,6 +56,11 @@ class Results:
         """Metric of the evaluations that is compared, and its name; success if none is."""
         chosen = self.metric if self.metric.startswith("eval/") else SUCCESS
         return chosen, _label(chosen, self.study.jobs)
+
+    @property
+    def column(self) -> str:
+        """What tables of numbers call the values that are compared."""
+        return _measured(self.study.jobs) if self.metric == SUCCESS else self.metric
 
     @property
     def has_tasks(self) -> bool:
@@ -186,10 +192,16 @@ def _eval_names(job: JobRecord) -> list[str]:
 
 
 def _label(metric: str, jobs: Sequence[JobRecord]) -> str:
-    success = "expected reward (exact)" if _is_exact(jobs) else "held-out success"
+    success = "expected reward (exact)" if _is_exact(jobs) else f"held-out {_measured(jobs)}"
     if metric == AREA:
         return f"area under {success}"
     return success if metric == SUCCESS else metric.replace("eval/", "held-out ", 1)
+
+
+def _measured(jobs: Sequence[JobRecord]) -> str:
+    """Success or reward, whichever the last evaluations measure; both where jobs differ."""
+    found = {job.evals[-1].measure for job in jobs if job.evals} or {Measure.success}
+    return " or ".join(measure.value for measure in Measure if measure in found)
 
 
 def _is_exact(jobs: Sequence[JobRecord]) -> bool:

@@ -54,7 +54,7 @@ class ChartGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class SummaryLine:
     """One row of a result table with its drawn difference."""
 
     row: VariantRow
@@ -68,7 +68,7 @@ class Table:
     panel: str
     budget: str
     """Where its variants are compared; empty for the end of training."""
-    lines: tuple[Line, ...]
+    lines: tuple[SummaryLine, ...]
     seeds: tuple[int, ...]
     """Every seed that has a value, for the table of single values."""
 
@@ -83,7 +83,7 @@ def result_tables(results: Results) -> list[Table]:
             cell = ""
             if row.comparison is not None:
                 cell = difference_cell(row.comparison.difference, scale, style=row.arm.style)
-            lines.append(Line(row=row, cell=cell))
+            lines.append(SummaryLine(row=row, cell=cell))
         seeds = sorted({seed for row in rows for seed in row.values})
         tables.append(
             Table(

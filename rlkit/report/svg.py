@@ -6,9 +6,10 @@ Sizes are CSS pixels of the viewBox; every text is escaped; nothing refers to an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from rlkit.tracking.drawing import PALETTE, dash_of, marker_of
 
@@ -16,6 +17,7 @@ WIDTH, HEIGHT = 440, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 40
 NUM_COLOURS = len(PALETTE)
 _RADIUS = 4.0
+_MAX_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,16 +149,29 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
 
 def tick_labels(values: Sequence[float]) -> list[str]:
     """As few digits as tell the values apart."""
-    if any(abs(value) >= 10_000 for value in values):
-        return [f"{value / 1000:g}k" for value in values]
     largest = max((abs(value) for value in values), default=0.0)
-    if 0 < largest < 0.001:
-        return [f"{value:.0e}" if value else "0" for value in values]
-    for digits in range(5):
-        texts = [f"{value:.{digits}f}" for value in values]
-        if all(math.isclose(float(t), v, abs_tol=1e-9) for t, v in zip(texts, values, strict=True)):
-            return [text.replace("-", "−") for text in texts]
-    return [f"{value:.3g}" for value in values]
+    steps = [b - a for a, b in pairwise(values)]
+    near = 0.01 * min(steps, default=largest or 1.0)
+
+    def first_exact(write: Callable[[float, int], str], scale: float = 1.0) -> list[str] | None:
+        """The texts with the fewest digits that are the values; None when many would not do."""
+        for digits in range(_MAX_DIGITS):
+            texts = [write(value / scale, digits) for value in values]
+            pairs = zip(texts, values, strict=True)
+            if all(abs(float(text) * scale - value) <= near for text, value in pairs):
+                return texts
+        return None
+
+    if largest >= 10_000:
+        found = first_exact(lambda value, digits: f"{value:.{digits}f}", 1000.0)
+        found = None if found is None else [f"{text}k" for text in found]
+    elif 0 < largest < 0.001:
+        found = first_exact(lambda value, digits: f"{value:.{digits}e}" if value else "0")
+    else:
+        found = first_exact(lambda value, digits: f"{value:.{digits}f}")
+    if found is None:  # the values differ in their last digits only: show how they differ
+        found = [f"{values[0]:.4g}", *(f"+{value - values[0]:.0e}" for value in values[1:])]
+    return [f"−{text[1:]}" if text.startswith("-") else text for text in found]
 
 
 def palette_css() -> str:

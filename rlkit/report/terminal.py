@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlkit.report.differences import Differences, differences
+from rlkit.report.job import JobRecord, prompt_keys
 from rlkit.report.load import StudyKind
 from rlkit.report.measure import SUCCESS
 from rlkit.report.results import Results
@@ -17,7 +18,7 @@ from rlkit.report.text import NONE, fixed, p_value, short, with_range
 from rlkit.report.verdict import headline
 from rlkit.stats import Estimate, Verdict
 from rlkit.tracking.columns import seconds
-from rlkit.tracking.intervals import change
+from rlkit.tracking.intervals import change_between_runs
 from rlkit.tracking.summary import printable
 
 _STYLES = {Verdict.above: "bold green", Verdict.below: "bold red", Verdict.similar: "bold"}
@@ -131,16 +132,26 @@ def _print_prompts(console: Console, results: Results) -> None:
     for arm, job in zip(arms[1:], alone[1:], strict=True):
         if not first.evals or not job.evals:
             continue
-        found = change(first.evals[-1], job.evals[-1])
-        if found is None or first.evals[-1].samples_per_prompt == 0:
+        if first.evals[-1].samples_per_prompt == 0:
             continue
-        console.print(
-            Text(
-                f"{printable(arm.variant)}: {fixed(found.mean, sign='+')} "
-                f"[{fixed(found.low, sign='+')}, {fixed(found.high, sign='+')}] over the held-out "
-                f"prompts both share; of these two runs only, it says nothing about other seeds"
-            )
-        )
+        console.print(Text(f"{printable(arm.variant)}: {_over_prompts(first, job)}"))
+
+
+def _over_prompts(first: JobRecord, job: JobRecord) -> str:
+    """The difference of two runs over the prompts that have the same content, if there are any."""
+    one, other = first.evals[-1], job.evals[-1]
+    keys, other_keys = prompt_keys(first, job)
+    shared = change_between_runs(one, other, keys=keys, other_keys=other_keys)
+    if shared is None:
+        if one.measure is not other.measure:
+            return f"one run measures {one.measure.value}, the other {other.measure.value}"
+        return "no held-out prompt that both runs have judged is known, so none can be paired"
+    found, count = shared.difference, shared.num_prompts
+    return (
+        f"{fixed(found.mean, sign='+')} [{fixed(found.low, sign='+')}, "
+        f"{fixed(found.high, sign='+')}] over the held-out prompts both share, {count} of "
+        f"them; of these two runs only, it says nothing about other seeds"
+    )
 
 
 def _print_options(console: Console, results: Results) -> None:

@@ -58,10 +58,11 @@ def _one_run(job: JobRecord) -> str:
         return f"{count_of(steps, 'step')}, without a held-out evaluation."
     before, after = job.evals[0], job.evals[-1]
     if after.step == before.step:
-        return f"Held-out success {fixed(after.interval.mean)} after {after.step} updates."
+        what = after.measure.value
+        return f"Held-out {what} {fixed(after.interval.mean)} after {after.step} updates."
     moved = change(before, after)
     exact = after.samples_per_prompt == 0
-    name = "Expected reward" if exact else "Held-out success"
+    name = "Expected reward" if exact else f"Held-out {after.measure.value}"
     text = f"{name} {fixed(before.interval.mean)} → {fixed(after.interval.mean)}"
     if moved is not None and not exact:
         count = len(after.prompt_indices)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlkit.tabular.policy import TabularPolicy
 from rlkit.tabular.world import World
-from rlkit.tracking.base import EvalRecord
+from rlkit.tracking.base import EvalRecord, Measure
 from rlkit.tracking.intervals import evaluate
 
 
@@ -36,7 +36,7 @@ class ExactEvaluator:
     temperature: float
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
-        """One evaluation; `success` is the expected reward of each prompt."""
+        """One evaluation; its values are the expected rewards of the prompts."""
         with torch.no_grad():
             found = expectations(self.policy.world, self.policy.logits, self.temperature)
         wrong = float((1.0 - found.reward).sum())
@@ -47,12 +47,13 @@ class ExactEvaluator:
             "length": float(found.length.mean()),
             "length_wrong": float(found.wrong_length.sum()) / wrong if wrong > 0 else float("nan"),
         }
-        success = found.reward.clamp(0.0, 1.0).tolist()
+        values = found.reward.clamp(0.0, 1.0).tolist()  # rewards are 0 or 1: only rounding is cut
         return evaluate(
             label=label,
             step=steps_done,
-            prompt_indices=range(len(success)),
-            success=success,
+            prompt_indices=range(len(values)),
+            values=values,
+            measure=Measure.reward,
             samples_per_prompt=0,
             metrics=metrics,
         )

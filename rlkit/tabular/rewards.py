@@ -24,6 +24,9 @@ class TableScores:
     def describe(self) -> list[str]:
         return []
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
 
 @dataclass(frozen=True)
 class TableRewards:

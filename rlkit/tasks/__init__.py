@@ -1,9 +1,11 @@
-"""Tasks: prompts to train on, other prompts to evaluate on, and how answers are judged.
+"""A task has prompts to train on, others to evaluate on, and a way to judge answers.
 
 base                    what a task is
 config                  options of each
 generated, synthetic    endless generated tasks with disjoint halves
 data, rows              GSM8K and data sets of your own
+conversation            messages to text, with nothing lost
+survey                  every row rendered once before the first step
 order                   which examples a step sees
 check                   do the rewards pay for right answers? asked before training
 """
@@ -16,6 +18,7 @@ from typing import Any
 from rlkit.tasks.base import Example, Message, PromptStyle, Split, SplitName, Task
 from rlkit.tasks.config import (
     SCHEMAS,
+    BadRows,
     ChainSumConfig,
     CompareDecimalsConfig,
     DatasetConfig,
@@ -32,6 +35,7 @@ from rlkit.tasks.synthetic import chain_sum, compare_decimals, echo, max_of_n, r
 
 __all__ = [
     "SCHEMAS",
+    "BadRows",
     "Example",
     "Message",
     "Overlong",
@@ -56,7 +60,7 @@ _BUILDERS: Mapping[type[TaskConfig], Callable[[Any], Task]] = {
 
 
 def build_task(config: TaskConfig) -> Task:
-    """The task that `config` describes, its rows read and checked.
+    """Return the task that `config` describes, its rows read and checked.
 
     Raises ValueError with one line that names key, row and column.
     """

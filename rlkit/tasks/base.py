@@ -1,7 +1,9 @@
-"""What a task is: prompts to train on, other prompts to evaluate on, and how answers are judged."""
+"""A task has prompts to train on, others to evaluate on, and a way to judge answers."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,15 +14,18 @@ from rlkit.types import Completion
 
 
 class Message(NamedTuple):
-    """One turn of a conversation."""
+    """A message is one turn of a conversation."""
 
     role: str
-    """`system`, `user`, `assistant` or `tool`."""
+    """`system`, `developer`, `user`, `assistant` or `tool`."""
     content: str
+    more: str = ""
+    """Further keys (`tool_calls`, `name`, ...) as one JSON object; empty = none. Text, because
+    messages are compared and hashed."""
 
 
 class PromptStyle(StrEnum):
-    """How a prompt reaches the model."""
+    """This names the way in which a prompt reaches the model."""
 
     chat = "chat"
     """Messages, through the model's chat template."""
@@ -29,7 +34,7 @@ class PromptStyle(StrEnum):
 
 
 class SplitName(StrEnum):
-    """The two halves of a task; no prompt is in both."""
+    """A task has two halves; no prompt is in both."""
 
     train = "train"
     eval = "eval"
@@ -37,7 +42,7 @@ class SplitName(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row: a prompt and what its rewards need, in the shape of TRL's data sets.
+    """An example is a prompt and what its rewards need, in the shape of TRL's data sets.
 
     Example: `Example(prompt="Q: max of 3, 9, 4\\nA:", columns={"answer": "9"})`.
     """
@@ -45,10 +50,18 @@ class Example:
     prompt: str | tuple[Message, ...]
     columns: Mapping[str, object] = field(default_factory=dict)
     """JSON values: text, numbers, booleans, None, and lists and dicts of these."""
+    where: str = field(default="", compare=False)
+    """The row it came from, such as `row 3 of train.jsonl`, for messages; empty = none."""
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits, equal for equal prompts in whatever task or file they are."""
+        canonical = json.dumps(self.prompt, sort_keys=True, default=str)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class Split(NamedTuple):
-    """The examples of one half of a task."""
+    """A split holds the examples of one half of a task."""
 
     name: SplitName
     get: Callable[[int], Example]
@@ -59,7 +72,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Prompts with their answers, and the rewards that go with them."""
+    """A task holds prompts with their answers, and the rewards that go with them."""
 
     name: str
     style: PromptStyle

@@ -1,82 +1,163 @@
-"""Do the rewards pay for right answers? Asked before training, where a no costs a second."""
+"""This module asks before training whether rewards pay for right answers: a no costs a second."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from rlkit.rewards import RewardSpec
+from rlkit.rewards.golds import row_problem
 from rlkit.rewards.pool import RewardPool
-from rlkit.tasks.base import Task
-from rlkit.tasks.render import render
+from rlkit.tasks.base import Split, Task
+from rlkit.tasks.render import place, render
 from rlkit.types import Completion, FinishReason, Prompt
 
 _OTHERS = ("", "I do not know.", "0")
 """Completions that no task counts as right."""
+_TAG = re.compile(r"</?[A-Za-z][\w|-]*>|<\|[^|<>]+\|>")
+_SHOWN = 3
+
+Decode = Callable[[Sequence[int]], str]
+"""Sampled ids to the text that rewards see."""
 
 
 class RewardCheck(NamedTuple):
-    """What gold answers and others earn."""
+    """This holds what gold answers and others earn."""
 
     gold: list[float]
     """Rewards of gold completions; empty when the task knows none."""
     other: list[float]
     """Rewards of an empty completion and of two wrong ones, for each example."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What is odd but no reason to stop, one line each."""
 
 
 def check_rewards(
     task: Task,
     pool: RewardPool,
     tokenizer: PreTrainedTokenizerBase,
+    decode: Decode,
     *,
     num_examples: int = 4,
 ) -> RewardCheck:
     """Score gold answers and wrong ones on the first held-out examples.
 
-    Raises ValueError when a function cannot be loaded, raises, hangs, crashes, or returns the wrong
-    number or type of values; when a function that the task recommends gives a gold answer nothing;
-    or when every completion earns the same.
+    Each text is tokenised and decoded as a sample is, so that a tag which decoding leaves out is
+    missed here and not in training.
+
+    Args:
+        task: The task; its held-out examples can all be rendered.
+        pool: The reward functions.
+        tokenizer: The model's tokenizer.
+        decode: The run's way from sampled ids to text.
+        num_examples: Held-out examples to look at, >= 1.
+
+    Raises:
+        ValueError: A function cannot be loaded, raises, hangs, crashes, or returns the wrong number
+            or type of values; a function that the task recommends pays for no gold answer at all;
+            or every completion earns the same.
     """
     groups: list[list[Completion]] = []
+    vanished: set[str] = set()
     for index in range(min(num_examples, task.eval.size or num_examples)):
         example = task.eval.get(index)
         prompt = render(example, tokenizer, index=index)
         gold = [task.gold_completion(example)] if task.gold_completion else []
-        groups.append([_completion(prompt, text, tokenizer) for text in (*gold, *_OTHERS)])
+        groups.append([_completion(prompt, t, tokenizer, decode) for t in (*gold, *_OTHERS)])
+        for before, after in zip(gold, groups[-1], strict=False):
+            vanished |= {tag for tag in _TAG.findall(before) if tag not in after.text}
     pool.start()
     scores = pool.score(groups)
     for (name, _), message in scores.report.messages.items():
         raise ValueError(f"reward.functions.{name} must score every completion, got: {message}")
     num_gold = 1 if task.gold_completion else 0
-    check = RewardCheck(
-        gold=[reward for group in scores.rewards for reward in group[:num_gold]],
-        other=[reward for group in scores.rewards for reward in group[num_gold:]],
-        seconds=scores.report.seconds,
-    )
+    lost = _about_tags(vanished)
+    notes = [lost] if lost else []
+    gold_rewards = [reward for group in scores.rewards for reward in group[:num_gold]]
+    other = [reward for group in scores.rewards for reward in group[num_gold:]]
     if num_gold:
-        _check_gold(task, pool, [group[0] for group in scores.components])
-    if len(set(check.gold + check.other)) == 1 and num_gold:
+        notes += _check_gold(task, pool, [group[0] for group in scores.components], lost)
+    if len(set(gold_rewards + other)) == 1 and num_gold:
         raise ValueError(
-            f"reward.functions must tell answers apart, got {check.gold[0]:g} for gold and wrong "
-            f"answers of task {task.name} alike ({', '.join(pool.names)})"
+            f"reward.functions must tell answers apart, got {gold_rewards[0]:g} for gold and wrong "
+            f"answers of task {task.name} alike ({', '.join(pool.names)})" + (lost and f"; {lost}")
         )
-    return check
+    return RewardCheck(gold_rewards, other, scores.report.seconds, tuple(notes))
 
 
-def _check_gold(task: Task, pool: RewardPool, gold: Sequence[Sequence[float]]) -> None:
+def check_golds(split: Split, specs: Sequence[RewardSpec]) -> list[str]:
+    """Say which rows of a finite split a built-in reward cannot judge.
+
+    Args:
+        split: The rows; nothing is said of an endless split.
+        specs: The reward functions of the run.
+
+    Returns:
+        One line for each function that cannot judge some of the rows.
+
+    Raises:
+        ValueError: A function with a weight can judge none of them.
+    """
+    lines = []
+    for spec in specs:
+        found = []
+        for index in range(split.size or 0):
+            example = split.get(index)
+            if problem := row_problem(spec, example.columns):
+                found.append(f"{place(example, index)}: {problem}")
+        if not found:
+            continue
+        shown = "; ".join(found[:_SHOWN]) + ("; ..." if len(found) > _SHOWN else "")
+        if len(found) == split.size and spec.weight:
+            raise ValueError(
+                f"reward.functions.{spec.name} must be able to judge {split.name.value} rows, got "
+                f"none of {split.size}: {shown}"
+            )
+        lines.append(
+            f"reward {spec.name} cannot judge {len(found)} of {split.size} {split.name.value} "
+            f"rows and gives them no value: {shown}"
+        )
+    return lines
+
+
+def _check_gold(
+    task: Task, pool: RewardPool, gold: Sequence[Sequence[float]], lost: str
+) -> list[str]:
+    """Refuse a recommended function that pays for no gold answer; name those paid for only some."""
     recommended = [(spec.fn, spec.options) for spec in task.rewards]
+    notes = []
     for k, spec in enumerate(pool.specs):
-        if spec.weight > 0 and (spec.fn, spec.options) in recommended:
-            for i, components in enumerate(gold):
-                if not components[k] > 0:  # NaN included
-                    raise ValueError(
-                        f"reward.functions.{spec.name} must pay for gold answers, got "
-                        f"{components[k]:g} for held-out example {i} of task {task.name}"
-                    )
+        if not (spec.weight > 0 and (spec.fn, spec.options) in recommended):
+            continue
+        unpaid = [i for i, components in enumerate(gold) if not components[k] > 0]  # NaN included
+        if not unpaid:
+            continue
+        first = unpaid[0]
+        got = (
+            f"reward.functions.{spec.name} must pay for gold answers, got {gold[first][k]:g} for "
+            f"held-out example {first} of task {task.name}"
+        )
+        if len(unpaid) == len(gold):
+            raise ValueError(got + (lost and f"; {lost}"))
+        notes.append(f"{got}; {len(gold) - len(unpaid)} others are paid, so the run goes on")
+    return notes
 
 
-def _completion(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase) -> Completion:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return Completion(prompt=prompt, text=text, ids=tuple(ids), finish_reason=FinishReason.stop)
+def _about_tags(vanished: set[str]) -> str:
+    if not vanished:
+        return ""
+    return (
+        f"{', '.join(sorted(vanished))}: special tokens of the tokenizer, which rewards do not see "
+        "(reward.special_tokens=keep shows them)"
+    )
+
+
+def _completion(
+    prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase, decode: Decode
+) -> Completion:
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return Completion(prompt=prompt, text=decode(ids), ids=ids, finish_reason=FinishReason.stop)

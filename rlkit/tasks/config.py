@@ -1,4 +1,4 @@
-"""Options of the tasks."""
+"""This module holds the options of the tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlkit.tasks.base import PromptStyle
 
 
 class Overlong(StrEnum):
-    """What to do with a prompt of more than `task.max_prompt_length` tokens."""
+    """This decides over prompts of more than `task.max_prompt_length` tokens."""
 
     error = "error"
     """Refuse it, naming the row."""
@@ -20,9 +20,18 @@ class Overlong(StrEnum):
     """Keep its last tokens (and its first, if that is BOS), and count it."""
 
 
+class BadRows(StrEnum):
+    """This decides over rows that cannot become prompts: empty, unrenderable, of a wrong type."""
+
+    error = "error"
+    """Refuse the data, naming each such row."""
+    drop = "drop"
+    """Leave it out, and name it."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TaskConfig:
-    """Options that every task has."""
+    """Every task has these options."""
 
     name: str = ""
     """Which task this is; set by the task's own YAML."""
@@ -37,6 +46,8 @@ class TaskConfig:
     """Tokens, >= 1; sampling ends there with `finish_reason` length."""
     overlong_prompts: Overlong = Overlong.error
     """What to do with longer prompts."""
+    bad_rows: BadRows = BadRows.error
+    """error or drop: what to do with rows that cannot become prompts."""
 
     def __post_init__(self) -> None:
         own_name = next(f.default for f in fields(self) if f.name == "name")
@@ -103,7 +114,7 @@ class ChainSumConfig(TaskConfig):
 
 @dataclass(kw_only=True, slots=True)
 class CompareDecimalsConfig(TaskConfig):
-    """Which is larger, 9.11 or 9.9? Plain text, four worked examples."""
+    """Say which is larger, 9.11 or 9.9; plain text, four worked examples."""
 
     name: str = "compare_decimals"
     max_completion_length: int = 10
@@ -111,7 +122,7 @@ class CompareDecimalsConfig(TaskConfig):
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(TaskConfig):
-    """Where rows come from: a file, a folder, or a data set of the Hugging Face hub."""
+    """Rows come from a file, a folder, or a data set of the Hugging Face hub."""
 
     path: str = ""
     """A .jsonl, .json or .parquet file; a folder with train and test files; or a hub id, which
@@ -141,7 +152,7 @@ class DataConfig(TaskConfig):
 
 @dataclass(kw_only=True, slots=True)
 class GSM8KConfig(DataConfig):
-    """Grade-school mathematics (arXiv:2110.14168) with XML reasoning and answer tags."""
+    """Solve grade-school mathematics (arXiv:2110.14168) with XML reasoning and answer tags."""
 
     name: str = "gsm8k"
     path: str = "openai/gsm8k"
@@ -151,7 +162,7 @@ class GSM8KConfig(DataConfig):
 
 @dataclass(kw_only=True, slots=True)
 class DatasetConfig(DataConfig):
-    """Rows of your own. The prompt column holds text, or messages with `role` and `content`."""
+    """Use rows of your own. The prompt column holds text, or messages with `role` and `content`."""
 
     name: str = "dataset"
     columns: dict[str, str] = field(default_factory=dict)
@@ -161,6 +172,9 @@ class DatasetConfig(DataConfig):
     """chat: text becomes a user message; raw: text goes to the model as it stands."""
     system: str = ""
     """System message before each prompt of style chat; empty = none."""
+    ignore_keys: list[str] = field(default_factory=list)
+    """Keys of messages that are left out, such as `name`. Any other key that the chat template does
+    not use is refused, because it would be lost without a word."""
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion, beside the model's stop tokens."""
     gold: str = ""
@@ -181,7 +195,17 @@ def at_least(key: str, least: int, value: int) -> None:
 
 
 def between(key: str, least: int, most: int, value: int) -> None:
-    """Raise ValueError unless `least` <= `value` <= `most`."""
+    """Raise ValueError unless `value` is in the range of an option.
+
+    Args:
+        key: The option below `task`.
+        least: Its smallest value.
+        most: Its largest value.
+        value: The value that it has.
+
+    Raises:
+        ValueError: `value` is below `least` or above `most`.
+    """
     if not least <= value <= most:
         raise ValueError(f"task.{key} must be in [{least}, {most}], got {value}")
 

@@ -1,25 +1,30 @@
-"""Rows from files, folders and the Hugging Face hub, and their division into two halves."""
+"""This module reads rows from files, folders and the hub, and divides them into two halves."""
 
 from __future__ import annotations
 
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlkit.runtime.distribution import how_to_install
 from rlkit.tasks.base import Example, Split, SplitName
-from rlkit.tasks.config import DataConfig
+from rlkit.tasks.config import BadRows, DataConfig
 from rlkit.tasks.generated import held_out
 
+DROP_HINT = " (task.bad_rows=drop leaves such rows out)"
+_SHOWN = 5
 _SUFFIXES = (".jsonl", ".json", ".parquet")
+_UTF8 = "utf-8-sig"
+"""UTF-8 with or without the byte-order mark that Windows programs write first."""
 _log = logging.getLogger(__name__)
 
 
 class Rows(NamedTuple):
-    """Rows of one source."""
+    """These are the rows of one source."""
 
     source: str
     """Where they came from, for messages."""
@@ -31,7 +36,7 @@ ToExample = Callable[[Mapping[str, Any], str], Example]
 
 
 def data_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split]:
-    """The two halves of the rows that `config` names, every row checked.
+    """Return the two halves of the rows that `config` names, every row checked.
 
     A training row whose prompt is held out is left out of training and counted in a warning. Eval
     examples are a random choice of `eval_size` held-out rows. Raises ValueError with one line.
@@ -39,10 +44,7 @@ def data_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split
     if not config.path:
         raise ValueError("task.path must name a file, a folder or a hub data set, got nothing")
     train_rows, held_rows = _halves(config)
-    train, held = (
-        [to_example(row, f"row {i} of {source}") for i, row in enumerate(rows)]
-        for source, rows in (train_rows, held_rows)
-    )
+    train, held = (_examples(rows, to_example, config.bad_rows) for rows in (train_rows, held_rows))
     if config.eval_fraction:
         is_held = [held_out(_key(e), config.seed, share=config.eval_fraction) for e in train]
         held = [e for e, h in zip(train, is_held, strict=True) if h]
@@ -64,15 +66,38 @@ def data_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split
     )
 
 
+def _examples(rows: Rows, to_example: ToExample, bad_rows: BadRows) -> list[Example]:
+    """Return the examples of all rows; name those together that cannot be one."""
+    examples, problems = [], []
+    for i, row in enumerate(rows.rows):
+        where = f"row {i} of {rows.source}"
+        try:
+            examples.append(replace(to_example(row, where), where=where))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        if bad_rows is BadRows.error:
+            raise ValueError(f"{several(problems)}{DROP_HINT}")
+        _log.warning("%d rows left out: %s", len(problems), several(problems))
+    return examples
+
+
+def several(problems: Sequence[str]) -> str:
+    """Return the first few problems as one line, and how many more there are."""
+    shown = "; ".join(problems[:_SHOWN])
+    more = len(problems) - _SHOWN
+    return f"{shown}; and {more} more" if more > 0 else shown
+
+
 def column(row: Mapping[str, Any], name: str, where: str) -> Any:
-    """`row[name]`; raises ValueError naming the row, the column and those that are there."""
+    """Return `row[name]`; raise ValueError naming the row, the column and those that are there."""
     if name not in row:
         raise ValueError(f"{where} must have a column {name}, got {', '.join(map(str, row))}")
     return row[name]
 
 
 def text_column(row: Mapping[str, Any], name: str, where: str) -> str:
-    """`row[name]`, which must be text with something in it."""
+    """Return `row[name]`, which must be text with something in it."""
     value = column(row, name, where)
     if not isinstance(value, str) or not value.strip():
         got = "nothing" if value == "" else type(value).__name__
@@ -82,7 +107,7 @@ def text_column(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def json_value(value: Any, where: str) -> Any:
-    """`value`, which must be what JSON can hold: reward functions run in other processes."""
+    """Return `value`, which JSON must be able to hold: rewards run in other processes."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
@@ -122,7 +147,7 @@ def _halves(config: DataConfig) -> tuple[Rows, Rows]:
 
 
 def read_file(path: Path) -> Rows:
-    """The rows of a .jsonl, .json or .parquet file; raises ValueError naming file and line."""
+    """Return the rows of a .jsonl, .json or .parquet file; an error names file and line."""
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"task.path must end in {', '.join(_SUFFIXES)}, got {path}")
     try:
@@ -138,7 +163,7 @@ def read_file(path: Path) -> Rows:
 
 def _read_jsonl(path: Path) -> list[Any]:
     rows = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding=_UTF8) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
@@ -149,7 +174,7 @@ def _read_jsonl(path: Path) -> list[Any]:
 
 
 def _read_json(path: Path) -> list[Any]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = json.loads(path.read_text(encoding=_UTF8))
     if not isinstance(rows, list):
         raise ValueError(f"the top level must be a list, got {type(rows).__name__}")
     return rows

@@ -1,4 +1,4 @@
-"""Splitting problems that are drawn at random, so that none is in both halves."""
+"""This module splits problems that are drawn at random, so that none is in both halves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DRAWS_PER_EVAL_EXAMPLE = 40
 
 
 class Problem(NamedTuple):
-    """A random problem."""
+    """This is a random problem."""
 
     key: str
     """Equal for problems that should not be in both halves, such as 3 + 5 and 5 + 3."""
@@ -26,12 +26,20 @@ Draw = Callable[[random.Random], Problem]
 
 
 def splits(draw: Draw, *, seed: int, eval_size: int, shots: Collection[str]) -> tuple[Split, Split]:
-    """The endless train split and the finite eval split of the problems that `draw` draws.
+    """Return the endless train split and the finite eval split of the problems that `draw` draws.
 
     A hash of (seed, key) assigns a quarter of all possible problems to the eval split, so the
     halves are disjoint whatever is drawn; problems with keys in `shots` (worked examples in the
-    prompt) are in neither. Eval prompts are all different; there are fewer than `eval_size` when
-    the task has no more.
+    prompt) are in neither.
+
+    Args:
+        draw: Draws a problem from a generator of random numbers.
+        seed: Decides which problems are held out and what is drawn, >= 0.
+        eval_size: Most eval prompts, >= 1, all different; fewer when the task has no more.
+        shots: Keys of the worked examples.
+
+    Raises:
+        ValueError: The seed leaves nothing for one of the halves.
     """
 
     def train(index: int) -> Example:
@@ -60,6 +68,6 @@ def splits(draw: Draw, *, seed: int, eval_size: int, shots: Collection[str]) -> 
 
 
 def held_out(key: str, seed: int, *, share: float = EVAL_SHARE) -> bool:
-    """Whether the problem `key` belongs to the eval split."""
+    """Return whether the problem `key` belongs to the eval split."""
     digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

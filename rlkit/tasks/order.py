@@ -1,4 +1,4 @@
-"""Which training examples a step sees: a pure function of the run seed and the step."""
+"""The training examples of a step are a pure function of the run seed and the step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ _STRETCH = 1 << 20
 def train_indices(
     run_seed: int, step: int, prompts_per_step: int, size: int | None, *, attempt: int = 0
 ) -> list[int]:
-    """Indices of the training examples of a step; nothing needs to be restored on resume.
+    """Return the training examples of a step; nothing needs to be restored on resume.
 
     A finite split (`size` examples) is read in a fresh permutation each epoch, and batches cross
     from one epoch into the next, so every example comes once per epoch. An endless split is read
     in order, from a place of its own for each run seed (up to 2**20 examples).
-    `attempt` > 0 gives further examples for the same step, from an order of their own.
+
+    Args:
+        run_seed: Seed of the run, >= 0.
+        step: Step, >= 0.
+        prompts_per_step: Examples to return, >= 1.
+        size: Examples of the split; None means endless.
+        attempt: Above 0 it gives further examples for the same step, in an order of their own.
+
+    Raises:
+        ValueError: The split is empty.
     """
     if size == 0:
         raise ValueError("the train split must hold an example, got none")

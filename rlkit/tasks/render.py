@@ -1,4 +1,4 @@
-"""From examples to prompts: the chat template once, special tokens once, the length checked."""
+"""This module renders examples: the template once, special tokens once, the length checked."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rlkit.tasks.base import Example, Message, Split
 from rlkit.tasks.config import Overlong
+from rlkit.tasks.conversation import Conversation, render_conversation
 from rlkit.types import Prompt
 
 
 class Rendered(NamedTuple):
-    """Prompts ready for the model, and what became of those that were too long."""
+    """These are prompts ready for the model, with the numbers of those that were too long."""
 
     prompts: list[Prompt]
     num_dropped: int
@@ -22,15 +23,30 @@ class Rendered(NamedTuple):
 
 
 def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) -> Prompt:
-    """The prompt as the model sees it: `text` is what was tokenised, `ids` what came out.
+    """Return the prompt as the model sees it: `text` is what was tokenised, `ids` what came out.
 
     Messages go through the chat template, which writes all special tokens itself, so that none are
     added to its text (no second BOS). Raw text gets what the tokenizer adds by default.
-    Raises ValueError naming the index for an empty prompt, a conversation that does not end with
-    the user, a tokenizer without chat template, or text that is not valid Unicode.
+    Raises ValueError naming the row for an empty prompt, a conversation that does not end with
+    the user, a template that fails or loses a part, or text that is not valid Unicode.
     """
-    where = f"prompt {index}"
-    is_raw = isinstance(example.prompt, str)
+    text = prompt_text(example, tokenizer, index=index)
+    ids = tokenizer(text, add_special_tokens=isinstance(example.prompt, str))["input_ids"]
+    _require(len(ids) > 0, place(example, index), "must have tokens, got none")
+    turns = () if isinstance(example.prompt, str) else example.prompt
+    return Prompt(
+        index=index,
+        ids=tuple(ids),
+        text=text,
+        columns=example.columns,
+        key=example.key,
+        messages=tuple({"role": turn.role, "content": turn.content} for turn in turns),
+    )
+
+
+def prompt_text(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) -> str:
+    """Return the text of a prompt, which `render` tokenises; raises ValueError as it does."""
+    where = place(example, index)
     if isinstance(example.prompt, str):
         text = example.prompt
         _require(bool(text.strip()), where, "must hold text, got only white space")
@@ -40,18 +56,33 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
         text.encode()  # tokenizers answer half a surrogate pair with a misleading TypeError
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} must be valid Unicode, got {error.reason}") from error
-    ids = tokenizer(text, add_special_tokens=is_raw)["input_ids"]
-    _require(len(ids) > 0, where, "must have tokens, got none")
-    return Prompt(index=index, ids=tuple(ids), text=text, columns=example.columns)
+    return text
+
+
+def place(example: Example, index: int) -> str:
+    """Return what messages call an example: its row, or its number in the split."""
+    return example.where or f"prompt {index}"
 
 
 def fit(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_length: int, overlong: Overlong
 ) -> Prompt | None:
-    """`prompt` if it has at most `max_length` tokens, else what `overlong` says; None = dropped.
+    """Return `prompt` if it is short enough, else what `overlong` makes of it.
 
     A truncated prompt keeps its last tokens, and its first one if that is BOS; its text is decoded
-    anew. Raises ValueError naming the index under `error`.
+    anew.
+
+    Args:
+        prompt: The whole prompt.
+        tokenizer: The model's tokenizer.
+        max_length: Most tokens, >= 1.
+        overlong: What becomes of a longer prompt.
+
+    Returns:
+        The prompt; None when it is dropped.
+
+    Raises:
+        ValueError: The prompt is longer and `overlong` is `error`; its index is named.
     """
     excess = len(prompt.ids) - max_length
     if excess <= 0:
@@ -76,7 +107,18 @@ def render_all(
     max_length: int,
     overlong: Overlong,
 ) -> Rendered:
-    """The prompts `indices` of `split`, in order, without the dropped ones."""
+    """Return the prompts `indices` of `split`, in order, without the dropped ones.
+
+    Args:
+        split: The examples.
+        indices: Which of them, each >= 0.
+        tokenizer: The model's tokenizer, with its chat template.
+        max_length: Most tokens of a prompt, >= 1.
+        overlong: What becomes of longer prompts.
+
+    Raises:
+        ValueError: An example cannot be rendered, or is too long under `error`.
+    """
     prompts = []
     num_dropped = num_truncated = 0
     for index in indices:
@@ -88,30 +130,6 @@ def render_all(
         num_truncated += fitting is not whole
         prompts.append(fitting)
     return Rendered(prompts, num_dropped, num_truncated)
-
-
-def without_overlong(
-    split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int
-) -> tuple[Split, int]:
-    """A finite split without the examples of more than `max_length` tokens, and their number.
-
-    Done once before training, so that every step of a run with `overlong_prompts=drop` has all its
-    prompts. Every prompt is rendered, so an invalid one is found here. An endless split is returned
-    as it is. Raises ValueError when nothing is left.
-    """
-    if split.size is None:
-        return split, 0
-    kept = [
-        index
-        for index in range(split.size)
-        if len(render(split.get(index), tokenizer, index=index).ids) <= max_length
-    ]
-    if not kept:
-        raise ValueError(
-            f"task.max_prompt_length must leave {split.name.value} prompts, got {max_length}: "
-            f"all {split.size} are longer"
-        )
-    return split._replace(get=lambda i: split.get(kept[i]), size=len(kept)), split.size - len(kept)
 
 
 def _apply_template(
@@ -126,9 +144,14 @@ def _apply_template(
             f"model.chat_template must be given for {where}: the task is a chat, and the tokenizer "
             "has no chat template"
         )
-    conversation = [{"role": message.role, "content": message.content} for message in messages]
-    text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    return str(text)
+
+    def apply(conversation: Conversation) -> str:
+        return str(
+            tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        )
+
+    template = str(tokenizer.chat_template)
+    return render_conversation(messages, template, apply, where=where)
 
 
 def _require(holds: bool, where: str, rule: str) -> None:

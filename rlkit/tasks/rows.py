@@ -1,4 +1,4 @@
-"""Tasks made of rows: GSM8K, and data sets of your own."""
+"""This module makes tasks of rows: GSM8K, and data sets of your own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlkit.rewards import RewardSpec
-from rlkit.rewards.seed import correctness
+from rlkit.rewards.numbers import plain
+from rlkit.rewards.unsloth_2025 import correctness
 from rlkit.tasks.base import Example, Message, PromptStyle, Task
 from rlkit.tasks.config import DatasetConfig, GSM8KConfig
+from rlkit.tasks.conversation import read_messages
 from rlkit.tasks.data import column, data_splits, json_value, text_column
 from rlkit.types import Completion
 
@@ -22,21 +24,20 @@ Respond in the following format:
 </answer>"""
 """The system prompt of the February 2025 GRPO notebooks."""
 
-# The seed's five, with reasoning of any number of lines; `reward=gsm8k_seed` has them as published,
-# where no completion can earn both formats.
+# The five of the February 2025 notebooks, mended: reasoning may have several lines, answers may be
+# negative and are compared as numbers. `reward=gsm8k_seed` has them as published, where no
+# completion can earn both formats.
 _GSM8K_REWARDS = (
     RewardSpec("xmlcount", "xmlcount"),
     RewardSpec("soft_format", "soft_format", options={"multiline": True}),
     RewardSpec("strict_format", "strict_format", options={"multiline": True}),
-    RewardSpec("int", "int"),
-    RewardSpec("correctness", "correctness"),
+    RewardSpec("int", "int", options={"signed": True}),
+    RewardSpec("correctness", "correctness", options={"as_numbers": True}),
 )
-
-_ROLES = ("system", "user", "assistant", "tool")
 
 
 def gsm8k(config: GSM8KConfig) -> Task:
-    """Rows with `question` and `answer`; the answer is what follows `####`, if that is there."""
+    """Make a task of rows with `question` and `answer`; `####` may stand before the answer."""
 
     def to_example(row: Mapping[str, Any], where: str) -> Example:
         question = text_column(row, "question", where)
@@ -63,7 +64,7 @@ def gsm8k(config: GSM8KConfig) -> Task:
 
 
 def dataset(config: DatasetConfig) -> Task:
-    """Rows of the user's, by an explicit map of columns."""
+    """Make a task of the user's rows, by an explicit map of columns."""
     if "prompt" not in config.columns:
         raise ValueError(
             "task.columns.prompt must name the column with the prompts, "
@@ -83,7 +84,7 @@ def dataset(config: DatasetConfig) -> Task:
     def gold(example: Example) -> str:
         text = config.gold
         for name, value in example.columns.items():
-            text = text.replace("{" + name + "}", str(value))
+            text = text.replace("{" + name + "}", plain(value))
         return text
 
     train, held = data_splits(config, to_example)
@@ -110,20 +111,12 @@ def _prompt(value: Any, config: DatasetConfig, where: str) -> str | tuple[Messag
     if isinstance(value, str) and value.strip():
         return (*system, Message("user", value))
     if isinstance(value, list) and value:
-        return (*system, *(_message(item, where) for item in value))
+        return (*system, *read_messages(value, where, ignored=config.ignore_keys))
     raise ValueError(f"{where} must be text or a list of messages, got {value!r:.60}")
 
 
-def _message(item: Any, where: str) -> Message:
-    role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else ("", "")
-    if role not in _ROLES or not isinstance(content, str):
-        roles = ", ".join(_ROLES)
-        raise ValueError(f"{where} must hold messages (role of {roles}; content), got {item!r:.60}")
-    return Message(role, content)
-
-
 def _is_correct(completion: Completion) -> bool:
-    return correctness(completion) > 0
+    return correctness(completion, as_numbers=True) > 0
 
 
 def _gsm8k_gold(example: Example) -> str:

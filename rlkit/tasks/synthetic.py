@@ -1,4 +1,4 @@
-"""The generated tasks: endless, and neither hopeless nor solved for a 135M instruct model."""
+"""The generated tasks are endless, and neither hopeless nor solved for a 135M model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RAW_REWARDS = (RewardSpec("raw_exact", "raw_exact"),)
 
 
 class QA(NamedTuple):
-    """A question, its answer, and the key that equals that of its reorderings."""
+    """This is a question with its answer and a key that its reorderings share."""
 
     question: str
     answer: str
@@ -43,7 +43,7 @@ DrawQA = Callable[[random.Random], QA]
 
 
 def echo(config: EchoConfig) -> Task:
-    """Copying and format: "The secret word is X"."""
+    """Make a task of copying and format: "The secret word is X"."""
 
     def draw(rng: random.Random) -> QA:
         return _echo_qa(rng.choice(WORDS))
@@ -52,7 +52,7 @@ def echo(config: EchoConfig) -> Task:
 
 
 def rev_words(config: RevWordsConfig) -> Task:
-    """Reversing the order of a few words."""
+    """Make a task of reversing the order of a few words."""
 
     def draw(rng: random.Random) -> QA:
         return _reverse_qa(rng.sample(WORDS, rng.randint(config.min_words, config.max_words)))
@@ -65,7 +65,7 @@ def rev_words(config: RevWordsConfig) -> Task:
 
 
 def max_of_n(config: MaxOfNConfig) -> Task:
-    """The largest of a few different numbers below 100."""
+    """Make a task of finding the largest of a few different numbers below 100."""
 
     def draw(rng: random.Random) -> QA:
         return _max_qa(rng.sample(range(100), config.n))
@@ -75,7 +75,7 @@ def max_of_n(config: MaxOfNConfig) -> Task:
 
 
 def chain_sum(config: ChainSumConfig) -> Task:
-    """Sums and differences of a few numbers, never below zero."""
+    """Make a task of sums and differences of a few numbers, never below zero."""
     least = 10 ** (config.digits - 1) if config.digits > 1 else 0
 
     def draw(rng: random.Random) -> QA:
@@ -95,7 +95,7 @@ def chain_sum(config: ChainSumConfig) -> Task:
 
 
 def compare_decimals(config: CompareDecimalsConfig) -> Task:
-    """The larger of two numbers that differ in their decimals, one of which has one digit more."""
+    """Make a task of comparing two decimals, of which one has a digit more."""
 
     def draw(rng: random.Random) -> QA:
         whole = rng.randrange(1, 100)
@@ -143,7 +143,7 @@ def _compare_qa(pair: Sequence[str]) -> QA:
 
 
 def _chat_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task:
-    """Worked examples as turns of the conversation: a prefix that all prompts share."""
+    """Put worked examples into turns of the conversation, a prefix that all prompts share."""
     prefix = tuple(
         message
         for shot in shots
@@ -154,7 +154,7 @@ def _chat_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task
 
 
 def _raw_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task:
-    """Worked examples as text; the completion ends with its line.
+    """Put worked examples into the text; the completion ends with its line.
 
     An empty line between examples raises the base success of sums (SmolLM2-135M: .16 to .26).
     """
@@ -164,7 +164,7 @@ def _raw_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task:
 
 
 class _Form(NamedTuple):
-    """What all tasks of one prompt style share."""
+    """This holds what all tasks of one prompt style share."""
 
     style: PromptStyle
     stop: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Common English nouns for the generated tasks."""
+"""The generated tasks use these common English nouns."""
 
 from __future__ import annotations
 

@@ -52,6 +52,10 @@ class RunInfo:
     run_dir: Path
     """Folder of this run alone; every local file goes there."""
     name: str
+    title: str = ""
+    """What tells this run from others of its group, for people; empty = the name."""
+    group: str = ""
+    """The sweep that the run belongs to; empty = none."""
     task: str
     model: str
     algorithm: str
@@ -95,6 +99,8 @@ class SampleRow:
     reward: float
     advantage: float | None = None
     """None where there is none: evaluations, samples that a filter dropped."""
+    columns: Mapping[str, object] = field(default_factory=dict)
+    """The task's columns of the row, such as the right `answer`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +120,15 @@ VOLATILE = ("time/", "memory/", "speed/")
 """Prefixes of the metrics that depend on the machine and not on the seed."""
 
 
+class Measure(StrEnum):
+    """What an evaluation measures of a sample."""
+
+    success = "success"
+    """The task's own criterion: 1 for a right answer, 0 for a wrong one."""
+    reward = "reward"
+    """The weighted reward, where the task cannot know what a right answer is."""
+
+
 class Interval(NamedTuple):
     """A mean with its 95% interval."""
 
@@ -131,16 +146,21 @@ class EvalRecord:
     step: int
     """Updates the policy had seen."""
     prompt_indices: tuple[int, ...]
-    success: tuple[float, ...]
-    """Mean success of each prompt's samples, in [0, 1], in the order of `prompt_indices`."""
+    values: tuple[float, ...]
+    """Mean of `measure` over each prompt's judged samples, in the order of `prompt_indices`; NaN
+    where not one of them was judged."""
+    measure: Measure = Measure.success
+    prompt_keys: tuple[str, ...] = ()
+    """A hash of each prompt's content, by which runs are paired; empty when unknown."""
     samples_per_prompt: int
     """0 = no sampling: exact expectations."""
     interval: Interval
-    """Of the mean over prompts."""
+    """Of the mean over the prompts that have a judged sample; NaN when there is none."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further numbers: `kl` (policy || reference, nats a completion), `entropy` (nats a token),
-    `reward`, `length`, `length_wrong` (tokens), and how much training it took: `samples`
-    (completions sampled so far) and `time/train` (seconds of the steps so far)."""
+    `reward`, `length`, `length_wrong` (tokens), `judged` and `unjudged` (samples with and without
+    a value of `measure`), and how much training it took: `samples` (completions sampled so far)
+    and `time/train` (seconds of the steps so far)."""
     samples: Sequence[SampleRow] = ()
 
 

@@ -17,6 +17,7 @@ from rlkit.tracking.config import (
     TrackerConfig,
     TrackioConfig,
     WandbConfig,
+    WandbMode,
 )
 from rlkit.tracking.console import LiveConsole, PlainConsole
 from rlkit.tracking.fanout import Fanout
@@ -42,7 +43,7 @@ def build_tracker(config: TrackerConfig, *, run_dir: Path, redactor: Redactor) -
     )
     others: list[Tracker] = [build_console(config, sys.stdout)]
     if isinstance(config, MirrorConfig):
-        others.append(_mirror(config, run_dir))
+        others.append(_mirror(config, run_dir, redactor))
     return Fanout(local, others, redactor)
 
 
@@ -72,11 +73,11 @@ class Terminal(Console):
         os.close(null)
 
 
-def _mirror(config: MirrorConfig, run_dir: Path) -> Mirror:
+def _mirror(config: MirrorConfig, run_dir: Path, redactor: Redactor) -> Mirror:
     options: dict[str, object] = {"project": config.project}
     if isinstance(config, WandbConfig):
         service = Service.wandb
-        options |= {"entity": config.entity, "mode": config.mode.value}
+        options |= {"entity": config.entity, "mode": _mode(config.mode)}
     elif isinstance(config, TrackioConfig):
         service = Service.trackio
         options |= {"space_id": config.space_id}
@@ -84,4 +85,16 @@ def _mirror(config: MirrorConfig, run_dir: Path) -> Mirror:
         service = Service.tensorboard
     else:
         raise TypeError(f"no mirror for {type(config).__name__}")
-    return Mirror(service, options, run_dir=run_dir, timeout_s=config.timeout_seconds)
+    return Mirror(
+        service,
+        options,
+        run_dir=run_dir,
+        timeout_s=config.timeout_seconds,
+        num_samples=config.completions_per_step,
+        hide=redactor.text,
+    )
+
+
+def _mode(mode: WandbMode) -> str | None:
+    """What wandb is told; None leaves the choice to its own WANDB_MODE."""
+    return None if mode is WandbMode.auto else mode.value

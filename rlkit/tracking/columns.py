@@ -12,9 +12,9 @@ Metrics = Mapping[str, float]
 _GAP = 2
 _NAME_WIDTH = 12
 _TIME = "time"
-_SPLIT_TITLE = "generate/score/update/sync"
+_SPLIT_TITLE = "generate/reward/score/update/sync"
 _NONE = "–"
-_SPLIT = (Phase.generate, Phase.score, Phase.update, Phase.sync)
+_SPLIT = (Phase.generate, Phase.reward, Phase.score, Phase.update, Phase.sync)
 
 
 class TableColumn(NamedTuple):
@@ -39,7 +39,7 @@ def columns(reward_names: Sequence[str]) -> list[TableColumn]:
         TableColumn("grad", 7, 5, lambda r: small(r.metrics.get("grad_norm"))),
         TableColumn("tok/s", 6, 6, lambda r: count(r.metrics.get("speed/tokens_per_second"))),
         TableColumn(_TIME, 6, 8, lambda r: seconds(r.metrics.get("time/step"))),
-        TableColumn(_SPLIT_TITLE, 26, 9, lambda r: split(r.metrics)),
+        TableColumn(_SPLIT_TITLE, 33, 9, lambda r: split(r.metrics)),
         TableColumn("memory", 7, 10, lambda r: memory(r.metrics)),
     ]
 
@@ -88,8 +88,8 @@ def details(record: StepRecord, dropped: Sequence[TableColumn]) -> list[str]:
 
 
 def fixed(value: float | None, *, digits: int = 3) -> str:
-    """A number with fixed digits; `–` when there is none."""
-    if value is None:
+    """A number with fixed digits; `–` when there is none, as for a reward that nothing gave."""
+    if value is None or math.isnan(value):
         return _NONE
     return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
 
@@ -136,7 +136,7 @@ def memory(metrics: Metrics) -> str:
 
 
 def split(metrics: Metrics) -> str:
-    """Percent of the step's time in generate/score/update/sync."""
+    """Percent of the step's time in generate/reward/score/update/sync."""
     shares = [_share(metrics, f"time/{phase.value}") for phase in _SPLIT]
     if all(share is None for share in shares):
         return _NONE

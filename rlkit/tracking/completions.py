@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from rlkit.tracking.base import SampleRow
 from rlkit.tracking.files import write_atomic
 
 _PREFIX = "rewards/"
+_TASK = "task/"
 _ODD = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -25,7 +27,10 @@ def eval_path(run_dir: Path, label: str, step: int) -> Path:
 
 
 def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[str]) -> None:
-    """Write `rows` atomically; the raw value of reward function `f` is in column `rewards/f`.
+    """Write `rows` atomically.
+
+    The raw value of reward function `f` is in column `rewards/f`, the task's column `c` (such as
+    the right answer) in `task/c`: text as it is, other values as JSON.
 
     Raises:
         TrackingError: the file could not be written; nothing is left of it.
@@ -47,22 +52,32 @@ def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[
         columns[_PREFIX + name] = pa.array([float(r.components[k]) for r in rows], real)
     columns["reward"] = pa.array([r.reward for r in rows], real)
     columns["advantage"] = pa.array([r.advantage for r in rows], real)
+    for name in dict.fromkeys(name for row in rows for name in row.columns):
+        columns[_TASK + name] = pa.array([_shown(row.columns.get(name)) for row in rows], text)
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
 
 
 def read_samples(path: Path) -> list[SampleRow]:
-    """The rows that `write_samples` wrote, in order."""
+    """Return the rows that `write_samples` wrote, in order; values of `columns` are text."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
     rewards = [name for name in table.column_names if name.startswith(_PREFIX)]
+    task_names = [n.removeprefix(_TASK) for n in table.column_names if n.startswith(_TASK)]
     rows = []
     for record in table.to_pylist():
         components = tuple(float(record.pop(name)) for name in rewards)
-        rows.append(SampleRow(components=components, **record))
+        task = {name: record.pop(_TASK + name) for name in task_names}
+        rows.append(SampleRow(components=components, columns=task, **record))
     return rows
+
+
+def _shown(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return None if value is None else _encodable(value)
+    return json.dumps(value, default=str)
 
 
 def _encodable(text: str) -> str:

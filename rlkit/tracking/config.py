@@ -24,6 +24,8 @@ class ConsoleMode(StrEnum):
 class WandbMode(StrEnum):
     """Where Weights & Biases keeps the run."""
 
+    auto = "auto"
+    """What the environment variable WANDB_MODE says; online when it is unset."""
     online = "online"
     offline = "offline"
     """In the run folder, for `wandb sync`."""
@@ -60,6 +62,8 @@ class MirrorConfig(TrackerConfig):
 
     project: str = "rlkit"
     """Project the run belongs to; not empty."""
+    completions_per_step: int = 8
+    """Samples of each step and evaluation that the service is sent, >= 0; 0 = none."""
     timeout_seconds: float = 20.0
     """Silence after which the mirror is given up, and the most it may add to the end of the run;
     in (0, 25]."""
@@ -68,6 +72,9 @@ class MirrorConfig(TrackerConfig):
         TrackerConfig.__post_init__(self)
         if not self.project:
             raise ValueError("tracker.project must not be empty, got ''")
+        if self.completions_per_step < 0:
+            rule = "tracker.completions_per_step must be >= 0"
+            raise ValueError(f"{rule}, got {self.completions_per_step}")
         if not 0 < self.timeout_seconds <= 25:
             rule = "tracker.timeout_seconds must be in (0, 25]"
             raise ValueError(f"{rule}, got {self.timeout_seconds}")
@@ -79,8 +86,8 @@ class WandbConfig(MirrorConfig):
 
     entity: str | None = None
     """Team or user; None = the account's default."""
-    mode: WandbMode = WandbMode.online
-    """online needs an account, offline does not."""
+    mode: WandbMode = WandbMode.auto
+    """auto follows WANDB_MODE; online needs an account, offline does not."""
 
 
 @dataclass(kw_only=True, slots=True)

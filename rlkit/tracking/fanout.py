@@ -36,6 +36,7 @@ class Fanout:
         info = replace(
             info,
             model=text(info.model),
+            title=text(info.title),
             command=text(info.command),
             config=self._redactor.config(info.config),
             warnings=tuple(text(warning) for warning in info.warnings),

@@ -16,6 +16,7 @@ class ProblemKind(StrEnum):
     zero_std = "more than half of the groups had equal rewards"
     cancelling = "more than half of the groups had rewards that cancel"
     truncated = "more than half of the completions reached the length limit"
+    unrewarded = "no sample had a reward, so the step was skipped"
     missing = "a reward function gave no value for any sample"
     non_finite = "the gradient norm was not finite"
 
@@ -43,6 +44,9 @@ class Health:
     def _troubles(self, record: StepRecord) -> list[tuple[ProblemKind, str]]:
         found: list[tuple[ProblemKind, str]] = []
         groups = _groups(record.samples)
+        if record.samples and all(math.isnan(row.reward) for row in record.samples):
+            found.append((ProblemKind.unrewarded, "no sample has a reward, so the step is skipped"))
+            groups = []
         flat = [group for group in groups if len({row.reward for row in group}) == 1]
         varying = [varying for group in flat if (varying := self._varying(group))]
         if len(groups) and len(flat) > len(groups) / 2:

@@ -1,13 +1,15 @@
-"""95% intervals of a success rate on held-out prompts: Wilson, or bootstrap over prompts."""
+"""95% intervals of a mean over held-out prompts: Wilson, or bootstrap over prompts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from rlkit.tracking.base import EvalRecord, Interval, SampleRow
+from rlkit.tracking.base import EvalRecord, Interval, Measure, SampleRow
 
 _Z = 1.959963984540054
 _RESAMPLES = 10_000
@@ -55,19 +57,29 @@ def bootstrap(values: Sequence[float]) -> Interval:
     return Interval(float(data.mean()), float(low), float(high))
 
 
-def success_interval(success: Sequence[float], *, samples_per_prompt: int) -> Interval:
-    """The interval of the mean success over prompts.
+def mean_interval(values: Sequence[float], *, samples_per_prompt: int) -> Interval:
+    """The interval of the mean over prompts; prompts without a value (NaN) do not count.
 
     Wilson over prompts where each has one 0/1 sample, and where all prompts agree at 0 or 1: the
     bootstrap would claim an interval of width zero there. Bootstrap over prompts otherwise.
 
+    Args:
+        values: One mean for each prompt; NaN = no sample of it was judged.
+        samples_per_prompt: Samples of each prompt; 0 = exact expectations.
+
+    Returns:
+        Mean and interval, all NaN when every value is.
+
     Raises:
-        ValueError: no prompts.
+        ValueError: There are no prompts.
     """
-    binary = all(value in (0.0, 1.0) for value in success)
-    if success and binary and (samples_per_prompt == 1 or len(set(success)) == 1):
-        return wilson(sum(success), len(success))
-    return bootstrap(success)
+    judged = [value for value in values if not math.isnan(value)]
+    if values and not judged:
+        return Interval(math.nan, math.nan, math.nan)
+    binary = all(value in (0.0, 1.0) for value in judged)
+    if judged and binary and (samples_per_prompt == 1 or len(set(judged)) == 1):
+        return wilson(sum(judged), len(judged))
+    return bootstrap(judged)
 
 
 def evaluate(
@@ -75,33 +87,103 @@ def evaluate(
     label: str,
     step: int,
     prompt_indices: Sequence[int],
-    success: Sequence[float],
+    values: Sequence[float],
     samples_per_prompt: int,
+    measure: Measure = Measure.success,
+    prompt_keys: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
     samples: Sequence[SampleRow] = (),
 ) -> EvalRecord:
-    """An `EvalRecord` with its interval worked out from `success`, one mean for each prompt.
+    """An `EvalRecord` with its interval worked out from `values`.
+
+    Args:
+        label: `before`, `after`, or what the evaluation is called.
+        step: Updates that the policy has seen.
+        prompt_indices: Index of each held-out prompt.
+        values: Mean of `measure` for each prompt; NaN = no sample of it was judged.
+        samples_per_prompt: Samples of each prompt; 0 = exact expectations.
+        measure: What `values` are means of.
+        prompt_keys: A content hash for each prompt, or none at all.
+        metrics: Further numbers.
+        samples: The rows for the completions table.
+
+    Returns:
+        The record.
 
     Raises:
-        ValueError: no prompts, or another number of means than of prompts.
+        ValueError: There are no prompts, or numbers of prompts, values and keys differ.
     """
-    if len(prompt_indices) != len(success):
-        raise ValueError(f"{len(prompt_indices)} prompts but {len(success)} success means")
+    if len(prompt_indices) != len(values):
+        raise ValueError(f"{len(prompt_indices)} prompts but {len(values)} values")
+    if prompt_keys and len(prompt_keys) != len(values):
+        raise ValueError(f"{len(prompt_keys)} prompt keys but {len(values)} values")
     return EvalRecord(
         label=label,
         step=step,
         prompt_indices=tuple(prompt_indices),
-        success=tuple(success),
+        values=tuple(values),
+        measure=measure,
+        prompt_keys=tuple(prompt_keys),
         samples_per_prompt=samples_per_prompt,
-        interval=success_interval(success, samples_per_prompt=samples_per_prompt),
+        interval=mean_interval(values, samples_per_prompt=samples_per_prompt),
         metrics=dict(metrics or {}),
         samples=tuple(samples),
     )
 
 
+class Shared(NamedTuple):
+    """A paired difference between two runs, and the number of prompts it is over."""
+
+    difference: Interval
+    num_prompts: int
+
+
 def change(before: EvalRecord, after: EvalRecord) -> Interval | None:
-    """Mean paired difference after - before over the prompts both share; None without any."""
-    old = dict(zip(before.prompt_indices, before.success, strict=True))
-    pairs = zip(after.prompt_indices, after.success, strict=True)
-    differences = [value - old[index] for index, value in pairs if index in old]
-    return bootstrap(differences) if differences else None
+    """Mean paired difference after - before of one run, over the prompts both share.
+
+    The held-out prompts of a run stay the same, so their indices name them. None without any.
+    """
+    found = _paired(before, after, before.prompt_indices, after.prompt_indices)
+    return None if found is None else found.difference
+
+
+def change_between_runs(
+    one: EvalRecord, other: EvalRecord, *, keys: Sequence[str], other_keys: Sequence[str]
+) -> Shared | None:
+    """Mean paired difference other - one over the held-out prompts whose content both share.
+
+    Args:
+        one: An evaluation of one run.
+        other: An evaluation of another run.
+        keys: A content hash for each prompt of `one`; empty when unknown.
+        other_keys: The same of `other`.
+
+    Returns:
+        None where nothing is shared or judged by both, or where they measure different things.
+    """
+    if one.measure is not other.measure or not (keys and other_keys):
+        return None
+    return _paired(one, other, _numbered(keys), _numbered(other_keys))
+
+
+def _paired(
+    one: EvalRecord,
+    other: EvalRecord,
+    names: Sequence[Hashable],
+    other_names: Sequence[Hashable],
+) -> Shared | None:
+    known = dict(zip(names, one.values, strict=True))
+    pairs = zip(other_names, other.values, strict=True)
+    differences = [value - known[name] for name, value in pairs if name in known]
+    judged = [difference for difference in differences if not math.isnan(difference)]
+    return Shared(bootstrap(judged), len(judged)) if judged else None
+
+
+def _numbered(keys: Sequence[str]) -> list[tuple[str, int]]:
+    """Equal keys are told apart by their occurrence, so that each prompt has one partner."""
+    seen: Counter[str] = Counter()
+    named = []
+    for key in keys:
+        named.append((key, seen[key]))
+        seen[key] += 1
+    return named

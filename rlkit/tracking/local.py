@@ -11,6 +11,7 @@ from pathlib import Path
 from rlkit.tracking.base import (
     EvalRecord,
     Level,
+    Measure,
     Outcome,
     Phase,
     RunInfo,
@@ -107,7 +108,8 @@ class LocalTracker:
         self._evals = [old for old in self._evals if (old["label"], old["step"]) != same]
         self._evals.append(line)
         self._write_evals()
-        MESSAGES.info("evaluation %s: success %.3f [%.3f, %.3f]", record.label, *record.interval)
+        what, interval = record.measure.value, record.interval
+        MESSAGES.info("evaluation %s: %s %.3f [%.3f, %.3f]", record.label, what, *interval)
 
     def message(self, level: Level, text: str) -> None:
         MESSAGES.log(LEVELS[level], "%s", text)
@@ -177,6 +179,8 @@ def _eval_line(record: EvalRecord) -> dict[str, object]:
         "high": record.interval.high,
         "samples_per_prompt": record.samples_per_prompt,
         "prompt_indices": list(record.prompt_indices),
-        "success": list(record.success),
+        "prompt_keys": list(record.prompt_keys),
+        "measure": record.measure.value,
+        "success" if record.measure is Measure.success else "values": list(record.values),
         "time/unix": time.time(),
     }

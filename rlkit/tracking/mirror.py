@@ -18,11 +18,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, Status, StepRecord
+from rlkit.tracking.base import (
+    EvalRecord,
+    Level,
+    Outcome,
+    Phase,
+    RunInfo,
+    SampleRow,
+    Status,
+    StepRecord,
+)
 from rlkit.tracking.files import encode
 
 _LOG = logging.getLogger(__name__)
@@ -52,7 +61,22 @@ class Mirror:
         *,
         run_dir: Path,
         timeout_s: float,
+        num_samples: int = 0,
+        hide: Callable[[str], str] = str,
     ) -> None:
+        """Prepare a child for `service`; it starts with the run.
+
+        Args:
+            service: Where the metrics go.
+            options: The service's own options.
+            run_dir: The run's folder, where the child keeps its log.
+            timeout_s: Seconds of silence after which the child is given up, > 0.
+            num_samples: Samples of a step or an evaluation that are sent, >= 0.
+            hide: Takes secrets out of a text, before a sample leaves the machine.
+        """
+        self._hide = hide
+        self._num_samples = num_samples
+        self._reward_names: tuple[str, ...] = ()
         self._service = service
         self._options = dict(options)
         self._log_path = run_dir / f"{service.value}.log"
@@ -68,12 +92,14 @@ class Mirror:
             "event": "start",
             "service": self._service.value,
             "options": self._options,
-            "name": info.name,
+            "name": info.title or info.name,
+            "group": info.group,
             "id": hashlib.sha256(str(run_dir).encode()).hexdigest()[:16],
             "run_dir": str(run_dir),
             "config": {**info.config, "algorithm_name": info.algorithm, "device": info.device},
             "versions": dict(info.versions),
         }
+        self._reward_names = info.reward_names
         self._put(event)
         self._thread.start()
 
@@ -82,12 +108,15 @@ class Mirror:
 
     def step(self, record: StepRecord) -> None:
         self._put({"event": "log", "step": record.step, "metrics": dict(record.metrics)})
+        self._put_samples("completions", record.step, record.samples)
 
     def evaluation(self, record: EvalRecord) -> None:
-        names = ("eval/success", "eval/success_low", "eval/success_high")
-        metrics = dict(zip(names, record.interval, strict=True))
-        metrics |= {f"eval/{name}": value for name, value in record.metrics.items()}
+        metrics = {f"eval/{name}": value for name, value in record.metrics.items()}
+        measure = record.measure.value
+        names = (f"eval/{measure}", f"eval/{measure}_low", f"eval/{measure}_high")
+        metrics |= dict(zip(names, record.interval, strict=True))
         self._put({"event": "log", "step": record.step, "metrics": metrics})
+        self._put_samples(f"completions/{record.label}", record.step, record.samples)
 
     def message(self, level: Level, text: str) -> None:
         """Messages stay local."""
@@ -105,6 +134,24 @@ class Mirror:
             if self._thread.is_alive():
                 self._fail(f"did not finish within {wait_s:.0f} s")
         self._kill()
+
+    def _put_samples(self, name: str, step: int, samples: Sequence[SampleRow]) -> None:
+        """Send the first few samples as a table, like the columns of the Parquet files."""
+        shown = samples[: self._num_samples]
+        if not shown:
+            return
+        task = list(dict.fromkeys(name for row in shown for name in row.columns))
+        columns = ["prompt", "completion", *task, *self._reward_names, "reward"]
+        rows = [
+            [
+                *(self._hide(row.prompt), self._hide(row.completion)),
+                *(self._hide(_text(row.columns.get(name))) for name in task),
+                *row.components,
+                row.reward,
+            ]
+            for row in shown
+        ]
+        self._put({"event": "table", "step": step, "name": name, "columns": columns, "rows": rows})
 
     def _put(self, event: dict[str, object]) -> None:
         if not self._off.is_set():
@@ -179,3 +226,7 @@ class Mirror:
             os.killpg(child.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(5.0)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -40,6 +40,9 @@ def _handle(event: dict[str, Any], session: ServiceSession | None) -> ServiceSes
     if event["event"] == "finish":
         session.finish(event["exit_code"])
         return None
+    if event["event"] == "table":
+        session.table(event["name"], event["columns"], event["rows"], event["step"])
+        return session
     metrics = {name: number(value) for name, value in event["metrics"].items()}
     session.log(metrics, event["step"])
     return session

@@ -5,28 +5,32 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rlkit.tracking.base import EvalRecord, Interval
+from rlkit.tracking.base import EvalRecord, Interval, Measure
 from rlkit.tracking.completions import eval_path, read_samples
 from rlkit.tracking.files import number, read_lines
 
 _EVAL_FIELDS = (
-    "label", "step", "mean", "low", "high", "samples_per_prompt", "prompt_indices", "success",
-    "time/unix",
+    "label", "step", "mean", "low", "high", "samples_per_prompt", "prompt_indices", "prompt_keys",
+    "measure", "values", "success", "time/unix",
 )  # fmt: skip
-"""What every line of `evals.jsonl` has; the rest is `EvalRecord.metrics`."""
+"""What a line of `evals.jsonl` has beside `EvalRecord.metrics`. The prompts' values are called
+`success` where they are: older versions know no other name."""
 
 
 def read_evals(run_dir: Path, *, samples: bool = True) -> list[EvalRecord]:
     """The evaluations of a run in order, with their `samples` where they were kept."""
     records = []
     for line in read_lines(run_dir / "evals.jsonl"):
-        indices, success = line["prompt_indices"], line["success"]
-        assert isinstance(indices, list) and isinstance(success, list)
+        indices, values = line["prompt_indices"], line.get("values", line.get("success"))
+        keys = line.get("prompt_keys", [])
+        assert isinstance(indices, list) and isinstance(values, list) and isinstance(keys, list)
         record = EvalRecord(
             label=str(line["label"]),
             step=int(number(line["step"])),
             prompt_indices=tuple(indices),
-            success=tuple(number(value) for value in success),
+            values=tuple(number(value) for value in values),
+            measure=Measure(str(line.get("measure", Measure.success))),
+            prompt_keys=tuple(map(str, keys)),
             samples_per_prompt=int(number(line["samples_per_prompt"])),
             interval=Interval(*(number(line[key]) for key in ("mean", "low", "high"))),
             metrics={k: number(v) for k, v in line.items() if k not in _EVAL_FIELDS},

@@ -5,9 +5,10 @@ Tested with wandb 0.31.0, trackio 0.43.0 and tensorboard 2.21.0.
 
 from __future__ import annotations
 
+import html
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlkit.runtime.distribution import how_to_install
@@ -18,6 +19,12 @@ class ServiceSession(Protocol):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
+    def table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+    ) -> None:
+        """Show some samples of a step."""
+        ...
+
     def finish(self, exit_code: int) -> None: ...
 
 
@@ -25,7 +32,7 @@ class WandbSession:
     """Weights & Biases. Records neither code, console, git remote nor arguments: they may leak."""
 
     def __init__(self, start: Mapping[str, Any]) -> None:
-        wandb = _import("wandb")
+        wandb = self._wandb = _import("wandb")
         options = start["options"]
         settings = wandb.Settings(
             console="off", init_timeout=30, disable_git=True, disable_code=True, save_code=False
@@ -35,6 +42,7 @@ class WandbSession:
             entity=options["entity"],
             mode=options["mode"],
             name=start["name"],
+            group=start["group"] or None,
             id=start["id"],
             resume="allow",
             dir=start["run_dir"],
@@ -44,6 +52,13 @@ class WandbSession:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+    ) -> None:
+        """A table of the step; wandb's page has a slider over the steps."""
+        table = self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self._run.log({name: table}, step=step)
 
     def finish(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
@@ -68,6 +83,11 @@ class TrackioSession:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._trackio.log(dict(metrics), step=step)
 
+    def table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+    ) -> None:
+        """Nothing is sent: Trackio's tables need pandas, and the run's folder has the samples."""
+
     def finish(self, exit_code: int) -> None:
         self._trackio.finish()
 
@@ -86,7 +106,28 @@ class TensorboardSession:
             self._summaries.Summary.Value(tag=name, simple_value=value)
             for name, value in metrics.items()
         ]
-        summary = self._summaries.Summary(value=values)
+        self._add(self._summaries.Summary(value=values), step)
+
+    def table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+    ) -> None:
+        """A Markdown table, which TensorBoard's text page renders."""
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+        tensors = _import("tensorboard.compat.proto.tensor_pb2")
+        shapes = _import("tensorboard.compat.proto.tensor_shape_pb2")
+        metadata = self._summaries.SummaryMetadata(
+            plugin_data=self._summaries.SummaryMetadata.PluginData(plugin_name="text")
+        )
+        tensor = tensors.TensorProto(
+            dtype="DT_STRING",
+            string_val=[text.encode()],
+            tensor_shape=shapes.TensorShapeProto(dim=[shapes.TensorShapeProto.Dim(size=1)]),
+        )
+        value = self._summaries.Summary.Value(tag=name, metadata=metadata, tensor=tensor)
+        self._add(self._summaries.Summary(value=[value]), step)
+
+    def _add(self, summary: Any, step: int) -> None:
         event = self._events.Event(wall_time=time.time(), step=step, summary=summary)
         self._writer.add_event(event)
         self._writer.flush()
@@ -109,6 +150,12 @@ def open_session(start: Mapping[str, Any]) -> ServiceSession:
         RuntimeError: the service's package is not installed.
     """
     return _SESSIONS[start["service"]](start)
+
+
+def _cell(value: object) -> str:
+    """A value in one cell of a Markdown table."""
+    text = html.escape(str(value)).replace("|", "&#124;")
+    return text.replace("\n", "<br>")
 
 
 def _import(module: str) -> Any:

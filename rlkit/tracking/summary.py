@@ -37,7 +37,7 @@ def print_summary(
         end.append(f": {printable(outcome.message)}", style="")
     console.print(end)
     if evals:
-        console.print(success_table(evals[0], evals[-1]))
+        console.print(result_table(evals[0], evals[-1]))
     if len(evals) > 1:
         for panel in examples(evals[0], evals[-1]):
             console.print(panel)
@@ -53,10 +53,10 @@ def print_summary(
             console.print(text, soft_wrap=True, highlight=False)
 
 
-def success_table(before: EvalRecord, after: EvalRecord) -> Table:
-    """Success on held-out prompts at the first and at the last evaluation, and the change."""
+def result_table(before: EvalRecord, after: EvalRecord) -> Table:
+    """Success or reward at the first and the last evaluation, and the change."""
     table = Table(title=_title(after), title_justify="left", title_style="bold")
-    for name in ("", "success", "95% interval"):
+    for name in ("", after.measure.value, "95% interval"):
         table.add_column(name, justify="left" if not name else "right")
     table.add_row(before.label, f"{before.interval.mean:.3f}", _range(before.interval))
     if after is not before:
@@ -92,8 +92,9 @@ def examples(before: EvalRecord, after: EvalRecord) -> list[Panel]:
 def eval_line(record: EvalRecord) -> str:
     """One line on one evaluation."""
     return (
-        f"evaluation {record.label}: success {record.interval.mean:.3f} "
+        f"evaluation {record.label}: {record.measure.value} {record.interval.mean:.3f} "
         f"{_range(record.interval)} on {len(record.prompt_indices)} held-out prompts"
+        f"{_judged(record)}"
     )
 
 
@@ -156,14 +157,24 @@ def _first_samples(record: EvalRecord) -> dict[int, SampleRow]:
 
 def _caption(record: EvalRecord, row: SampleRow) -> Text:
     cut = ", cut" if row.finish_reason == "length" else ""
-    return Text(f"{record.label} (reward {row.reward:.2f}, {row.num_tokens} tokens{cut})")
+    earned = "no reward" if math.isnan(row.reward) else f"reward {row.reward:.2f}"
+    return Text(f"{record.label} ({earned}, {row.num_tokens} tokens{cut})")
 
 
 def _title(record: EvalRecord) -> str:
     n, k = len(record.prompt_indices), record.samples_per_prompt
     if k == 0:
         return f"{n} held-out prompts, exact expectations"
-    return f"{n} held-out prompts, {k} sample{'s' if k > 1 else ''} each"
+    return f"{n} held-out prompts, {k} sample{'s' if k > 1 else ''} each{_judged(record)}"
+
+
+def _judged(record: EvalRecord) -> str:
+    """How many samples the number is over, where some got no reward; else nothing."""
+    unjudged = record.metrics.get("unjudged", 0.0)
+    if not unjudged:
+        return ""
+    judged = record.metrics.get("judged", 0.0)
+    return f"; over {judged:.0f} judged samples, {unjudged:.0f} got no reward"
 
 
 def _range(interval: Interval, *, sign: str = "") -> str:

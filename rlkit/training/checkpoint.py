@@ -47,6 +47,10 @@ class RunProgress:
     """Consecutive updates skipped for a non-finite gradient."""
     config_hash: str
     """Hash of everything in the configuration that can change a number."""
+    no_reward_in_row: int = 0
+    """Last steps in a row in which no sample had a reward."""
+    no_signal_in_row: int = 0
+    """Last steps in a row in which no sample earned anything and no group's rewards differed."""
     samples: int = 0
     """Completions sampled so far."""
     train_seconds: float = field(default=0.0, compare=False)

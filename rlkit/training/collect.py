@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -49,6 +49,10 @@ class RewardScores(Protocol):
         """One line for each kind of failure."""
         ...
 
+    def metrics(self) -> Mapping[str, float]:
+        """Numbers about the scoring itself, which add up over the batches of a step."""
+        ...
+
 
 class Rewards(Protocol):
     """The configured reward functions."""
@@ -74,11 +78,10 @@ class Collection(NamedTuple):
     """One batch of groups and how hard it was to get."""
 
     groups: list[Group]
+    """Empty when not one sample has a reward."""
     counts: dict[str, float]
-
-
-class NoRewards(RuntimeError):
-    """Not one sample of a batch has a reward: every reward function failed or does not apply."""
+    unrewarded: list[Group]
+    """The samples of a batch without rewards; empty when `groups` is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,18 +103,21 @@ class Collector:
     buffer: RolloutBuffer = field(default_factory=RolloutBuffer)
 
     def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
-        """One batch of groups for `step`; raises NoRewards when not one sample got a reward.
+        """One batch of groups for `step`, with no group at all when no sample got a reward.
 
         A prompt that a step meets again is a group of its own: other samples, its own baseline.
         """
-        counts: Counter[str] = Counter()
+        counts: dict[str, float] = defaultdict(float)
         met: Counter[int] = Counter()
         spare: list[Group] = []
+        unrewarded: list[Group] = []
         wanted = 0
         for attempt in range(self.max_attempts if self.resample else 1):
             prompts = self.prompts(step=step, attempt=attempt)
             wanted = wanted or len(prompts)
-            scored = self._sample(step, prompts, met, clock, counts)
+            everything = self._sample(step, prompts, met, clock, counts)
+            scored = _with_rewards(everything, counts)
+            unrewarded += [] if scored else everything
             for group in scored:
                 uninformative = self.resample and len({sample.reward for sample in group}) == 1
                 if uninformative:
@@ -123,11 +129,9 @@ class Collector:
         counts["rollouts/uninformative_groups"] += len(spare)
         # A step never aborts for want of signal: what is missing is filled up with zero-std groups.
         self.buffer.add(spare[: max(0, wanted - len(self.buffer))])
-        available = len(self.buffer)
-        if not available:
-            raise NoRewards(f"step {step}: no sample has a reward ({dict(counts)})")
-        groups = self.buffer.take(min(wanted, available), policy_version=policy_version)
-        return Collection(groups, {name: float(value) for name, value in counts.items()})
+        number = min(wanted, len(self.buffer))
+        groups = self.buffer.take(number, policy_version=policy_version)
+        return Collection(groups, dict(counts), [] if groups else unrewarded)
 
     def _sample(
         self,
@@ -135,7 +139,7 @@ class Collector:
         prompts: Sequence[Prompt],
         met: Counter[int],
         clock: StepClock,
-        counts: Counter[str],
+        counts: dict[str, float],
     ) -> list[Group]:
         seeds = self._seeds(step, prompts, met)
         with clock.phase(Phase.generate):
@@ -143,13 +147,11 @@ class Collector:
                 prompts, num_samples=self.group_size, sampling=self.sampling, seeds=seeds
             )
         with clock.phase(Phase.reward):
-            scored, failures = score_rollouts(rollouts, self.rewards, self.decode)
+            scored, scoring = score_rollouts(rollouts, self.rewards, self.decode)
         counts["rollouts/sampled"] += sum(len(group) for group in rollouts)
-        for kind, number in failures.items():
-            counts[f"rewards/failures/{kind}"] += number
-        groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
-        counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
-        return [group for group in groups if group]
+        for name, number in scoring.items():
+            counts[name] += number
+        return scored
 
     def _seeds(self, step: int, prompts: Sequence[Prompt], met: Counter[int]) -> list[list[int]]:
         """Seeds of the samples of each prompt; `met` counts how often the step had each before."""
@@ -162,10 +164,41 @@ class Collector:
         return seeds
 
 
+def _with_rewards(scored: Sequence[Group], counts: dict[str, float]) -> list[Group]:
+    """The samples that have a reward, and the groups that have one of them; counts the others."""
+    groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
+    counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
+    return [group for group in groups if group]
+
+
+def who_gave_no_reward(
+    groups: Sequence[Group], rewards: Rewards, failed: Mapping[str, float]
+) -> str:
+    """Which function left a whole batch without rewards, and how, in a few words.
+
+    Args:
+        groups: Samples that have no reward.
+        rewards: The reward functions.
+        failed: Samples of the batch that failed, by `function/kind`.
+    """
+    samples = [sample for group in groups for sample in group]
+    found = []
+    for k, (name, weight) in enumerate(zip(rewards.names, rewards.weights, strict=True)):
+        kinds = [key.partition("/")[2] for key in failed if key.partition("/")[0] == name]
+        silent = all(math.isnan(sample.components[k]) for sample in samples)
+        if weight and (kinds or silent):
+            how = " and ".join(kinds) if kinds else "None for every sample"
+            found.append(f"reward.functions.{name} ({how})")
+    return ", ".join(found)
+
+
 def score_rollouts(
     rollouts: Sequence[Sequence[Rollout]], rewards: Rewards, decode: Decode
-) -> tuple[list[Group], Mapping[str, int]]:
-    """Decode and score groups of rollouts; a sample without any reward has reward NaN."""
+) -> tuple[list[Group], Mapping[str, float]]:
+    """Decode and score groups of rollouts; a sample without any reward has reward NaN.
+
+    The numbers beside the groups are about the scoring: failures by kind, seconds by function.
+    """
     completions = [[completion_of(r, decode) for r in group] for group in rollouts]
     scores = rewards.score(completions)
     for line in scores.describe():
@@ -177,7 +210,8 @@ def score_rollouts(
         )
         for group in zip(rollouts, completions, scores.components, scores.rewards, strict=True)
     ]
-    return groups, scores.failures
+    failures = {f"rewards/failures/{kind}": float(n) for kind, n in scores.failures.items()}
+    return groups, {**scores.metrics(), **failures}
 
 
 def completion_of(rollout: Rollout, decode: Decode) -> Completion:

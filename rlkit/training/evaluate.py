@@ -1,4 +1,4 @@
-"""Success on held-out prompts: the same prompts and seeds every time, so runs can be paired."""
+"""Success or reward on held-out prompts: the same prompts and seeds every time, to pair runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlkit.tracking.base import EvalRecord, Phase, Tracker
+from rlkit.tracking.base import EvalRecord, Measure, Phase, Tracker
 from rlkit.tracking.intervals import evaluate
 from rlkit.training.buffer import Group
 from rlkit.training.collect import Decode, Rewards, completion_of, score_rollouts
@@ -27,29 +27,40 @@ class Evaluator:
     """(prompt index, sample index) to a seed, whatever the run seed and the step."""
     decode: Decode
     success: Callable[[Completion], bool] | None
-    """The task's own criterion, whatever the rewards; None = a reward above 0."""
+    """The task's own criterion, whatever the rewards; None = the reward itself is measured."""
     rewards: Rewards
     divergence: Callable[[Sequence[Sequence[Rollout]]], dict[str, float]] | None = None
     """Measures `kl` and `entropy` of the samples; None = not measured."""
     tracker: Tracker
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
-        """One evaluation; its interval treats the samples of a prompt as one cluster."""
+        """One evaluation; its interval treats the samples of a prompt as one cluster.
+
+        Samples without a reward are not failures: where rewards are measured they are left out, and
+        counted as `unjudged`.
+        """
         self.tracker.progress(Phase.evaluate, 0, len(self.prompts))
         seeds = [[self.seed(p.index, i) for i in range(self.num_samples)] for p in self.prompts]
         rollouts = self.generator.generate(
             self.prompts, num_samples=self.num_samples, sampling=self.sampling, seeds=seeds
         )
         groups, _ = score_rollouts(rollouts, self.rewards, self.decode)
-        success = [mean(float(self._succeeds(sample)) for sample in group) for group in groups]
+        values = [[self._value(sample) for sample in group] for group in groups]
+        judged = [[value for value in group if not math.isnan(value)] for group in values]
         self.tracker.progress(Phase.evaluate, len(self.prompts), len(self.prompts))
         return evaluate(
             label=label,
             step=steps_done,
             prompt_indices=[p.index for p in self.prompts],
-            success=success,
+            values=[mean(group) for group in judged],
+            measure=Measure.reward if self.success is None else Measure.success,
+            prompt_keys=[p.key for p in self.prompts] if all(p.key for p in self.prompts) else (),
             samples_per_prompt=self.num_samples,
-            metrics=self._metrics(groups, rollouts),
+            metrics={
+                **self._metrics(groups, rollouts),
+                "judged": float(sum(map(len, judged))),
+                "unjudged": float(sum(map(len, values)) - sum(map(len, judged))),
+            },
             samples=[sample_row(s, step=steps_done) for group in groups for s in group],
         )
 
@@ -57,7 +68,7 @@ class Evaluator:
         self, groups: Sequence[Group], rollouts: Sequence[Sequence[Rollout]]
     ) -> dict[str, float]:
         samples = [sample for group in groups for sample in group]
-        wrong = [s for s in samples if not self._succeeds(s)]
+        wrong = [s for s in samples if self._value(s) <= 0.0]
         metrics = {
             "reward": mean(s.reward for s in samples if not math.isnan(s.reward)),
             "length": mean(len(s.rollout.completion_ids) for s in samples),
@@ -65,7 +76,8 @@ class Evaluator:
         }
         return metrics | (self.divergence(rollouts) if self.divergence else {})
 
-    def _succeeds(self, sample: ScoredRollout) -> bool:
+    def _value(self, sample: ScoredRollout) -> float:
+        """1 for success and 0 for failure by the task's criterion, else the reward or NaN."""
         if self.success is None:
-            return sample.reward > 0.0
-        return self.success(completion_of(sample.rollout, self.decode))
+            return sample.reward
+        return float(self.success(completion_of(sample.rollout, self.decode)))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 from collections.abc import Iterable, Sequence
 
+import torch
+
+from rlkit.functional import explained_variance
 from rlkit.tracking.base import SampleRow
 from rlkit.training.buffer import Group
-from rlkit.types import FinishReason, ScoredRollout
+from rlkit.types import FinishReason, ScoredRollout, TrainBatch
 
 
 def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
@@ -51,7 +56,47 @@ def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = No
         components=sample.components,
         reward=sample.reward,
         advantage=advantage,
+        columns=rollout.prompt.columns,
     )
+
+
+def sample_rows(groups: Sequence[Group], *, step: int, batch: TrainBatch | None) -> list[SampleRow]:
+    """One table row a sample; the advantage is the mean over its tokens that the loss uses.
+
+    An algorithm that reorders or drops rows (pairs) has none per sample: its `batch` is None.
+    """
+    samples = [sample for group in groups for sample in group]
+    advantages: list[float | None] = [None] * len(samples)
+    if batch is not None and len(batch) == len(samples) and batch.returns is None:
+        counts = batch.loss_mask.sum(1).clamp(min=1)
+        advantages = (batch.advantages.sum(1) / counts).tolist()
+    return [
+        sample_row(sample, step=step, advantage=advantage)
+        for sample, advantage in zip(samples, advantages, strict=True)
+    ]
+
+
+def critic_metrics(batch: TrainBatch) -> dict[str, float]:
+    """How much of the returns the critic explained before this batch; nothing without a critic."""
+    values = batch.rollout.values
+    if values is None or batch.returns is None:
+        return {}
+    explained = explained_variance(values, batch.returns, batch.loss_mask)
+    return {"value/explained_variance": float(explained)}
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Peak resident memory of this process; on CUDA, of this step, the allocator's peak and what
+    the device counts: the allocator's peak of reserved memory and all that is in use beside it."""
+    kib = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
+    metrics = {"memory/rss_bytes": float(peak)}
+    if device.type == "cuda":
+        metrics["memory/cuda_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.max_memory_reserved(device) - torch.cuda.memory_reserved(device)
+        metrics["memory/device_peak_bytes"] = float(total - free + reserved)
+    return metrics
 
 
 def mean(values: Iterable[float]) -> float:

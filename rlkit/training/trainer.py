@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import resource
-import sys
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlkit.functional import explained_variance, sampling_mismatch
-from rlkit.tracking.base import EvalRecord, Phase, SampleRow, StepRecord, Tracker
+from rlkit.functional import sampling_mismatch
+from rlkit.tracking.base import EvalRecord, Level, Phase, SampleRow, StepRecord, Tracker
 from rlkit.training import checkpoint, rollout_files
-from rlkit.training.buffer import Group
 from rlkit.training.checkpoint import Checkpoint, RunProgress
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
-from rlkit.training.collect import Collector
-from rlkit.training.metrics import average, rollout_metrics, sample_row
+from rlkit.training.collect import Collection, Collector, who_gave_no_reward
+from rlkit.training.metrics import (
+    average,
+    critic_metrics,
+    mean,
+    memory_metrics,
+    rollout_metrics,
+    sample_row,
+    sample_rows,
+)
+from rlkit.training.no_signal import (
+    StopConfig,
+    check_in_a_row,
+    is_without_signal,
+    what_the_base_model_earns,
+)
 from rlkit.training.optim import state_tensors
 from rlkit.training.rollout_files import SavedRollouts
 from rlkit.training.stopping import StopRequest
@@ -64,6 +76,8 @@ class Trainer:
     pad_token_id: int
     device: torch.device
     run_dir: Path
+    stop: StopConfig = field(default_factory=StopConfig)
+    """When a run that learns nothing ends."""
     planned_bytes: int = 0
     """Peak that the memory plan foresaw, for comparison; 0 = there was no plan."""
 
@@ -101,9 +115,15 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         clock = StepClock(self.device)
-        groups, counts = self.collector.collect(
-            state.step, policy_version=state.updates, clock=clock
-        )
+        collection = self.collector.collect(state.step, policy_version=state.updates, clock=clock)
+        if collection.groups:
+            return self._learn(state, collection, clock, stop)
+        return self._skip(state, collection, clock)
+
+    def _learn(
+        self, state: TrainState, collection: Collection, clock: StepClock, stop: StopRequest
+    ) -> TrainState:
+        groups = collection.groups
         batch = collate(
             groups,
             reward_weights=self.collector.rewards.weights,
@@ -127,24 +147,66 @@ class Trainer:
             self.generator.load_adapter(state.learner.adapter, state.updates)
         metrics = {
             **rollout_metrics(groups, self.collector.rewards.names),
-            **counts,
+            **collection.counts,
             **mismatch,
             **average([result.metrics for result in results]),
             **critic_metrics(train_batch),
         }
         metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.completion_mask.sum())
+        in_order = train_batch if algorithm.rows_per_unit == 1 else None
+        rows = sample_rows(groups, step=state.step, batch=in_order)
+        state.no_reward_in_row = 0
+        state.no_signal_in_row = state.no_signal_in_row + 1 if is_without_signal(groups) else 0
+        return self._record(state, metrics, rows, clock)
+
+    def _skip(self, state: TrainState, collection: Collection, clock: StepClock) -> TrainState:
+        """A step without any reward changes no parameter, and counts as its updates would."""
+        groups, counts = collection.unrewarded, collection.counts
+        prefix = "rewards/failures/"
+        failed = {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
+        blame = who_gave_no_reward(groups, self.collector.rewards, failed)
+        text = f"step {state.step} is skipped: no sample has a reward from {blame}"
+        self.tracker.message(Level.warning, text)
+        state.updates += self.settings.optim.updates_per_batch
+        with clock.phase(Phase.sync):
+            self.generator.load_adapter(state.learner.adapter, state.updates)
+        rows = [sample_row(s, step=state.step) for group in groups for s in group]
+        lengths = [row.num_tokens for row in rows]
+        metrics = {"reward": math.nan, "skipped_updates": 1.0, **counts}
+        metrics["completions/mean_length"] = mean(lengths)
+        prompts = sum(len(s.rollout.prompt.ids) for group in groups for s in group)
+        metrics["num_tokens"] = float(sum(lengths) + prompts)
+        state.no_reward_in_row += 1
+        state.no_signal_in_row += 1
+        return self._record(state, metrics, rows, clock, blame=blame)
+
+    def _record(
+        self,
+        state: TrainState,
+        metrics: dict[str, float],
+        rows: list[SampleRow],
+        clock: StepClock,
+        *,
+        blame: str = "",
+    ) -> TrainState:
+        """The step is over: its record, its counts, and the end of a run that learns nothing."""
         timings = clock.metrics()
-        state.samples += round(counts["rollouts/sampled"])
+        state.samples += round(metrics["rollouts/sampled"])
         state.train_seconds += timings["time/step"]
-        sampled = float(batch.completion_mask.sum())
+        sampled = float(sum(row.num_tokens for row in rows))
         metrics |= timings | {"speed/tokens_per_second": sampled / timings["time/step"]}
         metrics |= memory_metrics(self.device)
         if self.planned_bytes:
             metrics["memory/planned_bytes"] = float(self.planned_bytes)
-        rows = sample_rows(groups, step=state.step, batch=train_batch)
         self.tracker.step(StepRecord(step=state.step, metrics=metrics, samples=rows))
         state.step += 1
         state.updating = False
+        check_in_a_row(
+            self.stop,
+            no_reward=state.no_reward_in_row,
+            no_signal=state.no_signal_in_row,
+            blame=blame,
+        )
         return state
 
     def _update(
@@ -174,6 +236,8 @@ class Trainer:
             step=state.step,
             updates=state.updates,
             skipped_in_row=state.skipped_in_row,
+            no_reward_in_row=state.no_reward_in_row,
+            no_signal_in_row=state.no_signal_in_row,
             config_hash=self.schedule.config_hash,
             samples=state.samples,
             train_seconds=state.train_seconds,
@@ -207,6 +271,10 @@ class Trainer:
 
     def _evaluate(self, label: str, state: TrainState) -> None:
         record = self.evaluate(label, state.step)
+        if state.step == 0 and record.samples:
+            said = what_the_base_model_earns(row.reward for row in record.samples)
+            if said is not None:
+                self.tracker.message(Level.warning, said)
         cost = {"samples": float(state.samples), "time/train": state.train_seconds}
         self.tracker.evaluation(replace(record, metrics={**record.metrics, **cost}))
 
@@ -224,46 +292,9 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     state.step = saved.progress.step
     state.updates = saved.progress.updates
     state.skipped_in_row = saved.progress.skipped_in_row
+    state.no_reward_in_row = saved.progress.no_reward_in_row
+    state.no_signal_in_row = saved.progress.no_signal_in_row
     state.samples = saved.progress.samples
     state.train_seconds = saved.progress.train_seconds
     state.loss_scale = saved.progress.loss_scale
     return state
-
-
-def sample_rows(groups: list[Group], *, step: int, batch: TrainBatch) -> list[SampleRow]:
-    """One table row a sample; the advantage is the mean over its tokens that the loss uses.
-
-    An algorithm that reorders or drops rows (pairs) has no advantage per sample: None.
-    """
-    samples = [sample for group in groups for sample in group]
-    advantages: list[float | None] = [None] * len(samples)
-    if len(batch) == len(samples) and batch.returns is None:
-        counts = batch.loss_mask.sum(1).clamp(min=1)
-        advantages = (batch.advantages.sum(1) / counts).tolist()
-    return [
-        sample_row(sample, step=step, advantage=advantage)
-        for sample, advantage in zip(samples, advantages, strict=True)
-    ]
-
-
-def critic_metrics(batch: TrainBatch) -> dict[str, float]:
-    """How much of the returns the critic explained before this batch; nothing without a critic."""
-    values = batch.rollout.values
-    if values is None or batch.returns is None:
-        return {}
-    explained = explained_variance(values, batch.returns, batch.loss_mask)
-    return {"value/explained_variance": float(explained)}
-
-
-def memory_metrics(device: torch.device) -> dict[str, float]:
-    """Peak resident memory of this process; on CUDA, of this step, the allocator's peak and what
-    the device counts: the allocator's peak of reserved memory and all that is in use beside it."""
-    kib = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
-    metrics = {"memory/rss_bytes": float(peak)}
-    if device.type == "cuda":
-        metrics["memory/cuda_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
-        free, total = torch.cuda.mem_get_info(device)
-        reserved = torch.cuda.max_memory_reserved(device) - torch.cuda.memory_reserved(device)
-        metrics["memory/device_peak_bytes"] = float(total - free + reserved)
-    return metrics

@@ -58,6 +58,10 @@ class TrainState:
     """Optimiser updates done: the policy version."""
     skipped_in_row: int = 0
     """Consecutive updates skipped because the gradient was not finite."""
+    no_reward_in_row: int = 0
+    """Last steps in a row in which no sample had a reward."""
+    no_signal_in_row: int = 0
+    """Last steps in a row in which no sample earned anything and no group's rewards differed."""
     samples: int = 0
     """Completions sampled so far, those that a filter dropped included."""
     train_seconds: float = 0.0

@@ -32,6 +32,10 @@ class Prompt:
     """The rendered prompt, for logs and rewards."""
     columns: Mapping[str, object] = field(default_factory=dict)
     """Further columns of the task's row, such as `answer`."""
+    messages: tuple[Mapping[str, object], ...] = ()
+    """The conversation of a chat, `role` and `content` of each turn; empty for plain text."""
+    key: str = ""
+    """Hash of what was asked, equal for equal questions under any template; empty = unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from rlkit.schema import content_hash
 from rlkit.tracking import Status, comparable, read_metrics
 from rlkit.tracking.files import read_lines
 
-SOURCE = Path(__file__).parent / "outside_algorithm.py"
+SOURCE = Path(__file__).parents[2] / "examples" / "my_algorithm.py"
 FN = "my_algorithm.py:share_of_mean"
 TINY = ["model=tabular", "steps=8", "evaluation.every=0", "checkpoint.every=2"]
 LINES = [*TINY, "tracker.metrics_every=1", "tracker.plot=false", "tracker.report=false"]

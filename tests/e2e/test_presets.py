@@ -18,6 +18,12 @@ OPTIONS = [
 ]
 
 
+# The KL estimate of a token is exp(d) - 1 - d = d^2 / 2 + ..., where d is the difference of two
+# float32 logps of the same weights. Each logp comes from a sum of at most 128 products and the
+# logarithm of a sum, all of size 16 or less. In whatever order they are summed, d is less than
+# 1e-5, which is 84 units in the last place of 1. The metric is the mean over tokens.
+ROUNDING = 1e-5**2 / 2
+
 # Their policy gradient is 0 and their KL term stationary at the reference, as the seed's was.
 DEAD = [
     f"algorithm=unsloth_2025_{name}" for name in ("full_no_detach", "log_weighted", "no_detach")
@@ -43,5 +49,6 @@ def test_it_trains(
     for name in ("loss", "grad_norm", "reward", "entropy"):
         assert math.isfinite(second[name]), name
     if "kl" in first:
-        assert first["kl"] == 0.0
-        assert second["kl"] > 0.0
+        # The first policy is the reference, but a CPU may sum its logits in another order.
+        assert 0.0 <= first["kl"] <= ROUNDING
+        assert second["kl"] > 100 * ROUNDING

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.config import Config, identity_hash
+from rlkit.assembly.identity import identity_hash
+from rlkit.config import Config
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.tabular import TabularModelConfig

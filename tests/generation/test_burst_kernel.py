@@ -13,7 +13,7 @@ import torch
 
 _SCRIPT = """
 import torch
-from rlkit.generation.vllm.burst_kernel import token_logps
+from rlkit.generation.vllm.accel.burst_kernel import token_logps
 from test_burst_kernel import check
 check(token_logps, torch.device("cpu"))
 """
@@ -59,6 +59,6 @@ def test_in_the_interpreter() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_the_gpu() -> None:
-    from rlkit.generation.vllm.burst_kernel import token_logps
+    from rlkit.generation.vllm.accel.burst_kernel import token_logps
 
     check(token_logps, torch.device("cuda", 0))

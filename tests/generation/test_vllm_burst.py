@@ -19,10 +19,14 @@ import torch
 from benchmarks.random_model import write_random_model
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm import generator
-from rlkit.generation.vllm.burst import Piece, _end, find_decoder
+from rlkit.generation.vllm.accel.burst import _end
+from rlkit.generation.vllm.accel.find import find_decoder
+from rlkit.generation.vllm.choice import describe
+from rlkit.generation.vllm.compat.check import Support, look_up
+from rlkit.generation.vllm.compat.features import Feature
 from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, Weights, is_installed
 from rlkit.generation.vllm.life import capture_sizes
-from rlkit.generation.vllm.loop import describe
+from rlkit.generation.vllm.piece import Piece
 from rlkit.types import Prompt, SamplingConfig
 
 TESTS = Path(__file__).parents[1]
@@ -30,17 +34,17 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What tests/vllm_v2_on_cpu.py samples: 6 completions of up to 37 tokens, 4 at once."""
+    """What tests/support/vllm_v2_on_cpu.py samples: 6 completions of up to 37 tokens, 4 at once."""
     return json.loads(_output("vllm_v2_on_cpu.py", tmp_path_factory.mktemp("burst")))
 
 
 def _output(script: str, folder: Path, *arguments: str) -> str:
-    """The last line of what a script of tests/ prints about a random model in `folder`."""
+    """The last line of what a script of tests/support prints about a random model in `folder`."""
     if not is_installed() or torch.cuda.is_available():
         pytest.skip("needs vLLM for CPUs; GPUs have test_vllm_gpu.py")
     write_random_model(folder / "tiny", "tiny", dtype=torch.float32)
     done = subprocess.run(
-        [sys.executable, str(TESTS / script), str(folder / "tiny"), *arguments],
+        [sys.executable, str(TESTS / "support" / script), str(folder / "tiny"), *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)},
         capture_output=True,
         text=True,
@@ -62,6 +66,16 @@ def test_bursts_sample_what_the_scheduler_samples(found: Any, case: str) -> None
     assert found[f"{case} replays"] >= 30, "most steps must have been part of a burst"
     reasons = {row["reason"] for row in fast}
     assert reasons == ({"length"} if case == "length" else {"length", "stop"})
+
+
+@pytest.mark.nightly
+def test_the_trial_of_an_unmeasured_version(found: Any) -> None:
+    """Right bursts pass; wrong tokens, wrong logps and a failure do not."""
+    assert found["trial"] == ""
+    tokens, logps, failure = found["broken trial"]
+    assert tokens == "the tokens that vLLM's own loop samples"
+    assert logps.startswith("the logps that vLLM's own loop gives, got 1.0e-02 off")
+    assert failure == "no failure in their trial: run_fullgraph() got 1 argument"
 
 
 @pytest.mark.nightly
@@ -93,6 +107,7 @@ def test_no_two_generators_name_a_request_alike(monkeypatch: pytest.MonkeyPatch)
     engine: Any = SimpleNamespace(
         **{"llm": object(), "max_model_len": 8, "start_log": "", "decoder": None, "asleep": ()},
         **{"weights": Weights.shared, "release_kv_cache": False, "call_numbers": count()},
+        **{"past_output_processor": True},
     )
     for _ in range(2):
         sampler = generator.VLLMGenerator(
@@ -132,12 +147,16 @@ def test_the_summary_says_why_there_are_no_bursts(
     assert said == f", decoding step by step (bursts need {need})"
 
 
-def test_an_unknown_vllm_decodes_step_by_step() -> None:
+def test_a_vllm_without_the_names_decodes_step_by_step() -> None:
     core = SimpleNamespace(engine_core=object())
     llm = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core))
-    assert find_decoder(llm, "0.99.1") == "vLLM 0.24 or 0.30"
+    gaps = {Feature.bursts: ("v1.a.B.c", "v1.a.B.d", "v1.a.B.e")}
+    lacking = Support(line=None, missing=gaps, is_measured=False)
+    assert find_decoder(llm, lacking) == "v1.a.B.c and 2 more names in vLLM"
+    no_line = Support(line=None, missing={}, is_measured=False)
+    assert find_decoder(llm, no_line) == "a vLLM of a known line"
     core.engine_core = None
-    assert find_decoder(llm, "0.24.0") == "the engine in this process"
+    assert find_decoder(llm, look_up("0.24.0")) == "the engine in this process"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -29,8 +30,12 @@ from vllm_models import (
     tiny_llm,
 )
 
-from rlkit.generation.vllm import dense
+from rlkit.generation.vllm import products
+from rlkit.generation.vllm.accel import dense
+from rlkit.generation.vllm.compat.check import Support, look_up
+from rlkit.generation.vllm.compat.features import Feature
 from rlkit.generation.vllm.config import (
+    Accelerate,
     Compilation,
     Products,
     VLLMGeneratorConfig,
@@ -214,9 +219,11 @@ def test_what_is_not_understood_stays_with_punica(
         assert injector.differences(tensors) == []
         assert pair.error(injector.request, tensors) <= 1e-4
         config = VLLMGeneratorConfig()
-        assert f"Punica's kernels (dense products need {because})" in dense.describe(llm, config)
+        known = look_up("0.24.0")
+        told = products.describe(llm, config, known)
+        assert f"Punica's kernels (dense products need {because})" in told
         with pytest.raises(ValueError, match=r"generator\.lora=dense needs its own products"):
-            dense.describe(llm, VLLMGeneratorConfig(lora=Products.dense))
+            products.describe(llm, VLLMGeneratorConfig(lora=Products.dense), known)
 
         # Another layout of the buffers, as an unknown version might have it.
         def swap(worker: Any) -> None:
@@ -235,13 +242,29 @@ def test_several_slots_stay_with_punica(tmp_path: Path) -> None:
         ]
 
 
-def test_torch_compile_and_dense_products_exclude_each_other() -> None:
-    inductor = VLLMGeneratorConfig(compilation=Compilation.inductor)
-    assert dense.worker_option(inductor, on_cpu=False) == {}
-    assert dense.worker_option(VLLMGeneratorConfig(lora=Products.punica), on_cpu=True) == {}
-    assert dense.worker_option(VLLMGeneratorConfig(), on_cpu=True).keys() == {"worker_cls"}
+def test_when_dense_products_are_tried() -> None:
+    known, none = look_up("0.24.0"), dict[str, str]()
+    gaps = Support(line=None, missing={Feature.dense: ("lora.A.b",)}, is_measured=False)
+
+    def option(support: Support = known, **choices: Any) -> dict[str, str]:
+        return products.worker_option(VLLMGeneratorConfig(**choices), support, on_cpu=False)
+
+    assert option().keys() == {"worker_cls"}
+    # torch.compile and dense products exclude each other.
+    assert option(compilation=Compilation.inductor) == none
+    assert option(lora=Products.punica) == none
+    assert option(accelerate=Accelerate.off) == none
+    assert option(gaps) == none
     with pytest.raises(ValueError, match=r"generator\.compilation must be auto, eager or graphs"):
         VLLMGeneratorConfig(compilation=Compilation.inductor, lora=Products.dense)
+    with pytest.raises(
+        ValueError, match=r"generator\.accelerate must be auto with generator\.lora"
+    ):
+        VLLMGeneratorConfig(accelerate=Accelerate.off, lora=Products.dense)
+    punica = SimpleNamespace(collective_rpc=lambda _: ["anything"])
+    assert "need lora.A.b in vLLM)" in products.describe(punica, VLLMGeneratorConfig(), gaps)
+    off = VLLMGeneratorConfig(accelerate=Accelerate.off)
+    assert "need generator.accelerate=auto)" in products.describe(punica, off, known)
 
 
 _FUSED = """
@@ -249,7 +272,7 @@ import sys
 from pathlib import Path
 from test_vllm_dense import Pair, hf_of, managers
 from vllm_models import in_worker, save_tiny, tiny_llm
-from rlkit.generation.vllm import dense, dense_norm
+from rlkit.generation.vllm.accel import dense, dense_norm
 
 family = sys.argv[2]
 location = save_tiny(Path(sys.argv[1]), family)

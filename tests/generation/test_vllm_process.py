@@ -67,20 +67,22 @@ print("done", time.time(), flush=True)
 _PACKED = """
 import sys
 import torch
-import vllm._custom_ops as ops
+from vllm.model_executor.layers import utils
 from rlkit.algorithms import Objective, build
 from rlkit.launch.composing import register
 from rlkit.assembly.load import plan_and_load
-from rlkit.generation.vllm import cpu
+from rlkit.generation.vllm.compat import cpu
 from rlkit.generation.vllm.config import Weights
 from rlkit.launch.preflight import preflight
 from rlkit.policy.policy import new_policy
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.from_config import setting_of
 
+packing = utils.dispatch_cpu_unquantized_gemm
+
 def prepare():
     prepare_cpu()
-    ops._supports_onednn = True
+    utils.dispatch_cpu_unquantized_gemm = packing
 
 # vLLM as it is on a CPU: oneDNN packs the weights and leaves nothing of them.
 prepare_cpu, cpu.prepare_cpu = cpu.prepare_cpu, prepare
@@ -133,8 +135,9 @@ def test_weights_that_cannot_be_shared_are_loaded_twice_and_said(folder: Path) -
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     (line,) = [line for line in lines if line.startswith("generator.weights: separate (auto: ")]
-    assert "self_attn.q_proj.weight of shape (128, 128)" in line
+    assert "vLLM has packed the weights of " in line
+    assert "layers for this CPU (model.layers.0.self_attn.qkv_proj first)" in line
     assert "weights separate" in done.stdout
     assert lines[-1].startswith("LoRA to vLLM: in_place, 14 layers")
     done, _ = run_script(_PACKED, folder, "shared")
-    assert done.stderr.rstrip().endswith("got none; set generator.weights=separate")
+    assert done.stderr.rstrip().endswith("replaced; set generator.weights=separate")

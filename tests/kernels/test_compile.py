@@ -24,7 +24,7 @@ from kernel_signatures import CASES
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rlkit.generation.vllm import burst_kernel, lora_kernels, lora_norm
+from rlkit.generation.vllm.accel import burst_kernel, lora_kernels, lora_norm
 from rlkit.kernels import _kl_triton, _layers_triton, _logps_kernels, _rotary_triton
 from rlkit.kernels.tilings import Tiling, forced, tiling_of
 

@@ -54,7 +54,7 @@ def assert_rounded_alike(got: Tensor, truth: Tensor) -> None:
 @pytest.mark.parametrize("rank", [1, 8, 16, 80])
 @pytest.mark.parametrize("widths", [(96,), (64, 64), (128, 32, 32)], ids=str)
 def test_triton_expand(widths: tuple[int, ...], rank: int, kind: torch.dtype) -> None:
-    from rlkit.generation.vllm import lora_kernels
+    from rlkit.generation.vllm.accel import lora_kernels
 
     base, low, b, active, truth = case(37, widths, rank, kind)
     early = not INTERPRETED and torch.cuda.get_device_capability()[0] >= 9
@@ -72,7 +72,7 @@ def test_triton_expand(widths: tuple[int, ...], rank: int, kind: torch.dtype) ->
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_triton_expand_gated(kind: torch.dtype) -> None:
-    from rlkit.generation.vllm import lora_kernels
+    from rlkit.generation.vllm.accel import lora_kernels
 
     base, low, b, active, truth = case(19, (96, 96), 16, kind)
     tile = lora_kernels.tiling(19, (96, 96), early=False)
@@ -85,7 +85,7 @@ def test_triton_expand_gated(kind: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("width", "rank"), [(96, 16), (64, 1), (192, 80)])
 def test_triton_expand_norm(width: int, rank: int, kind: torch.dtype) -> None:
-    from rlkit.generation.vllm.lora_norm import expand_norm, fits
+    from rlkit.generation.vllm.accel.lora_norm import expand_norm, fits
 
     base, low, b, active, y = case(19, (width,), rank, kind)
     residual, gain = torch.randn(19, width + 3).to(kind)[:, :width], torch.randn(width).to(kind)
@@ -105,7 +105,7 @@ def test_triton_expand_norm(width: int, rank: int, kind: torch.dtype) -> None:
 @pytest.mark.parametrize("scale", [2.0, 0.3])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_triton_copy_is_foreach_bit_for_bit(kind: torch.dtype, scale: float) -> None:
-    from rlkit.generation.vllm.lora_kernels import CopyTable
+    from rlkit.generation.vllm.accel.lora_kernels import CopyTable
 
     torch.manual_seed(1)
     sources = [torch.randn(*s, device=DEVICE) for s in ((5, 70), (70, 5), (100, 100), (1, 3))]
@@ -125,7 +125,7 @@ def test_triton_copy_is_foreach_bit_for_bit(kind: torch.dtype, scale: float) -> 
 
 
 def test_triton_copy_knows_its_sources() -> None:
-    from rlkit.generation.vllm.lora_kernels import CopyTable, fits
+    from rlkit.generation.vllm.accel.lora_kernels import CopyTable, fits
 
     sources = [torch.randn(6, 6, device=DEVICE) for _ in range(3)]
     targets = [torch.zeros(6, 6, device=DEVICE) for _ in range(3)]
@@ -145,7 +145,7 @@ def test_triton_copy_knows_its_sources() -> None:
 
 
 def test_triton_column_block() -> None:
-    from rlkit.generation.vllm.lora_kernels import column_block
+    from rlkit.generation.vllm.accel.lora_kernels import column_block
 
     assert column_block((1536, 256, 256)) == 128
     assert column_block((576, 192, 192)) == 64

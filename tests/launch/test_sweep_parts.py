@@ -21,7 +21,16 @@ from rlkit.launch.rows import JobRow, JobStatus, labels, seconds_left
 from rlkit.launch.run_folder import write_status
 from rlkit.launch.settings import IsolatedConfig
 from rlkit.launch.sweep import sweep_folder_of
-from rlkit.launch.sweep_folder import Job, hold, job_id, read_sweep, sweep_name, write_sweep
+from rlkit.launch.sweep_folder import (
+    Job,
+    Place,
+    hold,
+    job_id,
+    place_in_sweep,
+    read_sweep,
+    sweep_name,
+    write_sweep,
+)
 from rlkit.tracking import Status
 
 SWEEP = ["-m", "kl=none,reverse_k3", "seed=0,1", "optim.learning_rate=0.01"]
@@ -240,3 +249,19 @@ def test_time_left_is_that_of_the_finished_jobs() -> None:
     ]
     assert seconds_left(rows, slots=2) == 4 * 15.0 / 2
     assert seconds_left(rows, slots=100) == 15.0
+
+
+def test_a_job_knows_its_sweep_and_what_tells_it_from_the_others(tmp_path: Path) -> None:
+    jobs = jobs_of(*SWEEP[1:])
+    sweep = tmp_path / "mine"
+    write_sweep(sweep, name="kl-1a2b", command=["rlkit", *SWEEP], jobs=jobs)
+    places = [place_in_sweep(sweep / "jobs" / job.id) for job in jobs]
+    assert {place.group for place in places} == {"kl-1a2b"}
+    assert {place.title for place in places} == {
+        "kl=none seed=0",
+        "kl=none seed=1",
+        "kl=reverse_k3 seed=0",
+        "kl=reverse_k3 seed=1",
+    }
+    assert place_in_sweep(tmp_path / "runs" / "x") == Place("", "")
+    assert place_in_sweep(sweep / "jobs" / "stranger") == Place("", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from io import StringIO
 from pathlib import Path
@@ -112,6 +113,25 @@ def test_compare_of_two_runs_has_an_interval_over_prompts(
     assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "b: −0." in out and "over the held-out prompts both share" in out
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_runs_without_prompt_hashes_are_paired_by_the_prompts_they_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: bool
+) -> None:
+    """Older versions recorded indices alone, which name other prompts in another run."""
+    for name in ("a", "b"):
+        write_run(tmp_path / name, seed=0, final=0.9, completions=kept)
+        evals = tmp_path / name / "evals.jsonl"
+        lines = [json.loads(line) for line in evals.read_text().splitlines()]
+        old = [
+            {k: v for k, v in line.items() if k not in ("prompt_keys", "measure")} for line in lines
+        ]
+        evals.write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("held-out prompts both share, 64 of them" in out) is kept
+    assert ("none can be paired" in out) is not kept
 
 
 @pytest.mark.parametrize("command", ["report", "compare"])

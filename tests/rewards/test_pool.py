@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -26,9 +27,10 @@ from rlkit.rewards import (
     wire,
 )
 from rlkit.rewards.pool import RewardPool
+from rlkit.rewards.printed import Collected, Line
 from rlkit.rewards.scores import weighted_sum
-from rlkit.rewards.seed import xmlcount
 from rlkit.rewards.tags import tag_answer
+from rlkit.rewards.unsloth_2025 import xmlcount
 from rlkit.types import Completion, FinishReason, Prompt
 
 MODULE = """
@@ -52,6 +54,51 @@ def facts(completion):
     assert prompt.ids == (5, 6) and len(completion.ids[1:]) == 2
     assert prompt.columns == {"answer": "a", "more": [1, {"x": None}]}
     return float(prompt.index)
+
+def chatty(group):
+    print("first line")
+    print("second", len(group))
+    import sys
+    print("warned", file=sys.stderr)
+    return [1.0] * len(group)
+
+@per_sample
+def chatty_too(completion):
+    print("mine")
+    return 2.0
+
+def silent(group):
+    return [0.0] * len(group)
+
+async def later(group, *, value=4.0):
+    import asyncio
+    await asyncio.sleep(0)
+    async def one():
+        await asyncio.sleep(0)
+        return value
+    return await asyncio.gather(*(one() for _ in group))
+
+@per_sample
+async def later_each(completion):
+    import asyncio
+    await asyncio.sleep(0)
+    return float(len(completion.text))
+
+def as_trl(prompts, completions, answer, completion_ids, **kwargs):
+    assert prompts == ["q"] * len(completions) and sorted(kwargs) == []
+    assert [list(range(len(c))) for c in completions] == completion_ids
+    return [float(a in c) for a, c in zip(answer, completions)]
+
+def as_trl_chat(completions, weight=1.0, **kwargs):
+    assert kwargs["prompts"][0] == [{"role": "user", "content": "q"}]
+    assert sorted(kwargs) == ["answer", "completion_ids", "prompts"]
+    return [weight * len(c[0]["content"]) for c in completions]
+
+async def as_trl_later(completions, **kwargs):
+    return [float(len(c)) for c in completions]
+
+def takes_nothing():
+    return []
 
 def greedy_reader(group):
     import numpy
@@ -89,7 +136,7 @@ def test_equals_the_plain_functions(groups: list[list[Completion]]) -> None:
     ):
         for c, parts, reward in zip(completions, components, rewards, strict=True):
             assert parts == (tag_answer(c), xmlcount(c))
-            assert reward == 2.0 * tag_answer(c) - 0.5 * xmlcount(c)
+            assert reward == 2.0 * (tag_answer(c) or 0.0) - 0.5 * xmlcount(c)
     assert scores.failures == {}
     assert pool.names == ("a", "b")
     assert pool.weights == (2.0, -0.5)
@@ -153,7 +200,7 @@ def test_everything_arrives(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("copy", "original"), [(wire.Prompt, Prompt), (wire.Completion, Completion)]
+    ("copy", "original"), [(wire.WirePrompt, Prompt), (wire.WireCompletion, Completion)]
 )
 def test_worker_types_have_the_same_fields(copy: type, original: type) -> None:
     assert [f.name for f in fields(copy)] == [f.name for f in fields(original)]
@@ -193,6 +240,11 @@ def test_empty_batches(groups: list[list[Completion]], module: str) -> None:
         ("{module}:missing", {}, r"mine.fn must name a function, got .*user_rewards.py:missing"),
         ("{module}:only_first", {"valu": 1}, r"mine.options must be one of value, got valu"),
         ("{module}:shortest", {"x": 1}, r"mine.options must be empty, got x"),
+        (
+            "{module}:takes_nothing",
+            {},
+            r"fn must take the list of one prompt's completions first, or TRL's \(prompts, com",
+        ),
         ("cosine_length", {}, r"mine.options.max_length must be given, got nothing"),
         ("{broken}:f", {}, r"mine.fn must be importable, got .*broken.py:f: SyntaxError"),
         ("{suicidal}:f", {}, r"importing .*suicidal.py:f exited with code 3; it printed: bye"),
@@ -394,3 +446,77 @@ def test_failed_samples_keep_the_rest_only_if_asked(tmp_path: Path) -> None:
 
 def test_types_module_is_what_the_copies_mirror() -> None:
     assert types.FinishReason.length == "length"  # so that workers may compare with plain strings
+
+
+def test_what_functions_print_is_in_the_log_with_their_names(
+    groups: list[list[Completion]], module: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("silent", "chatty", "chatty_too")
+    specs = [RewardSpec(name, f"{module}:{name}") for name in names]
+    with (
+        caplog.at_level(logging.INFO, "rlkit.rewards"),
+        RewardPool(specs, RewardConfig(workers=1)) as pool,
+    ):
+        pool.score(groups)
+        heard = [r.getMessage() for r in caplog.records]
+        caplog.clear()
+        pool.score(groups[:1])
+        again = [r.getMessage() for r in caplog.records]
+    each = ["first line", "second {}", "warned"]
+    expected = [
+        line
+        for size in (3, 4)
+        for line in (
+            *(f"reward chatty printed: {text.format(size)}" for text in each),
+            *["reward chatty_too printed: mine"] * size,
+        )
+    ]
+    assert heard == expected
+    assert again == expected[:6]
+
+
+def test_a_flood_of_output_is_cut() -> None:
+    collected = Collected()
+    collected.add(b"\x1ef\x1e" + b"x" * 40_000)
+    first, rest = collected.take()
+    assert first == Line("f", "x" * 500)
+    assert rest == Line("f", "... and 23619 more bytes")  # 40,003 - 16,384
+    assert collected.take() == []
+
+
+def test_async_functions_and_trls_signature(groups: list[list[Completion]], module: str) -> None:
+    specs = [
+        RewardSpec("later", f"{module}:later", 1.0, {"value": 5.0}),
+        RewardSpec("each", f"{module}:later_each"),
+        RewardSpec("trl", f"{module}:as_trl"),
+        RewardSpec("trl_later", f"{module}:as_trl_later"),
+    ]
+    with RewardPool(specs, RewardConfig(workers=1)) as pool:
+        scores = pool.score(groups)
+    assert scores.report.messages == {}
+    for completions, components in zip(groups, scores.components, strict=True):
+        for c, parts in zip(completions, components, strict=True):
+            length = float(len(c.text))
+            assert parts == (5.0, length, float("a" in c.text), length)
+
+
+def test_trls_signature_gets_messages_where_the_task_is_a_chat(module: str) -> None:
+    turns: tuple[dict[str, object], ...] = ({"role": "user", "content": "q"},)
+    prompt = Prompt(index=0, ids=(1,), text="q", columns={"answer": "a"}, messages=turns)
+    sample = Completion(prompt=prompt, text="abc", ids=(1,), finish_reason=FinishReason.stop)
+    spec = RewardSpec("chat", f"{module}:as_trl_chat", 1.0, {"weight": 2.0})
+    with RewardPool([spec], RewardConfig(workers=1)) as pool:
+        scores = pool.score([[sample]])
+    assert scores.report.messages == {}
+    assert scores.rewards == [[6.0]]
+
+
+def test_seconds_and_what_did_not_apply_are_metrics(
+    groups: list[list[Completion]], module: str
+) -> None:
+    specs = [RewardSpec("first", f"{module}:only_first"), RewardSpec("tag", "tag_answer")]
+    with RewardPool(specs, RewardConfig(workers=1)) as pool:
+        metrics = pool.score(groups).metrics()
+    assert metrics.pop("rewards/first/not_applicable") == 5.0
+    assert set(metrics) == {"time/reward/first", "time/reward/tag"}
+    assert all(0 < seconds < 5 for seconds in metrics.values())

@@ -6,7 +6,7 @@ from typing import Any
 
 from triton import language as tl
 
-from rlkit.generation.vllm import burst_kernel, lora_kernels, lora_norm
+from rlkit.generation.vllm.accel import burst_kernel, lora_kernels, lora_norm
 from rlkit.kernels import _kl_triton, _layers_triton, _logps_kernels, _rotary_triton
 
 _LORA = {"RANK": 16, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_R": 16, "EARLY": True, "launch_pdl": True}

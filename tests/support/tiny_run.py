@@ -86,6 +86,9 @@ class LetterScores:
     def describe(self) -> list[str]:
         return []
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
 
 class LetterReward:
     """Letters `a` in a completion, of the six it may have."""

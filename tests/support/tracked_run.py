@@ -92,7 +92,8 @@ def evaluation(label: str, step: int, *, rate: float, num_prompts: int = 64) -> 
         label=label,
         step=step,
         prompt_indices=range(1000, 1000 + num_prompts),
-        success=success,
+        prompt_keys=[f"{1000 + prompt:016x}" for prompt in range(num_prompts)],
+        values=success,
         samples_per_prompt=2,
         samples=rows,
     )
@@ -116,6 +117,7 @@ def _sample(step: int, prompt: int, sample: int, right: bool, draw: random.Rando
         components=components,
         reward=sum(components),
         advantage=0.1 * sample,
+        columns={"answer": f"w{prompt}"},
     )
 
 

@@ -72,7 +72,7 @@ def tiny_llm(
     `max_loras` 0: without slots. `dense`: with rlkit's worker, and without slots for the embedding
     and the head.
     """
-    from rlkit.generation.vllm.cpu import prepare_cpu
+    from rlkit.generation.vllm.compat.cpu import prepare_cpu
     from rlkit.generation.vllm.guard import configure_environment, process_state_kept
 
     configure_environment()
@@ -80,7 +80,7 @@ def tiny_llm(
     if max_loras:
         options |= {"enable_lora": True, "max_loras": max_loras, "max_lora_rank": 16}
     if dense:
-        options["worker_cls"] = "rlkit.generation.vllm.dense_worker.DenseWorker"
+        options["worker_cls"] = "rlkit.generation.vllm.accel.dense_worker.DenseWorker"
         options["lora_target_modules"] = [*LEAVES, "qkv_proj", "gate_up_proj"]
     with process_state_kept():
         import vllm

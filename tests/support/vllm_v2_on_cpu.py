@@ -24,10 +24,14 @@ from triton import language as tl
 from vllm_models import key, linear_layers, random_lora
 
 from rlkit.generation import Progress, VLLMGeneratorConfig
-from rlkit.generation.vllm.burst import Decoder
+from rlkit.generation.vllm.accel.burst import Decoder
+from rlkit.generation.vllm.accel.find import find_decoder
+from rlkit.generation.vllm.accel.trial import first_difference
+from rlkit.generation.vllm.compat.check import look_up
 from rlkit.generation.vllm.engine import EngineSpec, start_engine
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.generation.vllm.lora import LoRAInjector
+from rlkit.generation.vllm.package import version
 from rlkit.types import Prompt, SamplingConfig
 
 _RANK, _LEAVES = 4, ("q_proj", "v_proj", "down_proj")
@@ -117,6 +121,28 @@ class EagerGraphs:
             )
 
 
+def broken_trial(llm: Any, bursts: Decoder) -> list[str]:
+    """Bursts that sample another token, that tell other logps, and that fail."""
+    steps, said = bursts._steps, []
+
+    def other_tokens(*arguments: Any) -> Any:
+        ids, logps = steps(*arguments)
+        return 255 - ids, logps
+
+    def other_logps(*arguments: Any) -> Any:
+        ids, logps = steps(*arguments)
+        return ids, logps + 0.01
+
+    def fail(*_: Any) -> Any:
+        raise TypeError("run_fullgraph() got 1 argument")
+
+    for wrong in (other_tokens, other_logps, fail):
+        vars(bursts)["_steps"] = wrong
+        said.append(first_difference(llm, bursts))
+    del vars(bursts)["_steps"]
+    return said
+
+
 def main(folder: str) -> None:
     """Sample every case twice, then interrupt a burst."""
     accept_triton()
@@ -142,9 +168,12 @@ def main(folder: str) -> None:
     vars(gumbel)["tldevice"] = SimpleNamespace(log1p=lambda x: tl.log(1.0 + x))
     core = engine.llm.llm_engine.engine_core.engine_core
     runner = core.model_executor.driver_worker.model_runner
-    graphs, bursts = EagerGraphs(runner), engine.decoder
-    assert isinstance(bursts, Decoder)
+    # A version that nobody has measured has no graph for the trial at the start, and no decoder.
+    graphs, bursts = EagerGraphs(runner), find_decoder(engine.llm, look_up(version()))
+    assert isinstance(bursts, Decoder), bursts
     vars(bursts)["_graph"] = lambda ids: SimpleNamespace(cg_mode=CUDAGraphMode.FULL)
+    found: dict[str, Any] = {"trial": first_difference(engine.llm, bursts)}
+    found["broken trial"] = broken_trial(engine.llm, bursts)
     model = AutoModelForCausalLM.from_pretrained(folder)
     layers = [n for n in linear_layers(model) if n.endswith(_LEAVES)]
     injector = LoRAInjector(engine.llm, layers, rank=_RANK, scale=0.5, key=key)
@@ -168,7 +197,6 @@ def main(folder: str) -> None:
         if progress.tokens > 60:
             raise KeyboardInterrupt
 
-    found: dict[str, Any] = {}
     for case in _CASES:
         engine.decoder = None
         found[f"{case} scheduler"] = sample(case)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlkit.tasks import Example, Message, PromptStyle, build_task
+from rlkit.tasks import BadRows, Example, Message, PromptStyle, build_task
 from rlkit.tasks.config import DatasetConfig, GSM8KConfig
 from rlkit.tasks.rows import GSM8K_SYSTEM_PROMPT
 
@@ -146,10 +146,17 @@ BAD_ROWS: dict[str, tuple[list[Any], str]] = {
     "no messages": ([{"q": [], "a": "x"}], r"row 0 of .*: column q must be text"),
     "bad role": (
         [{"q": [{"role": "me", "content": "x"}], "a": ""}],
-        r"column q must hold messages",
+        r"row 0 of .*: column q: message 0 must hold a role of system, developer, user",
     ),
-    "no content": ([{"q": [{"role": "user"}], "a": ""}], r"column q must hold messages"),
-    "strings": ([{"q": ["x"], "a": ""}], r"column q must hold messages"),
+    "no content": (
+        [{"q": [{"role": "user"}], "a": ""}],
+        r"column q: message 0: content must be text or a list of parts, got None",
+    ),
+    "image": (
+        [{"q": [{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a": ""}],
+        r"message 0: content must hold text parts only, got {'type': 'image'",
+    ),
+    "strings": ([{"q": ["x"], "a": ""}], r"column q: message 0 must hold a role of"),
     "no object": ([GOOD, [1]], r"row 1 of .*rows.jsonl must be an object, got list"),
     "no rows": ([], r"task.path must hold rows to train on, got none"),
 }
@@ -237,3 +244,55 @@ def test_answers_of_gsm8k(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [{"question": "q", "answer": "so ####"}])
     with pytest.raises(ValueError, match=r"row 0 of .*: column answer must have text after ####"):
         build_task(GSM8KConfig(path=path, eval_path=held))
+
+
+def test_every_bad_row_is_named_and_can_be_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [GOOD, {"q": None, "a": "x"}, {"q": "two", "a": "x"}, {"a": "x"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    held = write(tmp_path / "held.jsonl", [{"q": "other", "a": "y"}])
+    columns = {"prompt": "q", "answer": "a"}
+    with pytest.raises(ValueError, match=r"row 1 of .*; row 3 of .*\(task.bad_rows=drop") as caught:
+        build_task(DatasetConfig(path=path, eval_path=held, columns=columns))
+    assert "\n" not in str(caught.value)
+    drop = DatasetConfig(path=path, eval_path=held, columns=columns, bad_rows=BadRows.drop)
+    task = build_task(drop)
+    assert [text_of(task.train.get(i)) for i in range(2)] == ["question", "two"]
+    assert task.train.get(1).where == f"row 2 of {path}"
+    assert "2 rows left out: row 1 of" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_byte_order_mark_is_read_over(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows{suffix}"
+    write(path, [GOOD])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    held = write(tmp_path / "held.jsonl", [{"q": "other", "a": "y"}])
+    columns = {"prompt": "q", "answer": "a"}
+    task = build_task(DatasetConfig(path=str(path), eval_path=held, columns=columns))
+    assert text_of(task.train.get(0)) == "question"
+
+
+def test_messages_in_openai_shape(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "developer", "content": "Be brief.", "name": None},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "1"}, {"type": "text", "text": "+1"}],
+        },
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "x", "weight": 1},
+    ]
+    path = write(tmp_path / "rows.jsonl", [{"q": messages}])
+    held = write(tmp_path / "held.jsonl", [{"q": "other"}])
+    columns = {"prompt": "q"}
+    config = DatasetConfig(path=path, eval_path=held, columns=columns, ignore_keys=["weight"])
+    prompt = build_task(config).train.get(0).prompt
+    assert prompt == (
+        Message("developer", "Be brief."),
+        Message("user", "1+1"),
+        Message("assistant", "", json.dumps({"tool_calls": [call]})),
+        Message("tool", "2", '{"tool_call_id": "x"}'),
+    )

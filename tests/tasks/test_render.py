@@ -6,7 +6,7 @@ import pytest
 from tiny_tokenizers import CHATML, LLAMA_LIKE, byte_level_tokenizer
 
 from rlkit.tasks import Example, Message, Overlong, Split, SplitName
-from rlkit.tasks.render import fit, render, render_all, without_overlong
+from rlkit.tasks.render import fit, render, render_all
 from rlkit.types import Prompt
 
 PLAIN = byte_level_tokenizer()
@@ -141,19 +141,6 @@ def test_counts_of_dropped_and_truncated_prompts() -> None:
     assert (cut.num_dropped, cut.num_truncated) == (0, 2)
     with pytest.raises(ValueError, match="for prompt 3, got 3"):
         render_all(split, [3], PLAIN, max_length=3, overlong=Overlong.error)
-
-
-def test_a_split_without_overlong_prompts() -> None:
-    split = split_of(["zz", "zzzz", "zzz", "zzzzzz"])
-    kept, num_dropped = without_overlong(split, PLAIN, max_length=3)
-    assert (kept.size, num_dropped) == (2, 2)
-    assert [kept.get(i).prompt for i in range(2)] == ["zz", "zzz"]
-    with pytest.raises(ValueError, match=r"must leave train prompts, got 1: all 4 are longer"):
-        without_overlong(split, PLAIN, max_length=1)
-    with pytest.raises(ValueError, match="prompt 1 must hold text"):
-        without_overlong(split_of(["z", ""]), PLAIN, max_length=1)
-    endless = split._replace(size=None)
-    assert without_overlong(endless, PLAIN, max_length=1) == (endless, 0)
 
 
 def test_ten_thousand_equal_prompts() -> None:

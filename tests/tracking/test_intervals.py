@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from rlkit.tracking.intervals import bootstrap, change, evaluate, success_interval, wilson
+from rlkit.tracking.intervals import bootstrap, change, evaluate, mean_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -61,37 +61,35 @@ def test_bootstrap_agrees_with_the_normal_approximation_for_many_prompts() -> No
 def test_samples_of_a_prompt_are_one_cluster() -> None:
     """8 samples each of 50 prompts that are all right or all wrong hold 50 facts, not 400."""
     success = [1.0] * 25 + [0.0] * 25
-    interval = success_interval(success, samples_per_prompt=8)
+    interval = mean_interval(success, samples_per_prompt=8)
     naive = wilson(200, 400)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(50), rel=0.05)
     assert interval.high - interval.low > 2.5 * (naive.high - naive.low)
 
 
 def test_perfect_success_has_no_interval_of_width_zero() -> None:
-    assert success_interval([1.0] * 64, samples_per_prompt=2) == wilson(64, 64)
-    assert success_interval([0.0] * 64, samples_per_prompt=2).high == pytest.approx(
-        0.0566, abs=1e-4
-    )
-    assert success_interval([1.0, 0.0, 1.0], samples_per_prompt=1) == wilson(2, 3)
+    assert mean_interval([1.0] * 64, samples_per_prompt=2) == wilson(64, 64)
+    assert mean_interval([0.0] * 64, samples_per_prompt=2).high == pytest.approx(0.0566, abs=1e-4)
+    assert mean_interval([1.0, 0.0, 1.0], samples_per_prompt=1) == wilson(2, 3)
     with pytest.raises(ValueError, match="at least one prompt"):
-        success_interval([], samples_per_prompt=1)
+        mean_interval([], samples_per_prompt=1)
 
 
 def test_change_is_paired() -> None:
     """Every prompt gained exactly 0.25, so the difference is certain though both means are not."""
     old = [0.0, 0.25, 0.5, 0.75]
     before = evaluate(
-        label="before", step=0, prompt_indices=[7, 3, 5, 1], success=old, samples_per_prompt=4
+        label="before", step=0, prompt_indices=[7, 3, 5, 1], values=old, samples_per_prompt=4
     )
     new = [0.25 + value for value in reversed(old)]
     after = evaluate(
-        label="after", step=9, prompt_indices=[1, 5, 3, 7], success=new, samples_per_prompt=4
+        label="after", step=9, prompt_indices=[1, 5, 3, 7], values=new, samples_per_prompt=4
     )
     assert change(before, after) == (0.25, 0.25, 0.25)
-    elsewhere = evaluate(label="x", step=9, prompt_indices=[2], success=[1.0], samples_per_prompt=4)
+    elsewhere = evaluate(label="x", step=9, prompt_indices=[2], values=[1.0], samples_per_prompt=4)
     assert change(before, elsewhere) is None
 
 
 def test_evaluate_wants_one_mean_for_each_prompt() -> None:
-    with pytest.raises(ValueError, match="2 prompts but 1 success means"):
-        evaluate(label="x", step=0, prompt_indices=[1, 2], success=[1.0], samples_per_prompt=1)
+    with pytest.raises(ValueError, match="2 prompts but 1 values"):
+        evaluate(label="x", step=0, prompt_indices=[1, 2], values=[1.0], samples_per_prompt=1)

@@ -122,6 +122,7 @@ def test_completions_are_one_column_a_field(tmp_path: Path) -> None:
         "rewards/tag_format",
         "reward",
         "advantage",
+        "task/answer",
     ]
     assert table.column("rewards/tag_format").to_pylist() == [r.components[1] for r in rows]
     back = read_samples(path)

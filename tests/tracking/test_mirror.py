@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from rlkit.tracking import (
     WandbConfig,
     build_tracker,
     read_metrics,
+    services,
 )
+from rlkit.tracking.config import WandbMode
 from rlkit.tracking.mirror import Mirror, Service
 
 _CLIENT = """
@@ -33,9 +36,13 @@ def note(what):
 class Settings:
     def __init__(self, **options):
         self.options = options
+class Table:
+    def __init__(self, columns, data):
+        self.content = [columns, data]
 class Run:
     def log(self, metrics, step):
         {log}
+        metrics = {{k: getattr(v, "content", v) for k, v in metrics.items()}}
         note(["log", step, metrics])
     def finish(self, exit_code):
         {finish}
@@ -87,6 +94,11 @@ def calls(record: Path) -> list[list[object]]:
     return [json.loads(line) for line in record.read_text().splitlines()]
 
 
+def _is_table(call: list[object]) -> bool:
+    metrics = call[2] if call[0] == "log" else None
+    return isinstance(metrics, dict) and any(isinstance(v, list) for v in metrics.values())
+
+
 def warnings(run_dir: Path) -> list[str]:
     lines = (run_dir / "log.txt").read_text().splitlines()
     return [line.split("tracking.mirror: ")[1] for line in lines if "tracking.mirror" in line]
@@ -95,10 +107,26 @@ def warnings(run_dir: Path) -> list[str]:
 def test_everything_arrives_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = client(tmp_path, monkeypatch)
     drive(tmp_path / "run", timeout_s=20)
-    heard = calls(record)
+    everything = calls(record)
+    tables = [c for c in everything if _is_table(c)]
+    heard = [call for call in everything if call not in tables]
+    assert [call[1] for call in tables] == [*range(12), 12]
+    shown = tables[3][2]
+    assert isinstance(shown, dict)
+    columns, rows = shown["completions"]
+    assert columns == ["prompt", "completion", "answer", *tracked_run.REWARDS, "reward"]
+    first = tracked_run.record(3).samples[0]
+    assert len(rows) == 8
+    assert rows[0] == [
+        *(first.prompt, first.completion, first.columns["answer"]),
+        *first.components,
+        first.reward,
+    ]
+    assert list(tables[-1][2]) == ["completions/after"]  # type: ignore[call-overload]
     options = heard[0][1]
     assert isinstance(options, dict) and heard[0][2] != os.getpid()
     assert options["name"] == "echo-seed0" and options["resume"] == "allow"
+    assert options["mode"] is None and options["group"] is None  # wandb then reads WANDB_MODE
     assert options["config"]["algorithm.clip_low"] == 0.2
     assert options["config"]["model.hub_token"] == "***"
     assert [call[1] for call in heard[1:-1]] == [*range(12), 12]
@@ -218,3 +246,39 @@ def test_ctrl_c_does_not_reach_the_child(tmp_path: Path, monkeypatch: pytest.Mon
     mirror.finish(Outcome(status=Status.interrupted, wall_seconds=1.0))
     mirror.close(20.0)
     assert calls(record)[-1] == ["finish", 1]
+
+
+@pytest.mark.parametrize("mode", [WandbMode.online, WandbMode.offline])
+def test_a_job_of_a_sweep_has_its_group_and_a_readable_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: WandbMode
+) -> None:
+    record = client(tmp_path, monkeypatch)
+    config = WandbConfig(console=ConsoleMode.quiet, plot=False, mode=mode)
+    tracker = build_tracker(config, run_dir=tmp_path / "run", redactor=Redactor())
+    info = tracked_run.info(tmp_path / "run")
+    tracker.start(replace(info, group="kl-1a2b", title="kl=none seed=0"))
+    tracker.close(20.0)
+    options = calls(record)[0][1]
+    assert isinstance(options, dict)
+    assert (options["group"], options["name"]) == ("kl-1a2b", "kl=none seed=0")
+    assert options["mode"] == mode.value
+
+
+def test_tensorboard_shows_completions(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    session = services.TensorboardSession({"run_dir": str(tmp_path)})
+    session.table("completions", ["prompt", "reward"], [["a|b\n<c>", 1.0]], 4)
+    session.finish(0)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    (event,) = [e for e in EventFileLoader(str(file)).Load() if e.HasField("summary")]
+    (value,) = event.summary.value
+    assert (event.step, value.tag) == (4, "completions")
+    assert value.metadata.plugin_data.plugin_name == "text"
+    (text,) = value.tensor.string_val
+    assert text.decode().splitlines() == [
+        "| prompt | reward |",
+        "| --- | --- |",
+        "| a&#124;b<br>&lt;c&gt; | 1.0 |",
+    ]

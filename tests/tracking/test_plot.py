@@ -14,7 +14,7 @@ import tracked_run
 from matplotlib.colors import to_rgb
 
 from rlkit.tracking import Outcome, Redactor, Status, StepRecord, read_metrics
-from rlkit.tracking.drawing import PALETTE, colour_of, marker_of
+from rlkit.tracking.drawing import PALETTE
 from rlkit.tracking.local import LocalTracker
 from rlkit.tracking.plot import _figure, draw_curves
 
@@ -108,11 +108,6 @@ def test_colours_differ_for_the_colour_blind(kind: str) -> None:
 
     for one, other in itertools.combinations([c.paper for c in PALETTE], 2):
         assert math.dist(seen(one), seen(other)) > 0.12, (one, other)
-
-
-def test_colour_and_marker_repeat_only_after_49_styles() -> None:
-    looks = [(colour_of(style), marker_of(style)) for style in range(50)]
-    assert len(set(looks)) == 49 and looks[49] == looks[0]
 
 
 def test_a_dozen_reward_functions_have_lines_of_their_own(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlkit.runtime import files
 from rlkit.training import checkpoint
 from rlkit.training.checkpoint import Checkpoint, CheckpointError, RunProgress
 from rlkit.training.optim import (
@@ -76,7 +77,7 @@ def test_a_save_that_dies_leaves_the_previous_one_and_no_rubbish(
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "sync", full_disk)
+    monkeypatch.setattr(files, "sync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, example(2), keep_last=2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]

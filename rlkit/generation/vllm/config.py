@@ -19,7 +19,7 @@ MAX_NUM_SEQS = 256
 
 
 class Weights(StrEnum):
-    """Where the base weights of the policy and of the engine live."""
+    """The base weights of the policy and of the engine live in one of these ways."""
 
     auto = "auto"
     """`shared` where the trainer can use vLLM's own tensors, else `separate`."""
@@ -42,7 +42,7 @@ class KVCacheDType(StrEnum):
 
 
 class Quantization(StrEnum):
-    """What vLLM quantises beyond the trainer."""
+    """vLLM may quantise more than the trainer."""
 
     none = "none"
     """Nothing: vLLM has the base as the trainer has it (4-bit with memory.quant.kind=nf4)."""
@@ -52,7 +52,7 @@ class Quantization(StrEnum):
 
 
 class Products(StrEnum):
-    """How vLLM multiplies the adapter."""
+    """vLLM multiplies the adapter in one of these ways."""
 
     auto = "auto"
     """`dense` where the engine's layers allow it, else `punica`, and the summary says why."""
@@ -63,8 +63,17 @@ class Products(StrEnum):
     """vLLM's own kernels for many adapters at once."""
 
 
+class Accelerate(StrEnum):
+    """rlkit's faster paths through vLLM are dense products and bursts of steps."""
+
+    auto = "auto"
+    """Each where the installed vLLM has what it needs and passes its trial at the start."""
+    off = "off"
+    """vLLM's own kernels for adapters, its own scheduler and its own loop."""
+
+
 class Compilation(StrEnum):
-    """How vLLM runs the model's forward pass."""
+    """vLLM runs the model's forward pass in one of these ways."""
 
     auto = "auto"
     """`graphs` on CUDA, `eager` on a CPU, where compiling takes minutes."""
@@ -97,6 +106,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
     """Most tokens of one engine step. >= 0; 0 = 8192 on CUDA and 2048 on a CPU."""
     compilation: Compilation = Compilation.auto
     lora: Products = Products.auto
+    accelerate: Accelerate = Accelerate.auto
     block_size: int = 0
     """Tokens of a block of the key-value cache, the grain of prefix caching. 0 = vLLM's own choice
     on CUDA, 32 on a CPU, whose 128 would hardly ever share a prompt."""
@@ -112,6 +122,8 @@ class VLLMGeneratorConfig(GeneratorConfig):
                 "generator.compilation must be auto, eager or graphs with generator.lora=dense, "
                 "got inductor"
             )
+        if self.lora is Products.dense and self.accelerate is Accelerate.off:
+            raise ValueError("generator.accelerate must be auto with generator.lora=dense, got off")
         for key, value in (
             ("kv_cache_bytes", self.kv_cache_bytes),
             ("max_num_seqs", self.max_num_seqs),
@@ -152,7 +164,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
                 raise ValueError(f"generator.{key} must be {rule}, got {value.value}")
 
     def with_choice(self, choice: EngineChoice) -> Self:
-        """A copy with the plan's cache, step and graphs; `auto` stays where graphs have room."""
+        """Copy with the plan's cache, step and graphs; `auto` stays where graphs have room."""
         is_auto = self.compilation is Compilation.auto
         return replace(
             self,
@@ -214,14 +226,14 @@ class VLLMServerConfig(GeneratorConfig):
 
 
 def resolve_compilation(wanted: Compilation, *, on_cpu: bool) -> Compilation:
-    """What `auto` stands for."""
+    """Put what it stands for in place of `auto`."""
     if wanted is not Compilation.auto:
         return wanted
     return Compilation.eager if on_cpu else Compilation.graphs
 
 
 def slot_rank(rank: int) -> int:
-    """The smallest rank that vLLM has kernels for and that holds `rank`; raises ValueError."""
+    """Find the smallest rank with kernels in vLLM that holds `rank`; raises ValueError."""
     fitting = [size for size in LORA_RANKS if size >= rank]
     if not fitting:
         raise ValueError(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from transformers import PreTrainedConfig
 
-from rlkit.generation.vllm import dense, life, loop
-from rlkit.generation.vllm.burst import Decoder, find_decoder
+from rlkit.generation.vllm import choice, life, products
+from rlkit.generation.vllm.compat import repacked
+from rlkit.generation.vllm.compat.check import Support, look_up
+from rlkit.generation.vllm.compat.features import Feature
+from rlkit.generation.vllm.compat.pools import abandon_pools
 from rlkit.generation.vllm.config import (
     Compilation,
     VLLMGeneratorConfig,
@@ -26,22 +29,17 @@ from rlkit.generation.vllm.guard import (
     output_captured,
     process_state_kept,
 )
-from rlkit.generation.vllm.memory import (
-    OVERHEAD_BYTES,
-    Budget,
-    Demand,
-    cache_shape,
-    gib,
-    plan,
-    weight_bytes,
-)
+from rlkit.generation.vllm.memory import Budget, gib
 from rlkit.generation.vllm.package import use_architecture, version
 from rlkit.generation.vllm.sampling_options import require_vllm
+from rlkit.generation.vllm.sizes import block_size, engine_budget, max_model_len, memory_share
 from rlkit.runtime.say import Say
 
+if TYPE_CHECKING:
+    from rlkit.generation.vllm.accel.burst import Decoder
+
+
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_CPU_BLOCK, _CUDA_BLOCK = 32, 16
-_MOST_SEQS = {"cuda": 256, "cpu": 32}
 _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 _REFUSALS = (ValueError, RuntimeError, NotImplementedError, MemoryError, AssertionError)
 _STREAM_INTERVAL = 16
@@ -50,7 +48,7 @@ _STREAM_INTERVAL = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """What a run asks of its engine."""
+    """This is what a run asks of its engine."""
 
     location: str
     """Folder or hub id of the base model."""
@@ -70,13 +68,13 @@ class EngineSpec:
 
     @property
     def four_bit(self) -> bool:
-        """Whether the folder holds bitsandbytes NF4, the one quantisation that rlkit loads."""
+        """Tell whether the folder holds bitsandbytes NF4, the one quantisation that rlkit loads."""
         return getattr(self.hf_config, "quantization_config", None) is not None
 
 
 @dataclass(slots=True, kw_only=True)
 class Engine:
-    """A running vLLM; `close` ends it."""
+    """This is a running vLLM; `close` ends it."""
 
     llm: Any
     """`vllm.LLM`; None after `close`."""
@@ -90,6 +88,10 @@ class Engine:
     """What vLLM wrote while it started."""
     decoder: Decoder | None
     """Decodes past vLLM's scheduler; None = vLLM's own loop does it all."""
+    past_output_processor: bool
+    """Whether requests may go past vLLM's output processor (`loop.through_core`)."""
+    unshareable: str
+    """Why nobody else can hold or replace the engine's weights; empty when somebody can."""
     asleep: tuple[str, ...] = ()
     """vLLM's tags of the memory that is given back until the next call."""
     call_numbers: itertools.count[int] = field(default_factory=itertools.count)
@@ -104,7 +106,7 @@ class Engine:
             life.end(llm)
         life.clean_up()
         if self.release_kv_cache or self.weights is Weights.sleep:
-            life.abandon_pools(self.asleep)
+            abandon_pools(self.asleep)
 
 
 def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> Engine:
@@ -114,18 +116,19 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     """
     require_vllm()
     _check_options(config, spec)
-    budget = _budget(config, spec)
+    budget, support = engine_budget(config, spec), look_up(version())
+    _check_support(config, support)
     started = time.monotonic()
     say(f"starting vLLM {version()}: {gib(budget.kv_cache_bytes)} for keys and values ...")
     configure_environment()
     life.collect_garbage()
     life.leave_groups_at_exit()
-    has_groups, products = torch.distributed.is_initialized(), ""
+    has_groups, told = torch.distributed.is_initialized(), ""
     with process_state_kept(), output_captured() as output, log_written(), life.faster_start():
         try:
-            llm, problem = _build(config, spec, budget), ""
+            llm, problem = _build(config, spec, budget, support), ""
             if spec.lora_rank:
-                products = dense.describe(llm, config)
+                told = products.describe(llm, config, support)
         except _REFUSALS as error:
             llm, problem = None, life.reason(error)
     if llm is None:
@@ -137,21 +140,25 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
         # vLLM has moved this thread to a stream of its own: what was loaded must be there.
         torch.cuda.synchronize()
     seconds = time.monotonic() - started
-    weights, found = resolve_weights(config.weights), find_decoder(llm, version())
-    return Engine(
+    found = choice.choose(llm, config, support, on_cpu=spec.device.type == "cpu")
+    engine = Engine(
         llm=llm,
         max_model_len=max_model_len(spec),
-        weights=weights,
+        weights=resolve_weights(config.weights),
         release_kv_cache=config.release_kv_cache,
         start_log=output[0],
-        decoder=found if isinstance(found, Decoder) else None,
-        summary=(
-            f"generator: vLLM {version()} in process, started in {seconds:.1f} s; "
-            f"{gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
-            f"at once, weights {weights.value}{products}"
-            f"{loop.describe(config, found, on_cpu=spec.device.type == 'cpu')}"
-        ),
+        decoder=found.decoder,
+        past_output_processor=found.past_output_processor,
+        unshareable=_why_unshareable(llm, support),
+        summary="",
     )
+    engine.summary = (
+        f"generator: vLLM {version()} in process, started in {seconds:.1f} s; "
+        f"{gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
+        f"at once, weights {engine.weights.value}{told}{found.told}"
+    )
+    say(features_line(version(), _lacking(engine, found, config, spec, support)))
+    return engine
 
 
 def resolve_weights(wanted: Weights) -> Weights:
@@ -159,12 +166,7 @@ def resolve_weights(wanted: Weights) -> Weights:
     return Weights.shared if wanted is Weights.auto else wanted
 
 
-def max_model_len(spec: EngineSpec) -> int:
-    """Tokens of the longest prompt and completion together."""
-    return spec.max_prompt_length + spec.max_completion_length
-
-
-def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any:
+def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget, support: Support) -> Any:
     import vllm
 
     on_cpu = spec.device.type == "cpu"
@@ -173,7 +175,7 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
         life.start_afresh()
     use_architecture(vllm, spec.hf_config)
     if on_cpu:
-        from rlkit.generation.vllm.cpu import prepare_cpu
+        from rlkit.generation.vllm.compat.cpu import prepare_cpu
 
         prepare_cpu()
     return vllm.LLM(
@@ -188,7 +190,7 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
         max_num_batched_tokens=config.max_num_batched_tokens
         or _MOST_BATCHED_TOKENS[spec.device.type],
         kv_cache_memory_bytes=budget.kv_cache_bytes,
-        gpu_memory_utilization=_memory_share(spec, budget),
+        gpu_memory_utilization=memory_share(spec, budget),
         kv_cache_dtype=config.kv_cache_dtype.value,
         enable_prefix_caching=True,
         enforce_eager=resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.eager,
@@ -198,11 +200,13 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> Any
         worker_extension_cls="rlkit.generation.vllm.worker.WorkerExtension",
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        **_options(config, spec, budget),
+        **_options(config, spec, budget, support),
     )
 
 
-def _options(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> dict[str, Any]:
+def _options(
+    config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget, support: Support
+) -> dict[str, Any]:
     """Arguments of `vllm.LLM` that only some engines have."""
     on_cpu = spec.device.type == "cpu"
     options: dict[str, Any] = {}
@@ -210,8 +214,8 @@ def _options(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> d
         from rlkit.generation.vllm import nf4
 
         options |= {"quantization": nf4.NAME, "load_format": nf4.NAME}
-    if block_size := _block_size(config, spec):
-        options["block_size"] = block_size
+    if tokens := block_size(config, spec):
+        options["block_size"] = tokens
     if spec.lora_rank:
         options |= {
             "enable_lora": True,
@@ -219,7 +223,7 @@ def _options(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget) -> d
             "max_lora_rank": slot_rank(spec.lora_rank),
             "lora_target_modules": list(spec.lora_modules),
         }
-        options |= dense.worker_option(config, on_cpu=on_cpu)
+        options |= products.worker_option(config, support, on_cpu=on_cpu)
     if resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.graphs:
         # 0: no torch.compile. Without it vLLM 0.24 can capture whole decoding steps only.
         options["compilation_config"] = {
@@ -249,48 +253,41 @@ def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
             raise ValueError("generator.release_kv_cache must be false on a CPU, got true")
 
 
-def _budget(config: VLLMGeneratorConfig, spec: EngineSpec) -> Budget:
-    text = spec.hf_config.get_text_config()
-    on_cpu = spec.device.type == "cpu"
-    item = spec.dtype.itemsize
-    shape = cache_shape(text, bytes_per_value=item if config.kv_cache_dtype == "auto" else 1)
-    return plan(
-        Demand(
-            rows=spec.rows,
-            tokens_per_row=max_model_len(spec),
-            block_size=_block_size(config, spec) or _CUDA_BLOCK,
-        ),
-        shape,
-        kv_cache_bytes=config.kv_cache_bytes,
-        max_num_seqs=config.max_num_seqs,
-        most_seqs=_MOST_SEQS[spec.device.type],
-        free_bytes=_free_bytes(spec.device),
-        reserved_bytes=_weight_bytes(spec),
-        on_cpu=on_cpu,
-    )
+def _check_support(config: VLLMGeneratorConfig, support: Support) -> None:
+    """Refuse what the installed vLLM cannot do and no plain path can replace."""
+    if config.release_kv_cache and (why_not := support.why_not(Feature.kv_release)):
+        raise ValueError(f"generator.release_kv_cache must be false without {why_not}, got true")
 
 
-def _block_size(config: VLLMGeneratorConfig, spec: EngineSpec) -> int:
-    return config.block_size or (_CPU_BLOCK if spec.device.type == "cpu" else 0)
+def _lacking(
+    engine: Engine,
+    found: choice.LoopChoice,
+    config: VLLMGeneratorConfig,
+    spec: EngineSpec,
+    support: Support,
+) -> dict[Feature, str]:
+    """Say for each feature that concerns `engine` what it needs and does not have."""
+    lacking = {
+        Feature.views: engine.unshareable,
+        Feature.core_loop: "" if found.past_output_processor else found.no_bursts,
+        Feature.bursts: found.no_bursts,
+    }
+    if spec.lora_rank:
+        lacking[Feature.in_place] = support.why_not(Feature.in_place)
+        lacking[Feature.dense] = products.why_punica(engine.llm, config, support)
+    if spec.device.type == "cpu":
+        lacking[Feature.cpu] = support.why_not(Feature.cpu)
+    return lacking
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+def features_line(version: str, lacking: Mapping[Feature, str]) -> str:
+    """Say which features are on, and for those that are off what they need; one line."""
+    on = ", ".join(feature.value for feature, need in lacking.items() if not need) or "none"
+    off = ", ".join(f"{feature.value} ({need})" for feature, need in lacking.items() if need)
+    return f"vLLM {version}: on are {on}" + (f"; off are {off}" if off else "")
 
 
-def _memory_share(spec: EngineSpec, budget: Budget) -> float:
-    """vLLM refuses to start unless this share of the card is free; the cache's bytes are ours."""
-    if spec.device.type != "cuda":
-        return 0.5
-    total = torch.cuda.mem_get_info(spec.device)[1]
-    return min(0.98, (_weight_bytes(spec) + budget.kv_cache_bytes + OVERHEAD_BYTES) / total)
-
-
-def _weight_bytes(spec: EngineSpec) -> int:
-    return weight_bytes(
-        spec.hf_config.get_text_config(),
-        bytes_per_parameter=spec.dtype.itemsize,
-        in_nf4=spec.four_bit,
-    )
+def _why_unshareable(llm: Any, support: Support) -> str:
+    if why_not := support.why_not(Feature.views):
+        return f"sharing weights needs {why_not}"
+    return repacked.describe(llm.collective_rpc("rlkit_repacked")[0])

@@ -44,7 +44,7 @@ class WeightInjector:
         return push_weights(self.llm, self._copies(tensors))
 
     def differences(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Names of the weights that vLLM does not hold as the trainer computes with them."""
+        """Name the weights that vLLM does not hold as the trainer computes with them."""
         views, copies = weight_views(self.llm), self._copies(tensors)
         return [
             name
@@ -53,7 +53,7 @@ class WeightInjector:
         ]
 
     def explain(self, tensors: Mapping[str, Tensor]) -> str:
-        """What is probably wrong when vLLM's logps are not those of `tensors`."""
+        """Say what is probably wrong when vLLM's logps are not those of `tensors`."""
         if wrong := self.differences(tensors):
             return (
                 f"vLLM holds other weights than the trainer's ({len(wrong)} differ, {wrong[0]} "

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import SamplingRow, make_rows
-from rlkit.generation.vllm.burst import Piece
+from rlkit.generation.vllm.choice import takes_bursts
 from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
-from rlkit.generation.vllm.loop import takes_bursts, through_core, through_engine
+from rlkit.generation.vllm.loop import through_core, through_engine
+from rlkit.generation.vllm.piece import Piece
 from rlkit.generation.vllm.weights import rest, wake
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
@@ -122,7 +123,7 @@ class VLLMGenerator:
         self, requests: Mapping[str, tuple[list[int], Any]], sampling: SamplingConfig
     ) -> Generator[list[Piece], None, None]:
         llm, lora = self._engine.llm, self._injector.request
-        if sampling.stop:
+        if sampling.stop or not self._engine.past_output_processor:
             return through_engine(llm, requests, lora)
         decoder = self._engine.decoder if takes_bursts(self._config.sampling) else None
         return through_core(llm, requests, lora, decoder)

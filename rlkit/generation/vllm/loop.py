@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlkit.generation.vllm.burst import Decoder, Piece
-from rlkit.generation.vllm.config import (
-    Compilation,
-    VLLMGeneratorConfig,
-    VLLMSamplingOptions,
-    resolve_compilation,
-)
+from rlkit.generation.vllm.piece import Piece
 
-
-def takes_bursts(sampling: VLLMSamplingOptions) -> bool:
-    """Whether a burst samples all that `sampling` asks of vLLM beyond rlkit's own options."""
-    return set(sampling.extra) <= {"ignore_eos"}
-
-
-def describe(config: VLLMGeneratorConfig, found: Decoder | str, *, on_cpu: bool) -> str:
-    """Why an engine decodes without bursts, for its summary; empty where it has them."""
-    if resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.eager:
-        need = "CUDA graphs"
-    elif config.sampling.stop:
-        need = "no generator.sampling.stop"
-    elif not takes_bursts(config.sampling):
-        need = "no generator.sampling.extra"
-    elif isinstance(found, str):
-        need = found
-    else:
-        return ""
-    return f", decoding step by step (bursts need {need})"
+if TYPE_CHECKING:
+    from rlkit.generation.vllm.accel.burst import Decoder
 
 
 def through_core(
     llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any, decoder: Decoder | None
 ) -> Generator[list[Piece], None, None]:
-    """The new tokens of each step of `EngineCore`, or of each burst where `decoder` can run one.
+    """Yield the new tokens of each step of `EngineCore`, or of each burst of `decoder`.
 
     `requests` holds prompt and SamplingParams by id, without stop strings: vLLM looks for those
     in its output processor, which is left out here. Ending the iterator early aborts the rest.
@@ -65,7 +42,7 @@ def through_core(
 def through_engine(
     llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any
 ) -> Generator[list[Piece], None, None]:
-    """As `through_core`, by vLLM's `LLMEngine`, which knows stop strings."""
+    """Yield the same by vLLM's `LLMEngine`, which knows stop strings."""
     engine = llm.llm_engine
     try:
         for request_id, (ids, params) in requests.items():
@@ -90,7 +67,7 @@ def _prompt(ids: list[int]) -> dict[str, object]:
 
 
 def _pieces(outputs: list[Any]) -> list[Piece]:
-    """Of vLLM's `EngineCoreOutput`s; column 0 of their logps is the sampled token."""
+    """Read vLLM's `EngineCoreOutput`s; column 0 of their logps is the sampled token."""
     return [
         Piece(
             output.request_id,
@@ -103,7 +80,7 @@ def _pieces(outputs: list[Any]) -> list[Piece]:
 
 
 def _piece(output: Any) -> Piece:
-    """Of vLLM's `RequestOutput`."""
+    """Read vLLM's `RequestOutput`."""
     (new,) = output.outputs
     return Piece(
         output.request_id, list(new.token_ids), list(new.logprobs.logprobs), new.finish_reason

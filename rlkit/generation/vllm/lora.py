@@ -29,7 +29,7 @@ _IN_MEMORY = "/rlkit/in-memory"
 
 
 class Mode(StrEnum):
-    """How an adapter reaches vLLM, fastest first."""
+    """An adapter reaches vLLM in one of these ways; the fastest comes first."""
 
     in_place = "in_place"
     """Copied into vLLM's stacked buffers."""
@@ -41,7 +41,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Injection:
-    """What one `LoRAInjector.load` did."""
+    """This says what one `LoRAInjector.load` did."""
 
     mode: Mode
     bound_modules: int
@@ -52,11 +52,11 @@ class Injection:
 
 
 class Injector(Protocol):
-    """What a generator needs: `LoRAInjector`, `full.WeightInjector`, or one that is watched."""
+    """A generator needs one: `LoRAInjector`, `full.WeightInjector`, or one that is watched."""
 
     @property
     def request(self) -> LoRARequest | None:
-        """What requests must carry to use the adapter as last loaded; None before the first."""
+        """Requests must carry this to use the adapter as last loaded; None before the first."""
 
     def load(self, tensors: Mapping[str, Tensor], version: int) -> object:
         """Sample with `tensors`, which are `version`, from the next request on."""
@@ -102,7 +102,7 @@ class LoRAInjector:
 
     @property
     def request(self) -> LoRARequest | None:
-        """What requests must carry to use the adapter as last loaded; None before the first."""
+        """Requests must carry this to use the adapter as last loaded; None before the first."""
         return self._request
 
     def load(self, tensors: Mapping[str, Tensor], version: int) -> Injection:
@@ -144,12 +144,12 @@ class LoRAInjector:
         self._request = None
 
     def slot(self) -> dict[str, Tensor]:
-        """Views of what vLLM holds of the adapter, whole slot, as `layer.A` and `layer.B`."""
+        """Give views of the adapter in vLLM, the whole slot, as `layer.A` and `layer.B`."""
         views: dict[str, Tensor] = self._call("rlkit_slot", self.int_id)
         return views
 
     def differences(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """The factors in vLLM that are not exactly `tensors`, ranks beyond the adapter's zero.
+        """Name the factors in vLLM that are not exactly `tensors`, with zeros beyond its rank.
 
         Names are `layer.A` and `layer.B`; layers that are not adapted must be zero.
         """
@@ -219,7 +219,7 @@ class LoRAInjector:
         return dict(zip(self._keys, copies, strict=True))
 
     def _factors(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """A and B of each layer in turn; raises ValueError unless `tensors` are exactly those."""
+        """List A and B of each layer in turn; raises ValueError unless `tensors` are those."""
         keys, values = list(tensors), list(tensors.values())
         if keys == self._seen[0] and _same(values, self._seen[1]):
             return self._checked

@@ -15,7 +15,7 @@ _CPU_KV_SHARE = 0.25
 
 
 class CacheShape(NamedTuple):
-    """What decides the bytes of one token in the key-value cache."""
+    """These numbers decide the bytes of one token in the key-value cache."""
 
     num_layers: int
     num_kv_heads: int
@@ -29,7 +29,7 @@ class CacheShape(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """What a run asks of its engine."""
+    """This is what a run asks of the memory of its engine."""
 
     rows: int
     """Completions of one call of `generate`."""
@@ -39,14 +39,14 @@ class Demand(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """The answer."""
+    """This is what an engine gets."""
 
     kv_cache_bytes: int
     max_num_seqs: int
 
 
 def cache_shape(text_config: Any, *, bytes_per_value: int) -> CacheShape:
-    """The cache's shape from a transformers text config."""
+    """Read the cache's shape off a transformers text config."""
     heads = text_config.num_attention_heads
     head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
     return CacheShape(
@@ -58,7 +58,7 @@ def cache_shape(text_config: Any, *, bytes_per_value: int) -> CacheShape:
 
 
 def weight_bytes(text_config: Any, *, bytes_per_parameter: float, in_nf4: bool = False) -> int:
-    """Bytes of a dense decoder's weights, from its config alone; norms are left out.
+    """Count the bytes of a dense decoder's weights from its config; norms are left out.
 
     `in_nf4`: the linear layers but the head are 4-bit.
     """
@@ -120,5 +120,5 @@ def plan(
 
 
 def gib(num_bytes: int) -> str:
-    """As people read it."""
+    """Write a number of bytes as people read it."""
     return f"{num_bytes / GIB:.2f} GiB"

@@ -93,21 +93,21 @@ class NF4Config(_Config):  # type: ignore[misc]
         return NF4LinearMethod() if in_nf4 == {True} else UnquantizedLinearMethod()
 
     def get_name(self) -> str:
-        """See vLLM."""
+        """Give the name that vLLM knows this method by."""
         return NAME
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        """Those of bitsandbytes' kernels."""
+        """Give the dtypes of bitsandbytes' kernels."""
         return [torch.float32, torch.float16, torch.bfloat16]
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """Of bitsandbytes' CUDA builds."""
+        """Give the oldest card of bitsandbytes' CUDA builds."""
         return 60
 
     @staticmethod
     def get_config_filenames() -> list[str]:
-        """None: everything is in config.json."""
+        """Name no file: everything is in config.json."""
         return []
 
 
@@ -214,6 +214,6 @@ def _complete(parts: dict[str, Tensor]) -> bool:
 
 
 def _parts(layer: str, mapping: dict[str, list[str]]) -> list[str]:
-    """The names in the checkpoint of what vLLM has as one `layer`."""
+    """Name in the checkpoint's way what vLLM has as one `layer`."""
     parent, _, leaf = layer.rpartition(".")
     return [f"{parent}.{part}" for part in mapping.get(leaf, [leaf])]

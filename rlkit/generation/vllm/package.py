@@ -14,7 +14,7 @@ _TRANSFORMERS = "vllm.model_executor.models.transformers"
 
 
 def version() -> str:
-    """The installed vLLM's version; says so when rlkit has not been tested with it."""
+    """Give the installed vLLM's version, and say when rlkit has not been tested with it."""
     for package, tested in TESTED.items():
         try:
             found = importlib.metadata.version(package)

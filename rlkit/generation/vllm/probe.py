@@ -34,7 +34,7 @@ _TOLERANCE_IN_16_BITS = 0.2
 
 
 class ProbeRow(NamedTuple):
-    """One prompt with the tokens that vLLM sampled."""
+    """This is one prompt with the tokens that vLLM sampled."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -44,8 +44,8 @@ Score = Callable[[Mapping[str, Tensor] | None, Sequence[ProbeRow]], Sequence[Seq
 """The trainer's logps at temperature 1 of the completions, under an adapter; None = base model."""
 
 
-class Verdict(NamedTuple):
-    """What the self-test found about one way."""
+class RouteVerdict(NamedTuple):
+    """This is what the self-test found about one way."""
 
     mode: Mode
     error: float
@@ -56,10 +56,10 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTest:
-    """The chosen way, and what was found about each."""
+    """This is the chosen way, and what was found about each."""
 
     mode: Mode
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[RouteVerdict, ...]
     effect: float
     """Mean |logp(adapter) - logp(base)|, by the trainer: how much there was to get wrong."""
     tolerance: float
@@ -80,7 +80,7 @@ class SelfTest:
 
 
 def mismatch_limit(dtype: torch.dtype, *, kv_cache_bits: int = 16) -> float:
-    """The mean |logp(vLLM) - logp(trainer)| beyond which more than rounding must be wrong.
+    """Give the mean |logp(vLLM) - logp(trainer)| beyond which more than rounding is wrong.
 
     Two to four times what was measured with a right adapter: float32 1e-5, bfloat16 0.02 to 0.065
     (CPU and H200), 8-bit keys and values 0.17 (e4m3) and 0.29 (e5m2) in bfloat16.
@@ -91,7 +91,7 @@ def mismatch_limit(dtype: torch.dtype, *, kv_cache_bits: int = 16) -> float:
 
 
 def clear_effect(tolerance: float) -> float:
-    """How far, in nats a token, an adapter must move the logps for a test to tell anything."""
+    """Say how far, in nats a token, an adapter must move logps for a test to tell anything."""
     coarse = tolerance > _TOLERANCE_IN_16_BITS
     return tolerance * (_CLEAR_IN_8_BITS if coarse else _CLEAR)
 
@@ -138,7 +138,7 @@ def self_test(
 
 
 class _Trial:
-    """What a self-test has found so far."""
+    """This is what a self-test has found so far."""
 
     def __init__(self, injector: LoRAInjector, score: Score, tensors: Mapping[str, Tensor]) -> None:
         self.injector = injector
@@ -158,7 +158,7 @@ class _Trial:
         for key, value in random_factors(self.tensors, scale, seed=seed, strength=self.strength):
             self.tensors[key].copy_(value)
 
-    def verdict(self, mode: Mode, tolerance: float) -> Verdict:
+    def verdict(self, mode: Mode, tolerance: float) -> RouteVerdict:
         self.injector.mode = mode
         try:
             error, problem = self._outcome(tolerance)
@@ -168,7 +168,7 @@ class _Trial:
             error, problem = float("nan"), f"{type(reason).__name__}: {life.reason(reason)}"
         finally:
             self.injector.unload()
-        return Verdict(mode, error, problem)
+        return RouteVerdict(mode, error, problem)
 
     def _outcome(self, tolerance: float) -> tuple[float, str]:
         if self.held:
@@ -195,7 +195,7 @@ class _Trial:
 def random_factors(
     like: Mapping[str, Tensor], scale: float, *, seed: int, strength: float
 ) -> Iterator[tuple[str, Tensor]]:
-    """A and B normal, so that an update has `strength` times the size of the layer's input.
+    """Draw normal A and B: an update has `strength` times the size of the layer's input.
 
     One tensor at a time, by key, float32, where that of `like` is.
     """
@@ -209,7 +209,7 @@ def random_factors(
 
 
 def probe_prompts(llm: Any) -> list[tuple[int, ...]]:
-    """A few prompts of ids all over the vocabulary, always the same.
+    """Make a few prompts of ids all over the vocabulary, always the same.
 
     They span more than two blocks of the prefix cache: an adapter that finds the blocks of another
     one gives itself away. Where rotary factors change with the length, two more prompts have rows
@@ -228,7 +228,7 @@ def probe_prompts(llm: Any) -> list[tuple[int, ...]]:
 
 
 def sample(llm: Any, request: Any) -> tuple[list[ProbeRow], list[list[float]]]:
-    """The probe prompts with a few tokens sampled under a `LoRARequest`, and vLLM's logps."""
+    """Sample a few tokens for the probe prompts under a `LoRARequest`; give vLLM's logps."""
     from vllm import SamplingParams
 
     prompts = probe_prompts(llm)

@@ -27,7 +27,7 @@ _OURS = frozenset(
 
 @dataclass(kw_only=True, slots=True)
 class VLLMSamplingOptions(SamplingOptions):
-    """The sampling distribution, with whatever else vLLM knows."""
+    """This is the sampling distribution, with whatever else vLLM knows."""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """Further fields of vLLM's SamplingParams by name, such as repetition_penalty or bad_words.
@@ -40,7 +40,7 @@ class VLLMSamplingOptions(SamplingOptions):
 
 
 def is_installed() -> bool:
-    """Whether vLLM can be imported, without importing it."""
+    """Tell whether vLLM can be imported, without importing it."""
     return importlib.util.find_spec("vllm") is not None
 
 
@@ -65,7 +65,7 @@ def check_sampling_fields(extra: dict[str, Any]) -> None:
 
 
 def further_options(schema: type | None) -> list[str]:
-    """Names of options that a dataclass takes through a mapping: `extra.repetition_penalty`, ..."""
+    """Name the options that a dataclass takes through a mapping, as `extra.min_tokens`."""
     if schema is not VLLMSamplingOptions or not is_installed():
         return []
     return [f"extra.{name}" for name in sorted(sampling_fields() - _OURS)]

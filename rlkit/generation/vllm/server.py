@@ -39,7 +39,7 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFiles:
-    """What a folder in PEFT's format says beside the tensors."""
+    """A folder in PEFT's format says this beside the tensors."""
 
     rank: int
     scale: float
@@ -65,7 +65,7 @@ class AdapterFiles:
 
 
 def check_server(config: VLLMServerConfig) -> tuple[str, int]:
-    """The served base model's name and context length; raises ValueError when it will not do."""
+    """Ask for the base model's name and context; raises ValueError when it will not do."""
     client = ServerClient(config.url, timeout_s=min(config.timeout_s, 30.0))
     try:
         models = client.get("/v1/models")["data"]

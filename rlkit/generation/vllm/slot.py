@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rlkit.generation.vllm.lora_kernels import CopyTable
+    from rlkit.generation.vllm.accel.lora_kernels import CopyTable
 
 _STACKS_A, _STACKS_B = attrgetter("lora_a_stacked"), attrgetter("lora_b_stacked")
 _TABLES = 2
 """Most adapters whose addresses are kept; each keeps the tensors alive."""
 
 
-class Part(NamedTuple):
-    """The LoRA buffers of one layer as the trainer knows it: q_proj, not qkv_proj."""
+class AdapterBuffers(NamedTuple):
+    """These are the buffers of one layer as the trainer knows it: q_proj, not qkv_proj."""
 
     owner: str
     """Name of vLLM's module, which may be fused."""
@@ -32,8 +32,8 @@ class Part(NamedTuple):
 
 
 @dataclass(slots=True)
-class Slot:
-    """Where one adapter lives: views of the stacked buffers, cached between writes."""
+class AdapterSlot:
+    """One adapter lives here: views of the stacked buffers are kept between writes."""
 
     index: int
     layers: tuple[str, ...]
@@ -54,7 +54,7 @@ class Slot:
     """On CUDA, the copies into `factors` of the adapters written last, the latest first."""
 
     def valid(self, manager: Any, int_id: int, layers: Sequence[str], rank: int) -> bool:
-        """Whether vLLM still holds the adapter, in this slot, in these buffers."""
+        """Tell whether vLLM still holds the adapter in this slot, in these buffers."""
         return (
             self.layers == layers
             and self.factors[0].shape[0] == rank
@@ -69,7 +69,7 @@ class Slot:
         """Copy A and scale B of each layer in turn: one launch on CUDA, for tensors seen before."""
         targets, values = list(self.factors), list(factors)
         if values[0].is_cuda:
-            from rlkit.generation.vllm.lora_kernels import CopyTable, fits
+            from rlkit.generation.vllm.accel.lora_kernels import CopyTable, fits
 
             table = next((table for table in self.tables if table.reads(factors)), None)
             if table is None and fits(values, targets):
@@ -89,8 +89,10 @@ class Slot:
             torch._foreach_copy_(targets, values)
 
 
-def find_slot(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], rank: int) -> Slot:
-    """Slot `index` for the factors of `layers`.
+def find_slot(
+    parts: Mapping[str, AdapterBuffers], index: int, layers: tuple[str, ...], rank: int
+) -> AdapterSlot:
+    """Find the places of the factors of `layers` in slot `index`.
 
     Raises ValueError when a layer has no LoRA buffers or `rank` does not fit them.
     """
@@ -108,7 +110,7 @@ def find_slot(parts: Mapping[str, Part], index: int, layers: tuple[str, ...], ra
     modules = tuple({part.owner: part.module for part in parts.values()}.values())
     stacks = [tuple(map(get, modules)) for get in (_STACKS_A, _STACKS_B)]
     buffers = tuple(buffer for kind in stacks for stack in kind for buffer in stack)
-    return Slot(
+    return AdapterSlot(
         index=index,
         layers=layers,
         factors=tuple(factors),

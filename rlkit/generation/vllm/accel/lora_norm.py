@@ -44,7 +44,7 @@ def _kernel(
 
 
 def fits(width: int, rank: int) -> bool:
-    """Whether `expand_norm` takes layers of `width` outputs with slots of `rank`."""
+    """Tell whether `expand_norm` takes layers of `width` outputs with slots of `rank`."""
     return _elements(width, rank) <= _MOST
 
 

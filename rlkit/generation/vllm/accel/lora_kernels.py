@@ -124,7 +124,7 @@ def _expand_gated_kernel(
 @triton.jit
 def _copy_kernel(table, blocks, scale, SOURCE: tl.constexpr, TARGET: tl.constexpr,
                  BLOCK: tl.constexpr):  # fmt: skip
-    """One block of one tensor: target[row * step + column] = source * (scale or 1)"""
+    """Copy one block of one tensor: target[row * step + column] = source * (scale or 1)"""
     pid = tl.program_id(0)
     entry = table + 6 * tl.load(blocks + 2 * pid)
     source = tl.load(entry).to(tl.pointer_type(SOURCE))
@@ -143,7 +143,7 @@ def _copy_kernel(table, blocks, scale, SOURCE: tl.constexpr, TARGET: tl.constexp
 
 
 def column_block(widths: Sequence[int]) -> int:
-    """The most columns, a power of two up to 128, that divide every part; raises ValueError.
+    """Find the most columns, a power of two up to 128, that divide every part; or ValueError.
 
     A program of `expand` then stays inside one part.
     """
@@ -159,7 +159,7 @@ def column_block(widths: Sequence[int]) -> int:
 
 
 def tiling(num_rows: int, widths: Sequence[int], *, early: bool) -> Tiling:
-    """How `expand` is cut: small tiles where rows are few, so that all multiprocessors have one."""
+    """Cut `expand` into small tiles where rows are few, so that all multiprocessors have one."""
     most = column_block(widths)
     if num_rows <= 256:
         return Tiling(16 if num_rows <= 64 else 32, min(most, 64), 4, early)
@@ -241,7 +241,7 @@ class CopyTable:
         self._blocks = torch.tensor(blocks, dtype=torch.int32).to(device)
 
     def reads(self, sources: Sequence[Tensor]) -> bool:
-        """Whether `copy` reads what `sources` hold now: the same memory in the same layout."""
+        """Tell whether `copy` reads what `sources` hold now: the same memory in the same layout."""
         if self._addresses != list(map(Tensor.data_ptr, sources)):
             return False
         # The same objects: cheaper to see than dtype, shape and strides of each.
@@ -264,7 +264,7 @@ def _layouts(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
 
 
 def fits(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
-    """Whether `CopyTable` takes these."""
+    """Tell whether `CopyTable` takes these."""
     kinds = ({t.dtype for t in sources}, {t.dtype for t in targets})
     return (
         len({t.device for t in (*sources, *targets)}) == 1

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.generation.vllm.dense import DenseLinear
+from rlkit.generation.vllm.accel.dense import DenseLinear
 
 _KNOWN = {
     "LlamaModel": "LlamaDecoderLayer",
@@ -41,8 +41,8 @@ class NormAfter:
         return self.forward(x, residual)
 
     def forward(self, both: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm's output for [W x, A x], and the residual, updated in place."""
-        from rlkit.generation.vllm.lora_norm import expand_norm
+        """Give the norm's output for [W x, A x], and the residual, updated in place."""
+        from rlkit.generation.vllm.accel.lora_norm import expand_norm
 
         layer = self.layer
         out = torch.empty_like(residual)
@@ -67,7 +67,7 @@ def install_norms(model: Any, layers: Mapping[str, DenseLinear]) -> int:
     The first of each kind is tried against float64. Raises ValueError, with nothing changed, when
     it is off by more than rounding.
     """
-    from rlkit.generation.vllm.lora_norm import fits
+    from rlkit.generation.vllm.accel.lora_norm import fits
 
     behind = []
     for name, norm in _norms(model):
@@ -89,7 +89,7 @@ def install_norms(model: Any, layers: Mapping[str, DenseLinear]) -> int:
 
 
 def _norms(model: Any) -> Iterator[tuple[str, Any]]:
-    """Names of layers with the norm that alone reads them."""
+    """Pair the names of layers with the norm that alone reads them."""
     stack: Any = getattr(model, "model", None)
     watched: Any = getattr(stack, "aux_hidden_state_layers", ())
     if type(stack).__name__ not in _KNOWN or watched:

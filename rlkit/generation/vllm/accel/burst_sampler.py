@@ -1,35 +1,34 @@
 """Sampling in a burst: vLLM's own sampler, and the logps of what it took.
 
-Private attributes of vLLM, as in `rlkit.generation.vllm.burst`.
+Private attributes of vLLM, as in `rlkit.generation.vllm.accel.burst`.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from rlkit.generation.vllm.compat.line import VLLMLine
+
 
 class BurstSampler:
     """Draws one token a row as `vllm.v1.worker.gpu.sample.Sampler` does, with the same bits."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: Any, line: VLLMLine) -> None:
         from vllm.v1.worker.gpu.sample import gumbel
 
-        from rlkit.generation.vllm.burst_kernel import token_logps
+        # Not at the top: Triton may be missing where vLLM decodes step by step.
+        from rlkit.generation.vllm.accel.burst_kernel import token_logps
 
         self._runner, self._gumbel, self._logps = runner, gumbel, token_logps
-        self._takes_mapping = "idx_mapping" in _parameters(runner.sampler.sample)
-        # Of 0.30, which has samplers for drafts as well.
-        drafts = "is_drafting" in _parameters(gumbel.gumbel_sample)
-        self._options: dict[str, Any] = {"is_drafting": False} if drafts else {}
+        self._line = line
 
     def is_plain(self, batch: Any) -> bool:
-        """Whether the logits are sampled as they are: temperature 1 and nothing cut off."""
+        """Tell whether logits are sampled as they are: at temperature 1, with nothing cut off."""
         states, rows = self._runner.sampler.sampling_states, batch.idx_mapping_np
-        cuts = states.get_top_k_top_p(batch.expanded_idx_mapping, rows)
+        cuts = self._line.cuts(states, batch, states.vocab_size)
         return (
             bool(np.all(states.temperature.np[rows] == 1.0))
             and bool(np.all(states.min_p.np[rows] == 0.0))
@@ -54,10 +53,9 @@ class BurstSampler:
                 batch.positions[:count],
                 apply_temperature=False,
                 use_fp64=runner.sampler.use_fp64_gumbel,
-                **self._options,
+                **self._line.gumbel_options,
             )
             return sampled, self._logps(logits, sampled)
-        mapping = {"idx_mapping": batch.idx_mapping} if self._takes_mapping else {}
         sampled, processed = runner.sampler.sample(
             logits=logits,
             expanded_idx_mapping=batch.expanded_idx_mapping,
@@ -66,10 +64,6 @@ class BurstSampler:
             input_ids=batch.input_ids[:count],
             expanded_local_pos=batch.expanded_local_pos,
             return_logprobs=True,
-            **mapping,
+            **self._line.sample_options(batch),
         )
         return sampled, self._logps(processed, sampled)
-
-
-def _parameters(function: Any) -> set[str]:
-    return set(inspect.signature(function).parameters)

@@ -1,0 +1,65 @@
+"""The identity of a run: the options that can change a number, across versions of rlkit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rlkit.config import Config, flatten
+
+# What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
+# split to fit, when it gives up. Everything else is its identity; of `memory`, quantisation is.
+_NOT_IDENTITY = (
+    *("run_dir", "resume", "accept_changed_files"),
+    *("tracker", "checkpoint", "steps", "stop", "memory"),
+)
+_IDENTITY_AFTER_ALL = "memory.quant."
+NAMES = ("algorithm.preset",)
+"""Leaves that only say what others are called."""
+
+
+NEWER_OPTIONS: Mapping[str, object] = {
+    "model.adapter": None,
+    "model.adapter_use": "train",
+    "model.rope_length": None,
+    "model.chat_template_name": "",
+    "model.chat_template_kwargs": {},
+    "reward.special_tokens": "drop",
+    "task.bad_rows": "error",
+    "task.ignore_keys": [],
+}
+"""Options that older runs did not have, with the value that means what those runs did. At this
+value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
+CURES: Mapping[str, tuple[object, ...]] = {
+    "task.overlong_prompts": ("drop",),
+    "task.bad_rows": ("drop",),
+}
+"""Options that may change on resume, and to which values: they only leave rows out."""
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The leaves that can change a number: what a resumed run must share with the original."""
+    return {key: value for key, value in known_leaves(config).items() if is_identity(key)}
+
+
+def is_identity(key: str) -> bool:
+    """Whether the option `key` can change a number."""
+    is_part = key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
+    return is_part and key not in NAMES
+
+
+def known_leaves(config: Config) -> dict[str, Any]:
+    """`flatten` without the newer options that are left at what older runs did."""
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if (key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]) and key not in NAMES
+    }
+
+
+def identity_hash(config: Config) -> str:
+    """Twelve hex digits that differ when anything that can change a number differs."""
+    canonical = json.dumps(identity(config), sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

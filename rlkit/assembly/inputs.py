@@ -1,0 +1,23 @@
+"""Whether the model, the data and the reward functions of a run are there, without loading it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from rlkit.config import Config
+from rlkit.models.source import check
+from rlkit.rewards import reward_specs
+from rlkit.rewards.pool import RewardPool
+from rlkit.tasks import build_task
+
+
+def check_inputs(config: Config) -> None:
+    """Read the rows, import the reward functions and look at the model's files.
+
+    Raises ValueError with one line that names the key: a path that does not exist, rows or columns
+    that are wrong, a function that cannot be imported, weights that are cut off.
+    """
+    check(config.model)
+    task = build_task(config.task)
+    with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
+        pool.start()
