@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 OUTPUT = "output.txt"
-"""What the processes of a job printed, in its folder."""
+"""The file in a job's folder that holds what its processes printed."""
 _PR_SET_PDEATHSIG = 1
 INTERRUPTED = 130
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

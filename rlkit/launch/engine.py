@@ -41,7 +41,7 @@ _LOOK_S = 1.0
 
 
 def engine_job(composed: DictConfig) -> int:
-    """What a plugin runs on the job's machine: the job in a process of its own. Never raises.
+    """Run the job in a process of its own: a plugin calls this on the job's machine. Never raises.
 
     The exit code of the job; 0 when there is nothing left to do.
     """

@@ -34,14 +34,14 @@ _BOOT = (
 
 
 class Preload(StrEnum):
-    """What a fork server imports before the first job."""
+    """The modules that a fork server imports before the first job."""
 
     nothing = "nothing"
     """Its jobs start from new interpreters."""
     tables = "tables"
-    """What a table of logits needs."""
+    """The modules that a table of logits needs."""
     models = "models"
-    """What a language model needs as well: transformers."""
+    """The modules that a language model needs as well: transformers."""
 
 
 _TABLES = (

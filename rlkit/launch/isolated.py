@@ -123,7 +123,7 @@ class _Launch:
         return start is Start.fresh or (start is Start.auto and self._on_gpu(config))
 
     def _preload(self) -> Preload:
-        """What the jobs that fork from the fork server have in common."""
+        """The modules that all jobs need that fork from the server."""
         forked = [job.config for job in self._queue if not self._fresh(job.config)]
         if not forked:
             return Preload.nothing

@@ -29,7 +29,7 @@ _PRINTING = ("help", "hydra_help", "cfg", "shell_completion", "info")
 
 
 class LaunchPlan(NamedTuple):
-    """What a command line asks for, checked."""
+    """The checked jobs and options of a command line."""
 
     jobs: list[Job]
     """No two with the same configuration."""
@@ -39,7 +39,7 @@ class LaunchPlan(NamedTuple):
     hydra: DictConfig | None = None
     """Hydra's own part of a sweep's configuration."""
     hydra_overrides: tuple[str, ...] = ()
-    """What of the command line is about it; of a single job its flags, too."""
+    """The part of the command line that is about Hydra; of a single job its flags, too."""
     retry_failed: bool = False
     """`hydra.launcher.retry_failed` for launchers that do not have it."""
 

@@ -17,7 +17,7 @@ _TAIL_BYTES = 1 << 16
 
 
 class JobStatus(StrEnum):
-    """Where a job of this launch stands."""
+    """The status of a job in this launch."""
 
     waiting = "waiting"
     running = "running"
@@ -42,7 +42,7 @@ FAILED = (JobStatus.failed, JobStatus.failed_earlier)
 
 @dataclass(kw_only=True, slots=True)
 class JobRow:
-    """What is known of a job; `read_progress` brings step and reward up to date."""
+    """The launcher's knowledge of a job; `read_progress` brings step and reward up to date."""
 
     label: str
     """The overrides that tell it from the other jobs."""

@@ -78,7 +78,7 @@ def sweep_folder_of(plan: LaunchPlan) -> Path:
 
 
 def exit_code(rows: Sequence[JobRow]) -> int:
-    """Of the worst job: failed, then not done."""
+    """The exit code of the worst job: failed comes first, then not done."""
     if any(row.status in FAILED for row in rows):
         return _FAILED
     unfinished = any(row.status not in (JobStatus.done, JobStatus.earlier) for row in rows)

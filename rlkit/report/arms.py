@@ -21,7 +21,7 @@ class Arm:
     """One variant on one panel: jobs that differ in nothing but the seed."""
 
     where: tuple[str, ...]
-    """What its panel has in common, such as `task=echo`; empty when there is one panel."""
+    """The overrides that its panel shares, such as `task=echo`; empty when there is one panel."""
     variant: str
     style: int
     """Number of the variant over all panels: its colour, dash and marker."""

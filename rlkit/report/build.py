@@ -38,7 +38,7 @@ PAGE = "report.html"
 
 @dataclass(kw_only=True, slots=True)
 class ReportOptions:
-    """What `rlkit report` and `rlkit compare` can be told."""
+    """The options of `rlkit report` and `rlkit compare`."""
 
     baseline: str | None = None
     """Variant the others are compared with; None = the first one."""
@@ -58,7 +58,7 @@ class ReportOptions:
 
     @property
     def panel_keys(self) -> list[str] | None:
-        """What `analyse` is told; None leaves the choice to it."""
+        """The metric for `analyse`; None leaves the choice to it."""
         if self.panel is None:
             return None
         return [] if self.panel == "none" else [key.strip() for key in self.panel.split(",")]

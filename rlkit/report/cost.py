@@ -1,4 +1,4 @@
-"""Where the time of each arm went, and how much memory it took."""
+"""This module says where the time of each arm went, and how much memory it took."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _mean_of(job: JobRecord, name: str) -> float:
 
 
 def _training_seconds(job: JobRecord) -> float:
-    """As the last evaluation counted them; else the sum over the logged steps."""
+    """The number that the last evaluation counted; without one, the sum over the logged steps."""
     if job.evals and job.evals[-1].step == job.steps["step"][-1] + 1:
         return job.evals[-1].metrics.get("time/train", float(job.steps["seconds"][-1]))
     return float(job.steps["seconds"][-1])

@@ -20,7 +20,7 @@ _MAX_POINTS = 48
 
 
 class Axis(StrEnum):
-    """What a curve is drawn over."""
+    """The quantity on a curve's x axis."""
 
     steps = "steps"
     samples = "samples"
@@ -28,7 +28,7 @@ class Axis(StrEnum):
 
 
 AXIS_OF = {At.end: Axis.steps, At.samples: Axis.samples, At.seconds: Axis.seconds}
-"""What curves are shown over at first: the budget at which the variants are compared."""
+"""The x axis that the page shows first: the budget at which the variants are compared."""
 AXIS_LABELS = {
     Axis.steps: "training steps",
     Axis.samples: "completions sampled",

@@ -23,7 +23,7 @@ _RUN_FILES = ("status.json", "metrics.jsonl", "config.yaml")
 
 
 class State(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     completed = "completed"
     failed = "failed"
@@ -52,7 +52,7 @@ class JobRecord:
     evals: tuple[EvalRecord, ...] = ()
     """Without samples."""
     info: Mapping[str, object] = field(default_factory=dict)
-    """What `run.json` says: model, task, device, versions, command."""
+    """The content of `run.json`: model, task, device, versions, command."""
 
     @property
     def done(self) -> bool:
@@ -191,7 +191,7 @@ def _number(value: object) -> float:
 
 
 def prompt_keys(one: JobRecord, other: JobRecord) -> tuple[Sequence[str], Sequence[str]]:
-    """What names the content of the prompts of two jobs' last evaluations; empty when unknown.
+    """The keys that name the prompts of two jobs' last evaluations by content; empty when unknown.
 
     Runs of older versions recorded no hashes: where the completions were kept, the prompts' own
     texts take their place, on both sides.

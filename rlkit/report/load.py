@@ -1,4 +1,4 @@
-"""What the report is about: a sweep folder, one run, or any number of folders of runs."""
+"""This module finds the jobs of a report: of a sweep folder, one run, or any number of folders."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Study:
     kind: StudyKind
     name: str
     folder: Path | None
-    """Of the run or of the sweep; None when the jobs come from several places."""
+    """The folder of the run or of the sweep; None when the jobs come from several places."""
     command: str = ""
-    """What started the sweep, the last time; empty when unknown."""
+    """The command that last started the sweep; empty when unknown."""
     earlier_commands: tuple[str, ...] = ()
     """Those that were others."""
     created: str = ""

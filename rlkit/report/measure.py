@@ -1,4 +1,4 @@
-"""What one job came to: its value of a metric after training, or at an equal budget."""
+"""This module reads a job's value of a metric after training, or at an equal budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ALL = math.inf
 
 
 class At(StrEnum):
-    """Where along training the variants are compared."""
+    """The budget along training at which the variants are compared."""
 
     end = "end"
     """After each run's own last step."""

@@ -59,7 +59,7 @@ class Results:
 
     @property
     def column(self) -> str:
-        """What tables of numbers call the values that are compared."""
+        """The name that tables give to the values that are compared."""
         return _measured(self.study.jobs) if self.metric == SUCCESS else self.metric
 
     @property

@@ -1,4 +1,4 @@
-"""What each arm of a panel came to, and how it compares with the baseline."""
+"""This module holds the result of each arm of a panel and its comparison with the baseline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlkit.stats import Comparison, Estimate, Paired, Verdict, compare_all, esti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantRow:
-    """What one arm came to."""
+    """The result of one arm."""
 
     arm: Arm
     is_baseline: bool
@@ -35,12 +35,12 @@ class VariantRow:
 
     @property
     def verdict(self) -> Verdict | None:
-        """What the comparison with the baseline says."""
+        """The verdict of the comparison with the baseline."""
         return None if self.comparison is None else self.comparison.verdict
 
 
 class Reading(NamedTuple):
-    """What is read of every job of a panel, and where."""
+    """The metric that is read of every job of a panel, and the budget at which it is read."""
 
     metric: str
     at: At
@@ -102,7 +102,7 @@ def _estimate(values: Mapping[int, float]) -> Estimate | None:
 
 
 def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:
-    """What a reader must know about an arm besides its numbers."""
+    """The remarks that a reader needs about an arm besides its numbers."""
     found = []
     done = list(arm.done.values())
     unfinished = len(arm.jobs) - len(done)

@@ -1,4 +1,4 @@
-"""What the policies wrote before and after training, on the same held-out prompts."""
+"""This module reads completions from before and after training, on the same held-out prompts."""
 
 from __future__ import annotations
 

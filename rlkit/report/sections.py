@@ -67,7 +67,7 @@ class Table:
 
     panel: str
     budget: str
-    """Where its variants are compared; empty for the end of training."""
+    """The budget at which its variants are compared; empty for the end of training."""
     lines: tuple[SummaryLine, ...]
     seeds: tuple[int, ...]
     """Every seed that has a value, for the table of single values."""

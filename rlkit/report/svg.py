@@ -148,7 +148,7 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """As few digits as tell the values apart."""
+    """Write the values with the fewest digits that tell them apart."""
     largest = max((abs(value) for value in values), default=0.0)
     steps = [b - a for a, b in pairwise(values)]
     near = 0.01 * min(steps, default=largest or 1.0)

@@ -1,4 +1,4 @@
-"""What every room may use of the process it runs in; nothing here knows about learning.
+"""Every room may use this one; nothing here knows about learning.
 
 distribution The name that rlkit is installed by, and what it says where an extra is missing
 files       Files and folders that appear whole or not at all

@@ -13,7 +13,7 @@ ALPHA = 0.05
 
 
 class Verdict(StrEnum):
-    """What the seeds say about a variant and the baseline."""
+    """The conclusion that the seeds allow about a variant and the baseline."""
 
     similar = "similar"
     """TOST: the mean difference lies within the margin, whether or not it is 0."""

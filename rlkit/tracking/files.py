@@ -61,7 +61,7 @@ def number(value: object) -> float:
 
 
 def comparable(line: Mapping[str, object]) -> dict[str, object]:
-    """What two runs of the same seed must agree on bitwise: a line less times, memory and speed."""
+    """The part of a line that runs of one seed share bitwise: all but times, memory and speed."""
     return {key: value for key, value in line.items() if not key.startswith(VOLATILE)}
 
 

@@ -11,7 +11,7 @@ from rlkit.tracking.base import SampleRow, StepRecord
 
 
 class ProblemKind(StrEnum):
-    """What can be wrong with a step."""
+    """The ways in which a step can teach nothing."""
 
     zero_std = "more than half of the groups had equal rewards"
     cancelling = "more than half of the groups had rewards that cancel"

@@ -1,4 +1,4 @@
-"""What a run has learnt: before/after table with intervals, completions side by side, its files."""
+"""The end of a run on the console: results before and after, completions and files."""
 
 from __future__ import annotations
 
