@@ -58,11 +58,16 @@ def prompts_of(base: BaseModel) -> list[Prompt]:
     return [render(example, base.tokenizer, index=i) for i, example in enumerate(examples)]
 
 
+def text_of(rollout: Rollout, base: BaseModel) -> str:
+    """The completion without special tokens."""
+    return str(base.tokenizer.decode(list(rollout.completion_ids), skip_special_tokens=True))
+
+
 def score(rollouts: Sequence[Sequence[Rollout]], base: BaseModel) -> list[list[ScoredRollout]]:
     """Every sample with its text and its reward."""
     scored = []
     for word, group in zip(WORDS, rollouts, strict=True):
-        texts = [base.tokenizer.decode(r.completion_ids, skip_special_tokens=True) for r in group]
+        texts = [text_of(rollout, base) for rollout in group]
         values = [reward(text, word) for text in texts]
         scored.append(
             [
@@ -125,7 +130,7 @@ def train(source: str, *, steps: int, device: torch.device) -> Iterator[float]:
             advantages = divide_by_std(centred, std, eps=1e-4)
         loss = grpo_loss(policy, batch, advantages, ref_logps)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(policy.named_parameters().values(), 1.0)
         optimizer.step()
         yield float(batch.rewards.mean())

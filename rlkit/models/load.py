@@ -27,6 +27,7 @@ from rlkit.models.config import (
 from rlkit.models.four_bit import is_four_bit
 from rlkit.models.quantize import (
     is_nf4,
+    misread_widths,
     quantisable,
     quantization_config,
     require_bitsandbytes,
@@ -243,7 +244,11 @@ def _load_on(
     in_nf4, total = settle(model, dtype), len(quantisable(model))
     kept = "" if in_nf4 == total else f", {total - in_nf4} kept in 16 bits"
     size = sum(t.nbytes for t in tensors_of(model)) / 1e9
-    return model, (f"base: {in_nf4} of {total} linear layers in NF4{kept}; {size:.2f} GB in all",)
+    note = f"base: {in_nf4} of {total} linear layers in NF4{kept}; {size:.2f} GB in all"
+    if widths := misread_widths(model):
+        listed = ", ".join(map(str, widths))
+        return model, (note, f"warning: bitsandbytes misreads NF4 rows of {listed} on this CPU")
+    return model, (note,)
 
 
 def _load_weights(

@@ -164,7 +164,9 @@ def test_check_scores_samples_of_the_base_model(
     rows = [json.dumps({"q": f"Say {i}."}) for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     own = [*kept, "task=dataset", "task.path=rows.jsonl", "+task.columns.prompt=q"]
-    own += ["task.eval_fraction=0.5", "task.max_completion_length=8"]
+    held_out = [json.dumps({"q": f"Tell {i}."}) for i in range(4)]
+    (tmp_path / "held_out.jsonl").write_text("\n".join(held_out) + "\n")
+    own += ["task.eval_path=held_out.jsonl", "task.max_completion_length=8"]
     result = rlkit("check", "--samples=6", *own, "+reward.functions.nothing.fn=own.py:nothing")
     assert result.returncode == 0, result.stderr
     assert "rewards of 8 samples of the base model: 0 above 0" in result.stdout

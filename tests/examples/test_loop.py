@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from examples import loop
 from rlkit.algorithms import Objective, build
 from rlkit.config import setting_of
+from rlkit.functional import divide_by_std, group_mean_advantages, group_std
 from rlkit.launch.api import compose
 from rlkit.models import ModelConfig
 from rlkit.models.load import load_model
@@ -106,9 +107,9 @@ def test_its_gradient_is_that_of_grpo(folder: Path) -> None:
 def test_the_advantages_are_those_of_grpo() -> None:
     # By hand: rewards 0, 0, 1, 1 have mean 1/2 and standard deviation sqrt(1/3) with n - 1.
     rewards = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    std = loop.group_std(rewards, torch.zeros(4, dtype=torch.long), bessel=True)
-    centred = loop.group_mean_advantages(rewards, torch.zeros(4, dtype=torch.long))
-    found = loop.divide_by_std(centred, std, eps=1e-4)
+    std = group_std(rewards, torch.zeros(4, dtype=torch.long), bessel=True)
+    centred = group_mean_advantages(rewards, torch.zeros(4, dtype=torch.long))
+    found = divide_by_std(centred, std, eps=1e-4)
     torch.testing.assert_close(found[2], torch.tensor(0.5 / (3**-0.5 + 1e-4)))
 
 

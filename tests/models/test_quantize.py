@@ -20,6 +20,7 @@ from rlkit.models.load import BaseModel, load_model
 from rlkit.models.quantize import (
     kept_layers,
     meta_model,
+    misread_widths,
     nf4_bytes,
     quantisable,
     skip_modules,
@@ -70,16 +71,29 @@ def test_values_are_the_nearest_levels_of_the_paper(folder: Path) -> None:
 
 
 def test_dequantised_values_are_levels_times_scales() -> None:
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     # Rows of whole blocks, as in models that people train. Where a row ends inside a block,
     # bitsandbytes 0.50.2 takes a wrong scale on CPUs with AVX-512.
     plain = torch.randn(24, 128, generator=torch.Generator().manual_seed(0))
     weight = Params4bit(plain, quant_type="nf4", compress_statistics=False, requires_grad=False)
-    found = dense(weight.to("cpu")).view(-1, 64)
+    on_device: Any = weight
+    found = dense(on_device.to("cpu")).view(-1, 64)
     scales = plain.view(-1, 64).abs().amax(1, keepdim=True)
     chosen = (found / scales)[..., None].sub(LEVELS).abs().argmin(-1)
     assert torch.allclose(found, LEVELS[chosen] * scales, rtol=1e-6, atol=0)
+
+
+def test_widths_that_bitsandbytes_misreads_are_said(folder: Path) -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    loaded = load(folder, QuantConfig(kind=QuantKind.nf4))
+    widths = {m.in_features for m in quantisable(loaded.model).values()}
+    rows = {width: torch.randn(64, width) for width in widths}
+    off = {w: dequantize_4bit(*quantize_4bit(x, blocksize=64)) - x for w, x in rows.items()}
+    wrong = {w for w, d in off.items() if d.abs().max() > 0.3 * rows[w].abs().max()}
+    assert misread_widths(loaded.model) == sorted(wrong)
+    assert any("misreads" in note for note in loaded.notes) == bool(wrong)
 
 
 def test_the_head_and_embeddings_stay(folder: Path) -> None:
