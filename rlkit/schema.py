@@ -39,7 +39,7 @@ def require(
 
 
 def content_hash(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hex digits: a run's identity keeps it."""
+    """Return the SHA-256 of a file's bytes, 64 hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -10,7 +10,6 @@ resumed run repeats itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlkit.runtime.files import published
+from rlkit.schema import content_hash
 from rlkit.training.loss_scale import UNSCALED, LossScale
 from rlkit.training.optim import restore_state
 
@@ -76,7 +76,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
         scratch.mkdir()
         for name, tensors in zip(_FILES, (checkpoint.parameters, checkpoint.moments), strict=True):
             write_tensors(scratch / name, tensors)
-        hashes = {name: sha256(scratch / name) for name in _FILES}
+        hashes = {name: content_hash(scratch / name) for name in _FILES}
         state = {"progress": asdict(checkpoint.progress), "sha256": hashes}
         (scratch / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for _, old in sorted(_complete(folder))[:-keep_last]:
@@ -148,17 +148,11 @@ def read_tensors(
     Raises CheckpointError naming `file`.
     """
     try:
-        if sha256(file) != expected:
+        if content_hash(file) != expected:
             raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in {index.name}")
         return load_file(file, device=str(device))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _complete(folder: Path) -> Iterator[tuple[int, Path]]:

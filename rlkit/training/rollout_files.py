@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from rlkit.runtime.files import published
+from rlkit.schema import content_hash
 from rlkit.tracking.files import write_atomic
 from rlkit.training.checkpoint import (
     CheckpointError,
     is_complete,
     read_tensors,
-    sha256,
     step_folder,
     write_tensors,
 )
@@ -61,7 +61,7 @@ def save(run_dir: Path, rollouts: SavedRollouts) -> Path:
             "group_size": rollouts.group_size,
             "temperature": rollouts.temperature,
             "max_completion_length": rollouts.max_completion_length,
-            "sha256": sha256(scratch),
+            "sha256": content_hash(scratch),
         }
         # A resumed run writes its first step again: no moment with new tensors and an old hash.
         index.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlkit.runtime import files
+from rlkit.schema import content_hash
 from rlkit.training import checkpoint
 from rlkit.training.checkpoint import Checkpoint, CheckpointError, RunProgress
 from rlkit.training.optim import (
@@ -92,7 +93,7 @@ def test_a_payload_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     file = path / "adapter.safetensors"
     file.write_bytes(b"\x80\x04cposix\nsystem\n")
     state = json.loads((path / "state.json").read_text())
-    state["sha256"][file.name] = checkpoint.sha256(file)
+    state["sha256"][file.name] = content_hash(file)
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors cannot be read"):
         checkpoint.load(path, device=CPU)
