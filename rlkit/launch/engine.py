@@ -77,6 +77,13 @@ def run_on_engine(
 
     What became of the jobs is in the view's rows. A plugin that gives up is reported, not raised:
     its jobs may still run, and the next launch finds what they did.
+
+    Args:
+        sweep: The folder of the sweep.
+        jobs: All jobs of the sweep; those that are over are left out.
+        hydra_overrides: Overrides of Hydra that choose the plugin.
+        view: Shows the jobs; its rows are in the order of `jobs`.
+        retry: Whether jobs that failed before run again.
     """
     left = [job for job in jobs if _queue_if_left(sweep, job, _row(view, jobs, job), retry=retry)]
     view.start()

@@ -40,7 +40,15 @@ def run_isolated(
     *,
     gpus: Sequence[GPU],
 ) -> None:
-    """Run what is left of the sweep; what became of the jobs is in the view's rows."""
+    """Run what is left of the sweep; what became of the jobs is in the view's rows.
+
+    Args:
+        sweep: The folder of the sweep.
+        jobs: All jobs of the sweep; those that are over are left out.
+        settings: The options of the launcher.
+        view: Shows the jobs; its rows are in the order of `jobs`.
+        gpus: The cards to share out; may be empty.
+    """
     launch = _Launch(sweep, jobs, settings, view, gpus=gpus, cores=num_cores())
     view.slots = launch.slots
     view.start()

@@ -61,6 +61,12 @@ def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Record
     """Record how process `pid` left the job in `folder`, and mark a completed job as done.
 
     Where that process wrote no outcome of its own, `status.json` gets `otherwise` and `message`.
+
+    Args:
+        folder: The folder of the job.
+        pid: The process that has ended.
+        otherwise: The status of a job that recorded no end itself.
+        message: The reason for such a job.
     """
     own = read_status(folder)
     if own.pid == pid and own.status is Status.completed:

@@ -63,7 +63,16 @@ class Processes:
         fresh: bool,
         lease: Lease | None,
     ) -> None:
-        """Ask for the process of a job; a Started or Refused answers. It shares the lease."""
+        """Ask for the process of a job; a Started or Refused answers. It shares the lease.
+
+        Args:
+            job: The id of the job.
+            packed: Its configuration, as `pack` makes it.
+            folder: Its folder; it must exist.
+            environ: Environment variables to set.
+            fresh: Whether a new interpreter replaces the fork.
+            lease: The share of a card that the process holds as well.
+        """
         order = {
             "id": job,
             "config": packed,

@@ -68,6 +68,12 @@ def write_sweep(sweep: Path, *, name: str, command: Sequence[str], jobs: Sequenc
 
     Raises ConfigError when an earlier `sweep.json` is damaged, TrackingError when it cannot be
     written.
+
+    Args:
+        sweep: The folder of the sweep.
+        name: The name of the sweep, for people.
+        command: The words of the command line.
+        jobs: The jobs of this command.
     """
     before = read_sweep(sweep)
     known = {job.id for job in jobs}

@@ -43,7 +43,17 @@ class Way(NamedTuple):
 def curves_chart(
     curves: Sequence[Curve], *, axis: Axis, title: str, heights: Sequence[float]
 ) -> str:
-    """Mean curves with their bands; thin lines are single seeds. `heights` span the y axis."""
+    """Mean curves with their bands; thin lines are single seeds. `heights` span the y axis.
+
+    Args:
+        curves: The curves, one a variant.
+        axis: The quantity of the x axis.
+        title: The name of the chart, for screen readers.
+        heights: Values that the y axis must span.
+
+    Returns:
+        The chart as an `<svg>` element.
+    """
     xs = [float(x) for c in curves for xs in (c.x, *(t.x for t in c.traces)) for x in xs]
     frame = svg.frame(xs, heights)
     body = [svg.axes(frame, x_label=AXIS_LABELS[axis])]
@@ -59,6 +69,15 @@ def frontier_chart(
     """Final value against KL to the reference: a small point a seed, a large one the mean.
 
     `connect` joins the means of a variant, in the order of `rows`; `ways` are thin lines.
+
+    Args:
+        rows: The arms to show; those without a final value or a KL are left out.
+        title: The name of the chart, for screen readers.
+        connect: Whether a line joins the means of a variant.
+        ways: Thin lines from the first evaluation to the last.
+
+    Returns:
+        The chart as an `<svg>` element.
     """
     seeds = {id(row): _seed_points(row) for row in rows}
     points = [p for found in seeds.values() for p in found]

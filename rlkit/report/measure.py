@@ -51,6 +51,12 @@ def value(job: JobRecord, metric: str, *, at: At = At.end, limit: float = _ALL) 
 
     Numbers of evaluations are interpolated between the two around `limit`; metrics of the steps
     are means over the last tenth of the steps up to there.
+
+    Args:
+        job: The job to read.
+        metric: `success`, `auc`, `eval/...` or a metric of the steps.
+        at: The budget at which it is read.
+        limit: The budget in units of `at`; infinity = the end of training.
     """
     if of_evaluations(metric):
         if not is_trained(job):

@@ -106,6 +106,14 @@ def analyse(
     samples), `eval/...` for another number of the last evaluation, or a metric of the steps (its
     mean over the last tenth of them).
 
+    Args:
+        study: The jobs to compare.
+        metric: The metric to compare by, as said above.
+        margin: Differences within ±`margin` count as similar, > 0.
+        baseline: The variant that others are compared with; None chooses the first.
+        panel_keys: Leaves of the configuration that make panels; None leaves the choice to `arms_of`.
+        at: The budget at which the variants are compared.
+
     Raises:
         StudyError: `baseline`, `panel_keys` or `metric` name nothing there is, or `margin` <= 0.
     """

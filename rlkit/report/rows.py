@@ -60,7 +60,14 @@ class Reading(NamedTuple):
 def panel_rows(
     arms: Sequence[Arm], *, baseline: str, margin: float, read: Reading
 ) -> list[VariantRow]:
-    """One row an arm; arms of a panel are one family of comparisons with `baseline`."""
+    """One row an arm; arms of a panel are one family of comparisons with `baseline`.
+
+    Args:
+        arms: The arms of one panel.
+        baseline: The name of the variant to compare with.
+        margin: Differences within ±`margin` count as similar, > 0.
+        read: The metric and the budget at which it is read.
+    """
     values = {arm.variant: read.values(arm, read.metric) for arm in arms}
     against = values.get(baseline, {})
     pairs: dict[str, Paired] = {}

@@ -82,7 +82,18 @@ def axes(frame: Frame, *, x_label: str) -> str:
 
 
 def line(frame: Frame, xs: Sequence[float], ys: Sequence[float], *, style: int, thin: bool) -> str:
-    """A line through the points, in the colour and the dash of a style."""
+    """A line through the points, in the colour and the dash of a style.
+
+    Args:
+        frame: The data range and its place on the paper.
+        xs: The x values of the points.
+        ys: As many y values.
+        style: The number of the style, >= 0.
+        thin: Whether it is one seed of many: thin and without a dash.
+
+    Returns:
+        The element; empty for fewer than two points.
+    """
     if len(xs) < 2:
         return ""
     dash = dash_of(style).svg
@@ -94,7 +105,15 @@ def line(frame: Frame, xs: Sequence[float], ys: Sequence[float], *, style: int, 
 def band(
     frame: Frame, xs: Sequence[float], low: Sequence[float], high: Sequence[float], *, style: int
 ) -> str:
-    """The area between two curves."""
+    """The area between two curves.
+
+    Args:
+        frame: The data range and its place on the paper.
+        xs: The x values of both curves.
+        low: The lower curve.
+        high: The upper curve.
+        style: The number of the style, >= 0.
+    """
     points = [*zip(xs, low, strict=True), *zip(reversed(xs), reversed(high), strict=True)]
     path = _path(frame, [p[0] for p in points], [p[1] for p in points])
     return f'<path class="band f{style % NUM_COLOURS}" d="{path}Z"/>'
@@ -103,7 +122,19 @@ def band(
 def marker(
     frame: Frame, x: float, y: float, *, style: int, title: str = "", small: bool = False
 ) -> str:
-    """A point in the colour and the shape of a style; `title` is shown on hovering."""
+    """A point in the colour and the shape of a style; `title` is shown on hovering.
+
+    Args:
+        frame: The data range and its place on the paper.
+        x: The x value of the point.
+        y: Its y value.
+        style: The number of the style, >= 0.
+        title: The text shown on hovering; empty = none.
+        small: Whether it is one seed of many.
+
+    Returns:
+        The element; empty when a value is not finite.
+    """
     if not (math.isfinite(x) and math.isfinite(y)):
         return ""
     label = f"<title>{escape(title)}</title>" if title else ""
@@ -116,7 +147,16 @@ def marker(
 def symbol(
     x: float, y: float, *, style: int, kind: str = "point", inside: str = "", scale: float = 1.0
 ) -> str:
-    """The marker of a style at a place on the paper."""
+    """The marker of a style at a place on the paper.
+
+    Args:
+        x: The place from the left, in pixels.
+        y: The place from the top, in pixels.
+        style: The number of the style, >= 0.
+        kind: A class of the style sheet.
+        inside: Markup inside the element.
+        scale: The size, 1 = that of a mean.
+    """
     outline = marker_of(style).outline
     css = f'class="{kind} f{style % NUM_COLOURS}"'
     radius = _RADIUS * scale
