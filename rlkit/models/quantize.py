@@ -176,7 +176,7 @@ def misread_widths(model: nn.Module) -> list[int]:
     """Return the row widths of 4-bit layers that bitsandbytes misreads on the layers' device.
 
     Its kernels for CPUs with AVX-512 take wrong scales where a row ends inside a block of 64. Each
-    such width is tried on two random rows: an NF4 number is off by at most 0.16 of its scale.
+    such width is tried on random rows: an NF4 number is off by at most 0.16 of its scale.
     """
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
@@ -185,7 +185,7 @@ def misread_widths(model: nn.Module) -> list[int]:
     devices = {layer.in_features: layer.weight.device for layer in layers}
     misread = []
     for width in sorted(width for width in devices if width % BLOCK):
-        rows = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
+        rows = torch.randn(BLOCK, width, generator=torch.Generator().manual_seed(0))
         rows = rows.to(devices[width])
         found: Tensor = dequantize_4bit(*quantize_4bit(rows, blocksize=BLOCK, quant_type="nf4"))
         if (found - rows).abs().max() > 0.16 * rows.abs().max():

@@ -111,7 +111,7 @@ def analyse(
         metric: The metric to compare by, as said above.
         margin: Differences within ±`margin` count as similar, > 0.
         baseline: The variant that others are compared with; None chooses the first.
-        panel_keys: Leaves of the configuration that make panels; None leaves the choice to `arms_of`.
+        panel_keys: Leaves of the configuration that make panels; None lets `arms_of` choose.
         at: The budget at which the variants are compared.
 
     Raises:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from rlkit.generation.vllm import choice, life, products
 from rlkit.generation.vllm.compat import repacked
@@ -33,6 +32,7 @@ from rlkit.generation.vllm.memory import Budget, gib
 from rlkit.generation.vllm.package import use_architecture, version
 from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.generation.vllm.sizes import block_size, engine_budget, max_model_len, memory_share
+from rlkit.generation.vllm.spec import EngineSpec as EngineSpec
 from rlkit.runtime.say import Say
 
 if TYPE_CHECKING:
@@ -44,32 +44,6 @@ _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 _REFUSALS = (ValueError, RuntimeError, NotImplementedError, MemoryError, AssertionError)
 _STREAM_INTERVAL = 16
 """Tokens between two looks at a completion; one look costs as much as scheduling it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSpec:
-    """This is what a run asks of its engine."""
-
-    location: str
-    """Folder or hub id of the base model."""
-    revision: str | None
-    hf_config: PreTrainedConfig
-    dtype: torch.dtype
-    device: torch.device
-    max_prompt_length: int
-    max_completion_length: int
-    rows: int
-    """Completions of one training step."""
-    lora_rank: int
-    """0 = an engine without adapters."""
-    lora_modules: tuple[str, ...]
-    """Last parts of the names of the adapted layers: q_proj, up_proj, ..."""
-    allow_remote_code: bool = False
-
-    @property
-    def four_bit(self) -> bool:
-        """Tell whether the folder holds bitsandbytes NF4, the one quantisation that rlkit loads."""
-        return getattr(self.hf_config, "quantization_config", None) is not None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import psutil
 import torch
 
@@ -16,9 +14,7 @@ from rlkit.generation.vllm.memory import (
     plan,
     weight_bytes,
 )
-
-if TYPE_CHECKING:
-    from rlkit.generation.vllm.engine import EngineSpec
+from rlkit.generation.vllm.spec import EngineSpec
 
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16
 _MOST_SEQS = {"cuda": 256, "cpu": 32}

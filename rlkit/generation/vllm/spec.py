@@ -1,0 +1,34 @@
+"""The facts of a run that an engine is started for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """This is what a run asks of its engine."""
+
+    location: str
+    """Folder or hub id of the base model."""
+    revision: str | None
+    hf_config: PreTrainedConfig
+    dtype: torch.dtype
+    device: torch.device
+    max_prompt_length: int
+    max_completion_length: int
+    rows: int
+    """Completions of one training step."""
+    lora_rank: int
+    """0 = an engine without adapters."""
+    lora_modules: tuple[str, ...]
+    """Last parts of the names of the adapted layers: q_proj, up_proj, ..."""
+    allow_remote_code: bool = False
+
+    @property
+    def four_bit(self) -> bool:
+        """Tell whether the folder holds bitsandbytes NF4, the one quantisation that rlkit loads."""
+        return getattr(self.hf_config, "quantization_config", None) is not None
