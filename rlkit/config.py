@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -30,6 +31,7 @@ from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Schema
+from rlkit.schema import require as value_require
 from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
 from rlkit.training.divergence import EvalKL
@@ -41,6 +43,10 @@ from rlkit.types import Algorithm, Setting
 
 class ConfigError(ValueError):
     """The configuration breaks a rule; the message is one line: key, rule, value."""
+
+
+require = partial(value_require, error=ConfigError)
+"""`rlkit.schema.require` for the rules that span several groups."""
 
 
 class Resume(StrEnum):
@@ -139,12 +145,6 @@ class Config:
         require(minibatches <= self.prompts_per_step, "optim.minibatches", rule, minibatches)
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
-
-
-def require(holds: bool, key: str, rule: str, value: object) -> None:
-    """Raise ConfigError `key must be RULE, got VALUE` unless `holds`."""
-    if not holds:
-        raise ConfigError(f"{key} must be {rule}, got {value}")
 
 
 def _check_full(config: Config) -> None:

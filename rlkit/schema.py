@@ -19,8 +19,27 @@ class Schema(NamedTuple):
     node: type
 
 
+def require(
+    holds: bool, key: str, rule: str, value: object, *, error: type[ValueError] = ValueError
+) -> None:
+    """Raise `key must be RULE, got VALUE` unless `holds`.
+
+    Args:
+        holds: Whether the option keeps its rule.
+        key: The option's full name, as the user writes it.
+        rule: What its value must be.
+        value: What it is.
+        error: The type of the error.
+
+    Raises:
+        ValueError: `holds` is false.
+    """
+    if not holds:
+        raise error(f"{key} must be {rule}, got {value}")
+
+
 def content_hash(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hex digits: a run's identity keeps it."""
+    """Return the SHA-256 of a file's bytes, 64 hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -22,7 +22,7 @@ from rlkit.runtime.distribution import EXTRAS, NAME, how_to_install, lacks
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "pynvml": "nvidia-ml-py"}
 """Modules whose distribution has another name; elsewhere - and _ are one."""
 BROUGHT = {
     "omegaconf": "hydra-core",  # naming it makes pip fall back to hydra 1.3.0

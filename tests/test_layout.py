@@ -32,7 +32,7 @@ ALLOWED = {
     "tasks": {"types", "schema", "runtime", "rewards"},
     "policy": {"types", "runtime", "kernels", "models"},
     "report": {"stats", "tracking"},
-    "training": {"types", "functional", "models", "runtime", "tracking"},
+    "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
     "oracle": {"types", "algorithms", "training"},
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
     "config": {
@@ -45,7 +45,7 @@ ALLOWED = {
     },
     "assembly": {
         *("types", "config", "algorithms", "generation", "models", "plan", "policy", "rewards"),
-        *("tabular", "tasks", "tracking", "training"),
+        *("runtime", "tabular", "tasks", "tracking", "training"),
     },
     "launch": {
         *("config", "algorithms", "assembly", "report", "runtime", "tabular", "tracking"),
@@ -227,3 +227,17 @@ def test_the_wheel_holds_everything_and_only_rlkit(tmp_path: Path) -> None:
     assert shipped <= set(names)
     yamls = {f"rlkit/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")}
     assert yamls <= set(names)
+
+
+# Classes of one name in rooms whose owners have not parted them yet: this list only gets shorter.
+SHARED_NAMES = {"Axes", "Chunk", "Loaded", "Tiling", "World", "_Call", "_TwoPass"}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    shared = {name: modules for name, modules in places.items() if len(modules) > 1}
+    assert shared.keys() == SHARED_NAMES, shared

@@ -38,7 +38,7 @@ LISTED = MappingProxyType(
         "rlkit/runtime/torch_dynamo.py": {"_dynamo"},
         "rlkit/launch/hydra_compat.py": {"_internal", "_apply_overrides_to_config"},
         # The standard library's: what multiprocessing does at the end of its own forks.
-        "rlkit/launch/nursery.py": {"_run_exitfuncs"},
+        "rlkit/launch/fork_server.py": {"_run_exitfuncs"},
     }
 )
 """Module -> every private name in it."""

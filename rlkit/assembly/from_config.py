@@ -8,7 +8,7 @@ from rlkit.config import Config
 from rlkit.generation import sample_seed
 from rlkit.models.config import Switch
 from rlkit.training.optim import build_optimizer
-from rlkit.training.trainer import Schedule
+from rlkit.training.trainer import RunSchedule
 from rlkit.training.update import Learner, TrainState, UpdateSettings
 from rlkit.types import Algorithm
 
@@ -50,9 +50,9 @@ def update_settings(config: Config) -> UpdateSettings:
     )
 
 
-def schedule_of(config: Config) -> Schedule:
+def schedule_of(config: Config) -> RunSchedule:
     """When the loop evaluates, saves and ends."""
-    return Schedule(
+    return RunSchedule(
         num_steps=config.steps,
         evaluate_every=config.evaluation.every,
         checkpoint_every=config.checkpoint.every,

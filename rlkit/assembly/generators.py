@@ -26,6 +26,7 @@ from rlkit.models.load import BaseModel
 from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.lora import LoRA, attach
 from rlkit.policy.policy import Policy
+from rlkit.runtime.say import Say
 from rlkit.training.collate import collate
 from rlkit.types import FinishReason, Generator, Prompt, Rollout, RolloutBatch, ScoredRollout
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.probe import ProbeRow, Score
     from rlkit.generation.vllm.watch import Watchable
 
-Say = Callable[[str], None]
 _WATCH_EVERY = 25
 """Updates between two comparisons of vLLM with the trainer; one takes some tens of ms."""
 _log = logging.getLogger(__name__)

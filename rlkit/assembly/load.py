@@ -5,7 +5,6 @@ With shared weights the engine comes first: the trainer's frozen parameters are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,12 +36,11 @@ from rlkit.models.views import CannotShare
 from rlkit.plan.of_config import Planned
 from rlkit.plan.run import plan_run
 from rlkit.policy.lora import target_layers
+from rlkit.runtime.say import Say
 from rlkit.types import Algorithm
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine, EngineSpec
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
@@ -14,13 +13,12 @@ from rlkit.models.source import cache_root
 from rlkit.models.special import completion_decoder, tags_among
 from rlkit.rewards import SpecialTokens
 from rlkit.rewards.pool import RewardPool
+from rlkit.runtime.say import Say
 from rlkit.tasks import Split, Task
 from rlkit.tasks.check import check_golds, check_rewards
 from rlkit.tasks.survey import Survey, Usable, survey, usable
 from rlkit.training.collect import Decode
 from rlkit.types import Prompt
-
-Say = Callable[[str], None]
 
 
 def with_usable_rows(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rlkit.assembly.model_run import ModelRun
 from rlkit.config import ConfigError
 from rlkit.generation.vllm.weights import rest
@@ -11,8 +9,8 @@ from rlkit.models.config import Switch
 from rlkit.plan.of_config import peak_with
 from rlkit.plan.parts import GB
 from rlkit.plan.rehearse import rehearse, worst_of
+from rlkit.runtime.say import Say
 
-Say = Callable[[str], None]
 _OWN_BESIDE = GB
 """Bytes that libraries of this process (handles, graphs) may hold outside of torch's allocator."""
 

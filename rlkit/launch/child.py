@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 OUTPUT = "output.txt"
-"""What the processes of a job printed, in its folder."""
+"""The file in a job's folder that holds what its processes printed."""
 _PR_SET_PDEATHSIG = 1
 INTERRUPTED = 130
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,7 +30,7 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def settle_in(folder: Path, *, parent: int) -> None:
+def set_up_job_process(folder: Path, *, parent: int) -> None:
     """Make this new process the job's own: its session, its signals, its output, its end."""
     os.setsid()
     die_with(parent)
@@ -71,9 +71,9 @@ def run(packed: str, folder: Path) -> int:
 def main(folder: str, parent: str = "") -> None:
     """A fresh interpreter's way in, with the configuration on standard input.
 
-    `parent` is the process to die with, if a nursery has not seen to that.
+    `parent` is the process to die with, if a fork server has not seen to that.
     """
     packed = sys.stdin.read()
     if parent:
-        settle_in(Path(folder), parent=int(parent))
+        set_up_job_process(Path(folder), parent=int(parent))
     sys.exit(run(packed, Path(folder)))

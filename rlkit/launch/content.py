@@ -1,4 +1,4 @@
-"""What a run's files hold: data, rewards and models are part of its identity, not only their names.
+"""The content of data, reward and model files is part of a run's identity, not only their names.
 
 `content.json` in the run's folder has the hash of each file that the configuration names. A resumed
 run, and a sweep that runs again, compare it with what is there now.
@@ -81,7 +81,7 @@ def write_content(run_dir: Path, content: Mapping[str, Content]) -> None:
 
 
 def read_content(run_dir: Path) -> dict[str, Content]:
-    """What the run in `run_dir` recorded; empty for runs of versions that did not."""
+    """The content that the run in `run_dir` recorded; empty for runs of older versions."""
     files = _read(run_dir).get("files", {})
     return {key: Content(str(f["path"]), str(f["sha256"])) for key, f in files.items()}
 
@@ -132,7 +132,7 @@ def named_files(config: Config) -> Iterator[tuple[str, Path]]:
 
 
 def _digest(key: str, path: Path) -> str:
-    """Of one file, or of the files of a folder that matter."""
+    """The hash of one file, or of the files of a folder that matter."""
     try:
         if key == "model.source":
             return _model_digest(path)
@@ -146,7 +146,7 @@ def _digest(key: str, path: Path) -> str:
 
 
 def _model_digest(path: Path) -> str:
-    """Of a model's small files; its weights, gigabytes, count with their names and sizes."""
+    """The hash of a model's small files; weights count by name and size."""
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
     sizes = [(p.name, p.stat().st_size) for p in files]
     small = [(p.name, p) for p in files if p.suffix in _MODEL_SUFFIXES]

@@ -1,22 +1,23 @@
-"""What this machine has to run jobs on, found without initialising CUDA in this process."""
+"""The cores and cards of this machine, found without initialising CUDA in this process."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pynvml
 
 
 class GPU(NamedTuple):
     """One card as jobs are told about it."""
 
     name: str
-    """What CUDA_VISIBLE_DEVICES gets: the UUID, the same for every sweep of the machine."""
+    """The UUID, for CUDA_VISIBLE_DEVICES: the same for every sweep of the machine."""
     label: str
-    """What people call it: its index."""
+    """The index, for people."""
     bytes: int
     """Memory in all; 0 = unknown."""
 
@@ -27,35 +28,24 @@ def num_cores() -> int:
 
 
 def find_gpus(environ: Mapping[str, str]) -> list[GPU]:
-    """The cards that nvidia-smi knows and CUDA_VISIBLE_DEVICES, if set, allows."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    """The cards that NVML knows and CUDA_VISIBLE_DEVICES, if set, allows; none without a driver."""
     try:
-        result = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
         return []
-    cards = parse_nvidia_smi(result.stdout) if result.returncode == 0 else []
+    try:
+        cards = list(_cards())
+    finally:
+        pynvml.nvmlShutdown()
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     return cards if visible is None else visible_among(cards, visible)
 
 
-def parse_nvidia_smi(text: str) -> list[GPU]:
-    """Lines `index, uuid, MiB`; MiB may be `[N/A]`."""
-    cards = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 3 and fields[0].isdigit():
-            mib = int(fields[2]) if fields[2].isdigit() else 0
-            cards.append(GPU(name=fields[1], label=fields[0], bytes=mib * 2**20))
-    return cards
-
-
 def visible_among(cards: Sequence[GPU], visible: str) -> list[GPU]:
-    """What CUDA makes of CUDA_VISIBLE_DEVICES: indices or UUIDs (a beginning is enough).
+    """The cards that CUDA would see: `visible` holds indices or UUIDs (a beginning is enough).
 
     As in CUDA, the first entry that names no card ends the list. A MIG instance is a card that
-    nvidia-smi does not list here: it is taken as it is.
+    NVML does not list here: it is taken as it is.
     """
     found: list[GPU] = []
     for entry in (part.strip() for part in visible.split(",")):
@@ -67,3 +57,20 @@ def visible_among(cards: Sequence[GPU], visible: str) -> list[GPU]:
             break
         found.append(match[0])
     return found
+
+
+def _cards() -> Iterator[GPU]:
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        # A card that fell off the bus has no handle; the others are still good.
+        with contextlib.suppress(pynvml.NVMLError):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = str(pynvml.nvmlDeviceGetUUID(handle))
+            yield GPU(name=uuid, label=str(index), bytes=_memory(handle))
+
+
+def _memory(handle: Any) -> int:
+    """Bytes of a card; 0 where it shares the memory of its host and does not say."""
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except pynvml.NVMLError:
+        return 0

@@ -25,15 +25,15 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from rlkit.config import load
-from rlkit.launch.board import Board
+from rlkit.launch.fork_server import boot
 from rlkit.launch.hydra_compat import Callbacks
-from rlkit.launch.nursery import boot
 from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, state_of
 from rlkit.launch.packed import pack
 from rlkit.launch.preflight import in_sweep
-from rlkit.launch.rows import OVER, Row, Stand
+from rlkit.launch.rows import OVER, JobRow, JobStatus
 from rlkit.launch.run_folder import write_status
 from rlkit.launch.sweep_folder import Job, job_folder, job_id
+from rlkit.launch.sweep_view import SweepView
 from rlkit.report.job import is_held
 from rlkit.tracking import Status
 
@@ -41,7 +41,7 @@ _LOOK_S = 1.0
 
 
 def engine_job(composed: DictConfig) -> int:
-    """What a plugin runs on the job's machine: the job in a process of its own. Never raises.
+    """Run the job in a process of its own: a plugin calls this on the job's machine. Never raises.
 
     The exit code of the job; 0 when there is nothing left to do.
     """
@@ -66,22 +66,34 @@ def engine_job(composed: DictConfig) -> int:
 
 
 def run_on_engine(
-    sweep: Path, jobs: Sequence[Job], hydra_overrides: Sequence[str], board: Board, *, retry: bool
+    sweep: Path,
+    jobs: Sequence[Job],
+    hydra_overrides: Sequence[str],
+    view: SweepView,
+    *,
+    retry: bool,
 ) -> None:
     """Submit what is left of the sweep to the plugin that `hydra_overrides` choose, and wait.
 
-    What became of the jobs is in the board's rows. A plugin that gives up is reported, not raised:
+    What became of the jobs is in the view's rows. A plugin that gives up is reported, not raised:
     its jobs may still run, and the next launch finds what they did.
+
+    Args:
+        sweep: The folder of the sweep.
+        jobs: All jobs of the sweep; those that are over are left out.
+        hydra_overrides: Overrides of Hydra that choose the plugin.
+        view: Shows the jobs; its rows are in the order of `jobs`.
+        retry: Whether jobs that failed before run again.
     """
-    left = [job for job in jobs if _enlist(sweep, job, _row(board, jobs, job), retry=retry)]
-    board.start()
+    left = [job for job in jobs if _queue_if_left(sweep, job, _row(view, jobs, job), retry=retry)]
+    view.start()
     if not left:
         return
     for job in left:
         job_folder(sweep, job.id).mkdir(parents=True, exist_ok=True)
     quoted = str(sweep.absolute()).replace("'", r"\'")
     overrides = [*hydra_overrides, f"hydra.sweep.dir='{quoted}'"]
-    with initialize_config_module("rlkit.conf", version_base="1.3"), _watching(board):
+    with initialize_config_module("rlkit.conf", version_base="1.3"), _watching(view):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         master = hydra.compose_config("config", overrides, RunMode.MULTIRUN, from_shell=False)
@@ -98,35 +110,35 @@ def run_on_engine(
             print(f"rlkit: the launcher gave up waiting: {text}", file=sys.stderr)
 
 
-def _row(board: Board, jobs: Sequence[Job], job: Job) -> Row:
-    return board.rows[jobs.index(job)]
+def _row(view: SweepView, jobs: Sequence[Job], job: Job) -> JobRow:
+    return view.rows[jobs.index(job)]
 
 
-def _enlist(sweep: Path, job: Job, row: Row, *, retry: bool) -> bool:
+def _queue_if_left(sweep: Path, job: Job, row: JobRow, *, retry: bool) -> bool:
     """Whether the job is to be submitted."""
     folder = job_folder(sweep, job.id)
     state = state_of(folder)
-    row.look()
+    row.read_progress()
     row.first_step = row.step
     if state is JobState.failed and retry:
         write_status(folder, Status.interrupted, message="to be run again (retry_failed)")
         state = JobState.partial
     if state is JobState.done:
-        row.stand = Stand.earlier
+        row.status = JobStatus.earlier
     if state is JobState.failed:
-        row.stand = Stand.failed_earlier
+        row.status = JobStatus.failed_earlier
         row.message = read_status(folder).message
     return state in (JobState.new, JobState.partial)
 
 
 @contextmanager
-def _watching(board: Board) -> Iterator[None]:
-    """Keep the board's rows up to date from the folders of the jobs, until the launcher returns."""
+def _watching(view: SweepView) -> Iterator[None]:
+    """Keep the view's rows up to date from the folders of the jobs, until the launcher returns."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(_LOOK_S):
-            _look(board)
+            _read_folders(view)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -135,34 +147,34 @@ def _watching(board: Board) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        _look(board)
-        _tell_dead(board)
+        _read_folders(view)
+        _report_dead(view)
 
 
-def _tell_dead(board: Board) -> None:
+def _report_dead(view: SweepView) -> None:
     """Jobs that ended without a word on their machine: out of time, or killed."""
-    for row in board.rows:
-        if row.stand is Stand.running and not is_held(row.folder):
+    for row in view.rows:
+        if row.status is JobStatus.running and not is_held(row.folder):
             row.seconds = row.elapsed()
-            row.stand = Stand.interrupted
+            row.status = JobStatus.interrupted
             row.message = "its process is gone; the same command again goes on"
-            board.ended(row)
-    board.refresh()
+            view.ended(row)
+    view.refresh()
 
 
-def _look(board: Board) -> None:
-    for row in board.rows:
-        if row.stand in OVER:
+def _read_folders(view: SweepView) -> None:
+    for row in view.rows:
+        if row.status in OVER:
             continue
         status = read_status(row.folder).status
         state = state_of(row.folder)
-        if status is Status.running and row.stand is Stand.waiting:
-            row.stand, row.began = Stand.running, time.monotonic()
-            board.started(row)
+        if status is Status.running and row.status is JobStatus.waiting:
+            row.status, row.began = JobStatus.running, time.monotonic()
+            view.started(row)
         elif state in (JobState.done, JobState.failed):
             row.seconds = row.elapsed()
-            row.stand = Stand.done if state is JobState.done else Stand.failed
+            row.status = JobStatus.done if state is JobState.done else JobStatus.failed
             row.message = read_status(row.folder).message
-            row.look()
-            board.ended(row)
-    board.refresh()
+            row.read_progress()
+            view.ended(row)
+    view.refresh()

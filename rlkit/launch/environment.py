@@ -1,4 +1,4 @@
-"""What machine and which software this is; for bug reports and for the record of every run."""
+"""This module names the machine and the software, for bug reports and the record of every run."""
 
 from __future__ import annotations
 

@@ -10,25 +10,25 @@ from pathlib import Path
 
 from rlkit.config import Config, DeviceChoice
 from rlkit.launch import leases
-from rlkit.launch.board import Board
 from rlkit.launch.devices import GPU, num_cores
-from rlkit.launch.live import Live, Stops
-from rlkit.launch.nursery import Preload
+from rlkit.launch.fork_server import Preload
 from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, state_of
 from rlkit.launch.packed import pack
 from rlkit.launch.prepare import is_tabular
 from rlkit.launch.processes import Event, Exited, Lost, Processes, Refused, Started
-from rlkit.launch.rows import Stand
+from rlkit.launch.rows import JobStatus
+from rlkit.launch.running import RunningJob, SweepStops
 from rlkit.launch.settings import IsolatedConfig, Start
 from rlkit.launch.sweep_folder import Job, job_folder
+from rlkit.launch.sweep_view import SweepView
 from rlkit.tracking import Status
 
 _TICK_S = 0.2
 _MAX_ATTEMPTS = 3
-_STANDS = {
-    Status.completed: Stand.done,
-    Status.failed: Stand.failed,
-    Status.interrupted: Stand.interrupted,
+_STATUS_OF = {
+    Status.completed: JobStatus.done,
+    Status.failed: JobStatus.failed,
+    Status.interrupted: JobStatus.interrupted,
 }
 
 
@@ -36,14 +36,22 @@ def run_isolated(
     sweep: Path,
     jobs: Sequence[Job],
     settings: IsolatedConfig,
-    board: Board,
+    view: SweepView,
     *,
     gpus: Sequence[GPU],
 ) -> None:
-    """Run what is left of the sweep; what became of the jobs is in the board's rows."""
-    launch = _Launch(sweep, jobs, settings, board, gpus=gpus, cores=num_cores())
-    board.slots = launch.slots
-    board.start()
+    """Run what is left of the sweep; what became of the jobs is in the view's rows.
+
+    Args:
+        sweep: The folder of the sweep.
+        jobs: All jobs of the sweep; those that are over are left out.
+        settings: The options of the launcher.
+        view: Shows the jobs; its rows are in the order of `jobs`.
+        gpus: The cards to share out; may be empty.
+    """
+    launch = _Launch(sweep, jobs, settings, view, gpus=gpus, cores=num_cores())
+    view.slots = launch.slots
+    view.start()
     launch.run()
 
 
@@ -53,57 +61,57 @@ class _Launch:
         sweep: Path,
         jobs: Sequence[Job],
         settings: IsolatedConfig,
-        board: Board,
+        view: SweepView,
         *,
         gpus: Sequence[GPU],
         cores: int,
     ) -> None:
         self._sweep = sweep
         self._settings = settings
-        self._board = board
+        self._view = view
         self._gpus = gpus
         self._cores = cores
-        self._rows = dict(zip((job.id for job in jobs), board.rows, strict=True))
+        self._rows = dict(zip((job.id for job in jobs), view.rows, strict=True))
         self._queue: deque[Job] = deque()
-        self._live: dict[str, Live] = {}
+        self._running: dict[str, RunningJob] = {}
         self._attempts: Counter[str] = Counter()
-        self._stops = Stops(settings)
+        self._stops = SweepStops(settings)
         self.slots = self._choose_slots(jobs)
         for job in jobs:
-            self._enlist(job)
+            self._queue_if_left(job)
 
     def run(self) -> None:
-        """Run what is left to run; what became of each job is in the board's rows."""
+        """Run what is left to run; what became of each job is in the view's rows."""
         if not self._queue:
             return
         processes = Processes(preload=self._preload(), log=self._sweep / "launcher.log")
         try:
             with self._stops.hear():
-                while self._live or (self._queue and not self._stops.reason):
+                while self._running or (self._queue and not self._stops.reason):
                     self._start_jobs(processes)
                     for event in processes.events(timeout_s=_TICK_S):
                         self._handle(event)
-                    self._stops.enforce(self._live.values(), processes)
-                    self._board.refresh()
-                    if self._stops.reason and not any(live.pid for live in self._live.values()):
-                        return  # the nursery is still importing: no job has begun
+                    self._stops.enforce(self._running.values(), processes)
+                    self._view.refresh()
+                    if self._stops.reason and not any(run.pid for run in self._running.values()):
+                        return  # the fork server is still importing: no job has begun
         finally:
-            for live in list(self._live.values()):
-                live.row.stand = Stand.waiting
-                self._release(live)
+            for run in list(self._running.values()):
+                run.row.status = JobStatus.waiting
+                self._release(run)
             processes.close()
 
-    def _enlist(self, job: Job) -> None:
+    def _queue_if_left(self, job: Job) -> None:
         """Queue the job, unless an earlier launch has settled it."""
         row, state = self._rows[job.id], state_of(job_folder(self._sweep, job.id))
-        row.look()
+        row.read_progress()
         row.first_step = row.step
         if state is JobState.failed:
             row.message = read_status(row.folder).message
         if state is JobState.done:
-            row.stand = Stand.earlier
+            row.status = JobStatus.earlier
         elif state is JobState.failed and not self._settings.retry_failed:
-            row.stand = Stand.failed_earlier
+            row.status = JobStatus.failed_earlier
         else:
             self._queue.append(job)
 
@@ -123,7 +131,7 @@ class _Launch:
         return start is Start.fresh or (start is Start.auto and self._on_gpu(config))
 
     def _preload(self) -> Preload:
-        """What the jobs that fork from the nursery have in common."""
+        """The modules that all jobs need that fork from the server."""
         forked = [job.config for job in self._queue if not self._fresh(job.config)]
         if not forked:
             return Preload.nothing
@@ -131,7 +139,7 @@ class _Launch:
 
     def _start_jobs(self, processes: Processes) -> None:
         """Fill the free slots, in the order of the sweep."""
-        while self._queue and not self._stops.reason and len(self._live) < self.slots:
+        while self._queue and not self._stops.reason and len(self._running) < self.slots:
             job = self._queue[0]
             lease = None
             if self._on_gpu(job.config):
@@ -147,10 +155,10 @@ class _Launch:
         folder.mkdir(parents=True, exist_ok=True)
         environ = {"CUDA_VISIBLE_DEVICES": lease.gpu.name if lease else ""} if self._gpus else {}
         row = self._rows[job.id]
-        row.stand, row.began = Stand.running, time.monotonic()
+        row.status, row.began = JobStatus.running, time.monotonic()
         row.gpu = lease.gpu.label if lease else ""
         self._attempts[job.id] += 1
-        self._live[job.id] = Live(job=job, folder=folder, row=row, lease=lease)
+        self._running[job.id] = RunningJob(job=job, folder=folder, row=row, lease=lease)
         processes.start(
             job.id,
             packed=pack(self._share(job.config, lease, folder)),
@@ -159,7 +167,7 @@ class _Launch:
             fresh=self._fresh(job.config),
             lease=lease,
         )
-        self._board.started(row)
+        self._view.started(row)
 
     def _share(self, config: Config, lease: leases.Lease | None, folder: Path) -> Config:
         """The configuration with the job's part of the machine where it leaves that open."""
@@ -175,44 +183,44 @@ class _Launch:
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Started):
-            live = self._live[event.job]
-            live.pid, live.row.began = event.pid, time.monotonic()
+            run = self._running[event.job]
+            run.pid, run.row.began = event.pid, time.monotonic()
         elif isinstance(event, Exited):
-            live = next(live for live in self._live.values() if live.pid == event.pid)
-            live.row.cpu_seconds = event.cpu_seconds
-            self._end(live, cause_of_death(live.folder, event.code))
+            run = next(run for run in self._running.values() if run.pid == event.pid)
+            run.row.cpu_seconds = event.cpu_seconds
+            self._end(run, cause_of_death(run.folder, event.code))
         elif isinstance(event, Refused):
-            self._again(self._live[event.job], f"no process for it: {event.reason}")
+            self._again(self._running[event.job], f"no process for it: {event.reason}")
         elif isinstance(event, Lost):
-            for live in list(self._live.values()):
-                self._again(live, "its parent process was killed, perhaps for want of memory")
+            for run in list(self._running.values()):
+                self._again(run, "its parent process was killed, perhaps for want of memory")
 
-    def _again(self, live: Live, reason: str) -> None:
+    def _again(self, run: RunningJob, reason: str) -> None:
         """Queue a job once more that lost its process through no fault of its own."""
-        if live.stopped or self._attempts[live.job.id] >= _MAX_ATTEMPTS:
-            self._end(live, reason)
+        if run.stopped or self._attempts[run.job.id] >= _MAX_ATTEMPTS:
+            self._end(run, reason)
             return
-        live.row.stand = Stand.waiting
-        self._release(live)
-        self._queue.appendleft(live.job)
+        run.row.status = JobStatus.waiting
+        self._release(run)
+        self._queue.appendleft(run.job)
 
-    def _end(self, live: Live, reason: str) -> None:
+    def _end(self, run: RunningJob, reason: str) -> None:
         """Record how a job's process ended; `reason` counts where it did not say so itself."""
-        otherwise = Status.interrupted if live.stopped else Status.failed
-        message = live.killed or live.stopped or reason
-        recorded = settle(live.folder, pid=live.pid, otherwise=otherwise, message=message)
-        row = live.row
+        otherwise = Status.interrupted if run.stopped else Status.failed
+        message = run.killed or run.stopped or reason
+        recorded = settle(run.folder, pid=run.pid, otherwise=otherwise, message=message)
+        row = run.row
         row.seconds = time.monotonic() - row.began
-        row.stand = _STANDS[recorded.status or Status.failed]
+        row.status = _STATUS_OF[recorded.status or Status.failed]
         row.message = recorded.message
-        row.look()
-        self._release(live)
-        self._board.ended(row)
-        failures = sum(row.stand is Stand.failed for row in self._rows.values())
+        row.read_progress()
+        self._release(run)
+        self._view.ended(row)
+        failures = sum(row.status is JobStatus.failed for row in self._rows.values())
         if self._settings.fail_fast and failures >= self._settings.fail_fast:
             self._stops.request(f"{failures} failed (fail_fast={self._settings.fail_fast})")
 
-    def _release(self, live: Live) -> None:
-        del self._live[live.job.id]
-        if live.lease:
-            live.lease.close()
+    def _release(self, run: RunningJob) -> None:
+        del self._running[run.job.id]
+        if run.lease:
+            run.lease.close()

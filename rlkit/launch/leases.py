@@ -91,7 +91,7 @@ def _count(card: Path) -> int:
 
 
 def _share(path: Path) -> int:
-    """What a lease holds: 0, and it is removed, when no process holds its lock any more."""
+    """The share that a lease holds; 0 and removed when no process holds its lock any more."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:

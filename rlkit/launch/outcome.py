@@ -1,4 +1,4 @@
-"""What became of a job: read from its folder, and written there for a process that could not."""
+"""This module reads how a job ended, and writes it for a process that could not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TAIL_BYTES = 4096
 
 
 class JobState(StrEnum):
-    """Where a job stands between two launches."""
+    """The state of a job between two launches."""
 
     new = "new"
     partial = "partial"
@@ -28,7 +28,7 @@ class JobState(StrEnum):
 
 
 class Recorded(NamedTuple):
-    """What `status.json` says; `status` is None when there is none that can be read."""
+    """The content of `status.json`; `status` is None when there is none that can be read."""
 
     status: Status | None
     message: str
@@ -36,7 +36,7 @@ class Recorded(NamedTuple):
 
 
 def state_of(folder: Path) -> JobState:
-    """Where the job in `folder` stands, if no process is working on it."""
+    """The state of the job in `folder`, if no process is working on it."""
     if (folder / _DONE).exists():
         return JobState.done
     recorded = read_status(folder)
@@ -49,7 +49,7 @@ def state_of(folder: Path) -> JobState:
 
 
 def read_status(folder: Path) -> Recorded:
-    """What `status.json` in `folder` says."""
+    """Read the content of `status.json` in `folder`."""
     try:
         record = json.loads((folder / "status.json").read_text())
         return Recorded(Status(record["status"]), str(record["message"]), int(record["pid"]))
@@ -61,6 +61,12 @@ def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Record
     """Record how process `pid` left the job in `folder`, and mark a completed job as done.
 
     Where that process wrote no outcome of its own, `status.json` gets `otherwise` and `message`.
+
+    Args:
+        folder: The folder of the job.
+        pid: The process that has ended.
+        otherwise: The status of a job that recorded no end itself.
+        message: The reason for such a job.
     """
     own = read_status(folder)
     if own.pid == pid and own.status is Status.completed:

@@ -28,8 +28,8 @@ from rlkit.training.no_signal import STEPS_IN_A_SWEEP
 _PRINTING = ("help", "hydra_help", "cfg", "shell_completion", "info")
 
 
-class Plan(NamedTuple):
-    """What a command line asks for, checked."""
+class LaunchPlan(NamedTuple):
+    """The checked jobs and options of a command line."""
 
     jobs: list[Job]
     """No two with the same configuration."""
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     hydra: DictConfig | None = None
     """Hydra's own part of a sweep's configuration."""
     hydra_overrides: tuple[str, ...] = ()
-    """What of the command line is about it; of a single job its flags, too."""
+    """The part of the command line that is about Hydra; of a single job its flags, too."""
     retry_failed: bool = False
     """`hydra.launcher.retry_failed` for launchers that do not have it."""
 
@@ -49,7 +49,7 @@ def preflight(arguments: Sequence[str]) -> list[Config]:
     return [job.config for job in plan(arguments).jobs]
 
 
-def plan(arguments: Sequence[str]) -> Plan:
+def plan(arguments: Sequence[str]) -> LaunchPlan:
     """Compose and check every job that `arguments` stand for.
 
     Raises ConfigError with one line: the first broken rule, its key and value, and a sweep's job.
@@ -58,7 +58,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     parser.error = _refuse_flags  # type: ignore[method-assign]
     parsed = parser.parse_args(list(arguments))
     if any(getattr(parsed, flag) for flag in _PRINTING):
-        return Plan([], multirun=bool(parsed.multirun))
+        return LaunchPlan([], multirun=bool(parsed.multirun))
     setup_globals()
     overrides = offer_algorithms(parsed.overrides)
     extra: list[str] = []
@@ -69,7 +69,9 @@ def plan(arguments: Sequence[str]) -> Plan:
             config = _check(overrides + extra, compose_job)
             check_run_dir(config)
             rest = (a for a in arguments if _is_hydras(a) or a not in parsed.overrides)
-            return Plan([Job.of(config, overrides)], multirun=False, hydra_overrides=tuple(rest))
+            return LaunchPlan(
+                [Job.of(config, overrides)], multirun=False, hydra_overrides=tuple(rest)
+            )
         retry, overrides = _without_retry(overrides)
         hydra, expanded = _expand(overrides, extra)
         composer = Composer()
@@ -77,7 +79,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     own = [[as_typed(o) for o in job if not _is_hydras(o)] for job in expanded]
     jobs = {job.id: job for job in map(Job.of, checked, own)}
     label = hydra.runtime.choices.get("experiment") or checked[0].task.name
-    return Plan(
+    return LaunchPlan(
         list(jobs.values()),
         multirun=True,
         label=label,

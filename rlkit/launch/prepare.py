@@ -31,7 +31,7 @@ class Prepared(Protocol):
         ...
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
-        """What the tracker is told before the first step."""
+        """The record that the tracker gets before the first step."""
         ...
 
     def save(self, run_dir: Path) -> None:

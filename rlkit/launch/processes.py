@@ -1,4 +1,4 @@
-"""The launcher's end of the nursery: start and signal jobs, hear of their ends. Nothing blocks."""
+"""The launcher's end of the fork server: start and signal jobs, hear of their ends, never block."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlkit.launch.fork_server import MESSAGE_BYTES, Preload, boot
 from rlkit.launch.leases import Lease
-from rlkit.launch.nursery import MESSAGE_BYTES, Preload, boot
 
 
 class Started(NamedTuple):
@@ -39,19 +39,19 @@ class Exited(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """The nursery died and took its jobs along."""
+    """The fork server died and took its jobs along."""
 
 
 Event = Started | Refused | Exited | Lost
 
 
 class Processes:
-    """All processes of a launcher. A nursery is started when there is none."""
+    """All processes of a launcher. A fork server is started when there is none."""
 
     def __init__(self, *, preload: Preload, log: Path) -> None:
         self._preload = preload
         self._log = log
-        self._channel, self._nursery = self._new()
+        self._channel, self._fork_server = self._new()
 
     def start(
         self,
@@ -63,7 +63,16 @@ class Processes:
         fresh: bool,
         lease: Lease | None,
     ) -> None:
-        """Ask for the process of a job; a Started or Refused answers. It shares the lease."""
+        """Ask for the process of a job; a Started or Refused answers. It shares the lease.
+
+        Args:
+            job: The id of the job.
+            packed: Its configuration, as `pack` makes it.
+            folder: Its folder; it must exist.
+            environ: Environment variables to set.
+            fresh: Whether a new interpreter replaces the fork.
+            lease: The share of a card that the process holds as well.
+        """
         order = {
             "id": job,
             "config": packed,
@@ -79,7 +88,7 @@ class Processes:
         self._send({"pid": pid, "signal": int(number), "group": group}, [])
 
     def events(self, *, timeout_s: float) -> list[Event]:
-        """What happened since the last call; waits up to `timeout_s` for something to."""
+        """The events since the last call; waits up to `timeout_s` for the first one."""
         found: list[Event] = []
         self._channel.settimeout(timeout_s)
         while True:
@@ -96,22 +105,22 @@ class Processes:
             self._channel.settimeout(0)
 
     def close(self) -> None:
-        """End the nursery and with it every job that is left."""
+        """End the fork server and with it every job that is left."""
         self._channel.close()
-        self._nursery.kill()
-        self._nursery.wait()
+        self._fork_server.kill()
+        self._fork_server.wait()
 
     def _send(self, order: Mapping[str, Any], descriptors: list[int]) -> None:
-        self._channel.settimeout(60)  # a nursery that is importing answers later, not never
+        self._channel.settimeout(60)  # a fork server that is importing answers later, not never
         try:
             socket.send_fds(self._channel, [json.dumps(order).encode()], descriptors)
         except OSError:
-            return  # the next `events` finds the nursery gone
+            return  # the next `events` finds the fork server gone
 
     def _restart(self) -> None:
         self.close()
         time.sleep(1)  # what killed it may still be there
-        self._channel, self._nursery = self._new()
+        self._channel, self._fork_server = self._new()
 
     def _new(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -119,15 +128,15 @@ class Processes:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
         with theirs, self._log.open("ab") as log:
             arguments = (str(theirs.fileno()), str(os.getpid()), self._preload.value)
-            nursery = subprocess.Popen(
-                boot("rlkit.launch.nursery", *arguments),
+            server = subprocess.Popen(
+                boot("rlkit.launch.fork_server", *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the launcher
             )
-        return ours, nursery
+        return ours, server
 
 
 def _event(reply: dict[str, Any]) -> list[Event]:

@@ -16,8 +16,8 @@ from rlkit.tracking.files import number
 _TAIL_BYTES = 1 << 16
 
 
-class Stand(StrEnum):
-    """Where a job of this launch stands."""
+class JobStatus(StrEnum):
+    """The status of a job in this launch."""
 
     waiting = "waiting"
     running = "running"
@@ -30,19 +30,25 @@ class Stand(StrEnum):
     interrupted = "interrupted"
 
 
-OVER = (Stand.done, Stand.earlier, Stand.failed, Stand.failed_earlier, Stand.interrupted)
-FAILED = (Stand.failed, Stand.failed_earlier)
+OVER = (
+    JobStatus.done,
+    JobStatus.earlier,
+    JobStatus.failed,
+    JobStatus.failed_earlier,
+    JobStatus.interrupted,
+)
+FAILED = (JobStatus.failed, JobStatus.failed_earlier)
 
 
 @dataclass(kw_only=True, slots=True)
-class Row:
-    """What is known of a job; `look` brings step and reward up to date."""
+class JobRow:
+    """The launcher's knowledge of a job; `read_progress` brings step and reward up to date."""
 
     label: str
     """The overrides that tell it from the other jobs."""
     folder: Path
     steps: int
-    stand: Stand = Stand.waiting
+    status: JobStatus = JobStatus.waiting
     step: int = 0
     reward: float | None = None
     gpu: str = ""
@@ -55,7 +61,7 @@ class Row:
     first_step: int = field(default=0)
     """Steps that an earlier launch had done."""
 
-    def look(self) -> None:
+    def read_progress(self) -> None:
         """Read the newest line of the job's metrics."""
         line = _last_record(self.folder / "metrics.jsonl")
         if line is not None:
@@ -64,7 +70,7 @@ class Row:
 
     def elapsed(self) -> float:
         """Seconds of this launch, up to now for a running job."""
-        return time.monotonic() - self.began if self.stand is Stand.running else self.seconds
+        return time.monotonic() - self.began if self.status is JobStatus.running else self.seconds
 
 
 def labels(jobs: Sequence[Job]) -> list[str]:
@@ -77,16 +83,16 @@ def labels(jobs: Sequence[Job]) -> list[str]:
     return texts
 
 
-def seconds_left(rows: Sequence[Row], *, slots: int) -> float | None:
+def seconds_left(rows: Sequence[JobRow], *, slots: int) -> float | None:
     """From the mean time of the jobs that this launch has finished; None before the first."""
-    finished = [row.seconds for row in rows if row.stand is Stand.done]
+    finished = [row.seconds for row in rows if row.status is JobStatus.done]
     if not finished:
         return None
     typical = sum(finished) / len(finished)
-    work = sum(typical for row in rows if row.stand is Stand.waiting)
-    running = [row for row in rows if row.stand is Stand.running]
+    work = sum(typical for row in rows if row.status is JobStatus.waiting)
+    running = [row for row in rows if row.status is JobStatus.running]
     work += sum(max(0.0, typical - row.elapsed()) for row in running)
-    return work / max(1, min(slots, sum(r.stand not in OVER for r in rows)))
+    return work / max(1, min(slots, sum(r.status not in OVER for r in rows)))
 
 
 def _last_record(file: Path) -> dict[str, object] | None:

@@ -48,7 +48,7 @@ class IsolatedConfig:
     """Minutes without a sign of life (a step, a line of output) after which a job is killed and
     counts as failed, >= 0; 0 = never."""
     grace_seconds: float = 30.0
-    """What a job gets to save and end when the sweep is stopped, > 0; killed after that."""
+    """Seconds that a job gets to save and end when the sweep is stopped, > 0; then it is killed."""
     start: Start = Start.auto
     board: BoardMode = BoardMode.auto
 

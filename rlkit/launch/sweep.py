@@ -12,7 +12,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlkit.assembly.inputs import check_inputs
 from rlkit.config import ConfigError
-from rlkit.launch.board import Board
 from rlkit.launch.content import (
     Content,
     check_content,
@@ -23,11 +22,12 @@ from rlkit.launch.content import (
 from rlkit.launch.devices import GPU, find_gpus
 from rlkit.launch.engine import run_on_engine
 from rlkit.launch.isolated import run_isolated
-from rlkit.launch.preflight import Plan
+from rlkit.launch.preflight import LaunchPlan
 from rlkit.launch.prepare import is_tabular
-from rlkit.launch.rows import FAILED, Row, Stand, labels
+from rlkit.launch.rows import FAILED, JobRow, JobStatus, labels
 from rlkit.launch.settings import BoardMode, IsolatedConfig
 from rlkit.launch.sweep_folder import hold, job_folder, sweep_name, write_sweep
+from rlkit.launch.sweep_view import SweepView
 from rlkit.tracking.build import Terminal
 
 _AUTO = "auto"
@@ -35,7 +35,7 @@ _PIPE_WIDTH = 160
 _FAILED, _INTERRUPTED = 1, 130
 
 
-def run_sweep(plan: Plan, arguments: Sequence[str]) -> int:
+def run_sweep(plan: LaunchPlan, arguments: Sequence[str]) -> int:
     """Run what is left of `plan`: 0 = all are done now, 1 = one failed, 130 = stopped.
 
     Raises ConfigError with one line when the sweep cannot start.
@@ -57,43 +57,43 @@ def run_sweep(plan: Plan, arguments: Sequence[str]) -> int:
         console.print(f"sweep {sweep}", soft_wrap=True, highlight=False)
         mode = settings.board if settings else BoardMode.plain  # other launchers print as well
         live = mode is BoardMode.live or (mode is BoardMode.auto and console.is_terminal)
-        board = Board(console, rows, live=live)
+        view = SweepView(console, rows, live=live)
         try:
             if settings:
-                run_isolated(sweep, plan.jobs, settings, board, gpus=_gpus(settings))
+                run_isolated(sweep, plan.jobs, settings, view, gpus=_gpus(settings))
             else:
                 overrides, retry = plan.hydra_overrides, plan.retry_failed
-                run_on_engine(sweep, plan.jobs, overrides, board, retry=retry)
+                run_on_engine(sweep, plan.jobs, overrides, view, retry=retry)
         finally:
-            board.close()
+            view.close()
         console.print(f"report: rlkit report {sweep}", soft_wrap=True, highlight=False)
     return exit_code(rows)
 
 
-def sweep_folder_of(plan: Plan) -> Path:
+def sweep_folder_of(plan: LaunchPlan) -> Path:
     """`hydra.sweep.dir`, by default named by the experiment or task and by the set of jobs."""
     assert plan.hydra is not None
     chosen = str(plan.hydra.sweep.dir)
     return Path("sweeps") / sweep_name(plan.label, plan.jobs) if chosen == _AUTO else Path(chosen)
 
 
-def exit_code(rows: Sequence[Row]) -> int:
-    """Of the worst job: failed, then not done."""
-    if any(row.stand in FAILED for row in rows):
+def exit_code(rows: Sequence[JobRow]) -> int:
+    """The exit code of the worst job: failed comes first, then not done."""
+    if any(row.status in FAILED for row in rows):
         return _FAILED
-    unfinished = any(row.stand not in (Stand.done, Stand.earlier) for row in rows)
+    unfinished = any(row.status not in (JobStatus.done, JobStatus.earlier) for row in rows)
     return _INTERRUPTED if unfinished else 0
 
 
-def _rows(plan: Plan, sweep: Path) -> list[Row]:
+def _rows(plan: LaunchPlan, sweep: Path) -> list[JobRow]:
     texts = labels(plan.jobs)
     return [
-        Row(label=text, folder=job_folder(sweep, job.id), steps=job.config.steps)
+        JobRow(label=text, folder=job_folder(sweep, job.id), steps=job.config.steps)
         for job, text in zip(plan.jobs, texts, strict=True)
     ]
 
 
-def _check_inputs(plan: Plan) -> None:
+def _check_inputs(plan: LaunchPlan) -> None:
     """Raise ConfigError when a job's model, data or reward functions are not there: once for each
     combination, in this process, before a job has a folder."""
     seen: list[tuple[object, ...]] = []
@@ -109,7 +109,7 @@ def _check_inputs(plan: Plan) -> None:
             raise ConfigError(f"sweep not started; job [{text}]: {error}") from error
 
 
-def _check_content(plan: Plan, sweep: Path) -> None:
+def _check_content(plan: LaunchPlan, sweep: Path) -> None:
     """Raise ConfigError when a file has changed since one of the jobs began, or was done."""
     known: dict[tuple[object, ...], dict[str, Content]] = {}
     for job, text in zip(plan.jobs, labels(plan.jobs), strict=True):
@@ -137,7 +137,7 @@ def _settings(hydra: DictConfig) -> IsolatedConfig:
 
 
 def _gpus(settings: IsolatedConfig) -> list[GPU]:
-    """The cards to use; a name that nvidia-smi does not know is taken as it is."""
+    """The cards to use; a name that NVML does not know is taken as it is."""
     cards = find_gpus(os.environ)
     if not settings.gpus:
         return cards

@@ -59,7 +59,7 @@ def sweep_name(label: str, jobs: Sequence[Job]) -> str:
 
 
 def job_folder(sweep: Path, id: str) -> Path:
-    """Where the job with this id lives."""
+    """The folder of the job with this id."""
     return sweep / "jobs" / id
 
 
@@ -68,6 +68,12 @@ def write_sweep(sweep: Path, *, name: str, command: Sequence[str], jobs: Sequenc
 
     Raises ConfigError when an earlier `sweep.json` is damaged, TrackingError when it cannot be
     written.
+
+    Args:
+        sweep: The folder of the sweep.
+        name: The name of the sweep, for people.
+        command: The words of the command line.
+        jobs: The jobs of this command.
     """
     before = read_sweep(sweep)
     known = {job.id for job in jobs}
@@ -91,7 +97,7 @@ def write_sweep(sweep: Path, *, name: str, command: Sequence[str], jobs: Sequenc
 
 
 def read_sweep(sweep: Path) -> dict[str, Any]:
-    """What `sweep.json` holds, empty when there is none; raises ConfigError when it is damaged."""
+    """The content of `sweep.json`, empty without one; raises ConfigError when it is damaged."""
     file = sweep / "sweep.json"
     try:
         record = json.loads(file.read_text())
@@ -126,7 +132,7 @@ def hold(sweep: Path) -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """Where a run stands in a sweep."""
+    """The place of a run in a sweep."""
 
     group: str
     """The sweep's name; empty when the run is no job of a sweep."""

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rlkit.models.quiet import slow_step
-
-Say = Callable[[str], None]
-"""Takes one line of progress for the user."""
+from rlkit.runtime.files import published, remove_leftovers
+from rlkit.runtime.say import Say
 
 
 def first_line(error: Exception) -> str:
@@ -50,19 +47,15 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """
     if folder.is_dir():
         return folder
-    scratch = folder.with_name(f".{folder.name}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_name(f".{folder.name}.lock")):
             if folder.is_dir():
                 return folder
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            try:
+            remove_leftovers(folder)
+            with published(folder) as scratch:
+                scratch.mkdir()
                 build(scratch)
-                os.replace(scratch, folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or first_line(error)
         raise ValueError(

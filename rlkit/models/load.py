@@ -24,7 +24,6 @@ from rlkit.models.config import (
     ModelConfig,
     QuantConfig,
 )
-from rlkit.models.convert import Say
 from rlkit.models.four_bit import is_four_bit
 from rlkit.models.quantize import (
     is_nf4,
@@ -49,6 +48,7 @@ from rlkit.models.special import describe_ids, end_of_turn_ids
 from rlkit.models.tokenizer import tokenizer_at
 from rlkit.models.views import model_on_views, shared_bytes
 from rlkit.models.vocabulary import check_ids, pad_id, vocabulary_notes, with_rows
+from rlkit.runtime.say import Say
 from rlkit.types import Prompt
 
 _TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlkit.models.convert import Say, build_once
+from rlkit.models.convert import build_once
 from rlkit.models.peft_config import CONFIG, TENSORS, read_adapter_config
 from rlkit.models.quiet import no_progress_bars
+from rlkit.runtime.say import Say
 
 _PREFIX = "base_model.model."
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 
 from rlkit.models.compat import commit_hash
 from rlkit.models.config import AdapterUse, ModelConfig, QuantConfig
-from rlkit.models.convert import Say, build_once
+from rlkit.models.convert import build_once
 from rlkit.models.load import load_model, resolve_dtype
 from rlkit.models.quantize import (
     kept_layers,
@@ -24,6 +24,7 @@ from rlkit.models.quantize import (
 )
 from rlkit.models.quiet import no_progress_bars
 from rlkit.models.source import architecture_of, cache_root, load_options, locate
+from rlkit.runtime.say import Say
 
 
 def in_nf4(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlkit.runtime.files import published, remove_leftovers
 
 MODEL_FOLDER = "model"
 """The name of the model's folder in a run's folder."""
@@ -30,23 +30,20 @@ def save_model(
         tokenizer: Keeps the chat template that it has now.
         weights: The weights by parameter name, tied ones once, in 16 or 32 bits.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = next(iter(weights.values())).dtype
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config.save_pretrained(partial)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    # Not the model's own method: parameters that are views of an engine's weights share storages.
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    file = partial / "model.safetensors"
-    save_file(tensors, file, metadata={"format": "pt"})
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    with published(folder) as scratch:
+        scratch.mkdir()
+        config.save_pretrained(scratch)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        # Not the model's own method: parameters that are views of an engine's weights share
+        # storages, which it refuses to write.
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})

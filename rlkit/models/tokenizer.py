@@ -5,9 +5,10 @@ from __future__ import annotations
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlkit.models.config import ModelConfig
-from rlkit.models.convert import Say, first_line
+from rlkit.models.convert import first_line
 from rlkit.models.source import architecture_of, load_options, locate
 from rlkit.models.templates import choose_template
+from rlkit.runtime.say import Say
 
 
 def load_tokenizer(config: ModelConfig, *, say: Say) -> PreTrainedTokenizerBase:

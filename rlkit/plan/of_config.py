@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,10 +19,10 @@ from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request, parts_of
 from rlkit.plan.work import Work
+from rlkit.runtime.say import Say
 from rlkit.training.divergence import EvalKL
 from rlkit.types import Algorithm, Column
 
-Say = Callable[[str], None]
 _GRAPHS = {None: Switch.auto, False: Switch.off, True: Switch.on}
 
 

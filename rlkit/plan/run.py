@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,11 +13,9 @@ from rlkit.plan.choose import Plan
 from rlkit.plan.of_config import Planned, planned
 from rlkit.plan.parts import Choice
 from rlkit.plan.table import lines
+from rlkit.runtime.say import Say
 from rlkit.tracking.files import write_atomic
 from rlkit.types import Algorithm
-
-Say = Callable[[str], None]
-
 
 _RECORD = "memory_plan.json"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from rlkit.models.peft_config import CONFIG, TENSORS
 from rlkit.models.peft_config import read_adapter_config as read_adapter_config
 from rlkit.policy.lora import LoRA, check_adapter, stored_dtype
+from rlkit.runtime.files import published
 
 ADAPTER_FOLDER = "adapter"
 """The name of the adapter's folder in a run's folder."""
@@ -43,12 +43,10 @@ def save_adapter(
     check_adapter(lora, adapter)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in adapter.items()}
-    scratch = folder / f".{TENSORS}.partial"
-    save_file(tensors, scratch, metadata={"format": "pt"})
-    _publish(scratch, folder / TENSORS)
-    scratch = folder / f".{CONFIG}.partial"
-    scratch.write_text(json.dumps(_peft_config(lora, base_model), indent=2) + "\n")
-    _publish(scratch, folder / CONFIG)
+    with published(folder / TENSORS) as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt"})
+    with published(folder / CONFIG) as scratch:
+        scratch.write_text(json.dumps(_peft_config(lora, base_model), indent=2) + "\n")
 
 
 def load_adapter(folder: Path, lora: LoRA, *, device: torch.device) -> dict[str, Tensor]:
@@ -104,10 +102,3 @@ def _peft_config(lora: LoRA, base_model: str) -> dict[str, object]:
         "inference_mode": True,
         "modules_to_save": None,
     }
-
-
-def _publish(scratch: Path, path: Path) -> None:
-    """Flush `scratch` to disk and give it its name: readers see the old file or the new one."""
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)

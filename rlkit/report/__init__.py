@@ -1,11 +1,11 @@
 """From run folders to a page one can publish: tables, figures and data of a run or of a sweep."""
 
 from rlkit.report.build import ReportOptions, build_page, write_page, write_report
-from rlkit.report.load import Job, State, Study, load_study
+from rlkit.report.load import JobRecord, State, Study, load_study
 from rlkit.report.results import Results, analyse
 
 __all__ = [
-    "Job",
+    "JobRecord",
     "ReportOptions",
     "Results",
     "State",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlkit.report.job import Job
+from rlkit.report.job import JobRecord
 from rlkit.report.load import StudyError
 
 # Leaves that say where and how a run was made, or stand for the seed; none makes a variant.
@@ -21,11 +21,11 @@ class Arm:
     """One variant on one panel: jobs that differ in nothing but the seed."""
 
     where: tuple[str, ...]
-    """What its panel has in common, such as `task=echo`; empty when there is one panel."""
+    """The overrides that its panel shares, such as `task=echo`; empty when there is one panel."""
     variant: str
     style: int
     """Number of the variant over all panels: its colour, dash and marker."""
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobRecord, ...]
 
     @property
     def panel(self) -> str:
@@ -33,7 +33,7 @@ class Arm:
         return ", ".join(self.where)
 
     @property
-    def done(self) -> dict[int, Job]:
+    def done(self) -> dict[int, JobRecord]:
         """Completed jobs by seed."""
         return {job.seed: job for job in self.jobs if job.done}
 
@@ -43,7 +43,7 @@ def is_setting(key: str) -> bool:
     return key.split(".")[0] not in _NOT_A_VARIANT
 
 
-def arms_of(jobs: Sequence[Job], *, panel_keys: Sequence[str] | None = None) -> list[Arm]:
+def arms_of(jobs: Sequence[JobRecord], *, panel_keys: Sequence[str] | None = None) -> list[Arm]:
     """Group `jobs` into arms, in the order of their first jobs.
 
     Panels are made by `panel_keys`, overrides or leaves of the configuration. Without any (None),
@@ -70,7 +70,7 @@ def arms_of(jobs: Sequence[Job], *, panel_keys: Sequence[str] | None = None) -> 
     shown = [key for key in varying if key not in hidden]
     names = [_name({k: c[k] for k in shown if k in c}) for c in choices]
     names = _fall_back(names, jobs, places)
-    groups: dict[tuple[tuple[str, ...], str], list[Job]] = {}
+    groups: dict[tuple[tuple[str, ...], str], list[JobRecord]] = {}
     for job, place, name in zip(jobs, places, names, strict=True):
         groups.setdefault((place, name), []).append(job)
     styles = {name: i for i, name in enumerate(dict.fromkeys(names))}
@@ -109,17 +109,17 @@ def pick_baseline(arms: Sequence[Arm], wanted: str | None) -> str:
     raise StudyError(f"baseline {wanted} {problem}; there are: {' | '.join(meant or names)}")
 
 
-def _choices(job: Job) -> dict[str, str]:
+def _choices(job: JobRecord) -> dict[str, str]:
     pairs = (text.lstrip("+~").partition("=") for text in job.overrides)
     return {key: value for key, _, value in pairs if is_setting(key) and not _idle(key, job)}
 
 
-def _leaves(job: Job) -> dict[str, str]:
+def _leaves(job: JobRecord) -> dict[str, str]:
     leaves = ((key, str(value)) for key, value in job.config.items() if is_setting(key))
     return {key: value for key, value in leaves if not _idle(key, job)}
 
 
-def _idle(key: str, job: Job) -> bool:
+def _idle(key: str, job: JobRecord) -> bool:
     """Whether a leaf does nothing in this job: what describes an adapter that there is none of."""
     return key.startswith("model.lora.") and job.config.get("model.tuning") == "full"
 
@@ -149,7 +149,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _place(job: Job, choice: Mapping[str, str], keys: Sequence[str]) -> tuple[str, ...]:
+def _place(job: JobRecord, choice: Mapping[str, str], keys: Sequence[str]) -> tuple[str, ...]:
     # Where nobody chose an option of a group, the group's name stands for it: task, task.name.
     found = {
         key: choice.get(key, job.config.get(key, job.config.get(f"{key}.name"))) for key in keys
@@ -174,7 +174,7 @@ def _name(choice: Mapping[str, str]) -> str:
 
 
 def _fall_back(
-    names: Sequence[str], jobs: Sequence[Job], places: Sequence[tuple[str, ...]]
+    names: Sequence[str], jobs: Sequence[JobRecord], places: Sequence[tuple[str, ...]]
 ) -> list[str]:
     """Ids where overrides cannot tell jobs apart, or configurations differ in too much to say."""
     ids = [job.id for job in jobs]

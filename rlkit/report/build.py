@@ -23,7 +23,7 @@ from rlkit.report.environment import environment
 from rlkit.report.export import export_tables
 from rlkit.report.figures import draw_figures
 from rlkit.report.job import State
-from rlkit.report.load import Kind, Study, load_study
+from rlkit.report.load import Study, StudyKind, load_study
 from rlkit.report.measure import SUCCESS, At
 from rlkit.report.results import Results, analyse
 from rlkit.report.samples import galleries
@@ -38,7 +38,7 @@ PAGE = "report.html"
 
 @dataclass(kw_only=True, slots=True)
 class ReportOptions:
-    """What `rlkit report` and `rlkit compare` can be told."""
+    """The options of `rlkit report` and `rlkit compare`."""
 
     baseline: str | None = None
     """Variant the others are compared with; None = the first one."""
@@ -58,7 +58,7 @@ class ReportOptions:
 
     @property
     def panel_keys(self) -> list[str] | None:
-        """What `analyse` is told; None leaves the choice to it."""
+        """The metric for `analyse`; None leaves the choice to it."""
         if self.panel is None:
             return None
         return [] if self.panel == "none" else [key.strip() for key in self.panel.split(",")]
@@ -115,7 +115,7 @@ def build_page(results: Results, *, command: str = "") -> str:
     return template.render(
         study=study,
         results=results,
-        single=study.kind is Kind.run,
+        single=study.kind is StudyKind.run,
         headline=headline(results),
         counts=counts(study),
         legend=_legend(arms),
@@ -137,7 +137,7 @@ def build_page(results: Results, *, command: str = "") -> str:
         key=svg.key,
         stack_cell=charts.stack_cell,
         text=text,
-        style=page.joinpath("style.css").read_text(encoding="utf-8"),
+        style=svg.palette_css() + page.joinpath("style.css").read_text(encoding="utf-8"),
         script=page.joinpath("script.js").read_text(encoding="utf-8"),
     )
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rlkit.report import svg
 from rlkit.report.curves import AXIS_LABELS, Axis, Curve
-from rlkit.report.rows import Row
+from rlkit.report.rows import VariantRow
 from rlkit.report.text import fixed, with_range
 from rlkit.stats import Estimate
 
@@ -20,7 +20,7 @@ _FAR = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class DifferenceScale:
     """The range that the difference cells of a table share."""
 
     low: float
@@ -43,7 +43,17 @@ class Way(NamedTuple):
 def curves_chart(
     curves: Sequence[Curve], *, axis: Axis, title: str, heights: Sequence[float]
 ) -> str:
-    """Mean curves with their bands; thin lines are single seeds. `heights` span the y axis."""
+    """Mean curves with their bands; thin lines are single seeds. `heights` span the y axis.
+
+    Args:
+        curves: The curves, one a variant.
+        axis: The quantity of the x axis.
+        title: The name of the chart, for screen readers.
+        heights: Values that the y axis must span.
+
+    Returns:
+        The chart as an `<svg>` element.
+    """
     xs = [float(x) for c in curves for xs in (c.x, *(t.x for t in c.traces)) for x in xs]
     frame = svg.frame(xs, heights)
     body = [svg.axes(frame, x_label=AXIS_LABELS[axis])]
@@ -54,11 +64,20 @@ def curves_chart(
 
 
 def frontier_chart(
-    rows: Sequence[Row], *, title: str, connect: bool = False, ways: Sequence[Way] = ()
+    rows: Sequence[VariantRow], *, title: str, connect: bool = False, ways: Sequence[Way] = ()
 ) -> str:
     """Final value against KL to the reference: a small point a seed, a large one the mean.
 
     `connect` joins the means of a variant, in the order of `rows`; `ways` are thin lines.
+
+    Args:
+        rows: The arms to show; those without a final value or a KL are left out.
+        title: The name of the chart, for screen readers.
+        connect: Whether a line joins the means of a variant.
+        ways: Thin lines from the first evaluation to the last.
+
+    Returns:
+        The chart as an `<svg>` element.
     """
     seeds = {id(row): _seed_points(row) for row in rows}
     points = [p for found in seeds.values() for p in found]
@@ -66,7 +85,7 @@ def frontier_chart(
     frame = svg.frame([p[0] for p in points], [p[1] for p in points])
     body = [svg.axes(frame, x_label="KL(policy ‖ reference), nats a completion")]
     shown = [row for row in rows if row.final is not None and row.kl is not None]
-    by_variant: dict[int, list[Row]] = {}
+    by_variant: dict[int, list[VariantRow]] = {}
     for row in shown:
         by_variant.setdefault(row.arm.style, []).append(row)
     for style, found in by_variant.items():
@@ -85,7 +104,7 @@ def frontier_chart(
     return svg.document("".join(body), title=title, description=f"{len(shown)} points")
 
 
-def difference_scale(rows: Sequence[Row], margin: float) -> Scale:
+def difference_scale(rows: Sequence[VariantRow], margin: float) -> DifferenceScale:
     """A range that holds 0, the margin and the intervals of the table.
 
     Differences beyond ten margins would squeeze the others into one point: unless all are, they
@@ -98,10 +117,10 @@ def difference_scale(rows: Sequence[Row], margin: float) -> Scale:
         values += [v for v in difference[:3] if v is not None]
     low, high = min(values), max(values)
     air = 0.08 * (high - low)
-    return Scale(low=low - air, high=high + air, margin=margin)
+    return DifferenceScale(low=low - air, high=high + air, margin=margin)
 
 
-def difference_cell(difference: Estimate, scale: Scale, *, style: int) -> str:
+def difference_cell(difference: Estimate, scale: DifferenceScale, *, style: int) -> str:
     """A difference with its interval; the shaded strip is the margin, the line is 0."""
     middle = _CELL_HEIGHT / 2
     left, right = scale.x(-scale.margin), scale.x(scale.margin)
@@ -183,11 +202,11 @@ def _group(curve: Curve, body: str) -> str:
     return f'<g data-v="{curve.arm.style}">{body}</g>' if body else ""
 
 
-def _seed_points(row: Row) -> list[tuple[float, float]]:
+def _seed_points(row: VariantRow) -> list[tuple[float, float]]:
     return [(row.kls[seed], value) for seed, value in row.values.items() if seed in row.kls]
 
 
-def _mean_point(frame: svg.Frame, row: Row) -> str:
+def _mean_point(frame: svg.Frame, row: VariantRow) -> str:
     assert row.final is not None and row.kl is not None
     x, y, style = row.kl.mean, row.final.mean, row.arm.style
     where = f" ({row.arm.panel})" if row.arm.panel else ""

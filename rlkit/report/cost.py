@@ -1,4 +1,4 @@
-"""Where the time of each arm went, and how much memory it took."""
+"""This module says where the time of each arm went, and how much memory it took."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlkit.report.arms import Arm
-from rlkit.report.job import Job
+from rlkit.report.job import JobRecord
 from rlkit.report.measure import finite_mean
 from rlkit.tracking import Phase
 
@@ -47,7 +47,7 @@ def costs(arms: Sequence[Arm]) -> list[Cost]:
     return [_cost(arm, jobs) for arm in arms if (jobs := [j for j in arm.jobs if _has_steps(j)])]
 
 
-def _cost(arm: Arm, jobs: Sequence[Job]) -> Cost:
+def _cost(arm: Arm, jobs: Sequence[JobRecord]) -> Cost:
     on_device = any("memory/cuda_peak_bytes" in job.steps for job in jobs)
     name = "memory/cuda_peak_bytes" if on_device else "memory/rss_bytes"
     peaks = [float(np.nanmax(job.steps[name])) for job in jobs if name in job.steps]
@@ -64,11 +64,11 @@ def _cost(arm: Arm, jobs: Sequence[Job]) -> Cost:
     )
 
 
-def _mean(jobs: Sequence[Job], name: str) -> float:
+def _mean(jobs: Sequence[JobRecord], name: str) -> float:
     return finite_mean([_mean_of(job, name) for job in jobs if name in job.steps])
 
 
-def _mean_of(job: Job, name: str) -> float:
+def _mean_of(job: JobRecord, name: str) -> float:
     """Mean over steps; a logged step stands for those since the one before as well."""
     column = job.steps[name]
     weights = np.diff(job.steps["step"], prepend=-1.0)
@@ -78,12 +78,12 @@ def _mean_of(job: Job, name: str) -> float:
     return float(np.average(column[known], weights=weights[known]))
 
 
-def _training_seconds(job: Job) -> float:
-    """As the last evaluation counted them; else the sum over the logged steps."""
+def _training_seconds(job: JobRecord) -> float:
+    """The number that the last evaluation counted; without one, the sum over the logged steps."""
     if job.evals and job.evals[-1].step == job.steps["step"][-1] + 1:
         return job.evals[-1].metrics.get("time/train", float(job.steps["seconds"][-1]))
     return float(job.steps["seconds"][-1])
 
 
-def _has_steps(job: Job) -> bool:
+def _has_steps(job: JobRecord) -> bool:
     return len(job.steps.get("step", ())) > 0

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.report.arms import Arm
-from rlkit.report.job import Job
+from rlkit.report.job import JobRecord
 from rlkit.report.measure import SUCCESS, At, eval_value, finite_mean
 from rlkit.stats import MIN_SEEDS, mean_band
 
@@ -20,7 +20,7 @@ _MAX_POINTS = 48
 
 
 class Axis(StrEnum):
-    """What a curve is drawn over."""
+    """The quantity on a curve's x axis."""
 
     steps = "steps"
     samples = "samples"
@@ -28,7 +28,7 @@ class Axis(StrEnum):
 
 
 AXIS_OF = {At.end: Axis.steps, At.samples: Axis.samples, At.seconds: Axis.seconds}
-"""What curves are shown over at first: the budget at which the variants are compared."""
+"""The x axis that the page shows first: the budget at which the variants are compared."""
 AXIS_LABELS = {
     Axis.steps: "training steps",
     Axis.samples: "completions sampled",
@@ -87,7 +87,7 @@ def num_evals(arms: Sequence[Arm]) -> int:
     return max((len(job.evals) for arm in arms for job in arm.jobs), default=0)
 
 
-def _trace(job: Job, metric: str, axis: Axis) -> Trace:
+def _trace(job: JobRecord, metric: str, axis: Axis) -> Trace:
     if metric == SUCCESS or metric.startswith("eval/"):
         y = np.array([eval_value(record, metric) for record in job.evals])
         x = np.array(

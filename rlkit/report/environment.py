@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from rlkit.report.job import Job
+from rlkit.report.job import JobRecord
 from rlkit.report.load import Study
 
 _ABOUT = ("model", "task", "algorithm", "device", "dtype", "command")
@@ -26,7 +26,7 @@ def environment(study: Study) -> dict[str, list[str]]:
     return {name: list(values) for name, values in found.items()}
 
 
-def _facts(job: Job) -> dict[str, str]:
+def _facts(job: JobRecord) -> dict[str, str]:
     if not job.info:
         return _logged_versions(job)
     facts = {name: str(job.info[name]) for name in _ABOUT if job.info.get(name)}
@@ -37,7 +37,7 @@ def _facts(job: Job) -> dict[str, str]:
     return facts
 
 
-def _logged_versions(job: Job) -> dict[str, str]:
+def _logged_versions(job: JobRecord) -> dict[str, str]:
     """From the log of runs that are older than `run.json`."""
     path = job.folder / "log.txt"
     if not path.exists():

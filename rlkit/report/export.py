@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlkit.report.arms import Arm
-from rlkit.report.job import Job
+from rlkit.report.job import JobRecord
 from rlkit.report.results import Results
 from rlkit.stats import Estimate
 from rlkit.tracking.files import write_atomic
@@ -114,7 +114,7 @@ def _steps(results: Results) -> list[Record]:
     return records
 
 
-def _who(arm: Arm, job: Job) -> Record:
+def _who(arm: Arm, job: JobRecord) -> Record:
     return {"panel": arm.panel, "variant": arm.variant, "seed": job.seed, "job": job.id}
 
 
@@ -124,12 +124,12 @@ def _estimate(name: str, found: Estimate | None) -> Record:
     return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def _last(job: Job, name: str) -> float | None:
+def _last(job: JobRecord, name: str) -> float | None:
     column = job.steps.get(name)
     return _known(float(column[-1])) if column is not None and len(column) else None
 
 
-def _place(results: Results, job: Job) -> str:
+def _place(results: Results, job: JobRecord) -> str:
     """Below the study's folder, where it is: published data should not name a home directory."""
     root = results.study.folder
     if root is not None and job.folder.is_relative_to(root):

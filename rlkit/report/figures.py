@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -11,15 +10,18 @@ from typing import Any
 
 from rlkit.report.curves import AXIS_LABELS, AXIS_OF, curve, num_evals
 from rlkit.report.results import Results
-from rlkit.report.rows import Row
-from rlkit.report.svg import marker_of
-from rlkit.tracking.files import write_atomic
+from rlkit.report.rows import VariantRow
+from rlkit.tracking.drawing import (
+    colour_of,
+    dash_of,
+    marker_of,
+    new_figure,
+    save_figure,
+    tidy,
+)
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 2)), (0, (6, 2, 1, 2)))
-_MARKERS = "os^DvP*"
 _MAX_COLUMNS = 4
-# Of a legend's text.
+# The size of a legend's text.
 _LETTER_INCH, _LINE_INCH = 0.07, 0.19
 
 
@@ -34,16 +36,11 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
         "frontier": _frontier(results),
         "differences": _differences(results),
     }
-    paths = []
+    paths: list[Path] = []
     for name, figure in figures.items():
         if figure is None:
             continue
-        for suffix in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=160, metadata=_metadata(suffix))
-            path = folder / f"{name}.{suffix}"
-            write_atomic(path, buffer.getvalue())
-            paths.append(path)
+        paths += save_figure(figure, folder, name, dpi=160)
     return paths
 
 
@@ -63,9 +60,11 @@ def _curves(results: Results) -> Any | None:
         for c in found:
             style = c.arm.style
             for trace in c.traces:
-                axis.plot(trace.x, trace.y, color=_colour(style), linewidth=0.6, alpha=0.5)
+                axis.plot(trace.x, trace.y, color=colour_of(style), linewidth=0.6, alpha=0.5)
             if c.low is not None and c.high is not None:
-                axis.fill_between(c.x, c.low, c.high, color=_colour(style), alpha=0.15, linewidth=0)
+                axis.fill_between(
+                    c.x, c.low, c.high, color=colour_of(style), alpha=0.15, linewidth=0
+                )
             axis.plot(c.x, c.mean, label=c.arm.variant, **_line(style, max(1, len(c.x) // 5)))
         axis.set_title(panel, fontsize=9, parse_math=False)
         axis.set_xlabel(AXIS_LABELS[over])
@@ -79,7 +78,7 @@ def _frontier(results: Results) -> Any | None:
         return None
     figure, axes = _grid(len(charts), results.metric_label)
     for axis, (name, found) in zip(axes, charts.items(), strict=False):
-        by_variant: dict[str, list[Row]] = {}
+        by_variant: dict[str, list[VariantRow]] = {}
         for row in found:
             by_variant.setdefault(row.arm.variant, []).append(row)
         for variant, points in by_variant.items():
@@ -99,17 +98,17 @@ def _differences(results: Results) -> Any | None:
     rows = [row for row in results.rows if row.comparison is not None]
     if not rows:
         return None
-    figure = _figure(width=7.0, height=1.1 + 0.28 * len(rows))
+    figure = new_figure(width=7.0, height=1.1 + 0.28 * len(rows))
     axis = figure.subplots()
     axis.axvspan(-results.margin, results.margin, color="#dfe6ec", linewidth=0)
     axis.axvline(0, color="#444444", linewidth=0.8)
     for place, row in enumerate(rows):
         assert row.comparison is not None
         mean, low, high, _ = row.comparison.difference
-        colour = _colour(row.arm.style)
+        colour = colour_of(row.arm.style)
         if low is not None and high is not None:
             axis.plot([low, high], [place, place], color=colour, linewidth=2)
-        marker = _MARKERS[marker_of(row.arm.style)]
+        marker = marker_of(row.arm.style).matplotlib
         axis.plot([mean], [place], marker=marker, color=colour, markersize=6)
     names = [f"{r.arm.variant}  {r.arm.panel}".strip() for r in rows]
     axis.set_yticks(range(len(rows)), names, fontsize=8)
@@ -117,36 +116,22 @@ def _differences(results: Results) -> Any | None:
     label = f"{results.metric_label}: difference to {results.baseline} (strip: ±{results.margin:g})"
     lines = textwrap.wrap(label, int(figure.get_figwidth() / _LETTER_INCH))
     figure.supxlabel("\n".join(lines), fontsize=9, parse_math=False)  # as wide as the figure
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
 def _grid(count: int, label: str) -> tuple[Any, Sequence[Any]]:
     columns = min(count, _MAX_COLUMNS)
     lines = math.ceil(count / columns)
-    figure = _figure(width=max(5.0, 3.4 * columns), height=3.1 * lines + 0.5)
+    figure = new_figure(width=max(5.0, 3.4 * columns), height=3.1 * lines + 0.5)
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
     for axis in axes:
-        _tidy(axis)
+        tidy(axis)
     for axis in axes[::columns]:
         axis.set_ylabel(label, parse_math=False)
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes
-
-
-def _figure(*, width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: it keeps global state and wants a display
-    return figure
-
-
-def _tidy(axis: Any) -> None:
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _legend(figure: Any, axes: Sequence[Any]) -> None:
@@ -176,19 +161,10 @@ def _legend(figure: Any, axes: Sequence[Any]) -> None:
 
 def _line(style: int, stride: int) -> dict[str, Any]:
     return {
-        "color": _colour(style),
-        "linestyle": _DASHES[style % len(_DASHES)],
-        "marker": _MARKERS[marker_of(style)],
+        "color": colour_of(style),
+        "linestyle": dash_of(style).matplotlib,
+        "marker": marker_of(style).matplotlib,
         "markersize": 4,
         "markevery": stride,
         "linewidth": 1.6,
     }
-
-
-def _colour(style: int) -> str:
-    return _COLOURS[style % len(_COLOURS)]
-
-
-def _metadata(suffix: str) -> dict[str, None]:
-    """Without the date: the same numbers give the same file."""
-    return {"Date": None} if suffix == "svg" else {}

@@ -23,7 +23,7 @@ _RUN_FILES = ("status.json", "metrics.jsonl", "config.yaml")
 
 
 class State(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     completed = "completed"
     failed = "failed"
@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class JobRecord:
     """One run: its configuration, its numbers, and how it ended."""
 
     id: str
@@ -52,7 +52,7 @@ class Job:
     evals: tuple[EvalRecord, ...] = ()
     """Without samples."""
     info: Mapping[str, object] = field(default_factory=dict)
-    """What `run.json` says: model, task, device, versions, command."""
+    """The content of `run.json`: model, task, device, versions, command."""
 
     @property
     def done(self) -> bool:
@@ -64,13 +64,13 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in _RUN_FILES)
 
 
-def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> Job:
+def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> JobRecord:
     """Everything about one job. Never fails: a folder that cannot be read says so in `message`."""
     redactor = Redactor()
     shown = tuple(redactor.text(text) for text in overrides)
     seed = _seed({}, shown)
     if not is_run(folder):
-        return Job(id=job_id, folder=folder, overrides=shown, state=State.missing, seed=seed)
+        return JobRecord(id=job_id, folder=folder, overrides=shown, state=State.missing, seed=seed)
     try:
         config = redactor.config(_config(folder))
         steps = _steps(read_metrics(folder), config)
@@ -79,7 +79,7 @@ def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> Job
         info = _json(folder / "run.json")
     except (TrackingError, OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         text = redactor.text(" ".join(f"{type(error).__name__}: {error}".split()))
-        return Job(
+        return JobRecord(
             id=job_id,
             folder=folder,
             overrides=shown,
@@ -87,7 +87,7 @@ def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> Job
             message=text,
             seed=seed,
         )
-    return Job(
+    return JobRecord(
         id=job_id,
         folder=folder,
         overrides=shown,
@@ -190,8 +190,8 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def prompt_keys(one: Job, other: Job) -> tuple[Sequence[str], Sequence[str]]:
-    """What names the content of the prompts of two jobs' last evaluations; empty when unknown.
+def prompt_keys(one: JobRecord, other: JobRecord) -> tuple[Sequence[str], Sequence[str]]:
+    """The keys that name the prompts of two jobs' last evaluations by content; empty when unknown.
 
     Runs of older versions recorded no hashes: where the completions were kept, the prompts' own
     texts take their place, on both sides.
@@ -202,7 +202,7 @@ def prompt_keys(one: Job, other: Job) -> tuple[Sequence[str], Sequence[str]]:
     return _prompt_texts(one), _prompt_texts(other)
 
 
-def _prompt_texts(job: Job) -> list[str]:
+def _prompt_texts(job: JobRecord) -> list[str]:
     record = job.evals[-1]
     path = eval_path(job.folder, record.label, record.step)
     try:

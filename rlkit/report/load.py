@@ -1,4 +1,4 @@
-"""What the report is about: a sweep folder, one run, or any number of folders of runs."""
+"""This module finds the jobs of a report: of a sweep folder, one run, or any number of folders."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from rlkit.report.job import Job, State, is_run, read_job
+from rlkit.report.job import JobRecord, State, is_run, read_job
 from rlkit.tracking import Redactor
 
 _DEPTH = 4
-__all__ = ["Job", "Kind", "State", "Study", "StudyError", "load_study"]
+__all__ = ["JobRecord", "State", "Study", "StudyError", "StudyKind", "load_study"]
 
 
 class StudyError(ValueError):
     """There is nothing to report on; the message is one line."""
 
 
-class Kind(StrEnum):
+class StudyKind(StrEnum):
     """How the jobs came to be together."""
 
     run = "run"
@@ -32,16 +32,16 @@ class Kind(StrEnum):
 class Study:
     """The jobs of a report, in the order they were asked for."""
 
-    kind: Kind
+    kind: StudyKind
     name: str
     folder: Path | None
-    """Of the run or of the sweep; None when the jobs come from several places."""
+    """The folder of the run or of the sweep; None when the jobs come from several places."""
     command: str = ""
-    """What started the sweep, the last time; empty when unknown."""
+    """The command that last started the sweep; empty when unknown."""
     earlier_commands: tuple[str, ...] = ()
     """Those that were others."""
     created: str = ""
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobRecord, ...]
 
 
 def load_study(paths: Sequence[Path]) -> Study:
@@ -61,7 +61,9 @@ def load_study(paths: Sequence[Path]) -> Study:
             return _sweep(path)
         if is_run(path):
             name = path.resolve().name
-            return Study(kind=Kind.run, name=name, folder=path, jobs=(read_job(path, job_id=name),))
+            return Study(
+                kind=StudyKind.run, name=name, folder=path, jobs=(read_job(path, job_id=name),)
+            )
     return _runs(paths)
 
 
@@ -77,7 +79,7 @@ def load_sides(paths: Sequence[Path]) -> Study:
         for path, name in zip(paths, names, strict=True)
         for job in load_study([path]).jobs
     ]
-    return Study(kind=Kind.runs, name=" against ".join(names), folder=None, jobs=tuple(jobs))
+    return Study(kind=StudyKind.runs, name=" against ".join(names), folder=None, jobs=tuple(jobs))
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
@@ -110,7 +112,7 @@ def _sweep(folder: Path) -> Study:
             for job in record["jobs"]
         )
         return Study(
-            kind=Kind.sweep,
+            kind=StudyKind.sweep,
             name=str(record.get("name") or folder.resolve().name),
             folder=folder,
             command=said(record.get("command", ())),
@@ -125,7 +127,7 @@ def _sweep(folder: Path) -> Study:
 
 
 def _runs(paths: Sequence[Path]) -> Study:
-    jobs: list[Job] = []
+    jobs: list[JobRecord] = []
     for path in paths:
         if (path / "sweep.json").exists():
             jobs += _sweep(path).jobs
@@ -141,7 +143,9 @@ def _runs(paths: Sequence[Path]) -> Study:
     names = [path.resolve().name for path in paths]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     folder = paths[0] if len(paths) == 1 else None
-    return Study(kind=Kind.runs, name=", ".join(names[:3]) + more, folder=folder, jobs=tuple(jobs))
+    return Study(
+        kind=StudyKind.runs, name=", ".join(names[:3]) + more, folder=folder, jobs=tuple(jobs)
+    )
 
 
 def _run_folders(folder: Path, *, depth: int) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What one job came to: its value of a metric after training, or at an equal budget."""
+"""This module reads a job's value of a metric after training, or at an equal budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from rlkit.report.job import Job
+from rlkit.report.job import JobRecord
 from rlkit.tracking import EvalRecord
 
 Floats = NDArray[np.float64]
@@ -21,7 +21,7 @@ _ALL = math.inf
 
 
 class At(StrEnum):
-    """Where along training the variants are compared."""
+    """The budget along training at which the variants are compared."""
 
     end = "end"
     """After each run's own last step."""
@@ -35,7 +35,7 @@ EVAL_COST = {At.samples: "samples", At.seconds: "time/train"}
 """Names of the budgets in an evaluation; the steps call them as `At` does."""
 
 
-def budget(jobs: Sequence[Job], at: At) -> float:
+def budget(jobs: Sequence[JobRecord], at: At) -> float:
     """The largest budget that all of `jobs` have spent; infinite for `At.end`."""
     if at is At.end:
         return _ALL
@@ -46,11 +46,17 @@ def budget(jobs: Sequence[Job], at: At) -> float:
     return min(spent, default=_ALL)
 
 
-def value(job: Job, metric: str, *, at: At = At.end, limit: float = _ALL) -> float:
+def value(job: JobRecord, metric: str, *, at: At = At.end, limit: float = _ALL) -> float:
     """A job's value of `metric` at `limit`; NaN when it was not measured.
 
     Numbers of evaluations are interpolated between the two around `limit`; metrics of the steps
     are means over the last tenth of the steps up to there.
+
+    Args:
+        job: The job to read.
+        metric: `success`, `auc`, `eval/...` or a metric of the steps.
+        at: The budget at which it is read.
+        limit: The budget in units of `at`; infinity = the end of training.
     """
     if of_evaluations(metric):
         if not is_trained(job):
@@ -68,13 +74,13 @@ def value(job: Job, metric: str, *, at: At = At.end, limit: float = _ALL) -> flo
     return finite_mean(column[-max(1, math.ceil(_LAST_SHARE * len(column))) :].tolist())
 
 
-def mean_reward(job: Job, *, at: At = At.end, limit: float = _ALL) -> float:
+def mean_reward(job: JobRecord, *, at: At = At.end, limit: float = _ALL) -> float:
     """Mean training reward up to `limit`: the area under the curve over its length."""
     column = _until(job, "reward", at, limit)
     return finite_mean(column.tolist())  # skipped steps have no reward
 
 
-def start_value(job: Job, metric: str) -> float:
+def start_value(job: JobRecord, metric: str) -> float:
     """A job's value of `metric` before training; NaN when it was not measured."""
     if of_evaluations(metric):
         first = job.evals[0] if job.evals and job.evals[0].step == 0 else None
@@ -95,7 +101,7 @@ def of_evaluations(metric: str) -> bool:
     return metric in (SUCCESS, AREA) or metric.startswith("eval/")
 
 
-def is_trained(job: Job) -> bool:
+def is_trained(job: JobRecord) -> bool:
     """Whether its last evaluation saw a policy that had been updated."""
     return bool(job.evals) and job.evals[-1].step > 0
 
@@ -106,7 +112,7 @@ def finite_mean(values: Sequence[float]) -> float:
     return math.fsum(kept) / len(kept) if kept else math.nan
 
 
-def _area(job: Job, at: At, limit: float) -> float:
+def _area(job: JobRecord, at: At, limit: float) -> float:
     cost = EVAL_COST[At.samples if at is At.end else at]
     xs = np.array([record.metrics.get(cost, math.nan) for record in job.evals])
     ys = np.array([eval_value(record, SUCCESS) for record in job.evals])
@@ -119,7 +125,7 @@ def _area(job: Job, at: At, limit: float) -> float:
     return float((np.diff(xs) * (ys[1:] + ys[:-1]) / 2).sum() / (end - xs[0]))
 
 
-def _until(job: Job, metric: str, at: At, limit: float) -> Floats:
+def _until(job: JobRecord, metric: str, at: At, limit: float) -> Floats:
     column = job.steps.get(metric, np.zeros(0))
     if at is At.end or not len(column):
         return column

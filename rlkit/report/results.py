@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlkit.report.arms import arms_of, panels_of, pick_baseline
-from rlkit.report.job import Job, key_of
+from rlkit.report.job import JobRecord, key_of
 from rlkit.report.load import Study, StudyError
 from rlkit.report.measure import AREA, EVAL_COST, SUCCESS, At, budget, of_evaluations, value
-from rlkit.report.rows import Reading, Row, panel_rows
+from rlkit.report.rows import Reading, VariantRow, panel_rows
 from rlkit.stats import MIN_SEEDS, Estimate, stratified_improvement, stratified_iqm
 from rlkit.tracking.base import Measure
 
@@ -41,7 +41,7 @@ class Results:
     limits: Mapping[str, float]
     """Budget at which each panel is compared; infinite for `At.end`."""
     baseline: str
-    panels: Mapping[str, list[Row]]
+    panels: Mapping[str, list[VariantRow]]
     aggregates: list[Aggregate]
     no_aggregates: str
     """Why there are none; empty when there are."""
@@ -59,7 +59,7 @@ class Results:
 
     @property
     def column(self) -> str:
-        """What tables of numbers call the values that are compared."""
+        """The name that tables give to the values that are compared."""
         return _measured(self.study.jobs) if self.metric == SUCCESS else self.metric
 
     @property
@@ -68,7 +68,7 @@ class Results:
         return any(panel.startswith("task") for panel in self.panels)
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[VariantRow]:
         return [row for rows in self.panels.values() for row in rows]
 
     @property
@@ -78,12 +78,12 @@ class Results:
         return next((key_of(part) for part in parts if not part.startswith("task")), "")
 
     @property
-    def frontiers(self) -> dict[str, list[Row]]:
+    def frontiers(self) -> dict[str, list[VariantRow]]:
         """Rows with a final value and a KL, by the chart they share.
 
         Panels that differ in `joined` alone share one.
         """
-        charts: dict[str, list[Row]] = {}
+        charts: dict[str, list[VariantRow]] = {}
         for row in self.rows:
             if row.kl is not None and row.final is not None:
                 name = ", ".join(part for part in row.arm.where if key_of(part) != self.joined)
@@ -105,6 +105,14 @@ def analyse(
     `metric` is `success` (the last held-out evaluation), `auc` (area under its curve over
     samples), `eval/...` for another number of the last evaluation, or a metric of the steps (its
     mean over the last tenth of them).
+
+    Args:
+        study: The jobs to compare.
+        metric: The metric to compare by, as said above.
+        margin: Differences within ±`margin` count as similar, > 0.
+        baseline: The variant that others are compared with; None chooses the first.
+        panel_keys: Leaves of the configuration that make panels; None lets `arms_of` choose.
+        at: The budget at which the variants are compared.
 
     Raises:
         StudyError: `baseline`, `panel_keys` or `metric` name nothing there is, or `margin` <= 0.
@@ -141,7 +149,7 @@ def analyse(
     )
 
 
-def _check(metric: str, at: At, done: Sequence[Job]) -> None:
+def _check(metric: str, at: At, done: Sequence[JobRecord]) -> None:
     """Raise StudyError unless some completed job, if there is one, can be read."""
     if done and all(math.isnan(value(job, metric)) for job in done):
         known = sorted({name for job in done for name in (*_eval_names(job), *job.steps)})
@@ -153,7 +161,7 @@ def _check(metric: str, at: At, done: Sequence[Job]) -> None:
             raise StudyError(f"at must be end: {job.id} did not record {at.value} of evaluations")
 
 
-def _why_no_aggregates(panels: Mapping[str, Sequence[Row]]) -> str:
+def _why_no_aggregates(panels: Mapping[str, Sequence[VariantRow]]) -> str:
     if not all(panel.startswith("task") for panel in panels):
         return "the panels are not tasks"
     if len(panels) < MIN_TASKS:
@@ -167,7 +175,7 @@ def _why_no_aggregates(panels: Mapping[str, Sequence[Row]]) -> str:
     return ""
 
 
-def _aggregates(panels: Mapping[str, Sequence[Row]], baseline: str) -> list[Aggregate]:
+def _aggregates(panels: Mapping[str, Sequence[VariantRow]], baseline: str) -> list[Aggregate]:
     scores: dict[str, list[list[float]]] = {}
     styles: dict[str, int] = {}
     for rows in panels.values():
@@ -187,23 +195,23 @@ def _aggregates(panels: Mapping[str, Sequence[Row]], baseline: str) -> list[Aggr
     ]
 
 
-def _eval_names(job: Job) -> list[str]:
+def _eval_names(job: JobRecord) -> list[str]:
     return [SUCCESS, AREA, *(f"eval/{name}" for record in job.evals for name in record.metrics)]
 
 
-def _label(metric: str, jobs: Sequence[Job]) -> str:
+def _label(metric: str, jobs: Sequence[JobRecord]) -> str:
     success = "expected reward (exact)" if _is_exact(jobs) else f"held-out {_measured(jobs)}"
     if metric == AREA:
         return f"area under {success}"
     return success if metric == SUCCESS else metric.replace("eval/", "held-out ", 1)
 
 
-def _measured(jobs: Sequence[Job]) -> str:
+def _measured(jobs: Sequence[JobRecord]) -> str:
     """Success or reward, whichever the last evaluations measure; both where jobs differ."""
     found = {job.evals[-1].measure for job in jobs if job.evals} or {Measure.success}
     return " or ".join(measure.value for measure in Measure if measure in found)
 
 
-def _is_exact(jobs: Sequence[Job]) -> bool:
+def _is_exact(jobs: Sequence[JobRecord]) -> bool:
     records = [job.evals[-1] for job in jobs if job.evals]
     return bool(records) and all(record.samples_per_prompt == 0 for record in records)

@@ -1,4 +1,4 @@
-"""What each arm of a panel came to, and how it compares with the baseline."""
+"""This module holds the result of each arm of a panel and its comparison with the baseline."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rlkit.report.arms import Arm
-from rlkit.report.job import Job, State
+from rlkit.report.job import JobRecord, State
 from rlkit.report.measure import At, finite_mean, mean_reward, start_value, value
 from rlkit.stats import Comparison, Estimate, Paired, Verdict, compare_all, estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What one arm came to."""
+class VariantRow:
+    """The result of one arm."""
 
     arm: Arm
     is_baseline: bool
@@ -35,12 +35,12 @@ class Row:
 
     @property
     def verdict(self) -> Verdict | None:
-        """What the comparison with the baseline says."""
+        """The verdict of the comparison with the baseline."""
         return None if self.comparison is None else self.comparison.verdict
 
 
 class Reading(NamedTuple):
-    """What is read of every job of a panel, and where."""
+    """The metric that is read of every job of a panel, and the budget at which it is read."""
 
     metric: str
     at: At
@@ -57,8 +57,17 @@ class Reading(NamedTuple):
         return _finite(found)
 
 
-def panel_rows(arms: Sequence[Arm], *, baseline: str, margin: float, read: Reading) -> list[Row]:
-    """One row an arm; arms of a panel are one family of comparisons with `baseline`."""
+def panel_rows(
+    arms: Sequence[Arm], *, baseline: str, margin: float, read: Reading
+) -> list[VariantRow]:
+    """One row an arm; arms of a panel are one family of comparisons with `baseline`.
+
+    Args:
+        arms: The arms of one panel.
+        baseline: The name of the variant to compare with.
+        margin: Differences within ±`margin` count as similar, > 0.
+        read: The metric and the budget at which it is read.
+    """
     values = {arm.variant: read.values(arm, read.metric) for arm in arms}
     against = values.get(baseline, {})
     pairs: dict[str, Paired] = {}
@@ -73,9 +82,11 @@ def panel_rows(arms: Sequence[Arm], *, baseline: str, margin: float, read: Readi
     ]
 
 
-def _row(arm: Arm, read: Reading, *, is_baseline: bool, comparison: Comparison | None) -> Row:
+def _row(
+    arm: Arm, read: Reading, *, is_baseline: bool, comparison: Comparison | None
+) -> VariantRow:
     values, kls = read.values(arm, read.metric), read.values(arm, "eval/kl")
-    return Row(
+    return VariantRow(
         arm=arm,
         is_baseline=is_baseline,
         values=values,
@@ -98,7 +109,7 @@ def _estimate(values: Mapping[int, float]) -> Estimate | None:
 
 
 def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:
-    """What a reader must know about an arm besides its numbers."""
+    """The remarks that a reader needs about an arm besides its numbers."""
     found = []
     done = list(arm.done.values())
     unfinished = len(arm.jobs) - len(done)
@@ -113,6 +124,6 @@ def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _never_moved(job: Job) -> bool:
+def _never_moved(job: JobRecord) -> bool:
     norms = job.steps.get("grad_norm")
     return norms is not None and len(norms) > 0 and bool((norms == 0).all())

@@ -1,4 +1,4 @@
-"""What the policies wrote before and after training, on the same held-out prompts."""
+"""This module reads completions from before and after training, on the same held-out prompts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkit.report.arms import Arm
-from rlkit.report.job import Job
+from rlkit.report.job import JobRecord
 from rlkit.report.text import fixed
 from rlkit.tracking import EvalRecord, SampleRow, read_samples
 from rlkit.tracking.completions import eval_path
@@ -27,7 +27,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
+class CompletionExample:
     """One held-out prompt and its first sample before and after training."""
 
     prompt: str
@@ -42,7 +42,7 @@ class Gallery:
 
     arm: Arm
     seed: int
-    examples: tuple[Example, ...]
+    examples: tuple[CompletionExample, ...]
 
 
 def galleries(arms: Sequence[Arm]) -> list[Gallery]:
@@ -57,13 +57,13 @@ def galleries(arms: Sequence[Arm]) -> list[Gallery]:
     return found
 
 
-def _examples(job: Job) -> tuple[Example, ...]:
+def _examples(job: JobRecord) -> tuple[CompletionExample, ...]:
     if len(job.evals) < 2:
         return ()
     before, after = (_first_samples(job.folder, job.evals[i]) for i in (0, -1))
     shared = [index for index in before if index in after][:_NUM_PROMPTS]
     return tuple(
-        Example(
+        CompletionExample(
             prompt=tail(before[index].prompt),
             index=index,
             before=_text(before[index]),

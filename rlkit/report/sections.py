@@ -16,10 +16,10 @@ from rlkit.report.charts import (
     values_of,
 )
 from rlkit.report.curves import Axis, Curve, curve, num_evals
-from rlkit.report.load import Kind
+from rlkit.report.load import StudyKind
 from rlkit.report.measure import SUCCESS, At
 from rlkit.report.results import Results
-from rlkit.report.rows import Row
+from rlkit.report.rows import VariantRow
 from rlkit.report.text import duration, whole
 
 _CURVE_EVALS = 3
@@ -54,10 +54,10 @@ class ChartGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class SummaryLine:
     """One row of a result table with its drawn difference."""
 
-    row: Row
+    row: VariantRow
     cell: str
 
 
@@ -67,8 +67,8 @@ class Table:
 
     panel: str
     budget: str
-    """Where its variants are compared; empty for the end of training."""
-    lines: tuple[Line, ...]
+    """The budget at which its variants are compared; empty for the end of training."""
+    lines: tuple[SummaryLine, ...]
     seeds: tuple[int, ...]
     """Every seed that has a value, for the table of single values."""
 
@@ -83,7 +83,7 @@ def result_tables(results: Results) -> list[Table]:
             cell = ""
             if row.comparison is not None:
                 cell = difference_cell(row.comparison.difference, scale, style=row.arm.style)
-            lines.append(Line(row=row, cell=cell))
+            lines.append(SummaryLine(row=row, cell=cell))
         seeds = sorted({seed for row in rows for seed in row.values})
         tables.append(
             Table(
@@ -127,7 +127,7 @@ def frontiers(results: Results) -> list[tuple[str, str]]:
     """(what its rows have in common, chart) of final value against KL."""
     charts = results.frontiers
     measured = [row for rows in charts.values() for row in rows]
-    if not measured or (results.study.kind is Kind.run and not _ways(results, measured)):
+    if not measured or (results.study.kind is StudyKind.run and not _ways(results, measured)):
         return []
     title = f"{results.metric_label} against KL to the reference"
     connect = bool(results.joined)
@@ -145,7 +145,7 @@ def frontiers(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _ways(results: Results, rows: Sequence[Row]) -> list[Way]:
+def _ways(results: Results, rows: Sequence[VariantRow]) -> list[Way]:
     """Through which KL and value each arm went: the means of the evaluations all seeds have."""
     if results.at is not At.end or not _is_point(results.metric):
         return []

@@ -11,24 +11,13 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from rlkit.tracking.drawing import PALETTE, dash_of, marker_of
+
 WIDTH, HEIGHT = 440, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 40
-NUM_COLOURS = 7
-_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+NUM_COLOURS = len(PALETTE)
 _RADIUS = 4.0
 _MAX_DIGITS = 6
-# Unit outlines, one for each colour: the second channel of a point.
-_MARKERS = (
-    None,  # a circle
-    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
-    ((0, -1.25), (1.15, 0.85), (-1.15, 0.85)),
-    ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
-    ((0, 1.25), (1.15, -0.85), (-1.15, -0.85)),
-    ((-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4), (0.4, 1.2),
-     (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4)),
-    ((0, -1.35), (0.4, -0.45), (1.3, -0.4), (0.6, 0.2), (0.8, 1.1), (0, 0.6), (-0.8, 1.1),
-     (-0.6, 0.2), (-1.3, -0.4), (-0.4, -0.45)),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +82,21 @@ def axes(frame: Frame, *, x_label: str) -> str:
 
 
 def line(frame: Frame, xs: Sequence[float], ys: Sequence[float], *, style: int, thin: bool) -> str:
-    """A line through the points, in the colour and the dash of a style."""
+    """A line through the points, in the colour and the dash of a style.
+
+    Args:
+        frame: The data range and its place on the paper.
+        xs: The x values of the points.
+        ys: As many y values.
+        style: The number of the style, >= 0.
+        thin: Whether it is one seed of many: thin and without a dash.
+
+    Returns:
+        The element; empty for fewer than two points.
+    """
     if len(xs) < 2:
         return ""
-    dash = _DASHES[style % len(_DASHES)]
+    dash = dash_of(style).svg
     attribute = f' stroke-dasharray="{dash}"' if dash and not thin else ""
     kind = "thin" if thin else "line"
     return f'<path class="{kind} s{style % NUM_COLOURS}"{attribute} d="{_path(frame, xs, ys)}"/>'
@@ -105,7 +105,15 @@ def line(frame: Frame, xs: Sequence[float], ys: Sequence[float], *, style: int, 
 def band(
     frame: Frame, xs: Sequence[float], low: Sequence[float], high: Sequence[float], *, style: int
 ) -> str:
-    """The area between two curves."""
+    """The area between two curves.
+
+    Args:
+        frame: The data range and its place on the paper.
+        xs: The x values of both curves.
+        low: The lower curve.
+        high: The upper curve.
+        style: The number of the style, >= 0.
+    """
     points = [*zip(xs, low, strict=True), *zip(reversed(xs), reversed(high), strict=True)]
     path = _path(frame, [p[0] for p in points], [p[1] for p in points])
     return f'<path class="band f{style % NUM_COLOURS}" d="{path}Z"/>'
@@ -114,7 +122,19 @@ def band(
 def marker(
     frame: Frame, x: float, y: float, *, style: int, title: str = "", small: bool = False
 ) -> str:
-    """A point in the colour and the shape of a style; `title` is shown on hovering."""
+    """A point in the colour and the shape of a style; `title` is shown on hovering.
+
+    Args:
+        frame: The data range and its place on the paper.
+        x: The x value of the point.
+        y: Its y value.
+        style: The number of the style, >= 0.
+        title: The text shown on hovering; empty = none.
+        small: Whether it is one seed of many.
+
+    Returns:
+        The element; empty when a value is not finite.
+    """
     if not (math.isfinite(x) and math.isfinite(y)):
         return ""
     label = f"<title>{escape(title)}</title>" if title else ""
@@ -127,8 +147,17 @@ def marker(
 def symbol(
     x: float, y: float, *, style: int, kind: str = "point", inside: str = "", scale: float = 1.0
 ) -> str:
-    """The marker of a style at a place on the paper."""
-    outline = _MARKERS[marker_of(style)]
+    """The marker of a style at a place on the paper.
+
+    Args:
+        x: The place from the left, in pixels.
+        y: The place from the top, in pixels.
+        style: The number of the style, >= 0.
+        kind: A class of the style sheet.
+        inside: Markup inside the element.
+        scale: The size, 1 = that of a mean.
+    """
+    outline = marker_of(style).outline
     css = f'class="{kind} f{style % NUM_COLOURS}"'
     radius = _RADIUS * scale
     if outline is None:
@@ -137,15 +166,9 @@ def symbol(
     return f'<polygon {css} points="{corners}">{inside}</polygon>'
 
 
-def marker_of(style: int) -> int:
-    """Number of a style's marker: each round of the colours moves on by one, so that colour and
-    marker together tell 49 styles apart."""
-    return (style + style // NUM_COLOURS) % len(_MARKERS)
-
-
 def key(style: int) -> str:
     """Line and marker of a style, for legends and tables."""
-    dash = _DASHES[style % len(_DASHES)]
+    dash = dash_of(style).svg
     attribute = f' stroke-dasharray="{dash}"' if dash else ""
     stroke = f'<path class="line s{style % NUM_COLOURS}"{attribute} d="M1 7H33"/>'
     return (
@@ -165,7 +188,7 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """As few digits as tell the values apart."""
+    """Write the values with the fewest digits that tell them apart."""
     largest = max((abs(value) for value in values), default=0.0)
     steps = [b - a for a, b in pairwise(values)]
     near = 0.01 * min(steps, default=largest or 1.0)
@@ -189,6 +212,17 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     if found is None:  # the values differ in their last digits only: show how they differ
         found = [f"{values[0]:.4g}", *(f"+{value - values[0]:.0e}" for value in values[1:])]
     return [f"−{text[1:]}" if text.startswith("-") else text for text in found]
+
+
+def palette_css() -> str:
+    """The colours as `--c0`, `--c1`, ... of a style sheet, for light and for dark grounds."""
+    light = " ".join(f"--c{i}: {colour.light};" for i, colour in enumerate(PALETTE))
+    dark = " ".join(f"--c{i}: {colour.dark};" for i, colour in enumerate(PALETTE))
+    return (
+        f":root {{ {light} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+        f"@media print {{ :root {{ {light} }} }}\n"
+    )
 
 
 def _path(frame: Frame, xs: Sequence[float], ys: Sequence[float]) -> str:

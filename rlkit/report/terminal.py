@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rlkit.report.differences import Differences, differences
-from rlkit.report.job import Job, prompt_keys
-from rlkit.report.load import Kind
+from rlkit.report.job import JobRecord, prompt_keys
+from rlkit.report.load import StudyKind
 from rlkit.report.measure import SUCCESS
 from rlkit.report.results import Results
-from rlkit.report.rows import Row
+from rlkit.report.rows import VariantRow
 from rlkit.report.text import NONE, fixed, p_value, short, with_range
 from rlkit.report.verdict import headline
 from rlkit.stats import Estimate, Verdict
@@ -57,7 +57,7 @@ def print_results(console: Console, results: Results) -> None:
             console.print(Text(printable(text)), style="yellow", highlight=False)
 
 
-def _table(results: Results, panel: str, rows: list[Row]) -> Table:
+def _table(results: Results, panel: str, rows: list[VariantRow]) -> Table:
     table = Table(title=Text(panel) if panel else None, title_justify="left")
     table.add_column("variant", overflow="fold")
     for name in ("seeds", "before", results.metric_label, f"vs {results.baseline}"):
@@ -82,7 +82,7 @@ def _table(results: Results, panel: str, rows: list[Row]) -> Table:
     return table
 
 
-def _print_high(console: Console, results: Results, panel: str, rows: list[Row]) -> None:
+def _print_high(console: Console, results: Results, panel: str, rows: list[VariantRow]) -> None:
     """The table of a panel for 80 columns: intervals below their means, none for the KL."""
     against = f"differences from {results.baseline}, similar within ±{results.margin:g}"
     title = f"{panel}: " if panel else ""
@@ -115,7 +115,7 @@ def _cells(*cells: Text | str) -> Table:
     return line
 
 
-def _verdict(row: Row) -> Text:
+def _verdict(row: VariantRow) -> Text:
     if row.comparison is None:
         return Text("baseline" if row.is_baseline else "–", style="dim")
     word = row.comparison.verdict
@@ -137,7 +137,7 @@ def _print_prompts(console: Console, results: Results) -> None:
         console.print(Text(f"{printable(arm.variant)}: {_over_prompts(first, job)}"))
 
 
-def _over_prompts(first: Job, job: Job) -> str:
+def _over_prompts(first: JobRecord, job: JobRecord) -> str:
     """The difference of two runs over the prompts that have the same content, if there are any."""
     one, other = first.evals[-1], job.evals[-1]
     keys, other_keys = prompt_keys(first, job)
@@ -158,7 +158,7 @@ def _print_options(console: Console, results: Results) -> None:
     found = differences([row.arm for row in results.rows], baseline=results.baseline)
     if not found.keys:
         return
-    if results.study.kind is Kind.sweep or len(found.rows) > 4:
+    if results.study.kind is StudyKind.sweep or len(found.rows) > 4:
         return  # the names of the variants say it
     console.print(_options_table(found))
     if len(found.keys) > _MAX_OPTIONS:
@@ -184,7 +184,7 @@ def _short(found: Estimate | None) -> str:
     return short(found.mean) if found.mean < 100 else fixed(found.mean, digits=1)
 
 
-def _time(row: Row) -> str:
+def _time(row: VariantRow) -> str:
     spent = [
         float(job.steps["seconds"][-1])
         for job in row.arm.done.values()

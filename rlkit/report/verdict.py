@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlkit.report.job import Job
+from rlkit.report.job import JobRecord
 from rlkit.report.load import Study
 from rlkit.report.measure import SUCCESS, At, eval_value
 from rlkit.report.results import Results
-from rlkit.report.rows import Row
+from rlkit.report.rows import VariantRow
 from rlkit.report.text import count_of, fixed, with_range
 from rlkit.stats import MIN_SEEDS, Verdict, estimate
 from rlkit.tracking.intervals import change
@@ -52,7 +52,7 @@ def _verdict(results: Results, done: int) -> str:
     return _comparisons(results, judged, len(compared) - len(judged))
 
 
-def _one_run(job: Job) -> str:
+def _one_run(job: JobRecord) -> str:
     steps = len(job.steps.get("step", ()))
     if not job.evals:
         return f"{count_of(steps, 'step')}, without a held-out evaluation."
@@ -77,7 +77,7 @@ def _one_run(job: Job) -> str:
     return f"{text}. One seed: it says nothing about others."
 
 
-def _one_arm(results: Results, row: Row) -> str:
+def _one_arm(results: Results, row: VariantRow) -> str:
     assert row.final is not None
     seeds = count_of(row.final.size, "seed")
     of = f" of {_name(row)}" if len(results.rows) > 1 else ""
@@ -96,7 +96,7 @@ def _one_arm(results: Results, row: Row) -> str:
     return f"{text}."
 
 
-def _points(results: Results, rows: Sequence[Row]) -> str:
+def _points(results: Results, rows: Sequence[VariantRow]) -> str:
     best = max(rows, key=lambda row: -math.inf if row.final is None else row.final.mean)
     assert best.final is not None
     fewest = max(row.final.size for row in rows if row.final is not None)
@@ -107,8 +107,8 @@ def _points(results: Results, rows: Sequence[Row]) -> str:
     )
 
 
-def _comparisons(results: Results, judged: Sequence[Row], too_few: int) -> str:
-    groups: dict[Verdict, list[Row]] = {}
+def _comparisons(results: Results, judged: Sequence[VariantRow], too_few: int) -> str:
+    groups: dict[Verdict, list[VariantRow]] = {}
     for row in judged:
         assert row.comparison is not None
         groups.setdefault(row.comparison.verdict, []).append(row)
@@ -132,7 +132,7 @@ def _comparisons(results: Results, judged: Sequence[Row], too_few: int) -> str:
     )
 
 
-def _examples(rows: Sequence[Row], verdict: Verdict, *, limit: int) -> str:
+def _examples(rows: Sequence[VariantRow], verdict: Verdict, *, limit: int) -> str:
     if verdict is Verdict.inconclusive:
         return ""
     ordered = sorted(rows, key=lambda row: -abs(_difference(row)))
@@ -141,11 +141,11 @@ def _examples(rows: Sequence[Row], verdict: Verdict, *, limit: int) -> str:
     return f" ({', '.join(shown)}{more})"
 
 
-def _difference(row: Row) -> float:
+def _difference(row: VariantRow) -> float:
     return math.nan if row.comparison is None else row.comparison.difference.mean
 
 
-def _name(row: Row) -> str:
+def _name(row: VariantRow) -> str:
     return f"{row.arm.variant} [{row.arm.panel}]" if row.arm.panel else row.arm.variant
 
 

@@ -92,7 +92,7 @@ def nvml_index(device: int) -> int | None:
 
 
 class _Operator(NamedTuple):
-    """What rlkit gives to an operator and takes from it."""
+    """The arguments that rlkit gives to an operator and the results that it takes."""
 
     name: str
     num_positional: int

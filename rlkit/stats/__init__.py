@@ -1,14 +1,13 @@
-"""Statistics of experiments whose unit is the seed; numpy only, every result reproducible."""
+"""Statistics of experiments whose unit is the seed; every result reproducible."""
 
 from rlkit.stats.aggregate import (
     iqm,
-    probability_of_improvement,
     stratified_improvement,
     stratified_iqm,
 )
 from rlkit.stats.bootstrap import MIN_SEEDS, Estimate, estimate, mean_band, paired_estimate
 from rlkit.stats.compare import Comparison, Paired, Verdict, compare_all
-from rlkit.stats.student import holm, paired_t, tost
+from rlkit.stats.paired import holm, paired_t, tost
 
 __all__ = [
     "MIN_SEEDS",
@@ -23,7 +22,6 @@ __all__ = [
     "mean_band",
     "paired_estimate",
     "paired_t",
-    "probability_of_improvement",
     "stratified_improvement",
     "stratified_iqm",
     "tost",

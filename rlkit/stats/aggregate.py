@@ -23,17 +23,6 @@ def iqm(scores: Sequence[float]) -> float:
     return float(_iqm(finite(scores)[None])[0])
 
 
-def probability_of_improvement(scores: Sequence[float], baseline: Sequence[float]) -> float:
-    """P(X > Y) for a score X of one task and a score Y of the baseline; ties count one half.
-
-    The Mann-Whitney U statistic over the number of pairs.
-
-    Raises:
-        ValueError: no scores, or one that is not finite.
-    """
-    return float(_wins(finite(scores), finite(baseline)).mean())
-
-
 def stratified_iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
     """IQM over all runs of all tasks; seeds are resampled within each task (10,000 times).
 
@@ -53,7 +42,10 @@ def stratified_iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
 def stratified_improvement(
     tasks: Sequence[Sequence[float]], baselines: Sequence[Sequence[float]]
 ) -> Estimate:
-    """Mean over tasks of P(X > Y); X and Y are resampled independently within each task.
+    """Mean over tasks of P(X > Y) for scores X of a task and Y of its baseline; ties count half.
+
+    P(X > Y) is the Mann-Whitney U statistic over the number of pairs. X and Y are resampled
+    independently within each task.
 
     `size` is the number of tasks.
 

@@ -7,13 +7,13 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from rlkit.stats.bootstrap import MIN_SEEDS, Estimate, estimate
-from rlkit.stats.student import holm, paired_t, tost
+from rlkit.stats.paired import holm, paired_t, tost
 
 ALPHA = 0.05
 
 
 class Verdict(StrEnum):
-    """What the seeds say about a variant and the baseline."""
+    """The conclusion that the seeds allow about a variant and the baseline."""
 
     similar = "similar"
     """TOST: the mean difference lies within the margin, whether or not it is 0."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rlkit.generation import GeneratorConfig
 from rlkit.models import ModelConfig
-from rlkit.schema import Schema
+from rlkit.schema import Schema, require
 from rlkit.tasks import TaskConfig
 
 _MAX_COMPLETIONS = 20_000
@@ -80,22 +80,6 @@ class TabularGeneratorConfig(GeneratorConfig):
         ):
             rule = f"{off} with generator=tabular, whose expectations are of the whole policy"
             require(value == off, f"generator.sampling.{key}", rule, value)
-
-
-def require(holds: bool, key: str, rule: str, value: object) -> None:
-    """Raise unless `holds`.
-
-    Args:
-        holds: Whether the rule holds.
-        key: The full key of the option.
-        rule: The rest of `key must be ...`.
-        value: The value that was given.
-
-    Raises:
-        ValueError: `key must be RULE, got VALUE`.
-    """
-    if not holds:
-        raise ValueError(f"{key} must be {rule}, got {value}")
 
 
 def only_default(group: str, config: object, defaults: object, *, but: Sequence[str]) -> None:

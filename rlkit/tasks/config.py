@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
-from rlkit.schema import Schema
+from rlkit.schema import Schema, require
 from rlkit.tasks.base import PromptStyle
 
 
@@ -53,9 +53,9 @@ class TaskConfig:
         own_name = next(f.default for f in fields(self) if f.name == "name")
         if self.name != own_name:
             raise ValueError(f"task.name must be {own_name} (choose by task=...), got {self.name}")
-        at_least("seed", 0, self.seed)
+        require(self.seed >= 0, "task.seed", ">= 0", self.seed)
         for key in ("eval_size", "max_prompt_length", "max_completion_length"):
-            at_least(key, 1, getattr(self, key))
+            require(getattr(self, key) >= 1, f"task.{key}", ">= 1", getattr(self, key))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,8 +77,8 @@ class RevWordsConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(RevWordsConfig, self).__post_init__()
-        at_least("min_words", 2, self.min_words)
-        between("max_words", self.min_words, 8, self.max_words)
+        require(self.min_words >= 2, "task.min_words", ">= 2", self.min_words)
+        _require_between("max_words", self.min_words, 8, self.max_words)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,7 +92,7 @@ class MaxOfNConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(MaxOfNConfig, self).__post_init__()
-        between("n", 2, 8, self.n)
+        _require_between("n", 2, 8, self.n)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -108,8 +108,8 @@ class ChainSumConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(ChainSumConfig, self).__post_init__()
-        between("terms", 2, 8, self.terms)
-        between("digits", 1, 6, self.digits)
+        _require_between("terms", 2, 8, self.terms)
+        _require_between("digits", 1, 6, self.digits)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -188,13 +188,7 @@ class DatasetConfig(DataConfig):
             raise ValueError(f"task.system must be empty with style raw, got {self.system!r}")
 
 
-def at_least(key: str, least: int, value: int) -> None:
-    """Raise ValueError unless `value` >= `least`."""
-    if value < least:
-        raise ValueError(f"task.{key} must be >= {least}, got {value}")
-
-
-def between(key: str, least: int, most: int, value: int) -> None:
+def _require_between(key: str, least: int, most: int, value: int) -> None:
     """Raise ValueError unless `value` is in the range of an option.
 
     Args:
@@ -206,8 +200,7 @@ def between(key: str, least: int, most: int, value: int) -> None:
     Raises:
         ValueError: `value` is below `least` or above `most`.
     """
-    if not least <= value <= most:
-        raise ValueError(f"task.{key} must be in [{least}, {most}], got {value}")
+    require(least <= value <= most, f"task.{key}", f"in [{least}, {most}]", value)
 
 
 CONFIGS: tuple[type[TaskConfig], ...] = (

@@ -32,7 +32,7 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
     """
     text = prompt_text(example, tokenizer, index=index)
     ids = tokenizer(text, add_special_tokens=isinstance(example.prompt, str))["input_ids"]
-    _require(len(ids) > 0, place(example, index), "must have tokens, got none")
+    _check(len(ids) > 0, place(example, index), "must have tokens, got none")
     turns = () if isinstance(example.prompt, str) else example.prompt
     return Prompt(
         index=index,
@@ -49,7 +49,7 @@ def prompt_text(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: 
     where = place(example, index)
     if isinstance(example.prompt, str):
         text = example.prompt
-        _require(bool(text.strip()), where, "must hold text, got only white space")
+        _check(bool(text.strip()), where, "must hold text, got only white space")
     else:
         text = _apply_template(example.prompt, tokenizer, where)
     try:
@@ -135,10 +135,10 @@ def render_all(
 def _apply_template(
     messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> str:
-    _require(len(messages) > 0, where, "must hold a message, got none")
+    _check(len(messages) > 0, where, "must hold a message, got none")
     last = messages[-1]
-    _require(last.role in ("user", "tool"), where, f"must end with the user, got {last.role}")
-    _require(bool(last.content.strip()), where, "must end with text, got only white space")
+    _check(last.role in ("user", "tool"), where, f"must end with the user, got {last.role}")
+    _check(bool(last.content.strip()), where, "must end with text, got only white space")
     if not tokenizer.chat_template:
         raise ValueError(
             f"model.chat_template must be given for {where}: the task is a chat, and the tokenizer "
@@ -154,6 +154,6 @@ def _apply_template(
     return render_conversation(messages, template, apply, where=where)
 
 
-def _require(holds: bool, where: str, rule: str) -> None:
+def _check(holds: bool, where: str, rule: str) -> None:
     if not holds:
         raise ValueError(f"{where} {rule}")

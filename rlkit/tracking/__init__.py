@@ -1,4 +1,4 @@
-"""What a run shows and keeps: local files first, then the console, then an optional mirror.
+"""A run shows and keeps its records: in local files first, on the console, in an optional mirror.
 
 `base` has the records and the `Tracker` Protocol, `build_tracker` makes one from the config;
 `read_metrics`, `read_evals` and `read_samples` read a run's folder back.

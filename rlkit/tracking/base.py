@@ -1,4 +1,4 @@
-"""What a run tells its observers: frozen records and the `Tracker` Protocol the trainer talks to.
+"""A run tells its observers frozen records, through the `Tracker` Protocol that the trainer uses.
 
 Steps count from 0: the record of step s is written when s + 1 updates of `num_steps` are done. An
 evaluation's `step` is the number of updates the evaluated policy has seen.
@@ -18,7 +18,7 @@ class TrackingError(RuntimeError):
 
 
 class Phase(StrEnum):
-    """What the trainer is busy with, in the order of a step; `evaluate` lies between steps."""
+    """The phases of the trainer, in the order of a step; `evaluate` lies between steps."""
 
     generate = "generate"
     reward = "reward"
@@ -37,7 +37,7 @@ class Level(StrEnum):
 
 
 class Status(StrEnum):
-    """Where a run stands; the last three are how it can end."""
+    """The status of a run; it ends with one of the last three."""
 
     running = "running"
     completed = "completed"
@@ -47,13 +47,13 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What is known before the first step."""
+    """The facts about a run that are known before the first step."""
 
     run_dir: Path
     """Folder of this run alone; every local file goes there."""
     name: str
     title: str = ""
-    """What tells this run from others of its group, for people; empty = the name."""
+    """The text that tells this run from others of its group, for people; empty = the name."""
     group: str = ""
     """The sweep that the run belongs to; empty = none."""
     task: str
@@ -73,13 +73,13 @@ class RunInfo:
     config: Mapping[str, object] = field(default_factory=dict)
     """The resolved configuration, flat: `algorithm.clip_low` -> 0.2."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of rlkit, Python, torch and so on; `commit` too when known."""
+    """The versions of rlkit, Python, torch and so on; `commit` too when known."""
     hardware: Mapping[str, str] = field(default_factory=dict)
     """System, processor, memory, devices."""
     command: str = ""
-    """What was typed to start the run."""
+    """The command line that started the run."""
     warnings: tuple[str, ...] = ()
-    """What was found odd while the run was being set up."""
+    """The warnings that came up while the run was being set up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ VOLATILE = ("time/", "memory/", "speed/")
 
 
 class Measure(StrEnum):
-    """What an evaluation measures of a sample."""
+    """The quantity that an evaluation measures of a sample."""
 
     success = "success"
     """The task's own criterion: 1 for a right answer, 0 for a wrong one."""
@@ -155,7 +155,7 @@ class EvalRecord:
     samples_per_prompt: int
     """0 = no sampling: exact expectations."""
     interval: Interval
-    """Of the mean over the prompts that have a judged sample; NaN when there is none."""
+    """The interval of the mean over the prompts with a judged sample; NaN when there is none."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further numbers: `kl` (policy || reference, nats a completion), `entropy` (nats a token),
     `reward`, `length`, `length_wrong` (tokens), `judged` and `unjudged` (samples with and without

@@ -96,5 +96,5 @@ def _mirror(config: MirrorConfig, run_dir: Path, redactor: Redactor) -> Mirror:
 
 
 def _mode(mode: WandbMode) -> str | None:
-    """What wandb is told; None leaves the choice to its own WANDB_MODE."""
+    """The mode for wandb; None leaves the choice to its own WANDB_MODE."""
     return None if mode is WandbMode.auto else mode.value

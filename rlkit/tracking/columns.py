@@ -12,12 +12,12 @@ Metrics = Mapping[str, float]
 _GAP = 2
 _NAME_WIDTH = 12
 _TIME = "time"
-_SPLIT_TITLE = "gen/rew/sco/upd/syn"
+_SPLIT_TITLE = "generate/reward/score/update/sync"
 _NONE = "–"
 _SPLIT = (Phase.generate, Phase.reward, Phase.score, Phase.update, Phase.sync)
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """One column; `rank` says how long it stays on a narrow terminal: 0 is dropped last."""
 
     title: str
@@ -26,25 +26,25 @@ class Column(NamedTuple):
     cell: Callable[[StepRecord], str]
 
 
-def columns(reward_names: Sequence[str]) -> list[Column]:
+def columns(reward_names: Sequence[str]) -> list[TableColumn]:
     """All columns, left to right. There is none for the loss: near 0 by design, it says nothing."""
     return [
-        Column("step", 4, 0, lambda r: str(r.step)),
-        Column("reward", 6, 0, lambda r: fixed(r.metrics.get("reward"))),
+        TableColumn("step", 4, 0, lambda r: str(r.step)),
+        TableColumn("reward", 6, 0, lambda r: fixed(r.metrics.get("reward"))),
         *(_reward_column(name) for name in reward_names),
-        Column("std", 5, 3, lambda r: fixed(r.metrics.get("reward_std"), digits=2)),
-        Column("KL", 7, 2, lambda r: small(r.metrics.get("kl"))),
-        Column("length", 6, 1, lambda r: fixed(_length(r.metrics), digits=1)),
-        Column("no-std", 6, 4, lambda r: percent(r.metrics.get("frac_reward_zero_std"))),
-        Column("grad", 7, 5, lambda r: small(r.metrics.get("grad_norm"))),
-        Column("tok/s", 6, 6, lambda r: count(r.metrics.get("speed/tokens_per_second"))),
-        Column(_TIME, 6, 8, lambda r: seconds(r.metrics.get("time/step"))),
-        Column(_SPLIT_TITLE, 19, 9, lambda r: split(r.metrics)),
-        Column("memory", 7, 10, lambda r: memory(r.metrics)),
+        TableColumn("std", 5, 3, lambda r: fixed(r.metrics.get("reward_std"), digits=2)),
+        TableColumn("KL", 7, 2, lambda r: small(r.metrics.get("kl"))),
+        TableColumn("length", 6, 1, lambda r: fixed(_length(r.metrics), digits=1)),
+        TableColumn("no-std", 6, 4, lambda r: percent(r.metrics.get("frac_reward_zero_std"))),
+        TableColumn("grad", 7, 5, lambda r: small(r.metrics.get("grad_norm"))),
+        TableColumn("tok/s", 6, 6, lambda r: count(r.metrics.get("speed/tokens_per_second"))),
+        TableColumn(_TIME, 6, 8, lambda r: seconds(r.metrics.get("time/step"))),
+        TableColumn(_SPLIT_TITLE, 33, 9, lambda r: split(r.metrics)),
+        TableColumn("memory", 7, 10, lambda r: memory(r.metrics)),
     ]
 
 
-def fit(candidates: Sequence[Column], width: int) -> list[Column]:
+def fit(candidates: Sequence[TableColumn], width: int) -> list[TableColumn]:
     """The columns that fit `width` characters: the highest rank is dropped first."""
     kept = list(candidates)
     while len(kept) > 2 and sum(c.width + _GAP for c in kept) - _GAP > width:
@@ -52,17 +52,17 @@ def fit(candidates: Sequence[Column], width: int) -> list[Column]:
     return kept
 
 
-def header_line(shown: Sequence[Column]) -> str:
+def header_line(shown: Sequence[TableColumn]) -> str:
     """Titles, right-aligned over their columns."""
     return (" " * _GAP).join(c.title.rjust(c.width) for c in shown)
 
 
-def record_line(shown: Sequence[Column], record: StepRecord) -> str:
+def record_line(shown: Sequence[TableColumn], record: StepRecord) -> str:
     """The cells of one step, right-aligned."""
     return (" " * _GAP).join(c.cell(record).rjust(c.width) for c in shown)
 
 
-def details(record: StepRecord, dropped: Sequence[Column]) -> list[str]:
+def details(record: StepRecord, dropped: Sequence[TableColumn]) -> list[str]:
     """Lines on one step: its time split, the policy-gradient signal, and the `dropped` columns."""
     metrics = record.metrics
     shares = [
@@ -152,7 +152,7 @@ def _length(metrics: Metrics) -> float | None:
     return metrics.get("completions/mean_length")
 
 
-def _reward_column(name: str) -> Column:
+def _reward_column(name: str) -> TableColumn:
     title = name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…"
     metric = f"rewards/{name}/mean"
-    return Column(title, max(len(title), 5), 7, lambda r: fixed(r.metrics.get(metric)))
+    return TableColumn(title, max(len(title), 5), 7, lambda r: fixed(r.metrics.get(metric)))

@@ -22,10 +22,10 @@ class ConsoleMode(StrEnum):
 
 
 class WandbMode(StrEnum):
-    """Where Weights & Biases keeps the run."""
+    """The place where Weights & Biases keeps the run."""
 
     auto = "auto"
-    """What the environment variable WANDB_MODE says; online when it is unset."""
+    """The mode that the environment variable WANDB_MODE says; online when it is unset."""
     online = "online"
     offline = "offline"
     """In the run folder, for `wandb sync`."""

@@ -15,7 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
-from rlkit.tracking.columns import Column, columns, details, fit, header_line, record_line, seconds
+from rlkit.tracking.columns import (
+    TableColumn,
+    columns,
+    details,
+    fit,
+    header_line,
+    record_line,
+    seconds,
+)
 from rlkit.tracking.read import read_evals
 from rlkit.tracking.runlog import MESSAGES
 from rlkit.tracking.summary import eval_line, print_summary, printable, sparkline
@@ -33,7 +41,7 @@ class PlainConsole:
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self.console = console
         self._quiet = quiet
-        self._columns: list[Column] = []
+        self._columns: list[TableColumn] = []
         self._info: RunInfo | None = None
         self._evals: list[EvalRecord] = []
         self._rewards: list[float] = []

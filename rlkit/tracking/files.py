@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from rlkit.runtime.files import published
 from rlkit.tracking.base import VOLATILE, TrackingError
 
 
@@ -22,23 +23,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write the whole file durably under a temporary name in the same folder, then rename it.
+    """Write a whole file durably, or leave it alone.
 
     Raises:
-        TrackingError: disk full, no permission and the like; `path` is as it was before.
+        TrackingError: The disk is full, permission is missing and the like.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with naming(path):
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+    with naming(path), published(path) as scratch:
+        scratch.write_bytes(data)
 
 
 def encode(record: Mapping[str, object]) -> str:
@@ -70,7 +61,7 @@ def number(value: object) -> float:
 
 
 def comparable(line: Mapping[str, object]) -> dict[str, object]:
-    """What two runs of the same seed must agree on bitwise: a line less times, memory and speed."""
+    """The part of a line that runs of one seed share bitwise: all but times, memory and speed."""
     return {key: value for key, value in line.items() if not key.startswith(VOLATILE)}
 
 

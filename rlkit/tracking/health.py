@@ -10,8 +10,8 @@ from enum import StrEnum
 from rlkit.tracking.base import SampleRow, StepRecord
 
 
-class Kind(StrEnum):
-    """What can be wrong with a step."""
+class ProblemKind(StrEnum):
+    """The ways in which a step can teach nothing."""
 
     zero_std = "more than half of the groups had equal rewards"
     cancelling = "more than half of the groups had rewards that cancel"
@@ -27,7 +27,7 @@ class Health:
     def __init__(self, reward_names: Sequence[str]) -> None:
         self._names = tuple(reward_names)
         self._steps = 0
-        self._counts: Counter[Kind] = Counter()
+        self._counts: Counter[ProblemKind] = Counter()
 
     def observe(self, record: StepRecord) -> list[str]:
         """Warnings to print now: those of a kind met for the first time."""
@@ -41,11 +41,11 @@ class Health:
         """One line for each kind met, with the number of steps."""
         return [f"{kind.value} in {n} of {self._steps} steps" for kind, n in self._counts.items()]
 
-    def _troubles(self, record: StepRecord) -> list[tuple[Kind, str]]:
-        found: list[tuple[Kind, str]] = []
+    def _troubles(self, record: StepRecord) -> list[tuple[ProblemKind, str]]:
+        found: list[tuple[ProblemKind, str]] = []
         groups = _groups(record.samples)
         if record.samples and all(math.isnan(row.reward) for row in record.samples):
-            found.append((Kind.unrewarded, "no sample has a reward, so the step is skipped"))
+            found.append((ProblemKind.unrewarded, "no sample has a reward, so the step is skipped"))
             groups = []
         flat = [group for group in groups if len({row.reward for row in group}) == 1]
         varying = [varying for group in flat if (varying := self._varying(group))]
@@ -60,20 +60,22 @@ class Health:
                     f"; in {len(varying)} of them the reward functions {names} do differ "
                     f"but cancel in the weighted sum"
                 )
-                found.append((Kind.cancelling, text))
+                found.append((ProblemKind.cancelling, text))
             else:
-                found.append((Kind.zero_std, text))
+                found.append((ProblemKind.zero_std, text))
         cut = sum(row.finish_reason == "length" for row in record.samples)
         if cut > len(record.samples) / 2:
             text = f"{cut} of {len(record.samples)} completions were cut at the length limit"
-            found.append((Kind.truncated, text))
+            found.append((ProblemKind.truncated, text))
         for k, name in enumerate(self._names):
             if record.samples and all(math.isnan(row.components[k]) for row in record.samples):
-                found.append((Kind.missing, f"reward function {name} gave no value for any sample"))
+                found.append(
+                    (ProblemKind.missing, f"reward function {name} gave no value for any sample")
+                )
                 break
         norm = record.metrics.get("grad_norm", 0.0)
         if not math.isfinite(norm):
-            found.append((Kind.non_finite, f"the gradient norm is {norm}"))
+            found.append((ProblemKind.non_finite, f"the gradient norm is {norm}"))
         return found
 
     def _varying(self, group: Sequence[SampleRow]) -> set[str]:

@@ -154,7 +154,7 @@ class LocalTracker:
 
 
 def _about(info: RunInfo, redactor: Redactor) -> dict[str, object]:
-    """What a report must know besides the configuration."""
+    """The facts that a report needs besides the configuration."""
     return {
         "name": info.name,
         "task": info.task,

@@ -11,14 +11,14 @@ import sys
 from typing import Any, BinaryIO
 
 from rlkit.tracking.files import number
-from rlkit.tracking.services import Session, open_session
+from rlkit.tracking.services import ServiceSession, open_session
 
 
 def main() -> int:
     """Serve events until the input ends; returns the exit code."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what the clients print goes to the log, not among the answers
-    session: Session | None = None
+    session: ServiceSession | None = None
     try:
         for line in sys.stdin:
             session = _handle(json.loads(line), session)
@@ -32,7 +32,7 @@ def main() -> int:
     return 0
 
 
-def _handle(event: dict[str, Any], session: Session | None) -> Session | None:
+def _handle(event: dict[str, Any], session: ServiceSession | None) -> ServiceSession | None:
     if event["event"] == "start":
         return open_session(event)
     if session is None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.tracking.files import write_atomic
+from rlkit.tracking.drawing import (
+    BLACK,
+    PALETTE,
+    colour_of,
+    dash_of,
+    marker_of,
+    new_figure,
+    save_figure,
+    tidy,
+)
 from rlkit.tracking.read import read_metrics
 
-# Okabe and Ito 2008: distinguishable with every common colour blindness; dashes for print.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DASHES = ("-", "--", "-.", ":")
+_MARKERS_A_LINE = 40
+_NUM_COLOURS = len(PALETTE) - 1
 _PANELS = (
     ("kl", "KL to the reference [nats/token]"),
     ("completions/mean_length", "completion length [tokens]"),
@@ -31,35 +37,22 @@ def draw_curves(run_dir: Path, reward_names: Sequence[str], *, title: str) -> li
     lines = read_metrics(run_dir)
     if not lines:
         return []
-    figure = _figure(lines, reward_names, title)
-    paths = []
-    for suffix in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=130)
-        path = run_dir / f"curves.{suffix}"
-        write_atomic(path, buffer.getvalue())
-        paths.append(path)
-    return paths
+    return save_figure(_figure(lines, reward_names, title), run_dir, "curves", dpi=130)
 
 
 def _figure(lines: Sequence[dict[str, float]], reward_names: Sequence[str], title: str) -> Any:
-    # With a home that cannot be written it warns that its cache of fonts is elsewhere.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure = new_figure(width=10, height=6.5)
+    # Only now: `new_figure` has told matplotlib to be quiet.
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: it keeps global state and wants a display
     figure.suptitle(title, fontsize=11, parse_math=False)
     axes = figure.subplots(2, 2, sharex=True).ravel()
     _draw_rewards(axes[0], lines, reward_names)
     for axis, (name, label) in zip(axes[1:], _PANELS, strict=True):
-        _line(axis, lines, name, colour=_COLOURS[1])
+        _line(axis, lines, name, colour=colour_of(0))
         axis.set_ylabel(label)
     for axis in axes:
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[2:]:
         axis.set_xlabel("step")
@@ -67,17 +60,26 @@ def _figure(lines: Sequence[dict[str, float]], reward_names: Sequence[str], titl
 
 
 def _draw_rewards(axis: Any, lines: Sequence[dict[str, float]], names: Sequence[str]) -> None:
-    _line(axis, lines, "reward", colour=_COLOURS[0], label="reward (weighted sum)", width=2.2)
+    _line(axis, lines, "reward", colour=BLACK, label="reward (weighted sum)", width=2.2)
     steps = [line["step"] for line in lines]
     low = [line.get("reward", math.nan) - line.get("reward_std", math.nan) for line in lines]
     high = [line.get("reward", math.nan) + line.get("reward_std", math.nan) for line in lines]
     axis.fill_between(
-        steps, low, high, color=_COLOURS[0], alpha=0.1, linewidth=0, label="± std in a group"
+        steps, low, high, color=BLACK, alpha=0.1, linewidth=0, label="± std in a group"
     )
     for k, name in enumerate(names):
-        colour = _COLOURS[1 + k % (len(_COLOURS) - 1)]
-        dash = _DASHES[(k + 1) % len(_DASHES)]
-        _line(axis, lines, f"rewards/{name}/mean", colour=colour, label=name, dash=dash)
+        style = k + k // _NUM_COLOURS  # leaves out black, which is the weighted sum's
+        dash, marker = dash_of(k + 1).matplotlib, marker_of(style).matplotlib
+        colour = colour_of(style)
+        _line(
+            axis,
+            lines,
+            f"rewards/{name}/mean",
+            colour=colour,
+            label=name,
+            dash=dash,
+            marker=marker,
+        )
     axis.set_ylabel("reward, and each function's raw mean")
     axis.legend(fontsize=8, frameon=False)
 
@@ -89,13 +91,22 @@ def _line(
     *,
     colour: str,
     label: str = "",
-    dash: str = "-",
+    dash: Any = "-",
+    marker: str = "o",
     width: float = 1.5,
 ) -> None:
     values = [line.get(name, math.nan) for line in lines]
     finite = [value if math.isfinite(value) else math.nan for value in values]
     steps = [line["step"] for line in lines]
-    marker = "o" if len(lines) < 40 else ""
+    every = max(1, len(lines) // _MARKERS_A_LINE)
     axis.plot(
-        steps, finite, dash, color=colour, label=label, linewidth=width, marker=marker, markersize=3
+        steps,
+        finite,
+        linestyle=dash,
+        color=colour,
+        label=label,
+        linewidth=width,
+        marker=marker,
+        markersize=3,
+        markevery=every,
     )

@@ -13,7 +13,7 @@ _EVAL_FIELDS = (
     "label", "step", "mean", "low", "high", "samples_per_prompt", "prompt_indices", "prompt_keys",
     "measure", "values", "success", "time/unix",
 )  # fmt: skip
-"""What a line of `evals.jsonl` has beside `EvalRecord.metrics`. The prompts' values are called
+"""The keys of a line of `evals.jsonl` beside `EvalRecord.metrics`. The prompts' values are called
 `success` where they are: older versions know no other name."""
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from rlkit.runtime.distribution import how_to_install
 
 
-class Session(Protocol):
+class ServiceSession(Protocol):
     """One run at a service."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
@@ -136,14 +136,14 @@ class TensorboardSession:
         self._writer.close()
 
 
-_SESSIONS: Mapping[str, Callable[[Mapping[str, Any]], Session]] = {
+_SESSIONS: Mapping[str, Callable[[Mapping[str, Any]], ServiceSession]] = {
     "wandb": WandbSession,
     "trackio": TrackioSession,
     "tensorboard": TensorboardSession,
 }
 
 
-def open_session(start: Mapping[str, Any]) -> Session:
+def open_session(start: Mapping[str, Any]) -> ServiceSession:
     """Open the run that a `start` event describes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a run has learnt: before/after table with intervals, completions side by side, its files."""
+"""The end of a run on the console: results before and after, completions and files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,15 @@ def print_summary(
     evals: Sequence[EvalRecord],
     rewards: Sequence[float],
 ) -> None:
-    """Print how the run ended, what it learnt and where its files are."""
+    """Print how the run ended, what it learnt and where its files are.
+
+    Args:
+        console: The terminal to print on.
+        info: The facts about the run.
+        outcome: The way it ended.
+        evals: Its evaluations in order; may be empty.
+        rewards: The training reward of each step.
+    """
     style = _STATUS_STYLES.get(outcome.status, "bold red")
     end = Text(f"{outcome.status.value} in {seconds(outcome.wall_seconds)}", style=style)
     if outcome.message:

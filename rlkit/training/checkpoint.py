@@ -10,9 +10,7 @@ resumed run repeats itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlkit.runtime.files import published
+from rlkit.schema import content_hash
 from rlkit.training.loss_scale import UNSCALED, LossScale
-from rlkit.training.optim import restore_state, state_tensors
+from rlkit.training.optim import restore_state
 
 _FILES = ("adapter.safetensors", "optimizer.safetensors")
 _NAME = re.compile(r"step-(\d{6,})")
@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class RunProgress:
     """The place where a run stands between two steps."""
 
     step: int
@@ -65,29 +65,20 @@ class Checkpoint:
     parameters: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     """`{parameter}/{exp_avg, exp_avg_sq, step}`, or what else the optimiser keeps."""
-    progress: Progress
+    progress: RunProgress
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
     """Write `checkpoint` under `folder`, delete all but the `keep_last` newest, return its path."""
     target = step_folder(folder, checkpoint.progress.step)
-    partial = folder / f".partial-{target.name}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with published(target) as scratch:
+        scratch.mkdir()
         for name, tensors in zip(_FILES, (checkpoint.parameters, checkpoint.moments), strict=True):
-            write_tensors(partial / name, tensors)
-        hashes = {name: sha256(partial / name) for name in _FILES}
+            write_tensors(scratch / name, tensors)
+        hashes = {name: content_hash(scratch / name) for name in _FILES}
         state = {"progress": asdict(checkpoint.progress), "sha256": hashes}
-        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        sync(partial / "state.json")
-        sync(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        sync(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (scratch / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for _, old in sorted(_complete(folder))[:-keep_last]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -111,7 +102,7 @@ def load(path: Path, *, device: torch.device) -> Checkpoint:
         state = json.loads(state_file.read_text())
         fields = state["progress"]
         scale = LossScale(*fields.pop("loss_scale", ()))
-        progress = Progress(**fields, loss_scale=scale)
+        progress = RunProgress(**fields, loss_scale=scale)
         hashes: dict[str, str] = state["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{state_file} cannot be read: {error}") from error
@@ -120,13 +111,6 @@ def load(path: Path, *, device: torch.device) -> Checkpoint:
         for name in _FILES
     )
     return Checkpoint(parameters=parameters, moments=moments, progress=progress)
-
-
-def moments_of(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The optimiser's state tensors by parameter name; empty before the first update."""
-    return state_tensors(optimizer, parameters)
 
 
 def restore_moments(
@@ -152,9 +136,8 @@ def is_complete(path: Path) -> bool:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file and flush it to the disk."""
+    """Write a safetensors file."""
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
-    sync(file)
 
 
 def read_tensors(
@@ -175,26 +158,11 @@ def read_tensors(
         CheckpointError: The file is damaged or cannot be read; the message names it.
     """
     try:
-        if sha256(file) != expected:
+        if content_hash(file) != expected:
             raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in {index.name}")
         return load_file(file, device=str(device))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk: a power cut must not reorder it after the rename."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _complete(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlkit.runtime.distribution import how_to_install
+from rlkit.schema import require
 
 _CONSTANTS = ("qmap1", "qmap2")
 """bitsandbytes' tables of the values that 8 bits stand for, the same for all parameters."""
@@ -70,28 +71,23 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.kind is not OptimKind.adamw and importlib.util.find_spec("bitsandbytes") is None:
             rule = f"adamw without bitsandbytes ({how_to_install('bitsandbytes')})"
-            _require(False, "kind", rule, self.kind.value)
-        _require(self.learning_rate > 0, "learning_rate", "> 0", self.learning_rate)
+            require(False, "optim.kind", rule, self.kind.value)
+        require(self.learning_rate > 0, "optim.learning_rate", "> 0", self.learning_rate)
         valid_betas = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
-        _require(valid_betas, "betas", "two numbers in [0, 1)", self.betas)
-        _require(self.eps > 0, "eps", "> 0", self.eps)
-        _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
-        _require(self.max_grad_norm > 0, "max_grad_norm", "> 0", self.max_grad_norm)
-        _require(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps)
-        _require(self.inner_epochs >= 1, "inner_epochs", ">= 1", self.inner_epochs)
-        _require(self.minibatches >= 1, "minibatches", ">= 1", self.minibatches)
+        require(valid_betas, "optim.betas", "two numbers in [0, 1)", self.betas)
+        require(self.eps > 0, "optim.eps", "> 0", self.eps)
+        require(self.weight_decay >= 0, "optim.weight_decay", ">= 0", self.weight_decay)
+        require(self.max_grad_norm > 0, "optim.max_grad_norm", "> 0", self.max_grad_norm)
+        require(self.warmup_steps >= 0, "optim.warmup_steps", ">= 0", self.warmup_steps)
+        require(self.inner_epochs >= 1, "optim.inner_epochs", ">= 1", self.inner_epochs)
+        require(self.minibatches >= 1, "optim.minibatches", ">= 1", self.minibatches)
         limit = self.max_skipped_updates
-        _require(limit >= 1, "max_skipped_updates", ">= 1", limit)
+        require(limit >= 1, "optim.max_skipped_updates", ">= 1", limit)
 
     @property
     def updates_per_batch(self) -> int:
         """Optimiser updates on one rollout batch."""
         return self.inner_epochs * self.minibatches
-
-
-def _require(holds: bool, key: str, rule: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"optim.{key} must be {rule}, got {value}")
 
 
 def learning_rate(config: OptimConfig, *, update: int, total_updates: int) -> float:

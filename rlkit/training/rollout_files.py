@@ -10,7 +10,6 @@ and those sampled right after a checkpoint that still exists.
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,14 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlkit.runtime.files import published
+from rlkit.schema import content_hash
 from rlkit.tracking.files import write_atomic
 from rlkit.training.checkpoint import (
     CheckpointError,
     is_complete,
     read_tensors,
-    sha256,
     step_folder,
-    sync,
     write_tensors,
 )
 from rlkit.types import RolloutBatch
@@ -53,24 +52,19 @@ def save(run_dir: Path, rollouts: SavedRollouts) -> Path:
     file = _file(run_dir, rollouts.step)
     file.parent.mkdir(parents=True, exist_ok=True)
     index = file.with_suffix(".json")
-    partial = file.with_name(f".partial-{file.name}-{os.getpid()}")
     values = {f.name: getattr(rollouts.batch, f.name) for f in fields(rollouts.batch)}
-    try:
-        write_tensors(partial, {k: v for k, v in values.items() if isinstance(v, Tensor)})
+    with published(file) as scratch:
+        write_tensors(scratch, {k: v for k, v in values.items() if isinstance(v, Tensor)})
         record = {
             "step": rollouts.step,
             "reward_names": rollouts.reward_names,
             "group_size": rollouts.group_size,
             "temperature": rollouts.temperature,
             "max_completion_length": rollouts.max_completion_length,
-            "sha256": sha256(partial),
+            "sha256": content_hash(scratch),
         }
         # A resumed run writes its first step again: no moment with new tensors and an old hash.
         index.unlink(missing_ok=True)
-        partial.replace(file)
-        sync(file.parent)
-    finally:
-        partial.unlink(missing_ok=True)
     write_atomic(index, (json.dumps(record, indent=2) + "\n").encode())
     return file
 

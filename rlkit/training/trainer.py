@@ -13,7 +13,7 @@ from torch import Tensor
 from rlkit.functional import sampling_mismatch
 from rlkit.tracking.base import EvalRecord, Level, Phase, SampleRow, StepRecord, Tracker
 from rlkit.training import checkpoint, rollout_files
-from rlkit.training.checkpoint import Checkpoint, Progress
+from rlkit.training.checkpoint import Checkpoint, RunProgress
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
 from rlkit.training.collect import Collection, Collector, who_gave_no_reward
@@ -32,6 +32,7 @@ from rlkit.training.no_signal import (
     is_without_signal,
     what_the_base_model_earns,
 )
+from rlkit.training.optim import state_tensors
 from rlkit.training.rollout_files import SavedRollouts
 from rlkit.training.stopping import StopRequest
 from rlkit.training.update import (
@@ -46,7 +47,7 @@ from rlkit.types import Algorithm, Generator, RolloutBatch, TrainBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
+class RunSchedule:
     """When the loop evaluates, saves and ends."""
 
     num_steps: int
@@ -64,7 +65,7 @@ class Trainer:
     algorithm: Callable[[int], Algorithm]
     """The algorithm of a step: nearly always the same one, but a critic may learn alone first."""
     settings: UpdateSettings
-    schedule: Schedule
+    schedule: RunSchedule
     collector: Collector
     generator: Generator
     evaluate: Callable[[str, int], EvalRecord]
@@ -231,7 +232,7 @@ class Trainer:
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint of `state`."""
         parameters = state.learner.named_parameters()
-        progress = Progress(
+        progress = RunProgress(
             step=state.step,
             updates=state.updates,
             skipped_in_row=state.skipped_in_row,
@@ -246,7 +247,7 @@ class Trainer:
             self.run_dir / "checkpoints",
             Checkpoint(
                 parameters=parameters,
-                moments=checkpoint.moments_of(state.optimizer, parameters),
+                moments=state_tensors(state.optimizer, parameters),
                 progress=progress,
             ),
             keep_last=self.schedule.keep_last,

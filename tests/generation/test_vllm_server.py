@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.random_model import write_random_model
 from rlkit.generation import VLLMServerConfig, sample_seed
-from rlkit.generation.http_json import Client, ServerError
 from rlkit.generation.vllm.config import is_installed
 from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator, check_server
+from rlkit.generation.vllm.server_client import ServerClient, ServerError
 from rlkit.models.config import LoRAConfig
 from rlkit.policy.lora import LoRA, attach, init_adapter
 from rlkit.types import Prompt, Rollout, SamplingConfig
@@ -80,7 +80,7 @@ def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    client, deadline = Client(url, timeout_s=5), time.monotonic() + _START_SECONDS
+    client, deadline = ServerClient(url, timeout_s=5), time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         try:
             client.get("/v1/models")
@@ -169,7 +169,7 @@ def test_every_version_samples_from_its_own_adapter(
 def test_one_adapter_is_held_and_none_after_close(
     url: str, generator: VLLMServerGenerator, lora: LoRA
 ) -> None:
-    client = Client(url, timeout_s=10)
+    client = ServerClient(url, timeout_s=10)
     for version in (1, 2, 3):
         generator.load_adapter(random_adapter(lora, version), version)
     held = [m["id"] for m in client.get("/v1/models")["data"]]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlkit.launch.board import Board
 from rlkit.launch.engine import _watching
-from rlkit.launch.rows import Row, Stand
+from rlkit.launch.rows import JobRow, JobStatus
 from rlkit.launch.run_folder import write_status
+from rlkit.launch.sweep_view import SweepView
 from rlkit.tracking import Status
 
 
@@ -21,7 +21,7 @@ def test_a_job_that_no_process_holds_when_the_launcher_returns_was_interrupted(
     rows = []
     for name in ("gone", "alive", "done", "waiting"):
         (tmp_path / name).mkdir()
-        rows.append(Row(label=name, folder=tmp_path / name, steps=10))
+        rows.append(JobRow(label=name, folder=tmp_path / name, steps=10))
         if name != "waiting":
             (tmp_path / name / ".lock").touch()
             write_status(tmp_path / name, Status.running, message="")
@@ -29,9 +29,9 @@ def test_a_job_that_no_process_holds_when_the_launcher_returns_was_interrupted(
     said = io.StringIO()
     with (tmp_path / "alive" / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with _watching(Board(Console(file=said, width=200), rows, live=False)):
+        with _watching(SweepView(Console(file=said, width=200), rows, live=False)):
             pass
-    stands = {row.label: row.stand for row in rows}
-    assert stands["gone"] is Stand.interrupted and "goes on" in rows[0].message
-    assert stands["alive"] is Stand.running and stands["done"] is Stand.done
-    assert stands["waiting"] is Stand.waiting
+    statuses = {row.label: row.status for row in rows}
+    assert statuses["gone"] is JobStatus.interrupted and "goes on" in rows[0].message
+    assert statuses["alive"] is JobStatus.running and statuses["done"] is JobStatus.done
+    assert statuses["waiting"] is JobStatus.waiting

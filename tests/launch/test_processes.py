@@ -1,4 +1,4 @@
-"""The nursery: what the launcher hears of its jobs, and what survives what."""
+"""The fork server: what the launcher hears of its jobs, and what survives what."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from rlkit.launch.devices import GPU
+from rlkit.launch.fork_server import Preload
 from rlkit.launch.leases import take
-from rlkit.launch.nursery import Preload
 from rlkit.launch.processes import Event, Exited, Lost, Processes, Started
 
 EARLIER: dict[int, list[Event]] = {}
@@ -77,7 +77,7 @@ def test_signals_reach_a_job_however_young_it_is(processes: Processes, tmp_path:
     assert isinstance(event, Exited) and (event.pid, event.code) == (other, -9)
 
 
-def test_a_dead_nursery_takes_its_jobs_along_and_is_replaced(
+def test_a_dead_fork_server_takes_its_jobs_along_and_is_replaced(
     processes: Processes, tmp_path: Path
 ) -> None:
     pid = begin(processes, waiting_folder(tmp_path))

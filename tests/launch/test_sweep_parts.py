@@ -17,7 +17,7 @@ from rlkit.launch.composing import Composer, compose_job, register
 from rlkit.launch.outcome import JobState, cause_of_death, last_line, settle, state_of
 from rlkit.launch.packed import pack, unpack
 from rlkit.launch.preflight import plan
-from rlkit.launch.rows import Row, Stand, labels, seconds_left
+from rlkit.launch.rows import JobRow, JobStatus, labels, seconds_left
 from rlkit.launch.run_folder import write_status
 from rlkit.launch.settings import IsolatedConfig
 from rlkit.launch.sweep import sweep_folder_of
@@ -235,13 +235,18 @@ def test_causes_of_death() -> None:
 
 
 def test_time_left_is_that_of_the_finished_jobs() -> None:
-    def row(stand: Stand, seconds: float = 0.0) -> Row:
-        return Row(label="", folder=Path(), steps=1, stand=stand, seconds=seconds)
+    def row(status: JobStatus, seconds: float = 0.0) -> JobRow:
+        return JobRow(label="", folder=Path(), steps=1, status=status, seconds=seconds)
 
-    waiting = [row(Stand.waiting) for _ in range(4)]
+    waiting = [row(JobStatus.waiting) for _ in range(4)]
     assert seconds_left(waiting, slots=2) is None
-    assert seconds_left([row(Stand.earlier, 9.0), *waiting], slots=2) is None
-    rows = [row(Stand.done, 10.0), row(Stand.done, 20.0), row(Stand.failed, 1.0), *waiting]
+    assert seconds_left([row(JobStatus.earlier, 9.0), *waiting], slots=2) is None
+    rows = [
+        row(JobStatus.done, 10.0),
+        row(JobStatus.done, 20.0),
+        row(JobStatus.failed, 1.0),
+        *waiting,
+    ]
     assert seconds_left(rows, slots=2) == 4 * 15.0 / 2
     assert seconds_left(rows, slots=100) == 15.0
 

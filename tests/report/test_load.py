@@ -13,13 +13,13 @@ from made_up_sweep import write_run, write_sweep
 from rlkit.report.arms import arms_of, panels_of, pick_baseline
 from rlkit.report.environment import environment
 from rlkit.report.job import State, read_job
-from rlkit.report.load import Kind, StudyError, load_sides, load_study
+from rlkit.report.load import StudyError, StudyKind, load_sides, load_study
 from rlkit.tracking import Status
 
 
 def test_every_state_of_a_job_is_told_apart(sweep: Path) -> None:
     study = load_study([sweep])
-    assert study.kind is Kind.sweep and study.name == "kl_detach"
+    assert study.kind is StudyKind.sweep and study.name == "kl_detach"
     assert study.command == "rlkit -m kl=reverse_k3,none seed=range(5)"
     assert environment(study)["command"] == [study.command]
     states = [job.state for job in study.jobs[20:]]
@@ -177,7 +177,7 @@ def test_plain_folders_are_sorted_by_their_configurations(tmp_path: Path) -> Non
     for name, seed, beta in (("one", 0, 0.1), ("two", 1, 0.1), ("three", 0, 0.4)):
         write_run(tmp_path / name, seed=seed, final=0.9, options={"kl": {"beta": beta}})
     study = load_study([tmp_path])
-    assert study.kind is Kind.runs and study.folder == tmp_path
+    assert study.kind is StudyKind.runs and study.folder == tmp_path
     arms = {arm.variant: sorted(arm.done) for arm in arms_of(study.jobs)}
     assert arms == {"kl.beta=0.1": [0, 1], "kl.beta=0.4": [0]}
 

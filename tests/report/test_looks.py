@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlkit.assembly.worst_step import compared
-from rlkit.report.svg import NUM_COLOURS, marker_of, tick_labels
+from rlkit.report.svg import tick_labels
+from rlkit.tracking.drawing import colour_of, marker_of
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ def test_no_two_ticks_have_one_label(values: list[float], labels: list[str]) -> 
 
 
 def test_colour_and_marker_repeat_after_49_variants() -> None:
-    looks = [(style % NUM_COLOURS, marker_of(style)) for style in range(50)]
+    looks = [(colour_of(style), marker_of(style)) for style in range(50)]
     assert len(set(looks)) == 49 and looks[49] == looks[0]
 
 

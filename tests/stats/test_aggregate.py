@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlkit.stats import (
-    iqm,
-    probability_of_improvement,
-    stratified_improvement,
-    stratified_iqm,
-)
+from rlkit.stats import iqm, stratified_improvement, stratified_iqm
 
 
 def test_iqm_by_hand() -> None:
@@ -30,8 +25,8 @@ def test_iqm_is_rliables_trimmed_mean(count: int) -> None:
 
 def test_probability_of_improvement_by_hand() -> None:
     # Pairs: 3>1, 3>2, 3=3, 5>1, 5>2, 5>3 of 6, one of them a tie.
-    assert probability_of_improvement([3.0, 5.0], [1.0, 2.0, 3.0]) == pytest.approx(5.5 / 6)
-    assert probability_of_improvement([1.0], [1.0]) == 0.5
+    assert stratified_improvement([[3.0, 5.0]], [[1.0, 2.0, 3.0]]).mean == pytest.approx(5.5 / 6)
+    assert stratified_improvement([[1.0]], [[1.0]]).mean == 0.5
 
 
 def test_probability_of_improvement_is_rliables_mann_whitney() -> None:
@@ -39,7 +34,8 @@ def test_probability_of_improvement_is_rliables_mann_whitney() -> None:
     x, y = draw.integers(0, 6, size=9) / 5, draw.integers(0, 5, size=7) / 5
     # rliable.metrics.probability_of_improvement: mannwhitneyu(x, y, "greater").statistic / pairs
     u = stats.mannwhitneyu(x, y, alternative="greater").statistic
-    assert probability_of_improvement(x.tolist(), y.tolist()) == pytest.approx(u / 63)
+    found = stratified_improvement([x.tolist()], [y.tolist()])
+    assert found.mean == pytest.approx(u / 63)
 
 
 def test_the_stratified_iqm_interval_is_that_of_all_resamples() -> None:
@@ -57,12 +53,17 @@ def test_the_stratified_iqm_interval_is_that_of_all_resamples() -> None:
     assert found.high == pytest.approx(high, abs=0.011)
 
 
+def _share_of_wins(x: tuple[float, ...], y: tuple[float, ...]) -> float:
+    wins = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in product(x, y))
+    return wins / (len(x) * len(y))
+
+
 def test_the_stratified_improvement_interval_is_that_of_all_resamples() -> None:
     tasks, baselines = [[0.1, 0.5, 0.3], [0.9, 0.7]], [[0.2, 0.3, 0.4], [0.8, 0.1]]
     strata = []
     for x, y in zip(tasks, baselines, strict=True):
         resamples = product(product(x, repeat=len(x)), product(y, repeat=len(y)))
-        strata.append([probability_of_improvement(a, b) for a, b in resamples])
+        strata.append([_share_of_wins(a, b) for a, b in resamples])
     every = (np.array(strata[0])[:, None] + np.array(strata[1])[None]).ravel() / 2
     found = stratified_improvement(tasks, baselines)
     # Task 1: .1 beats none, .5 beats 3, .3 beats .2 and ties .3; task 2: .9 beats 2, .7 beats 1.

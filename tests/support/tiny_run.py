@@ -34,7 +34,7 @@ from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, Step
 from rlkit.training.collect import Collector
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.optim import OptimConfig, build_optimizer
-from rlkit.training.trainer import Schedule, Trainer
+from rlkit.training.trainer import RunSchedule, Trainer
 from rlkit.training.update import TrainState, UpdateSettings
 from rlkit.types import Completion, Prompt, SamplingConfig, Setting
 
@@ -186,7 +186,7 @@ def tiny_run(
             temperature=sampling.temperature,
             tokens_per_microbatch=tokens_per_microbatch,
         ),
-        schedule=Schedule(
+        schedule=RunSchedule(
             num_steps=num_steps,
             evaluate_every=0,
             checkpoint_every=2,

@@ -79,7 +79,7 @@ def test_wide_live_view_shows_every_column(tmp_path: Path) -> None:
         "grad",
         "tok/s",
         "time",
-        "gen/rew/sco/upd/syn",
+        "generate/reward/score/update/sync",
         "memory",
     ]
     row = next(line for line in lines if line.startswith("   7"))
@@ -311,7 +311,7 @@ def test_fit_drops_the_least_important_column_first() -> None:
     everything = columns([f"reward_{i}" for i in range(5)])
     titles = [[c.title for c in fit(everything, width)] for width in (200, 80, 30, 1)]
     assert len(titles[0]) == len(everything)
-    assert {"memory", "time", "gen/rew/sco/upd/syn", "reward_4"}.isdisjoint(titles[1])
+    assert {"memory", "time", "generate/reward/score/update/sync", "reward_4"}.isdisjoint(titles[1])
     assert titles[1][:3] == ["step", "reward", "reward_0"]
     assert titles[2] == ["step", "reward", "KL", "length"]
     assert titles[3] == ["step", "reward"]

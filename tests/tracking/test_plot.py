@@ -14,8 +14,9 @@ import tracked_run
 from matplotlib.colors import to_rgb
 
 from rlkit.tracking import Outcome, Redactor, Status, StepRecord, read_metrics
+from rlkit.tracking.drawing import PALETTE
 from rlkit.tracking.local import LocalTracker
-from rlkit.tracking.plot import _COLOURS, _figure, draw_curves
+from rlkit.tracking.plot import _figure, draw_curves
 
 
 def finished(run_dir: Path, *, steps: int = 6, status: Status = Status.completed) -> Path:
@@ -105,5 +106,15 @@ def test_colours_differ_for_the_colour_blind(kind: str) -> None:
         mixed = (sum(m * c for m, c in zip(row, linear, strict=True)) for row in _BLINDNESS[kind])
         return tuple(max(0.0, value) ** (1 / 2.4) for value in mixed)
 
-    for one, other in itertools.combinations(_COLOURS, 2):
+    for one, other in itertools.combinations([c.paper for c in PALETTE], 2):
         assert math.dist(seen(one), seen(other)) > 0.12, (one, other)
+
+
+def test_a_dozen_reward_functions_have_lines_of_their_own(tmp_path: Path) -> None:
+    names = [f"f{k}" for k in range(12)]
+    line = {"step": 0.0, "reward": 1.0} | {f"rewards/{name}/mean": 1.0 for name in names}
+    drawn = _figure([line], names, "t").axes[0].lines
+    assert [drawn[0].get_color(), len(drawn)] == ["#000000", 13]
+    looks = {(line.get_color(), line.get_marker()) for line in drawn}
+    assert len(looks) == 13
+    assert [line.get_color() for line in drawn].count("#000000") == 1

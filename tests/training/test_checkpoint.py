@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlkit.runtime import files
+from rlkit.schema import content_hash
 from rlkit.training import checkpoint
-from rlkit.training.checkpoint import Checkpoint, CheckpointError, Progress
-from rlkit.training.optim import OptimConfig, Schedule, build_optimizer, learning_rate
+from rlkit.training.checkpoint import Checkpoint, CheckpointError, RunProgress
+from rlkit.training.optim import (
+    OptimConfig,
+    Schedule,
+    build_optimizer,
+    learning_rate,
+    state_tensors,
+)
 
 CPU = torch.device("cpu")
 
@@ -18,7 +26,7 @@ def example(step: int) -> Checkpoint:
     return Checkpoint(
         parameters={"a.lora_A": torch.randn(3, 4, generator=generator)},
         moments={"a.lora_A/exp_avg": torch.randn(3, 4, generator=generator)},
-        progress=Progress(step=step, updates=2 * step, skipped_in_row=0, config_hash="abc"),
+        progress=RunProgress(step=step, updates=2 * step, skipped_in_row=0, config_hash="abc"),
     )
 
 
@@ -70,7 +78,7 @@ def test_a_save_that_dies_leaves_the_previous_one_and_no_rubbish(
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "sync", full_disk)
+    monkeypatch.setattr(files, "sync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, example(2), keep_last=2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
@@ -85,7 +93,7 @@ def test_a_payload_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     file = path / "adapter.safetensors"
     file.write_bytes(b"\x80\x04cposix\nsystem\n")
     state = json.loads((path / "state.json").read_text())
-    state["sha256"][file.name] = checkpoint.sha256(file)
+    state["sha256"][file.name] = content_hash(file)
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors cannot be read"):
         checkpoint.load(path, device=CPU)
@@ -103,7 +111,7 @@ def test_restored_moments_continue_the_same_trajectory() -> None:
         for step in steps:
             leaf.grad = torch.full_like(leaf, float(step + 1)).cumsum(0)
             optimizer.step()
-        return leaf.detach(), checkpoint.moments_of(optimizer, {"w": leaf})
+        return leaf.detach(), state_tensors(optimizer, {"w": leaf})
 
     start = torch.linspace(-1, 1, 5)
     whole, _ = run(range(4), start, {})

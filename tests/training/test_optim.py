@@ -10,7 +10,7 @@ from tiny_run import CPU, flat, tiny_run
 from torch import Tensor
 
 from rlkit.training import checkpoint
-from rlkit.training.checkpoint import Checkpoint, CheckpointError, Progress
+from rlkit.training.checkpoint import Checkpoint, CheckpointError, RunProgress
 from rlkit.training.optim import OptimConfig, OptimKind, build_optimizer, state_tensors
 from rlkit.training.stopping import StopRequest
 from rlkit.training.trainer import restore
@@ -95,10 +95,8 @@ def test_restored_state_continues_the_same_path(
     first = leaves()
     optimizer = build_optimizer(first, config)
     run(range(2), first, optimizer)
-    progress = Progress(step=1, updates=2, skipped_in_row=0, config_hash="x")
-    saved = Checkpoint(
-        parameters=first, moments=checkpoint.moments_of(optimizer, first), progress=progress
-    )
+    progress = RunProgress(step=1, updates=2, skipped_in_row=0, config_hash="x")
+    saved = Checkpoint(parameters=first, moments=state_tensors(optimizer, first), progress=progress)
     loaded = checkpoint.load(checkpoint.save(tmp_path, saved, keep_last=2), device=device)
     second = {name: x.clone().requires_grad_() for name, x in loaded.parameters.items()}
     optimizer = build_optimizer(second, config)
@@ -120,7 +118,7 @@ def test_the_state_of_another_kind_is_refused() -> None:
     ]:
         optimizer = make(old)
         optimizer.step()
-        moments = checkpoint.moments_of(optimizer, {"w": leaf})
+        moments = state_tensors(optimizer, {"w": leaf})
         with pytest.raises(CheckpointError, match=r"another optim\.kind: w/"):
             checkpoint.restore_moments(make(new), {"w": leaf}, moments)
 

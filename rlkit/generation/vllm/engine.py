@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from rlkit.generation.vllm.package import use_architecture, version
 from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.generation.vllm.sizes import block_size, engine_budget, max_model_len, memory_share
 from rlkit.generation.vllm.spec import EngineSpec as EngineSpec
+from rlkit.runtime.say import Say
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.accel.burst import Decoder
@@ -43,8 +44,6 @@ _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 _REFUSALS = (ValueError, RuntimeError, NotImplementedError, MemoryError, AssertionError)
 _STREAM_INTERVAL = 16
 """Tokens between two looks at a completion; one look costs as much as scheduling it."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import SamplingRow, make_rows
-from rlkit.generation.http_json import Client, ServerError
 from rlkit.generation.vllm.config import VLLMServerConfig
+from rlkit.generation.vllm.server_client import ServerClient, ServerError
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 _LOOK_SECONDS = 0.2
@@ -66,7 +66,7 @@ class AdapterFiles:
 
 def check_server(config: VLLMServerConfig) -> tuple[str, int]:
     """Ask for the base model's name and context; raises ValueError when it will not do."""
-    client = Client(config.url, timeout_s=min(config.timeout_s, 30.0))
+    client = ServerClient(config.url, timeout_s=min(config.timeout_s, 30.0))
     try:
         models = client.get("/v1/models")["data"]
         base = [m for m in models if m.get("parent") is None]
@@ -117,7 +117,7 @@ class VLLMServerGenerator:
         self._adapter: str | None = None
         self._version = 0
         self._num_loads = 0
-        self._client = Client(config.url, timeout_s=config.timeout_s)
+        self._client = ServerClient(config.url, timeout_s=config.timeout_s)
         self._temporary: Path | None = None
         if not config.adapter_folder:
             self._temporary = Path(tempfile.mkdtemp(prefix="rlkit-adapters-"))
@@ -234,7 +234,7 @@ class VLLMServerGenerator:
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
 
-def _check_logprobs(client: Client, model: str) -> None:
+def _check_logprobs(client: ServerClient, model: str) -> None:
     """With one word left to draw from, its processed log-probability is 0; its raw one is not."""
     body = {"model": model, "prompt": [1], "max_tokens": 1, "top_k": 1, "logprobs": 0}
     (choice,) = client.post("/v1/completions", body)["choices"]

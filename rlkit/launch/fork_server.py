@@ -23,10 +23,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rlkit.launch.child import INTERRUPTED, STOP_SIGNALS, die_with, run, settle_in
+from rlkit.launch.child import INTERRUPTED, STOP_SIGNALS, die_with, run, set_up_job_process
 
 MESSAGE_BYTES = 1 << 20
-# A nursery or a fresh job imports what the launcher would, however rlkit came onto its path.
+# A fork server or a fresh job imports what the launcher would, however rlkit came onto its path.
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from {module} import main; main(*sys.argv[2:])"
@@ -34,14 +34,14 @@ _BOOT = (
 
 
 class Preload(StrEnum):
-    """What a nursery imports before the first job."""
+    """The modules that a fork server imports before the first job."""
 
     nothing = "nothing"
     """Its jobs start from new interpreters."""
     tables = "tables"
-    """What a table of logits needs."""
+    """The modules that a table of logits needs."""
     models = "models"
-    """What a language model needs as well: transformers."""
+    """The modules that a language model needs as well: transformers."""
 
 
 _TABLES = (
@@ -73,17 +73,17 @@ def main(descriptor: str, parent: str, preload: str) -> None:
             importlib.import_module(module)
         gc.collect()
         gc.freeze()  # keeps the garbage collectors of the jobs off the pages they share
-    _Nursery(channel).serve()
+    _ForkServer(channel).serve()
 
 
-class _Nursery:
+class _ForkServer:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._children: set[int] = set()
         self._pid = os.getpid()
 
     def serve(self) -> None:
-        """Start, signal and bury until the launcher hangs up."""
+        """Start, signal and reap jobs until the launcher hangs up."""
         bell, ringer = os.pipe()
         for end in (bell, ringer):
             os.set_blocking(end, False)
@@ -94,17 +94,17 @@ class _Nursery:
             ready, _, _ = select.select([self._channel.fileno(), bell], [], [])
             if bell in ready:
                 os.read(bell, 4096)
-                self._bury()
+                self._reap()
             if self._channel.fileno() in ready:
                 message, descriptors, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 4)
                 if not message:
                     sys.exit(0)
-                self._obey(json.loads(message), descriptors)
+                self._handle_order(json.loads(message), descriptors)
 
-    def _obey(self, order: dict[str, Any], descriptors: Sequence[int]) -> None:
+    def _handle_order(self, order: dict[str, Any], descriptors: Sequence[int]) -> None:
         if "signal" in order:
             pid = order["pid"]
-            if pid in self._children:  # not buried, so the number is still its own
+            if pid in self._children:  # not reaped, so the number is still its own
                 _send_signal(pid, order["signal"], group=order["group"])
             return
         try:
@@ -113,20 +113,20 @@ class _Nursery:
             self._say({"refused": order["id"], "error": str(error)})
         else:
             if pid == 0:
-                self._become(order, descriptors)
+                self._run_as_job(order, descriptors)
             self._children.add(pid)
             self._say({"started": order["id"], "pid": pid})
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _become(self, order: dict[str, Any], descriptors: Sequence[int]) -> None:
+    def _run_as_job(self, order: dict[str, Any], descriptors: Sequence[int]) -> None:
         """In the fork: turn into the job, and never come back."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             self._channel.close()
             folder = Path(order["folder"])
-            settle_in(folder, parent=self._pid)
+            set_up_job_process(folder, parent=self._pid)
             os.environ.update(order["environ"])
             if order["fresh"]:
                 for descriptor in descriptors:  # the lease goes along
@@ -138,7 +138,7 @@ class _Nursery:
         except KeyboardInterrupt:
             code = INTERRUPTED
         finally:
-            # As multiprocessing ends its forks: taking down the modules, which the nursery still
+            # As multiprocessing ends its forks: taking down the modules, which the server still
             # needs, would cost a short job a third of its time.
             atexit._run_exitfuncs()
             for stream in (sys.stdout, sys.stderr):
@@ -146,7 +146,7 @@ class _Nursery:
                     stream.flush()
             os._exit(code)
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """Report every child that has ended, after killing what it left of its process group."""
         while self._children:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -13,27 +13,27 @@ from rich.table import Table
 from rich.text import Text
 
 from rlkit.launch.child import OUTPUT
-from rlkit.launch.rows import FAILED, OVER, Row, Stand, seconds_left
+from rlkit.launch.rows import FAILED, OVER, JobRow, JobStatus, seconds_left
 from rlkit.tracking.columns import fixed, seconds
 
 _REDRAW_S = 0.5
 _HEARTBEAT_S = 60.0
 _FULL_TABLE = 40
 _STYLES = {
-    Stand.waiting: "dim",
-    Stand.running: "cyan",
-    Stand.done: "green",
-    Stand.earlier: "dim green",
-    Stand.failed: "bold red",
-    Stand.failed_earlier: "red",
-    Stand.interrupted: "yellow",
+    JobStatus.waiting: "dim",
+    JobStatus.running: "cyan",
+    JobStatus.done: "green",
+    JobStatus.earlier: "dim green",
+    JobStatus.failed: "bold red",
+    JobStatus.failed_earlier: "red",
+    JobStatus.interrupted: "yellow",
 }
 
 
-class Board:
+class SweepView:
     """Shows the rows of a sweep while it runs, and what became of them at its end."""
 
-    def __init__(self, console: Console, rows: Sequence[Row], *, live: bool) -> None:
+    def __init__(self, console: Console, rows: Sequence[JobRow], *, live: bool) -> None:
         self.rows = rows
         self.slots = 0
         """Jobs at once; 0 = another engine decides."""
@@ -48,39 +48,45 @@ class Board:
 
     def start(self) -> None:
         """Say what is going to happen."""
-        counts = Counter(row.stand for row in self.rows)
+        counts = Counter(row.status for row in self.rows)
         parts = [f"{len(self.rows)} jobs"]
         parts += [
-            f"{counts[s]} {s.value}" for s in (Stand.earlier, Stand.failed_earlier) if counts[s]
+            f"{counts[s]} {s.value}"
+            for s in (JobStatus.earlier, JobStatus.failed_earlier)
+            if counts[s]
         ]
-        if waiting := counts[Stand.waiting]:
-            resumed = sum(row.stand is Stand.waiting and row.first_step > 0 for row in self.rows)
+        if waiting := counts[JobStatus.waiting]:
+            resumed = sum(
+                row.status is JobStatus.waiting and row.first_step > 0 for row in self.rows
+            )
             parts.append(f"{waiting} to run" + (f" ({resumed} resumed)" if resumed else ""))
             parts += [f"{min(self.slots, waiting)} at once"] if self.slots else []
         self._say(", ".join(parts))
         if self._live:
             self._live.start()
 
-    def started(self, row: Row) -> None:
+    def started(self, row: JobRow) -> None:
         """A job has been given a process."""
         if row.gpu:
             self._say(f"started [GPU {row.gpu}] {row.label}", plain_only=True)
 
-    def ended(self, row: Row) -> None:
+    def ended(self, row: JobRow) -> None:
         """A job's process has ended; failures name the cause and the file with the rest."""
-        over = sum(row.stand in OVER for row in self.rows)
+        over = sum(row.status in OVER for row in self.rows)
         left = seconds_left(self.rows, slots=self.slots)
         if not self._estimated and left is not None and over < len(self.rows):
             self._estimated = True
             self._say(
                 f"a job takes about {seconds(row.seconds)}: about {seconds(left)} for the rest"
             )
-        text = f"[{over}/{len(self.rows)}] {row.stand.value} in {seconds(row.seconds)}: {row.label}"
-        if row.stand is Stand.done:
+        text = (
+            f"[{over}/{len(self.rows)}] {row.status.value} in {seconds(row.seconds)}: {row.label}"
+        )
+        if row.status is JobStatus.done:
             self._say(f"{text}, reward {fixed(row.reward)}", plain_only=True)
         else:
-            self._say(f"{text}: {row.message}", plain_only=row.stand is Stand.interrupted)
-        if row.stand is Stand.failed:
+            self._say(f"{text}: {row.message}", plain_only=row.status is JobStatus.interrupted)
+        if row.status is JobStatus.failed:
             self._say(f"    see {where(row.folder)}")
 
     def refresh(self) -> None:
@@ -88,12 +94,12 @@ class Board:
         now = time.monotonic()
         if self._live and now > self._drawn + _REDRAW_S:
             self._drawn = now
-            self._look()
+            self._read_progress()
             self._live.refresh()
         if not self._live and now > self._spoke + _HEARTBEAT_S:
-            self._look()
+            self._read_progress()
             for row in self.rows:
-                if row.stand is Stand.running:
+                if row.status is JobStatus.running:
                     step = f"step {row.step}/{row.steps}, reward {fixed(row.reward)}"
                     self._say(f"running {seconds(row.elapsed())}: {row.label}, {step}")
 
@@ -110,20 +116,26 @@ class Board:
         room = max(4, self._console.size.height - 6)
         return Group(self._table(self._visible(room), final=False), self._summary())
 
-    def _visible(self, room: int) -> list[Row]:
+    def _visible(self, room: int) -> list[JobRow]:
         """All rows if there is room, else failures and what runs, then the next and last ones."""
         if len(self.rows) <= room:
             return list(self.rows)
-        order = (Stand.running, Stand.failed, Stand.waiting, Stand.interrupted, Stand.done)
+        order = (
+            JobStatus.running,
+            JobStatus.failed,
+            JobStatus.waiting,
+            JobStatus.interrupted,
+            JobStatus.done,
+        )
         ranked = sorted(
-            self.rows, key=lambda r: order.index(r.stand) if r.stand in order else len(order)
+            self.rows, key=lambda r: order.index(r.status) if r.status in order else len(order)
         )
         kept = {id(row) for row in ranked[:room]}
         return [row for row in self.rows if id(row) in kept]
 
-    def _table(self, rows: Sequence[Row], *, final: bool) -> RenderableType:
+    def _table(self, rows: Sequence[JobRow], *, final: bool) -> RenderableType:
         if final and len(rows) > _FULL_TABLE:
-            rows = [row for row in rows if row.stand not in (Stand.done, Stand.earlier)]
+            rows = [row for row in rows if row.status not in (JobStatus.done, JobStatus.earlier)]
             if not rows:
                 return Group()
         gpus = any(row.gpu for row in rows)
@@ -132,7 +144,7 @@ class Board:
         table.add_column("state", no_wrap=True)
         for title in ("step", "reward", "time", *(["GPU"] if gpus else [])):
             table.add_column(title, justify="right", no_wrap=True)
-        if final and any(row.stand in FAILED for row in rows):
+        if final and any(row.status in FAILED for row in rows):
             table.add_column("cause", overflow="fold")
         for row in rows:
             elapsed = row.elapsed()
@@ -141,18 +153,18 @@ class Board:
             cells.append(seconds(elapsed) if elapsed else "")
             cells += [row.gpu] if gpus else []
             cells += (
-                [f"{row.message}; {where(row.folder)}"] if row.stand in FAILED and final else []
+                [f"{row.message}; {where(row.folder)}"] if row.status in FAILED and final else []
             )
-            stand = Text(row.stand.value, style=_STYLES[row.stand])
-            table.add_row(Text(row.label), stand, *map(Text, cells))
+            status = Text(row.status.value, style=_STYLES[row.status])
+            table.add_row(Text(row.label), status, *map(Text, cells))
         return table
 
     def _summary(self) -> Text:
-        counts = Counter(row.stand for row in self.rows)
+        counts = Counter(row.status for row in self.rows)
         text = Text("  ").join(
-            Text(f"{counts[stand]} {stand.value}", style=_STYLES[stand])
-            for stand in Stand
-            if counts[stand]
+            Text(f"{counts[status]} {status.value}", style=_STYLES[status])
+            for status in JobStatus
+            if counts[status]
         )
         text.append(f"  {seconds(time.monotonic() - self._began)}")
         left = seconds_left(self.rows, slots=self.slots)
@@ -160,10 +172,10 @@ class Board:
             text.append(f", about {seconds(left)} left")
         return text
 
-    def _look(self) -> None:
+    def _read_progress(self) -> None:
         for row in self.rows:
-            if row.stand is Stand.running:
-                row.look()
+            if row.status is JobStatus.running:
+                row.read_progress()
 
     def _say(self, text: str, *, plain_only: bool = False) -> None:
         if self._live and plain_only:

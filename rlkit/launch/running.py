@@ -13,7 +13,7 @@ from types import FrameType
 from rlkit.launch.child import OUTPUT
 from rlkit.launch.leases import Lease
 from rlkit.launch.processes import Processes
-from rlkit.launch.rows import Row
+from rlkit.launch.rows import JobRow
 from rlkit.launch.settings import IsolatedConfig
 from rlkit.launch.sweep_folder import Job
 
@@ -23,15 +23,15 @@ _HURRIED_GRACE_S = 5.0
 
 
 @dataclass(kw_only=True, slots=True)
-class Live:
-    """A job that has been sent to the nursery and has not come back."""
+class RunningJob:
+    """A job that has been sent to the fork server and has not come back."""
 
     job: Job
     folder: Path
-    row: Row
+    row: JobRow
     lease: Lease | None
     pid: int = 0
-    """0 until the nursery has answered."""
+    """0 until the fork server has answered."""
     stopped: str = ""
     """Why it was asked to stop; empty if it was not. It can be resumed."""
     killed: str = ""
@@ -46,7 +46,7 @@ class Live:
     """Modification time of that sign."""
 
 
-class Stops:
+class SweepStops:
     """Asks jobs to end, and ends them.
 
     The first Ctrl-C or SIGTERM sends each job SIGINT: it finishes its step, saves and ends. The
@@ -82,35 +82,35 @@ class Stops:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def enforce(self, running: Collection[Live], processes: Processes) -> None:
+    def enforce(self, running: Collection[RunningJob], processes: Processes) -> None:
         """Signal what is to stop; kill what had its time or shows no life."""
         now = time.monotonic()
-        for live in running:
-            if live.pid == 0:
+        for run in running:
+            if run.pid == 0:
                 continue
-            while live.signals < min(self._level, 2):
-                live.signals += 1
-                live.stopped = f"the sweep was stopped ({self.reason}); the next launch resumes it"
-                grace = self._settings.grace_seconds if live.signals == 1 else _HURRIED_GRACE_S
-                live.deadline = now + grace
-                processes.signal(live.pid, signal.SIGINT, group=False)
-            if now > live.deadline or self._level > 2:
-                live.deadline = now + 1.0
-                processes.signal(live.pid, signal.SIGKILL, group=True)
+            while run.signals < min(self._level, 2):
+                run.signals += 1
+                run.stopped = f"the sweep was stopped ({self.reason}); the next launch resumes it"
+                grace = self._settings.grace_seconds if run.signals == 1 else _HURRIED_GRACE_S
+                run.deadline = now + grace
+                processes.signal(run.pid, signal.SIGINT, group=False)
+            if now > run.deadline or self._level > 2:
+                run.deadline = now + 1.0
+                processes.signal(run.pid, signal.SIGKILL, group=True)
         if self._settings.stall_minutes and now > self._looked + _LOOK_EVERY_S:
             self._looked = now
-            for live in running:
-                self._listen(live, now)
+            for run in running:
+                self._listen(run, now)
 
-    def _listen(self, live: Live, now: float) -> None:
+    def _listen(self, run: RunningJob, now: float) -> None:
         """Kill a job that has shown no sign of life for too long."""
-        newest = max(map(_modified, (live.folder / name for name in _SIGNS_OF_LIFE)))
-        if newest != live.newest or live.pid == 0:
-            live.newest, live.heard = newest, now
+        newest = max(map(_modified, (run.folder / name for name in _SIGNS_OF_LIFE)))
+        if newest != run.newest or run.pid == 0:
+            run.newest, run.heard = newest, now
         minutes = self._settings.stall_minutes
-        if not live.killed and now - live.heard > 60 * minutes:
-            live.killed = f"no sign of life for {minutes:g} minutes (hydra.launcher.stall_minutes)"
-            live.deadline = now
+        if not run.killed and now - run.heard > 60 * minutes:
+            run.killed = f"no sign of life for {minutes:g} minutes (hydra.launcher.stall_minutes)"
+            run.deadline = now
 
 
 def _modified(path: Path) -> float:

@@ -1,0 +1,64 @@
+"""Files and folders that appear whole or not at all: written aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Write to the path that is yielded; on leaving, what lies there becomes `path`.
+
+    Readers see the old file or folder, or the new one. A power cut cannot reorder the content
+    after the name. When the block raises, `path` stays as it was and nothing is left behind.
+
+    Args:
+        path: The final name of a file or folder; its parent folder must exist.
+
+    Raises:
+        OSError: The disk is full, a folder is missing or may not be written, or one of the old and
+            the new is a file and the other a folder.
+    """
+    # Same folder: a rename across file systems would be a copy. The process id keeps two
+    # processes that write one file apart.
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(scratch)
+    try:
+        yield scratch
+        for part in [*scratch.rglob("*"), scratch]:
+            sync(part)
+        # A rename replaces a file, but no folder with content. A file never takes a folder's place.
+        if path.is_dir() and scratch.is_dir():
+            _remove(path)
+        scratch.replace(path)
+        sync(path.parent)
+    finally:
+        _remove(scratch)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed processes left of `path`; only for who alone may write it."""
+    for found in path.parent.iterdir() if path.parent.is_dir() else ():
+        if found.name.startswith(f".{path.name}.") and found.name.endswith("partial"):
+            _remove(found)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
