@@ -35,8 +35,7 @@ from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
 from rlkit.tasks.render import render_all
 from rlkit.tracking.base import Phase, RunInfo, Tracker
-from rlkit.training.buffer import Group
-from rlkit.training.collect import Collector, Decode, score_rollouts
+from rlkit.training.collect import Collector, Decode, Group, score_rollouts
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.loss_scale import FLOAT16

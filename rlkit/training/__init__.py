@@ -1,7 +1,7 @@
 """The training loop: rollouts are collected, scored, learnt from, and kept so that a run resumes.
 
 trainer                      the loop over steps
-collect, buffer, evaluate    rollouts with their rewards; the buffer they wait in; held-out prompts
+collect, evaluate            rollouts with their rewards, for training and for held-out prompts
 collate, microbatch          ragged rollouts become one padded batch; a batch becomes micro-batches
 update, backward             one optimiser step; the backward pass
 optim, loss_scale            optimisers and learning rates; float16's loss scale

@@ -6,11 +6,10 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from rlkit.tracking.base import Phase
-from rlkit.training.buffer import Group, RolloutBuffer
 from rlkit.training.clock import StepClock
 from rlkit.types import (
     Completion,
@@ -23,6 +22,8 @@ from rlkit.types import (
 
 _log = logging.getLogger(__name__)
 
+Group = tuple[ScoredRollout, ...]
+"""All scored samples of one prompt; never split."""
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text without special tokens."""
 
@@ -86,7 +87,7 @@ class Collection(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collector:
-    """Samples and scores rollout batches. Its only state is the buffer."""
+    """Samples and scores rollout batches; it keeps nothing from one step to the next."""
 
     generator: Generator
     prompts: PromptSource
@@ -100,15 +101,18 @@ class Collector:
     """Replace groups whose rewards are all equal by other prompts (DAPO's dynamic sampling)."""
     max_attempts: int = 4
     """Rounds of sampling before a step makes do with the groups it has; only with `resample`."""
-    buffer: RolloutBuffer = field(default_factory=RolloutBuffer)
 
     def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
         """One batch of groups for `step`, with no group at all when no sample got a reward.
 
         A prompt that a step meets again is a group of its own: other samples, its own baseline.
+
+        Raises:
+            RuntimeError: A rollout is older than `policy_version`, the policy that will learn.
         """
         counts: dict[str, float] = defaultdict(float)
         met: Counter[int] = Counter()
+        groups: list[Group] = []
         spare: list[Group] = []
         unrewarded: list[Group] = []
         wanted = 0
@@ -116,21 +120,20 @@ class Collector:
             prompts = self.prompts(step=step, attempt=attempt)
             wanted = wanted or len(prompts)
             everything = self._sample(step, prompts, met, clock, counts)
+            _check_fresh(everything, policy_version)
             scored = _with_rewards(everything, counts)
             unrewarded += [] if scored else everything
             for group in scored:
                 uninformative = self.resample and len({sample.reward for sample in group}) == 1
                 if uninformative:
                     spare.append(group)
-                elif len(self.buffer) < wanted:
-                    self.buffer.add([group])
-            if len(self.buffer) >= wanted:
+                elif len(groups) < wanted:
+                    groups.append(group)
+            if len(groups) >= wanted:
                 break
         counts["rollouts/uninformative_groups"] += len(spare)
         # A step never aborts for want of signal: what is missing is filled up with zero-std groups.
-        self.buffer.add(spare[: max(0, wanted - len(self.buffer))])
-        number = min(wanted, len(self.buffer))
-        groups = self.buffer.take(number, policy_version=policy_version)
+        groups += spare[: max(0, wanted - len(groups))]
         return Collection(groups, dict(counts), [] if groups else unrewarded)
 
     def _sample(
@@ -162,6 +165,16 @@ class Collector:
             places = range(self.group_size)
             seeds.append([self.seed(step, prompt.index, i, seen) for i in places])
         return seeds
+
+
+def _check_fresh(groups: Sequence[Group], policy_version: int) -> None:
+    """Refuse rollouts of an older policy: losses take the learner for the sampler's policy."""
+    oldest = min((s.rollout.policy_version for g in groups for s in g), default=policy_version)
+    if oldest < policy_version:
+        raise RuntimeError(
+            f"rollouts must come from policy version {policy_version}, got version {oldest}: the "
+            "generator did not take the newest adapter"
+        )
 
 
 def _with_rewards(scored: Sequence[Group], counts: dict[str, float]) -> list[Group]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from rlkit.tracking.base import EvalRecord, Measure, Phase, Tracker
 from rlkit.tracking.intervals import evaluate
-from rlkit.training.buffer import Group
-from rlkit.training.collect import Decode, Rewards, completion_of, score_rollouts
+from rlkit.training.collect import Decode, Group, Rewards, completion_of, score_rollouts
 from rlkit.training.metrics import mean, sample_row
 from rlkit.types import Completion, Generator, Prompt, Rollout, SamplingConfig, ScoredRollout
 

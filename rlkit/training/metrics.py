@@ -11,7 +11,7 @@ import torch
 
 from rlkit.functional import explained_variance
 from rlkit.tracking.base import SampleRow
-from rlkit.training.buffer import Group
+from rlkit.training.collect import Group
 from rlkit.types import FinishReason, ScoredRollout, TrainBatch
 
 

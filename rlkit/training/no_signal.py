@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rlkit.training.buffer import Group
+from rlkit.training.collect import Group
 
 STEPS_IN_A_SWEEP = 20
 """The value of `stop.no_signal_steps` in a sweep, where nobody watches each job."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlkit.training.buffer import RolloutBuffer
 from rlkit.training.collate import collate
 from rlkit.types import FinishReason, Prompt, Rollout, RolloutBatch, ScoredRollout
 
@@ -83,13 +82,3 @@ def test_an_empty_completion_has_no_mask() -> None:
 def test_refuses_what_cannot_be_trained_on(sample: ScoredRollout, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batch_of([sample])
-
-
-def test_buffer_is_first_in_first_out_and_drops_stale_groups() -> None:
-    buffer = RolloutBuffer(max_staleness=1)
-    buffer.add([[scored((1,), (2,), version=version)] for version in (0, 2, 3)])
-    (first,) = buffer.take(1, policy_version=3)
-    assert first[0].rollout.policy_version == 2
-    assert (buffer.num_stale, len(buffer)) == (1, 1)
-    with pytest.raises(ValueError, match="holds 1 fresh groups, 2 were asked for"):
-        buffer.take(2, policy_version=3)

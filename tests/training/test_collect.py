@@ -85,3 +85,10 @@ def test_occurrences_count_by_prompt_not_by_place(tmp_path: Path, step: int) -> 
         step=step,
     )
     assert again[0] == mixed[5]
+
+
+def test_rollouts_of_an_older_policy_are_refused(tmp_path: Path) -> None:
+    """A learner at version 1 must not learn from samples of version 0."""
+    one = collector(tmp_path, letter_prompts(step=0, attempt=0))
+    with pytest.raises(RuntimeError, match="must come from policy version 1, got version 0"):
+        one.collect(0, policy_version=1, clock=StepClock(CPU))
