@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-SUMMARY = "memory plan of a run, before anything is loaded; what its base model earns"
+SUMMARY = "memory plan, rows and rewards of a run, before loading; what its base model earns"
 _USAGE = """\
 rlkit check [OVERRIDES]                         what a run takes here
 rlkit check memory.budget=24GB [OVERRIDES]      what it would take on such a card; no GPU needed
@@ -13,7 +13,8 @@ rlkit check --samples=K [OVERRIDES]             also load it, and score K sample
 rlkit check --table                             the headline models, their budgets and plans
 
 OVERRIDES are those of a run. Exit code 1 when it does not fit; the message names the cheapest
-change that would make it fit."""
+change that would make it fit. Rows that cannot be used, tags that rewards do not see and gold
+answers that earn nothing are found with the tokenizer alone."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -11,7 +11,9 @@ import torch
 
 from rlkit.assembly.assemble import assemble
 from rlkit.assembly.device import resolve_device
+from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import choose_generator
+from rlkit.assembly.without_weights import look_without_weights
 from rlkit.config import Config, DeviceChoice, algorithm_of
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
@@ -22,26 +24,41 @@ from rlkit.plan.of_config import planned
 from rlkit.plan.parts import GB
 from rlkit.plan.run import place
 from rlkit.plan.table import lines
+from rlkit.tasks import build_task
 from rlkit.training.no_signal import what_the_base_model_earns
 
 
 def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
-    """The plan of the run that `arguments` stand for; raises DoesNotFit or ConfigError."""
+    """The plan of the run that `arguments` stand for, then what its rows and rewards are like.
+
+    Raises DoesNotFit, ConfigError or ValueError, each with one line.
+    """
     register()
     (config, *others) = preflight(arguments)
     if others:
         raise ValueError("rlkit check takes one run, not a sweep")
+    if is_tabular(config):
+        raise ValueError("rlkit check takes a language model, got model=tabular, which needs none")
     device, budget = _device(config)
     config = replace(config, generator=choose_generator(config, device, say=lambda _: None))
-    made = planned(config, algorithm_of(config), device=device, budget=budget, say=print)
+    longest = longest_prompt(config, build_task(config.task), device, say=print)
+    made = planned(
+        config,
+        algorithm_of(config),
+        device=device,
+        budget=budget,
+        say=print,
+        longest_prompt=longest,
+    )
     yield from lines(made.plan, where=place(config, device))
+    said: list[str] = []
+    look_without_weights(config, say=said.append)
+    yield from said
 
 
 def sample_lines(arguments: Sequence[str], count: int) -> Iterator[str]:
     """What `count` samples of the base model earn; loads the model and starts the rewards."""
     (config,) = preflight(arguments)
-    if is_tabular(config):
-        raise ValueError("--samples takes a language model, got model=tabular")
     with closing(assemble(config, say=lambda _: None)) as run:
         groups = run.base_samples(count)
     samples = [sample for group in groups for sample in group]

@@ -86,7 +86,14 @@ def _of_run(run: Path) -> tuple[ModelConfig, Path | None, QuantConfig]:
     options = read_options(run, key="--run")
     if options.model.tuning is TuningKind.full:
         # Its tokenizer was saved with the run's template, variables included.
-        return ModelConfig(source=str(run / MODEL_FOLDER)), None, QuantConfig()
+        model = ModelConfig(
+            source=str(run / MODEL_FOLDER),
+            dtype=options.model.dtype,
+            attention=options.model.attention,
+            rope_length=options.model.rope_length,
+            allow_remote_code=options.model.allow_remote_code,
+        )
+        return model, None, QuantConfig()
     return options.model, run / ADAPTER_FOLDER, options.memory.quant
 
 

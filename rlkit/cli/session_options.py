@@ -46,6 +46,6 @@ def check_model(options: argparse.Namespace) -> None:
     if options.model is None:
         return
     try:
-        check_reachable(ModelConfig(source=options.model))
+        check_reachable(ModelConfig(source=options.model), say=print)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from rlkit.config import Config
 from rlkit.generation.demand import EngineChoice
-from rlkit.models.config import Switch, TuningKind
+from rlkit.models.config import AdapterUse, Switch, TuningKind
 from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
 from rlkit.models.rope import check_lengths
@@ -155,6 +155,9 @@ def work_of(
         on_cuda=on_cuda,
         tuning=config.model.tuning,
         holds_reference=_needs_reference(config, algorithm),
+        keeps_first_adapter=(
+            config.model.adapter is not None and config.model.adapter_use is AdapterUse.train
+        ),
         shares_prompts=config.model.shared_prefix is not Switch.off,
         eval_prompts=0 if config.evaluation.kl is EvalKL.none else config.evaluation.num_prompts,
         eval_samples=config.evaluation.samples_per_prompt,

@@ -113,7 +113,10 @@ def _weight_parts(work: Work) -> list[Part]:
     if not work.trains_all:
         stored = _SHORT[work.trained_dtype]
         adapters = Part(f"adapters ({trained / 1e6:.1f} M parameters, {stored})", wide, wide)
-        return [Part(f"base model ({dtype})", base, base), adapters]
+        parts = [Part(f"base model ({dtype})", base, base), adapters]
+        if kept := work.first_adapter_bytes:
+            parts.append(Part(f"reference adapter ({stored})", kept, kept))
+        return parts
     masters = wide if work.dtype.itemsize < torch.float32.itemsize else 0
     reference = base if work.holds_reference else 0
     return [

@@ -52,6 +52,8 @@ class Work:
     tuning: TuningKind = TuningKind.lora
     holds_reference: bool = False
     """Whether anything scores the reference policy, which `TuningKind.full` must keep for it."""
+    keeps_first_adapter: bool = False
+    """Whether the reference policy is an adapter that trains on, kept as it was."""
     longest_prompt: int | None = None
     """The prompts that the run has, on a CPU; None = `max_prompt`."""
     shares_prompts: bool = True
@@ -140,6 +142,14 @@ class Work:
     def trained_bytes(self) -> int:
         """Return the bytes of what trains, and of its gradients."""
         return self.num_trained * self.trained_dtype.itemsize
+
+    @property
+    def first_adapter_bytes(self) -> int:
+        """Return the bytes of the adapter that stays as the reference policy."""
+        if self.trains_all or not self.keeps_first_adapter:
+            return 0
+        numel = sizes.num_adapter_parameters(self.model, self.lora)
+        return numel * self.trained_dtype.itemsize
 
     @property
     def moment_bytes(self) -> int:
