@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from rlkit.models.special import special_ids
 from rlkit.rewards import RewardSpec
 from rlkit.rewards.golds import row_problem
 from rlkit.rewards.pool import RewardPool
@@ -75,7 +76,7 @@ def check_rewards(
     for (name, _), message in scores.report.messages.items():
         raise ValueError(f"reward.functions.{name} must score every completion, got: {message}")
     num_gold = 1 if task.gold_completion else 0
-    lost = _about_tags(vanished)
+    lost = _about_tags(vanished, tokenizer)
     notes = [lost] if lost else []
     gold_rewards = [reward for group in scores.rewards for reward in group[:num_gold]]
     other = [reward for group in scores.rewards for reward in group[num_gold:]]
@@ -147,13 +148,20 @@ def _check_gold(
     return notes
 
 
-def _about_tags(vanished: set[str]) -> str:
-    if not vanished:
-        return ""
-    return (
-        f"{', '.join(sorted(vanished))}: special tokens of the tokenizer, which rewards do not see "
-        "(reward.special_tokens=keep shows them)"
-    )
+def _about_tags(vanished: set[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    special = vanished & special_ids(tokenizer).keys()
+    parts = []
+    if special:
+        parts.append(
+            f"{', '.join(sorted(special))}: special tokens of the tokenizer, which rewards do not "
+            "see (reward.special_tokens=keep shows them)"
+        )
+    if unknown := vanished - special:
+        parts.append(
+            f"{', '.join(sorted(unknown))}: text that the tokenizer cannot write, so no completion "
+            "has it"
+        )
+    return "; ".join(parts)
 
 
 def _completion(
