@@ -17,6 +17,7 @@ from rlkit.report.rows import VariantRow
 from rlkit.report.text import NONE, fixed, p_value, short, with_range
 from rlkit.report.verdict import headline
 from rlkit.stats import Estimate, Verdict
+from rlkit.tracking.base import Measure
 from rlkit.tracking.columns import seconds
 from rlkit.tracking.intervals import change_between_runs
 from rlkit.tracking.summary import printable
@@ -140,6 +141,8 @@ def _print_prompts(console: Console, results: Results) -> None:
 def _over_prompts(first: JobRecord, job: JobRecord) -> str:
     """The difference of two runs over the prompts that have the same content, if there are any."""
     one, other = first.evals[-1], job.evals[-1]
+    if one.measure is other.measure is Measure.reward and _rewards(first) != _rewards(job):
+        return "its reward functions are others, so that the two rewards cannot be compared"
     keys, other_keys = prompt_keys(first, job)
     shared = change_between_runs(one, other, keys=keys, other_keys=other_keys)
     if shared is None:
@@ -152,6 +155,11 @@ def _over_prompts(first: JobRecord, job: JobRecord) -> str:
         f"{fixed(found.high, sign='+')}] over the held-out prompts both share, {count} of "
         f"them; of these two runs only, it says nothing about other seeds"
     )
+
+
+def _rewards(job: JobRecord) -> dict[str, object]:
+    """Return the options of the reward functions, weights included."""
+    return {k: value for k, value in job.config.items() if k.startswith("reward.functions.")}
 
 
 def _print_options(console: Console, results: Results) -> None:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from rlkit.models.special import special_ids
 from rlkit.rewards import RewardSpec
 from rlkit.rewards.golds import row_problem
 from rlkit.rewards.pool import RewardPool
@@ -149,7 +148,7 @@ def _check_gold(
 
 
 def _about_tags(vanished: set[str], tokenizer: PreTrainedTokenizerBase) -> str:
-    special = vanished & special_ids(tokenizer).keys()
+    special = vanished & tokenizer.get_vocab().keys()  # a token that decoding leaves out
     parts = []
     if special:
         parts.append(
