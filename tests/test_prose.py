@@ -18,23 +18,22 @@ NO_SENTENCE = {"what", "of", "where", "as", "which", "whether", "how"}
 # Room -> the violations it still has. A number may only go down: the test fails when a room has
 # more or fewer than it says here. A room that is not listed has none.
 STILL_ALLOWED: dict[str, int] = {
-    "__init__": 1,
     "algorithms": 2,
     "assembly": 21,
     "cli": 9,
     "config": 5,
     "functional": 2,
-    "generation": 50,
+    "generation": 49,
     "kernels": 20,
-    "launch": 14,
+    "launch": 13,
     "models": 17,
     "plan": 7,
     "policy": 9,
     "report": 13,
-    "rewards": 3,
+    "rewards": 2,
     "runtime": 7,
     "stats": 1,
-    "tabular": 2,
+    "tabular": 1,
     "tasks": 5,
     "tracking": 10,
     "training": 16,
@@ -43,6 +42,7 @@ STILL_ALLOWED: dict[str, int] = {
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Examples?|Notes?|References?):")
 ENTRY = re.compile(r"\*{0,2}\w[\w.\[\], ]*( \([^)]*\))?:(\s|$)")
 ITEM = re.compile(r"([-*+]|\d+[.)])\s")
+ROW = re.compile(r"\s+\S+( \S+)*\s{2,}\S")
 SENTENCE_END = re.compile(r"(?<=[.?!])[)\"']?\s+|(?<=:)\n")
 CODE = re.compile(r"``.+?``|`[^`]+`|\$[^$]+\$", re.DOTALL)
 WORD = re.compile(r"[a-z]*[a-z]{2}[a-z]*|\b[ai]\b", re.IGNORECASE)
@@ -51,7 +51,7 @@ ABBREVIATION = re.compile(r"\b(e\.g|i\.e|cf|vs|etc|al|Eq|Fig|Sec)\.")
 
 
 def blocks(text: str) -> Iterator[str]:
-    """Yield the paragraphs, the list items and the section entries of a cleaned docstring."""
+    """Yield the paragraphs, list items, table rows and section entries of a docstring."""
     block: list[str] = []
     section: int | None = None
     fenced = False
@@ -68,7 +68,7 @@ def blocks(text: str) -> Iterator[str]:
         elif bare and section is not None and indent <= section:
             section = None
         entry = section is not None and indent == section + 4 and ENTRY.match(bare)
-        if not bare or SECTION.fullmatch(bare) or ITEM.match(bare) or entry:
+        if not bare or SECTION.fullmatch(bare) or ITEM.match(bare) or ROW.match(line) or entry:
             yield "\n".join(block)
             block = []
         if bare and not SECTION.fullmatch(bare):
@@ -161,6 +161,7 @@ def test_a_long_sentence_is_found_and_a_short_one_is_not() -> None:
     assert long_sentences(f"{many}.") == [f"{many}."]
     assert not long_sentences(f"{few}. {few}? {few}! {few}:\n{few}\n\n{few}")
     assert not long_sentences(f"{few}\n- {few}\n- {few}")
+    assert not long_sentences(f"{few}:\n    one    {few[5:]}\n    two    {few[5:]}")
     assert not long_sentences(f"{few} `{many}` a - b + 1 = 2")[1:]
     assert len(long_sentences(f"{few} more {few}")) == 1
     # Every entry of a section counts for itself, and an abbreviation ends no sentence.
