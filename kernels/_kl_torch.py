@@ -19,7 +19,7 @@ class Chunk(NamedTuple):
 
 
 def fits(hidden: Tensor, top_k: int | None) -> bool:
-    """Whether the fused kernel takes these rows: it has no top k, and needs Ampere for bfloat16."""
+    """Tell if the fused kernel takes these rows: it has no top k, and needs Ampere for bfloat16."""
     if not hidden.is_cuda or top_k is not None:
         return False
     if hidden.dtype == torch.bfloat16:

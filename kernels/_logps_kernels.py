@@ -137,11 +137,11 @@ def exponentials(
 ):  # fmt: skip
     """E[i, v] = exp(z[i, v] - z[i, y_i]) for v != y_i, 0 for v = y_i, from z = h W^T in one pass.
 
-    Writes the row sums of E (with ENTROPY, of E log2 E too) over every tile of words into sums
-    (N, tiles), and with STORE, E (times the softcap's slope) in bfloat16. SHIFTED stores float16
-    instead: 2^-shift E, with the shift of each row and tile in shifts (N, tiles). With WEIGHTED, it
-    writes E (alpha + beta log2 E) instead, and no sums. Tiles, and the order inside one, do not
-    depend on N: nor do a row's results.
+    It writes the row sums of E over every tile of words into sums (N, tiles). With ENTROPY it also
+    writes those of E log2 E. STORE keeps E (times the softcap's slope) in bfloat16. SHIFTED stores
+    float16 instead: 2^-shift E, with the shift of each row and tile in shifts (N, tiles). With
+    WEIGHTED, it writes E (alpha + beta log2 E) instead, and no sums. Tiles, and the order inside
+    one, do not depend on N: nor do a row's results.
 
     The matrices are descriptors with DESCRIPTORS, else pointers. D8 and the steps between rows
     count blocks of 8 numbers, so that the compiler knows that 16 bytes can be loaded at once.

@@ -239,7 +239,7 @@ def _bias(logit_map: LogitMap, unused: Tensor) -> Tensor:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many programs run at a time: one a multiprocessor, two in the interpreter."""
+    """Return how many programs run at a time: one a multiprocessor, two in the interpreter."""
     if device.type == "cpu":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count

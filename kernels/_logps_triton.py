@@ -1,11 +1,13 @@
 """Fused `selected_logps` on GPUs from Ampere on: exponentials in the epilogue of the head's matmul.
 
-Anchored at the target, E_v = exp(z_v - z_y) with E_y = 0 needs no running maximum, so one pass
-over the products suffices, and E in bfloat16 (float32's exponents) goes straight into a BLAS
-matmul: S = sum_v E_v, logps = -log1p(S), dlogps/dh = gain S/(1+S) (d_y W_y - sum_v E_v d_v W_v/S).
+The exponentials are anchored at the target: E_v = exp(z_v - z_y) with E_y = 0 needs no running
+maximum, so one pass over the products suffices. bfloat16 has float32's exponents, so E goes
+straight into a BLAS matmul. The kernels compute
 
-float16 ends at 2^16, so there every tile of a row is stored relative to its largest word, and one
-pass over E brings the tiles of a row to a common power of two. Logps are sums in float32 and do not
+    S = sum_v E_v, logps = -log1p(S), dlogps/dh = gain S/(1+S) (d_y W_y - sum_v E_v d_v W_v/S).
+
+float16 ends at 2^16, so there every tile of a row is stored relative to its largest word. One pass
+over E then brings the tiles of a row to a common power of two. Logps are sums in float32 and do not
 need it. The backward pass of a float16 head that trains is the chunked one.
 """
 
@@ -112,9 +114,9 @@ def _step(weight: Tensor, plan: Tiling, *, store: bool, workspace_bytes: int) ->
 
 
 class _Verdict:
-    """Whether all targets are words and no row overflowed, copied to the host without waiting.
+    """The verdict says if all targets are words and no row overflowed; its copy does not wait.
 
-    Asked for before the last chunk's matmul and read after it was queued, so that the device has
+    It is asked for before the last chunk's matmul and read after that was queued. So the device has
     work left while the host decides.
     """
 

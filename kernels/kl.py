@@ -20,7 +20,7 @@ from rlkit.kernels.workspace import WORKSPACE_BYTES
 
 
 class Direction(StrEnum):
-    """Which distribution the log ratio is averaged under; `rlkit.types.KLDirection` fits too."""
+    """The distribution that averages the log ratio; `rlkit.types.KLDirection` fits too."""
 
     reverse = "reverse"
     """KL(policy || ref)."""
@@ -46,10 +46,9 @@ def kl_exact(
     """KL per row, in nats, >= 0, over all V words, from the two models' hidden states.
 
     Both distributions are softmax(softcap(logit_scale (h W^T + bias)) / temperature); the reference
-    has a head of its own where `ref_weight` and `ref_bias` are given. With
-    `top_k`, both are coarsened first: the reference's `top_k` likeliest words, and one bucket of
-    all others; by the data-processing inequality that is a lower bound of the full divergence.
-    `top_k` >= V is the full divergence.
+    has a head of its own where `ref_weight` and `ref_bias` are given. `top_k` first coarsens both
+    to the reference's `top_k` likeliest words and one bucket of all others. By the data-processing
+    inequality that is a lower bound of the full divergence. `top_k` >= V is the full divergence.
 
     Differentiable in `hidden`, once with a frozen head: the gradient is found in the forward pass
     (three matmuls of 2 N V D operations in all). `weight` and `bias` that require gradients get

@@ -27,7 +27,7 @@ def power_of_two(number: int) -> int:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernels of this module take `x`; cards before 8.0 have no bfloat16."""
+    """Tell if the kernels of this module take `x`; cards before 8.0 have no bfloat16."""
     if x.dtype not in (torch.bfloat16, torch.float16) or x.shape[-1] > _MAX_ROW:
         return False
     if x.dtype == torch.bfloat16 and x.is_cuda:
@@ -63,7 +63,7 @@ def swiglu_joined(gate_and_up: Tensor) -> Tensor:
 
 
 class Uses(NamedTuple):
-    """Where each row is used by `rows_of`."""
+    """The places where `rows_of` uses each row."""
 
     order: Tensor
     """(K,) the places of `index`, sorted by the row that they hold."""

@@ -13,9 +13,9 @@ from torch import Tensor
 class LogitMap(NamedTuple):
     """logits = softcap(logit_scale (h W^T + bias)) / temperature, softcap(x) = c tanh(x / c).
 
-    This is the order of the models in transformers: the head's bias belongs to its Linear layer,
-    Cohere multiplies and Granite divides that layer's output by a constant, Gemma-2 caps it, and
-    the sampler divides by the temperature last.
+    This is the order of the models in transformers. The head's bias belongs to its Linear layer.
+    Cohere multiplies and Granite divides that layer's output by a constant, and Gemma-2 caps it.
+    The sampler divides by the temperature last.
     """
 
     temperature: float = 1.0
@@ -81,7 +81,7 @@ def add_matmul_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @cache
 def _widens(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch multiplies 16-bit matrices into float32 here; bfloat16 needs 8.0 or newer.
+    """Tell if torch multiplies 16-bit matrices into float32 here; bfloat16 needs 8.0 or newer.
 
     The question costs one small product, so it is asked once for a device and dtype.
     """

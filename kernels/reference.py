@@ -56,10 +56,17 @@ def kl(
     reverse: bool,
     top_k: int | None,
 ) -> Float[Tensor, " N"]:
-    """KL(policy || ref) if `reverse`, else KL(ref || policy), per row, in nats.
+    """Return KL(policy || ref) if `reverse`, else KL(ref || policy), per row, in nats.
 
-    With `top_k`, of the distributions over the reference's `top_k` likeliest words and one bucket
-    that holds all other words.
+    Args:
+        policy_logits: Logits of the policy.
+        ref_logits: Logits of the reference.
+        reverse: Chooses the direction.
+        top_k: Compares the reference's `top_k` likeliest words and one bucket that holds all other
+            words, >= 1; None compares all words.
+
+    Returns:
+        The divergence of each row, >= 0.
     """
     policy, ref = policy_logits.log_softmax(-1), ref_logits.log_softmax(-1)
     if top_k is not None and top_k < ref.shape[-1]:

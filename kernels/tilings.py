@@ -1,4 +1,4 @@
-"""How the fused log-prob kernel is cut for each kind of card: one tiling a card.
+"""The table of tilings cuts the fused log-prob kernel for each kind of card: one tiling a card.
 
 A row's logps depend on the tiling, so a card has one for all shapes and modes.
 The figures behind each choice are in docs/kernels.md.

@@ -1,4 +1,4 @@
-"""How much temporary memory the kernels take, for whoever plans memory without a GPU."""
+"""Count the temporary memory of the kernels, for whoever plans memory without a GPU."""
 
 from __future__ import annotations
 

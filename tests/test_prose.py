@@ -18,31 +18,26 @@ NO_SENTENCE = {"what", "of", "where", "as", "which", "whether", "how"}
 # Room -> the violations it still has. A number may only go down: the test fails when a room has
 # more or fewer than it says here. A room that is not listed has none.
 STILL_ALLOWED: dict[str, int] = {
-    "algorithms": 2,
-    "assembly": 21,
+    "assembly": 20,
     "cli": 9,
     "config": 5,
-    "functional": 2,
-    "generation": 49,
-    "kernels": 20,
+    "generation": 47,
     "launch": 13,
-    "models": 17,
     "plan": 7,
-    "policy": 9,
+    "policy": 8,
     "report": 13,
     "rewards": 2,
-    "runtime": 7,
+    "runtime": 6,
     "stats": 1,
     "tabular": 1,
-    "tasks": 5,
+    "tasks": 4,
     "tracking": 10,
-    "training": 16,
 }
 
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Examples?|Notes?|References?):")
 ENTRY = re.compile(r"\*{0,2}\w[\w.\[\], ]*( \([^)]*\))?:(\s|$)")
 ITEM = re.compile(r"([-*+]|\d+[.)])\s")
-ROW = re.compile(r"\s+\S+( \S+)*\s{2,}\S")
+ROW = re.compile(r"\S+( \S+)*\s{2,}\S")
 SENTENCE_END = re.compile(r"(?<=[.?!])[)\"']?\s+|(?<=:)\n")
 CODE = re.compile(r"``.+?``|`[^`]+`|\$[^$]+\$", re.DOTALL)
 WORD = re.compile(r"[a-z]*[a-z]{2}[a-z]*|\b[ai]\b", re.IGNORECASE)
@@ -68,7 +63,7 @@ def blocks(text: str) -> Iterator[str]:
         elif bare and section is not None and indent <= section:
             section = None
         entry = section is not None and indent == section + 4 and ENTRY.match(bare)
-        if not bare or SECTION.fullmatch(bare) or ITEM.match(bare) or ROW.match(line) or entry:
+        if not bare or SECTION.fullmatch(bare) or ITEM.match(bare) or ROW.match(bare) or entry:
             yield "\n".join(block)
             block = []
         if bare and not SECTION.fullmatch(bare):
@@ -81,7 +76,7 @@ def long_sentences(text: str) -> list[str]:
 
     Code spans and formulas count nothing, and a compound with hyphens counts one.
     """
-    plain = CODE.sub(" ", inspect.cleandoc(text))
+    plain = CODE.sub("0", inspect.cleandoc(text))
     plain = ABBREVIATION.sub(lambda match: match[0].replace(".", ""), plain)
     sentences = [s for block in blocks(plain) for s in SENTENCE_END.split(block)]
     return [s for s in sentences if words(s) > MOST_WORDS]

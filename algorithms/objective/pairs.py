@@ -36,8 +36,8 @@ _RULES: Mapping[PairRule, Callable[[Tensor], Tensor]] = {
 def pair_rows(rule: PairRule, rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Return row indices chosen, rejected, chosen, ... of every group of adjacent rows.
 
-    A group of one row, whose others got no reward, gives that row twice: it is no pair to learn
-    from, but a batch of such groups still has rows. `is_pair` tells.
+    A group of one row, whose others got no reward, gives that row twice. It is no pair to learn
+    from, as `is_pair` tells, but a batch of such groups still has rows.
     """
     starts = torch.unique_consecutive(group_ids, return_counts=True)[1].cumsum(0).tolist()
     bounds = zip([0, *starts], starts, strict=False)

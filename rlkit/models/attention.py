@@ -1,8 +1,8 @@
 """Attention over a packed row: each segment sees itself, causally, and the segments before it.
 
-Two ways with equal results: FlashAttention's kernel for ragged sequences (`Ragged`), and, for every
-device, dtype and option that it does not take, padded batches of segments of like length
-(`Bucket`). transformers calls `attend` in place of its own implementations inside
+Two ways give equal results. `Ragged` is FlashAttention's kernel for ragged sequences. `Bucket`
+makes padded batches of segments of like length, for every device, dtype and option that the kernel
+does not take. transformers calls `attend` in place of its own implementations inside
 `packed_attention`.
 """
 

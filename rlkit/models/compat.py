@@ -132,7 +132,7 @@ def compute_once(layer: nn.Module) -> None:
 
 @cache
 def _calls_given_function() -> bool:
-    """Whether a layer in the state that `recompute_with` makes calls the given function."""
+    """Tell if a layer in the state that `recompute_with` makes calls the given function."""
 
     class Probe(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
         def forward(self, x: int) -> int:
@@ -183,7 +183,7 @@ _ENDS_IN_DOWN_PROJ = (
 
 
 def known_kind(module: nn.Module) -> Known | None:
-    """What `module` computes if rlkit knows it; None leaves it to transformers' own code.
+    """Name what `module` computes if rlkit knows it; None leaves it to transformers' own code.
 
     A class that has lost an attribute, or an attention that takes an argument more, is not known.
     """

@@ -1,13 +1,13 @@
-"""Tensors that a backward pass will need, kept in host memory meanwhile; copies beside compute.
+"""Keep the tensors that a backward pass will need in host memory, with copies beside compute.
 
     compute  | layer 1    | layer 2    | ...        | layer 2 back  | layer 1 back |
     to host     input 1    | input 2    |
     to device                                 | input 2 | input 1    |
 
 Copies run on a stream of their own for each direction and wait for events on the device, never in
-the host; who fetches a tensor has the one kept before it fetched as well; the newest tensor, which
-a backward pass wants first, stays; and the page-locked memory is kept from step to step. Values
-come back bitwise.
+the host. A fetch of a tensor also starts that of the one kept before it. The newest tensor, which a
+backward pass wants first, stays. The page-locked memory is kept from step to step. Values come back
+bitwise.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _TENSORS_PER_SLAB = 8
 class HostStack:
     """Host memory in slabs, page-locked for CUDA: taken in order, free again once all of it is.
 
-    A slab is at least eight times its first tensor: torch's page-locked memory comes in powers of
-    two, and so at most an eighth of it is lost.
+    torch's page-locked memory comes in powers of two. A slab is at least eight times its first
+    tensor, so at most an eighth of it is lost.
     """
 
     def __init__(self, *, pinned: bool) -> None:

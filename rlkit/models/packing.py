@@ -3,8 +3,9 @@
     prefix | rest of prompt 0 | completion 0 | completion 1 | rest of prompt 1 | ...
 
 A segment attends to itself, causally, and to all of the segments that precede it in its own row of
-the batch: a completion to its prompt's rest and to the prefix that all prompts begin with. So every
-token sees what it would see in a row of its own, at the same position, and gradients flow through.
+the batch. A completion attends to its prompt's rest and to the prefix that all prompts begin with.
+So every token sees what it would see in a row of its own, at the same position, and gradients flow
+through.
 """
 
 from __future__ import annotations

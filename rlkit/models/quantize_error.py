@@ -1,8 +1,9 @@
 """Find the layers to keep in 16 bits when the rest becomes NF4, by their effect on the output.
 
 Every unit (layers that vLLM fuses) is quantised alone and the calibration prompts are run through
-the model: KL(16 bits || unit in NF4) of the next-token distributions, a mean over tokens, and the
-relative error of the unit's own outputs, |y_q - y|^2 / |y|^2. Units are kept by KL saved per byte.
+the model. The first measure is KL(16 bits || unit in NF4) of the next-token distributions, a mean
+over tokens. The second is the relative error of the unit's own outputs, |y_q - y|^2 / |y|^2. Units
+are kept by KL saved per byte.
 """
 
 from __future__ import annotations

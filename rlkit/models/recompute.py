@@ -1,7 +1,7 @@
 """Gradient checkpointing: decoder layers keep their inputs and run again in the backward pass.
 
-Of torch.utils.checkpoint's two ways one calls Python for each tensor that a layer would have kept,
-which costs small models more than the card takes to compute; the other loses the gradients of
+torch.utils.checkpoint has two ways. One calls Python for each tensor that a layer would have kept,
+which costs small models more than the card takes to compute. The other loses the gradients of
 tensors that a layer closes over, as it does over LoRA's. Here a layer says what it closes over, the
 first run builds no graph, and nothing but the layer's input is saved.
 """

@@ -83,7 +83,7 @@ def check(config: ModelConfig) -> None:
 
 
 def check_reachable(config: ModelConfig) -> None:
-    """As `check`; a hub id that is not cached is also refused when the hub does not answer."""
+    """Do what `check` does, and refuse an id that is not cached when the hub does not answer."""
     check(config)
     if kind_of(config.source) is SourceKind.hub:
         require_reachable(config.source, revision=config.revision or "main")

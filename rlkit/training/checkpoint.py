@@ -131,7 +131,7 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint was written to `path` to its end; it may be damaged since."""
+    """Tell if a checkpoint was written to `path` to its end; it may be damaged since."""
     return (path / "state.json").is_file()
 
 

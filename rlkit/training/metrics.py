@@ -16,11 +16,11 @@ from rlkit.types import FinishReason, ScoredRollout, TrainBatch
 
 
 def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
-    """Rewards, lengths and the share of groups that teach nothing.
+    """Return rewards, lengths and the share of groups that teach nothing.
 
     `reward_std` is the mean over groups of the standard deviation within a group (with Bessel's
-    correction), `frac_reward_zero_std` the share of groups whose rewards are all equal, and
-    `rewards/{name}/...` the raw values of one function over the samples where it applied.
+    correction). `frac_reward_zero_std` is the share of groups whose rewards are all equal.
+    `rewards/{name}/...` are the raw values of one function over the samples where it applied.
     """
     samples = [sample for group in groups for sample in group]
     lengths = [len(sample.rollout.completion_ids) for sample in samples]
@@ -77,7 +77,7 @@ def sample_rows(groups: Sequence[Group], *, step: int, batch: TrainBatch | None)
 
 
 def critic_metrics(batch: TrainBatch) -> dict[str, float]:
-    """How much of the returns the critic explained before this batch; nothing without a critic."""
+    """Say how much of the returns the critic explained before this batch; {} without a critic."""
     values = batch.rollout.values
     if values is None or batch.returns is None:
         return {}
@@ -86,8 +86,11 @@ def critic_metrics(batch: TrainBatch) -> dict[str, float]:
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
-    """Peak resident memory of this process; on CUDA, of this step, the allocator's peak and what
-    the device counts: the allocator's peak of reserved memory and all that is in use beside it."""
+    """Return the peak resident memory of this process, and on CUDA two peaks of this step.
+
+    One is the allocator's. The other is what the device counts: the allocator's peak of reserved
+    memory and all that is in use beside it.
+    """
     kib = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
     metrics = {"memory/rss_bytes": float(peak)}

@@ -67,7 +67,7 @@ def check_in_a_row(config: StopConfig, *, no_reward: int, no_signal: int, blame:
 
 
 def is_without_signal(groups: Sequence[Group]) -> bool:
-    """Whether nothing earned more than 0 and the rewards of every group are equal."""
+    """Tell if nothing earned more than 0 and the rewards of every group are equal."""
     rewards = [[sample.reward for sample in group] for group in groups]
     return all(len(set(found)) == 1 and found[0] <= 0.0 for found in rewards)
 

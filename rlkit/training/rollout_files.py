@@ -3,8 +3,8 @@
     rollouts/step-000005.{safetensors, json}
 
 The JSON is written last and holds the SHA-256 of the tensors, so a batch is there whole or not at
-all. Only batches whose policy can be had again are kept: that of step 0, whose adapter is fresh,
-and those sampled right after a checkpoint that still exists.
+all. Only batches whose policy can be had again are kept. They are that of step 0, whose adapter is
+fresh, and those sampled right after a checkpoint that still exists.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def saved_steps(run_dir: Path) -> list[int]:
 
 
 def is_recoverable(run_dir: Path, step: int) -> bool:
-    """Whether the policy after `step` steps can be had again: fresh, or from a checkpoint."""
+    """Tell if the policy after `step` steps can be had again: fresh, or from a checkpoint."""
     return step == 0 or is_complete(step_folder(run_dir / "checkpoints", step))
 
 

@@ -82,10 +82,10 @@ class Trainer:
     """Peak that the memory plan foresaw, for comparison; 0 = there was no plan."""
 
     def fit(self, state: TrainState, *, stop: StopRequest) -> TrainState:
-        """Train from `state` to the last step; raises Interrupted at a safe point when asked to.
+        """Train from `state` to the last step; raise Interrupted at a safe point when asked to.
 
-        Whatever ends the loop, the last finished step is saved first, unless an update was under
-        way and the parameters are no longer those of that step.
+        The last finished step is saved before the loop ends, for whatever reason. The exception is
+        an update under way: the parameters are no longer those of that step.
         """
         self.generator.load_adapter(state.learner.adapter, state.updates)
         if state.step == 0:

@@ -22,13 +22,11 @@ from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatc
 
 
 class Learner(Protocol):
-    """All that training needs of a policy: logps under an adapter, and what an optimiser may
-    change."""
+    """All that training needs of a policy: its logps, and what an optimiser may change."""
 
     @property
     def adapter(self) -> Mapping[str, Tensor]:
-        """The part of the policy that trains, an adapter or all weights; None in its place is the
-        reference policy."""
+        """The part of the policy that trains: an adapter or all weights."""
         ...
 
     def forward(
@@ -41,7 +39,11 @@ class Learner(Protocol):
     ) -> PolicyOutput:
         """Return logps of the completion tokens and what `spec` asks for, differentiable.
 
-        `adapter` None is the reference policy; logits are divided by `temperature`, > 0.
+        Args:
+            batch: The rows.
+            adapter: The policy's own `adapter`; None is the reference policy.
+            temperature: Divides the logits, > 0.
+            spec: The outputs to compute beside the logps.
         """
         ...
 
@@ -77,7 +79,7 @@ class TrainState:
 
 
 class UpdateSettings(NamedTuple):
-    """How a batch is split and stepped on; how it is split can change no number."""
+    """The split of a batch and the steps on it; the split can change no number."""
 
     optim: OptimConfig
     total_updates: int
