@@ -21,7 +21,6 @@ STILL_ALLOWED: dict[str, int] = {
     "assembly": 20,
     "cli": 9,
     "config": 5,
-    "generation": 47,
     "launch": 13,
     "plan": 7,
     "policy": 8,

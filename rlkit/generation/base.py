@@ -192,9 +192,9 @@ def sample_seed(
                as 4 little-endian int64; digest 8 bytes, person "rlkit.sample"), shifted right by 1
 
     A prompt that comes again within a step has its `occurrence` (1, 2, ...) hashed as a fifth int64
-    so that its samples differ from the first ones. Because nothing is drawn from a running state, a
-    resumed run samples what an uninterrupted one would, and neither batch order nor group size
-    changes the seed of a given completion.
+    so that its samples differ from the first ones. Nothing is drawn from a running state, so a
+    resumed run samples what an uninterrupted one would. Neither batch order nor group size changes
+    the seed of a given completion.
 
     Args:
         run_seed: The seed of the run.

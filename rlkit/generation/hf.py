@@ -43,10 +43,10 @@ _WORTH_DROPPING = 8
 class HFGenerator:
     """Implements `rlkit.types.Generator` with a decoding loop of its own over a key-value cache.
 
-    In one call, the longest token prefix that all prompts share is computed once, the rest of each
-    distinct prompt once per batch, and both are expanded to the samples; all of it under the
-    adapter in force, and nothing is kept from one call to the next, so no key or value can come
-    from another policy. Rows that have ended leave the batch. A row's tokens and logps depend on
+    One call computes the longest token prefix that all prompts share once. It computes the rest of
+    each distinct prompt once per batch, and expands both to the samples. All of it runs under the
+    adapter in force. Nothing is kept from one call to the next, so no key or value can come from
+    another policy. Rows that have ended leave the batch. A row's tokens and logps depend on
     its prompt, its seed and the policy only, up to floating-point noise.
 
     Sampling logps are those of the distribution defined in `rlkit.generation.sampling`.

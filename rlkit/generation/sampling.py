@@ -15,8 +15,8 @@ Sampling logps are log p of the sampled token under exactly this p: log_softmax(
 without truncation, the renormalised distribution with it. All of it runs in float32 (float64 if
 the logits are).
 
-A row is drawn by inverting its cumulative distribution at one uniform number, which is a hash of
-the row's seed and the token's position: what else is in the batch cannot reach a row's tokens.
+A row is drawn by inverting its cumulative distribution at one uniform number. That number is a hash
+of the row's seed and the token's position, so other rows of the batch cannot reach a row's tokens.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def sampling_probs(logits: Float[Tensor, "N V"], sampling: SamplingConfig) -> Fl
 def draw(probs: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Draw:
     """Return the token at which each row's cumulative distribution first exceeds `uniform`.
 
-    A token of probability 0 is never drawn. The sums are float64 and in two levels, blocks of words
-    and words of one block: a float32 running sum over 150k words is off by 1e-5, and a float64 one
-    costs a tenth of a decoding step of a small model on a CPU.
+    A token of probability 0 is never drawn. The sums are float64 and in two levels: over blocks of
+    words, and over the words of one block. A float32 running sum over 150k words is off by 1e-5. A
+    float64 one costs a tenth of a decoding step of a small model on a CPU.
     """
     num_words = probs.shape[-1]
     padded = torch.nn.functional.pad(probs, (0, -num_words % _BLOCK))

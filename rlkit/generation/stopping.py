@@ -14,8 +14,8 @@ class StopRule:
     """Finds the token that ends a completion.
 
     A stop string counts when it is part of the completion's text, special tokens left out, as the
-    rewards see it. Only a tail of the text is decoded for each look: a token that is not special
-    adds at least one byte, hence a string of n bytes that has just been completed lies within the
+    rewards see it. Only a tail of the text is decoded for each look. A token that is not special
+    adds at least one byte. Hence a string of n bytes that has just been completed lies within the
     last n such tokens.
     """
 

@@ -45,7 +45,7 @@ class DivergenceMeter:
     tokens_per_microbatch: int
 
     def __call__(self, groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
-        """Return `kl` (nats a completion, mean over samples) and `entropy` (nats, mean over tokens).
+        """Return `kl` (nats a completion, mean over samples), `entropy` (nats, mean over tokens).
 
         kl = E[sum over t of KL(policy || ref at the prefix before token t)]. When `groups` are the
         policy's own, it is an unbiased estimate of the KL between the two distributions of

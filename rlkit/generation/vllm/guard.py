@@ -1,4 +1,4 @@
-"""What starting vLLM changes for the whole process, put back: the trainer lives there as well."""
+"""Put back what starting vLLM changes for the whole process: the trainer lives there as well."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _NOISY = (
 def process_state_kept() -> Iterator[None]:
     """Undo what the body does to random states, switches, functions and environment of the process.
 
-    vLLM 0.24 to 0.33 seed every generator, set the precision of float32 products, turn off cuDNN's
-    attention, and on a CPU replace torch.set_num_threads by a function that does nothing.
+    vLLM 0.24 to 0.33 seed every generator, set the precision of float32 products, and turn off
+    cuDNN's attention. On a CPU they replace torch.set_num_threads by a function that does nothing.
     """
     random_state, numpy_state = random.getstate(), np.random.get_state()
     cpu_state = torch.get_rng_state()

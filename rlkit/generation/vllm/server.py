@@ -6,7 +6,7 @@ The server must have been started with
         --max-loras 2 --logprobs-mode processed_logprobs
 
 Every version of the adapter is a new one to the server, loaded under a new name before the old one
-is dropped: its prefix cache tells them apart by name, and the name cannot mean two things.
+is dropped. The server's prefix cache tells them apart by name, and a name cannot mean two things.
 """
 
 from __future__ import annotations
@@ -158,9 +158,20 @@ class VLLMServerGenerator:
         sampling: SamplingConfig,
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Rollout]]:
-        """`num_samples` rollouts of each prompt: [prompt][sample], seeded by `seeds`, likewise.
+        """Sample completions of each prompt under the policy that was loaded last.
 
-        Raises `ValueError` for what `check_request` refuses, `RuntimeError` when the server fails.
+        Args:
+            prompts: The prompts.
+            num_samples: Samples of each prompt, >= 1.
+            sampling: The sampling options.
+            seeds: The seed of each sample: [prompt][sample].
+
+        Returns:
+            The rollouts: [prompt][sample].
+
+        Raises:
+            ValueError: `check_request` refuses the request.
+            RuntimeError: The server fails.
         """
         check_sampling(sampling)
         check_request(prompts, num_samples, sampling, seeds, context=self._context)

@@ -79,7 +79,14 @@ class WorkerExtension:
     def rlkit_write(
         self, int_id: int, layers: tuple[str, ...], factors: Sequence[Tensor], scale: float
     ) -> WriteReport:
-        """Write A and scale B of each layer in turn (`factors`) into the slot of `int_id`."""
+        """Write A and scale B of each layer into the slot of an adapter, which is bound if need be.
+
+        Args:
+            int_id: The adapter's id in vLLM.
+            layers: The adapted layers.
+            factors: A and B of each layer in turn.
+            scale: Multiplies B.
+        """
         rank = factors[0].shape[0]
         slot = self._rlkit_state().slots.get(int_id)
         rebound = False

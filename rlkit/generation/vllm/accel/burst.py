@@ -1,9 +1,9 @@
 """Decoding past vLLM's scheduler: steps in which every running request adds one token.
 
-A step of vLLM costs 3 to 5 ms of Python for 64 requests. Little of it changes while all of them
-decode, so a burst of steps is scheduled once, launched one after the other by vLLM's own kernels,
-graphs and sampler, and its tokens come back together: 1.2 ms. Between bursts vLLM's scheduler owns
-the requests as ever: it admits, preempts and frees them.
+A step of vLLM costs 3 to 5 ms of Python for 64 requests, and little of it changes while all of them
+decode. So a burst of steps is scheduled once. vLLM's own kernels, graphs and sampler run the steps
+one after the other, and the tokens come back together. A step then costs 1.2 ms. Between bursts
+vLLM's scheduler owns the requests as ever: it admits, preempts and frees them.
 
 The private names are those of vLLM's V2 model runner. `compat.features` lists them, the file of the
 line says what changed between versions, and `find.find_decoder` says why an engine has no bursts.

@@ -23,8 +23,8 @@ v1/sample/ops/logprobs.py batched_count_greater_than(x, values)
 def prepare_cpu() -> None:
     """Change vLLM before `vllm.LLM` is called on a CPU; harmless when called again.
 
-    A name that a vLLM does not have is left alone: `repacked_layers` finds packed weights, and the
-    self-tests at the start of a run find an adapter that is not applied.
+    A name that a vLLM does not have is left alone. `repacked_layers` then finds packed weights, and
+    the self-tests at the start of a run find an adapter that is not applied.
     """
     _keep_weights()
     _apply_adapters_by_products()
@@ -35,8 +35,8 @@ def _keep_weights() -> None:
     """Let linear layers and heads compute on the weight that they hold.
 
     vLLM packs weights into a layout of the CPU's own and leaves `weight` empty, out of reach for
-    sharing and for full updates. It does so by oneDNN on every CPU, by its kernels for AMX where a
-    16-bit weight is at most 1 MiB, and by zentorch on AMD. All three go through one function. Plain
+    sharing and for full updates. oneDNN packs on every CPU. The kernels for AMX pack where a 16-bit
+    weight is at most 1 MiB, and zentorch packs on AMD. All three go through one function. Plain
     products cost 15% of the decoding speed.
     """
     from vllm.model_executor.layers import utils
