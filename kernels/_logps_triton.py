@@ -129,7 +129,7 @@ class _Verdict:
             self._copied.record()
 
     def wait(self) -> tuple[int, int, bool]:
-        """(smallest target, largest target, no row overflowed)."""
+        """Return (smallest target, largest target, no row overflowed)."""
         if self._copied is not None:
             self._copied.synchronize()
         low, high, fits = self._values.tolist()
@@ -137,7 +137,7 @@ class _Verdict:
 
 
 def _directions(chunk: Chunk, total: Tensor, stored: Stored, out: Tensor) -> None:
-    """The gradient directions of a chunk, as in `_logps_torch.Forward`."""
+    """Return the gradient directions of a chunk, as in `_logps_torch.Forward`."""
     weight, logit_map = chunk.weight, chunk.logit_map
     product = matmul(working(stored.e), working(weight))
     scales = torch.frexp(total / (1 + total)).mantissa * logit_map.gain
@@ -160,7 +160,7 @@ def _redo_overflows(
     total: Tensor,
     workspace_bytes: int,
 ) -> None:
-    """Rows whose target is so unlikely that exponentials anchored at it overflow; also NaNs."""
+    """Redo rows with so unlikely a target that exponentials anchored at it overflow; also NaNs."""
     index = (~(total < _OVERFLOW)).nonzero().squeeze(1)
     again = _logps_torch.forward(
         hidden[index],
@@ -248,7 +248,7 @@ def backward(
 def _row_weights(
     result: Forward, grad_logps: Tensor, grad_entropy: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """alpha, beta and d loss / d z of the target."""
+    """Return alpha, beta and d loss / d z of the target."""
     p_y = result.logps.exp()
     dz_y = grad_logps * result.doubt
     if grad_entropy is None or result.entropy is None:
@@ -259,13 +259,13 @@ def _row_weights(
 
 
 def _target_slopes(chunk: Chunk) -> Tensor:
-    """The softcap's slope at each target (R, 1)."""
+    """Return the softcap's slope at each target (R, 1)."""
     slopes = chunk.logit_map.slope(chunk.anchors * math.log(2))
     return torch.ones_like(chunk.anchors)[:, None] if slopes is None else slopes[:, None]
 
 
 def _add_grads(chunk: Chunk, dz: Tensor, at_target: Tensor, rows: slice, out: Grads) -> None:
-    """Adds a chunk's gradients to `out`, those of weight and bias without the gain."""
+    """Add a chunk's gradients to `out`, those of weight and bias without the gain."""
     y = chunk.targets[:, None].long()
     if out.hidden is not None:
         product = matmul(working(dz), working(chunk.weight))

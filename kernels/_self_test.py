@@ -54,7 +54,7 @@ def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
 def errors(
     device: torch.device, dtype: torch.dtype, tiling: Tiling | None = None
 ) -> tuple[float, float]:
-    """The largest error of a logp in nats, and the largest relative error of a row's gradient.
+    """Return the largest error of a logp, in nats, and the largest relative one of a gradient row.
 
     The truth is the chunked path on the same numbers. Both passes run, with and without E.
     """

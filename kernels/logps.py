@@ -1,4 +1,4 @@
-"""Log-probs of selected words from hidden states, without the (N, V) logits; `selected_logps`.
+"""`selected_logps` takes log-probs of words from hidden states, without the (N, V) logits.
 
 The method, its derivation and measurements: docs/kernels.md.
 """
@@ -74,7 +74,7 @@ def selected_logps(
     workspace_bytes: int = WORKSPACE_BYTES,
     tiling: Tiling | None = None,
 ) -> Logps:
-    """log softmax(z)[target] of z = softcap(logit_scale (h W^T + bias)) / temperature, per row.
+    """Return log softmax(z)[target] per row, z = softcap(logit_scale (h W^T + bias)) / temperature.
 
     softcap(x) = c tanh(x / c). Differentiable in `hidden`, and in `weight` and `bias` when these
     require gradients. With a frozen head the forward pass finds the gradient direction of every
@@ -174,7 +174,7 @@ class _Call(NamedTuple):
 
 
 class _TwoPass(torch.autograd.Function):
-    """Keeps the inputs and computes the logits a second time in backward."""
+    """This keeps the inputs and computes the logits a second time in backward."""
 
     @staticmethod
     def forward(

@@ -16,7 +16,7 @@ from rlkit.kernels.lm_head import LogitMap
 def logits(
     hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], logit_map: LogitMap
 ) -> Float[Tensor, "N V"]:
-    """softcap(logit_scale (h W^T + bias)) / temperature."""
+    """Return softcap(logit_scale (h W^T + bias)) / temperature."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     x = hidden.to(dtype) @ weight.to(dtype).T
     if logit_map.bias is not None:
@@ -33,7 +33,7 @@ def selected_logps(
     targets: Int[Tensor, " N"],
     logit_map: LogitMap,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """log p(target) and the entropy -sum_v p_v log p_v, both differentiable in every input.
+    """Return log p(target) and the entropy -sum_v p_v log p_v, both differentiable in every input.
 
     Args:
         hidden: Hidden states.

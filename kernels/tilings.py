@@ -45,7 +45,7 @@ SMALL_BLACKWELL = Tiling(block_n=128)
 
 
 def tiling_of(capability: tuple[int, int]) -> Tiling | None:
-    """The tiling of cards with a compute capability; None where the fused kernel has none.
+    """Return the tiling of cards with a compute capability; None where the fused kernel has none.
 
     Below 8.0 Triton 3.6 emits no tensor-core instruction, so the chunked path is faster there.
     """
@@ -56,7 +56,7 @@ def tiling_of(capability: tuple[int, int]) -> Tiling | None:
 
 
 def forced(capability: tuple[int, int]) -> Tiling:
-    """The tiling and the instructions of an older or smaller card, for the card at hand.
+    """Return the tiling and the instructions of an older or smaller card, for the card at hand.
 
     Raises ValueError for cards whose instructions no other card runs: 10.x and 11.x multiply in
     tensor memory.
