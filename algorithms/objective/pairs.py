@@ -1,4 +1,4 @@
-"""The samples of a group that are compared, and what happens to ties."""
+"""Choose the samples of a group that are compared, and what happens to ties."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def pair_rows(rule: PairRule, rewards: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def is_pair(rows: Tensor) -> Tensor:
-    """(N) whether the N pairs that `pair_rows` chose are of two different rows."""
+    """Tell (N) whether the N pairs that `pair_rows` chose are of two different rows."""
     return rows[0::2] != rows[1::2]

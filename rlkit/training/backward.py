@@ -1,4 +1,4 @@
-"""Backward passes with as little of the host's time as possible.
+"""Run backward passes with as little of the host's time as possible.
 
 Small micro-batches are bound by the host, not by the GPU: each layer launches some dozens of
 kernels, and most of their gradients are Python.

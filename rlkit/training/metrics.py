@@ -43,7 +43,7 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dic
 
 
 def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = None) -> SampleRow:
-    """The line that a sample gets in the completions tables."""
+    """Return the line that a sample gets in the completions tables."""
     rollout = sample.rollout
     return SampleRow(
         step=step,
@@ -61,7 +61,7 @@ def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = No
 
 
 def sample_rows(groups: Sequence[Group], *, step: int, batch: TrainBatch | None) -> list[SampleRow]:
-    """One table row a sample; the advantage is the mean over its tokens that the loss uses.
+    """Yield a table row a sample; the advantage is the mean over its tokens that the loss uses.
 
     An algorithm that reorders or drops rows (pairs) has none per sample: its `batch` is None.
     """
@@ -103,13 +103,13 @@ def memory_metrics(device: torch.device) -> dict[str, float]:
 
 
 def mean(values: Iterable[float]) -> float:
-    """Arithmetic mean; NaN of nothing."""
+    """Return the arithmetic mean; NaN of nothing."""
     found = list(values)
     return math.fsum(found) / len(found) if found else math.nan
 
 
 def average(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the updates that reported it."""
+    """Return the mean of each metric over the updates that reported it."""
     names = dict.fromkeys(name for m in metrics for name in m)
     return {name: mean(m[name] for m in metrics if name in m) for name in names}
 

@@ -1,4 +1,4 @@
-"""Runs that have nothing to learn from: steps without rewards or signal, and when to give up."""
+"""End runs that have nothing to learn from: many steps in a row without rewards or signal."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ CURES = (
 
 
 def what_the_base_model_earns(rewards: Iterable[float]) -> str | None:
-    """One line when not one of the base model's samples earned anything; None when one did.
+    """Return one line when none of the base model's samples earned anything, else None.
 
     `rewards` are those of its samples; NaN = not judged.
     """

@@ -1,4 +1,4 @@
-"""One rollout batch into optimiser updates: the only place where parameters change."""
+"""Turn one rollout batch into optimiser updates: parameters change nowhere else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Learner(Protocol):
 
     @property
     def adapter(self) -> Mapping[str, Tensor]:
-        """The part of the policy that trains: an adapter or all weights."""
+        """Return the part of the policy that trains: an adapter or all weights."""
         ...
 
     def forward(
@@ -48,7 +48,7 @@ class Learner(Protocol):
         ...
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """Every trainable leaf by a unique name: the policy's, then a critic's."""
+        """Return every trainable leaf by a unique name: the policy's, then a critic's."""
         ...
 
 
@@ -263,7 +263,7 @@ def _clip(
 
 
 def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) -> dict[str, float]:
-    """Guard and step; returns `grad_norm`, `learning_rate` and `skipped_updates`."""
+    """Guard and step; return `grad_norm`, `learning_rate` and `skipped_updates`."""
     optim = settings.optim
     rate = learning_rate(optim, update=state.updates, total_updates=settings.total_updates)
     finite = all(map(math.isfinite, norms))
