@@ -79,7 +79,7 @@ class HFGeneratorConfig(GeneratorConfig):
                 raise ValueError(f"generator.{key} must be >= {least}, got {value}")
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
-        """Keys and values of as many rows as `max_rows` and `max_tokens` allow."""
+        """Ask for keys and values of as many rows as `max_rows` and `max_tokens` allow."""
         return GeneratorDemand(
             Sampler.hf, max_at_once=max(1, min(self.max_rows, self.max_tokens // row_tokens))
         )

@@ -220,7 +220,7 @@ class _Run:
     def _prefill(
         self, rows: Sequence[SamplingRow], prefix: Cache, prefix_length: int
     ) -> tuple[Cache, Float[Tensor, "N V"], Prefill]:
-        """Cache and next-token logits of every row, each distinct prompt computed once."""
+        """Return cache and next-token logits of every row, each distinct prompt computed once."""
         numbers = {ids: n for n, ids in enumerate(dict.fromkeys(row.prompt.ids for row in rows))}
         device = self._model.device
         plan = plan_prefill(list(numbers), prefix_length=prefix_length, device=device)
@@ -240,7 +240,7 @@ class _Run:
         pads: Int[Tensor, " N"],
         mask: Bool[Tensor, "N L"] | None,
     ) -> Float[Tensor, "N V"]:
-        """Append columns `start`, `start + 1`, ... to `cache`; logits after the last of them."""
+        """Append columns `start`, `start + 1`, ... to `cache`; return the logits after the last."""
         columns = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
         output = self._model(
             input_ids=input_ids,
@@ -284,7 +284,7 @@ class _Run:
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off; the model's training mode comes back afterwards."""
+    """Turn dropout off; the model's training mode comes back afterwards."""
     was_training = model.training
     model.train(False)
     try:

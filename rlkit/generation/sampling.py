@@ -1,4 +1,4 @@
-"""The sampling distribution and drawing from it: pure functions of logits and seeds.
+"""Compute the sampling distribution and draw from it: pure functions of logits and seeds.
 
 The distribution p of the next token, from logits z of N rows over V words:
 
@@ -106,7 +106,7 @@ def draw(probs: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Draw:
 
 
 def uniforms(seeds: Int[Tensor, " N"], position: int) -> Float[Tensor, " N"]:
-    """Uniform numbers in [0, 1), float64: output number `position` of SplitMix64 seeded by `seeds`.
+    """Return uniform float64 in [0, 1): output number `position` of SplitMix64 seeded by `seeds`.
 
         z = seed + (position + 1) * 0x9E3779B97F4A7C15
         z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;  z = (z ^ z >> 27) * 0x94D049BB133111EB
@@ -129,7 +129,7 @@ def _first_above(cdf: Float[Tensor, "N W"], target: Float[Tensor, "N 1"]) -> Int
 
 
 def _shift_right(z: Int[Tensor, " N"], bits: int) -> Int[Tensor, " N"]:
-    """Logical shift: int64's own `>>` copies the sign bit."""
+    """Shift logically: int64's own `>>` copies the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

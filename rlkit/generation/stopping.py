@@ -1,4 +1,4 @@
-"""When a completion ends: stop tokens, stop strings, the length limit."""
+"""Find the end of a completion: stop tokens, stop strings, the length limit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StopRule:
         self._tail = max((len(s.encode()) for s in strings), default=0) + _CONTEXT
 
     def tokens_kept(self, ids: Sequence[int], num_old: int) -> int | None:
-        """Length of the completion if one of `ids[num_old:]` ends it, that token included; or None.
+        """Return the length up to the token of `ids[num_old:]` that ends the completion, or None.
 
         `ids[:num_old]` have been looked at before and did not end it.
         """

@@ -90,7 +90,7 @@ AttentionInterface.register(_NAME, attend)
 def take(x: Tensor, index: Tensor) -> Tensor:
     """x[index] along the first axis; the gradient of rows taken often is deterministic.
 
-    And summed in float32: `index_select` would add 16-bit numbers, on CUDA in any order.
+    It is summed in float32. `index_select` would add 16-bit numbers, on CUDA in any order.
     """
     return F.embedding(index, x.flatten(1)).view(-1, *x.shape[1:])
 

@@ -154,7 +154,7 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """s of the module's docstring."""
+        """Return s of the module's docstring."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 

@@ -1,4 +1,4 @@
-"""The parts of decoder layers that `rlkit.kernels.layers` computes, put in place of their modules.
+"""Put what `rlkit.kernels.layers` computes in place of the modules of decoder layers.
 
 Only modules of classes that are known by name and only on inputs that the kernels take: anything
 else runs transformers' own code. Names, parameters and the state dict stay as they are.
@@ -130,7 +130,7 @@ def _attention(
 def _heads(
     module: Any, x: Tensor, tables: Tables, qkv: Projection | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (T, heads, d) of one row (1, T, D)."""
+    """Return queries, keys and values (T, heads, d) of one row (1, T, D)."""
     width, normed = module.head_dim, hasattr(module, "q_norm")
     if qkv is not None:
         rows, num_kv = qkv(x.squeeze(0)), module.config.num_key_value_heads

@@ -38,16 +38,16 @@ class HostStack:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all slabs."""
+        """Return the size of all slabs."""
         return sum(slab.numel() for slab in self._slabs)
 
     @property
     def num_live(self) -> int:
-        """Buffers taken and not released."""
+        """Count the buffers taken and not released."""
         return self._live
 
     def take(self, num_bytes: int) -> Tensor:
-        """`num_bytes` bytes (uint8) that nobody else has before `release`."""
+        """Return `num_bytes` bytes (uint8) that nobody else has before `release`."""
         size = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         while self._slab < len(self._slabs) and not self._fits(size):
             self._slab, self._offset = self._slab + 1, 0
@@ -90,7 +90,7 @@ class Offload:
     """
 
     def __init__(self, device: torch.device, *, min_bytes: int = 2**20) -> None:
-        """Smaller tensors than `min_bytes` stay where they are."""
+        """Make an empty store; smaller tensors than `min_bytes` stay where they are."""
         self.host = HostStack(pinned=device.type == "cuda")
         self._device = device
         self._min_bytes = min_bytes
@@ -178,7 +178,7 @@ class Offload:
         self._in_flight.clear()
 
     def _on(self, stream: Any) -> Any:
-        """Makes `stream` the current one; CUDA's are contexts themselves, the CPU's are not."""
+        """Make `stream` the current one; CUDA's are contexts themselves, the CPU's are not."""
         return stream if isinstance(stream, torch.Stream) else self._backend.stream(stream)
 
     def _release(self, lent: weakref.ReferenceType[Kept]) -> None:

@@ -40,7 +40,7 @@ class Segment(NamedTuple):
 
     @property
     def num_keys(self) -> int:
-        """The number of keys that the segment's last token attends to."""
+        """Return the number of keys that the segment's last token attends to."""
         return self.own.length + sum(span.length for span in self.before)
 
 
@@ -124,7 +124,7 @@ class _Builder:
         return span
 
     def predict_from(self, start: int, count: int) -> None:
-        """`count` completion tokens are predicted from the tokens from `start` on."""
+        """Predict `count` completion tokens from the tokens from `start` on."""
         self.predictors.append(torch.arange(start, start + count))
 
     def build(self, device: torch.device) -> PackedRow:

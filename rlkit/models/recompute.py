@@ -68,8 +68,8 @@ def recomputed(
     """Decoder layers called inside keep their inputs only, by `offload` if any, and run twice.
 
     The second time they run in `again()` and with what `tuning` had them compute with the first
-    time. Not twice differentiable. Set for one forward pass only, as transformers drops the cache
-    of generation where a layer is to run again.
+    time. The result is not twice differentiable. This is set for one forward pass only, as
+    transformers drops the cache of generation where a layer is to run again.
 
     Args:
         model: The model whose decoder layers run twice.

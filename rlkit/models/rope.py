@@ -1,4 +1,4 @@
-"""Rotary factors that depend on the length of a sequence: LongRoPE and dynamic NTK.
+"""Handle rotary factors that depend on the length of a sequence: LongRoPE and dynamic NTK.
 
 transformers takes the factors of a whole batch from its longest position. A packed row, a batch of
 rows and a key-value cache would then rotate a short sequence by the factors of a longer one. Inside
@@ -155,7 +155,7 @@ def _rotary_modules(model: nn.Module) -> list[Any]:
 
 
 def _layer_types(module: Any) -> list[tuple[str | None, str]]:
-    """(layer type, prefix of its attributes) of the sets of factors that change with the length."""
+    """Yield (layer type, prefix of its attributes) of the factors that change with the length."""
     if isinstance(module.rope_type, str):
         return [(None, "")] if module.rope_type in _SWITCHING else []
     kinds = module.rope_type.items()
@@ -185,7 +185,7 @@ def _forward(module: Any, lengths: Tensor | int) -> Callable[..., tuple[Tensor, 
 def _of_rows(
     module: Any, lengths: Tensor | int, layer_type: str | None, *, device: torch.device
 ) -> Tensor:
-    """(d / 2,) inverse frequencies for one length, (T, d / 2) for a length for each token."""
+    """Return (d / 2,) inverse frequencies for one length, (T, d / 2) for one a token."""
     if isinstance(lengths, int):
         return _frequencies(module, lengths, layer_type).to(device)
     distinct, place = torch.unique(lengths, return_inverse=True)

@@ -92,7 +92,7 @@ def check_reachable(config: ModelConfig) -> None:
 def locate(config: ModelConfig, *, say: Say) -> str:
     """Return the folder in Hugging Face format, or the hub id, that holds the model.
 
-    Converts a GGUF file and merges an adapter where the config asks for it, once.
+    It converts a GGUF file and merges an adapter where the config asks for it, once.
     """
     location = _locate_source(config, say=say)
     if config.adapter is None or config.adapter_use is not AdapterUse.merge:

@@ -90,7 +90,7 @@ class DivergenceMeter:
 def _batch(
     groups: Sequence[Sequence[Rollout]], *, pad_token_id: int, device: torch.device
 ) -> RolloutBatch:
-    """Make a batch without rewards of the samples: a failed reward function must not hide the KL."""
+    """Make a batch of the samples without rewards: a failed reward function must hide no KL."""
     unscored = [
         [ScoredRollout(rollout=r, text="", components=(), reward=0.0) for r in group]
         for group in groups

@@ -160,7 +160,7 @@ class Trainer:
         return self._record(state, metrics, rows, clock)
 
     def _skip(self, state: TrainState, collection: Collection, clock: StepClock) -> TrainState:
-        """Skip a step without any reward: no parameter changes, and it counts as its updates would."""
+        """Skip a step without rewards: no parameter changes, and it counts as its updates would."""
         groups, counts = collection.unrewarded, collection.counts
         prefix = "rewards/failures/"
         failed = {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}

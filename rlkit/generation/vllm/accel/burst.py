@@ -1,4 +1,4 @@
-"""Decoding past vLLM's scheduler: steps in which every running request adds one token.
+"""Decode past vLLM's scheduler: steps in which every running request adds one token.
 
 A step of vLLM costs 3 to 5 ms of Python for 64 requests, and little of it changes while all of them
 decode. So a burst of steps is scheduled once. vLLM's own kernels, graphs and sampler run the steps
@@ -71,7 +71,7 @@ class Decoder:
         )
 
     def drain(self) -> list[Any]:
-        """Wait for the steps that vLLM has launched; their `EngineCoreOutput`s."""
+        """Wait for the steps that vLLM has launched; return their `EngineCoreOutput`s."""
         outputs = []
         while self._core.batch_queue:
             future, scheduled, _ = self._core.batch_queue.pop()
@@ -180,7 +180,7 @@ class Decoder:
 
     @torch.inference_mode()
     def _steps(self, scheduled: Any, num_steps: int, graph: Any) -> tuple[Tensor, Tensor]:
-        """Token ids and logps, (requests, steps)."""
+        """Return token ids and logps, (requests, steps)."""
         runner = self._runner
         # vLLM itself runs the first step: it updates block tables and input buffers.
         runner.execute_model(scheduled)

@@ -1,6 +1,6 @@
-"""Sampling in a burst: vLLM's own sampler, and the logps of what it took.
+"""Sample in a burst with vLLM's own sampler, and get the logps of what it took.
 
-Private attributes of vLLM, as in `rlkit.generation.vllm.accel.burst`.
+It uses private attributes of vLLM, as does `rlkit.generation.vllm.accel.burst`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BurstSampler:
         )
 
     def __call__(self, hidden: Tensor, batch: Any, *, plain: bool) -> tuple[Tensor, Tensor]:
-        """Token ids and their logps, (rows,), from the model's output.
+        """Return token ids and their logps, (rows,), from the model's output.
 
         `plain` reads the logits in the model's dtype, without vLLM's float32 copy of them: the
         values are the same. Options beyond those that `is_plain` looks at must not be in use.

@@ -1,4 +1,4 @@
-"""The adapter's update inside the RMSNorm that follows it: one launch less for o and down.
+"""Update by the adapter inside the RMSNorm that follows it: one launch less for o and down.
 
 In vLLM's Llama, Qwen2 and Qwen3 the outputs of `o_proj` and `down_proj` go to a norm that adds the
 residual, and nowhere else. There, `DenseLinear` hands over [W x, A x] as it is, wider than the

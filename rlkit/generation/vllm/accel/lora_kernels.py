@@ -56,7 +56,7 @@ def _updated(
     y, on, inputs, weights, low, b, rows, inside, columns, part, low_step, kind: tl.constexpr,
     RANK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """round(y + on round(low of the part B^T)) in float32; the first ranks are loaded already"""
+    """Return round(y + on round(low of the part B^T)), float32; the first ranks are loaded."""
     acc = tl.dot(inputs, weights, input_precision="ieee")
     for start in tl.static_range(BLOCK_R, RANK, BLOCK_R):
         inputs = _inputs(low, rows, inside, part, low_step, start, RANK, BLOCK_R)
@@ -97,7 +97,7 @@ def _expand_gated_kernel(
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
     EARLY: tl.constexpr, launch_pdl: tl.constexpr,
 ):  # fmt: skip
-    """silu(gate) up, for BLOCK_N columns of both; rounded after each operation"""
+    """Compute silu(gate) up, for BLOCK_N columns of both; it is rounded after each operation."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     others = columns + width
     rows = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -124,7 +124,7 @@ def _expand_gated_kernel(
 @triton.jit
 def _copy_kernel(table, blocks, scale, SOURCE: tl.constexpr, TARGET: tl.constexpr,
                  BLOCK: tl.constexpr):  # fmt: skip
-    """Copy one block of one tensor: target[row * step + column] = source * (scale or 1)"""
+    """Copy one block of one tensor: target[row * step + column] = source * (scale or 1)."""
     pid = tl.program_id(0)
     entry = table + 6 * tl.load(blocks + 2 * pid)
     source = tl.load(entry).to(tl.pointer_type(SOURCE))
@@ -230,7 +230,7 @@ class CopyTable:
     def __init__(
         self, sources: Sequence[Tensor], targets: Sequence[Tensor], scaled: Sequence[bool]
     ) -> None:
-        """Matrices on one device; sources dense and of one dtype, targets of another or the same.
+        """Take matrices on one device; sources are dense and of one dtype, targets of one dtype.
 
         Raises ValueError otherwise.
         """
