@@ -87,6 +87,7 @@ def attention_named(config: PreTrainedConfig, name: str) -> Iterator[None]:
 
     transformers' own setter would check `name` against the model's flags, which know no packing.
     """
+    # Layers read the name from the config in each forward pass, so it can change between two.
     before = config._attn_implementation
     config._attn_implementation = name
     try:
@@ -119,8 +120,8 @@ def recomputable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def recompute_with(layer: nn.Module, rerun: Rerun) -> None:
     """Send the layer's calls through `rerun` from here on, until `compute_once`."""
-    # Set by hand, as `gradient_checkpointing_enable` would put the whole model, dropout included,
-    # in training mode and drop the cache of generation.
+    # The attributes are set by hand. `gradient_checkpointing_enable` would put the whole model,
+    # dropout included, in training mode and drop the cache of generation.
     layer.gradient_checkpointing = layer.training = True  # type: ignore[assignment]
     layer._gradient_checkpointing_func = rerun  # type: ignore[assignment]
 

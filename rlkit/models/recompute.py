@@ -65,7 +65,7 @@ def recomputed(
     again: Context = nullcontext,
     offload: Offload | None = None,
 ) -> Iterator[None]:
-    """Decoder layers called inside keep their inputs only, by `offload` if any, and run twice.
+    """Let decoder layers called inside keep their inputs only, by `offload` if any, and run twice.
 
     The second time they run in `again()` and with what `tuning` had them compute with the first
     time. The result is not twice differentiable. This is set for one forward pass only, as

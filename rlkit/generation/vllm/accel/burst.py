@@ -73,6 +73,7 @@ class Decoder:
     def drain(self) -> list[Any]:
         """Wait for the steps that vLLM has launched; return their `EngineCoreOutput`s."""
         outputs = []
+        # vLLM launches steps ahead. Their tokens reach the scheduler before it sees a burst.
         while self._core.batch_queue:
             future, scheduled, _ = self._core.batch_queue.pop()
             by_client = self._scheduler.update_from_output(scheduled, future.result())
@@ -231,10 +232,11 @@ class Decoder:
         )
         # The slots of the cache for the new keys and values are looked up.
         blocks, slots = runner.prepare_attn(batch)
-        # For what a backend computes outside the graph from the lengths, into its own buffers.
+        # A backend computes some things outside the graph from the lengths, into its own buffers.
         runner.model_state.prepare_attn(
             batch, graph.cg_mode, blocks, slots, runner.attn_groups, runner.kv_cache_config
         )
+        # The graph reads all of its inputs from the buffers that were filled above.
         hidden: Tensor = runner.cudagraph_manager.run_fullgraph(graph)
         return hidden
 

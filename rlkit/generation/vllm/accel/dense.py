@@ -84,6 +84,7 @@ class DenseLinear:
         self.wide, self.wide_bias, self.a = self._place(torch.cat([part[0, 0] for part in a]))
         self.b = torch.cat([part[0, 0] for part in b])
         """(outputs, rank), as rows of the weight."""
+        # vLLM's loaders and rlkit's injector write to these views in the shapes that they know.
         module.lora_a_stacked = tuple(part[None, None] for part in torch.split(self.a, self.rank))
         module.lora_b_stacked = tuple(
             part[None, None] for part in torch.split(self.b, list(self.widths))
@@ -149,6 +150,7 @@ class DenseLinear:
         wide = a.new_zeros(padded, a.shape[1])
         wide[:size].copy_(weight.data)
         wide[size : size + len(a)].copy_(a)
+        # vLLM's parameter stays the same object, so other holders of it see the new place too.
         weight.data = wide[:size]
         wide_bias = None
         if bias is not None:
