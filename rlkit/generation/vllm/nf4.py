@@ -63,7 +63,7 @@ class NF4Config(_Config):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> NF4Config:
-        """Raises ValueError for codes that are stored otherwise than as bytes."""
+        """Read a checkpoint's config; raise ValueError unless its codes are stored as bytes."""
         storage = config.get("bnb_4bit_quant_storage") or "uint8"
         if storage != "uint8":
             raise ValueError(f"bnb_4bit_quant_storage must be uint8 for vLLM, got {storage}")
@@ -113,7 +113,7 @@ class NF4Config(_Config):  # type: ignore[misc]
 
 @register_weight_loader_v2_supported_method
 class NF4LinearMethod(_Method):  # type: ignore[misc]
-    """x W^T of a layer whose attribute `nf4_states` has a `QuantState` for every fused part."""
+    """Computes x W^T of a layer whose `nf4_states` has a `QuantState` for every fused part."""
 
     def create_weights(
         self,
@@ -148,7 +148,7 @@ class NF4LinearMethod(_Method):  # type: ignore[misc]
         layer.register_parameter("weight", weight)
 
     def apply(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
-        """bitsandbytes' product for each part, in the dtype of `x`, as in the trainer."""
+        """Apply bitsandbytes' product to each part, in the dtype of `x`, as in the trainer."""
         states = layer.nf4_states
         if len(states) == 1:
             return _product(x, layer.weight, states[0], bias)
@@ -171,15 +171,17 @@ class NF4Loader(_Loader):  # type: ignore[misc]
     """Reads the safetensors once, layer by layer; states stay nested."""
 
     def __init__(self, load_config: Any) -> None:
+        # vLLM knows no format of our name; its own reader of safetensors does the work.
         load_config = copy.copy(load_config)
         load_config.load_format = "safetensors"
         super().__init__(load_config)
 
     def load_weights(self, model: Any, model_config: Any) -> None:
-        """Raises ValueError, naming the layer, when a weight or a state is missing."""
+        """Load all; raise ValueError, naming the layer, when a weight or a state is missing."""
         states: dict[str, Any] = {}
         weights = self.get_all_weights(model_config, model)
         device = next(model.parameters()).device
+        # vLLM fuses the codes like weights. The states are set aside for the loop below.
         loaded = model.load_weights(_with_states(weights, states, device))
         mapping = model.packed_modules_mapping
         for name, module in model.named_modules():
@@ -199,7 +201,7 @@ class NF4Loader(_Loader):  # type: ignore[misc]
 def _with_states(
     weights: Iterable[tuple[str, Tensor]], states: dict[str, Any], device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
-    """`weights` with the codes as (out, in / 2); the states go to `states`, on `device`."""
+    """Yield `weights` with the codes as (out, in / 2); the states go to `states`, on `device`."""
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights:
         layer, found, part = name.rpartition(".weight")

@@ -37,6 +37,7 @@ def use_architecture(vllm: Any, hf_config: PreTrainedConfig) -> None:
         wanted = " or ".join(hf_config.architectures or []) or "such model"
         raise ValueError(f"vLLM {version()} has no {wanted}: set generator=hf")
     for name in names:
+        # An imported class in the registry's table keeps vLLM from asking another process for it.
         registered = registry.models[name]
         if hasattr(registered, "load_model_cls"):  # an entry that is still to be imported
             found = registered.load_model_cls()

@@ -19,7 +19,7 @@ class BurstSampler:
     def __init__(self, runner: Any, line: VLLMLine) -> None:
         from vllm.v1.worker.gpu.sample import gumbel
 
-        # Not at the top: Triton may be missing where vLLM decodes step by step.
+        # The import is not at the top: Triton may be missing where vLLM decodes step by step.
         from rlkit.generation.vllm.accel.burst_kernel import token_logps
 
         self._runner, self._gumbel, self._logps = runner, gumbel, token_logps
@@ -44,6 +44,7 @@ class BurstSampler:
         runner, count = self._runner, batch.num_reqs
         logits = runner.model.compute_logits(hidden[:count])
         if plain:
+            # vLLM's sampler would copy the logits to float32 before it draws by this kernel.
             states = runner.sampler.sampling_states
             sampled = self._gumbel.gumbel_sample(
                 logits,
