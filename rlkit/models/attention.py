@@ -88,7 +88,7 @@ AttentionInterface.register(_NAME, attend)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """x[index] along the first axis; the gradient of rows taken often is deterministic.
+    """Return x[index] on the first axis; the gradient of rows taken often is deterministic.
 
     It is summed in float32. `index_select` would add 16-bit numbers, on CUDA in any order.
     """

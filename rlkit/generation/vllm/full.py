@@ -27,7 +27,7 @@ class WeightInjector:
     def __init__(
         self, llm: Any, copies: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     ) -> None:
-        """`copies`: from masters to what the trainer computes with, in the engine's dtype."""
+        """Edit one engine; `copies` turns masters into the trainer's weights in its dtype."""
         self.llm = llm
         self._copies = copies
 
@@ -37,7 +37,7 @@ class WeightInjector:
         return None
 
     def load(self, tensors: Mapping[str, Tensor], version: int) -> int:
-        """Sample with the masters `tensors` from the next request on; the bytes copied.
+        """Sample with the masters `tensors` from the next request on; return the bytes copied.
 
         `version` needs no telling: no key or value of an earlier one is left.
         """

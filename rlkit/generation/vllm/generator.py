@@ -111,8 +111,8 @@ class VLLMGenerator:
         return rollouts
 
     def _sample(self, rows: Sequence[SamplingRow], sampling: SamplingConfig) -> None:
-        # No id twice on an engine: vLLM schedules a step ahead, and that of a completion that met a
-        # stop token comes back in the next call, whose request of its id would get the token.
+        # No id comes twice on an engine: vLLM schedules a step ahead. When a completion has met a
+        # stop token, that step comes back in the next call. A request of its id would get the token.
         call = next(self._engine.call_numbers)
         by_id = {f"{call}-{number}": row for number, row in enumerate(rows)}
         requests = {

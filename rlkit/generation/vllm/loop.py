@@ -71,7 +71,7 @@ def _look(client: Any, decoder: Decoder | None) -> Iterator[list[Piece]]:
 
 
 def _prompt(ids: list[int]) -> dict[str, object]:
-    """With its type it counts as rendered: vLLM passes it on as it is."""
+    """Wrap the ids; with its type a prompt counts as rendered, and vLLM passes it on as it is."""
     return {"type": "token", "prompt_token_ids": ids}
 
 

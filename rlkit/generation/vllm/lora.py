@@ -210,7 +210,7 @@ class LoRAInjector:
         self.llm.llm_engine.pin_lora(self.int_id)
 
     def _scaled(self, factors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """PEFT's tensors with the scale folded into B before it is rounded, as in place.
+        """Return PEFT's tensors with the scale folded into B before it is rounded, as in place.
 
         Copies in host memory: the device may have no room for another adapter.
         """

@@ -24,7 +24,7 @@ class CacheShape(NamedTuple):
 
     @property
     def bytes_per_token(self) -> int:
-        """Keys and values of all layers."""
+        """Count keys and values of all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.bytes_per_value
 
 
@@ -73,7 +73,7 @@ def weight_bytes(text_config: Any, *, bytes_per_parameter: float, in_nf4: bool =
 
 
 def bytes_for(rows: int, demand: Demand, shape: CacheShape) -> int:
-    """Cache bytes that `rows` completions of full length need, in whole blocks."""
+    """Return the cache bytes that `rows` completions of full length need, in whole blocks."""
     blocks = -(-demand.tokens_per_row // demand.block_size)
     # One block more, as vLLM keeps an empty one, and one for the rounding of its own division.
     return (rows * blocks + 2) * demand.block_size * shape.bytes_per_token

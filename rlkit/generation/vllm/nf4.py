@@ -73,11 +73,11 @@ class NF4Config(_Config):  # type: ignore[misc]
     def override_quantization_method(
         cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
     ) -> str | None:
-        """This method, where it was asked for, instead of the checkpoint's `bitsandbytes`."""
+        """Name this method, where it was asked for, instead of the checkpoint's `bitsandbytes`."""
         return NAME if user_quant == NAME else None
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
-        """NF4 for linear layers, except those that transformers did not quantise.
+        """Give NF4 to linear layers, except those that transformers did not quantise.
 
         Raises ValueError when only some parts of a fused layer were.
         """

@@ -162,7 +162,7 @@ class _Trial:
         """In place."""
 
     def draw(self, seed: int) -> None:
-        """Another random adapter."""
+        """Draw another random adapter."""
         scale = self.injector.scale
         for key, value in random_factors(self.tensors, scale, seed=seed, strength=self.strength):
             self.tensors[key].copy_(value)
@@ -270,7 +270,7 @@ def sample(llm: Any, request: Any) -> tuple[list[ProbeRow], list[list[float]]]:
 
 
 def mean_difference(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> float:
-    """Mean |left - right| over all tokens."""
+    """Return the mean |left - right| over all tokens."""
     pairs = [pair for a, b in zip(left, right, strict=True) for pair in zip(a, b, strict=True)]
     return sum(abs(a - b) for a, b in pairs) / len(pairs)
 
@@ -285,7 +285,7 @@ def _effect(
 
 @contextmanager
 def _put_back(tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Afterwards `tensors` hold what they held before."""
+    """Put back afterwards what `tensors` held before."""
     kept = {key: tensor.to("cpu", copy=True) for key, tensor in tensors.items()}
     try:
         yield

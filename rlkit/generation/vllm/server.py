@@ -201,7 +201,7 @@ class VLLMServerGenerator:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _sample_row(self, row: SamplingRow, sampling: SamplingConfig) -> int:
-        """Sample one row to its end; the number of its tokens."""
+        """Sample one row to its end; return the number of its tokens."""
         body = self._request(row, sampling)
         (choice,) = self._client.post("/v1/completions", body)["choices"]
         row.ids += choice["token_ids"]
@@ -246,7 +246,7 @@ class VLLMServerGenerator:
 
 
 def _check_logprobs(client: ServerClient, model: str) -> None:
-    """With one word left to draw from, its processed log-probability is 0; its raw one is not."""
+    """Refuse raw logps: with one word left to draw from, only the processed one is 0."""
     body = {"model": model, "prompt": [1], "max_tokens": 1, "top_k": 1, "logprobs": 0}
     (choice,) = client.post("/v1/completions", body)["choices"]
     if choice["logprobs"]["token_logprobs"][0] < -1e-6:

@@ -27,8 +27,8 @@ from rlkit.generation.vllm.compat.line import VLLMLine
 from rlkit.generation.vllm.piece import Piece
 
 _STEPS = 16
-"""Steps of one burst. Two are on their way at a time: a completion that ends is noticed at most
-32 steps later, which costs nothing but the tail of the last one."""
+"""Steps of one burst. Two bursts are on their way at a time, so a completion that ends is noticed
+at most 32 steps later. That costs nothing but the tail of the last one."""
 
 
 class _Burst(NamedTuple):
