@@ -112,7 +112,7 @@ class VLLMGenerator:
 
     def _sample(self, rows: Sequence[SamplingRow], sampling: SamplingConfig) -> None:
         # No id comes twice on an engine: vLLM schedules a step ahead. When a completion has met a
-        # stop token, that step comes back in the next call. A request of its id would get the token.
+        # stop token, that step comes back in the next call. A request of its id would get it.
         call = next(self._engine.call_numbers)
         by_id = {f"{call}-{number}": row for number, row in enumerate(rows)}
         requests = {
