@@ -72,5 +72,5 @@ def _eos_of(config: ModelConfig, hf_config: PreTrainedConfig, say: Say) -> int |
     try:
         found = GenerationConfig.from_pretrained(locate(config, say=say), **load_options(config))
     except OSError:
-        return hf_config.eos_token_id
+        return hf_config.eos_token_id  # type: ignore[no-any-return]
     return found.eos_token_id  # type: ignore[no-any-return]
