@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, asked once and briefly before its client asks for long."""
+"""Ask once and briefly if the Hugging Face hub answers, before its client asks for long."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def load_model(
 
 
 def _loading(config: ModelConfig, say: Say) -> AbstractContextManager[None]:
-    """A line for what may be a long download; a model on this machine is there in seconds."""
+    """Show a line for what may be a long download; a model on this machine is there in seconds."""
     if kind_of(config.source) is not SourceKind.hub:
         return nullcontext()
     return slow_step(f"Loading {config.source} (from the hub, downloaded once)", say=say)

@@ -83,7 +83,7 @@ def check(config: ModelConfig) -> None:
 
 
 def check_reachable(config: ModelConfig) -> None:
-    """As `check`; a hub id that is not cached is also refused when the hub does not answer."""
+    """Do what `check` does, and refuse an id that is not cached when the hub does not answer."""
     check(config)
     if kind_of(config.source) is SourceKind.hub:
         require_reachable(config.source, revision=config.revision or "main")
@@ -92,7 +92,7 @@ def check_reachable(config: ModelConfig) -> None:
 def locate(config: ModelConfig, *, say: Say) -> str:
     """Return the folder in Hugging Face format, or the hub id, that holds the model.
 
-    Converts a GGUF file and merges an adapter where the config asks for it, once.
+    It converts a GGUF file and merges an adapter where the config asks for it, once.
     """
     location = _locate_source(config, say=say)
     if config.adapter is None or config.adapter_use is not AdapterUse.merge:
