@@ -163,7 +163,7 @@ def _check_full(config: Config) -> None:
 
 
 def setting_of(config: Config) -> Setting:
-    """The facts of a run that an algorithm's factory may depend on."""
+    """Return the facts of a run that an algorithm's factory may depend on."""
     return Setting(
         group_size=config.algorithm.group_size,
         max_completion_length=config.task.max_completion_length,
@@ -173,7 +173,7 @@ def setting_of(config: Config) -> Setting:
 
 
 def algorithm_of(config: Config) -> Algorithm:
-    """The algorithm of a run; raises ConfigError when its axes do not fit together."""
+    """Return the algorithm of a run; raises ConfigError when its axes do not fit together."""
     try:
         return build(Objective.of(config), setting_of(config))
     except ValueError as error:
@@ -191,18 +191,20 @@ def register() -> None:
 
 
 def schemas() -> list[Schema]:
-    """The dataclass of every option of every group."""
+    """Return the dataclass of every option of every group."""
     packages = (algorithms, generation, models, rewards, tabular, tasks, tracking)
     return [schema for package in packages for schema in package.SCHEMAS]
 
 
 def algorithm_name(config: Config) -> str:
-    """What was chosen as the algorithm: the preset (gspo, xpo), not the class that it sets up."""
+    """Return what was chosen as the algorithm: the preset (gspo, xpo), not the class that it sets
+    up.
+    """
     return config.algorithm.preset or option_of("algorithm", config.algorithm)
 
 
 def option_of(group: str, chosen: object) -> str:
-    """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ...
+    """Return the name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ...
 
     An algorithm from outside is called by its `fn`.
     """
@@ -211,7 +213,7 @@ def option_of(group: str, chosen: object) -> str:
 
 
 def load(composed: DictConfig) -> Config:
-    """The checked `Config` of a composed Hydra config; raises ConfigError with one line."""
+    """Return the checked `Config` of a composed Hydra config; raises ConfigError with one line."""
     for key, known in _unknown_keys(composed, prefix=""):
         raise ConfigError(f"{key} is not an option{did_you_mean(key, known)}")
     try:
@@ -227,17 +229,17 @@ def load(composed: DictConfig) -> Config:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """`{"optim.learning_rate": 0.001, ...}`: every leaf by its full key."""
+    """Return `{"optim.learning_rate": 0.001, ...}`: every leaf by its full key."""
     return dict(leaves(asdict(config)))
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, loadable without rlkit."""
+    """Return the resolved configuration as YAML, loadable without rlkit."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def did_you_mean(key: str, known: list[str]) -> str:
-    """` (did you mean X?)` for the nearest of `known`, else the options beside `key`."""
+    """Return ` (did you mean X?)` for the nearest of `known`, else the options beside `key`."""
     parent, dot, leaf = key.rpartition(".")
     for near in difflib.get_close_matches(key, known, n=5, cutoff=0.75):
         its_parent, _, its_leaf = near.rpartition(".")
@@ -250,7 +252,7 @@ def did_you_mean(key: str, known: list[str]) -> str:
 
 
 def leaves(value: object, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(full key, value) of every leaf of nested mappings."""
+    """Yield (full key, value) of every leaf of nested mappings."""
     if isinstance(value, dict) and value:
         for key, child in value.items():
             yield from leaves(child, prefix=f"{prefix}.{key}" if prefix else str(key))
@@ -259,7 +261,7 @@ def leaves(value: object, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Keys of structured nodes that their dataclass lacks: Hydra lets `+key=value` through."""
+    """Yield keys of structured nodes that their dataclass lacks: Hydra lets `+key=value` through."""
     schema = OmegaConf.get_type(node)
     known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
     for key in map(str, node):

@@ -20,7 +20,7 @@ _SHUFFLE_PROMPT = -1
 def new_state(
     learner: Learner, config: Config, algorithm: Algorithm, *, critic_prefix: str
 ) -> TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Args:
         learner: the tensors that train.
@@ -40,7 +40,7 @@ def new_state(
 
 
 def update_settings(config: Config) -> UpdateSettings:
-    """How a batch is split and stepped on."""
+    """Return how a batch is split and stepped on."""
     return UpdateSettings(
         optim=config.optim,
         total_updates=config.steps * config.optim.updates_per_batch,
@@ -51,7 +51,7 @@ def update_settings(config: Config) -> UpdateSettings:
 
 
 def schedule_of(config: Config) -> RunSchedule:
-    """When the loop evaluates, saves and ends."""
+    """Return when the loop evaluates, saves and ends."""
     return RunSchedule(
         num_steps=config.steps,
         evaluate_every=config.evaluation.every,
@@ -62,10 +62,10 @@ def schedule_of(config: Config) -> RunSchedule:
 
 
 def resamples(config: Config) -> bool:
-    """Whether groups without a signal are replaced."""
+    """Return whether groups without a signal are replaced."""
     return config.algorithm.group_filter is GroupFilter.resample
 
 
 def shuffle_seed(config: Config, step: int, epoch: int) -> int:
-    """The seed that splits a batch into minibatches."""
+    """Return the seed that splits a batch into minibatches."""
     return sample_seed(config.seed, step, _SHUFFLE_PROMPT, epoch)

@@ -50,7 +50,7 @@ def bind_adapter(
     sampled: BaseModel | None = None,
     say: Say,
 ) -> Injector | None:
-    """What hands what trains to `engine`, found good by a self-test; None without an engine.
+    """Return what hands what trains to `engine`, found good by a self-test; None without an engine.
 
     `sampled`: the model on the engine's weights where these are not the policy's, for the test.
     Raises ConfigError when vLLM does not sample from what the trainer scores.
@@ -131,7 +131,7 @@ def _lora_of(policy: Policy) -> LoRA:
 
 
 def _on(base: BaseModel, policy: Policy) -> Policy:
-    """`policy` on another base of the same shape, without tensors that train."""
+    """Return `policy` on another base of the same shape, without tensors that train."""
     return replace(
         policy,
         model=base.model,
@@ -143,7 +143,7 @@ def _on(base: BaseModel, policy: Policy) -> Policy:
 
 
 def policy_score(policy: Policy) -> Score:
-    """The trainer's logps of probe completions at temperature 1, whose lengths are equal."""
+    """Return the trainer's logps of probe completions at temperature 1, whose lengths are equal."""
 
     @torch.no_grad()
     def score(
@@ -167,7 +167,7 @@ def new_generator(
     injector: Injector | None,
     progress: ProgressCallback,
 ) -> Generator:
-    """The generator that `config` describes; `progress` may end a call of `generate`."""
+    """Yield the generator that `config` describes; `progress` may end a call of `generate`."""
     if isinstance(config, HFGeneratorConfig):
         return HFGenerator(
             base.model,
@@ -204,7 +204,7 @@ def _vllm_server(
 
 
 def _probe_batch(rows: Sequence[ProbeRow], *, device: torch.device) -> RolloutBatch:
-    """One batch of probe rows; only their token ids are read."""
+    """Return one batch of probe rows; only their token ids are read."""
     samples = [
         ScoredRollout(
             rollout=Rollout(

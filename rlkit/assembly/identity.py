@@ -40,18 +40,18 @@ CURES: Mapping[str, tuple[object, ...]] = {
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The leaves that can change a number: what a resumed run must share with the original."""
+    """Return the leaves that can change a number: what a resumed run must share with the original."""
     return {key: value for key, value in known_leaves(config).items() if is_identity(key)}
 
 
 def is_identity(key: str) -> bool:
-    """Whether the option `key` can change a number."""
+    """Return whether the option `key` can change a number."""
     is_part = key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
     return is_part and key not in NAMES
 
 
 def known_leaves(config: Config) -> dict[str, Any]:
-    """`flatten` without the newer options that are left at what older runs did."""
+    """Return `flatten` without the newer options that are left at what older runs did."""
     return {
         key: value
         for key, value in flatten(config).items()
@@ -60,6 +60,6 @@ def known_leaves(config: Config) -> dict[str, Any]:
 
 
 def identity_hash(config: Config) -> str:
-    """Twelve hex digits that differ when anything that can change a number differs."""
+    """Return twelve hex digits that differ when anything that can change a number differs."""
     canonical = json.dumps(identity(config), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

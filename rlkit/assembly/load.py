@@ -55,7 +55,7 @@ class Loaded:
 
 
 def choose_generator(config: Config, device: torch.device, *, say: Say) -> GeneratorConfig:
-    """`config.generator`, with `auto` replaced by what it means on `device`."""
+    """Yield `config.generator`, with `auto` replaced by what it means on `device`."""
     chosen = config.generator
     if not isinstance(chosen, AutoGeneratorConfig):
         return chosen
@@ -76,7 +76,7 @@ def plan_and_load(
     say: Say,
     longest_prompt: int | None = None,
 ) -> tuple[Planned, Loaded]:
-    """The memory plan and what is loaded by it; `longest` as in `load_base`.
+    """Return the memory plan and what is loaded by it; `longest` as in `load_base`.
 
     `longest_prompt`: tokens of the longest that is expected, where that is known.
 

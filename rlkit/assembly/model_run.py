@@ -90,14 +90,14 @@ class ModelRun:
         self.resources.close()
 
     def initial_state(self) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         state = new_state(self.policy, self.config, self.algorithm, critic_prefix=CRITIC_PREFIX)
         if self.base.dtype is torch.float16:
             state.loss_scale = FLOAT16
         return state
 
     def trainer(self, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
-        """The training loop, observed by `tracker`; a stop ends it between tokens or steps."""
+        """Return the training loop, observed by `tracker`; a stop ends it between tokens or steps."""
         config = self.config
         record(self.planned.plan, run_dir)
         generator = self._generator(tracker, stop)
@@ -128,7 +128,7 @@ class ModelRun:
         )
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
-        """What the tracker is told before the first step."""
+        """Return what the tracker is told before the first step."""
         config = self.config
         device = str(self.device)
         if self.device.type == "cuda":
@@ -162,7 +162,7 @@ class ModelRun:
             save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
 
     def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
-        """The training prompts of a step."""
+        """Return the training prompts of a step."""
         config = self.config
         indices = train_indices(
             config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
@@ -184,7 +184,7 @@ class ModelRun:
         return score_rollouts(rollouts, self.rewards, self.decode)[0]
 
     def _generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
-        """The configured generator, which `close` ends."""
+        """Yield the configured generator, which `close` ends."""
 
         def report(progress: Progress) -> None:
             stop.check()
@@ -237,7 +237,7 @@ class ModelRun:
 def render_prompts(
     task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
 ) -> list[Prompt]:
-    """Examples `indices` of `split` as the model sees them."""
+    """Return examples `indices` of `split` as the model sees them."""
     prompts = render_all(
         split,
         indices,

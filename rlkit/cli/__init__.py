@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def summary(name: str) -> str:
-    """One line about a command."""
+    """Return one line about a command."""
     return _command(COMMANDS[name]).SUMMARY
 
 

@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _samples(arguments: Sequence[str]) -> tuple[list[str], int]:
-    """The overrides, and how many samples are asked for; 0 = none."""
+    """Return the overrides, and how many samples are asked for; 0 = none."""
     flags = [a for a in arguments if a.startswith("--samples")]
     overrides = [a for a in arguments if a not in flags]
     if not flags:

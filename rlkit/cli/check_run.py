@@ -26,7 +26,7 @@ from rlkit.training.no_signal import what_the_base_model_earns
 
 
 def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
-    """The plan of the run that `arguments` stand for; raises DoesNotFit or ConfigError."""
+    """Yield the plan of the run that `arguments` stand for; raises DoesNotFit or ConfigError."""
     register()
     (config, *others) = preflight(arguments)
     if others:
@@ -38,7 +38,7 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def sample_lines(arguments: Sequence[str], count: int) -> Iterator[str]:
-    """What `count` samples of the base model earn; loads the model and starts the rewards."""
+    """Yield what `count` samples of the base model earn; loads the model and starts the rewards."""
     (config,) = preflight(arguments)
     if is_tabular(config):
         raise ValueError("--samples takes a language model, got model=tabular")
@@ -61,7 +61,7 @@ def sample_lines(arguments: Sequence[str], count: int) -> Iterator[str]:
 
 
 def _device(config: Config) -> tuple[torch.device, int | None]:
-    """Where to plan for; with `memory.budget` and no GPU here, a card of that size."""
+    """Return where to plan for; with `memory.budget` and no GPU here, a card of that size."""
     budget = config.memory.budget_bytes
     wants_card = config.device is not DeviceChoice.cpu and budget is not None
     if wants_card and not torch.cuda.is_available():
@@ -70,7 +70,7 @@ def _device(config: Config) -> tuple[torch.device, int | None]:
 
 
 def headline_table() -> Iterator[str]:
-    """The models of docs/memory/plan.md: claimed elsewhere, to reach, planned."""
+    """Yield the models of docs/memory/plan.md: claimed elsewhere, to reach, planned."""
     yield f"{'work':<44}  claimed  to reach   planned  decisions"
     for row in ROWS:
         budget = int(row.target * GB)

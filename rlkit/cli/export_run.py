@@ -62,7 +62,7 @@ def export(run: Path, out: Path, dtype: DType) -> None:
 def _policy_of(
     run: Path, options: RunOptions, device: torch.device, dtype: DType
 ) -> tuple[BaseModel, dict[str, Tensor], list[tuple[int, ...]], list[Tensor]]:
-    """The run's model, what to write of it, prompts, and its log-probs on them."""
+    """Return the run's model, what to write of it, prompts, and its log-probs on them."""
     stored, _ = resolve_dtype(dtype, device)
     if options.model.tuning is TuningKind.full:
         source = replace(

@@ -97,7 +97,7 @@ def _prompts(config: Config, base: BaseModel, count: int) -> list[tuple[int, ...
 def _compare(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], reference: list[torch.Tensor]
 ) -> tuple[int, float]:
-    """(bytes, KL of the 16-bit model to this one)."""
+    """Return (bytes, KL of the 16-bit model to this one)."""
     with torch.no_grad():
         logps = [next_token_logps(model, ids).cpu() for ids in prompts]
     return sum(t.nbytes for t in tensors_of(model)), mean_kl(reference, logps)

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> ReplayOptions:
-    """The options of `key=value` arguments; raises UsageError with one line."""
+    """Return the options of `key=value` arguments; raises UsageError with one line."""
     from rlkit.cli import UsageError
     from rlkit.config import did_you_mean
 

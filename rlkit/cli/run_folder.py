@@ -26,7 +26,9 @@ class RunOptions:
 
 
 def read_options(run: Path, *, key: str) -> RunOptions:
-    """The model that `run` trained; raises UsageError, naming `key`, when there is no such run."""
+    """Return the model that `run` trained; raises UsageError, naming `key`, when there is no such
+    run.
+    """
     try:
         saved = yaml.safe_load((run / "config.yaml").read_text())
         values = {field.name: saved[field.name] for field in fields(RunOptions)}

@@ -36,7 +36,7 @@ class Session:
     seed: int
 
     def sample(self, text: str, *, num_samples: int, turn: int = 0) -> list[Rollout]:
-        """Completions of `text`, which holds its special tokens already."""
+        """Return completions of `text`, which holds its special tokens already."""
         ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         prompt = Prompt(index=turn, ids=ids, text=text)
         check_ids(ids, self.num_rows, where="the prompt", tokenizer=self.tokenizer)
@@ -47,7 +47,7 @@ class Session:
         return rollouts
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a conversation under the model's chat template, ready for a reply."""
+        """Return the text of a conversation under the model's chat template, ready for a reply."""
         return str(
             self.tokenizer.apply_chat_template(
                 [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
@@ -55,7 +55,7 @@ class Session:
         )
 
     def text(self, rollout: Rollout) -> str:
-        """The completion without special tokens."""
+        """Return the completion without special tokens."""
         return str(
             self.tokenizer.decode(list(rollout.completion_ids), skip_special_tokens=True)
         ).strip()
@@ -82,7 +82,9 @@ def open_session(options: argparse.Namespace) -> Session:
 
 
 def _of_run(run: Path) -> tuple[ModelConfig, Path | None, QuantConfig]:
-    """Its model and the adapter on it; a run that trained all weights has a model of its own."""
+    """Return its model and the adapter on it; a run that trained all weights has a model of its
+    own.
+    """
     options = read_options(run, key="--run")
     if options.model.tuning is TuningKind.full:
         # Its tokenizer was saved with the run's template, variables included.

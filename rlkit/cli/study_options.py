@@ -27,7 +27,7 @@ HELP = """\
 
 
 def parse(arguments: Sequence[str], *, known: Sequence[str]) -> tuple[list[Path], ReportOptions]:
-    """Folders and options; an argument that is a folder is one, whatever its name.
+    """Return folders and options; an argument that is a folder is one, whatever its name.
 
     Raises:
         UsageError: an option not in `known`, or a value of another type.

@@ -24,7 +24,7 @@ def register() -> None:
 
 
 def compose_job(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of one job, composed by Hydra: 0.2 s."""
+    """Return the configuration of one job, composed by Hydra: 0.2 s."""
     return compose("config", overrides=list(overrides))
 
 
@@ -61,5 +61,5 @@ class Composer:
         return self._parsed[text]
 
     def _chooses(self, override: Override) -> bool:
-        """Whether it chooses an option of a group, or is Hydra's own."""
+        """Return whether it chooses an option of a group, or is Hydra's own."""
         return override.is_hydra_override() or self._repository.group_exists(override.key_or_group)

@@ -115,7 +115,7 @@ def _row(view: SweepView, jobs: Sequence[Job], job: Job) -> JobRow:
 
 
 def _queue_if_left(sweep: Path, job: Job, row: JobRow, *, retry: bool) -> bool:
-    """Whether the job is to be submitted."""
+    """Return whether the job is to be submitted."""
     folder = job_folder(sweep, job.id)
     state = state_of(folder)
     row.read_progress()

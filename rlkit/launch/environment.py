@@ -17,7 +17,9 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of rlkit, its commit when it runs from a checkout, Python and what matters to it."""
+    """Return versions of rlkit, its commit when it runs from a checkout, Python and what matters to
+    it.
+    """
     found = {"rlkit": rlkit.__version__, "python": platform.python_version()}
     if commit := _commit():
         found["commit"] = commit
@@ -30,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(*, devices: bool = True) -> dict[str, str]:
-    """System, processor, memory; and CUDA `devices`, which starts CUDA in this process."""
+    """Return the system, processor, memory; and CUDA `devices`, which starts CUDA in this process."""
     import psutil
     import torch
 

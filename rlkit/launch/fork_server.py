@@ -56,7 +56,7 @@ _MODULES = {
 
 
 def boot(module: str, *arguments: str) -> list[str]:
-    """The command of a new interpreter that runs `main` of a module."""
+    """Return the command of a new interpreter that runs `main` of a module."""
     code = _BOOT.format(module=module)
     return [sys.executable, "-c", code, json.dumps(sys.path), *arguments]
 

@@ -26,7 +26,9 @@ _APPLY = find("hydra._internal.config_loader_impl:ConfigLoaderImpl._apply_overri
 
 
 def can_apply_values() -> bool:
-    """Whether `apply_values` works; otherwise every job is composed from the start, in 0.2 s."""
+    """Return whether `apply_values` works; otherwise every job is composed from the start, in 0.2
+    s.
+    """
     return _APPLY is not None
 
 
@@ -37,5 +39,5 @@ def apply_values(values: Sequence[Override], config: DictConfig) -> None:
 
 
 def expand_sweep(overrides: Sequence[Override]) -> list[list[list[str]]]:
-    """Overrides of every job, in batches: the product of all choices by Hydra's own sweeper."""
+    """Return overrides of every job, in batches: the product of all choices by Hydra's own sweeper."""
     return BasicSweeper.split_arguments(list(overrides), max_batch_size=None)

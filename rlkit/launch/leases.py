@@ -25,7 +25,7 @@ WHOLE = 1_000_000
 
 
 def store() -> Path:
-    """The folder of this user's leases: of this machine, not of a home that machines share."""
+    """Return the folder of this user's leases: of this machine, not of a home that machines share."""
     folder = Path(tempfile.gettempdir()) / f"rlkit-{os.getuid()}" / "gpu"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.parent.stat().st_uid != os.getuid():
@@ -61,7 +61,9 @@ class Lease:
 
 
 def take(gpus: Sequence[GPU], *, jobs_per_gpu: int, folder: Path) -> Lease | None:
-    """A share of 1 / `jobs_per_gpu` of the least used of `gpus`, or None when no card has it."""
+    """Return a share of 1 / `jobs_per_gpu` of the least used of `gpus`, or None when no card has
+    it.
+    """
     share = WHOLE // jobs_per_gpu
     cards = {gpu: folder / _safe(gpu.name) for gpu in gpus}
     for gpu in sorted(gpus, key=lambda gpu: used(cards[gpu])):
@@ -72,7 +74,7 @@ def take(gpus: Sequence[GPU], *, jobs_per_gpu: int, folder: Path) -> Lease | Non
 
 
 def used(card: Path) -> int:
-    """Millionths of the card with this folder that valid leases hold."""
+    """Return millionths of the card with this folder that valid leases hold."""
     with _mutex(card):
         return _count(card)
 
@@ -91,7 +93,7 @@ def _count(card: Path) -> int:
 
 
 def _share(path: Path) -> int:
-    """The share that a lease holds; 0 and removed when no process holds its lock any more."""
+    """Return the share that a lease holds; 0 and removed when no process holds its lock any more."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:

@@ -36,7 +36,7 @@ class Recorded(NamedTuple):
 
 
 def state_of(folder: Path) -> JobState:
-    """The state of the job in `folder`, if no process is working on it."""
+    """Return the state of the job in `folder`, if no process is working on it."""
     if (folder / _DONE).exists():
         return JobState.done
     recorded = read_status(folder)
@@ -84,7 +84,7 @@ def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Record
 
 
 def cause_of_death(folder: Path, code: int) -> str:
-    """One line on a process that wrote no outcome; `code` is negative for a signal."""
+    """Return one line on a process that wrote no outcome; `code` is negative for a signal."""
     if code < 0:
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
@@ -93,7 +93,7 @@ def cause_of_death(folder: Path, code: int) -> str:
 
 
 def last_line(file: Path) -> str:
-    """The last line with text in it, at most 300 characters; empty when there is none."""
+    """Return the last line with text in it, at most 300 characters; empty when there is none."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))

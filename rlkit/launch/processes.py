@@ -88,7 +88,7 @@ class Processes:
         self._send({"pid": pid, "signal": int(number), "group": group}, [])
 
     def events(self, *, timeout_s: float) -> list[Event]:
-        """The events since the last call; waits up to `timeout_s` for the first one."""
+        """Return the events since the last call; waits up to `timeout_s` for the first one."""
         found: list[Event] = []
         self._channel.settimeout(timeout_s)
         while True:

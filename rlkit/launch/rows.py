@@ -69,7 +69,7 @@ class JobRow:
             self.reward = number(line.get("reward"))
 
     def elapsed(self) -> float:
-        """Seconds of this launch, up to now for a running job."""
+        """Return seconds of this launch, up to now for a running job."""
         return time.monotonic() - self.began if self.status is JobStatus.running else self.seconds
 
 
@@ -96,7 +96,7 @@ def seconds_left(rows: Sequence[JobRow], *, slots: int) -> float | None:
 
 
 def _last_record(file: Path) -> dict[str, object] | None:
-    """The last whole line of a JSON-lines file; None when there is none."""
+    """Return the last whole line of a JSON-lines file; None when there is none."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))

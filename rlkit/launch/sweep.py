@@ -71,14 +71,14 @@ def run_sweep(plan: LaunchPlan, arguments: Sequence[str]) -> int:
 
 
 def sweep_folder_of(plan: LaunchPlan) -> Path:
-    """`hydra.sweep.dir`, by default named by the experiment or task and by the set of jobs."""
+    """Return `hydra.sweep.dir`, by default named by the experiment or task and by the set of jobs."""
     assert plan.hydra is not None
     chosen = str(plan.hydra.sweep.dir)
     return Path("sweeps") / sweep_name(plan.label, plan.jobs) if chosen == _AUTO else Path(chosen)
 
 
 def exit_code(rows: Sequence[JobRow]) -> int:
-    """The exit code of the worst job: failed comes first, then not done."""
+    """Return the exit code of the worst job: failed comes first, then not done."""
     if any(row.status in FAILED for row in rows):
         return _FAILED
     unfinished = any(row.status not in (JobStatus.done, JobStatus.earlier) for row in rows)
@@ -137,7 +137,7 @@ def _settings(hydra: DictConfig) -> IsolatedConfig:
 
 
 def _gpus(settings: IsolatedConfig) -> list[GPU]:
-    """The cards to use; a name that NVML does not know is taken as it is."""
+    """Return the cards to use; a name that NVML does not know is taken as it is."""
     cards = find_gpus(os.environ)
     if not settings.gpus:
         return cards

@@ -42,24 +42,24 @@ class Job(NamedTuple):
 
     @classmethod
     def of(cls, config: Config, overrides: Sequence[str]) -> Job:
-        """The job that runs `config`."""
+        """Return the job that runs `config`."""
         return cls(job_id(config), tuple(overrides), config)
 
 
 def job_id(config: Config) -> str:
-    """Twelve hex digits that differ when two runs differ in more than place and appearance."""
+    """Return twelve hex digits that differ when two runs differ in more than place and appearance."""
     leaves = {k: v for k, v in known_leaves(config).items() if k.split(".")[0] not in _NOT_HASHED}
     return _digest(json.dumps(leaves, sort_keys=True, default=str))
 
 
 def sweep_name(label: str, jobs: Sequence[Job]) -> str:
-    """One safe path component: `label` and a hash of the set of jobs, whatever their order."""
+    """Return one safe path component: `label` and a hash of the set of jobs, whatever their order."""
     safe = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", label)[:80].strip("._-") or "sweep"
     return f"{safe}-{_digest(' '.join(sorted({job.id for job in jobs})))[:8]}"
 
 
 def job_folder(sweep: Path, id: str) -> Path:
-    """The folder of the job with this id."""
+    """Return the folder of the job with this id."""
     return sweep / "jobs" / id
 
 
@@ -97,7 +97,7 @@ def write_sweep(sweep: Path, *, name: str, command: Sequence[str], jobs: Sequenc
 
 
 def read_sweep(sweep: Path) -> dict[str, Any]:
-    """The content of `sweep.json`, empty without one; raises ConfigError when it is damaged."""
+    """Return the content of `sweep.json`, empty without one; raises ConfigError when it is damaged."""
     file = sweep / "sweep.json"
     try:
         record = json.loads(file.read_text())

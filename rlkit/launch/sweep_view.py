@@ -112,12 +112,16 @@ class SweepView:
         self._console.print(self._summary())
 
     def render(self) -> RenderableType:
-        """The table of the jobs that fit, those that are not over first to stay, and the totals."""
+        """Return the table of the jobs that fit, those that are not over first to stay, and the
+        totals.
+        """
         room = max(4, self._console.size.height - 6)
         return Group(self._table(self._visible(room), final=False), self._summary())
 
     def _visible(self, room: int) -> list[JobRow]:
-        """All rows if there is room, else failures and what runs, then the next and last ones."""
+        """Return all rows if there is room, else failures and what runs, then the next and last
+        ones.
+        """
         if len(self.rows) <= room:
             return list(self.rows)
         order = (
@@ -185,6 +189,6 @@ class SweepView:
 
 
 def where(folder: Path) -> Path:
-    """The file that tells most about a failed job."""
+    """Return the file that tells most about a failed job."""
     log = folder / "log.txt"
     return log if log.exists() else folder / OUTPUT

@@ -35,7 +35,7 @@ class Axes:
 
 @lru_cache
 def composed(*overrides: str) -> Objective[AlgorithmConfig]:
-    """The objective of `rlkit {overrides}`, with the root's defaults and order of groups."""
+    """Return the objective of `rlkit {overrides}`, with the root's defaults and order of groups."""
     store = ConfigStore.instance()
     store.store(name="oracle_axes", node=Axes)
     for schema in SCHEMAS:

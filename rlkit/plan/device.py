@@ -54,7 +54,7 @@ class Meter:
         return cls(device, psutil.Process().memory_info().rss)
 
     def peak(self) -> int:
-        """Most bytes of the run at once so far.
+        """Return the most bytes of the run at once so far.
 
         CUDA: the allocator's peak of reserved memory and whatever is in use outside of it now,
         the context included; what an engine gives back between two looks is seen only by a `note`
@@ -64,7 +64,9 @@ class Meter:
         return self.highest
 
     def of_process(self) -> int:
-        """Most bytes that torch's allocator in this process reserved, and its CUDA context."""
+        """Return the most bytes that torch's allocator in this process reserved, and its CUDA
+        context.
+        """
         return torch.cuda.max_memory_reserved(self.device) + CONTEXT_BYTES
 
     def note(self) -> None:
@@ -72,7 +74,9 @@ class Meter:
         self.highest = max(self.highest, self._seen())
 
     def in_use(self) -> int:
-        """Bytes in use on the device (CPU: of this process) now, those before the run included."""
+        """Return bytes in use on the device (CPU: of this process) now, those before the run
+        included.
+        """
         if self.device.type == "cuda":
             return _used(self.device)
         return int(psutil.Process().memory_info().rss)

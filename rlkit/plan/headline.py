@@ -32,11 +32,11 @@ class Headline:
     optim: OptimKind = OptimKind.adamw8bit
 
     def hf_config(self) -> PreTrainedConfig:
-        """The architecture in transformers."""
+        """Return the architecture in transformers."""
         return CONFIG_MAPPING[self.family](**self.shape)
 
     def work(self, sampler: Sampler = Sampler.vllm) -> Work:
-        """One QLoRA step: rank 16 on all linear layers; an engine gives its cache back."""
+        """Return one QLoRA step: rank 16 on all linear layers; an engine gives its cache back."""
         return Work(
             hf_config=self.hf_config(),
             dtype=torch.bfloat16,

@@ -90,7 +90,9 @@ def parts_of(work: Work, request: Request, choice: Choice) -> tuple[Part, ...]:
 
 
 def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
-    """Peak while completions are sampled: the activations of the update cost more to find."""
+    """Return the peak while completions are sampled: the activations of the update cost more to
+    find.
+    """
     kv = kv_bytes(work, request, choice.at_once)
     return sum(p.sampling for p in (*_static_parts(work), *_sampling_parts(work, kv, choice)))
 
@@ -153,7 +155,7 @@ def _kv_name(choice: Choice, row_tokens: int) -> str:
 
 
 def _graph_bytes(work: Work, choice: Choice) -> int:
-    """One graph for 1, 2, 4, 8, 16, 24, ... rows, with and without an adapter, in one pool."""
+    """Return one graph for 1, 2, 4, 8, 16, 24, ... rows, with and without an adapter, in one pool."""
     if not choice.graphs:
         return 0
     sizes = 3 + -(-choice.at_once // 8)
@@ -163,7 +165,7 @@ def _graph_bytes(work: Work, choice: Choice) -> int:
 
 
 def _engine_step_bytes(work: Work, choice: Choice) -> int:
-    """Peak of a step that reads prompts, or of the trainer's part of the self-test."""
+    """Return the peak of a step that reads prompts, or of the trainer's part of the self-test."""
     tokens = min(choice.engine_tokens, work.num_rows * work.row_tokens)
     row_of_logits = _LOGITS_COPIES * 4 * work.num_words
     step = work.prefill_bytes(tokens) + choice.at_once * row_of_logits
@@ -206,7 +208,7 @@ def _evaluation(work: Work, choice: Choice, *, beside: int) -> Part:
 
 
 def kv_bytes(work: Work, request: Request, at_once: int) -> int:
-    """Cache of `at_once` completions of full length, in whole blocks with two to spare."""
+    """Return the cache of `at_once` completions of full length, in whole blocks with two to spare."""
     if request.kv_cache_bytes and work.sampler in ENGINES:
         return request.kv_cache_bytes
     block = _KV_BLOCK if work.on_cuda else _CPU_KV_BLOCK

@@ -127,7 +127,7 @@ def _worst_batch(policy: Policy, algorithm: Algorithm, worst: Worst) -> TrainBat
 def full_batch(
     shape: tuple[int, int, int], *, num_words: int, device: torch.device
 ) -> RolloutBatch:
-    """One group of random ids: (rows, prompt tokens, completion tokens), all of full length."""
+    """Return one group of random ids: (rows, prompt tokens, completion tokens), all of full length."""
     rows, prompt, completion = shape
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(num_words, (rows, prompt + completion), generator=generator).to(device)

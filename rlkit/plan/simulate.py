@@ -74,12 +74,12 @@ class Peaks:
     """It would take this without a bound."""
 
     def with_workspace(self, limit: int) -> int:
-        """The peak when the workspace is at most `limit` bytes."""
+        """Return the peak when the workspace is at most `limit` bytes."""
         return max(self.layers, self.head + min(self.workspace, limit))
 
 
 def peaks(config: PreTrainedConfig, work: TrainingWork) -> Peaks:
-    """The peaks of `work` for the whole model."""
+    """Return the peaks of `work` for the whole model."""
     return _peaks(config.model_type, config.to_json_string(use_diff=False), work)
 
 
@@ -221,7 +221,7 @@ class _Attention(torch.autograd.Function):
 def _attend(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: object, **_options: object
 ) -> tuple[Tensor, None]:
-    """(1, T, H, d) from (1, H, T, d), as `rlkit.models.attention.attend` does it."""
+    """Return (1, T, H, d) from (1, H, T, d), as `rlkit.models.attention.attend` does it."""
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     out = _apply(_Attention, q, k, v)
     return out[None], None

@@ -89,7 +89,7 @@ class LoRA:
         return Trained(tuple(t for name in names for t in factors[name]), again)
 
     def key(self, layer: str, factor: str) -> str:
-        """PEFT's key of factor "A" or "B" of a layer."""
+        """Return PEFT's key of factor "A" or "B" of a layer."""
         return f"{PREFIX}{layer}.lora_{factor}.weight"
 
     def expected_shapes(self) -> dict[str, tuple[int, int]]:
@@ -101,7 +101,9 @@ class LoRA:
         return shapes
 
     def hook(self, layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        """Forward hook that adds the active adapter's s B (A x) to the output of `layer`."""
+        """Return the forward hook that adds the active adapter's s B (A x) to the output of
+        `layer`.
+        """
 
         def add_update(
             _module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor
@@ -114,7 +116,9 @@ class LoRA:
         return add_update
 
     def linear(self, layer: str, module: nn.Linear) -> Projection:
-        """Forward method of `module`, frozen, plain or 4-bit, with the active adapter's update."""
+        """Return the forward method of `module`, frozen, plain or 4-bit, with the active adapter's
+        update.
+        """
         self._plain.add(layer)
         # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
         plain = (weakref.proxy(module),)

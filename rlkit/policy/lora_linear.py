@@ -24,7 +24,7 @@ Group = Sequence[tuple[Tensor, Tensor]]
 
 
 def updated_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
-    """x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B.
+    """Return x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B.
 
     The update is added to the product in the same matmul: it is rounded once, and with B = 0 the
     result is bitwise that without it.
@@ -81,8 +81,9 @@ def compute_copies(
 
 
 def _on_diagonal(b: Tensor, widths: Sequence[int]) -> Tensor:
-    """(groups, out, layers r) from (groups, out, r), whose rows are the layers' one after another:
-    each layer's in columns of its own."""
+    """Return (groups, out, layers r) from (groups, out, r), whose rows are the layers' one after
+    another: each layer's in columns of its own.
+    """
     if len(widths) == 1:
         return b
     own = b.new_zeros(sum(widths), len(widths), 1)

@@ -192,7 +192,7 @@ class Policy:
         )
 
     def _values(self, scoring: Scoring) -> Tensor:
-        """V(state before the token) = w . h + b in float32, with the critic's adapter."""
+        """Return v(state before the token) = w . h + b in float32, with the critic's adapter."""
         critic = self.critic or {}
         head = {VALUE_WEIGHT, VALUE_BIAS}
         with self.tuning.active({k: v for k, v in critic.items() if k not in head}):

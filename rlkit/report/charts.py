@@ -43,7 +43,8 @@ class Way(NamedTuple):
 def curves_chart(
     curves: Sequence[Curve], *, axis: Axis, title: str, heights: Sequence[float]
 ) -> str:
-    """Mean curves with their bands; thin lines are single seeds. `heights` span the y axis.
+    """Return the mean curves with their bands; thin lines are single seeds. `heights` span the y
+    axis.
 
     Args:
         curves: The curves, one a variant.
@@ -66,7 +67,8 @@ def curves_chart(
 def frontier_chart(
     rows: Sequence[VariantRow], *, title: str, connect: bool = False, ways: Sequence[Way] = ()
 ) -> str:
-    """Final value against KL to the reference: a small point a seed, a large one the mean.
+    """Return the final value against KL to the reference: a small point a seed, a large one the
+    mean.
 
     `connect` joins the means of a variant, in the order of `rows`; `ways` are thin lines.
 
@@ -105,7 +107,7 @@ def frontier_chart(
 
 
 def difference_scale(rows: Sequence[VariantRow], margin: float) -> DifferenceScale:
-    """A range that holds 0, the margin and the intervals of the table.
+    """Return a range that holds 0, the margin and the intervals of the table.
 
     Differences beyond ten margins would squeeze the others into one point: unless all are, they
     are left out, and their cells point off the scale.
@@ -121,7 +123,7 @@ def difference_scale(rows: Sequence[VariantRow], margin: float) -> DifferenceSca
 
 
 def difference_cell(difference: Estimate, scale: DifferenceScale, *, style: int) -> str:
-    """A difference with its interval; the shaded strip is the margin, the line is 0."""
+    """Return a difference with its interval; the shaded strip is the margin, the line is 0."""
     middle = _CELL_HEIGHT / 2
     left, right = scale.x(-scale.margin), scale.x(scale.margin)
     parts = [
@@ -150,7 +152,7 @@ def difference_cell(difference: Estimate, scale: DifferenceScale, *, style: int)
 
 
 def stack_cell(shares: Sequence[tuple[str, float]]) -> str:
-    """One bar of parts that add up to 1; the numbers stand beside it."""
+    """Return one bar of parts that add up to 1; the numbers stand beside it."""
     parts, start = [], 0.0
     for index, (name, share) in enumerate(shares):
         width = share * _CELL_WIDTH
@@ -168,7 +170,7 @@ def stack_cell(shares: Sequence[tuple[str, float]]) -> str:
 
 
 def values_of(curve: Curve) -> list[float]:
-    """Every height that is drawn of a curve."""
+    """Return every height that is drawn of a curve."""
     arrays = [curve.mean, *(t.y for t in curve.traces)]
     if curve.low is not None and curve.high is not None:
         arrays += [curve.low, curve.high]

@@ -60,7 +60,7 @@ class Curve:
 
 
 def curve(arm: Arm, metric: str, axis: Axis) -> Curve | None:
-    """The curve of an arm; None when no job of it has the metric."""
+    """Return the curve of an arm; None when no job of it has the metric."""
     found = {job.id: _trace(job, metric, axis) for job in arm.jobs}
     traces = {name: trace for name, trace in found.items() if len(trace.x)}
     if not traces:
@@ -83,7 +83,7 @@ def curve(arm: Arm, metric: str, axis: Axis) -> Curve | None:
 
 
 def num_evals(arms: Sequence[Arm]) -> int:
-    """The most evaluations a job has: curves of held-out numbers need three."""
+    """Return the most evaluations a job has: curves of held-out numbers need three."""
     return max((len(job.evals) for arm in arms for job in arm.jobs), default=0)
 
 
@@ -117,7 +117,9 @@ def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _together(traces: Sequence[Trace]) -> tuple[Floats, Floats]:
-    """The traces on one x: their own when they share it, otherwise interpolated where all exist."""
+    """Return the traces on one x: their own when they share it, otherwise interpolated where all
+    exist.
+    """
     if not traces:
         return np.zeros(0), np.zeros((0, 0))
     first = traces[0].x

@@ -48,23 +48,23 @@ class Results:
 
     @property
     def is_exact(self) -> bool:
-        """Whether evaluations are expectations and not means of samples."""
+        """Return whether evaluations are expectations and not means of samples."""
         return _is_exact(self.study.jobs)
 
     @property
     def evaluated(self) -> tuple[str, str]:
-        """Metric of the evaluations that is compared, and its name; success if none is."""
+        """Return metric of the evaluations that is compared, and its name; success if none is."""
         chosen = self.metric if self.metric.startswith("eval/") else SUCCESS
         return chosen, _label(chosen, self.study.jobs)
 
     @property
     def column(self) -> str:
-        """The name that tables give to the values that are compared."""
+        """Return the name that tables give to the values that are compared."""
         return _measured(self.study.jobs) if self.metric == SUCCESS else self.metric
 
     @property
     def has_tasks(self) -> bool:
-        """Whether the panels are tasks, over which aggregates make sense."""
+        """Return whether the panels are tasks, over which aggregates make sense."""
         return any(panel.startswith("task") for panel in self.panels)
 
     @property
@@ -73,13 +73,13 @@ class Results:
 
     @property
     def joined(self) -> str:
-        """The option along which frontiers join points: the first of panels that is no task."""
+        """Return the option along which frontiers join points: the first of panels that is no task."""
         parts = [part for row in self.rows for part in row.arm.where]
         return next((key_of(part) for part in parts if not part.startswith("task")), "")
 
     @property
     def frontiers(self) -> dict[str, list[VariantRow]]:
-        """Rows with a final value and a KL, by the chart they share.
+        """Return rows with a final value and a KL, by the chart they share.
 
         Panels that differ in `joined` alone share one.
         """
@@ -207,7 +207,7 @@ def _label(metric: str, jobs: Sequence[JobRecord]) -> str:
 
 
 def _measured(jobs: Sequence[JobRecord]) -> str:
-    """Success or reward, whichever the last evaluations measure; both where jobs differ."""
+    """Return success or reward, whichever the last evaluations measure; both where jobs differ."""
     found = {job.evals[-1].measure for job in jobs if job.evals} or {Measure.success}
     return " or ".join(measure.value for measure in Measure if measure in found)
 

@@ -35,7 +35,7 @@ class VariantRow:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The verdict of the comparison with the baseline."""
+        """Return the verdict of the comparison with the baseline."""
         return None if self.comparison is None else self.comparison.verdict
 
 
@@ -47,12 +47,12 @@ class Reading(NamedTuple):
     limit: float
 
     def values(self, arm: Arm, metric: str) -> dict[int, float]:
-        """The finite values of an arm by seed."""
+        """Return the finite values of an arm by seed."""
         found = {s: value(j, metric, at=self.at, limit=self.limit) for s, j in arm.done.items()}
         return _finite(found)
 
     def rewards(self, arm: Arm) -> dict[int, float]:
-        """Mean training reward by seed."""
+        """Return the mean training reward by seed."""
         found = {s: mean_reward(j, at=self.at, limit=self.limit) for s, j in arm.done.items()}
         return _finite(found)
 
@@ -60,7 +60,7 @@ class Reading(NamedTuple):
 def panel_rows(
     arms: Sequence[Arm], *, baseline: str, margin: float, read: Reading
 ) -> list[VariantRow]:
-    """One row an arm; arms of a panel are one family of comparisons with `baseline`.
+    """Return one row an arm; arms of a panel are one family of comparisons with `baseline`.
 
     Args:
         arms: The arms of one panel.
@@ -109,7 +109,7 @@ def _estimate(values: Mapping[int, float]) -> Estimate | None:
 
 
 def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:
-    """The remarks that a reader needs about an arm besides its numbers."""
+    """Return the remarks that a reader needs about an arm besides its numbers."""
     found = []
     done = list(arm.done.values())
     unfinished = len(arm.jobs) - len(done)

@@ -74,7 +74,7 @@ class Table:
 
 
 def result_tables(results: Results) -> list[Table]:
-    """One table a panel; the difference cells of a table share their scale."""
+    """Return one table a panel; the difference cells of a table share their scale."""
     tables = []
     for panel, rows in results.panels.items():
         scale = difference_scale(rows, results.margin)
@@ -106,7 +106,7 @@ def _budget(results: Results, panel: str) -> str:
 
 
 def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
-    """The main curves, over every axis, and further ones, over steps."""
+    """Return the main curves, over every axis, and further ones, over steps."""
     panels = {panel: [row.arm for row in rows] for panel, rows in results.panels.items()}
     names = {"reward": "training reward"}
     evaluated = num_evals([arm for arms in panels.values() for arm in arms]) >= _CURVE_EVALS
@@ -124,7 +124,7 @@ def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
 
 
 def frontiers(results: Results) -> list[tuple[str, str]]:
-    """(what its rows have in common, chart) of final value against KL."""
+    """Return (what its rows have in common, chart) of final value against KL."""
     charts = results.frontiers
     measured = [row for rows in charts.values() for row in rows]
     if not measured or (results.study.kind is StudyKind.run and not _ways(results, measured)):
@@ -185,7 +185,7 @@ def _group(
 
 
 def _is_point(metric: str) -> bool:
-    """Whether every evaluation has a value of `metric`."""
+    """Return whether every evaluation has a value of `metric`."""
     return metric == SUCCESS or metric.startswith("eval/")
 
 

@@ -107,7 +107,7 @@ def _print_high(console: Console, results: Results, panel: str, rows: list[Varia
 
 
 def _cells(*cells: Text | str) -> Table:
-    """One row of the high table, with columns like those of the others."""
+    """Return one row of the high table, with columns like those of the others."""
     line = Table.grid(padding=(0, 1, 0, 0))
     for name, width in _HIGH.items():
         line.add_column(width=width, justify="left" if name == "verdict" else "right")
@@ -138,7 +138,9 @@ def _print_prompts(console: Console, results: Results) -> None:
 
 
 def _over_prompts(first: JobRecord, job: JobRecord) -> str:
-    """The difference of two runs over the prompts that have the same content, if there are any."""
+    """Return the difference of two runs over the prompts that have the same content, if there are
+    any.
+    """
     one, other = first.evals[-1], job.evals[-1]
     keys, other_keys = prompt_keys(first, job)
     shared = change_between_runs(one, other, keys=keys, other_keys=other_keys)
@@ -178,7 +180,7 @@ def _options_table(found: Differences) -> Table:
 
 
 def _short(found: Estimate | None) -> str:
-    """A mean in six characters."""
+    """Return a mean in six characters."""
     if found is None:
         return NONE
     return short(found.mean) if found.mean < 100 else fixed(found.mean, digits=1)

@@ -27,17 +27,17 @@ _SUMMARY = "Reinforcement learning of language models on one GPU"
 
 
 def how_to_install(module: str) -> str:
-    """The command that installs the optional `module`."""
+    """Return the command that installs the optional `module`."""
     return f"pip install '{NAME}[{EXTRAS[module]}]'"
 
 
 def lacks(module: str, importer: str) -> ImportError:
-    """The error of one line for `importer`, which cannot be imported without `module`."""
+    """Return the error of one line for `importer`, which cannot be imported without `module`."""
     return ImportError(f"{importer} needs {module}: {how_to_install(module)}", name=module)
 
 
 def other_project() -> str | None:
-    """One line when another project that is called `rlkit` is installed here, else None."""
+    """Return one line when another project that is called `rlkit` is installed here, else None."""
     for found in importlib.metadata.distributions(name="rlkit"):
         summary = found.metadata["Summary"] or "no summary"
         if summary.startswith(_SUMMARY):

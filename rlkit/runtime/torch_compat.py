@@ -50,18 +50,20 @@ def scale_all_(tensors: Sequence[Tensor], scale: float) -> None:
 
 
 def scaled_all(tensors: Sequence[Tensor], scale: float) -> list[Tensor]:
-    """The product of each tensor and `scale`, in the tensor's dtype."""
+    """Return the product of each tensor and `scale`, in the tensor's dtype."""
     multiply: Callable[..., Sequence[Tensor]] | None = find("torch:_foreach_mul")
     return [x * scale for x in tensors] if multiply is None else list(multiply(tensors, scale))
 
 
 def times_written(tensor: Tensor) -> int:
-    """How often the tensor was written in place, as autograd counts it."""
+    """Return how often the tensor was written in place, as autograd counts it."""
     return tensor._version
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:
-    """A number that all Python objects of one live storage share, on the meta device as well."""
+    """Return a number that all Python objects of one live storage share, on the meta device as
+    well.
+    """
     return int(storage._cdata)
 
 
@@ -83,7 +85,8 @@ def let_cuda_segments_grow() -> bool:
 
 
 def nvml_index(device: int) -> int | None:
-    """The driver's number of the CUDA device that torch numbers `device`; None when torch lacks it.
+    """Return the driver's number of the CUDA device that torch numbers `device`; None when torch
+    lacks it.
 
     No CUDA context is made.
     """
@@ -109,7 +112,7 @@ _FLASH = (
 
 @cache
 def has_flash_operators() -> bool:
-    """Whether FlashAttention's two operators take and return what rlkit expects of them."""
+    """Return whether FlashAttention's two operators take and return what rlkit expects of them."""
     return all(map(_is_as_expected, _FLASH))
 
 
@@ -134,7 +137,7 @@ def flash_forward(
     scale: float,
     left: int,
 ) -> tuple[Tensor, ...]:
-    """Causal FlashAttention over ragged sequences, only where `has_flash_operators()`.
+    """Return causal FlashAttention over ragged sequences, only where `has_flash_operators()`.
 
     Args:
         qkv: queries (T, H, d), keys and values (K, H', d).
@@ -160,7 +163,7 @@ def flash_backward(
     scale: float,
     left: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values.
+    """Return gradients of queries, keys and values.
 
     Args:
         grad: gradient of the output, (T, H, d).

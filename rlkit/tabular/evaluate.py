@@ -36,7 +36,7 @@ class ExactEvaluator:
     temperature: float
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
-        """One evaluation; its values are the expected rewards of the prompts."""
+        """Return one evaluation; its values are the expected rewards of the prompts."""
         with torch.no_grad():
             found = expectations(self.policy.world, self.policy.logits, self.temperature)
         wrong = float((1.0 - found.reward).sum())
@@ -62,7 +62,7 @@ class ExactEvaluator:
 def expectations(
     world: World, logits: Float[Tensor, "P S V"], temperature: float = 1.0
 ) -> Expectations:
-    """Sums over all N completions of each prompt."""
+    """Return sums over all N completions of each prompt."""
     tree = world.tree
     table, reference = ((x / temperature).log_softmax(dim=-1) for x in (logits, world.ref_logits))
     logps, ref_logps = (

@@ -89,6 +89,6 @@ class TabularGenerator:
 
 
 def _uniforms(seeds: Sequence[Sequence[int]], *, rounds: int) -> Tensor:
-    """(rounds, rows) numbers in [0, 1): those that every generator draws with."""
+    """Return (rounds, rows) numbers in [0, 1): those that every generator draws with."""
     flat = torch.tensor([seed for row in seeds for seed in row])
     return torch.stack([uniforms(flat, t) for t in range(rounds)])

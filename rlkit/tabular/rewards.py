@@ -44,5 +44,5 @@ class TableRewards:
         return [dict(zip(words, row, strict=True)) for row in self.world.rewards.tolist()]
 
     def score(self, groups: Sequence[Sequence[Completion]]) -> TableScores:
-        """The reward of each completion of each group."""
+        """Return the reward of each completion of each group."""
         return TableScores([[self._by_words[c.prompt.index][c.ids] for c in g] for g in groups])

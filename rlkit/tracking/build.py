@@ -29,7 +29,8 @@ _PIPE_WIDTH = 120
 
 
 def build_tracker(config: TrackerConfig, *, run_dir: Path, redactor: Redactor) -> Tracker:
-    """Local files in `run_dir`, then the console on standard output, then the mirror, if any.
+    """Return local files in `run_dir`, then the console on standard output, then the mirror, if
+    any.
 
     Raises:
         TrackingError: the folder or its log cannot be written.
@@ -48,7 +49,7 @@ def build_tracker(config: TrackerConfig, *, run_dir: Path, redactor: Redactor) -
 
 
 def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
-    """The console that `config` asks for and `stream` can show."""
+    """Return the console that `config` asks for and `stream` can show."""
     if hasattr(stream, "reconfigure"):  # a C locale must not turn a sparkline into a crash
         stream.reconfigure(errors="replace")
     console: Console = Terminal(file=stream)
@@ -96,5 +97,5 @@ def _mirror(config: MirrorConfig, run_dir: Path, redactor: Redactor) -> Mirror:
 
 
 def _mode(mode: WandbMode) -> str | None:
-    """The mode for wandb; None leaves the choice to its own WANDB_MODE."""
+    """Return the mode for wandb; None leaves the choice to its own WANDB_MODE."""
     return None if mode is WandbMode.auto else mode.value

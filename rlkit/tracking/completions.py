@@ -17,12 +17,14 @@ _ODD = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def step_path(run_dir: Path, step: int) -> Path:
-    """The file that keeps the samples of a step."""
+    """Return the file that keeps the samples of a step."""
     return run_dir / "completions" / f"step-{step:06d}.parquet"
 
 
 def eval_path(run_dir: Path, label: str, step: int) -> Path:
-    """The file that keeps the samples of an evaluation; odd characters of `label` become dashes."""
+    """Return the file that keeps the samples of an evaluation; odd characters of `label` become
+    dashes.
+    """
     return run_dir / "completions" / f"eval-{_ODD.sub('-', label)}-{step:06d}.parquet"
 
 

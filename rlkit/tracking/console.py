@@ -145,7 +145,7 @@ class LiveConsole(PlainConsole):
         super().close(deadline_s)
 
     def render(self) -> RenderableType:
-        """The whole view as it is now."""
+        """Return the whole view as it is now."""
         if self._info is None:
             return Group()
         width, height = self.console.size
@@ -196,7 +196,7 @@ class LiveConsole(PlainConsole):
 
 
 def header(info: RunInfo) -> list[Text]:
-    """Two lines on what runs where."""
+    """Return two lines on what runs where."""
     dtype = f"{info.dtype} ({info.dtype_reason})" if info.dtype_reason else info.dtype
     resumed = f", from step {info.first_step}" if info.first_step else ""
     first = Text.assemble(

@@ -70,17 +70,17 @@ BLACK = PALETTE[-1].paper
 
 
 def colour_of(style: int) -> str:
-    """The colour of style number `style` on paper."""
+    """Return the colour of style number `style` on paper."""
     return PALETTE[style % len(PALETTE)].paper
 
 
 def dash_of(style: int) -> Dash:
-    """The dash of style number `style`."""
+    """Return the dash of style number `style`."""
     return DASHES[style % len(DASHES)]
 
 
 def marker_of(style: int) -> Marker:
-    """The marker of style number `style`.
+    """Return the marker of style number `style`.
 
     Each round of the colours moves on by one, so that colour and marker together tell 49 styles
     apart.
@@ -89,7 +89,7 @@ def marker_of(style: int) -> Marker:
 
 
 def new_figure(*, width: float, height: float) -> Any:
-    """An empty figure of `width` x `height` inches."""
+    """Return an empty figure of `width` x `height` inches."""
     # With a home that cannot be written it warns that its cache of fonts is elsewhere.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.backends.backend_agg import FigureCanvasAgg

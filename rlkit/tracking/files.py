@@ -33,7 +33,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def encode(record: Mapping[str, object]) -> str:
-    """One line of strict JSON with sorted keys: NaN becomes null, ±inf "Infinity", "-Infinity"."""
+    """Return one line of strict JSON with sorted keys: NaN becomes null, ±inf "Infinity",
+    "-Infinity".
+    """
     return json.dumps(_finite(record), sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
@@ -61,12 +63,14 @@ def number(value: object) -> float:
 
 
 def comparable(line: Mapping[str, object]) -> dict[str, object]:
-    """The part of a line that runs of one seed share bitwise: all but times, memory and speed."""
+    """Return the part of a line that runs of one seed share bitwise: all but times, memory and
+    speed.
+    """
     return {key: value for key, value in line.items() if not key.startswith(VOLATILE)}
 
 
 def read_lines(path: Path) -> list[dict[str, object]]:
-    """The records of a JSON-lines file; a last line cut off by a crash is left out.
+    """Return the records of a JSON-lines file; a last line cut off by a crash is left out.
 
     Raises:
         TrackingError: a line that is not the last is no JSON object.

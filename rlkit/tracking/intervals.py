@@ -36,7 +36,7 @@ def wilson(successes: float, trials: int) -> Interval:
 
 
 def bootstrap(values: Sequence[float]) -> Interval:
-    """Percentile interval of the mean: 10,000 resamples of the values, fixed seed.
+    """Return the percentile interval of the mean: 10,000 resamples of the values, fixed seed.
 
     The values are one mean for each prompt, so whole prompts are resampled: samples of one prompt
     are not independent. Source: Efron and Tibshirani 1993, section 13.3.
@@ -58,7 +58,7 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
 
 def mean_interval(values: Sequence[float], *, samples_per_prompt: int) -> Interval:
-    """The interval of the mean over prompts; prompts without a value (NaN) do not count.
+    """Return the interval of the mean over prompts; prompts without a value (NaN) do not count.
 
     Wilson over prompts where each has one 0/1 sample, and where all prompts agree at 0 or 1: the
     bootstrap would claim an interval of width zero there. Bootstrap over prompts otherwise.
@@ -94,7 +94,7 @@ def evaluate(
     metrics: Mapping[str, float] | None = None,
     samples: Sequence[SampleRow] = (),
 ) -> EvalRecord:
-    """An `EvalRecord` with its interval worked out from `values`.
+    """Return an `EvalRecord` with its interval worked out from `values`.
 
     Args:
         label: `before`, `after`, or what the evaluation is called.
@@ -139,7 +139,7 @@ class Shared(NamedTuple):
 
 
 def change(before: EvalRecord, after: EvalRecord) -> Interval | None:
-    """Mean paired difference after - before of one run, over the prompts both share.
+    """Return the mean paired difference after - before of one run, over the prompts both share.
 
     The held-out prompts of a run stay the same, so their indices name them. None without any.
     """
@@ -150,7 +150,8 @@ def change(before: EvalRecord, after: EvalRecord) -> Interval | None:
 def change_between_runs(
     one: EvalRecord, other: EvalRecord, *, keys: Sequence[str], other_keys: Sequence[str]
 ) -> Shared | None:
-    """Mean paired difference other - one over the held-out prompts whose content both share.
+    """Return the mean paired difference other - one over the held-out prompts whose content both
+    share.
 
     Args:
         one: An evaluation of one run.

@@ -154,7 +154,7 @@ class LocalTracker:
 
 
 def _about(info: RunInfo, redactor: Redactor) -> dict[str, object]:
-    """The facts that a report needs besides the configuration."""
+    """Return the facts that a report needs besides the configuration."""
     return {
         "name": info.name,
         "task": info.task,

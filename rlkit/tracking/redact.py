@@ -14,7 +14,7 @@ _MIN_LENGTH = 6
 
 
 def is_secret_key(name: str) -> bool:
-    """Whether the last word of `name` says that its value is a secret.
+    """Return whether the last word of `name` says that its value is a secret.
 
     True for `hf_token`, `WANDB_API_KEY`, `hub.apiKey`; False for `num_tokens`, `keys`, `key_dim`.
     """
@@ -49,7 +49,7 @@ class Redactor:
         return cls(v for k, v in pairs if isinstance(v, str) and is_secret_key(k))
 
     def text(self, text: str) -> str:
-        """`text` without known secrets and without credentials in URLs."""
+        """Return `text` without known secrets and without credentials in URLs."""
         if self._known is not None:
             text = self._known.sub(HIDDEN, text)
         if "://" in text:
@@ -58,7 +58,9 @@ class Redactor:
         return text
 
     def config(self, config: Mapping[str, object]) -> dict[str, object]:
-        """A flat config with secret leaves hidden. Numbers, booleans and None are never secrets."""
+        """Return a flat config with secret leaves hidden. Numbers, booleans and None are never
+        secrets.
+        """
         return {key: self._leaf(key, value) for key, value in config.items()}
 
     def _leaf(self, key: str, value: object) -> object:

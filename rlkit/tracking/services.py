@@ -153,7 +153,7 @@ def open_session(start: Mapping[str, Any]) -> ServiceSession:
 
 
 def _cell(value: object) -> str:
-    """A value in one cell of a Markdown table."""
+    """Return a value in one cell of a Markdown table."""
     text = html.escape(str(value)).replace("|", "&#124;")
     return text.replace("\n", "<br>")
 

@@ -62,7 +62,7 @@ def print_summary(
 
 
 def result_table(before: EvalRecord, after: EvalRecord) -> Table:
-    """Success or reward at the first and the last evaluation, and the change."""
+    """Return success or reward at the first and the last evaluation, and the change."""
     table = Table(title=_title(after), title_justify="left", title_style="bold")
     for name in ("", after.measure.value, "95% interval"):
         table.add_column(name, justify="left" if not name else "right")
@@ -78,7 +78,9 @@ def result_table(before: EvalRecord, after: EvalRecord) -> Table:
 
 
 def examples(before: EvalRecord, after: EvalRecord) -> list[Panel]:
-    """The first three held-out prompts that both evaluations have: not picked for their looks."""
+    """Return the first three held-out prompts that both evaluations have: not picked for their
+    looks.
+    """
     old, new = _first_samples(before), _first_samples(after)
     shared = [index for index in old if index in new][:_NUM_EXAMPLES]
     panels = []
@@ -98,7 +100,7 @@ def examples(before: EvalRecord, after: EvalRecord) -> list[Panel]:
 
 
 def eval_line(record: EvalRecord) -> str:
-    """One line on one evaluation."""
+    """Return one line on one evaluation."""
     return (
         f"evaluation {record.label}: {record.measure.value} {record.interval.mean:.3f} "
         f"{_range(record.interval)} on {len(record.prompt_indices)} held-out prompts"
@@ -107,7 +109,9 @@ def eval_line(record: EvalRecord) -> str:
 
 
 def sparkline(values: Sequence[float], *, width: int) -> Text:
-    """The reward so far in at most `width` characters, each the mean of its share of the steps."""
+    """Return the reward so far in at most `width` characters, each the mean of its share of the
+    steps.
+    """
     size = max(1, math.ceil(len(values) / max(width, 1)))
     chunks = [values[i : i + size] for i in range(0, len(values), size)]
     means = [_finite_mean(chunk) for chunk in chunks]
@@ -123,7 +127,7 @@ def sparkline(values: Sequence[float], *, width: int) -> Text:
 
 
 def printable(text: str) -> str:
-    """`text` without what could steer a terminal: control characters become visible symbols."""
+    """Return `text` without what could steer a terminal: control characters become visible symbols."""
     return "".join(map(_visible, text.replace("\r\n", "\n")))
 
 
@@ -137,7 +141,7 @@ def clip(text: str) -> str:
 
 
 def tail(prompt: str) -> str:
-    """The end of a prompt, where the question is."""
+    """Return the end of a prompt, where the question is."""
     text = printable(prompt.strip())
     return text if len(text) <= _PROMPT_CHARACTERS else "… " + text[-_PROMPT_CHARACTERS:]
 
@@ -177,7 +181,7 @@ def _title(record: EvalRecord) -> str:
 
 
 def _judged(record: EvalRecord) -> str:
-    """How many samples the number is over, where some got no reward; else nothing."""
+    """Return how many samples the number is over, where some got no reward; else nothing."""
     unjudged = record.metrics.get("unjudged", 0.0)
     if not unjudged:
         return ""
