@@ -1,4 +1,6 @@
-"""The root configuration: leaves are typed and ranged; unknown keys are errors, even with `+`.
+"""This is the root configuration: leaves are typed and ranged, and unknown keys are errors.
+
+That holds for `+key=value` as well.
 
 Rules and defaults live in the dataclasses of the packages; `conf/` keeps what differs. `register`
 puts the schemas into Hydra's store, `load` turns a composed config into a checked `Config`.
@@ -42,7 +44,7 @@ from rlkit.types import Algorithm, Setting
 
 
 class ConfigError(ValueError):
-    """The configuration breaks a rule; the message is one line: key, rule, value."""
+    """The configuration breaks a rule; the message is one line that names key, rule and value."""
 
 
 require = partial(value_require, error=ConfigError)
@@ -50,7 +52,7 @@ require = partial(value_require, error=ConfigError)
 
 
 class Resume(StrEnum):
-    """What to do when `run_dir` holds a run already."""
+    """This choice says what to do when `run_dir` holds a run already."""
 
     never = "never"
     """Refuse: a run folder is never shared or overwritten."""
@@ -61,7 +63,7 @@ class Resume(StrEnum):
 
 
 class DeviceChoice(StrEnum):
-    """Where the policy lives."""
+    """This choice says where the policy lives."""
 
     auto = "auto"
     cpu = "cpu"
@@ -70,7 +72,10 @@ class DeviceChoice(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    """Held-out evaluation at the training temperature, before and after (and during) training."""
+    """These options set the held-out evaluation before, after and during training.
+
+    It samples at the training temperature.
+    """
 
     every: int = 0
     """Steps between evaluations, >= 0; 0 = only before the first and after the last step."""
@@ -91,7 +96,7 @@ class EvaluationConfig:
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
-    """How often to save what a killed run needs to go on exactly."""
+    """These options say how often to save what a killed run needs to go on exactly."""
 
     every: int = 5
     """Steps between checkpoints, >= 1; the last step is always saved."""
@@ -105,7 +110,7 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True, slots=True)
 class Config:
-    """One run."""
+    """This is the configuration of one run."""
 
     seed: int = 0
     """Run seed, in [0, 2**31); with step, prompt and sample it determines every random number."""
@@ -148,7 +153,7 @@ class Config:
 
 
 def _check_full(config: Config) -> None:
-    """What needs an adapter or a frozen model cannot go with weights that all train."""
+    """Raise ConfigError when all weights train and an option needs an adapter or a frozen model."""
     having = "with model.tuning=full"
     kind = config.memory.quant.kind
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
@@ -197,9 +202,7 @@ def schemas() -> list[Schema]:
 
 
 def algorithm_name(config: Config) -> str:
-    """Return what was chosen as the algorithm: the preset (gspo, xpo), not the class that it sets
-    up.
-    """
+    """Return the chosen preset of the algorithm (gspo, xpo), not the class that it sets up."""
     return config.algorithm.preset or option_of("algorithm", config.algorithm)
 
 
@@ -261,7 +264,7 @@ def leaves(value: object, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield keys of structured nodes that their dataclass lacks: Hydra lets `+key=value` through."""
+    """Yield keys of structured nodes that their dataclass lacks; Hydra lets `+key=value` through."""
     schema = OmegaConf.get_type(node)
     known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
     for key in map(str, node):

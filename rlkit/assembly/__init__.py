@@ -1,4 +1,4 @@
-"""From a checked configuration to a run: everything is loaded here, the cheapest first.
+"""This package turns a checked configuration into a run; it loads everything, the cheapest first.
 
 assemble         a run of a language model        tabular_run    a run of an exact table
 load             memory plan, engine and model    generators     the configured generator

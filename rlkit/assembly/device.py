@@ -1,4 +1,4 @@
-"""Where a run computes: the device, and how many CPU threads torch uses."""
+"""This module chooses the device of a run, and how many CPU threads torch uses."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def choose_threads(wanted: int, run_dir: Path) -> int:
 
 
 def fastest_thread_count() -> int:
-    """Return one, or all that torch would use: the faster at small matrix products, measured in 0.1
-    s.
+    """Return one thread, or all that torch would use, whichever is faster.
+
+    Both are timed at small matrix products, which takes 0.1 s.
     """
     most = torch.get_num_threads()
     seconds = {threads: _seconds(threads) for threads in {1, most}}

@@ -1,4 +1,4 @@
-"""What the training loop takes from the configuration, whatever kind of policy it trains."""
+"""This module reads what the training loop takes from the configuration, for every kind of policy."""
 
 from __future__ import annotations
 

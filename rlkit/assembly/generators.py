@@ -1,4 +1,4 @@
-"""The generator of a run, once model, policy and engine are there."""
+"""This module makes the generator of a run, once model, policy and engine are there."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def bind_adapter(
 
 
 class _Bound(NamedTuple):
-    """An injector that passed its self-test, and how to watch it."""
+    """This record holds an injector that passed its self-test, and the way to watch it."""
 
     injector: Watchable
     score: Score

@@ -1,4 +1,4 @@
-"""The identity of a run: the options that can change a number, across versions of rlkit."""
+"""The identity of a run is the options that can change a number, across versions of rlkit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CURES: Mapping[str, tuple[object, ...]] = {
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Return the leaves that can change a number: what a resumed run must share with the original."""
+    """Return the leaves that can change a number; a resumed run must share them with the original."""
     return {key: value for key, value in known_leaves(config).items() if is_identity(key)}
 
 

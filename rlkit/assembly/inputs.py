@@ -1,4 +1,4 @@
-"""Whether the model, the data and the reward functions of a run are there, without loading it."""
+"""This module checks that a run's model, data and reward functions are there, without loading them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the prompts of a run are, for the memory plan of a CPU."""
+"""This module measures how long the prompts of a run are, for the memory plan of a CPU."""
 
 from __future__ import annotations
 

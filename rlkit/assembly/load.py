@@ -1,4 +1,4 @@
-"""Which generator a run samples with, and the order in which engine and model come to life.
+"""This module chooses the generator of a run, and loads engine and model in the right order.
 
 With shared weights the engine comes first: the trainer's frozen parameters are views of vLLM's.
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """The base model, and the engine that samples from it if that is not transformers."""
+    """This record holds the base model, and the engine that samples if that is not transformers."""
 
     base: BaseModel
     engine: Engine | None
@@ -199,7 +199,7 @@ def _engine_spec(
 
 
 class _AdapterSlot(NamedTuple):
-    """What an engine sets aside for an adapter."""
+    """This record holds what an engine sets aside for an adapter."""
 
     rank: int
     """0 = nothing."""

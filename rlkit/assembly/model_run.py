@@ -1,4 +1,4 @@
-"""A run of a language model, loaded and checked: its parts, and what a job does with them."""
+"""This module is a loaded and checked run of a language model: its parts, and a job's use of them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRun:
-    """The one record of a run that is ready to train: everything is resolved once, in here.
+    """The one record of a run that is ready to train resolves everything once.
 
     `rlkit.assembly.assemble` makes it before the run has a folder; see
     `rlkit.launch.prepare.Prepared` for what a job does with it.
@@ -170,7 +170,7 @@ class ModelRun:
         return render_prompts(self.task, self.train, indices, self.base, config)
 
     def base_samples(self, count: int) -> list[Group]:
-        """At least `count` scored samples of the base model, on held-out prompts."""
+        """Return at least `count` scored samples of the base model, on held-out prompts."""
         generator = self._new_generator(lambda _: None)
         generator.load_adapter(self.policy.adapter, 0)
         prompts = self.eval_prompts[:count]

@@ -1,4 +1,4 @@
-"""A training run of a tabular policy: the parts of the production loop, put together."""
+"""A training run of a tabular policy puts the parts of the production loop together."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabularRun:
-    """What `rlkit.launch.job` needs of a run; see `rlkit.launch.prepare.Prepared`."""
+    """This run is what `rlkit.launch.job` needs; see `rlkit.launch.prepare.Prepared`."""
 
     config: Config
     policy: TabularPolicy
@@ -60,7 +60,7 @@ class TabularRun:
     generator: TabularGenerator
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, for nothing is held."""
 
     def initial_state(self) -> TrainState:
         """Return the state before the first step."""

@@ -1,4 +1,4 @@
-"""The memory plan against the device: the worst step is tried, and the end compares the two."""
+"""This module compares plan and device: it tries the worst step first, and reports at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rlkit check`: what a run would take, without running it; no GPU needed with a budget."""
+"""`rlkit check` says what a run would take without running it; a budget takes the GPU's place."""
 
 from __future__ import annotations
 

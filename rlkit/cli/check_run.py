@@ -1,4 +1,4 @@
-"""The work of `rlkit check`."""
+"""This module does the work of `rlkit check`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of `rlkit export`."""
+"""This module does the work of `rlkit export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rlkit --help`: the commands, the groups and their options."""
+"""`rlkit --help` lists the commands, the groups and their options."""
 
 from __future__ import annotations
 

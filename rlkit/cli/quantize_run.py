@@ -1,4 +1,4 @@
-"""The work of `rlkit quantize`."""
+"""This module does the work of `rlkit quantize`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rlkit replay`: what several algorithms would learn from one saved rollout batch of a run."""
+"""`rlkit replay` shows what several algorithms would learn from one saved rollout batch of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Algorithms are the options of conf/algorithm with their own kl, ratio and correc
 
 @dataclass(kw_only=True, slots=True)
 class ReplayOptions:
-    """The command's arguments."""
+    """This record holds the command's arguments."""
 
     run_dir: str = MISSING
     """Folder of the run."""

@@ -1,4 +1,4 @@
-"""What `rlkit replay` does once its arguments are read: load, replay, print and write."""
+"""This module does the work of `rlkit replay`: it loads, replays, prints and writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PLAIN_WIDTH = 200
 
 
 class Candidate(NamedTuple):
-    """An algorithm to replay, and the configuration that it was made of."""
+    """This record pairs an algorithm to replay with the configuration that it was made of."""
 
     objective: Objective[AlgorithmConfig]
     algorithm: Algorithm

@@ -1,4 +1,4 @@
-"""What `chat` and `generate` share: a model, with or without an adapter, ready to sample."""
+"""`chat` and `generate` share this session: a model, with or without an adapter, ready to sample."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A generator, its tokenizer and the sampling options of the command line."""
+    """A session holds a generator, its tokenizer and the sampling options of the command line."""
 
     generator: Generator
     tokenizer: PreTrainedTokenizerBase
@@ -82,9 +82,7 @@ def open_session(options: argparse.Namespace) -> Session:
 
 
 def _of_run(run: Path) -> tuple[ModelConfig, Path | None, QuantConfig]:
-    """Return its model and the adapter on it; a run that trained all weights has a model of its
-    own.
-    """
+    """Return its model and the adapter on it; after full training, the run's own model alone."""
     options = read_options(run, key="--run")
     if options.model.tuning is TuningKind.full:
         # Its tokenizer was saved with the run's template, variables included.

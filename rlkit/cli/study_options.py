@@ -1,4 +1,4 @@
-"""Arguments of `rlkit report` and `rlkit compare`: folders, and `key=value` options."""
+"""This module reads the folders and `key=value` options of `rlkit report` and `rlkit compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line's work as Python functions: compose a configuration, train, read a run.
+"""These Python functions do the command line's work: they compose, train and read a run.
 
 import rlkit
 
@@ -30,7 +30,7 @@ class RunFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class SavedRun:
-    """A run folder, read on demand: every property is what lies on disk at that moment."""
+    """A run is its folder, read on demand: every property is what lies on disk at that moment."""
 
     run_dir: Path
 

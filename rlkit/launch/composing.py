@@ -1,4 +1,4 @@
-"""Hydra's composition of a job, and of many that differ in values only; the schemas behind it."""
+"""This module composes a job with Hydra, and many that differ in values only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compose_job(overrides: Sequence[str]) -> DictConfig:
 
 
 class Composer:
-    """Composes like `compose_job`; jobs that choose the same options share one composition.
+    """A composer works like `compose_job`; jobs that choose the same options share one composition.
 
     Hydra applies values (`seed=3`) last, to what the choice of options (`kl=none`) has made. This
     does the same to copies. To be used while Hydra is initialised.

@@ -1,4 +1,4 @@
-"""The content of data, reward and model files is part of a run's identity, not only their names.
+"""The content of data, reward and model files is part of a run's identity, as their names are.
 
 `content.json` in the run's folder has the hash of each file that the configuration names. A resumed
 run, and a sweep that runs again, compare it with what is there now.
@@ -28,15 +28,16 @@ _MODEL_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 
 
 class Content(NamedTuple):
-    """One file or folder that a configuration names."""
+    """This record holds the hash of one file or folder that a configuration names."""
 
     path: str
     sha256: str
 
 
 def content_of(config: Config) -> dict[str, Content]:
-    """Return the local files that `config` names, by key; names of the hub and of packages have
-    none.
+    """Return the local files that `config` names, by key.
+
+    Names of the hub and of packages have none.
     """
     return {key: Content(str(path), _digest(key, path)) for key, path in named_files(config)}
 
@@ -89,8 +90,9 @@ def read_content(run_dir: Path) -> dict[str, Content]:
 
 
 def hash_files(files: Sequence[tuple[str, Path]]) -> str:
-    """Return the SHA-256 over the names and contents of files; a single nameless file has its own
-    SHA-256.
+    """Return the SHA-256 over the names and contents of files.
+
+    A single nameless file has its own SHA-256.
 
     Raises OSError when one cannot be read.
     """
@@ -104,8 +106,9 @@ def hash_files(files: Sequence[tuple[str, Path]]) -> str:
 
 
 def source_file(target: str) -> Path | None:
-    """Return the file behind `package.module:function` or `path/to/file.py:function`, without
-    importing.
+    """Return the file behind `package.module:function` or `path/to/file.py:function`.
+
+    The module is not imported.
 
     None when there is none, as for a registered name or a compiled module.
     """

@@ -1,4 +1,4 @@
-"""`hydra/launcher=ray`, `submitit_local`, `submitit_slurm`: sweeps that another engine schedules.
+"""Another engine schedules the sweeps of `hydra/launcher=ray`, `submitit_local`, `submitit_slurm`.
 
 Hydra's plugins bring jobs to machines, and this module brings rlkit's rules to the plugins: only
 jobs that are not done are submitted; on its machine a job is a process of its own, started in the

@@ -1,4 +1,4 @@
-"""`hydra/launcher=isolated`: the jobs of a sweep on this machine, each in a process of its own."""
+"""`hydra/launcher=isolated` runs a sweep's jobs on this machine, each in a process of its own."""
 
 from __future__ import annotations
 

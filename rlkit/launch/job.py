@@ -1,4 +1,4 @@
-"""One training job, from its configuration to its exit code."""
+"""This module runs one training job, from its configuration to its exit code."""
 
 from __future__ import annotations
 

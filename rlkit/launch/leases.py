@@ -1,4 +1,4 @@
-"""Shares of GPUs that all sweeps of a user on this machine take from one store of file locks.
+"""All sweeps of a user on this machine take shares of GPUs from one store of file locks.
 
     <tmp>/rlkit-<uid>/gpu/<name>/mutex     held while the leases of a card are counted
     <tmp>/rlkit-<uid>/gpu/<name>/*.lease   one lease: its share in millionths; valid while locked
@@ -25,7 +25,7 @@ WHOLE = 1_000_000
 
 
 def store() -> Path:
-    """Return the folder of this user's leases: of this machine, not of a home that machines share."""
+    """Return the folder of this user's leases on this machine, not in a home that machines share."""
     folder = Path(tempfile.gettempdir()) / f"rlkit-{os.getuid()}" / "gpu"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.parent.stat().st_uid != os.getuid():
@@ -34,7 +34,7 @@ def store() -> Path:
 
 
 class Lease:
-    """A share of one card, held until `close`, and by every process that got its descriptor."""
+    """A lease is a share of one card, held until `close` and by every process with its descriptor."""
 
     def __init__(self, gpu: GPU, path: Path, descriptor: int) -> None:
         self.gpu = gpu
@@ -61,9 +61,7 @@ class Lease:
 
 
 def take(gpus: Sequence[GPU], *, jobs_per_gpu: int, folder: Path) -> Lease | None:
-    """Return a share of 1 / `jobs_per_gpu` of the least used of `gpus`, or None when no card has
-    it.
-    """
+    """Return a share of 1 / `jobs_per_gpu` of the least used of `gpus`; None when no card has it."""
     share = WHOLE // jobs_per_gpu
     cards = {gpu: folder / _safe(gpu.name) for gpu in gpus}
     for gpu in sorted(gpus, key=lambda gpu: used(cards[gpu])):
@@ -93,7 +91,10 @@ def _count(card: Path) -> int:
 
 
 def _share(path: Path) -> int:
-    """Return the share that a lease holds; 0 and removed when no process holds its lock any more."""
+    """Return the share that a lease holds.
+
+    It is 0, and the lease is removed, when no process holds its lock any more.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:

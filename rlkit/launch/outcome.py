@@ -18,7 +18,7 @@ _TAIL_BYTES = 4096
 
 
 class JobState(StrEnum):
-    """The state of a job between two launches."""
+    """A job is in one of these states between two launches."""
 
     new = "new"
     partial = "partial"
@@ -28,7 +28,7 @@ class JobState(StrEnum):
 
 
 class Recorded(NamedTuple):
-    """The content of `status.json`; `status` is None when there is none that can be read."""
+    """This record is the content of `status.json`; `status` is None when none can be read."""
 
     status: Status | None
     message: str

@@ -1,4 +1,4 @@
-"""Options of the group `algorithm` that name code outside the repository, made known to Hydra."""
+"""This module tells Hydra of options of the group `algorithm` that name code from outside."""
 
 from __future__ import annotations
 
@@ -56,8 +56,9 @@ def _offer(option: str, *, target: str) -> None:
 
 
 def _values(override: str) -> Iterator[str]:
-    """Yield every value of an override, swept or not; none where Hydra cannot read it and will say
-    so.
+    """Yield every value of an override, swept or not.
+
+    There are none where Hydra cannot read it; Hydra will say so.
     """
     try:
         (parsed,) = OverridesParser.create().parse_overrides([override])

@@ -1,4 +1,4 @@
-"""A configuration as JSON and back, exactly: what a job's process is started with."""
+"""This module writes a configuration as JSON and reads it back exactly, for a job's process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a checked configuration to what a job runs, loading no more libraries than it needs."""
+"""This module makes what a job runs from a checked configuration, and loads only what it needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlkit.training.update import TrainState
 
 
 class Prepared(Protocol):
-    """A run whose parts are checked and loaded, before it has a folder."""
+    """A prepared run has checked and loaded parts, but no folder yet."""
 
     @property
     def config(self) -> Config:

@@ -1,4 +1,4 @@
-"""`rlkit -m`: a checked plan, a folder that knows its jobs, and a launcher to run them."""
+"""`rlkit -m` needs a checked plan, a folder that knows its jobs, and a launcher to run them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run_sweep(plan: LaunchPlan, arguments: Sequence[str]) -> int:
 
 
 def sweep_folder_of(plan: LaunchPlan) -> Path:
-    """Return `hydra.sweep.dir`, by default named by the experiment or task and by the set of jobs."""
+    """Return `hydra.sweep.dir`; its default names the experiment or task and the set of jobs."""
     assert plan.hydra is not None
     chosen = str(plan.hydra.sweep.dir)
     return Path("sweeps") / sweep_name(plan.label, plan.jobs) if chosen == _AUTO else Path(chosen)
@@ -94,8 +94,10 @@ def _rows(plan: LaunchPlan, sweep: Path) -> list[JobRow]:
 
 
 def _check_inputs(plan: LaunchPlan) -> None:
-    """Raise ConfigError when a job's model, data or reward functions are not there: once for each
-    combination, in this process, before a job has a folder."""
+    """Raise ConfigError when a job's model, data or reward functions are not there.
+
+    Each combination is checked once, in this process, before a job has a folder.
+    """
     seen: list[tuple[object, ...]] = []
     for job, text in zip(plan.jobs, labels(plan.jobs), strict=True):
         config = job.config

@@ -1,4 +1,4 @@
-"""Expected loss and gradient of a shipped `Algorithm`, exactly: a sum over all completions.
+"""The expected loss and gradient of a shipped `Algorithm` are exact sums over all completions.
 
 The algorithm's own `prepare` and `loss` run on a batch that holds every group of G completions.
 Their derivatives with respect to the logps are weighted with the probability of each group under
@@ -31,14 +31,14 @@ from rlkit.types import Algorithm, KLDirection, PolicyOutput, RolloutBatch, Trai
 
 
 class Denominator(StrEnum):
-    """The number that the algorithm's aggregation divides by."""
+    """The algorithm's aggregation divides by this number."""
 
     sequences = "sequences"
     tokens = "tokens"
 
 
 class World(NamedTuple):
-    """A policy, its reference, the policy that sampled, and rewards, over one tree."""
+    """A world is a policy, its reference, the policy that sampled, and rewards, over one tree."""
 
     tree: Tree
     model: Model
@@ -71,7 +71,7 @@ def world(*, parametrisation: str, on_policy: bool, drift: float = 0.8) -> World
 
 
 class Moments(NamedTuple):
-    """Moments of the gradient of one completion under the behaviour policy."""
+    """These are moments of the gradient of one completion under the behaviour policy."""
 
     gradient: Tensor
     """(d,) expected gradient."""
@@ -80,7 +80,9 @@ class Moments(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """All groups of G completions as one batch with unit denominators, and their weights."""
+    """This record has all groups of G completions as one batch with unit denominators, with
+    weights.
+    """
 
     batch: TrainBatch
     sequence: Tensor
@@ -166,9 +168,7 @@ def all_groups(w: World, algorithm: Algorithm, *, group_size: int, denominator: 
 
 
 def derivatives(w: World, algorithm: Algorithm, total: Sum) -> dict[int, Tensor]:
-    """Return d loss / d field of `PolicyOutput`, (rows, T) each, for the fields that get a
-    gradient.
-    """
+    """Return d loss / d field of `PolicyOutput`, (rows, T) each, for fields with a gradient."""
     now = outputs_of(w, algorithm, w.theta)
     leaves = [None if x is None else x[total.sequence].detach().requires_grad_() for x in now]
     loss = algorithm.loss(PolicyOutput(*leaves), total.batch).loss  # type: ignore[arg-type]
@@ -195,8 +195,7 @@ def row_gradients(w: World, algorithm: Algorithm, total: Sum) -> Tensor:
 
 
 def rollout_of(w: World, indices: Tensor, *, critic: Tensor | None = None) -> RolloutBatch:
-    """Return the rollout batch of completions `indices` (groups, G); `prompt_ids` holds their
-    index.
+    """Return the rollout batch of completions `indices` (groups, G); `prompt_ids` has their index.
 
     `critic` (S,) gives the values of prefixes, 0 without one.
     """

@@ -1,4 +1,4 @@
-"""Measured bias and spread of switches, as rows of numbers for `docs/objective.md`."""
+"""This module measures bias and spread of switches, as rows of numbers for `docs/objective.md`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Config = TypeVar("Config")
 
 
 class KLRow(NamedTuple):
-    """One KL switch in one world."""
+    """This row is one KL switch in one world."""
 
     value_bias: float
     """E[value] - KL of its direction, over that KL."""
@@ -44,7 +44,7 @@ class KLRow(NamedTuple):
 
 
 class GradientRow(NamedTuple):
-    """One policy-gradient switch in one world, against -grad E[R]."""
+    """This row is one policy-gradient switch in one world, against -grad E[R]."""
 
     error: float
     cosine: float
@@ -97,8 +97,9 @@ def algorithm(
 
 
 def kl_row(name: str, parametrisation: str, *, on_policy: bool) -> KLRow:
-    """Return `kl=name` alone, beta = 1, rewards 0, no clip; off-policy the completions are the
-    old's.
+    """Return the row of `kl=name` alone: beta = 1, rewards 0, no clip.
+
+    Off-policy, the completions are the old policy's.
     """
     w = world(parametrisation=parametrisation, on_policy=on_policy)
     w = w._replace(rewards=torch.zeros_like(w.rewards))
@@ -146,8 +147,9 @@ def correction_row(name: str, parametrisation: str) -> GradientRow:
 
 
 def group_row(parametrisation: str, group_size: int, **axes: Any) -> tuple[float, float]:
-    """Return the length and cosine of E[g] relative to -grad E[R]; `axes` are fields of the two
-    configs.
+    """Return the length and cosine of E[g] relative to -grad E[R].
+
+    `axes` are fields of the two configs.
     """
     aggregation = axes.pop("aggregation", Aggregation.sequence_sum)
     w = world(parametrisation=parametrisation, on_policy=True)

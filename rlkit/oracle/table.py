@@ -1,4 +1,4 @@
-"""Writes `docs/objective.md`: `python -m rlkit.oracle.table [path]`.
+"""`python -m rlkit.oracle.table [path]` writes `docs/objective.md`.
 
 Every number is measured here, by enumeration, on the shipped code; every formula stands beside its
 switch. `tests/algorithms/test_objective_doc.py` checks that the file is current.
@@ -109,7 +109,7 @@ def ratio_section() -> str:
 
 
 def correction_section() -> str:
-    """Return the bias of every option of the correction group when the sampler is another policy."""
+    """Return the bias of every option of the correction group when another policy samples."""
     rows = []
     for name in measure.options("correction"):
         got = {p: measure.correction_row(name, p) for p in PARAMETRISATIONS}

@@ -1,4 +1,4 @@
-"""The gradients that estimators are measured against: autograd of exact sums."""
+"""Estimators are measured against these gradients, which autograd takes of exact sums."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def reverse_sequence(w: World) -> Callable[[Tensor], Tensor]:
 
 
 def reverse_token(w: World) -> Callable[[Tensor], Tensor]:
-    """Return the sum over tokens of KL(pi || ref) at prefixes of the behaviour policy, held fixed."""
+    """Return the sum over tokens of KL(pi || ref) at the behaviour policy's prefixes, held fixed."""
     visits = probabilities(w.tree, w.behaviour)[:, None]
     return lambda table: (visits * full_kl_of(w.tree, table, w.ref_table)).sum()
 
 
 def forward_token(w: World) -> Callable[[Tensor], Tensor]:
-    """Return the sum over tokens of KL(ref || pi) at prefixes of the behaviour policy, held fixed."""
+    """Return the sum over tokens of KL(ref || pi) at the behaviour policy's prefixes, held fixed."""
     visits = probabilities(w.tree, w.behaviour)[:, None]
     return lambda table: (visits * full_kl_of(w.tree, w.ref_table, table)).sum()
 

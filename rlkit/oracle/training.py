@@ -1,4 +1,4 @@
-"""Training on the tree: every algorithm learns, from samples, in a second.
+"""This module trains on the tree: every algorithm learns, from samples, in a second.
 
 `python -m rlkit.oracle.training` prints the table of `docs/algorithms.md`. The loop is the
 trainer's in miniature: sample groups, `prepare`, one or several updates on `loss`.
@@ -33,7 +33,7 @@ NUM_GROUPS = 4
 
 
 class Result(NamedTuple):
-    """Exact numbers of the policy after training."""
+    """These are exact numbers of the policy after training."""
 
     reward: float
     """E[R]."""

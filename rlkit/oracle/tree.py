@@ -1,4 +1,4 @@
-"""A language small enough to write down: every completion, its probability, its gradient.
+"""This language can be written down: every completion, its probability and its gradient.
 
 Words are 0 .. V-1, word 0 ends a completion, and completions end after T words at the latest. All
 is float64. Parameters come from sines, not from a random generator, so that numbers do not depend
@@ -18,7 +18,7 @@ END = 0
 
 
 class Tree(NamedTuple):
-    """All N completions of at most T words over a vocabulary of V, and their S prefixes."""
+    """A tree has all N completions of at most T words over a vocabulary of V, and S prefixes."""
 
     ids: Tensor
     """(N, T) words, 0 after the end."""
@@ -56,7 +56,7 @@ Table = Callable[[Tensor], Tensor]
 
 
 class Model(NamedTuple):
-    """A parametrisation of the policies over a tree."""
+    """A parametrisation makes the policies over a tree."""
 
     name: str
     table: Table
@@ -72,9 +72,7 @@ def tabular(tree: Tree) -> Model:
 
 
 def tied(tree: Tree, *, hidden: int = 3, features: int = 4) -> Model:
-    """Return a two-layer network on fixed features of the prefix: all prefixes share all
-    parameters.
-    """
+    """Return a two-layer network on fixed features of the prefix: all prefixes share parameters."""
     inputs = waves(len(tree.prefixes) * features, phase=0.7, scale=1.5).view(-1, features)
     split = hidden * features
 
@@ -110,9 +108,7 @@ def full_kl_of(tree: Tree, first: Tensor, second: Tensor) -> Tensor:
 
 
 def bucketed(table: Tensor, reference: Tensor, top_k: int) -> Tensor:
-    """Return (S, k + 1) log-probabilities of the reference's `top_k` likeliest words and of the
-    rest.
-    """
+    """Return (S, k + 1) log-probabilities of the reference's `top_k` words and of the rest."""
     kept = table.gather(-1, reference.topk(min(top_k, table.shape[-1]), dim=-1).indices)
     rest = (1.0 - kept.exp().sum(dim=-1, keepdim=True)).clamp(min=1e-300).log()
     return torch.cat([kept, rest], dim=-1)

@@ -1,4 +1,4 @@
-"""The memory plan: what a run will take on its device, part by part, before anything is loaded.
+"""The memory plan says what a run will take on its device, part by part, before loading anything.
 
 Sizes of weights, adapters and caches are arithmetic (`sizes`); activations are measured on two
 layers of the model without storage (`simulate`); `choose` fits them into what the device has and

@@ -1,4 +1,4 @@
-"""Fits a run into what its device has: the largest micro-batch and cache, or one line why not."""
+"""This module fits a run into its device: the largest micro-batch and cache, or a line why not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MOST_MARGIN = 500_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The memory that a run will take, and how it was made to fit."""
+    """A plan is the memory that a run will take, and how it was made to fit."""
 
     parts: tuple[Part, ...]
     choice: Choice
@@ -131,9 +131,7 @@ def _choices(work: Work, request: Request) -> Iterator[Choice]:
 
 
 def _is_busy(work: Work, request: Request, num_tokens: int) -> bool:
-    """Return whether `num_tokens` keep the device busy: below, a larger micro-batch beats kept
-    layers.
-    """
+    """Return whether `num_tokens` keep the device busy; if not, a larger batch beats kept layers."""
     return not work.on_cuda or num_tokens >= min(_BUSY_TOKENS, _token_budgets(work, request)[0])
 
 

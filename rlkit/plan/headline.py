@@ -1,4 +1,4 @@
-"""Models and work whose memory rlkit is measured by, as shapes: no weights, no network."""
+"""rlkit's memory is measured by these models and this work, as shapes: no weights, no network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlkit.training.optim import OptimKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """One row: a model's shape, one step's work, and sizes in GB."""
+    """This row has a model's shape, one step's work, and sizes in GB."""
 
     name: str
     family: str

@@ -1,4 +1,4 @@
-"""The plan of a configuration: what it demands, and what it gets changed to."""
+"""This module plans a configuration: what it demands, and what it gets changed to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GRAPHS = {None: Switch.auto, False: Switch.off, True: Switch.on}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan with what it was made for."""
+    """This record is a plan with what it was made for."""
 
     work: Work
     plan: Plan
@@ -78,7 +78,7 @@ def planned(
 
 
 def peak_with(made: Planned, *, sampled_tokens: int) -> int:
-    """Return the peak bytes of the plan when all completions of a step have so many tokens in all."""
+    """Return the peak bytes of the plan when a step's completions have so many tokens in all."""
     work = replace(made.work, sampled_tokens=sampled_tokens)
     parts = parts_of(work, request_of(made.config, work), made.plan.choice)
     return max(sum(p.sampling for p in parts), sum(p.training for p in parts))

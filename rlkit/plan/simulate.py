@@ -1,4 +1,4 @@
-"""Activation memory of one micro-batch, from the model's own code on tensors without storage.
+"""This module finds a micro-batch's activation memory from the model's code without storage.
 
 Two and three decoder layers, with adapters, recomputation and head, run forward and backward on
 the meta device; what the third layer adds, every further layer adds too, so
@@ -42,7 +42,7 @@ _RETAINED_BY_OFFLOAD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingWork:
-    """One micro-batch of forward and backward."""
+    """This is one micro-batch of forward and backward."""
 
     num_tokens: int
     """Tokens that go through the layers, padding included."""
@@ -64,7 +64,7 @@ class TrainingWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peaks:
-    """Most bytes alive beside weights, adapters, gradients and optimiser."""
+    """This record has the most bytes alive beside weights, adapters, gradients and optimiser."""
 
     layers: int
     """At any time, the log-prob kernel's workspace left out."""
@@ -171,7 +171,7 @@ _PRODUCTS = (Tensor.__matmul__, Tensor.addmm_, Tensor.t)
 
 
 class _InFourBits(nn.Parameter):
-    """A weight of which every product makes a 16-bit copy, for the time that it takes."""
+    """Every product of this weight makes a 16-bit copy, for the time that it takes."""
 
     @classmethod
     def __torch_function__(
@@ -188,7 +188,7 @@ class _InFourBits(nn.Parameter):
 
 
 class _Dequantised(torch.autograd.Function):
-    """x W^T with a temporary copy of W in each direction."""
+    """This is x W^T with a temporary copy of W in each direction."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class _Head(torch.autograd.Function):
 
 
 class _TrainedHead(torch.autograd.Function):
-    """A head that trains: the inputs are kept, its gradient is summed in float32."""
+    """This is a head that trains: inputs are kept, its gradient is summed in float32."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:

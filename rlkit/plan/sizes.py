@@ -1,4 +1,4 @@
-"""Bytes of what stays on the device: weights, adapters, optimiser, keys and values. Arithmetic."""
+"""This arithmetic sizes what stays on the device: weights, adapters, optimiser, keys and values."""
 
 from __future__ import annotations
 

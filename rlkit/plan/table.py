@@ -1,4 +1,4 @@
-"""The plan as text."""
+"""This module writes the plan as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts about a run before anything is loaded, and its sizes, each computed once."""
+"""These are facts about a run before anything is loaded, and its sizes, each computed once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlkit.training.optim import OptimKind
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
-    """One run's demands. Sizes that cost a look at the model are computed at the first use."""
+    """This record is one run's demands; sizes that need a look at the model come at first use."""
 
     hf_config: PreTrainedConfig
     dtype: torch.dtype
@@ -75,8 +75,7 @@ class Work:
 
     @property
     def step_tokens(self) -> int:
-        """Return the most tokens of a step: a CPU's plan knows the prompts, which are computed once
-        a group.
+        """Return the most tokens of a step; a CPU's plan computes the known prompts once a group.
 
         A card's plan, tried on the device before the first step, takes rows of full length.
         """
@@ -174,9 +173,7 @@ class Work:
         return peak
 
     def evaluation_bytes(self, most_tokens: int, *, workspace_bytes: int) -> int:
-        """Return the peak of scoring held-out completions, `most_tokens` at once, for their exact
-        KL.
-        """
+        """Return the peak of scoring held-out completions for exact KL, `most_tokens` at once."""
         of_prompts = self.eval_prompts * self.prompt_tokens
         completions = self.eval_prompts * self.eval_samples * self.max_completion
         tokens = min(most_tokens, of_prompts + completions)

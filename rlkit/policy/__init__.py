@@ -1,4 +1,4 @@
-"""The policy: a base model with the weights that train, the reference beside it, and the critic.
+"""A policy is a base model with the weights that train, its reference, and the critic.
 
 policy           forward passes of policy and reference over packed micro-batches
 lora             adapters as explicit tensors; lora_linear has their arithmetic,

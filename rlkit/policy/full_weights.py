@@ -1,4 +1,4 @@
-"""All weights of a model as what trains: float32 masters, which an optimiser steps, and copies.
+"""All weights of a model train as float32 masters, which an optimiser steps, with 16-bit copies.
 
 The model computes with copies in its own dtype. bfloat16 has 8 significant bits: added to a weight
 in bfloat16, an update smaller than 1/512 of the weight is lost, and at the learning rates of full
@@ -21,7 +21,7 @@ from rlkit.runtime.torch_compat import copy_all, times_written
 
 
 class FullWeights:
-    """The weights of one model that trains as a whole, and of the reference it started from.
+    """This object has the weights of one wholly trained model, and of its starting reference.
 
     The copies are the model's own parameters: where these are views of an engine's weights, the
     engine computes with the policy as soon as the copies follow the masters.

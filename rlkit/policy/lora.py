@@ -1,4 +1,5 @@
-"""LoRA as explicit tensors: y = W x + s B (A x), s = alpha / rank (rsLoRA: alpha / sqrt(rank)).
+"""LoRA is explicit tensors here: y = W x + s B (A x), s = alpha / rank (rsLoRA: alpha /
+sqrt(rank)).
 
 An adapter is a `dict[str, Tensor]` of float32 (or bfloat16) tensors under PEFT's key names,
 `<layer>.lora_A.weight` (r, in) and `<layer>.lora_B.weight` (out, r). The model holds none of them:
@@ -38,7 +39,7 @@ _AT_ONCE = 10**7
 
 
 class LoRA:
-    """The adapted layers of one model and the adapter that they use at the moment."""
+    """This object has the adapted layers of one model and the adapter that they use at the moment."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class LoRA:
         *,
         last_products: Container[str] = (),
     ) -> None:
-        """`last_products`: layers whose results nobody reads where a decoder layer runs again."""
+        """Adapt the layers of a model; see `last_products` for results that nobody reads."""
         self.config = config
         self.shapes = dict(shapes)
         """The shape of each adapted layer, by its name in the model."""
@@ -116,7 +117,7 @@ class LoRA:
         return add_update
 
     def linear(self, layer: str, module: nn.Linear) -> Projection:
-        """Return the forward method of `module`, frozen, plain or 4-bit, with the active adapter's
+        """Return the forward method of a frozen, plain or 4-bit `module`, with the adapter's
         update.
         """
         self._plain.add(layer)

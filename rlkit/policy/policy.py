@@ -1,4 +1,4 @@
-"""The policy: a model and what of it trains, scored on completion tokens only.
+"""A policy is a model and what of it trains, scored on completion tokens only.
 
 With LoRA the reference policy is the model with the adapter off, and a critic, if there is one, a
 second adapter with a linear value head; with all weights the reference is a copy of the first
@@ -47,7 +47,7 @@ _LOGPS_ONLY = OutputSpec()
 
 
 class CriticChoice(StrEnum):
-    """The critic that a policy carries."""
+    """This record is the critic that a policy carries."""
 
     none = "none"
     lora = "lora"
@@ -55,7 +55,7 @@ class CriticChoice(StrEnum):
 
 
 class Tuning(TrainsLayers, Protocol):
-    """The way in which the tensors that train take part in the model's forward passes."""
+    """The tensors that train take part in the model's forward passes in this way."""
 
     dtype: torch.dtype
     """Compute dtype."""
@@ -71,7 +71,9 @@ class Tuning(TrainsLayers, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Handles to a model and the tensors that train; `adapter` and `critic` change in place."""
+    """A policy has handles to a model and the tensors that train; `adapter` and `critic` change in
+    place.
+    """
 
     model: PreTrainedModel
     tuning: Tuning

@@ -1,4 +1,4 @@
-"""Jobs sorted into panels and variants: what differs, apart from the seed, gives the name."""
+"""Jobs are sorted into panels and variants, which are named by what differs apart from the seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONG = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One variant on one panel: jobs that differ in nothing but the seed."""
+    """An arm is one variant on one panel: its jobs differ in nothing but the seed."""
 
     where: tuple[str, ...]
     """The overrides that its panel shares, such as `task=echo`; empty when there is one panel."""
@@ -91,8 +91,7 @@ def panels_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
 
 
 def pick_baseline(arms: Sequence[Arm], wanted: str | None) -> str:
-    """Return the name of the variant the others are compared with: the first, or the one that is
-    `wanted`.
+    """Return the name of the variant the others are compared with: the `wanted` or the first one.
 
     `wanted` is the whole name, or overrides that one name alone has.
 
@@ -121,9 +120,7 @@ def _leaves(job: JobRecord) -> dict[str, str]:
 
 
 def _idle(key: str, job: JobRecord) -> bool:
-    """Return whether a leaf does nothing in this job: what describes an adapter that there is none
-    of.
-    """
+    """Return whether a leaf does nothing in this job, as options of an adapter that is not there."""
     return key.startswith("model.lora.") and job.config.get("model.tuning") == "full"
 
 
@@ -179,9 +176,7 @@ def _name(choice: Mapping[str, str]) -> str:
 def _fall_back(
     names: Sequence[str], jobs: Sequence[JobRecord], places: Sequence[tuple[str, ...]]
 ) -> list[str]:
-    """Return ids where overrides cannot tell jobs apart, or configurations differ in too much to
-    say.
-    """
+    """Return ids where overrides cannot tell jobs apart, or where configurations differ too much."""
     ids = [job.id for job in jobs]
     if not any(job.overrides for job in jobs) and any(len(name) > _LONG for name in names):
         grouped: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""From a study to one self-contained HTML page, with figures and data beside it."""
+"""This module makes one self-contained HTML page of a study, with figures and data beside it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PAGE = "report.html"
 
 @dataclass(kw_only=True, slots=True)
 class ReportOptions:
-    """The options of `rlkit report` and `rlkit compare`."""
+    """These are the options of `rlkit report` and `rlkit compare`."""
 
     baseline: str | None = None
     """Variant the others are compared with; None = the first one."""
@@ -88,8 +88,9 @@ def write_report(paths: Sequence[Path], options: ReportOptions) -> tuple[Path, s
 
 
 def write_page(run_dir: Path) -> Path | None:
-    """Return the page of a run that has just ended, without figures; a failure is logged, never
-    raised.
+    """Write the page of a run that has just ended, without figures.
+
+    A failure is logged, never raised.
     """
     try:
         return write_report([run_dir], ReportOptions(figures=False))[0]

@@ -1,4 +1,4 @@
-"""The charts of the page: learning curves, the frontier, and the small ones inside tables."""
+"""This module draws the page's charts: learning curves, the frontier and those inside tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FAR = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DifferenceScale:
-    """The range that the difference cells of a table share."""
+    """The difference cells of a table share this range."""
 
     low: float
     high: float
@@ -33,7 +33,9 @@ class DifferenceScale:
 
 
 class Way(NamedTuple):
-    """The way of one arm through KL and value, from the first evaluation to the last."""
+    """This record is the way of one arm through KL and value, from the first evaluation to the
+    last.
+    """
 
     style: int
     kl: Sequence[float]
@@ -43,8 +45,9 @@ class Way(NamedTuple):
 def curves_chart(
     curves: Sequence[Curve], *, axis: Axis, title: str, heights: Sequence[float]
 ) -> str:
-    """Return the mean curves with their bands; thin lines are single seeds. `heights` span the y
-    axis.
+    """Return the mean curves with their bands; thin lines are single seeds.
+
+    `heights` span the y axis.
 
     Args:
         curves: The curves, one a variant.
@@ -67,8 +70,9 @@ def curves_chart(
 def frontier_chart(
     rows: Sequence[VariantRow], *, title: str, connect: bool = False, ways: Sequence[Way] = ()
 ) -> str:
-    """Return the final value against KL to the reference: a small point a seed, a large one the
-    mean.
+    """Return a chart of the final value against KL to the reference.
+
+    A small point is a seed, a large one is the mean.
 
     `connect` joins the means of a variant, in the order of `rows`; `ways` are thin lines.
 

@@ -18,7 +18,7 @@ PHASES = (*(phase.value for phase in Phase if phase is not Phase.evaluate), "oth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Means over the jobs of an arm that have steps; NaN where nothing was measured."""
+    """These are means over the jobs of an arm that have steps; NaN where nothing was measured."""
 
     arm: Arm
     step_seconds: float
@@ -79,9 +79,7 @@ def _mean_of(job: JobRecord, name: str) -> float:
 
 
 def _training_seconds(job: JobRecord) -> float:
-    """Return the number that the last evaluation counted; without one, the sum over the logged
-    steps.
-    """
+    """Return the last evaluation's count; without one, the sum over the logged steps."""
     if job.evals and job.evals[-1].step == job.steps["step"][-1] + 1:
         return job.evals[-1].metrics.get("time/train", float(job.steps["seconds"][-1]))
     return float(job.steps["seconds"][-1])

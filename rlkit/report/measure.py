@@ -21,7 +21,7 @@ _ALL = math.inf
 
 
 class At(StrEnum):
-    """The budget along training at which the variants are compared."""
+    """The variants are compared at this budget along training."""
 
     end = "end"
     """After each run's own last step."""

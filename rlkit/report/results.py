@@ -1,4 +1,4 @@
-"""The numbers of a report: final values of every arm, comparisons with the baseline, aggregates."""
+"""This module has a report's numbers: final values, comparisons with the baseline, aggregates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AT_LABELS = {At.end: "", At.samples: " at equal samples", At.seconds: " at equa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregate:
-    """One variant over all tasks."""
+    """This record is one variant over all tasks."""
 
     variant: str
     style: int
@@ -31,7 +31,7 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """All numbers of a study."""
+    """This record has all numbers of a study."""
 
     study: Study
     metric: str
@@ -73,7 +73,7 @@ class Results:
 
     @property
     def joined(self) -> str:
-        """Return the option along which frontiers join points: the first of panels that is no task."""
+        """Return the option along which frontiers join points: the first panel key that is no task."""
         parts = [part for row in self.rows for part in row.arm.where]
         return next((key_of(part) for part in parts if not part.startswith("task")), "")
 

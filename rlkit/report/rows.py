@@ -15,7 +15,7 @@ from rlkit.stats import Comparison, Estimate, Paired, Verdict, compare_all, esti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantRow:
-    """The result of one arm."""
+    """This record is the result of one arm."""
 
     arm: Arm
     is_baseline: bool
@@ -40,7 +40,7 @@ class VariantRow:
 
 
 class Reading(NamedTuple):
-    """The metric that is read of every job of a panel, and the budget at which it is read."""
+    """This record names the metric that is read of every job of a panel, and the budget."""
 
     metric: str
     at: At

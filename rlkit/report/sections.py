@@ -1,4 +1,4 @@
-"""The parts of the page that show numbers: result tables, learning curves, frontiers."""
+"""This module makes the parts of the page that show numbers: tables, curves and frontiers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MORE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """One panel's chart, drawn over each axis it is offered on."""
+    """This record is one panel's chart, drawn over each axis it is offered on."""
 
     panel: str
     by_axis: Mapping[str, str]
@@ -46,7 +46,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartGroup:
-    """One quantity on every panel."""
+    """This record is one quantity on every panel."""
 
     title: str
     short: str
@@ -55,7 +55,7 @@ class ChartGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryLine:
-    """One row of a result table with its drawn difference."""
+    """This record is one row of a result table with its drawn difference."""
 
     row: VariantRow
     cell: str
@@ -63,7 +63,7 @@ class SummaryLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The results of one panel."""
+    """This record has the results of one panel."""
 
     panel: str
     budget: str
@@ -146,7 +146,7 @@ def frontiers(results: Results) -> list[tuple[str, str]]:
 
 
 def _ways(results: Results, rows: Sequence[VariantRow]) -> list[Way]:
-    """Through which KL and value each arm went: the means of the evaluations all seeds have."""
+    """Return the KL and value each arm went through: means of the evaluations all seeds have."""
     if results.at is not At.end or not _is_point(results.metric):
         return []
     ways = []

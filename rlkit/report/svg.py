@@ -1,4 +1,4 @@
-"""A small vocabulary for inline SVG: frames with axes, lines, bands, markers; colours are CSS's.
+"""This module draws inline SVG: frames with axes, lines, bands, markers; CSS has the colours.
 
 Sizes are CSS pixels of the viewBox; every text is escaped; nothing refers to anything outside.
 """
@@ -22,7 +22,7 @@ _MAX_DIGITS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """The data range of a chart and where it lies on the paper."""
+    """A frame is the data range of a chart and its place on the paper."""
 
     x_low: float
     x_high: float
@@ -61,9 +61,7 @@ def document(body: str, *, title: str, description: str) -> str:
 
 
 def axes(frame: Frame, *, x_label: str) -> str:
-    """Return grid, tick labels and the name of the x axis; the y axis is named by the figure's
-    caption.
-    """
+    """Return grid, tick labels and the name of the x axis; the figure's caption names the y axis."""
     parts = []
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
     y_ticks, x_ticks = ticks(frame.y_low, frame.y_high), ticks(frame.x_low, frame.x_high)
@@ -217,7 +215,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def palette_css() -> str:
-    """Return the colours as `--c0`, `--c1`, ... of a style sheet, for light and for dark grounds."""
+    """Return the colours as a style sheet's `--c0`, `--c1`, ..., for light and dark grounds."""
     light = " ".join(f"--c{i}: {colour.light};" for i, colour in enumerate(PALETTE))
     dark = " ".join(f"--c{i}: {colour.dark};" for i, colour in enumerate(PALETTE))
     return (

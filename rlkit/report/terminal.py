@@ -1,4 +1,4 @@
-"""The results of a study on a terminal."""
+"""This module prints the results of a study on a terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HIGH = {
 
 
 def print_results(console: Console, results: Results) -> None:
-    """The headline, a table for each panel, the options that differ, what is not completed.
+    """Print the headline, a table for each panel, the options that differ, and unfinished jobs.
 
     A terminal that is too narrow for the tables gets them two lines high, with the name of each
     variant above its numbers.
@@ -83,7 +83,7 @@ def _table(results: Results, panel: str, rows: list[VariantRow]) -> Table:
 
 
 def _print_high(console: Console, results: Results, panel: str, rows: list[VariantRow]) -> None:
-    """The table of a panel for 80 columns: intervals below their means, none for the KL."""
+    """Return the table of a panel for 80 columns: intervals below their means, none for the KL."""
     against = f"differences from {results.baseline}, similar within ±{results.margin:g}"
     title = f"{panel}: " if panel else ""
     console.print(Text(f"{title}{results.metric_label}, {against}"), style="italic")
@@ -123,7 +123,7 @@ def _verdict(row: VariantRow) -> Text:
 
 
 def _print_prompts(console: Console, results: Results) -> None:
-    """For one seed a side there is no interval over seeds; there is one over shared prompts."""
+    """Print intervals over shared prompts where a side has one seed, so no interval over seeds."""
     arms = [row.arm for row in results.rows]
     alone = [next(iter(arm.done.values())) for arm in arms if len(arm.done) == 1]
     if results.metric != SUCCESS or len(alone) < 2 or len(alone) != len(arms):
@@ -138,9 +138,7 @@ def _print_prompts(console: Console, results: Results) -> None:
 
 
 def _over_prompts(first: JobRecord, job: JobRecord) -> str:
-    """Return the difference of two runs over the prompts that have the same content, if there are
-    any.
-    """
+    """Return the difference of two runs over the prompts whose content they share, if any."""
     one, other = first.evals[-1], job.evals[-1]
     keys, other_keys = prompt_keys(first, job)
     shared = change_between_runs(one, other, keys=keys, other_keys=other_keys)

@@ -1,4 +1,4 @@
-"""Numbers as words: the same rounding everywhere, a real minus sign, and a dash for nothing."""
+"""This module writes numbers as words: one rounding everywhere, a real minus sign, a dash for none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NONE = "–"
 
 
 def fixed(value: float | None, *, digits: int = 3, sign: str = "") -> str:
-    """Return `digits` decimals; one more or scientific where those show nothing, `–` for no value."""
+    """Return `digits` decimals, one more or scientific where they show nothing, `–` for none."""
     if value is None or not math.isfinite(value):
         return NONE
     smallest = 0.5 * 10.0**-digits

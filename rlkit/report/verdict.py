@@ -1,4 +1,4 @@
-"""The headline: what the study found, in one sentence that claims no more than its seeds allow."""
+"""The headline says in one sentence what the study found, and no more than its seeds allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name under which rlkit is installed: `rlkit` itself belongs to other projects.
+"""rlkit is installed under another name, because `rlkit` itself belongs to other projects.
 
 The import is `rlkit`. PyPI's `rlkit` is a library of 2018, and one of the same name is installed
 from its repository; both write into a package that is spelled like ours.

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written aside, flushed, then renamed."""
+"""Files and folders appear whole or not at all: written aside, flushed, then renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Host memory that C's allocator keeps, given back to the system."""
+"""This module gives host memory that C's allocator keeps back to the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks that another library still has the private names that rlkit takes from it.
+"""This module checks that another library still has the private names that rlkit takes from it.
 
 Each such library has one module that takes them: `rlkit.models.compat` (transformers),
 `rlkit.runtime.torch_compat`, `rlkit.launch.hydra_compat` and the folder `rlkit.generation.vllm`.

@@ -1,4 +1,4 @@
-"""Every private name of torch that rlkit uses, outside of the vLLM generator.
+"""This module names every private name of torch that rlkit uses, outside of the vLLM generator.
 
 Names without a substitute are required when this module is imported. The others have a public
 way that is slower or takes more memory, and that is used where torch lacks them.
@@ -61,9 +61,7 @@ def times_written(tensor: Tensor) -> int:
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:
-    """Return a number that all Python objects of one live storage share, on the meta device as
-    well.
-    """
+    """Return a number that all Python objects of one live storage share, on meta as well."""
     return int(storage._cdata)
 
 
@@ -85,8 +83,7 @@ def let_cuda_segments_grow() -> bool:
 
 
 def nvml_index(device: int) -> int | None:
-    """Return the driver's number of the CUDA device that torch numbers `device`; None when torch
-    lacks it.
+    """Return the driver's number of the CUDA device `device` of torch; None when torch lacks it.
 
     No CUDA context is made.
     """
@@ -95,7 +92,7 @@ def nvml_index(device: int) -> int | None:
 
 
 class _Operator(NamedTuple):
-    """The arguments that rlkit gives to an operator and the results that it takes."""
+    """rlkit gives an operator these arguments and takes these results."""
 
     name: str
     num_positional: int

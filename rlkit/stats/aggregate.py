@@ -1,4 +1,5 @@
-"""Aggregates over tasks: interquartile mean and probability of improvement, as rliable has them.
+"""Aggregates over tasks are the interquartile mean and the probability of improvement, as in
+rliable.
 
 Source: Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice", 2108.13264.
 """
@@ -15,8 +16,7 @@ _TAILS = (0.025, 0.975)
 
 
 def iqm(scores: Sequence[float]) -> float:
-    """Return the mean of the scores without the lowest and the highest quarter, `int(n / 4)` of
-    each.
+    """Return the mean of the scores without the lowest and highest quarter, `int(n / 4)` of each.
 
     Raises:
         ValueError: no scores, or one that is not finite.
@@ -43,8 +43,9 @@ def stratified_iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
 def stratified_improvement(
     tasks: Sequence[Sequence[float]], baselines: Sequence[Sequence[float]]
 ) -> Estimate:
-    """Return the mean over tasks of P(X > Y) for scores X of a task and Y of its baseline; ties
-    count half.
+    """Return the mean over tasks of P(X > Y), where ties count half.
+
+    X are scores of a task, and Y are its baseline's.
 
     P(X > Y) is the Mann-Whitney U statistic over the number of pairs. X and Y are resampled
     independently within each task.

@@ -1,4 +1,4 @@
-"""Percentile bootstrap over seeds."""
+"""This module has the percentile bootstrap over seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TAILS = (0.025, 0.975)
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds with its 95% interval; no interval below `MIN_SEEDS` seeds."""
+    """This record is a mean over seeds with its 95% interval, or none below `MIN_SEEDS` seeds."""
 
     mean: float
     low: float | None
@@ -29,8 +29,9 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of one value a seed, with the percentile interval of 10,000 resamples of the
-    seeds.
+    """Return the mean of one value a seed with its percentile interval.
+
+    The seeds are resampled 10,000 times.
 
     Source: Efron and Tibshirani 1993, section 13.3. The resamples are always the same ones.
 

@@ -1,4 +1,4 @@
-"""Paired tests of difference and of equivalence by Student's t, and Holm's correction."""
+"""This module tests difference and equivalence by Student's paired t, with Holm's correction."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def paired_t(differences: Sequence[float]) -> float:
 
 
 def tost(differences: Sequence[float], *, margin: float) -> float:
-    """Return the p-value of "the mean difference lies outside (-margin, margin)": small means
-    similar.
+    """Return the p-value of "the mean difference lies outside (-margin, margin)".
+
+    A small one means that both are similar.
 
     It is the larger of the two one-sided paired t tests, at -margin and at +margin.
     Source: Schuirmann 1987. p < 0.05 exactly when the 90% t interval lies within the margin.
@@ -52,8 +53,9 @@ def tost(differences: Sequence[float], *, margin: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjustment: rejecting below α keeps the chance of any false claim
-    below α.
+    """Return p-values after Holm's step-down adjustment.
+
+    Rejecting below α keeps the chance of any false claim below α.
 
     The k-th smallest of m is multiplied by m - k + 1. A running maximum follows, at most 1.
     Source: Holm 1979.

@@ -1,4 +1,4 @@
-"""`model=tabular`: policies small enough to write down, trained by the production loop.
+"""`model=tabular` makes policies small enough to write down, which the production loop trains.
 
 A table of logits, one row for each prompt and prefix, stands in for the language model. Sampling,
 rewards, `prepare`, loss, update, checkpoints and trackers are those of every other run; only the

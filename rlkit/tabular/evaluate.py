@@ -1,4 +1,4 @@
-"""Evaluation by enumeration: expected reward, KL and entropy without sampling error."""
+"""Evaluation by enumeration gives expected reward, KL and entropy without sampling error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlkit.tracking.intervals import evaluate
 
 
 class Expectations(NamedTuple):
-    """Exact numbers of a policy, for each prompt."""
+    """This record has exact numbers of a policy, for each prompt."""
 
     reward: Float[Tensor, " P"]
     kl: Float[Tensor, " P"]
@@ -30,7 +30,9 @@ class Expectations(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactEvaluator:
-    """The exact counterpart of `rlkit.training.evaluate.Evaluator`, on the training prompts."""
+    """This is the exact counterpart of `rlkit.training.evaluate.Evaluator`, on the training
+    prompts.
+    """
 
     policy: TabularPolicy
     temperature: float

@@ -1,4 +1,4 @@
-"""The table as a `Learner`: what `rlkit.policy.policy.Policy` is to a language model."""
+"""The table is a `Learner`, as `rlkit.policy.policy.Policy` is for a language model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALUES = "critic/values"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabularPolicy:
-    """Logits (P, S, V) that start at the reference's and, with a critic, values (P, S) from 0.
+    """Logits (P, S, V) start at the reference's and, with a critic, values (P, S) start at 0.
 
     A prompt's ids are its index alone. Both tensors change in place, in `train_step`.
     """
@@ -87,9 +87,7 @@ class TabularPolicy:
 
 
 def new_policy(world: World, *, critic: bool) -> TabularPolicy:
-    """Return a policy that equals the reference exactly; its critic, if it has one, says 0
-    everywhere.
-    """
+    """Return a policy that equals the reference exactly; its critic, if any, says 0 everywhere."""
     logits = world.ref_logits.clone().requires_grad_()
     shape = world.ref_logits.shape[:2]
     values = torch.zeros(shape, dtype=torch.float64, requires_grad=True) if critic else None

@@ -1,4 +1,4 @@
-"""Everything that does not learn: all completions, the reference policy, the rewards.
+"""This module has what does not learn: all completions, the reference policy, the rewards.
 
 Numbers are drawn by SplitMix64 (`rlkit.generation.sampling.uniforms`), not by a library's random
 generator, so that they are the same for every version of torch.
@@ -22,7 +22,7 @@ _REFERENCE, _REWARDS, _NOISE = 1, 2, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """P prompts, N completions of at most T of V words, S prefixes."""
+    """A world has P prompts, N completions of at most T of V words, and S prefixes."""
 
     tree: Tree
     ref_logits: Float[Tensor, "P S V"]

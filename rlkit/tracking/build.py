@@ -1,4 +1,4 @@
-"""From the `tracker` group's options to the tracker of a run."""
+"""This module makes the tracker of a run from the `tracker` group's options."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ _PIPE_WIDTH = 120
 
 
 def build_tracker(config: TrackerConfig, *, run_dir: Path, redactor: Redactor) -> Tracker:
-    """Return local files in `run_dir`, then the console on standard output, then the mirror, if
-    any.
+    """Return local files in `run_dir`, then the console on standard output, then any mirror.
 
     Raises:
         TrackingError: the folder or its log cannot be written.
@@ -64,7 +63,7 @@ def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
 
 
 class Terminal(Console):
-    """A console whose reader may go away (`rlkit | head`) without ending the run."""
+    """The reader of this console may go away (`rlkit | head`) without ending the run."""
 
     def on_broken_pipe(self) -> None:
         """Fall silent; rich's own answer is SystemExit."""

@@ -1,4 +1,4 @@
-"""The columns of the step table: what each shows, and which of them fit a width."""
+"""This module says what each column of the step table shows, and which of them fit a width."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SPLIT = (Phase.generate, Phase.reward, Phase.score, Phase.update, Phase.sync)
 
 
 class TableColumn(NamedTuple):
-    """One column; `rank` says how long it stays on a narrow terminal: 0 is dropped last."""
+    """A column has a `rank`, which says how long it stays on a narrow terminal; 0 is dropped last."""
 
     title: str
     width: int
@@ -27,8 +27,9 @@ class TableColumn(NamedTuple):
 
 
 def columns(reward_names: Sequence[str]) -> list[TableColumn]:
-    """Return all columns, left to right. There is none for the loss: near 0 by design, it says
-    nothing.
+    """Return all columns, left to right.
+
+    There is none for the loss: near 0 by design, it says nothing.
     """
     return [
         TableColumn("step", 4, 0, lambda r: str(r.step)),
@@ -65,9 +66,7 @@ def record_line(shown: Sequence[TableColumn], record: StepRecord) -> str:
 
 
 def details(record: StepRecord, dropped: Sequence[TableColumn]) -> list[str]:
-    """Return lines on one step: its time split, the policy-gradient signal, and the `dropped`
-    columns.
-    """
+    """Return lines on one step: its time split, the learning signal and the `dropped` columns."""
     metrics = record.metrics
     shares = [
         f"{name.removeprefix('time/')} {percent(share)}"
@@ -92,7 +91,7 @@ def details(record: StepRecord, dropped: Sequence[TableColumn]) -> list[str]:
 
 
 def fixed(value: float | None, *, digits: int = 3) -> str:
-    """Return a number with fixed digits; `–` when there is none, as for a reward that nothing gave."""
+    """Return a number with fixed digits; `–` when there is none, as for a missing reward."""
     if value is None or math.isnan(value):
         return _NONE
     return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"

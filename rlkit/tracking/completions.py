@@ -1,4 +1,4 @@
-"""Sampled completions as Parquet: one file a step or evaluation, one column a reward function."""
+"""Sampled completions are kept as Parquet: a file a step or evaluation, a column a reward function."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def step_path(run_dir: Path, step: int) -> Path:
 
 
 def eval_path(run_dir: Path, label: str, step: int) -> Path:
-    """Return the file that keeps the samples of an evaluation; odd characters of `label` become
-    dashes.
-    """
+    """Return the file of an evaluation's samples; odd characters of `label` become dashes."""
     return run_dir / "completions" / f"eval-{_ODD.sub('-', label)}-{step:06d}.parquet"
 
 

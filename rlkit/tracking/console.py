@@ -1,4 +1,4 @@
-"""The run on a terminal: a live table and bars, or one plain line a step, and the results."""
+"""The run shows itself as a live table and bars, or one plain line a step, and then the results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ _FIXED_LINES = 14
 
 
 class PlainConsole:
-    """One line a step, for pipes and CI; with `quiet`, only warnings and the results."""
+    """This view prints one line a step, for pipes and CI; with `quiet`, only warnings and the
+    results.
+    """
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self.console = console
@@ -60,7 +62,7 @@ class PlainConsole:
             self.message(Level.warning, warning)
 
     def progress(self, phase: Phase, done: int, total: int) -> None:
-        """A pipe has no place for bars."""
+        """Do nothing, for a pipe has no place for bars."""
 
     def step(self, record: StepRecord) -> None:
         self._rewards.append(record.metrics.get("reward", float("nan")))
@@ -95,7 +97,7 @@ class PlainConsole:
 
 
 class LiveConsole(PlainConsole):
-    """A view redrawn in place: header, table of the last steps, reward curve and bars.
+    """This view is redrawn in place: header, table of the last steps, reward curve and bars.
 
     A thread of rich redraws twice a second, so that clocks tick in a phase that hangs as well.
     """
@@ -187,7 +189,7 @@ class LiveConsole(PlainConsole):
         return grid
 
     def _time_left(self, remaining: int, now: float) -> str:
-        """From the median of the last steps; empty when unknown or over."""
+        """Return the time left, from the median of the last steps; empty when unknown or over."""
         if not self._durations or remaining <= 0:
             return ""
         typical = statistics.median(self._durations)
@@ -217,7 +219,7 @@ def header(info: RunInfo) -> list[Text]:
 
 
 class _WarningsHandler(logging.Handler):
-    """Shows warnings of Python's logging that did not come through `Tracker.message`."""
+    """This handler shows warnings of Python's logging that did not come through `Tracker.message`."""
 
     def __init__(self, owner: PlainConsole) -> None:
         super().__init__(logging.WARNING)

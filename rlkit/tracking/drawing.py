@@ -1,4 +1,4 @@
-"""The look of every chart: one palette, dashes and markers, and the matplotlib figures."""
+"""This module gives every chart its look: one palette, dashes, markers and matplotlib figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Outline = Sequence[tuple[float, float]]
 
 
 class Colour(NamedTuple):
-    """One colour on white paper, on a light page and on a dark page."""
+    """A colour has one value for white paper, one for a light page and one for a dark page."""
 
     paper: str
     light: str
@@ -24,14 +24,14 @@ class Colour(NamedTuple):
 
 
 class Dash(NamedTuple):
-    """One pattern of a line, as matplotlib and as SVG spell it."""
+    """A pattern of a line is spelt as matplotlib and as SVG want it."""
 
     matplotlib: Any
     svg: str
 
 
 class Marker(NamedTuple):
-    """One shape of a point, as matplotlib spells it and as a polygon of about unit size."""
+    """A marker is spelt as matplotlib wants it, and as a polygon of about unit size."""
 
     matplotlib: str
     outline: Outline | None

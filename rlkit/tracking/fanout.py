@@ -1,4 +1,4 @@
-"""One tracker out of several: local files first, then what may fail without harm."""
+"""This module makes one tracker out of several: local files first, then what may fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from rlkit.tracking.redact import Redactor
 
 
 class Fanout:
-    """Passes every call to `local`, whose errors end the run, then to `others`, whose do not.
+    """This tracker passes every call to `local`, whose errors end the run, then to harmless
+    `others`.
 
     One of `others` that raises is dropped with one warning. None of them sees a secret.
     """

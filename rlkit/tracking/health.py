@@ -1,4 +1,4 @@
-"""Signs that a run learns nothing, said once each in words, counted over all steps."""
+"""This module says once in words that a run learns nothing, and counts such signs over all steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlkit.tracking.base import SampleRow, StepRecord
 
 
 class ProblemKind(StrEnum):
-    """The ways in which a step can teach nothing."""
+    """A step can teach nothing in these ways."""
 
     zero_std = "more than half of the groups had equal rewards"
     cancelling = "more than half of the groups had rewards that cancel"
@@ -22,7 +22,7 @@ class ProblemKind(StrEnum):
 
 
 class Health:
-    """Watches step records; says each kind of trouble when it is first met."""
+    """This object watches step records and says each kind of trouble when it is first met."""
 
     def __init__(self, reward_names: Sequence[str]) -> None:
         self._names = tuple(reward_names)

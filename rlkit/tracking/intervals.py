@@ -1,4 +1,4 @@
-"""95% intervals of a mean over held-out prompts: Wilson, or bootstrap over prompts."""
+"""A mean over held-out prompts gets a 95% interval: Wilson's, or a bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def evaluate(
 
 
 class Shared(NamedTuple):
-    """A paired difference between two runs, and the number of prompts it is over."""
+    """This record is a paired difference between two runs, and the number of prompts it is over."""
 
     difference: Interval
     num_prompts: int
@@ -150,8 +150,7 @@ def change(before: EvalRecord, after: EvalRecord) -> Interval | None:
 def change_between_runs(
     one: EvalRecord, other: EvalRecord, *, keys: Sequence[str], other_keys: Sequence[str]
 ) -> Shared | None:
-    """Return the mean paired difference other - one over the held-out prompts whose content both
-    share.
+    """Return the mean paired difference other - one, over held-out prompts with shared content.
 
     Args:
         one: An evaluation of one run.

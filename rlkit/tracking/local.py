@@ -1,4 +1,4 @@
-"""The run folder: the one complete record of a run, written before anything is mirrored."""
+"""The run folder is the one complete record of a run, written before anything is mirrored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _LOG = logging.getLogger(__name__)
 
 
 class LocalTracker:
-    """Writes `run.json`, `metrics.jsonl`, `evals.jsonl`, `completions/`, `log.txt` and the curves.
+    """This tracker writes `run.json`, `metrics.jsonl`, `evals.jsonl`, `completions/`, `log.txt`,
+    curves.
 
     Metrics and evaluations must get through: a failure raises TrackingError.
     Completions, log and curves are worth less than the run: a failure is logged once.
@@ -89,7 +90,7 @@ class LocalTracker:
             MESSAGES.warning("%s", warning)
 
     def progress(self, phase: Phase, done: int, total: int) -> None:
-        """Nothing is kept of it."""
+        """Do nothing, for progress is not kept."""
 
     def step(self, record: StepRecord) -> None:
         assert self._metrics is not None and self._info is not None, "step before start"

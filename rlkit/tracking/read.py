@@ -1,4 +1,4 @@
-"""Readers of a run folder: its metrics, and its evaluations with their samples."""
+"""This module reads a run folder: its metrics, and its evaluations with their samples."""
 
 from __future__ import annotations
 

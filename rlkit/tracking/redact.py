@@ -1,4 +1,4 @@
-"""Keep secrets out of everything a run writes: by the name of their key and by their value."""
+"""This module keeps secrets out of all that a run writes, by the name of their key and by value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_secret_key(name: str) -> bool:
 
 
 class Redactor:
-    """Replaces secrets by `***`: those under a secret key, known values anywhere, URL credentials.
+    """This object replaces secrets by `***`: under a secret key, known values, URL credentials.
 
     Known values shorter than 6 characters are not searched for in text: they would hit words.
     """
@@ -58,8 +58,9 @@ class Redactor:
         return text
 
     def config(self, config: Mapping[str, object]) -> dict[str, object]:
-        """Return a flat config with secret leaves hidden. Numbers, booleans and None are never
-        secrets.
+        """Return a flat config with secret leaves hidden.
+
+        Numbers, booleans and None are never secrets.
         """
         return {key: self._leaf(key, value) for key, value in config.items()}
 

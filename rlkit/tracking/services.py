@@ -1,4 +1,4 @@
-"""Clients of tracking services. They run in the child process of a `Mirror` and nowhere else.
+"""The clients of tracking services run in the child process of a `Mirror` and nowhere else.
 
 Tested with wandb 0.31.0, trackio 0.43.0 and tensorboard 2.21.0.
 """
@@ -15,7 +15,7 @@ from rlkit.runtime.distribution import how_to_install
 
 
 class ServiceSession(Protocol):
-    """One run at a service."""
+    """This is one run at a service."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -29,7 +29,7 @@ class ServiceSession(Protocol):
 
 
 class WandbSession:
-    """Weights & Biases. Records neither code, console, git remote nor arguments: they may leak."""
+    """This client records neither code, console, git remote nor arguments: they may leak."""
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         wandb = self._wandb = _import("wandb")
@@ -56,7 +56,7 @@ class WandbSession:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """A table of the step; wandb's page has a slider over the steps."""
+        """Send a table of the step; wandb's page has a slider over the steps."""
         table = self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])
         self._run.log({name: table}, step=step)
 
@@ -65,7 +65,7 @@ class WandbSession:
 
 
 class TrackioSession:
-    """Trackio: a local database, or a Space on the Hub."""
+    """This client writes to a local database of Trackio, or to a Space on the Hub."""
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         self._trackio = _import("trackio")
@@ -86,14 +86,14 @@ class TrackioSession:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """Nothing is sent: Trackio's tables need pandas, and the run's folder has the samples."""
+        """Do nothing: Trackio's tables need pandas, and the run's folder has the samples."""
 
     def finish(self, exit_code: int) -> None:
         self._trackio.finish()
 
 
 class TensorboardSession:
-    """TensorBoard event files under `tensorboard/` in the run folder; no TensorFlow needed."""
+    """This client writes event files under `tensorboard/` in the run folder, without TensorFlow."""
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         writers = _import("tensorboard.summary.writer.event_file_writer")
@@ -111,7 +111,7 @@ class TensorboardSession:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """A Markdown table, which TensorBoard's text page renders."""
+        """Write a Markdown table, which TensorBoard's text page renders."""
         lines = [columns, ["---"] * len(columns), *rows]
         text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
         tensors = _import("tensorboard.compat.proto.tensor_pb2")

@@ -1,4 +1,4 @@
-"""The end of a run on the console: results before and after, completions and files."""
+"""This module ends a run on the console: results before and after, completions and files."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def result_table(before: EvalRecord, after: EvalRecord) -> Table:
 
 
 def examples(before: EvalRecord, after: EvalRecord) -> list[Panel]:
-    """Return the first three held-out prompts that both evaluations have: not picked for their
-    looks.
-    """
+    """Return the first three held-out prompts of both evaluations, not picked for their looks."""
     old, new = _first_samples(before), _first_samples(after)
     shared = [index for index in old if index in new][:_NUM_EXAMPLES]
     panels = []
@@ -109,8 +107,9 @@ def eval_line(record: EvalRecord) -> str:
 
 
 def sparkline(values: Sequence[float], *, width: int) -> Text:
-    """Return the reward so far in at most `width` characters, each the mean of its share of the
-    steps.
+    """Return the reward so far as a line of bars.
+
+    It has at most `width` characters, each the mean of its share of the steps.
     """
     size = max(1, math.ceil(len(values) / max(width, 1)))
     chunks = [values[i : i + size] for i in range(0, len(values), size)]
@@ -127,12 +126,12 @@ def sparkline(values: Sequence[float], *, width: int) -> Text:
 
 
 def printable(text: str) -> str:
-    """Return `text` without what could steer a terminal: control characters become visible symbols."""
+    """Return `text` with control characters as visible symbols, for they could steer a terminal."""
     return "".join(map(_visible, text.replace("\r\n", "\n")))
 
 
 def clip(text: str) -> str:
-    """At most 10 lines and 500 characters of a completion, and how much was left out."""
+    """Return at most 10 lines and 500 characters of a completion, and how much was left out."""
     if not text.strip():
         return f"(empty: {text!r})" if text else "(empty)"
     short = "\n".join(printable(text)[:_MAX_CHARACTERS].split("\n")[:_MAX_LINES])
