@@ -264,7 +264,10 @@ def leaves(value: object, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield keys of structured nodes that their dataclass lacks; Hydra lets `+key=value` through."""
+    """Yield keys of structured nodes that their dataclass lacks.
+
+    Hydra lets `+key=value` through.
+    """
     schema = OmegaConf.get_type(node)
     known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
     for key in map(str, node):

@@ -1,4 +1,4 @@
-"""This module reads what the training loop takes from the configuration, for every kind of policy."""
+"""This module reads what every kind of policy's training loop takes from the configuration."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ def new_state(
     """Return the state before the first step.
 
     Args:
-        learner: the tensors that train.
-        config: the run's configuration.
-        algorithm: says at which rate its critic learns, if it has one.
-        critic_prefix: how the names of the critic's leaves begin.
+        learner: The tensors that train.
+        config: The run's configuration.
+        algorithm: It says at which rate its critic learns, if it has one.
+        critic_prefix: The names of the critic's leaves begin with it.
+
+    Returns:
+        The state of step 0, with fresh optimiser moments.
     """
     factor = 1.0
     if algorithm.critic_rate is not None:

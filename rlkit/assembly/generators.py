@@ -50,10 +50,21 @@ def bind_adapter(
     sampled: BaseModel | None = None,
     say: Say,
 ) -> Injector | None:
-    """Return what hands what trains to `engine`, found good by a self-test; None without an engine.
+    """Return the injector that hands what trains to `engine`, found good by a self-test.
 
-    `sampled`: the model on the engine's weights where these are not the policy's, for the test.
-    Raises ConfigError when vLLM does not sample from what the trainer scores.
+    Args:
+        config: The options of the generator.
+        engine: The engine that samples; None = there is none.
+        base: The model that the policy trains on.
+        policy: The policy.
+        sampled: The model on the engine's weights where these are not the policy's, for the test.
+        say: Takes a line before each slow step.
+
+    Returns:
+        The injector, or None without an engine.
+
+    Raises:
+        ConfigError: vLLM does not sample from what the trainer scores.
     """
     if engine is None or not isinstance(config, VLLMGeneratorConfig):
         return None
@@ -167,7 +178,19 @@ def new_generator(
     injector: Injector | None,
     progress: ProgressCallback,
 ) -> Generator:
-    """Yield the generator that `config` describes; `progress` may end a call of `generate`."""
+    """Return the generator that `config` describes.
+
+    Args:
+        config: The options of the generator.
+        base: The model, for its tokenizer and weights.
+        policy: The policy that samples.
+        engine: The engine of the run; None = there is none.
+        injector: It hands the adapter to the engine; None = there is no engine.
+        progress: It hears of every token, and may end a call of `generate`.
+
+    Returns:
+        The generator.
+    """
     if isinstance(config, HFGeneratorConfig):
         return HFGenerator(
             base.model,

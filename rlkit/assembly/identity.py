@@ -9,8 +9,9 @@ from typing import Any
 
 from rlkit.config import Config, flatten
 
-# What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
-# split to fit, when it gives up. Everything else is its identity; of `memory`, quantisation is.
+# These options cannot change a number beyond its last bit. They say where a run lives, how it is
+# watched, how it is split to fit, and when it gives up. Everything else is its identity; of
+# `memory`, quantisation is.
 _NOT_IDENTITY = (
     *("run_dir", "resume", "accept_changed_files"),
     *("tracker", "checkpoint", "steps", "stop", "memory"),
@@ -40,7 +41,7 @@ CURES: Mapping[str, tuple[object, ...]] = {
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Return the leaves that can change a number; a resumed run must share them with the original."""
+    """Return the leaves that can change a number; a resumed run must share them."""
     return {key: value for key, value in known_leaves(config).items() if is_identity(key)}
 
 

@@ -1,4 +1,4 @@
-"""This module checks that a run's model, data and reward functions are there, without loading them."""
+"""This module checks that model, data and reward functions are there, without loading them."""
 
 from __future__ import annotations
 

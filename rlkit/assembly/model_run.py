@@ -1,4 +1,4 @@
-"""This module is a loaded and checked run of a language model: its parts, and a job's use of them."""
+"""This module holds a loaded and checked run of a language model: its parts and their use by a job."""
 
 from __future__ import annotations
 
@@ -237,7 +237,18 @@ class ModelRun:
 def render_prompts(
     task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
 ) -> list[Prompt]:
-    """Return examples `indices` of `split` as the model sees them."""
+    """Return examples `indices` of `split` as the model sees them.
+
+    Args:
+        task: The task of the examples.
+        split: One half of the task.
+        indices: Indices of examples, each >= 0.
+        base: The model, for its tokenizer and chat template.
+        config: It names the options of prompts.
+
+    Returns:
+        The prompts, in order.
+    """
     prompts = render_all(
         split,
         indices,

@@ -35,7 +35,17 @@ _RECORD = "rlkit_quantize.json"
 
 
 def quantise(overrides: Sequence[str], out: str, budget: str, num_prompts: int) -> None:
-    """Measure, choose, save, load again and compare; raises ValueError with one line."""
+    """Measure, choose, save, load again and compare.
+
+    Args:
+        overrides: Options of the model to quantise, `key=value`.
+        out: Folder to write.
+        budget: Size of the folder, as the user wrote it.
+        num_prompts: Prompts to measure errors on, >= 1.
+
+    Raises:
+        ValueError: A step is refused, with one line.
+    """
     register()
     (config, *others) = preflight(overrides)
     if others:

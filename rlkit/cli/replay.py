@@ -1,4 +1,4 @@
-"""`rlkit replay` shows what several algorithms would learn from one saved rollout batch of a run."""
+"""`rlkit replay` shows what several algorithms would learn from one saved batch of a run."""
 
 from __future__ import annotations
 

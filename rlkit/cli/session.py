@@ -1,4 +1,7 @@
-"""`chat` and `generate` share this session: a model, with or without an adapter, ready to sample."""
+"""`chat` and `generate` share this session: a model that is ready to sample.
+
+The model may have an adapter.
+"""
 
 from __future__ import annotations
 

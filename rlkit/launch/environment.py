@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(*, devices: bool = True) -> dict[str, str]:
-    """Return system, processor and memory, and CUDA `devices`, which starts CUDA in this process."""
+    """Return system, processor and memory; and CUDA `devices`, which starts CUDA here."""
     import psutil
     import torch
 

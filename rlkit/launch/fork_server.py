@@ -1,8 +1,8 @@
 """All jobs of a launcher are children of this process; the launcher speaks to it from here.
 
-It imports what jobs need once and never touches CUDA, so that a fork of it is a process like a new
-one, 10 ms old instead of seconds. It dies with the launcher, and every job dies with it: SIGKILL
-to the launcher leaves no orphan. Jobs on a GPU replace the fork by a new interpreter.
+It imports what jobs need once and never touches CUDA. So a fork of it is like a new process that is
+10 ms old instead of seconds. It dies with the launcher, and every job dies with it: SIGKILL to the
+launcher leaves no orphan. Jobs on a GPU replace the fork by a new interpreter.
 """
 
 from __future__ import annotations

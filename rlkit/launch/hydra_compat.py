@@ -37,7 +37,5 @@ def apply_values(values: Sequence[Override], config: DictConfig) -> None:
 
 
 def expand_sweep(overrides: Sequence[Override]) -> list[list[list[str]]]:
-    """Return overrides of every job, in batches; Hydra's own sweeper makes the product of all
-    choices.
-    """
+    """Return overrides of every job, in batches; Hydra's own sweeper takes all choices."""
     return BasicSweeper.split_arguments(list(overrides), max_batch_size=None)

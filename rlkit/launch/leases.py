@@ -25,7 +25,10 @@ WHOLE = 1_000_000
 
 
 def store() -> Path:
-    """Return the folder of this user's leases on this machine, not in a home that machines share."""
+    """Return the folder of this user's leases on this machine.
+
+    It is not in a home that machines share.
+    """
     folder = Path(tempfile.gettempdir()) / f"rlkit-{os.getuid()}" / "gpu"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.parent.stat().st_uid != os.getuid():
@@ -34,7 +37,10 @@ def store() -> Path:
 
 
 class Lease:
-    """A lease is a share of one card, held until `close` and by every process with its descriptor."""
+    """A lease is a share of one card, held until `close`.
+
+    Every process that got its descriptor holds it, too.
+    """
 
     def __init__(self, gpu: GPU, path: Path, descriptor: int) -> None:
         self.gpu = gpu
@@ -61,7 +67,7 @@ class Lease:
 
 
 def take(gpus: Sequence[GPU], *, jobs_per_gpu: int, folder: Path) -> Lease | None:
-    """Return a share of 1 / `jobs_per_gpu` of the least used of `gpus`; None when no card has it."""
+    """Return a share of 1 / `jobs_per_gpu` of the least used of `gpus`; None when none has it."""
     share = WHOLE // jobs_per_gpu
     cards = {gpu: folder / _safe(gpu.name) for gpu in gpus}
     for gpu in sorted(gpus, key=lambda gpu: used(cards[gpu])):

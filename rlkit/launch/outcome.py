@@ -67,6 +67,9 @@ def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Record
         pid: The process that has ended.
         otherwise: The status of a job that recorded no end itself.
         message: The reason for such a job.
+
+    Returns:
+        The content of `status.json` afterwards.
     """
     own = read_status(folder)
     if own.pid == pid and own.status is Status.completed:

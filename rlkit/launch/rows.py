@@ -42,7 +42,10 @@ FAILED = (JobStatus.failed, JobStatus.failed_earlier)
 
 @dataclass(kw_only=True, slots=True)
 class JobRow:
-    """A row is what the launcher knows of a job; `read_progress` brings step and reward up to date."""
+    """A row is what the launcher knows of a job.
+
+    `read_progress` brings step and reward up to date.
+    """
 
     label: str
     """The overrides that tell it from the other jobs."""

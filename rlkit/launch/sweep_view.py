@@ -71,7 +71,7 @@ class SweepView:
             self._say(f"started [GPU {row.gpu}] {row.label}", plain_only=True)
 
     def ended(self, row: JobRow) -> None:
-        """Note that a job's process has ended; failures name the cause and the file with the rest."""
+        """Note that a job's process has ended; failures name the cause and the file to read."""
         over = sum(row.status in OVER for row in self.rows)
         left = seconds_left(self.rows, slots=self.slots)
         if not self._estimated and left is not None and over < len(self.rows):
@@ -112,15 +112,17 @@ class SweepView:
         self._console.print(self._summary())
 
     def render(self) -> RenderableType:
-        """Return the table of the jobs that fit, and the totals; unfinished jobs are the first to
-        stay.
+        """Return the table of the jobs that fit, and the totals.
+
+        Jobs that are not over are the first to stay.
         """
         room = max(4, self._console.size.height - 6)
         return Group(self._table(self._visible(room), final=False), self._summary())
 
     def _visible(self, room: int) -> list[JobRow]:
-        """Return all rows if there is room, else failures and running jobs, then the next and last
-        ones.
+        """Return all rows if there is room.
+
+        Otherwise failures and running jobs come first, then the next and last ones.
         """
         if len(self.rows) <= room:
             return list(self.rows)

@@ -23,7 +23,7 @@ from rlkit.training.memory_config import MemoryConfig
 
 @dataclass
 class Axes:
-    """This record has the four groups of an objective, and the one that presets override besides."""
+    """This record has the four groups of an objective, and one that presets override besides."""
 
     algorithm: AlgorithmConfig = MISSING
     kl: KLConfig = MISSING

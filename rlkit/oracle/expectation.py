@@ -55,8 +55,9 @@ class World(NamedTuple):
 
 
 def world(*, parametrisation: str, on_policy: bool, drift: float = 0.8) -> World:
-    """Return the worlds of the tests and of `docs/objective.md`: `tab` or `tied`, on- or
-    off-policy.
+    """Return the worlds of the tests and of `docs/objective.md`.
+
+    They are `tab` or `tied`, on- or off-policy.
 
     `drift` is how far the behaviour policy's parameters are from the policy's, off-policy.
     """
@@ -80,8 +81,9 @@ class Moments(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """This record has all groups of G completions as one batch with unit denominators, with
-    weights.
+    """This record has all groups of G completions as one batch, and their weights.
+
+    The batch has unit denominators.
     """
 
     batch: TrainBatch

@@ -32,13 +32,13 @@ def reverse_sequence(w: World) -> Callable[[Tensor], Tensor]:
 
 
 def reverse_token(w: World) -> Callable[[Tensor], Tensor]:
-    """Return the sum over tokens of KL(pi || ref) at the behaviour policy's prefixes, held fixed."""
+    """Return the sum over tokens of KL(pi || ref), at the behaviour policy's fixed prefixes."""
     visits = probabilities(w.tree, w.behaviour)[:, None]
     return lambda table: (visits * full_kl_of(w.tree, table, w.ref_table)).sum()
 
 
 def forward_token(w: World) -> Callable[[Tensor], Tensor]:
-    """Return the sum over tokens of KL(ref || pi) at the behaviour policy's prefixes, held fixed."""
+    """Return the sum over tokens of KL(ref || pi), at the behaviour policy's fixed prefixes."""
     visits = probabilities(w.tree, w.behaviour)[:, None]
     return lambda table: (visits * full_kl_of(w.tree, w.ref_table, table)).sum()
 

@@ -131,7 +131,10 @@ def _choices(work: Work, request: Request) -> Iterator[Choice]:
 
 
 def _is_busy(work: Work, request: Request, num_tokens: int) -> bool:
-    """Return whether `num_tokens` keep the device busy; if not, a larger batch beats kept layers."""
+    """Return whether `num_tokens` keep the device busy.
+
+    Below, a larger micro-batch beats kept layers.
+    """
     return not work.on_cuda or num_tokens >= min(_BUSY_TOKENS, _token_budgets(work, request)[0])
 
 

@@ -64,7 +64,7 @@ class Meter:
         return self.highest
 
     def of_process(self) -> int:
-        """Return the most bytes that this process's torch allocator reserved, and its CUDA context."""
+        """Return the most bytes that torch's allocator reserved here, and its CUDA context."""
         return torch.cuda.max_memory_reserved(self.device) + CONTEXT_BYTES
 
     def note(self) -> None:
@@ -72,7 +72,7 @@ class Meter:
         self.highest = max(self.highest, self._seen())
 
     def in_use(self) -> int:
-        """Return bytes in use on the device now (CPU: of this process), including before the run."""
+        """Return bytes in use on the device now (CPU: of this process), all since before the run."""
         if self.device.type == "cuda":
             return _used(self.device)
         return int(psutil.Process().memory_info().rss)

@@ -153,7 +153,7 @@ def _kv_name(choice: Choice, row_tokens: int) -> str:
 
 
 def _graph_bytes(work: Work, choice: Choice) -> int:
-    """Return one graph for 1, 2, 4, 8, 16, 24, ... rows, with and without an adapter, in one pool."""
+    """Return one graph for 1, 2, 4, 8, 16, 24, ... rows in one pool, with and without adapter."""
     if not choice.graphs:
         return 0
     sizes = 3 + -(-choice.at_once // 8)

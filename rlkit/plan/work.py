@@ -164,7 +164,7 @@ class Work:
     def activation_bytes(
         self, num_tokens: int, *, checkpointing: Checkpointing, workspace_bytes: int
     ) -> int:
-        """Return the peak of one micro-batch: activations, log-prob workspace, temporary weights."""
+        """Return the peak of a micro-batch: activations, log-prob workspace, temporary weights."""
         peak = self._simulated(num_tokens, checkpointing).with_workspace(workspace_bytes)
         if self.full_kl:  # states of the reference, and their share of the gradient
             peak += 2 * num_tokens * int(self.hf_config.hidden_size) * self.dtype.itemsize

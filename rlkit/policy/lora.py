@@ -1,10 +1,11 @@
-"""LoRA is explicit tensors here: y = W x + s B (A x), s = alpha / rank (rsLoRA: alpha /
-sqrt(rank)).
+"""LoRA adapters are explicit tensors here: y = W x + s B (A x).
+
+The scale is s = alpha / rank; with rsLoRA it is alpha / sqrt(rank).
 
 An adapter is a `dict[str, Tensor]` of float32 (or bfloat16) tensors under PEFT's key names,
-`<layer>.lora_A.weight` (r, in) and `<layer>.lora_B.weight` (out, r). The model holds none of them:
-`LoRA.active(adapter)` says which adapter the forward passes inside it use, and `active(None)` is
-exactly the base model, or the base model with `LoRA.reference` where a run started from an adapter.
+`<layer>.lora_A.weight` (r, in) and `<layer>.lora_B.weight` (out, r). The model holds none of them.
+`LoRA.active(adapter)` says which adapter the forward passes inside it use. `active(None)` is
+exactly the base model, or that with `LoRA.reference` where a run started from an adapter.
 
 Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
 """
@@ -39,7 +40,7 @@ _AT_ONCE = 10**7
 
 
 class LoRA:
-    """This object has the adapted layers of one model and the adapter that they use at the moment."""
+    """This object has the adapted layers of one model and the adapter that they use now."""
 
     def __init__(
         self,
@@ -49,7 +50,9 @@ class LoRA:
         *,
         last_products: Container[str] = (),
     ) -> None:
-        """Adapt the layers of a model; see `last_products` for results that nobody reads."""
+        """Adapt layers; nobody reads the results of `last_products` where a decoder layer runs
+        again.
+        """
         self.config = config
         self.shapes = dict(shapes)
         """The shape of each adapted layer, by its name in the model."""
@@ -102,9 +105,7 @@ class LoRA:
         return shapes
 
     def hook(self, layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        """Return the forward hook that adds the active adapter's s B (A x) to the output of
-        `layer`.
-        """
+        """Return the forward hook that adds the adapter's s B (A x) to the output of `layer`."""
 
         def add_update(
             _module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor
@@ -117,7 +118,7 @@ class LoRA:
         return add_update
 
     def linear(self, layer: str, module: nn.Linear) -> Projection:
-        """Return the forward method of a frozen, plain or 4-bit `module`, with the adapter's
+        """Return the forward method of a frozen or 4-bit `module`, with the active adapter's
         update.
         """
         self._plain.add(layer)

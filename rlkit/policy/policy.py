@@ -55,7 +55,7 @@ class CriticChoice(StrEnum):
 
 
 class Tuning(TrainsLayers, Protocol):
-    """The tensors that train take part in the model's forward passes in this way."""
+    """This protocol is how the tensors that train take part in the model's forward passes."""
 
     dtype: torch.dtype
     """Compute dtype."""
@@ -71,8 +71,9 @@ class Tuning(TrainsLayers, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A policy has handles to a model and the tensors that train; `adapter` and `critic` change in
-    place.
+    """A policy has handles to a model and the tensors that train.
+
+    `adapter` and `critic` change in place.
     """
 
     model: PreTrainedModel

@@ -120,7 +120,7 @@ def _leaves(job: JobRecord) -> dict[str, str]:
 
 
 def _idle(key: str, job: JobRecord) -> bool:
-    """Return whether a leaf does nothing in this job, as options of an adapter that is not there."""
+    """Return whether a leaf does nothing in this job: it describes an adapter that is not there."""
     return key.startswith("model.lora.") and job.config.get("model.tuning") == "full"
 
 
@@ -176,7 +176,7 @@ def _name(choice: Mapping[str, str]) -> str:
 def _fall_back(
     names: Sequence[str], jobs: Sequence[JobRecord], places: Sequence[tuple[str, ...]]
 ) -> list[str]:
-    """Return ids where overrides cannot tell jobs apart, or where configurations differ too much."""
+    """Return ids where overrides cannot tell jobs apart, or configurations differ too much."""
     ids = [job.id for job in jobs]
     if not any(job.overrides for job in jobs) and any(len(name) > _LONG for name in names):
         grouped: dict[str, str] = {}

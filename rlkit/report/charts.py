@@ -33,9 +33,7 @@ class DifferenceScale:
 
 
 class Way(NamedTuple):
-    """This record is the way of one arm through KL and value, from the first evaluation to the
-    last.
-    """
+    """This record is the way of one arm through KL and value, evaluation by evaluation."""
 
     style: int
     kl: Sequence[float]

@@ -49,14 +49,17 @@ def budget(jobs: Sequence[JobRecord], at: At) -> float:
 def value(job: JobRecord, metric: str, *, at: At = At.end, limit: float = _ALL) -> float:
     """Return a job's value of `metric` at `limit`; NaN when it was not measured.
 
-    Numbers of evaluations are interpolated between the two around `limit`; metrics of the steps
-    are means over the last tenth of the steps up to there.
+    Numbers of evaluations are interpolated between the two around `limit`. Metrics of the steps are
+    means over the last tenth of the steps up to there.
 
     Args:
         job: The job to read.
         metric: `success`, `auc`, `eval/...` or a metric of the steps.
         at: The budget at which it is read.
         limit: The budget in units of `at`; infinity = the end of training.
+
+    Returns:
+        The value in the metric's own unit, or NaN.
     """
     if of_evaluations(metric):
         if not is_trained(job):

@@ -73,7 +73,7 @@ class Results:
 
     @property
     def joined(self) -> str:
-        """Return the option along which frontiers join points: the first panel key that is no task."""
+        """Return the option along which frontiers join points: the first panel that is no task."""
         parts = [part for row in self.rows for part in row.arm.where]
         return next((key_of(part) for part in parts if not part.startswith("task")), "")
 

@@ -67,6 +67,9 @@ def panel_rows(
         baseline: The name of the variant to compare with.
         margin: Differences within ±`margin` count as similar, > 0.
         read: The metric and the budget at which it is read.
+
+    Returns:
+        The rows, in the order of `arms`.
     """
     values = {arm.variant: read.values(arm, read.metric) for arm in arms}
     against = values.get(baseline, {})

@@ -61,7 +61,7 @@ def document(body: str, *, title: str, description: str) -> str:
 
 
 def axes(frame: Frame, *, x_label: str) -> str:
-    """Return grid, tick labels and the name of the x axis; the figure's caption names the y axis."""
+    """Return grid, tick labels and the x axis' name; the figure's caption names the y axis."""
     parts = []
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
     y_ticks, x_ticks = ticks(frame.y_low, frame.y_high), ticks(frame.x_low, frame.x_high)
@@ -113,6 +113,9 @@ def band(
         low: The lower curve.
         high: The upper curve.
         style: The number of the style, >= 0.
+
+    Returns:
+        An SVG element.
     """
     points = [*zip(xs, low, strict=True), *zip(reversed(xs), reversed(high), strict=True)]
     path = _path(frame, [p[0] for p in points], [p[1] for p in points])
@@ -156,6 +159,9 @@ def symbol(
         kind: A class of the style sheet.
         inside: Markup inside the element.
         scale: The size, 1 = that of a mean.
+
+    Returns:
+        An SVG element.
     """
     outline = marker_of(style).outline
     css = f'class="{kind} f{style % NUM_COLOURS}"'
@@ -194,7 +200,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     near = 0.01 * min(steps, default=largest or 1.0)
 
     def first_exact(write: Callable[[float, int], str], scale: float = 1.0) -> list[str] | None:
-        """Return the texts with the fewest digits that are the values; None when many would not do."""
+        """Return the texts with the fewest digits that are the values; None when there are many."""
         for digits in range(_MAX_DIGITS):
             texts = [write(value / scale, digits) for value in values]
             pairs = zip(texts, values, strict=True)

@@ -83,7 +83,7 @@ def _table(results: Results, panel: str, rows: list[VariantRow]) -> Table:
 
 
 def _print_high(console: Console, results: Results, panel: str, rows: list[VariantRow]) -> None:
-    """Return the table of a panel for 80 columns: intervals below their means, none for the KL."""
+    """Print the table of a panel for 80 columns: intervals below their means, none for the KL."""
     against = f"differences from {results.baseline}, similar within ±{results.margin:g}"
     title = f"{panel}: " if panel else ""
     console.print(Text(f"{title}{results.metric_label}, {against}"), style="italic")

@@ -1,4 +1,4 @@
-"""This module writes numbers as words: one rounding everywhere, a real minus sign, a dash for none."""
+"""This module writes numbers: one rounding, a real minus sign, and a dash for nothing."""
 
 from __future__ import annotations
 

@@ -163,11 +163,14 @@ def flash_backward(
     """Return gradients of queries, keys and values.
 
     Args:
-        grad: gradient of the output, (T, H, d).
-        saved: queries, keys, values and the four results of `flash_forward`.
-        shape: as given to `flash_forward`.
-        scale: as given to `flash_forward`.
-        left: as given to `flash_forward`.
+        grad: The gradient of the output, (T, H, d).
+        saved: Queries, keys, values and the four results of `flash_forward`.
+        shape: The argument as given to `flash_forward`.
+        scale: The argument as given to `flash_forward`.
+        left: The argument as given to `flash_forward`.
+
+    Returns:
+        Three gradients in the shapes of queries, keys and values.
     """
     q, k, v, out, lse, seed, offset = saved
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(

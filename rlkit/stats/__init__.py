@@ -1,4 +1,4 @@
-"""This package has statistics of experiments whose unit is the seed; each result is reproducible."""
+"""This package has statistics of experiments whose unit is the seed; results are reproducible."""
 
 from rlkit.stats.aggregate import (
     iqm,

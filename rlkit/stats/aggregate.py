@@ -1,5 +1,6 @@
-"""Aggregates over tasks are the interquartile mean and the probability of improvement, as in
-rliable.
+"""This module has aggregates over tasks, as rliable has them.
+
+They are the interquartile mean and the probability of improvement.
 
 Source: Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice", 2108.13264.
 """

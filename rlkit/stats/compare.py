@@ -26,9 +26,7 @@ class Verdict(StrEnum):
 
 
 class Paired(NamedTuple):
-    """This record pairs a variant's values and the baseline's for the seeds both have, in one
-    order.
-    """
+    """This record pairs values of a variant and of the baseline by seed, in one order."""
 
     values: Sequence[float]
     baseline: Sequence[float]

@@ -30,9 +30,7 @@ class Expectations(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactEvaluator:
-    """This is the exact counterpart of `rlkit.training.evaluate.Evaluator`, on the training
-    prompts.
-    """
+    """This is the exact counterpart of `rlkit.training.evaluate.Evaluator`, on training prompts."""
 
     policy: TabularPolicy
     temperature: float

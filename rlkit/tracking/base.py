@@ -157,10 +157,13 @@ class EvalRecord:
     interval: Interval
     """The interval of the mean over the prompts with a judged sample; NaN when there is none."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Further numbers: `kl` (policy || reference, nats a completion), `entropy` (nats a token),
-    `reward`, `length`, `length_wrong` (tokens), `judged` and `unjudged` (samples with and without
-    a value of `measure`), and how much training it took: `samples` (completions sampled so far)
-    and `time/train` (seconds of the steps so far)."""
+    """Further numbers, by name.
+
+    `kl` is (policy || reference) in nats a completion, `entropy` is in nats a token. `reward` and
+    `length` are means; `length_wrong` counts the tokens of wrong answers. `judged` and `unjudged` are
+    samples with and without a value of `measure`. Two say how much training it took: `samples` are
+    completions sampled so far, `time/train` the seconds of the steps so far.
+    """
     samples: Sequence[SampleRow] = ()
 
 
@@ -184,8 +187,9 @@ class Tracker(Protocol):
     def start(self, info: RunInfo) -> None: ...
 
     def progress(self, phase: Phase, done: int, total: int) -> None:
-        """Note that `done` of `total` units of the phase are done. It is cheap enough for every
-        token.
+        """Note that `done` of `total` units of the phase are done.
+
+        It is cheap, and may be called for every token.
         """
         ...
 

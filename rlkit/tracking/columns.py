@@ -18,7 +18,10 @@ _SPLIT = (Phase.generate, Phase.reward, Phase.score, Phase.update, Phase.sync)
 
 
 class TableColumn(NamedTuple):
-    """A column has a `rank`, which says how long it stays on a narrow terminal; 0 is dropped last."""
+    """A column has a `rank`, which says how long it stays on a narrow terminal.
+
+    Rank 0 is dropped last.
+    """
 
     title: str
     width: int

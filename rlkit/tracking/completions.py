@@ -1,4 +1,4 @@
-"""Sampled completions are kept as Parquet: a file a step or evaluation, a column a reward function."""
+"""Samples are kept as Parquet: a file a step or evaluation, a column a reward function."""
 
 from __future__ import annotations
 

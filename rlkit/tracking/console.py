@@ -36,8 +36,9 @@ _FIXED_LINES = 14
 
 
 class PlainConsole:
-    """This view prints one line a step, for pipes and CI; with `quiet`, only warnings and the
-    results.
+    """This view prints one line a step, for pipes and CI.
+
+    With `quiet`, it prints only warnings and the results.
     """
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
@@ -219,7 +220,7 @@ def header(info: RunInfo) -> list[Text]:
 
 
 class _WarningsHandler(logging.Handler):
-    """This handler shows warnings of Python's logging that did not come through `Tracker.message`."""
+    """This handler shows warnings of Python's logging that `Tracker.message` did not bring."""
 
     def __init__(self, owner: PlainConsole) -> None:
         super().__init__(logging.WARNING)

@@ -20,8 +20,9 @@ from rlkit.tracking.redact import Redactor
 
 
 class Fanout:
-    """This tracker passes every call to `local`, whose errors end the run, then to harmless
-    `others`.
+    """This tracker passes every call to `local`, then to `others`.
+
+    Errors of `local` end the run, errors of `others` do not.
 
     One of `others` that raises is dropped with one warning. None of them sees a secret.
     """

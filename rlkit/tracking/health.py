@@ -1,4 +1,4 @@
-"""This module says once in words that a run learns nothing, and counts such signs over all steps."""
+"""This module says once in words that a run learns nothing, and counts such signs."""
 
 from __future__ import annotations
 

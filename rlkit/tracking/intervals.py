@@ -180,7 +180,7 @@ def _paired(
 
 
 def _numbered(keys: Sequence[str]) -> list[tuple[str, int]]:
-    """Equal keys are told apart by their occurrence, so that each prompt has one partner."""
+    """Return the keys with their occurrence, so that each prompt has one partner."""
     seen: Counter[str] = Counter()
     named = []
     for key in keys:

@@ -29,8 +29,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class LocalTracker:
-    """This tracker writes `run.json`, `metrics.jsonl`, `evals.jsonl`, `completions/`, `log.txt`,
-    curves.
+    """This tracker writes the files of the run folder.
+
+    They are `run.json`, `metrics.jsonl`, `evals.jsonl`, `completions/`, `log.txt` and the curves.
 
     Metrics and evaluations must get through: a failure raises TrackingError.
     Completions, log and curves are worth less than the run: a failure is logged once.

@@ -1,4 +1,4 @@
-"""This module draws `curves.png` and `curves.svg`: reward, KL, length and gradient norm of a run."""
+"""This module draws `curves.png` and `curves.svg`: reward, KL, length and gradient norm."""
 
 from __future__ import annotations
 

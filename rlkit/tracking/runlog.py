@@ -20,8 +20,9 @@ LEVELS = {
 
 
 class RunLog:
-    """This log writes to `log.txt` while open: rlkit's records from INFO on, others' from WARNING
-    on.
+    """This log writes to `log.txt` while it is open.
+
+    It takes rlkit's records from INFO on and others' from WARNING on.
 
     Appends, so that a resumed run keeps its past. A full disk silences the log, not the run.
     """

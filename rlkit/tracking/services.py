@@ -22,14 +22,24 @@ class ServiceSession(Protocol):
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """Show some samples of a step."""
+        """Show some samples of a step.
+
+        Args:
+            name: The name of the table.
+            columns: The names of its columns.
+            rows: The cells, row by row.
+            step: The step of the run, >= 0.
+        """
         ...
 
     def finish(self, exit_code: int) -> None: ...
 
 
 class WandbSession:
-    """This client records neither code, console, git remote nor arguments: they may leak."""
+    """The run is mirrored to Weights & Biases.
+
+    Neither code, console, git remote nor arguments are recorded: they may leak.
+    """
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         wandb = self._wandb = _import("wandb")
@@ -56,7 +66,14 @@ class WandbSession:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """Send a table of the step; wandb's page has a slider over the steps."""
+        """Send a table of the step; wandb's page has a slider over the steps.
+
+        Args:
+            name: The name of the table.
+            columns: The names of its columns.
+            rows: The cells, row by row.
+            step: The step of the run, >= 0.
+        """
         table = self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])
         self._run.log({name: table}, step=step)
 
@@ -86,7 +103,14 @@ class TrackioSession:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """Do nothing: Trackio's tables need pandas, and the run's folder has the samples."""
+        """Do nothing: Trackio's tables need pandas, and the run's folder has the samples.
+
+        Args:
+            name: The name of the table.
+            columns: The names of its columns.
+            rows: The cells, row by row.
+            step: The step of the run, >= 0.
+        """
 
     def finish(self, exit_code: int) -> None:
         self._trackio.finish()
@@ -111,7 +135,14 @@ class TensorboardSession:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """Write a Markdown table, which TensorBoard's text page renders."""
+        """Write a Markdown table, which TensorBoard's text page renders.
+
+        Args:
+            name: The name of the table.
+            columns: The names of its columns.
+            rows: The cells, row by row.
+            step: The step of the run, >= 0.
+        """
         lines = [columns, ["---"] * len(columns), *rows]
         text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
         tensors = _import("tensorboard.compat.proto.tensor_pb2")
