@@ -55,7 +55,7 @@ class Loaded:
 
 
 def choose_generator(config: Config, device: torch.device, *, say: Say) -> GeneratorConfig:
-    """Yield `config.generator`, with `auto` replaced by what it means on `device`."""
+    """Return `config.generator`, with `auto` replaced by what it means on `device`."""
     chosen = config.generator
     if not isinstance(chosen, AutoGeneratorConfig):
         return chosen

@@ -1,4 +1,4 @@
-"""This module holds a loaded and checked run of a language model: its parts and their use by a job."""
+"""This module holds a loaded and checked run of a language model, and what a job does with it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ class ModelRun:
         return state
 
     def trainer(self, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
-        """Return the training loop, observed by `tracker`; a stop ends it between tokens or steps."""
+        """Return the training loop, observed by `tracker`.
+
+        A stop ends it between tokens or steps.
+        """
         config = self.config
         record(self.planned.plan, run_dir)
         generator = self._generator(tracker, stop)

@@ -3,8 +3,8 @@
     <tmp>/rlkit-<uid>/gpu/<name>/mutex     held while the leases of a card are counted
     <tmp>/rlkit-<uid>/gpu/<name>/*.lease   one lease: its share in millionths; valid while locked
 
-A lock goes with the processes that hold it, however they end, so no lease outlives its job and none
-has to be cleaned up by hand.
+A lock goes with the processes that hold it, however they end. So no lease outlives its job, and
+none has to be cleaned up by hand.
 """
 
 from __future__ import annotations

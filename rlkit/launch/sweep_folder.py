@@ -6,7 +6,7 @@
     jobs/<id>/output.txt  what the job's processes printed
 
 A job's id is the hash of its configuration. So the same job has the same folder whichever sweep
-command names it, another configuration never has it, and running a command twice finds its jobs.
+command names it, and another configuration never has it. Running a command twice finds its jobs.
 """
 
 from __future__ import annotations

@@ -26,8 +26,10 @@ _WORKSPACES = (WORKSPACE_BYTES, 2**28, 2**26)
 _ENGINE_TOKENS = (8192, 2048, 1024)
 """Tokens of one engine step, which bound its activations: the more, the faster prompts are read."""
 _BUSY_TOKENS = 4096
-"""Tokens of a micro-batch that keep a device busy: 180 ms forward and backward on an H200 with all
-activations kept, 280 ms with layers recomputed (1.5B, docs/memory/activations.md)."""
+"""Tokens of a micro-batch that keep a device busy. On an H200 and a model of 1.5B, forward and
+backward take 180 ms with all activations kept. With layers recomputed they take 280 ms
+(docs/memory/activations.md).
+"""
 _MARGIN = 0.03
 _MOST_MARGIN = 500_000_000
 """Left free of the budget, as a share and at most: allocators round up and leave holes."""

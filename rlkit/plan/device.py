@@ -56,9 +56,9 @@ class Meter:
     def peak(self) -> int:
         """Return the most bytes of the run at once so far.
 
-        CUDA: the allocator's peak of reserved memory and whatever is in use outside of it now,
-        the context included; what an engine gives back between two looks is seen only by a `note`
-        while it is there. CPU: the process's largest resident size.
+        On CUDA this is the allocator's peak of reserved memory and whatever is in use outside of it
+        now, the context included. What an engine gives back between two looks is seen only by a
+        `note` while it is there. CPU: the process's largest resident size.
         """
         self.note()
         return self.highest
@@ -72,7 +72,10 @@ class Meter:
         self.highest = max(self.highest, self._seen())
 
     def in_use(self) -> int:
-        """Return bytes in use on the device now (CPU: of this process), all since before the run."""
+        """Return bytes in use on the device now, those before the run included.
+
+        On a CPU these are the bytes of this process.
+        """
         if self.device.type == "cuda":
             return _used(self.device)
         return int(psutil.Process().memory_info().rss)

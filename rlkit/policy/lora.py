@@ -50,9 +50,7 @@ class LoRA:
         *,
         last_products: Container[str] = (),
     ) -> None:
-        """Adapt layers; nobody reads the results of `last_products` where a decoder layer runs
-        again.
-        """
+        """Adapt layers; nobody reads `last_products` where a decoder layer runs again."""
         self.config = config
         self.shapes = dict(shapes)
         """The shape of each adapted layer, by its name in the model."""
@@ -71,9 +69,9 @@ class LoRA:
     def active(self, adapter: Mapping[str, Tensor] | None) -> Iterator[None]:
         """Forward passes inside use `adapter`; None = that of the reference policy. Nests.
 
-        The scaled copies in the compute dtype are made here, once for all passes inside, so
-        changing the adapter's tensors in place inside has no effect on them.
-        Raises ValueError when the adapter's keys or shapes do not fit the model.
+        The scaled copies in the compute dtype are made here, once for all passes inside. So
+        changing the adapter's tensors in place inside has no effect on them. Raises ValueError when
+        the adapter's keys or shapes do not fit the model.
         """
         tensors = self.reference if adapter is None else adapter
         factors = None if tensors is None else self._factorise(tensors)
@@ -118,9 +116,7 @@ class LoRA:
         return add_update
 
     def linear(self, layer: str, module: nn.Linear) -> Projection:
-        """Return the forward method of a frozen or 4-bit `module`, with the active adapter's
-        update.
-        """
+        """Return the forward method of a frozen or 4-bit `module`, with the adapter's update."""
         self._plain.add(layer)
         # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
         plain = (weakref.proxy(module),)
@@ -211,8 +207,8 @@ def target_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
 def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
     """Hook the target layers of `model` up to a new `LoRA`. Parameter names stay as they are.
 
-    A forward method or a hook, not a wrapping module: the model's state dict, its views in vLLM and
-    its export keep their names; a layer of an unknown kind is treated as a black box.
+    It is a forward method or a hook, not a wrapping module. So the model's state dict, its views in
+    vLLM and its export keep their names. A layer of an unknown kind is treated as a black box.
     Raises ValueError when a target is not a linear layer of the model.
     """
     chosen = target_layers(model, config)

@@ -13,8 +13,9 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]
 _MAX_INNER = 256
 """Most columns of a group's A x: the zero blocks of s B are multiplied as well."""
 _MAX_WEIGHTS = 2**26
-"""Most weights of a group: the product of more takes longer than the launches that a group saves,
-and its zero blocks would only take memory (.2 GB for 70B)."""
+"""Most weights of a group. The product of more takes longer than the launches that a group saves.
+Its zero blocks would only take memory (.2 GB for 70B).
+"""
 
 
 class LayerShape(NamedTuple):

@@ -26,8 +26,8 @@ Group = Sequence[tuple[Tensor, Tensor]]
 def updated_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
     """Return x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B.
 
-    The update is added to the product in the same matmul: it is rounded once, and with B = 0 the
-    result is bitwise that without it.
+    The update is added to the product in the same matmul, so the sum is rounded once. With B = 0
+    the result is bitwise that without it.
 
     Args:
         x: (..., in) the input.

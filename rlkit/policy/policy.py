@@ -1,8 +1,8 @@
 """A policy is a model and what of it trains, scored on completion tokens only.
 
-With LoRA the reference policy is the model with the adapter off, and a critic, if there is one, a
-second adapter with a linear value head; with all weights the reference is a copy of the first
-ones. Logits over the vocabulary are never held for a whole batch.
+With LoRA the reference policy is the model with the adapter off. A critic, if there is one, is a
+second adapter with a linear value head. When all weights train, the reference is a copy of the
+first ones. Logits over the vocabulary are never held for a whole batch.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Policy:
 
         logps[b, t] = log softmax(logits / temperature)[completion_ids[b, t]] given all before it.
         Differentiable in `adapter` and `critic`. Equal rows in equal order give bitwise equal
-        logps, with and without gradients, so an adapter with B = 0 equals None: score policy and
+        logps, with and without gradients. So an adapter with B = 0 equals None: score policy and
         reference in the same micro-batches.
 
         Args:

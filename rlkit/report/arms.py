@@ -47,10 +47,10 @@ def arms_of(jobs: Sequence[JobRecord], *, panel_keys: Sequence[str] | None = Non
     """Group `jobs` into arms, in the order of their first jobs.
 
     Panels are made by `panel_keys`, overrides or leaves of the configuration. Without any (None),
-    by the task where it differs; else, where the overrides span a grid, by its numerical options,
-    as long as others remain to make variants. Variants take their names from the overrides that
-    are not common to all; jobs without overrides (plain run folders) from their configurations.
-    Runs that agree in everything, the seed included, are kept apart by their ids.
+    the task makes panels where it differs. Else the numerical options of a grid do, as long as
+    others remain to make variants. Variants take their names from the overrides that are not common
+    to all; jobs without overrides (plain run folders) from their configurations. Runs that agree in
+    everything, the seed included, are kept apart by their ids.
 
     Raises:
         StudyError: a key of `panel_keys` that no job knows.

@@ -102,9 +102,9 @@ def analyse(
 ) -> Results:
     """Compare the arms of `study` by the value of `metric` after training, or `at` a budget.
 
-    `metric` is `success` (the last held-out evaluation), `auc` (area under its curve over
-    samples), `eval/...` for another number of the last evaluation, or a metric of the steps (its
-    mean over the last tenth of them).
+    `metric` is `success`, the last held-out evaluation, or `auc`, the area under its curve over
+    samples. It may also be `eval/...`, another number of the last evaluation, or a metric of the
+    steps. The latter is the mean over the last tenth of them.
 
     Args:
         study: The jobs to compare.

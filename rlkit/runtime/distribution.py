@@ -1,7 +1,7 @@
 """rlkit is installed under another name, because `rlkit` itself belongs to other projects.
 
 The import is `rlkit`. PyPI's `rlkit` is a library of 2018, and one of the same name is installed
-from its repository; both write into a package that is spelled like ours.
+from its repository. Both write into a package that is spelled like ours.
 """
 
 from __future__ import annotations

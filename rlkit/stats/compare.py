@@ -50,7 +50,7 @@ class Comparison(NamedTuple):
 def compare_all(pairs: Mapping[str, Paired], *, margin: float) -> dict[str, Comparison]:
     """Compare each variant of one family with the baseline.
 
-    Differences are tested by paired t tests, similarity by TOST at ±`margin`; both families of
+    Differences are tested by paired t tests, similarity by TOST at ±`margin`. Both families of
     p-values are Holm-adjusted over the variants that have at least `MIN_SEEDS` pairs.
 
     Raises:

@@ -13,9 +13,9 @@ def train_indices(
 ) -> list[int]:
     """Return the training examples of a step; nothing needs to be restored on resume.
 
-    A finite split (`size` examples) is read in a fresh permutation each epoch, and batches cross
-    from one epoch into the next, so every example comes once per epoch. An endless split is read
-    in order, from a place of its own for each run seed (up to 2**20 examples).
+    A finite split (`size` examples) is read in a fresh permutation each epoch. Batches cross from
+    one epoch into the next, so every example comes once per epoch. An endless split is read in
+    order, from a place of its own for each run seed (up to 2**20 examples).
 
     Args:
         run_seed: Seed of the run, >= 0.

@@ -26,9 +26,9 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
     """Return the prompt as the model sees it: `text` is what was tokenised, `ids` what came out.
 
     Messages go through the chat template, which writes all special tokens itself, so that none are
-    added to its text (no second BOS). Raw text gets what the tokenizer adds by default.
-    Raises ValueError naming the row for an empty prompt, a conversation that does not end with
-    the user, a template that fails or loses a part, or text that is not valid Unicode.
+    added to its text (no second BOS). Raw text gets what the tokenizer adds by default. Raises
+    ValueError naming the row for an empty prompt, or a conversation that does not end with the
+    user. A template that fails or loses a part is refused too, and so is invalid Unicode.
     """
     text = prompt_text(example, tokenizer, index=index)
     ids = tokenizer(text, add_special_tokens=isinstance(example.prompt, str))["input_ids"]

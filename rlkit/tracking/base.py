@@ -159,9 +159,9 @@ class EvalRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further numbers, by name.
 
-    `kl` is (policy || reference) in nats a completion, `entropy` is in nats a token. `reward` and
-    `length` are means; `length_wrong` counts the tokens of wrong answers. `judged` and `unjudged` are
-    samples with and without a value of `measure`. Two say how much training it took: `samples` are
+    `kl` (policy || reference) is in nats a completion, `entropy` in nats a token; `length` and
+    `length_wrong` are in tokens, and `reward` is there as well. `judged` and `unjudged` are samples
+    with and without a value of `measure`. Two say how much training it took: `samples` are the
     completions sampled so far, `time/train` the seconds of the steps so far.
     """
     samples: Sequence[SampleRow] = ()

@@ -29,8 +29,8 @@ def eval_path(run_dir: Path, label: str, step: int) -> Path:
 def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[str]) -> None:
     """Write `rows` atomically.
 
-    The raw value of reward function `f` is in column `rewards/f`, the task's column `c` (such as
-    the right answer) in `task/c`: text as it is, other values as JSON.
+    The raw value of reward function `f` is in column `rewards/f`. The task's column `c`, such as
+    the right answer, is in `task/c`: text as it is, other values as JSON.
 
     Raises:
         TrackingError: the file could not be written; nothing is left of it.

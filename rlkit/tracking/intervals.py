@@ -60,8 +60,9 @@ def bootstrap(values: Sequence[float]) -> Interval:
 def mean_interval(values: Sequence[float], *, samples_per_prompt: int) -> Interval:
     """Return the interval of the mean over prompts; prompts without a value (NaN) do not count.
 
-    Wilson over prompts where each has one 0/1 sample, and where all prompts agree at 0 or 1: the
-    bootstrap would claim an interval of width zero there. Bootstrap over prompts otherwise.
+    Wilson's interval is for prompts with one 0/1 sample each, and for prompts that all agree at 0
+    or 1. The bootstrap would claim an interval of width zero there. It is used otherwise, over
+    prompts.
 
     Args:
         values: One mean for each prompt; NaN = no sample of it was judged.
