@@ -1,6 +1,6 @@
 """This package turns a checked configuration into a run; it loads everything, the cheapest first.
 
-The modules:
+It has these modules:
     assemble      a run of a language model
     tabular_run   a run of an exact table
     load          memory plan, engine and model

@@ -36,7 +36,7 @@ def export(run: Path, out: Path, dtype: DType) -> None:
     """Write, load again and compare; raises ValueError with one line, and then leaves nothing.
 
     The comparison is KL(the run's policy || the folder) of next-token distributions on a few chat
-    prompts: a folder that loads as another model is not left behind.
+    prompts. A folder that loads as another model is not left behind.
     """
     options = read_options(run, key="--run")
     if out.exists():

@@ -69,7 +69,7 @@ def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Record
         message: The reason for such a job.
 
     Returns:
-        The content of `status.json` afterwards.
+        The end of the job, as it or this function recorded it.
     """
     own = read_status(folder)
     if own.pid == pid and own.status is Status.completed:

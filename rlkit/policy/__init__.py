@@ -1,6 +1,6 @@
 """A policy is a base model with the weights that train, its reference, and the critic.
 
-The modules:
+It has these modules:
     policy         forward passes of policy and reference over packed micro-batches
     lora           adapters as explicit tensors
     lora_linear    the arithmetic of adapters

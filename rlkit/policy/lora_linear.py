@@ -1,6 +1,6 @@
 """This module computes adapted layers in fewer passes over memory than autograd would make.
 
-Layers with one input (q, k and v; gate and up) may be computed as one, a group: [A_1; A_2] is
+Layers with one input (q, k and v; gate and up) may be computed as one, a group. [A_1; A_2] is
 applied at once, and s B is the matrix with the layers' s B_i as blocks on its diagonal. Two zero
 blocks of a few columns cost less than a second matmul.
 """

@@ -114,6 +114,9 @@ def analyse(
         panel_keys: Leaves of the configuration that make panels; None lets `arms_of` choose.
         at: The budget at which the variants are compared.
 
+    Returns:
+        All numbers of the study.
+
     Raises:
         StudyError: `baseline`, `panel_keys` or `metric` name nothing there is, or `margin` <= 0.
     """

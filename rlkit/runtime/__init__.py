@@ -1,6 +1,6 @@
 """Every room may use this one; nothing here knows about learning.
 
-The modules:
+It has these modules:
     distribution   the name that rlkit is installed by, and what it says of a missing extra
     files          files and folders that appear whole or not at all
     garbage        Python's collector of reference cycles, paused while it cannot find anything

@@ -38,6 +38,9 @@ def splits(draw: Draw, *, seed: int, eval_size: int, shots: Collection[str]) -> 
         eval_size: Most eval prompts, >= 1, all different; fewer when the task has no more.
         shots: Keys of the worked examples.
 
+    Returns:
+        The endless train split and the finite eval split.
+
     Raises:
         ValueError: The seed leaves nothing for one of the halves.
     """

@@ -24,6 +24,9 @@ def train_indices(
         size: Examples of the split; None means endless.
         attempt: Above 0 it gives further examples for the same step, in an order of their own.
 
+    Returns:
+        Indices of `prompts_per_step` examples, each >= 0.
+
     Raises:
         ValueError: The split is empty.
     """

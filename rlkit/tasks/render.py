@@ -116,6 +116,9 @@ def render_all(
         max_length: Most tokens of a prompt, >= 1.
         overlong: What becomes of longer prompts.
 
+    Returns:
+        The prompts, and the indices of those that were too long.
+
     Raises:
         ValueError: An example cannot be rendered, or is too long under `error`.
     """

@@ -61,8 +61,8 @@ def mean_interval(values: Sequence[float], *, samples_per_prompt: int) -> Interv
     """Return the interval of the mean over prompts; prompts without a value (NaN) do not count.
 
     Wilson's interval is for prompts with one 0/1 sample each, and for prompts that all agree at 0
-    or 1. The bootstrap would claim an interval of width zero there. It is used otherwise, over
-    prompts.
+    or 1. The bootstrap would claim an interval of width zero there. Otherwise
+    the bootstrap over prompts is used.
 
     Args:
         values: One mean for each prompt; NaN = no sample of it was judged.
