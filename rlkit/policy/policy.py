@@ -71,10 +71,7 @@ class Tuning(TrainsLayers, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A policy has handles to a model and the tensors that train.
-
-    `adapter` and `critic` change in place.
-    """
+    """A policy has handles to a model and tensors; `adapter` and `critic` change in place."""
 
     model: PreTrainedModel
     tuning: Tuning
