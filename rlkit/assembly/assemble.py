@@ -1,4 +1,4 @@
-"""From a configuration to everything a run is made of; what cannot work is refused here."""
+"""This module makes everything that a run needs; it refuses what cannot work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def assemble(config: Config, *, say: Callable[[str], None]) -> ModelRun:
 
 
 class _Start(NamedTuple):
-    """What is known and running before a model is loaded."""
+    """This record holds what is known and running before a model is loaded."""
 
     config: Config
     device: torch.device

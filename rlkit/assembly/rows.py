@@ -1,4 +1,4 @@
-"""The rows and the rewards of a run, checked with its tokenizer before the first step."""
+"""This module checks the rows and the rewards of a run with its tokenizer before the first step."""
 
 from __future__ import annotations
 

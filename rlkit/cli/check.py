@@ -1,4 +1,4 @@
-"""`rlkit check`: what a run would take, without running it; no GPU needed with a budget."""
+"""`rlkit check` says what a run would take without running it; a budget takes the GPU's place."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _samples(arguments: Sequence[str]) -> tuple[list[str], int]:
-    """The overrides, and how many samples are asked for; 0 = none."""
+    """Return the overrides, and how many samples are asked for; 0 = none."""
     flags = [a for a in arguments if a.startswith("--samples")]
     overrides = [a for a in arguments if a not in flags]
     if not flags:

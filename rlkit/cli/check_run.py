@@ -1,4 +1,4 @@
-"""The work of `rlkit check`."""
+"""This module does the work of `rlkit check`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rlkit.training.no_signal import what_the_base_model_earns
 
 
 def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
-    """The plan of the run that `arguments` stand for, then what its rows and rewards are like.
+    """Yield the plan of the run that `arguments` stand for, then how its rows and rewards look.
 
     Raises DoesNotFit, ConfigError or ValueError, each with one line.
     """
@@ -57,7 +57,7 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def sample_lines(arguments: Sequence[str], count: int) -> Iterator[str]:
-    """What `count` samples of the base model earn; loads the model and starts the rewards."""
+    """Yield what `count` samples of the base model earn; loads the model and starts the rewards."""
     (config,) = preflight(arguments)
     with closing(assemble(config, say=lambda _: None)) as run:
         groups = run.base_samples(count)
@@ -78,7 +78,7 @@ def sample_lines(arguments: Sequence[str], count: int) -> Iterator[str]:
 
 
 def _device(config: Config) -> tuple[torch.device, int | None]:
-    """Where to plan for; with `memory.budget` and no GPU here, a card of that size."""
+    """Return where to plan for; with `memory.budget` and no GPU here, a card of that size."""
     budget = config.memory.budget_bytes
     wants_card = config.device is not DeviceChoice.cpu and budget is not None
     if wants_card and not torch.cuda.is_available():
@@ -87,7 +87,7 @@ def _device(config: Config) -> tuple[torch.device, int | None]:
 
 
 def headline_table() -> Iterator[str]:
-    """The models of docs/memory/plan.md: claimed elsewhere, to reach, planned."""
+    """Yield the models of docs/memory/plan.md: claimed elsewhere, to reach, planned."""
     yield f"{'work':<44}  claimed  to reach   planned  decisions"
     for row in ROWS:
         budget = int(row.target * GB)

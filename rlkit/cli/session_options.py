@@ -1,4 +1,4 @@
-"""Options that `chat` and `generate` share; light to import, for `--help`."""
+"""`chat` and `generate` share these options; the module is light to import, for `--help`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of a study on a terminal."""
+"""This module prints the results of a study on a terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HIGH = {
 
 
 def print_results(console: Console, results: Results) -> None:
-    """The headline, a table for each panel, the options that differ, what is not completed.
+    """Print the headline, a table for each panel, the options that differ, and unfinished jobs.
 
     A terminal that is too narrow for the tables gets them two lines high, with the name of each
     variant above its numbers.
@@ -84,7 +84,7 @@ def _table(results: Results, panel: str, rows: list[VariantRow]) -> Table:
 
 
 def _print_high(console: Console, results: Results, panel: str, rows: list[VariantRow]) -> None:
-    """The table of a panel for 80 columns: intervals below their means, none for the KL."""
+    """Print the table of a panel for 80 columns: intervals below their means, none for the KL."""
     against = f"differences from {results.baseline}, similar within ±{results.margin:g}"
     title = f"{panel}: " if panel else ""
     console.print(Text(f"{title}{results.metric_label}, {against}"), style="italic")
@@ -108,7 +108,7 @@ def _print_high(console: Console, results: Results, panel: str, rows: list[Varia
 
 
 def _cells(*cells: Text | str) -> Table:
-    """One row of the high table, with columns like those of the others."""
+    """Return one row of the high table, with columns like those of the others."""
     line = Table.grid(padding=(0, 1, 0, 0))
     for name, width in _HIGH.items():
         line.add_column(width=width, justify="left" if name == "verdict" else "right")
@@ -124,7 +124,7 @@ def _verdict(row: VariantRow) -> Text:
 
 
 def _print_prompts(console: Console, results: Results) -> None:
-    """For one seed a side there is no interval over seeds; there is one over shared prompts."""
+    """Print intervals over shared prompts where a side has one seed, so no interval over seeds."""
     arms = [row.arm for row in results.rows]
     alone = [next(iter(arm.done.values())) for arm in arms if len(arm.done) == 1]
     if results.metric != SUCCESS or len(alone) < 2 or len(alone) != len(arms):
@@ -139,7 +139,7 @@ def _print_prompts(console: Console, results: Results) -> None:
 
 
 def _over_prompts(first: JobRecord, job: JobRecord) -> str:
-    """The difference of two runs over the prompts that have the same content, if there are any."""
+    """Return the difference of two runs over the prompts whose content they share, if any."""
     one, other = first.evals[-1], job.evals[-1]
     if one.measure is other.measure is Measure.reward and _rewards(first) != _rewards(job):
         return "its reward functions are others, so that the two rewards cannot be compared"
@@ -186,7 +186,7 @@ def _options_table(found: Differences) -> Table:
 
 
 def _short(found: Estimate | None) -> str:
-    """A mean in six characters."""
+    """Return a mean in six characters."""
     if found is None:
         return NONE
     return short(found.mean) if found.mean < 100 else fixed(found.mean, digits=1)

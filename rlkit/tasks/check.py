@@ -56,10 +56,13 @@ def check_rewards(
         decode: The run's way from sampled ids to text.
         num_examples: Held-out examples to look at, >= 1.
 
+    Returns:
+        The rewards that gold answers and others earn.
+
     Raises:
         ValueError: A function cannot be loaded, raises, hangs, crashes, or returns the wrong number
-            or type of values; a function that the task recommends pays for no gold answer at all;
-            or every completion earns the same.
+            or type of values. Or a function that the task recommends pays for no gold answer at
+            all, or every completion earns the same.
     """
     groups: list[list[Completion]] = []
     vanished: set[str] = set()
