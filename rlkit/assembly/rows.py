@@ -53,7 +53,20 @@ def with_usable_rows(
 def usable_rows(
     config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, *, say: Say
 ) -> Task:
-    """Return `task` with the rows that can become prompts; raises as `with_usable_rows`."""
+    """Return `task` with the rows that can become prompts.
+
+    Args:
+        config: Says what becomes of rows that cannot be used.
+        task: The task with all its rows.
+        tokenizer: The model's tokenizer, with its chat template.
+        say: Gets progress and notes, a line each.
+
+    Returns:
+        The task over the usable rows.
+
+    Raises:
+        ConfigError: A row cannot be used and `config` drops none, or no row is left.
+    """
     train, held_out = (_usable(split, config, tokenizer, say) for split in (task.train, task.eval))
     return replace(task, train=train, eval=held_out)
 
