@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rlkit.rewards.load import REGISTRY
-from rlkit.schema import Schema
+from rlkit.schema import Options, Schema
 
 
 class OnFailure(StrEnum):
@@ -47,7 +47,7 @@ class RewardSpec(NamedTuple):
 
 
 @dataclass(kw_only=True, slots=True)
-class RewardFunctionConfig:
+class RewardFunctionConfig(Options):
     """This configures one reward function; its key in `reward.functions` names its metrics."""
 
     fn: str = ""
@@ -60,7 +60,7 @@ class RewardFunctionConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class RewardConfig:
+class RewardConfig(Options):
     """The reward of a completion is a weighted sum of functions, run in killable processes."""
 
     # Any, because omegaconf refuses `+reward.functions.mine.fn=...` on a dict of dataclasses; the

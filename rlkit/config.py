@@ -30,7 +30,7 @@ from rlkit.generation import GeneratorConfig
 from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
 from rlkit.rewards import RewardConfig
-from rlkit.schema import Schema
+from rlkit.schema import Options, Schema
 from rlkit.schema import require as value_require
 from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
@@ -69,7 +69,7 @@ class DeviceChoice(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluationConfig:
+class EvaluationConfig(Options):
     """Held-out evaluation at the training temperature, before and after (and during) training."""
 
     every: int = 0
@@ -90,7 +90,7 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class CheckpointConfig:
+class CheckpointConfig(Options):
     """How often to save what a killed run needs to go on exactly."""
 
     every: int = 5
@@ -104,7 +104,7 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class Config:
+class Config(Options):
     """One run."""
 
     seed: int = 0

@@ -57,7 +57,7 @@ def expand_norm(
     All (M, N) but `low` (M, R), `b` (N, R), `active` (>= M) and `gain` (N); the last dimensions are
     dense. Rounded to the dtype of `out` where each operation of its own would round; RMSNorm as
     transformers has it (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4), its sums in float32.
-    `early` as of `lora_kernels.Tiling`.
+    `early` as of `lora_kernels.ExpandTiling`.
     """
     num_rows, width = out.shape
     rank = b.shape[1]
