@@ -94,7 +94,9 @@ class RewardConfig(Options):
             raise ValueError(f"reward.workers must be >= 1, got {self.workers}")
         if self.max_output_bytes < 0:
             raise ValueError(f"reward.max_output_bytes must be >= 0, got {self.max_output_bytes}")
-        self.functions = {name: _function(name, value) for name, value in self.functions.items()}
+        functions = {name: _function(name, value) for name, value in self.functions.items()}
+        # The field is set and read only by now; this replaces what YAML said by what it means.
+        object.__setattr__(self, "functions", functions)
 
 
 def reward_specs(config: RewardConfig, recommended: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:
