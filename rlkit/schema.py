@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import MemberDescriptorType, ModuleType
 from typing import NamedTuple
@@ -39,6 +40,22 @@ def _has_own(options: Options, name: str) -> bool:
 def _read_only(options: Options, name: str) -> AttributeError:
     field = f"{type(options).__name__}.{name}"
     return AttributeError(f"{field} is read only after it is made: use dataclasses.replace")
+
+
+NAMES = ("algorithm.preset",)
+"""Leaves that only say what others are called."""
+NEWER_OPTIONS: Mapping[str, object] = {
+    "model.adapter": None,
+    "model.adapter_use": "train",
+    "model.rope_length": None,
+    "model.chat_template_name": "",
+    "model.chat_template_kwargs": {},
+    "reward.special_tokens": "drop",
+    "task.bad_rows": "error",
+    "task.ignore_keys": [],
+}
+"""Options that older runs did not have, with the value that means what those runs did. At this
+value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
 
 
 class Schema(NamedTuple):

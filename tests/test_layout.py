@@ -31,7 +31,7 @@ ALLOWED = {
     "algorithms": {"types", "schema", "functional"},
     "tasks": {"types", "schema", "runtime", "rewards"},
     "policy": {"types", "runtime", "kernels", "models"},
-    "report": {"stats", "tracking"},
+    "report": {"schema", "stats", "tracking"},
     "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
     "oracle": {"types", "schema", "algorithms", "training"},
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
@@ -44,8 +44,8 @@ ALLOWED = {
         "training",
     },
     "assembly": {
-        *("types", "config", "algorithms", "generation", "models", "plan", "policy", "rewards"),
-        *("runtime", "tabular", "tasks", "tracking", "training"),
+        *("types", "schema", "config", "algorithms", "generation", "models", "plan", "policy"),
+        *("rewards", "runtime", "tabular", "tasks", "tracking", "training"),
     },
     "launch": {
         *("schema", "config", "algorithms", "assembly", "report", "runtime", "tabular"),
