@@ -155,7 +155,8 @@ def test_a_run_learns(starter: str, tmp_path: Path, record_property: Any) -> Non
     for key in ("reward", "loss_scale", "sampling/sampling_logp_difference/mean"):
         record_property(key, [record[key] for record in records])
     rewards = [record["reward"] for record in records]
-    assert sum(rewards[-4:]) > sum(rewards[:4]) + 4 * 0.15
+    # Against the first step, which no update has seen: the second has learnt something already.
+    assert sum(rewards[-4:]) / 4 > rewards[0] + 0.15
     assert not any(record["skipped_updates"] for record in records)
     assert all(2.0**4 <= record["loss_scale"] <= FLOAT16.limit for record in records)
     off = [record["sampling/sampling_logp_difference/mean"] for record in records]

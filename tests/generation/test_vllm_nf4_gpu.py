@@ -161,6 +161,6 @@ def test_a_run_learns(starter: str, tmp_path: Path, record_property: Any) -> Non
     off = [record["sampling/sampling_logp_difference/mean"] for record in records]
     record_property("rewards", rewards)
     record_property("mismatch", off)
-    first, last = sum(rewards[:4]) / 4, sum(rewards[-4:]) / 4
-    assert last > first + 0.15
+    # Against the first step, which no update has seen: the second has learnt something already.
+    assert sum(rewards[-4:]) / 4 > rewards[0] + 0.15
     assert max(off) < mismatch_limit(DTYPE)

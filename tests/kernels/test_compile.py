@@ -38,8 +38,12 @@ OPTIONS: dict[str, dict[str, bool]] = {
     "stored": {"STORE": True},
     "all": {"STORE": True, "ENTROPY": True, "SOFTCAP": True, "BIAS": True},
 }
+MEASURED = (3, 6)
+"""Triton of the CUDA constraints, with which the kernels were timed."""
 MOST_SPILLS = {"forward": 16, "stored": 16, "all": 1024}
 """Bytes a thread; no model has a softcap, a bias and wants the entropy while it trains."""
+MOST_SPILLS_OF_NEWER = {"forward": 128, "stored": 256, "all": 2048}
+"""Triton 3.7.1 and 3.9.0 spill more on 9.0 and 10.0; docs/kernels.md has what each does."""
 
 
 class Compiled(NamedTuple):
@@ -120,7 +124,8 @@ def _own(target: int) -> Tiling:
 def test_log_probs_fit_every_card(target: int, half: str, chosen: str, tmp_path: Path) -> None:
     made = build_exponentials(_own(target), half, target, OPTIONS[chosen], tmp_path)
     assert made.shared_kib <= SHARED_KIB[target]
-    assert made.spills <= MOST_SPILLS[chosen]
+    is_measured = tuple(map(int, triton.__version__.split(".")[:2])) == MEASURED
+    assert made.spills <= (MOST_SPILLS if is_measured else MOST_SPILLS_OF_NEWER)[chosen]
     assert MATMULS[target] in made.ptx
     assert ("cp.async.bulk.tensor" in made.ptx) == (target >= 90)
     if target < 90:
