@@ -14,7 +14,15 @@ import pytest
 from cli_process import command, environment
 
 OLD = Path(__file__).parent.parent / "data" / "old_runs"
-OPTIONS = ("model=tabular", "checkpoint.every=2", "tracker.completions=true")
+EVERY = ("checkpoint.every=2", "tracker.metrics_every=1")
+OPTIONS = ("model=tabular", "tracker.completions=true", *EVERY)
+LORA = (
+    *("model.source=model", "model.lora.rank=2", "task=max_of_n", "task.max_completion_length=8"),
+    *("prompts_per_step=2", "algorithm.group_size=4", "evaluation.num_prompts=4"),
+    *("evaluation.samples_per_prompt=1", "memory.torch_threads=1", "reward.workers=1"),
+    *("tracker.plot=false", "tracker.report=false", "tracker.console=quiet", "device=cpu"),
+    *("+reward.functions.letters.fn=letters.py:letters", *EVERY),
+)
 # Of what a run measures, these belong to the machine and the moment.
 MEASURED = ("time/", "speed/", "memory/")
 # Every CPU takes the same instructions, those that all have, and so gets the same last bits.
@@ -41,11 +49,11 @@ def rlkit(*arguments: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copies of the old runs, of which today's command line has taken the short one to step 8."""
+    """Copies of the old runs, of which today's command line has taken the short ones to step 8."""
     folder = tmp_path_factory.mktemp("old") / "runs"
     shutil.copytree(OLD, folder)
-    run = ("steps=8", "run_dir=tabular_4", "resume=must", "tracker.metrics_every=1")
-    rlkit(*OPTIONS, *run, cwd=folder)
+    for kind, options in (("tabular", OPTIONS), ("lora", LORA)):
+        rlkit(*options, "steps=8", f"run_dir={kind}_4", "resume=must", cwd=folder)
     return folder
 
 
@@ -57,16 +65,18 @@ def lines(file: Path) -> list[dict[str, object]]:
     ]
 
 
-def test_the_old_run_had_four_steps_left() -> None:
-    assert [line["step"] for line in lines(OLD / "tabular_4" / "metrics.jsonl")] == [0, 1, 2, 3]
-    (checkpoint,) = (OLD / "tabular_4" / "checkpoints").iterdir()
+@pytest.mark.parametrize("kind", ["tabular", "lora"])
+def test_the_old_run_had_four_steps_left(kind: str) -> None:
+    assert [line["step"] for line in lines(OLD / f"{kind}_4" / "metrics.jsonl")] == [0, 1, 2, 3]
+    (checkpoint,) = (OLD / f"{kind}_4" / "checkpoints").iterdir()
     assert checkpoint.name == "step-000004"
 
 
-def test_it_goes_on_as_the_old_code_would_have(folder: Path) -> None:
-    found = lines(folder / "tabular_4" / "metrics.jsonl")
+@pytest.mark.parametrize("kind", ["tabular", "lora"])
+def test_it_goes_on_as_the_old_code_would_have(folder: Path, kind: str) -> None:
+    found = lines(folder / f"{kind}_4" / "metrics.jsonl")
     assert [line["step"] for line in found] == list(range(8))
-    assert found == lines(OLD / "tabular_8" / "metrics.jsonl")
+    assert found == lines(OLD / f"{kind}_8" / "metrics.jsonl")
 
 
 def test_its_last_evaluation_is_that_of_the_old_code(folder: Path) -> None:
