@@ -1,4 +1,4 @@
-"""Algorithms as bundles of pure functions, and the registry from configuration to algorithm.
+"""Algorithms are bundles of pure functions; a registry leads from configuration to algorithm.
 
 An algorithm is a config dataclass that extends `AlgorithmConfig`, and a factory
 `(objective: Objective[Config], setting: Setting) -> Algorithm`. Adding one here takes a module, its
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
 
     @classmethod
     def of(cls, name: str, factory: Factory) -> Entry:
-        """The entry of a factory of this repository."""
+        """Return the entry of a factory of this repository."""
         return cls(name, options_of(factory, target=name), factory)
 
 
@@ -74,7 +74,7 @@ _FACTORIES: Mapping[type[AlgorithmConfig], Factory] = {e.config: e.factory for e
 
 
 def build(objective: Objective[AlgorithmConfig], setting: Setting) -> Algorithm:
-    """The algorithm that `objective` describes, for a run with these facts.
+    """Build the algorithm that `objective` describes, for a run with these facts.
 
     Raises ValueError naming the key, the rule and what to set instead when a combination is
     impossible or a switch would have no effect.

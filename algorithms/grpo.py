@@ -1,4 +1,4 @@
-"""GRPO, and everything that differs from it by a switch.
+"""This is GRPO, and everything that differs from it by a switch.
 
 Paper: DeepSeekMath, arXiv:2402.03300, section 4.1. As there: group z-score, clip 0.2, mean over
 the tokens of a row and then over rows, k3 in the loss with beta 0.04. Unlike the paper's eq. 3 the
@@ -37,7 +37,7 @@ class GRPOConfig(PolicyGradientConfig):
 
 
 def grpo(objective: Objective[GRPOConfig], setting: Setting) -> Algorithm:
-    """GRPO for a run with these facts; raises ValueError on combinations that cannot work."""
+    """Build GRPO for a run with these facts; raises ValueError on combinations that cannot work."""
     cfg, kl = objective.algorithm, objective.kl
     check_setting(cfg, setting)
     check_group_size(cfg.advantage, cfg.group_size)
@@ -45,7 +45,7 @@ def grpo(objective: Objective[GRPOConfig], setting: Setting) -> Algorithm:
     policy = policy_gradient_loss(objective, setting)
 
     def prepare(rollout: RolloutBatch) -> TrainBatch:
-        """One advantage a row, the same for all its tokens unless the KL enters there."""
+        """Return one advantage a row, the same for all its tokens unless the KL enters there."""
         rewards = shaped_rewards(cfg, setting, rollout)
         if kl.in_reward:
             rewards = rewards - kl_per_token(kl, rollout).sum(dim=1)

@@ -98,7 +98,7 @@ class OnlineDPOConfig(AlgorithmConfig):
 
 
 def online_dpo(objective: Objective[OnlineDPOConfig], setting: Setting) -> Algorithm:
-    """Online DPO for a run with these facts.
+    """Build online DPO for a run with these facts.
 
     Raises ValueError on axes that a preference loss does not have.
     """
@@ -107,7 +107,7 @@ def online_dpo(objective: Objective[OnlineDPOConfig], setting: Setting) -> Algor
     _check_axes(objective)
 
     def prepare(rollout: RolloutBatch) -> TrainBatch:
-        """Rows as chosen, rejected, chosen, ...; the advantage is +1 or -1."""
+        """Return rows as chosen, rejected, chosen, ...; the advantage is +1 or -1."""
         rewards = shaped_rewards(cfg, setting, rollout)
         rewards = rewards - cfg.missing_eos_penalty * rollout.truncated.to(rewards.dtype)
         rows = pair_rows(cfg.pairs, rewards, rollout.group_ids)
@@ -131,7 +131,7 @@ def online_dpo(objective: Objective[OnlineDPOConfig], setting: Setting) -> Algor
 
 
 def pair_loss(cfg: OnlineDPOConfig, out: PolicyOutput, batch: TrainBatch) -> LossOutput:
-    """Mean preference loss over kept pairs, plus XPO's optimism over their rows."""
+    """Return the mean preference loss over kept pairs, plus XPO's optimism over their rows."""
     mask, rollout = batch.loss_mask, batch.rollout
     if rollout.ref_logps is None:
         raise ValueError("online_dpo needs RolloutBatch.ref_logps")

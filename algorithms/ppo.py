@@ -73,7 +73,7 @@ class PPOConfig(PolicyGradientConfig):
 
 
 def ppo(objective: Objective[PPOConfig], setting: Setting) -> Algorithm:
-    """PPO for a run with these facts; raises ValueError on combinations that cannot work."""
+    """Build PPO for a run with these facts; raises ValueError on combinations that cannot work."""
     cfg, kl = objective.algorithm, objective.kl
     check_setting(cfg, setting)
     policy = policy_gradient_loss(objective, setting)
@@ -81,7 +81,7 @@ def ppo(objective: Objective[PPOConfig], setting: Setting) -> Algorithm:
     critic_loss = value_objective(aggregate, clip=cfg.value_clip, coefficient=cfg.value_coef)
 
     def prepare(rollout: RolloutBatch) -> TrainBatch:
-        """Advantages and value targets per token; rows without a reward leave the loss."""
+        """Return advantages and value targets per token; rows without a reward leave the loss."""
         if rollout.values is None:
             raise ValueError("ppo needs RolloutBatch.values")
         sampled, scored = rollout.completion_mask, ~rollout.rewards.isnan()
@@ -98,7 +98,7 @@ def ppo(objective: Objective[PPOConfig], setting: Setting) -> Algorithm:
         )
 
     def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
-        """The policy's loss and the critic's, added up."""
+        """Return the sum of the policy's loss and the critic's."""
         of_policy, of_critic = policy.loss(out, batch), critic_loss(out, batch)
         return LossOutput(of_policy.loss + of_critic.loss, of_policy.metrics | of_critic.metrics)
 

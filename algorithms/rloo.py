@@ -28,7 +28,7 @@ class RLOOConfig(GRPOConfig):
 
 
 def rloo(objective: Objective[RLOOConfig], setting: Setting) -> Algorithm:
-    """RLOO for a run with these facts; raises ValueError on combinations that cannot work."""
+    """Build RLOO for a run with these facts; raises ValueError on combinations that cannot work."""
     baseline = objective.algorithm.advantage.baseline
     if baseline is not Baseline.leave_one_out:
         raise ValueError(

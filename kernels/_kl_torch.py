@@ -1,4 +1,4 @@
-"""KL divergence of some rows of logits, and its gradient in the logits; for `rlkit.kernels.kl`."""
+"""Compute the KL divergence of some rows of logits, and its gradient; for `rlkit.kernels.kl`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class KLChunk(NamedTuple):
 
 
 def fits(hidden: Tensor, top_k: int | None) -> bool:
-    """Whether the fused kernel takes these rows: it has no top k, and needs Ampere for bfloat16."""
+    """Tell if the fused kernel takes these rows: it has no top k, and needs Ampere for bfloat16."""
     if not hidden.is_cuda or top_k is not None:
         return False
     if hidden.dtype == torch.bfloat16:
@@ -64,7 +64,7 @@ def chunk(
     top_k: int | None,
     gradient: bool,
 ) -> KLChunk:
-    """The KL of some rows from both products h W^T (R, V), which are overwritten.
+    """Return the KL of some rows from both products h W^T (R, V), which are overwritten.
 
     Args:
         product: Products of the policy.
@@ -94,7 +94,7 @@ def chunk(
 
 
 def _log_ratio(logps: Tensor, ref_logps: Tensor, top_k: int | None) -> Tensor:
-    """log(p_v / q_v), of the bucket's probabilities for words outside the top k."""
+    """Return log(p_v / q_v), or that of the bucket's probabilities for words outside the top k."""
     ratio = logps - ref_logps
     if top_k is None or top_k >= logps.shape[1]:
         return ratio
@@ -105,7 +105,7 @@ def _log_ratio(logps: Tensor, ref_logps: Tensor, top_k: int | None) -> Tensor:
 
 
 def _divergence(logps: Tensor, ref_logps: Tensor, ratio: Tensor, reverse: bool) -> Tensor:
-    """sum_v a (s + exp(-s) - 1), s = log(a / b): equal to sum_v a s, since a and b both add to 1.
+    """Return sum_v a (s + exp(-s) - 1), s = log(a / b): sum_v a s, as a and b both add to 1.
 
     Words of a bucket share s, so that their terms (a exp(-s) or b) add up to the bucket's.
     """
@@ -117,7 +117,7 @@ def _divergence(logps: Tensor, ref_logps: Tensor, ratio: Tensor, reverse: bool) 
 
 
 def _grad_logits(logps: Tensor, ratio: Tensor, kl: Tensor, reverse: bool) -> Tensor:
-    """d KL / d z."""
+    """Return d KL / d z."""
     p = logps.exp()
     if reverse:
         return (ratio - kl).mul_(p)

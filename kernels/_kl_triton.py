@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""One kernel for the full-vocabulary KL of a chunk: value and gradient in the logits per row."""
+"""One kernel computes the full-vocabulary KL of a chunk: its value and its gradient per row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCK = 4096
 
 @triton.jit
 def _load_logits(product, bias, cols, V, gain, cap, BIAS: tl.constexpr, SOFTCAP: tl.constexpr):
-    """log2(e) logits of some words (-inf beyond V), and the softcap's slopes."""
+    """Return log2(e) logits of some words (-inf beyond V), and the softcap's slopes."""
     x = tl.load(product + cols, mask=cols < V, other=0.0)
     if BIAS:
         x += tl.load(bias + cols, mask=cols < V, other=0.0).to(tl.float32)
@@ -27,7 +27,7 @@ def _load_logits(product, bias, cols, V, gain, cap, BIAS: tl.constexpr, SOFTCAP:
 
 @triton.jit
 def _excess(s):
-    """s + exp(-s) - 1 for |s| < 1, by its series: no cancellation."""
+    """Return s + exp(-s) - 1 for |s| < 1, by its series: no cancellation."""
     tail = 1 / 40320 - s * (1 / 362880 - s * (1 / 3628800))
     tail = 1 / 24 - s * (1 / 120 - s * (1 / 720 - s * (1 / 5040 - s * tail)))
     return s * s * (0.5 - s * (1 / 6 - s * tail))
@@ -38,7 +38,7 @@ def _log_sums(
     policy, ref, bias, V, gain, cap,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """log2 of the sums of exponentials of both rows."""
+    """Return log2 of the sums of exponentials of both rows."""
     top_p, top_q = -float("inf"), -float("inf")
     sum_p, sum_q = 0.0, 0.0
     for start in range(0, V, BLOCK):
@@ -54,7 +54,7 @@ def _log_sums(
 
 @triton.jit
 def _terms(d, p, q, REVERSE: tl.constexpr):
-    """The summands of the KL, all >= 0, from d = log(p / q)."""
+    """Return the summands of the KL, all >= 0, from d = log(p / q)."""
     if REVERSE:
         return tl.where(tl.abs(d) < 1, p * _excess(d), p * d + (q - p))
     else:
@@ -63,7 +63,7 @@ def _terms(d, p, q, REVERSE: tl.constexpr):
 
 @triton.jit
 def _exponent(most, heaviest, kl):
-    """The power of two that brings a row's gradient below float16's end, 2^16.
+    """Return the power of two that brings a row's gradient below float16's end, 2^16.
 
     |p (d - kl)| <= max p |d| + kl max p for the reverse KL; heaviest is 0 for the forward one.
     """
@@ -77,7 +77,7 @@ def _kl_rows(
     REVERSE: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, GRADIENT: tl.constexpr,
     SHIFTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The KL of one row and its gradient in the products, divided by the map's gain.
+    """Return the KL of one row and its gradient in the products, divided by the map's gain.
 
     With SHIFTED, the gradient is stored in float16 divided by a power of two, kept in factors.
     """
@@ -131,7 +131,7 @@ def kl_rows(
     reverse: bool,
     gradient: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | float]:
-    """KL per row from the float32 products h W^T (R, V) of policy and reference.
+    """Compute the KL per row from the float32 products h W^T (R, V) of policy and reference.
 
     Args:
         policy: Products of the policy.

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""Triton kernels of `rlkit.kernels.layers`: one pass over memory in each direction."""
+"""The Triton kernels of `rlkit.kernels.layers` take one pass over memory in each direction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def rms_norm_forward(
     x_ptr, weight_ptr, y_ptr, rstd_ptr, num_rows, eps,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """y = w round(x / rms), rounded twice as transformers does it; keeps 1 / rms in float32."""
+    """Set y = w round(x / rms), rounded twice as in transformers; keep 1 / rms in float32."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
     inside = (rows < num_rows)[:, None] & (columns < D)[None, :]
@@ -29,7 +29,7 @@ def rms_norm_backward(
     dy_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, num_rows,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """dx = r (g - n mean(g n)) with g = w dy, n = r x."""
+    """Set dx = r (g - n mean(g n)) with g = w dy, n = r x."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
     inside = (rows < num_rows)[:, None] & (columns < D)[None, :]
@@ -48,7 +48,7 @@ def rms_norm_weight_backward(
     dy_ptr, x_ptr, rstd_ptr, sums_ptr, num_rows,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Sums of dy round(x / rms) over the TILES x ROWS rows of a program, of a block of columns."""
+    """Sum dy round(x / rms) over the TILES x ROWS rows of a program, for a block of columns."""
     part = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float32)
@@ -66,7 +66,7 @@ def rms_norm_weight_backward(
 
 @triton.jit
 def sum_uses(grad_ptr, order_ptr, starts_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum of the rows of `grad` at the places of one row's uses, in their order, in float32."""
+    """Add up the rows of `grad` at the places of one row's uses, in their order, in float32."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
@@ -83,7 +83,7 @@ def sum_uses(grad_ptr, order_ptr, starts_ptr, out_ptr, WIDTH: tl.constexpr, BLOC
 def swiglu_forward(
     gate_ptr, up_ptr, y_ptr, size, WIDTH: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """y = round(silu(gate)) up; gate and up have SKIP numbers of something else after each row."""
+    """Set y = round(silu(gate)) up; gate and up have SKIP other numbers after each row."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size
     spread = places + places // WIDTH * SKIP
@@ -98,7 +98,7 @@ def swiglu_backward(
     dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, size,
     WIDTH: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)) with s = sigmoid(gate)."""
+    """Set dup = dy silu(gate), dgate = dy up s (1 + gate (1 - s)) with s = sigmoid(gate)."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size
     spread = places + places // WIDTH * SKIP

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""The Triton kernels of the fused logps; the mathematics is in docs/kernels.md.
+"""The Triton kernels compute the fused logps; the mathematics is in docs/kernels.md.
 
 Exponents are in units of log 2: z here is a logit times log2(e), and exponentials are exp2.
 """
@@ -14,7 +14,7 @@ LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def scaled_logits(x, gain, cap, SOFTCAP: tl.constexpr):
-    """log2(e) logits of products x, and the softcap's slope there (x itself when there is none).
+    """Return log2(e) logits of products x, and the softcap's slope there (x itself without one).
 
     Without a softcap, gain = log2(e) logit_scale / temperature. With one, cap tanh(gain x) in the
     same unit: tanh through exp2, 1e-7 of the cap accurate, as float32 logits near it are.
@@ -31,7 +31,7 @@ def target_logits(
     hidden, weight, targets, bias, out, stride_h, stride_w, D, gain, cap,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out[i] = log2(e) times the logit of row i's target: the anchor of its exponentials."""
+    """Set out[i] = log2(e) times the logit of row i's target: the anchor of its exponentials."""
     row = tl.program_id(0).to(tl.int64)
     y = tl.load(targets + row).to(tl.int64)
     acc = tl.zeros((BLOCK_D,), tl.float32)
@@ -52,7 +52,7 @@ def _load_tile(
     source, first, count, k, width, step,
     DESCRIPTORS: tl.constexpr, EVEN_K: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Rows first to first + ROWS of a matrix, numbers k to k + BLOCK_K, zero beyond its width.
+    """Load rows first to first + ROWS of a matrix, numbers k to k + BLOCK_K, 0 beyond its width.
 
     Pointers repeat the last row beyond the matrix, where a mask would cost a register a number.
     """
@@ -73,7 +73,7 @@ def _store_tile(
     e_out, values, row0, col0, N, step,
     DESCRIPTORS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Stores a tile of E; the columns that its padded rows lack are left out."""
+    """Store a tile of E; the columns that its padded rows lack are left out."""
     if DESCRIPTORS:
         e_out.store([row0, col0], values)
     else:
@@ -135,13 +135,13 @@ def exponentials(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     PROGRAMS: tl.constexpr,
 ):  # fmt: skip
-    """E[i, v] = exp(z[i, v] - z[i, y_i]) for v != y_i, 0 for v = y_i, from z = h W^T in one pass.
+    """Compute E[i, v] = exp(z[i, v] - z[i, y_i]), 0 for v = y_i, from z = h W^T in one pass.
 
-    Writes the row sums of E (with ENTROPY, of E log2 E too) over every tile of words into sums
-    (N, tiles), and with STORE, E (times the softcap's slope) in bfloat16. SHIFTED stores float16
-    instead: 2^-shift E, with the shift of each row and tile in shifts (N, tiles). With WEIGHTED, it
-    writes E (alpha + beta log2 E) instead, and no sums. Tiles, and the order inside one, do not
-    depend on N: nor do a row's results.
+    It writes the row sums of E over every tile of words into sums (N, tiles). With ENTROPY it also
+    writes those of E log2 E. STORE keeps E (times the softcap's slope) in bfloat16. SHIFTED stores
+    float16 instead: 2^-shift E, with the shift of each row and tile in shifts (N, tiles). With
+    WEIGHTED, it writes E (alpha + beta log2 E) instead, and no sums. Tiles, and the order inside
+    one, do not depend on N: nor do a row's results.
 
     The matrices are descriptors with DESCRIPTORS, else pointers. D8 and the steps between rows
     count blocks of 8 numbers, so that the compiler knows that 16 bytes can be loaded at once.
@@ -179,7 +179,7 @@ def level_tiles(
     e, shifts, levels, V, tiles, step8,
     TILE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Brings the tiles of one row of E from their own shifts to the largest, kept in levels."""
+    """Bring the tiles of one row of E from their own shifts to the largest, kept in levels."""
     row = tl.program_id(0).to(tl.int64)
     shifts += row * tiles
     t = tl.arange(0, BLOCK_T)
@@ -197,7 +197,7 @@ def level_tiles(
 
 @triton.jit
 def add_tiles(parts, out, tiles, BLOCK_T: tl.constexpr):
-    """out[i] = sum of parts[i, :]: one kernel for every mode, so that all add in one order."""
+    """Set out[i] = sum of parts[i, :]: one kernel for every mode, so that all add in one order."""
     row = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BLOCK_T)
     tl.store(out + row, tl.sum(tl.load(parts + row * tiles + t, mask=t < tiles, other=0.0), 0))
@@ -208,7 +208,7 @@ def directions(
     totals, anchors, scales, levels, product, weight, targets, out, stride_w, stride_out, D, cap,
     SOFTCAP: tl.constexpr, SHIFTED: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out = scale (slope_y W_y - (E W) / S) per row, from product = E W and totals S.
+    """Set out = scale (slope_y W_y - (E W) / S) per row, from product = E W and totals S.
 
     With SHIFTED, product is 2^-level E W.
     """

@@ -1,4 +1,4 @@
-"""Launching the fused kernels: tiling, chunking, alignment, and the first pass over a chunk."""
+"""Launch the fused kernels: tiling, chunking, alignment, and the first pass over a chunk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INTERPRETED = Tiling()
 
 
 def tiling_for(device: torch.device) -> Tiling:
-    """The one tiling of a device, so that a row's logps depend on nothing but the row.
+    """Return the one tiling of a device, so that a row's logps depend on nothing but the row.
 
     Raises ValueError for a card without one.
     """
@@ -35,7 +35,7 @@ def tiling_for(device: torch.device) -> Tiling:
 
 
 def check(hidden: Tensor) -> None:
-    """ValueError unless the fused kernels take `hidden`."""
+    """Raise ValueError unless the fused kernels take `hidden`."""
     if hidden.dtype not in (torch.bfloat16, torch.float16) or hidden.shape[1] % 8:
         raise ValueError(
             "impl=triton needs hidden in bfloat16 or float16 with D a multiple of 8, "
@@ -44,7 +44,7 @@ def check(hidden: Tensor) -> None:
 
 
 def aligned(matrix: Tensor) -> Tensor:
-    """`matrix` with dense rows on 16-byte boundaries, copied if it has others."""
+    """Return `matrix` with dense rows on 16-byte boundaries, copied if it has others."""
     step = matrix.stride(0)
     fits = matrix.stride(1) == 1 and step % 8 == 0 and step >= matrix.shape[1]
     fits = fits and matrix.data_ptr() % 16 == 0
@@ -54,7 +54,7 @@ def aligned(matrix: Tensor) -> Tensor:
 def chunk_rows(
     weight: Tensor, tiling: Tiling, *, multiprocessors: int, store: bool, workspace_bytes: int
 ) -> int:
-    """Rows per chunk: what fits the workspace, or with stored E, between half of that and it.
+    """Return rows per chunk: those that fit the workspace, or with stored E, between half and all.
 
     With stored E it is the multiple of 256 whose product E W best fills whole waves of 128 x 256
     tiles; of equals, the fewest. On an H200 that gave 720 to 756 TFLOP/s, against 640 to 690 for
@@ -99,7 +99,7 @@ class LogpsChunk(NamedTuple):
 def anchor(
     hidden: Tensor, weight: Tensor, targets: Tensor, logit_map: LogitMap, tiling: Tiling
 ) -> LogpsChunk:
-    """The chunk with the logits of its targets.
+    """Return the chunk with the logits of its targets.
 
     Args:
         hidden: Hidden states of the chunk (R, D), aligned.
@@ -138,7 +138,7 @@ class Stored(NamedTuple):
 
 
 def exponentials(chunk: LogpsChunk, sums: Sums, *, store: bool) -> Stored | None:
-    """Fills `sums`; returns E if `store`."""
+    """Fill `sums`; return E if `store`."""
     total, moment = sums
     tiles = triton.cdiv(len(chunk.weight), chunk.tiling.block_n)
     parts = total.new_empty(len(total), tiles)
@@ -167,7 +167,7 @@ def exponentials(chunk: LogpsChunk, sums: Sums, *, store: bool) -> Stored | None
 
 
 def weighted_exponentials(chunk: LogpsChunk, alphas: Tensor, betas: Tensor) -> Tensor:
-    """E (alpha + beta log2 E) (R, V) in bfloat16, a view of wider rows."""
+    """Return E (alpha + beta log2 E) (R, V) in bfloat16, a view of wider rows."""
     e = _launch(
         chunk, _Outputs(alphas, alphas, alphas), (alphas, betas),
         entropy=False, store=True, shifted=False,
@@ -214,7 +214,7 @@ def _launch(
 
 
 def _operands(matrices: tuple[Tensor, Tensor, Tensor], plan: Tiling) -> tuple[Any, ...]:
-    """Hidden states, head and E as the kernel reads and writes them."""
+    """Return hidden states, head and E as the kernel reads and writes them."""
     if not plan.descriptors:
         return matrices
     e_width = plan.block_k if matrices[2] is matrices[0] else plan.block_n
@@ -226,7 +226,7 @@ def _operands(matrices: tuple[Tensor, Tensor, Tensor], plan: Tiling) -> tuple[An
 
 
 def units(logit_map: LogitMap) -> tuple[float, float]:
-    """(cap, gain) as `kernels.scaled_logits` takes them, in units of log 2."""
+    """Return (cap, gain) as `kernels.scaled_logits` takes them, in units of log 2."""
     log2_e = math.log2(math.e)
     if logit_map.softcap is None:
         return 1.0, logit_map.gain * log2_e
@@ -239,7 +239,7 @@ def _bias(logit_map: LogitMap, unused: Tensor) -> Tensor:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many programs run at a time: one a multiprocessor, two in the interpreter."""
+    """Return how many programs run at a time: one a multiprocessor, two in the interpreter."""
     if device.type == "cpu":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count

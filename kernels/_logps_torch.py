@@ -1,4 +1,4 @@
-"""Chunked `selected_logps` in plain PyTorch: any device and dtype, one chunk of logits at a time.
+"""Compute `selected_logps` in plain PyTorch on any device, one chunk of logits at a time.
 
 A chunk holds all V logits z of some rows. With y the target, m the largest logit of the other
 words, E_v = exp(z_v - m) for v != y and E_y = 0, S = sum_v E_v and delta = z_y - m:
@@ -36,7 +36,7 @@ class Forward(NamedTuple):
 
 
 def power_of_two(doubt: Tensor) -> Tensor:
-    """The power of two in (doubt, 2 doubt]; 1 for 0.
+    """Return the power of two in (doubt, 2 doubt]; 1 for 0.
 
     Gradients are kept divided by it: in range for every dtype, and exact to multiply back.
     """
@@ -44,7 +44,7 @@ def power_of_two(doubt: Tensor) -> Tensor:
 
 
 def chunks(num_rows: int, row_bytes: int, workspace_bytes: int) -> Iterator[slice]:
-    """Slices of at most `workspace_bytes // row_bytes` rows, at least one row."""
+    """Yield slices of at most `workspace_bytes // row_bytes` rows, at least one row."""
     step = max(1, workspace_bytes // row_bytes)
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
@@ -60,7 +60,7 @@ def forward(
     jacobian: bool,
     workspace_bytes: int,
 ) -> Forward:
-    """Logps, and on demand entropies and the direction of dlogps/dh, chunk by chunk."""
+    """Return logps, and on demand entropies and the direction of dlogps/dh, chunk by chunk."""
     check_range_now(targets, weight.shape[0])
     rows, head = hidden.shape[0], working(weight)
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -124,7 +124,7 @@ def backward(
     needs: tuple[bool, bool, bool],
     workspace_bytes: int,
 ) -> Grads:
-    """Gradients in hidden, weight and bias, with the logits computed a second time.
+    """Return gradients in hidden, weight and bias, with the logits computed a second time.
 
     With log p_v = z_v - z_y + logps and entropy H, d/dz_v of a row's loss is
     g (1[v = y] - p_v) - g_H p_v (log p_v + H).
@@ -170,7 +170,7 @@ def _grad_logits(
     grad_entropy: Tensor | None,
     chunk: slice,
 ) -> tuple[Tensor, Tensor]:
-    """d loss / d z (R, V) with the target's column 0, and that column (R, 1)."""
+    """Return d loss / d z (R, V) with the target's column 0, and that column (R, 1)."""
     logps, doubt = result.logps[chunk, None], result.doubt[chunk, None]
     g = grad_logps[chunk, None]
     log_p = z.sub_(z.gather(1, y) - logps).scatter_(1, y, -torch.inf)
@@ -186,7 +186,7 @@ def _grad_logits(
 
 
 def add_grad_weight(grad_weight: Tensor, dz: Tensor, h: Tensor, factor: Tensor) -> None:
-    """grad_weight += factor * dz^T h, in slabs no larger than the chunk's logits."""
+    """Add factor * dz^T h, in slabs no larger than the chunk's logits."""
     step = max(1, dz.numel() // h.shape[1])
     for start in range(0, dz.shape[1], step):
         words = slice(start, start + step)

@@ -1,11 +1,13 @@
 """Fused `selected_logps` on GPUs from Ampere on: exponentials in the epilogue of the head's matmul.
 
-Anchored at the target, E_v = exp(z_v - z_y) with E_y = 0 needs no running maximum, so one pass
-over the products suffices, and E in bfloat16 (float32's exponents) goes straight into a BLAS
-matmul: S = sum_v E_v, logps = -log1p(S), dlogps/dh = gain S/(1+S) (d_y W_y - sum_v E_v d_v W_v/S).
+The exponentials are anchored at the target: E_v = exp(z_v - z_y) with E_y = 0 needs no running
+maximum, so one pass over the products suffices. bfloat16 has float32's exponents, so E goes
+straight into a BLAS matmul. The kernels compute
 
-float16 ends at 2^16, so there every tile of a row is stored relative to its largest word, and one
-pass over E brings the tiles of a row to a common power of two. Logps are sums in float32 and do not
+    S = sum_v E_v, logps = -log1p(S), dlogps/dh = gain S/(1+S) (d_y W_y - sum_v E_v d_v W_v/S).
+
+float16 ends at 2^16, so there every tile of a row is stored relative to its largest word. One pass
+over E then brings the tiles of a row to a common power of two. Logps are sums in float32 and do not
 need it. The backward pass of a float16 head that trains is the chunked one.
 """
 
@@ -112,9 +114,9 @@ def _step(weight: Tensor, plan: Tiling, *, store: bool, workspace_bytes: int) ->
 
 
 class _Verdict:
-    """Whether all targets are words and no row overflowed, copied to the host without waiting.
+    """The verdict says if all targets are words and no row overflowed; its copy does not wait.
 
-    Asked for before the last chunk's matmul and read after it was queued, so that the device has
+    It is asked for before the last chunk's matmul and read after that was queued. So the device has
     work left while the host decides.
     """
 
@@ -127,7 +129,7 @@ class _Verdict:
             self._copied.record()
 
     def wait(self) -> tuple[int, int, bool]:
-        """(smallest target, largest target, no row overflowed)."""
+        """Return (smallest target, largest target, no row overflowed)."""
         if self._copied is not None:
             self._copied.synchronize()
         low, high, fits = self._values.tolist()
@@ -135,7 +137,7 @@ class _Verdict:
 
 
 def _directions(chunk: LogpsChunk, total: Tensor, stored: Stored, out: Tensor) -> None:
-    """The gradient directions of a chunk, as in `_logps_torch.Forward`."""
+    """Return the gradient directions of a chunk, as in `_logps_torch.Forward`."""
     weight, logit_map = chunk.weight, chunk.logit_map
     product = matmul(working(stored.e), working(weight))
     scales = torch.frexp(total / (1 + total)).mantissa * logit_map.gain
@@ -158,7 +160,7 @@ def _redo_overflows(
     total: Tensor,
     workspace_bytes: int,
 ) -> None:
-    """Rows whose target is so unlikely that exponentials anchored at it overflow; also NaNs."""
+    """Redo rows with so unlikely a target that exponentials anchored at it overflow; also NaNs."""
     index = (~(total < _OVERFLOW)).nonzero().squeeze(1)
     again = _logps_torch.forward(
         hidden[index],
@@ -246,7 +248,7 @@ def backward(
 def _row_weights(
     result: Forward, grad_logps: Tensor, grad_entropy: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """alpha, beta and d loss / d z of the target."""
+    """Return alpha, beta and d loss / d z of the target."""
     p_y = result.logps.exp()
     dz_y = grad_logps * result.doubt
     if grad_entropy is None or result.entropy is None:
@@ -257,13 +259,13 @@ def _row_weights(
 
 
 def _target_slopes(chunk: LogpsChunk) -> Tensor:
-    """The softcap's slope at each target (R, 1)."""
+    """Return the softcap's slope at each target (R, 1)."""
     slopes = chunk.logit_map.slope(chunk.anchors * math.log(2))
     return torch.ones_like(chunk.anchors)[:, None] if slopes is None else slopes[:, None]
 
 
 def _add_grads(chunk: LogpsChunk, dz: Tensor, at_target: Tensor, rows: slice, out: Grads) -> None:
-    """Adds a chunk's gradients to `out`, those of weight and bias without the gain."""
+    """Add a chunk's gradients to `out`, those of weight and bias without the gain."""
     y = chunk.targets[:, None].long()
     if out.hidden is not None:
         product = matmul(working(dz), working(chunk.weight))

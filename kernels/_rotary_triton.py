@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""Triton kernels of `rlkit.kernels.rotary`."""
+"""The Triton kernels rotate for `rlkit.kernels.rotary`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rlkit.runtime.triton import tl, triton
 
 @triton.jit
 def _turned(first, second, cos_ptr, sin_ptr, table, real, SIGN: tl.constexpr, HALF: tl.constexpr):
-    """Halves of heads by the angles at `table`; SIGN -1 is the gradient's direction."""
+    """Turn halves of heads by the angles at `table`; SIGN -1 is the gradient's direction."""
     cos1 = tl.load(cos_ptr + table, mask=real, other=0.0).to(tl.float32)
     cos2 = tl.load(cos_ptr + table + HALF, mask=real, other=0.0).to(tl.float32)
     sin1 = tl.load(sin_ptr + table, mask=real, other=0.0).to(tl.float32)
@@ -23,7 +23,7 @@ def rotate(
     x_ptr, cos_ptr, sin_ptr, y_ptr, num_heads, row_stride,
     SIGN: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Rotary embedding of the heads of one token; SIGN -1 is the gradient's direction."""
+    """Rotate the heads of one token; SIGN -1 is the gradient's direction."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)[None, :]
     heads = tl.arange(0, HEADS)[:, None]
@@ -46,7 +46,7 @@ def split_heads(
     SIGN: tl.constexpr, ROTATED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """The heads of one token between x and q, k, v; SIGN -1 is the gradient's direction."""
+    """Move the heads of one token between x and q, k, v; SIGN -1 is the gradient's direction."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)[None, :]
     heads = tl.arange(0, HEADS)[:, None]
@@ -86,7 +86,7 @@ def split_heads(
 
 @triton.jit
 def _one_of(q, k, v, is_q, is_k, is_v):
-    """Each is 0 where the others are not."""
+    """Add the arguments; each is 0 where the others are not."""
     found = tl.load(q, mask=is_q, other=0.0).to(tl.float32)
     found += tl.load(k, mask=is_k, other=0.0).to(tl.float32)
     return found + tl.load(v, mask=is_v, other=0.0).to(tl.float32)

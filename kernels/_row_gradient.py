@@ -1,4 +1,4 @@
-"""An autograd edge for row-wise functions whose gradient direction is already known."""
+"""Make an autograd edge for row-wise functions whose gradient direction is already known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 def with_row_gradient(hidden: Tensor, values: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
-    """`values` (N,), with d values_i / d hidden_i = factor_i direction_i (N, D) and no other part.
+    """Return `values` (N,) with d values_i / d hidden_i = factor_i direction_i (N, D) and no more.
 
     The backward pass multiplies `direction` in place and returns it: it runs once, and what it
     needs is never larger than one copy of `hidden`. The caller must let go of `direction`.

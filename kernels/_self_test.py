@@ -1,4 +1,4 @@
-"""Whether the fused log-prob kernels run on a card: compiled and compared once a process."""
+"""Compile the fused log-prob kernels once a process and compare them with the chunked path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_GRADIENT_ERROR = 1e-2
 
 @cache
 def fused_runs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the card compiles the fused kernels and agrees with the chunked path.
+    """Tell if the card compiles the fused kernels and agrees with the chunked path.
 
     If not, one line of the log says why the chunked path is used.
     """
@@ -54,7 +54,7 @@ def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
 def errors(
     device: torch.device, dtype: torch.dtype, tiling: Tiling | None = None
 ) -> tuple[float, float]:
-    """The largest error of a logp in nats, and the largest relative error of a row's gradient.
+    """Return the largest error of a logp, in nats, and the largest relative one of a gradient row.
 
     The truth is the chunked path on the same numbers. Both passes run, with and without E.
     """

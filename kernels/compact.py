@@ -1,4 +1,4 @@
-"""Rows of a padded batch under a mask, and back: masked tokens are left out, never computed."""
+"""Take rows of a padded batch under a mask, and back: masked tokens are never computed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def compact(x: Shaped[Tensor, "B C *D"], mask: Bool[Tensor, "B C"]) -> Shaped[Tensor, "N *D"]:
-    """The rows of `x` where `mask` is True, in row-major order; differentiable in `x`.
+    """Return the rows of `x` where `mask` is True, in row-major order; differentiable in `x`.
 
     Equal to `x[mask]`, whose gradient sorts its indices; this one's adds distinct rows.
     """
@@ -15,5 +15,5 @@ def compact(x: Shaped[Tensor, "B C *D"], mask: Bool[Tensor, "B C"]) -> Shaped[Te
 
 
 def spread(values: Shaped[Tensor, " N"], mask: Bool[Tensor, "B C"]) -> Shaped[Tensor, "B C"]:
-    """The inverse of `compact` for one value per row: zeros where `mask` is False."""
+    """Undo `compact` for one value per row: zeros where `mask` is False."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)

@@ -1,4 +1,4 @@
-"""Exact KL divergence between two next-word distributions; `kl_exact`."""
+"""`kl_exact` computes the exact KL divergence between two next-word distributions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlkit.kernels.workspace import WORKSPACE_BYTES
 
 
 class Direction(StrEnum):
-    """Which distribution the log ratio is averaged under; `rlkit.types.KLDirection` fits too."""
+    """The distribution that averages the log ratio; `rlkit.types.KLDirection` fits too."""
 
     reverse = "reverse"
     """KL(policy || ref)."""
@@ -43,13 +43,12 @@ def kl_exact(
     ref_bias: Float[Tensor, " V"] | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> Float[Tensor, " N"]:
-    """KL per row, in nats, >= 0, over all V words, from the two models' hidden states.
+    """Return the KL per row, in nats, >= 0, over all V words, from the two models' hidden states.
 
     Both distributions are softmax(softcap(logit_scale (h W^T + bias)) / temperature); the reference
-    has a head of its own where `ref_weight` and `ref_bias` are given. With
-    `top_k`, both are coarsened first: the reference's `top_k` likeliest words, and one bucket of
-    all others; by the data-processing inequality that is a lower bound of the full divergence.
-    `top_k` >= V is the full divergence.
+    has a head of its own where `ref_weight` and `ref_bias` are given. `top_k` first coarsens both
+    to the reference's `top_k` likeliest words and one bucket of all others. By the data-processing
+    inequality that is a lower bound of the full divergence. `top_k` >= V is the full divergence.
 
     Differentiable in `hidden`, once with a frozen head: the gradient is found in the forward pass
     (three matmuls of 2 N V D operations in all). `weight` and `bias` that require gradients get
@@ -120,7 +119,7 @@ def kl_exact(
 
 
 def _powers_of_two(product: Tensor) -> Tensor:
-    """The power of two above the largest number of each row (R,): float16 holds what is left."""
+    """Return the power of two above each row's largest number (R,): float16 holds what is left."""
     most = product.abs().amax(1)
     return torch.ldexp(torch.ones_like(most), torch.frexp(most).exponent)
 
@@ -139,7 +138,7 @@ class _KLCall(NamedTuple):
     def chunks(
         self, hidden: Tensor, head: Tensor, *, gradient: bool
     ) -> Iterator[tuple[slice, KLChunk]]:
-        """The divergence of all rows, as many at a time as the workspace holds."""
+        """Return the divergence of all rows, as many at a time as the workspace holds."""
         same = self.ref_weight.data_ptr() == head.data_ptr()
         ref_head = head if same else working(self.ref_weight)
         fused = fits(hidden, self.top_k)
@@ -163,7 +162,7 @@ class _KLCall(NamedTuple):
 
 
 class _TwoPassKL(torch.autograd.Function):
-    """Serves a head that trains: keeps the inputs and computes the logits again in backward."""
+    """This serves a head that trains: it keeps the inputs and computes the logits twice."""
 
     @staticmethod
     def forward(
@@ -216,7 +215,7 @@ def _empty_values(hidden: Tensor) -> Tensor:
 
 
 def _ref_part(name: str, ref: Tensor | None, own: Tensor) -> Tensor:
-    """The reference's part of the head; the policy's where it has none of its own."""
+    """Return the reference's part of the head; the policy's where it has none of its own."""
     if ref is None:
         return own.detach()
     if (ref.shape, ref.dtype, ref.device) != (own.shape, own.dtype, own.device):
@@ -228,7 +227,7 @@ def _ref_part(name: str, ref: Tensor | None, own: Tensor) -> Tensor:
 
 
 def _on(hidden: Tensor) -> AbstractContextManager[None]:
-    """Makes hidden's device the current one, on which Triton launches."""
+    """Make hidden's device the current one, on which Triton launches."""
     device: Any = torch.cuda.device_of
     context: AbstractContextManager[None] = device(hidden)
     return context

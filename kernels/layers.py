@@ -1,4 +1,4 @@
-"""The operations between the matmuls of a decoder layer, each in one pass over memory.
+"""Compute what lies between the matmuls of a decoder layer, each in one pass over memory.
 
 They are as exact as transformers' own code, which needs six kernels and float32 copies for a norm.
 They serve models in 16 bits on a GPU; `takes` says whether a tensor fits. On the meta device they
@@ -22,12 +22,12 @@ _SUM_ROWS, _SUM_TILES = 32, 8
 
 
 def power_of_two(number: int) -> int:
-    """The least power of two that is not smaller than `number`."""
+    """Return the least power of two that is not smaller than `number`."""
     return 1 << (number - 1).bit_length()
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernels of this module take `x`; cards before 8.0 have no bfloat16."""
+    """Tell if the kernels of this module take `x`; cards before 8.0 have no bfloat16."""
     if x.dtype not in (torch.bfloat16, torch.float16) or x.shape[-1] > _MAX_ROW:
         return False
     if x.dtype == torch.bfloat16 and x.is_cuda:
@@ -41,7 +41,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight * x / sqrt(mean(x^2) + eps) along the last axis, in float32, rounded before `weight`.
+    """Return weight * x / sqrt(mean(x^2) + eps) on the last axis: float32, rounded before `weight`.
 
     Differentiable in `x`, and in `weight` when it requires a gradient, which is summed in float32.
     Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
@@ -51,19 +51,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up; differentiable. Shazeer 2020, arXiv:2002.05202, eq. 6."""
+    """Return silu(gate) * up; differentiable. Shazeer 2020, arXiv:2002.05202, eq. 6."""
     out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
 
 
 def swiglu_joined(gate_and_up: Tensor) -> Tensor:
-    """`swiglu` (..., F) of gate and up side by side, (..., 2 F)."""
+    """Return `swiglu` (..., F) of gate and up side by side, (..., 2 F)."""
     out: Tensor = _SwiGLUJoined.apply(gate_and_up)  # type: ignore[no-untyped-call]
     return out
 
 
 class Uses(NamedTuple):
-    """Where each row is used by `rows_of`."""
+    """The places where `rows_of` uses each row."""
 
     order: Tensor
     """(K,) the places of `index`, sorted by the row that they hold."""
@@ -72,14 +72,14 @@ class Uses(NamedTuple):
 
 
 def uses_of(index: Tensor, num_rows: int) -> Uses:
-    """The uses of `index` (K,) in `num_rows` rows, for all gathers by it; never waits for a GPU."""
+    """Return the uses of `index` (K,) in `num_rows` rows, for all gathers; never wait for a GPU."""
     rows, order = index.sort(stable=True)
     numbers = torch.arange(num_rows + 1, device=index.device)
     return Uses(order, torch.searchsorted(rows, numbers))
 
 
 def rows_of(x: Tensor, index: Tensor, uses: Uses) -> Tensor:
-    """x[index] along the first axis; the gradient is summed in float32, always in the same order.
+    """Return x[index] on the first axis; the gradient is a float32 sum, always in the same order.
 
     Autograd's own gradient of a gather adds 16-bit numbers in any order, or sorts in every call.
     """
@@ -166,7 +166,7 @@ class _SwiGLUJoined(torch.autograd.Function):
 
 
 def _swiglu(gate: Tensor, up: Tensor, y: Tensor, *, skip: int) -> Tensor:
-    """Fills `y`, contiguous; between two rows of gate, and of up, lie `skip` numbers.
+    """Fill `y`, contiguous; between two rows of gate, and of up, lie `skip` numbers.
 
     Args:
         gate: Gate projections (..., F).
@@ -197,7 +197,7 @@ def _swiglu_gradients(
 
 
 def _norm_launch(x: Tensor) -> tuple[Any, tuple[int], dict[str, int]]:
-    """The kernels, a grid of programs with some thousand numbers each, and their shape."""
+    """Return the kernels, a grid of programs with some thousand numbers each, and their shape."""
     from rlkit.kernels import _layers_triton as kernels
 
     width = x.shape[-1]
@@ -208,7 +208,7 @@ def _norm_launch(x: Tensor) -> tuple[Any, tuple[int], dict[str, int]]:
 
 
 def _norm_weight_gradient(dy: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
-    """(D,) sum over the rows of dy x / rms, always in the same order."""
+    """Return the (D,) sum over the rows of dy x / rms, always in the same order."""
     width, num_rows = x.shape[-1], rstd.numel()
     num_parts = -(-num_rows // (_SUM_ROWS * _SUM_TILES))
     sums = rstd.new_empty(num_parts, width)

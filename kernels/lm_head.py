@@ -1,4 +1,4 @@
-"""The head of a language model: the map from products to logits, and checks and matmuls."""
+"""This is the head of a language model: map from products to logits, checks and matmuls."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 class LogitMap(NamedTuple):
     """logits = softcap(logit_scale (h W^T + bias)) / temperature, softcap(x) = c tanh(x / c).
 
-    This is the order of the models in transformers: the head's bias belongs to its Linear layer,
-    Cohere multiplies and Granite divides that layer's output by a constant, Gemma-2 caps it, and
-    the sampler divides by the temperature last.
+    This is the order of the models in transformers. The head's bias belongs to its Linear layer.
+    Cohere multiplies and Granite divides that layer's output by a constant, and Gemma-2 caps it.
+    The sampler divides by the temperature last.
     """
 
     temperature: float = 1.0
@@ -24,20 +24,20 @@ class LogitMap(NamedTuple):
     bias: Tensor | None = None
 
     def apply_(self, product: Tensor) -> Tensor:
-        """Logits from h W^T (..., V), in place."""
+        """Turn h W^T (..., V) into logits, in place."""
         if self.bias is not None:
             product.add_(self.bias)
         return self._scale_(product)
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """d logits / d product at `logits`, divided by `gain`; None where it is 1 everywhere."""
+        """Return d logits / d product at `logits`, divided by `gain`; None where it is 1."""
         if self.softcap is None:
             return None
         return (logits * (self.temperature / self.softcap)).square_().neg_().add_(1.0)
 
     @property
     def gain(self) -> float:
-        """d logits / d product where the softcap is inactive."""
+        """Return d logits / d product where the softcap is inactive."""
         return self.logit_scale / self.temperature
 
     def _scale_(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class LogitMap(NamedTuple):
 
 
 def working(tensor: Tensor) -> Tensor:
-    """`tensor` in the dtype its products are computed from: CPUs get float32 for 16-bit inputs.
+    """Return `tensor` in the dtype of its products: CPUs get float32 for 16-bit inputs.
 
     A CPU matmul of bfloat16 rounds its result to bfloat16, 0.1 nat on real logits.
     """
@@ -56,7 +56,7 @@ def working(tensor: Tensor) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b from wide accumulators: float32 for 16-bit CUDA inputs, else the inputs' dtype."""
+    """Return a @ b from wide accumulators: float32 for 16-bit CUDA inputs, else their dtype."""
     if not (a.is_cuda and a.itemsize == 2):
         return a @ b
     if not _widens(a.device, a.dtype):
@@ -70,7 +70,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def add_matmul_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b for a float32 total, products and sums of 16-bit inputs in float32."""
+    """Add a @ b to a float32 total; 16-bit inputs are multiplied and summed in float32."""
     if not (a.is_cuda and a.itemsize == 2):
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
     elif _widens(a.device, a.dtype):
@@ -81,7 +81,7 @@ def add_matmul_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @cache
 def _widens(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch multiplies 16-bit matrices into float32 here; bfloat16 needs 8.0 or newer.
+    """Tell if torch multiplies 16-bit matrices into float32 here; bfloat16 needs 8.0 or newer.
 
     The question costs one small product, so it is asked once for a device and dtype.
     """
@@ -98,7 +98,7 @@ _SLAB = 2**24
 
 
 def _matmul_in_float32(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b by float32 copies, of as many columns of b at a time as keep the copy small."""
+    """Return a @ b by float32 copies, with as many columns of b at a time as keep them small."""
     product = a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32)
     wide = a.float()
     step = max(1, _SLAB // max(1, b.shape[0]))
@@ -109,7 +109,7 @@ def _matmul_in_float32(a: Tensor, b: Tensor) -> Tensor:
 
 
 def check_head(hidden: Tensor, weight: Tensor, logit_map: LogitMap) -> None:
-    """ValueError, naming the argument, unless hidden (N, D) and weight (V, D) make logits."""
+    """Raise ValueError, naming the argument, unless hidden (N, D) and weight (V, D) fit."""
     if hidden.ndim != 2:
         raise ValueError(f"hidden must have shape (N, D), got {tuple(hidden.shape)}")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
@@ -146,7 +146,7 @@ def _check_map(logit_map: LogitMap, weight: Tensor) -> None:
 
 
 def check_targets(targets: Tensor, hidden: Tensor) -> None:
-    """ValueError unless targets are N integers on hidden's device; their range is checked later."""
+    """Raise ValueError unless targets are N integers on hidden's device; the range comes later."""
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets must have shape ({hidden.shape[0]},): {tuple(targets.shape)}")
     if targets.dtype not in (torch.int64, torch.int32):
@@ -158,14 +158,14 @@ def check_targets(targets: Tensor, hidden: Tensor) -> None:
 
 
 def check_range(low: int, high: int, vocab_size: int) -> None:
-    """ValueError unless the smallest and largest target are word ids."""
+    """Raise ValueError unless the smallest and largest target are word ids."""
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise ValueError(f"targets must be in [0, {vocab_size}), got {wrong}")
 
 
 def check_range_now(targets: Tensor, vocab_size: int) -> None:
-    """`check_range` of all targets; waits for the device."""
+    """Apply `check_range` to all targets; waits for the device."""
     if len(targets):
         low, high = torch.stack(torch.aminmax(targets)).tolist()
         check_range(low, high, vocab_size)

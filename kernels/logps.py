@@ -1,4 +1,4 @@
-"""Log-probs of selected words from hidden states, without the (N, V) logits; `selected_logps`.
+"""`selected_logps` takes log-probs of words from hidden states, without the (N, V) logits.
 
 The method, its derivation and measurements: docs/kernels.md.
 """
@@ -29,7 +29,7 @@ from rlkit.kernels.workspace import WORKSPACE_BYTES
 
 
 class Impl(StrEnum):
-    """Which code computes it. All agree to rounding."""
+    """The code that computes the logps. All agree to rounding."""
 
     auto = "auto"
     """`triton` for 16 bits on GPUs from capability 8.0 on that pass a self-test, else `torch`."""
@@ -42,7 +42,7 @@ class Impl(StrEnum):
 
 
 class EntropyMode(StrEnum):
-    """Whether the entropy of the next-word distribution is returned as well."""
+    """The mode says if the entropy of the next-word distribution is returned as well."""
 
     none = "none"
     value = "value"
@@ -74,13 +74,13 @@ def selected_logps(
     workspace_bytes: int = WORKSPACE_BYTES,
     tiling: Tiling | None = None,
 ) -> Logps:
-    """log softmax(z)[target] of z = softcap(logit_scale (h W^T + bias)) / temperature, per row.
+    """Return log softmax(z)[target] per row, z = softcap(logit_scale (h W^T + bias)) / temperature.
 
     softcap(x) = c tanh(x / c). Differentiable in `hidden`, and in `weight` and `bias` when these
-    require gradients. With a frozen head the gradient direction of every row is found in the
-    forward pass (two matmuls of 2 N V D operations in all, N D numbers kept) and the backward pass
-    only scales rows; it can run once. With a trainable head, or a differentiable entropy, the
-    backward pass computes the logits again. Logps are bitwise the same in all cases.
+    require gradients. With a frozen head the forward pass finds the gradient direction of every
+    row: two matmuls of 2 N V D operations in all, N D numbers kept. The backward pass then only
+    scales rows, and can run once. With a trainable head, or a differentiable entropy, the backward
+    pass computes the logits again. Logps are bitwise the same in all cases.
 
     `hidden` and `weight` share dtype and device; products are accumulated in float32. Leave masked
     rows out beforehand: `rlkit.kernels.compact`. Source: docs/kernels.md; the frozen-head gradient
@@ -174,7 +174,7 @@ class _LogpsCall(NamedTuple):
 
 
 class _TwoPassLogps(torch.autograd.Function):
-    """Keeps the inputs and computes the logits a second time in backward."""
+    """This keeps the inputs and computes the logits a second time in backward."""
 
     @staticmethod
     def forward(

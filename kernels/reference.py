@@ -16,7 +16,7 @@ from rlkit.kernels.lm_head import LogitMap
 def logits(
     hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], logit_map: LogitMap
 ) -> Float[Tensor, "N V"]:
-    """softcap(logit_scale (h W^T + bias)) / temperature."""
+    """Return softcap(logit_scale (h W^T + bias)) / temperature."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     x = hidden.to(dtype) @ weight.to(dtype).T
     if logit_map.bias is not None:
@@ -33,7 +33,7 @@ def selected_logps(
     targets: Int[Tensor, " N"],
     logit_map: LogitMap,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """log p(target) and the entropy -sum_v p_v log p_v, both differentiable in every input.
+    """Return log p(target) and the entropy -sum_v p_v log p_v, both differentiable in every input.
 
     Args:
         hidden: Hidden states.
@@ -56,10 +56,17 @@ def kl(
     reverse: bool,
     top_k: int | None,
 ) -> Float[Tensor, " N"]:
-    """KL(policy || ref) if `reverse`, else KL(ref || policy), per row, in nats.
+    """Return KL(policy || ref) if `reverse`, else KL(ref || policy), per row, in nats.
 
-    With `top_k`, of the distributions over the reference's `top_k` likeliest words and one bucket
-    that holds all other words.
+    Args:
+        policy_logits: Logits of the policy.
+        ref_logits: Logits of the reference.
+        reverse: Chooses the direction.
+        top_k: Compares the reference's `top_k` likeliest words and one bucket that holds all other
+            words, >= 1; None compares all words.
+
+    Returns:
+        The divergence of each row, >= 0.
     """
     policy, ref = policy_logits.log_softmax(-1), ref_logits.log_softmax(-1)
     if top_k is not None and top_k < ref.shape[-1]:

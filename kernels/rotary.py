@@ -1,4 +1,4 @@
-"""Queries, keys and values as attention wants them, rotated, in one pass over memory.
+"""Rotate queries and keys, and lay them out as attention wants them, in one pass over memory.
 
 Like `rlkit.kernels.layers`, it serves models in 16 bits on a GPU, and the meta device.
 """
@@ -18,7 +18,7 @@ Tables = tuple[Tensor, Tensor]
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (T, H, d) by the (T, d) tables: x cos + rotate_half(x) sin.
+    """Rotate (T, H, d) by the (T, d) tables of positions: x cos + rotate_half(x) sin.
 
     rotate_half((a, b)) = (-b, a). Differentiable in `x`; the result is contiguous. Su et al. 2021,
     arXiv:2104.09864, eq. 34.
@@ -30,10 +30,10 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def split_heads(
     x: Tensor, tables: Tables | None, *, num_kv: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (T, H, d), keys and values (T, num_kv, d) of (T, (H + 2 num_kv) d), d = `width`.
+    """Split (T, (H + 2 num_kv) d) into queries (T, H, d), keys and values; d = `width`.
 
-    Queries and keys are rotated by `tables` as by `rotary`. Differentiable in `x`; all three are
-    contiguous.
+    Keys and values are (T, num_kv, d). Queries and keys are rotated by `tables` as by `rotary`. The
+    function is differentiable in `x`, and all three results are contiguous.
 
     Args:
         x: Projections of all heads (T, (H + 2 num_kv) d).
@@ -102,7 +102,7 @@ class _Split(torch.autograd.Function):
 def _split(
     x: Tensor, parts: tuple[Tensor, ...], tables: tuple[Tensor | None, ...], *, sign: int
 ) -> None:
-    """Copies `x` into `parts`; with sign -1, `parts`, which are gradients, into `x`."""
+    """Copy `x` into `parts`; with sign -1, `parts`, which are gradients, into `x`."""
     if x.is_meta:
         return
     from rlkit.kernels import _rotary_triton as kernels

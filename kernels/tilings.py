@@ -1,4 +1,4 @@
-"""How the fused log-prob kernel is cut for each kind of card: one tiling a card.
+"""The table of tilings cuts the fused log-prob kernel for each kind of card: one tiling a card.
 
 A row's logps depend on the tiling, so a card has one for all shapes and modes.
 The figures behind each choice are in docs/kernels.md.
@@ -45,7 +45,7 @@ SMALL_BLACKWELL = Tiling(block_n=128)
 
 
 def tiling_of(capability: tuple[int, int]) -> Tiling | None:
-    """The tiling of cards with a compute capability; None where the fused kernel has none.
+    """Return the tiling of cards with a compute capability; None where the fused kernel has none.
 
     Below 8.0 Triton 3.6 emits no tensor-core instruction, so the chunked path is faster there.
     """
@@ -56,7 +56,7 @@ def tiling_of(capability: tuple[int, int]) -> Tiling | None:
 
 
 def forced(capability: tuple[int, int]) -> Tiling:
-    """The tiling and the instructions of an older or smaller card, for the card at hand.
+    """Return the tiling and the instructions of an older or smaller card, for the card at hand.
 
     Raises ValueError for cards whose instructions no other card runs: 10.x and 11.x multiply in
     tensor memory.

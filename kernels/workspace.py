@@ -1,4 +1,4 @@
-"""How much temporary memory the kernels take, for whoever plans memory without a GPU."""
+"""Count the temporary memory of the kernels, for whoever plans memory without a GPU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ WORKSPACE_BYTES = 896 * 2**20
 
 
 def padded(words: int) -> int:
-    """Words per stored row of exponentials: rows start at multiples of 128 bytes."""
+    """Return the words per stored row of exponentials: rows start at multiples of 128 bytes."""
     return (words + 63) // 64 * 64
 
 
 def fused_row_bytes(
     words: int, width: int, tiling: Tiling, *, store: bool, shifted: bool = False
 ) -> int:
-    """Bytes of one row in the fused path: numbers per tile, and with `store`, E and E W.
+    """Return the bytes of a row in the fused path: numbers per tile, and with `store`, E and E W.
 
     Args:
         words: V.
@@ -35,12 +35,12 @@ def fused_row_bytes(
 
 
 def chunked_row_bytes(words: int, itemsize: int) -> int:
-    """Bytes of one row in the chunked path: logits and two passes over them in float32."""
+    """Return the bytes of a row in the chunked path: logits and two float32 passes over them."""
     return words * 3 * max(4, itemsize)
 
 
 def logps_workspace_bytes(rows: int, words: int, width: int, *, dtype: torch.dtype) -> int:
-    """The most that `selected_logps` with a gradient would take if nothing bounded it.
+    """Return the most bytes that `selected_logps` with a gradient would take if nothing bounded it.
 
     Args:
         rows: N.

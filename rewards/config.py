@@ -76,8 +76,9 @@ class RewardConfig(Options):
     """Seconds until a call is killed, > 0. A call is one sample for functions marked `per_sample`
     (all built-in ones are), else one prompt's group."""
     step_timeout_s: float = 300.0
-    """Seconds that scoring one batch may take in all, > 0; the rest of the batch then counts as
-    timed out, so that a policy that hangs a function on every sample cannot stop the run."""
+    """Seconds that scoring one batch may take in all, > 0. The rest of the batch then counts as
+    timed out. So a policy that hangs a function on every sample cannot stop the run.
+    """
     startup_timeout_s: float = 120.0
     """Seconds that importing the functions' modules may take, > 0."""
     workers: int = 2

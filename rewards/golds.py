@@ -23,8 +23,8 @@ def row_problem(spec: RewardSpec, columns: Mapping[str, object]) -> str | None:
         columns: The columns of one example.
 
     Returns:
-        What is wrong with the row in a few words; None when nothing is, or when `spec` names a
-        function of the user's, of which nothing is known here.
+        The fault of the row in a few words; None when there is none. It is also None when `spec`
+        names a function of the user's, of which nothing is known here.
     """
     function = spec.fn
     if function == "cosine_length":

@@ -73,6 +73,9 @@ def close(
         relative_tolerance: Share of the larger of |a| and |b|, >= 0. 0 means exactly equal.
         absolute_tolerance: The same in the numbers' own unit, >= 0.
 
+    Returns:
+        Whether the numbers are as close as that.
+
     Raises:
         ValueError: A tolerance is negative or not finite.
     """

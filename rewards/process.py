@@ -19,7 +19,7 @@ from rlkit.rewards.printed import Collected, without_marks
 from rlkit.rewards.wire import NOT_STARTED, PROGRESS, Failure, Reply, Unit, frame, unframe
 
 # The worker imports what this process would, whichever way rlkit and the user's modules came onto
-# the path, and finds modules of the current folder after all others.
+# the path. It finds modules of the current folder after all others.
 _BOOT = (
     "import json, sys; "
     "sys.path += [p for p in [*json.loads(sys.argv[1]), ''] if p not in sys.path]; "

@@ -38,7 +38,7 @@ def is_trls(function: Callable[..., Any]) -> bool:
 def adapted(function: Callable[..., Any]) -> Callable[[Any], Any]:
     """Return the function that takes a group (or a completion) in place of `function`.
 
-    An `async def` runs to its end in an event loop of its own, which it keeps between calls, so
+    An `async def` runs to its end in an event loop of its own. It keeps the loop between calls, so
     that a client it has opened stays usable.
     """
     plain = _run_to_end(function) if inspect.iscoroutinefunction(function) else function

@@ -1,4 +1,6 @@
-"""The root configuration: leaves are typed and ranged; unknown keys are errors, even with `+`.
+"""This is the root configuration: leaves are typed and ranged, and unknown keys are errors.
+
+That holds for `+key=value` as well.
 
 Rules and defaults live in the dataclasses of the packages; `conf/` keeps what differs. `register`
 puts the schemas into Hydra's store, `load` turns a composed config into a checked `Config`.
@@ -42,7 +44,7 @@ from rlkit.types import Algorithm, Setting
 
 
 class ConfigError(ValueError):
-    """The configuration breaks a rule; the message is one line: key, rule, value."""
+    """The configuration breaks a rule; the message is one line that names key, rule and value."""
 
 
 require = partial(value_require, error=ConfigError)
@@ -50,7 +52,7 @@ require = partial(value_require, error=ConfigError)
 
 
 class Resume(StrEnum):
-    """What to do when `run_dir` holds a run already."""
+    """This choice says what to do when `run_dir` holds a run already."""
 
     never = "never"
     """Refuse: a run folder is never shared or overwritten."""
@@ -61,7 +63,7 @@ class Resume(StrEnum):
 
 
 class DeviceChoice(StrEnum):
-    """Where the policy lives."""
+    """This choice says where the policy lives."""
 
     auto = "auto"
     cpu = "cpu"
@@ -70,7 +72,10 @@ class DeviceChoice(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig(Options):
-    """Held-out evaluation at the training temperature, before and after (and during) training."""
+    """These options set the held-out evaluation before, after and during training.
+
+    It samples at the training temperature.
+    """
 
     every: int = 0
     """Steps between evaluations, >= 0; 0 = only before the first and after the last step."""
@@ -91,7 +96,7 @@ class EvaluationConfig(Options):
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig(Options):
-    """How often to save what a killed run needs to go on exactly."""
+    """These options say how often to save what a killed run needs to go on exactly."""
 
     every: int = 5
     """Steps between checkpoints, >= 1; the last step is always saved."""
@@ -105,7 +110,7 @@ class CheckpointConfig(Options):
 
 @dataclass(kw_only=True, slots=True)
 class Config(Options):
-    """One run."""
+    """This is the configuration of one run."""
 
     seed: int = 0
     """Run seed, in [0, 2**31); with step, prompt and sample it determines every random number."""
@@ -148,7 +153,7 @@ class Config(Options):
 
 
 def _check_full(config: Config) -> None:
-    """What needs an adapter or a frozen model cannot go with weights that all train."""
+    """Raise ConfigError when all weights train and an option needs an adapter or a frozen model."""
     having = "with model.tuning=full"
     kind = config.memory.quant.kind
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
@@ -163,7 +168,7 @@ def _check_full(config: Config) -> None:
 
 
 def setting_of(config: Config) -> Setting:
-    """The facts of a run that an algorithm's factory may depend on."""
+    """Return the facts of a run that an algorithm's factory may depend on."""
     return Setting(
         group_size=config.algorithm.group_size,
         max_completion_length=config.task.max_completion_length,
@@ -173,7 +178,7 @@ def setting_of(config: Config) -> Setting:
 
 
 def algorithm_of(config: Config) -> Algorithm:
-    """The algorithm of a run; raises ConfigError when its axes do not fit together."""
+    """Return the algorithm of a run; raises ConfigError when its axes do not fit together."""
     try:
         return build(Objective.of(config), setting_of(config))
     except ValueError as error:
@@ -191,18 +196,18 @@ def register() -> None:
 
 
 def schemas() -> list[Schema]:
-    """The dataclass of every option of every group."""
+    """Return the dataclass of every option of every group."""
     packages = (algorithms, generation, models, rewards, tabular, tasks, tracking)
     return [schema for package in packages for schema in package.SCHEMAS]
 
 
 def algorithm_name(config: Config) -> str:
-    """What was chosen as the algorithm: the preset (gspo, xpo), not the class that it sets up."""
+    """Return the chosen preset of the algorithm (gspo, xpo), not the class that it sets up."""
     return config.algorithm.preset or option_of("algorithm", config.algorithm)
 
 
 def option_of(group: str, chosen: object) -> str:
-    """The name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ...
+    """Return the name of the option of `group` whose values `chosen` holds: grpo, vllm_server, ...
 
     An algorithm from outside is called by its `fn`.
     """
@@ -211,7 +216,7 @@ def option_of(group: str, chosen: object) -> str:
 
 
 def load(composed: DictConfig) -> Config:
-    """The checked `Config` of a composed Hydra config; raises ConfigError with one line."""
+    """Return the checked `Config` of a composed Hydra config; raises ConfigError with one line."""
     for key, known in _unknown_keys(composed, prefix=""):
         raise ConfigError(f"{key} is not an option{did_you_mean(key, known)}")
     try:
@@ -227,17 +232,17 @@ def load(composed: DictConfig) -> Config:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """`{"optim.learning_rate": 0.001, ...}`: every leaf by its full key."""
+    """Return `{"optim.learning_rate": 0.001, ...}`: every leaf by its full key."""
     return dict(leaves(asdict(config)))
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, loadable without rlkit."""
+    """Return the resolved configuration as YAML, loadable without rlkit."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def did_you_mean(key: str, known: list[str]) -> str:
-    """` (did you mean X?)` for the nearest of `known`, else the options beside `key`."""
+    """Return ` (did you mean X?)` for the nearest of `known`, else the options beside `key`."""
     parent, dot, leaf = key.rpartition(".")
     for near in difflib.get_close_matches(key, known, n=5, cutoff=0.75):
         its_parent, _, its_leaf = near.rpartition(".")
@@ -250,7 +255,7 @@ def did_you_mean(key: str, known: list[str]) -> str:
 
 
 def leaves(value: object, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(full key, value) of every leaf of nested mappings."""
+    """Yield (full key, value) of every leaf of nested mappings."""
     if isinstance(value, dict) and value:
         for key, child in value.items():
             yield from leaves(child, prefix=f"{prefix}.{key}" if prefix else str(key))
@@ -259,7 +264,10 @@ def leaves(value: object, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Keys of structured nodes that their dataclass lacks: Hydra lets `+key=value` through."""
+    """Yield keys of structured nodes that their dataclass lacks.
+
+    Hydra lets `+key=value` through.
+    """
     schema = OmegaConf.get_type(node)
     known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
     for key in map(str, node):

@@ -1,4 +1,4 @@
-"""Facts that packages share about options: their schemas, and the code that options name."""
+"""Packages share these facts about options: their schemas, and the code that options name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ value an option is no part of a run's identity, so that older runs resume and sw
 
 
 class Schema(NamedTuple):
-    """A config dataclass for Hydra's store, where YAML finds it as `/schema/{group}/{name}`."""
+    """A schema is a config dataclass for Hydra; YAML finds it as `/schema/{group}/{name}`."""
 
     group: str
     name: str

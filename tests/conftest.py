@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -23,7 +24,8 @@ install_import_hook(
     "beartype.beartype",
 )
 
-torch.set_num_threads(1)
+if "OMP_NUM_THREADS" not in os.environ:  # torch has read it otherwise
+    torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:

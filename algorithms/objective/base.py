@@ -47,7 +47,7 @@ class AlgorithmConfig(Options):
         self.check()
 
     def check(self) -> None:
-        """Range checks, called by `__post_init__` of every subclass."""
+        """Check the ranges; `__post_init__` of every subclass calls this."""
         if self.group_size < 1:
             raise ValueError(f"algorithm.group_size must be >= 1, got {self.group_size}")
         if not 0.0 <= self.overlong_fraction <= 1.0:
@@ -87,7 +87,7 @@ class Objective(Generic[ConfigT]):
 
     @staticmethod
     def of(config: Axes) -> Objective[AlgorithmConfig]:
-        """The objective that a run's configuration describes."""
+        """Return the objective that a run's configuration describes."""
         return Objective(config.algorithm, config.kl, config.ratio, config.correction)
 
 

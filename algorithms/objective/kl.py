@@ -59,7 +59,7 @@ class KLWeight(StrEnum):
 
 
 class KLHorizon(StrEnum):
-    """Whether a KL in the loss sees that a token changes the prefixes after it."""
+    """The horizon says if a KL in the loss sees that a token changes the prefixes after it."""
 
     token = "token"
     sequence = "sequence"

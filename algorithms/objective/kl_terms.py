@@ -88,9 +88,9 @@ def kl_loss(cfg: KLConfig, out: PolicyOutput, batch: TrainBatch, old_logps: Tens
 
 
 def ref_of(batch: TrainBatch, mask: Tensor) -> Tensor:
-    """Return the reference's logps, masked and detached;
+    """Return the reference's logps, masked and detached.
 
-    Raise when the trainer has not filled them.
+    It raises when the trainer has not filled them.
     """
     ref_logps = batch.rollout.ref_logps
     if ref_logps is None:

@@ -1,4 +1,4 @@
-"""The samples of a group that are compared, and what happens to ties."""
+"""Choose the samples of a group that are compared, and what happens to ties."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _RULES: Mapping[PairRule, Callable[[Tensor], Tensor]] = {
 def pair_rows(rule: PairRule, rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Return row indices chosen, rejected, chosen, ... of every group of adjacent rows.
 
-    A group of one row, whose others got no reward, gives that row twice: it is no pair to learn
-    from, but a batch of such groups still has rows. `is_pair` tells.
+    A group of one row, whose others got no reward, gives that row twice. It is no pair to learn
+    from, as `is_pair` tells, but a batch of such groups still has rows.
     """
     starts = torch.unique_consecutive(group_ids, return_counts=True)[1].cumsum(0).tolist()
     bounds = zip([0, *starts], starts, strict=False)
@@ -46,5 +46,5 @@ def pair_rows(rule: PairRule, rewards: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def is_pair(rows: Tensor) -> Tensor:
-    """(N) whether the N pairs that `pair_rows` chose are of two different rows."""
+    """Tell (N) whether the N pairs that `pair_rows` chose are of two different rows."""
     return rows[0::2] != rows[1::2]

@@ -76,7 +76,7 @@ def check_policy_gradient(objective: Objective[PolicyGradientConfig], old: OldPo
 def policy_gradient_loss(
     objective: Objective[PolicyGradientConfig], setting: Setting
 ) -> PolicyGradient:
-    """The loss that the axes describe, with the columns and outputs that it needs.
+    """Build the loss that the axes describe, with the columns and outputs that it needs.
 
     loss = aggregate(weight * surrogate) + beta * aggregate(KL) - entropy_coef * mean(entropy).
 
@@ -121,7 +121,7 @@ def _policy_term(
     batch: TrainBatch,
     old_logps: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted surrogate per token, and what it did as metrics."""
+    """Return the weighted surrogate per token, and what it did as metrics."""
     cfg, mask, correction = objective.algorithm, batch.loss_mask, objective.correction
     advantages = keep(batch.advantages.detach(), mask)
     policy = surrogate(objective.ratio, keep(out.logps, mask), old_logps, advantages, mask)

@@ -45,9 +45,9 @@ def columns_of(old: OldPolicy) -> frozenset[Column]:
 
 
 def old_logps_of(cfg: RatioConfig, old: OldPolicy, logps: Tensor, rollout: RolloutBatch) -> Tensor:
-    """Return the denominator's logps:
+    """Return the denominator's logps.
 
-    Data, detached `logps`, or `logps` itself if not `cfg.detach`.
+    They are data, detached `logps`, or `logps` itself if not `cfg.detach`.
 
     Args:
         cfg: the group `ratio`.

@@ -1,4 +1,4 @@
-"""From a configuration to everything a run is made of; what cannot work is refused here."""
+"""This module makes everything that a run needs; it refuses what cannot work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def assemble(config: Config, *, say: Callable[[str], None]) -> ModelRun:
 
 
 class _Start(NamedTuple):
-    """What is known and running before a model is loaded."""
+    """This record holds what is known and running before a model is loaded."""
 
     config: Config
     device: torch.device
@@ -106,7 +106,7 @@ def _with_model(
     stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
     sampling = sampling._replace(stop=stops.strings)
     task, eval_prompts = with_usable_rows(config, task, base, say=say)
-    decode = tried_rewards(config, task, start.rewards, base, say=say)
+    decode = tried_rewards(config, task, start.rewards, base.tokenizer, ends=base.stop_ids, say=say)
     _say_what_is_known(base, stops, eval_prompts[0], say)
     _check_vocabulary(config, task, base)
     critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none

@@ -1,4 +1,4 @@
-"""Where a run computes: the device, and how many CPU threads torch uses."""
+"""This module chooses the device of a run, and how many CPU threads torch uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIZE, _REPEATS = 576, 60  # a matrix product of the size that decoding a small 
 
 
 def choose_threads(wanted: int, run_dir: Path) -> int:
-    """`wanted`, or what the run in `run_dir` used before, or whatever is faster now.
+    """Return `wanted`, or what the run in `run_dir` used before, or whatever is faster now.
 
     A resumed run keeps its number: sums of another number of threads differ in the last bit.
     """
@@ -24,7 +24,10 @@ def choose_threads(wanted: int, run_dir: Path) -> int:
 
 
 def fastest_thread_count() -> int:
-    """One, or all that torch would use: the faster at small matrix products, measured in 0.1 s."""
+    """Return one thread, or all that torch would use, whichever is faster.
+
+    Both are timed at small matrix products, which takes 0.1 s.
+    """
     most = torch.get_num_threads()
     seconds = {threads: _seconds(threads) for threads in {1, most}}
     return min(seconds, key=lambda threads: seconds[threads])
@@ -64,7 +67,7 @@ def require_compiler() -> None:
 
 
 def resolve_device(choice: DeviceChoice) -> torch.device:
-    """The device that `choice` means here; raises ConfigError when there is none."""
+    """Return the device that `choice` means here; raises ConfigError when there is none."""
     available = torch.cuda.is_available()
     if choice is DeviceChoice.cuda and not available:
         raise ConfigError("device must be cpu or auto without a CUDA device, got cuda")

@@ -1,4 +1,4 @@
-"""What the training loop takes from the configuration, whatever kind of policy it trains."""
+"""This module reads what every kind of policy's training loop takes from the configuration."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ _SHUFFLE_PROMPT = -1
 def new_state(
     learner: Learner, config: Config, algorithm: Algorithm, *, critic_prefix: str
 ) -> TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Args:
-        learner: the tensors that train.
-        config: the run's configuration.
-        algorithm: says at which rate its critic learns, if it has one.
-        critic_prefix: how the names of the critic's leaves begin.
+        learner: The tensors that train.
+        config: The run's configuration.
+        algorithm: It says at which rate its critic learns, if it has one.
+        critic_prefix: The names of the critic's leaves begin with it.
+
+    Returns:
+        The state of step 0, with fresh optimiser moments.
     """
     factor = 1.0
     if algorithm.critic_rate is not None:
@@ -40,7 +43,7 @@ def new_state(
 
 
 def update_settings(config: Config) -> UpdateSettings:
-    """How a batch is split and stepped on."""
+    """Return how a batch is split and stepped on."""
     return UpdateSettings(
         optim=config.optim,
         total_updates=config.steps * config.optim.updates_per_batch,
@@ -51,7 +54,7 @@ def update_settings(config: Config) -> UpdateSettings:
 
 
 def schedule_of(config: Config) -> RunSchedule:
-    """When the loop evaluates, saves and ends."""
+    """Return when the loop evaluates, saves and ends."""
     return RunSchedule(
         num_steps=config.steps,
         evaluate_every=config.evaluation.every,
@@ -62,10 +65,10 @@ def schedule_of(config: Config) -> RunSchedule:
 
 
 def resamples(config: Config) -> bool:
-    """Whether groups without a signal are replaced."""
+    """Return whether groups without a signal are replaced."""
     return config.algorithm.group_filter is GroupFilter.resample
 
 
 def shuffle_seed(config: Config, step: int, epoch: int) -> int:
-    """The seed that splits a batch into minibatches."""
+    """Return the seed that splits a batch into minibatches."""
     return sample_seed(config.seed, step, _SHUFFLE_PROMPT, epoch)

@@ -1,4 +1,4 @@
-"""The generator of a run, once model, policy and engine are there."""
+"""This module makes the generator of a run, once model, policy and engine are there."""
 
 from __future__ import annotations
 
@@ -50,10 +50,21 @@ def bind_adapter(
     sampled: BaseModel | None = None,
     say: Say,
 ) -> Injector | None:
-    """What hands what trains to `engine`, found good by a self-test; None without an engine.
+    """Return the injector that hands what trains to `engine`, found good by a self-test.
 
-    `sampled`: the model on the engine's weights where these are not the policy's, for the test.
-    Raises ConfigError when vLLM does not sample from what the trainer scores.
+    Args:
+        config: The options of the generator.
+        engine: The engine that samples; None = there is none.
+        base: The model that the policy trains on.
+        policy: The policy.
+        sampled: The model on the engine's weights where these are not the policy's, for the test.
+        say: Takes a line before each slow step.
+
+    Returns:
+        The injector, or None without an engine.
+
+    Raises:
+        ConfigError: vLLM does not sample from what the trainer scores.
     """
     if engine is None or not isinstance(config, VLLMGeneratorConfig):
         return None
@@ -84,7 +95,7 @@ def bind_adapter(
 
 
 class _Bound(NamedTuple):
-    """An injector that passed its self-test, and how to watch it."""
+    """This record holds an injector that passed its self-test, and the way to watch it."""
 
     injector: Watchable
     score: Score
@@ -131,7 +142,7 @@ def _lora_of(policy: Policy) -> LoRA:
 
 
 def _on(base: BaseModel, policy: Policy) -> Policy:
-    """`policy` on another base of the same shape, without tensors that train."""
+    """Return `policy` on another base of the same shape, without tensors that train."""
     return replace(
         policy,
         model=base.model,
@@ -143,7 +154,7 @@ def _on(base: BaseModel, policy: Policy) -> Policy:
 
 
 def policy_score(policy: Policy) -> Score:
-    """The trainer's logps of probe completions at temperature 1, whose lengths are equal."""
+    """Return the trainer's logps of probe completions at temperature 1, whose lengths are equal."""
 
     @torch.no_grad()
     def score(
@@ -167,7 +178,19 @@ def new_generator(
     injector: Injector | None,
     progress: ProgressCallback,
 ) -> Generator:
-    """The generator that `config` describes; `progress` may end a call of `generate`."""
+    """Return the generator that `config` describes.
+
+    Args:
+        config: The options of the generator.
+        base: The model, for its tokenizer and weights.
+        policy: The policy that samples.
+        engine: The engine of the run; None = there is none.
+        injector: It hands the adapter to the engine; None = there is no engine.
+        progress: It hears of every token, and may end a call of `generate`.
+
+    Returns:
+        The generator.
+    """
     if isinstance(config, HFGeneratorConfig):
         return HFGenerator(
             base.model,
@@ -204,7 +227,7 @@ def _vllm_server(
 
 
 def _probe_batch(rows: Sequence[ProbeRow], *, device: torch.device) -> RolloutBatch:
-    """One batch of probe rows; only their token ids are read."""
+    """Return one batch of probe rows; only their token ids are read."""
     samples = [
         ScoredRollout(
             rollout=Rollout(

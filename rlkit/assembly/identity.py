@@ -1,4 +1,4 @@
-"""The identity of a run: the options that can change a number, across versions of rlkit."""
+"""The identity of a run is the options that can change a number, across versions of rlkit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from rlkit.config import Config, flatten
 from rlkit.schema import NAMES, NEWER_OPTIONS
 
-# What cannot change a number beyond its last bit: where a run lives, how it is watched, how it is
-# split to fit, when it gives up. Everything else is its identity; of `memory`, quantisation is.
+# These options cannot change a number beyond its last bit. They say where a run lives, how it is
+# watched, how it is split to fit, and when it gives up. Everything else is its identity; of
+# `memory`, quantisation is.
 _NOT_IDENTITY = (
     *("run_dir", "resume", "accept_changed_files"),
     *("tracker", "checkpoint", "steps", "stop", "memory"),
@@ -25,18 +26,18 @@ CURES: Mapping[str, tuple[object, ...]] = {
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The leaves that can change a number: what a resumed run must share with the original."""
+    """Return the leaves that can change a number; a resumed run must share them."""
     return {key: value for key, value in known_leaves(config).items() if is_identity(key)}
 
 
 def is_identity(key: str) -> bool:
-    """Whether the option `key` can change a number."""
+    """Return whether the option `key` can change a number."""
     is_part = key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
     return is_part and key not in NAMES
 
 
 def known_leaves(config: Config) -> dict[str, Any]:
-    """`flatten` without the newer options that are left at what older runs did."""
+    """Return `flatten` without the newer options that are left at what older runs did."""
     return {
         key: value
         for key, value in flatten(config).items()
@@ -45,6 +46,6 @@ def known_leaves(config: Config) -> dict[str, Any]:
 
 
 def identity_hash(config: Config) -> str:
-    """Twelve hex digits that differ when anything that can change a number differs."""
+    """Return twelve hex digits that differ when anything that can change a number differs."""
     canonical = json.dumps(identity(config), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Whether the model, the data and the reward functions of a run are there, without loading it."""
+"""This module checks that model, data and reward functions are there, without loading them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rlkit.tasks import build_task
 def check_inputs(config: Config) -> None:
     """Read the rows, import the reward functions and look at the model's files.
 
-    Raises ValueError with one line that names the key: a path that does not exist, rows or columns
-    that are wrong, a function that cannot be imported, weights that are cut off.
+    Raises ValueError with one line that names the key. Causes are a missing path, wrong rows or
+    columns, a function that cannot be imported, and weights that are cut off.
     """
     check(config.model)
     task = build_task(config.task)

@@ -1,4 +1,4 @@
-"""How long the prompts of a run are, for the memory plan of a CPU."""
+"""This module measures how long the prompts of a run are, for the memory plan of a CPU."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ def longest_prompt(
     A card's memory ends suddenly, so its plan is for the longest prompt that is allowed.
 
     Args:
-        config: Names the model whose tokenizer counts, and what becomes of prompts too long.
+        config: It names the model whose tokenizer counts, and what becomes of prompts too long.
         task: The prompts.
-        device: Where the run computes.
-        say: Takes a line before each slow step.
+        device: The run computes on it.
+        say: It takes a line before each slow step.
+
+    Returns:
+        Tokens, >= 1, or None.
 
     Raises:
-        ValueError: a prompt or the model's source is not valid.
+        ValueError: A prompt or the model's source is not valid.
     """
     if device.type == "cuda":
         return None

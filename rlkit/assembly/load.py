@@ -1,4 +1,4 @@
-"""Which generator a run samples with, and the order in which engine and model come to life.
+"""This module chooses the generator of a run, and loads engine and model in the right order.
 
 With shared weights the engine comes first: the trainer's frozen parameters are views of vLLM's.
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModels:
-    """The base model, and the engine that samples from it if that is not transformers."""
+    """This record holds the base model, and the engine that samples if that is not transformers."""
 
     base: BaseModel
     engine: Engine | None
@@ -55,7 +55,7 @@ class LoadedModels:
 
 
 def choose_generator(config: Config, device: torch.device, *, say: Say) -> GeneratorConfig:
-    """`config.generator`, with `auto` replaced by what it means on `device`."""
+    """Return `config.generator`, with `auto` replaced by what it means on `device`."""
     chosen = config.generator
     if not isinstance(chosen, AutoGeneratorConfig):
         return chosen
@@ -76,13 +76,24 @@ def plan_and_load(
     say: Say,
     longest_prompt: int | None = None,
 ) -> tuple[Planned, LoadedModels]:
-    """The memory plan and what is loaded by it; `longest` as in `load_base`.
+    """Return the memory plan and what is loaded by it.
 
-    `longest_prompt`: tokens of the longest that is expected, where that is known.
+    Sometimes vLLM's weights cannot be the trainer's. Then `generator.weights=auto` is planned and
+    loaded again with two copies: on CUDA vLLM's sleep while the trainer computes.
 
-    Where vLLM's weights cannot be the trainer's, `generator.weights=auto` is planned and loaded
-    again with two copies: on CUDA vLLM's sleep while the trainer computes. Raises ValueError with
-    one line.
+    Args:
+        config: The run's configuration.
+        algorithm: It says what the plan must hold, such as a critic.
+        device: The run computes on it.
+        longest: Most tokens of a prompt and of a completion.
+        say: It takes a line before each slow step.
+        longest_prompt: Tokens of the longest prompt that is expected, where that is known.
+
+    Returns:
+        The plan, and the base model with its engine.
+
+    Raises:
+        ValueError: The run does not fit or cannot be loaded, with one line.
     """
     plan = partial(plan_run, device=device, longest_prompt=longest_prompt, say=say)
     made = plan(config, algorithm)
@@ -105,7 +116,17 @@ def load_base(
 ) -> LoadedModels:
     """Load the model, after the engine whose weights it shares if the generator is vLLM.
 
-    `longest`: most tokens of a prompt and of a completion. Raises ValueError with one line.
+    Args:
+        config: The run's configuration.
+        device: The run computes on it.
+        longest: Most tokens of a prompt and of a completion.
+        say: It takes a line before each slow step.
+
+    Returns:
+        The base model with its engine.
+
+    Raises:
+        ValueError: The model or its engine cannot be loaded, with one line.
     """
     if isinstance(config.generator, VLLMServerConfig):
         from rlkit.generation.vllm.server import check_server
@@ -199,7 +220,7 @@ def _engine_spec(
 
 
 class _AdapterSlot(NamedTuple):
-    """What an engine sets aside for an adapter."""
+    """This record holds what an engine sets aside for an adapter."""
 
     rank: int
     """0 = nothing."""

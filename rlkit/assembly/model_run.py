@@ -1,4 +1,4 @@
-"""A run of a language model, loaded and checked: its parts, and what a job does with them."""
+"""This module holds a loaded and checked run of a language model, and what a job does with it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRun:
-    """The one record of a run that is ready to train: everything is resolved once, in here.
+    """The one record of a run that is ready to train resolves everything once.
 
     `rlkit.assembly.assemble` makes it before the run has a folder; see
     `rlkit.launch.prepare.Prepared` for what a job does with it.
@@ -90,14 +90,17 @@ class ModelRun:
         self.resources.close()
 
     def initial_state(self) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         state = new_state(self.policy, self.config, self.algorithm, critic_prefix=CRITIC_PREFIX)
         if self.base.dtype is torch.float16:
             state.loss_scale = FLOAT16
         return state
 
     def trainer(self, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
-        """The training loop, observed by `tracker`; a stop ends it between tokens or steps."""
+        """Return the training loop, observed by `tracker`.
+
+        A stop ends it between tokens or steps.
+        """
         config = self.config
         record(self.planned.plan, run_dir)
         generator = self._generator(tracker, stop)
@@ -128,7 +131,7 @@ class ModelRun:
         )
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
-        """What the tracker is told before the first step."""
+        """Return what the tracker is told before the first step."""
         config = self.config
         device = str(self.device)
         if self.device.type == "cuda":
@@ -162,7 +165,7 @@ class ModelRun:
             save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
 
     def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
-        """The training prompts of a step."""
+        """Return the training prompts of a step."""
         config = self.config
         indices = train_indices(
             config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
@@ -170,7 +173,7 @@ class ModelRun:
         return render_prompts(self.task, self.train, indices, self.base, config)
 
     def base_samples(self, count: int) -> list[Group]:
-        """At least `count` scored samples of the base model, on held-out prompts."""
+        """Return at least `count` scored samples of the base model, on held-out prompts."""
         generator = self._new_generator(lambda _: None)
         generator.load_adapter(self.policy.adapter, 0)
         prompts = self.eval_prompts[:count]
@@ -184,7 +187,7 @@ class ModelRun:
         return score_rollouts(rollouts, self.rewards, self.decode)[0]
 
     def _generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
-        """The configured generator, which `close` ends."""
+        """Yield the configured generator, which `close` ends."""
 
         def report(progress: Progress) -> None:
             stop.check()
@@ -237,7 +240,18 @@ class ModelRun:
 def render_prompts(
     task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
 ) -> list[Prompt]:
-    """Examples `indices` of `split` as the model sees them."""
+    """Return examples `indices` of `split` as the model sees them.
+
+    Args:
+        task: The task of the examples.
+        split: One half of the task.
+        indices: Indices of examples, each >= 0.
+        base: The model, for its tokenizer and chat template.
+        config: It names the options of prompts.
+
+    Returns:
+        The prompts, in order.
+    """
     prompts = render_all(
         split,
         indices,

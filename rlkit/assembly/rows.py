@@ -1,7 +1,8 @@
-"""The rows and the rewards of a run, checked with its tokenizer before the first step."""
+"""This module checks the rows and the rewards of a run with its tokenizer before the first step."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
@@ -38,23 +39,30 @@ def with_usable_rows(
     Raises:
         ValueError: A row cannot become a prompt, or is too long, and the task does not drop it.
     """
-    train, held_out = (_usable(split, config, base, say) for split in (task.train, task.eval))
+    task = usable_rows(config, task, base.tokenizer, say=say)
     wanted = config.evaluation.num_prompts
-    size = min(wanted, held_out.size or wanted)
+    size = min(wanted, task.eval.size or wanted)
     if size < wanted:
         say(
             f"evaluation.num_prompts={wanted}, but {size} prompts are held out: all {size} are "
             f"used (at most task.eval_size={config.task.eval_size} are)"
         )
-    eval_prompts = render_prompts(task, held_out, range(size), base, config)
-    return replace(task, train=train, eval=held_out), eval_prompts
+    return task, render_prompts(task, task.eval, range(size), base, config)
 
 
-def _usable(split: Split, config: Config, base: BaseModel, say: Say) -> Split:
+def usable_rows(
+    config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, *, say: Say
+) -> Task:
+    """Return `task` with the rows that can become prompts; raises as `with_usable_rows`."""
+    train, held_out = (_usable(split, config, tokenizer, say) for split in (task.train, task.eval))
+    return replace(task, train=train, eval=held_out)
+
+
+def _usable(split: Split, config: Config, tokenizer: PreTrainedTokenizerBase, say: Say) -> Split:
     """Return the rows of one half that can become prompts; an endless half fits."""
     if split.size is None:
         return split
-    _, chosen = look_at(split, config, base.tokenizer, say=say)
+    _, chosen = look_at(split, config, tokenizer, say=say)
     for note in chosen.notes:
         say(note)
     return chosen.split
@@ -90,7 +98,13 @@ def look_at(
 
 
 def tried_rewards(
-    config: Config, task: Task, rewards: RewardPool, base: BaseModel, *, say: Say
+    config: Config,
+    task: Task,
+    rewards: RewardPool,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    ends: Collection[int],
+    say: Say,
 ) -> Decode:
     """Score gold answers and look at every row's columns, as the rewards will see them.
 
@@ -98,7 +112,8 @@ def tried_rewards(
         config: The run's configuration.
         task: The task, of which every row can become a prompt.
         rewards: The running reward functions.
-        base: The model, for its tokenizer.
+        tokenizer: The model's tokenizer.
+        ends: Ids that end a completion of this model.
         say: Gets a warning for each row and tag that a reward will miss.
 
     Returns:
@@ -108,13 +123,13 @@ def tried_rewards(
         ValueError: A reward cannot be earned or cannot judge any row.
     """
     keep = config.reward.special_tokens is SpecialTokens.keep
-    decode = completion_decoder(base.tokenizer, keep=keep, ends=base.stop_ids)
-    notes = [*check_rewards(task, rewards, base.tokenizer, decode).notes]
+    decode = completion_decoder(tokenizer, keep=keep, ends=ends)
+    notes = [*check_rewards(task, rewards, tokenizer, decode).notes]
     for split in (task.train, task.eval):
         notes += check_golds(split, rewards.specs)
     for note in notes:
         say(f"warning: {note}")
-    tags = tags_among(base.tokenizer)
+    tags = tags_among(tokenizer)
     if tags and not keep:
         say(
             f"special tokens that rewards do not see: {', '.join(tags)} "

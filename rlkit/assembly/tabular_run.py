@@ -1,4 +1,4 @@
-"""A training run of a tabular policy: the parts of the production loop, put together."""
+"""A training run of a tabular policy puts the parts of the production loop together."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabularRun:
-    """What `rlkit.launch.job` needs of a run; see `rlkit.launch.prepare.Prepared`."""
+    """This run is what `rlkit.launch.job` needs; see `rlkit.launch.prepare.Prepared`."""
 
     config: Config
     policy: TabularPolicy
@@ -60,14 +60,14 @@ class TabularRun:
     generator: TabularGenerator
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, for nothing is held."""
 
     def initial_state(self) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         return new_state(self.policy, self.config, self.algorithm, critic_prefix=VALUES)
 
     def trainer(self, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
-        """The production training loop on the table."""
+        """Return the production training loop on the table."""
         config = self.config
         sampling = sampling_config(
             config.generator.sampling, max_completion_length=config.task.max_completion_length
@@ -98,7 +98,7 @@ class TabularRun:
         )
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
-        """What the tracker is told before the first step."""
+        """Return what the tracker is told before the first step."""
         config = self.config
         return RunInfo(
             run_dir=run_dir,
@@ -124,7 +124,7 @@ class TabularRun:
         checkpoint.write_tensors(folder / "table.safetensors", {LOGITS: self.policy.logits})
 
     def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
-        """The prompts of a step: every prompt once before any comes again."""
+        """Return the prompts of a step: every prompt once before any comes again."""
         count = self.policy.world.rewards.shape[0]
         config = self.config
         indices = train_indices(config.seed, step, config.prompts_per_step, count, attempt=attempt)
@@ -168,5 +168,5 @@ def tabular_run(config: Config) -> TabularRun:
 
 
 def decode(ids: Sequence[int]) -> str:
-    """Words as numbers."""
+    """Return words as numbers."""
     return " ".join(map(str, ids))

@@ -1,4 +1,4 @@
-"""The memory plan against the device: the worst step is tried, and the end compares the two."""
+"""This module compares plan and device: it tries the worst step first, and reports at the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def try_worst_step(run: ModelRun, *, say: Say) -> None:
 
 
 def verdict(run: ModelRun) -> str:
-    """One line that compares the plan with what the run took.
+    """Return one line that compares the plan with what the run took.
 
     The plan is for completions of full length. On a CPU, where no worst step is tried, the line
     also says what the plan is for the completions that came.
@@ -49,7 +49,7 @@ def verdict(run: ModelRun) -> str:
 
 
 def compared(predicted: int, *, on_device: int, of_process: int) -> str:
-    """The line for a card, in bytes; a card counts what all its processes hold together."""
+    """Return the line for a card, in bytes; a card counts what all its processes hold together."""
     planned = f"memory: planned at most {predicted / GB:.2f} GB"
     beside = on_device - of_process
     if beside <= _OWN_BESIDE:

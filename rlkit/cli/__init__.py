@@ -1,4 +1,4 @@
-"""The command line: `rlkit [overrides]` trains, `rlkit COMMAND` does the rest.
+"""This is the command line: `rlkit [overrides]` trains, `rlkit COMMAND` does the rest.
 
 Each command lives in a module of its own with `SUMMARY` and `run(arguments) -> exit code`. Exit
 codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 interrupted (saved, resumable).
@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 class Command(Protocol):
-    """A module of this package; light to import, whatever `run` loads."""
+    """A command is a module of this package; it is light to import, whatever `run` loads."""
 
     SUMMARY: str
 
@@ -39,7 +39,7 @@ class Command(Protocol):
 
 
 class UsageError(ValueError):
-    """Bad input, found before anything started; the message is one line."""
+    """The input is bad, which was found before anything started; the message is one line."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def summary(name: str) -> str:
-    """One line about a command."""
+    """Return one line about a command."""
     return _command(COMMANDS[name]).SUMMARY
 
 

@@ -1,4 +1,4 @@
-"""`rlkit chat`: a conversation with a model, with or without an adapter."""
+"""`rlkit chat` holds a conversation with a model, with or without an adapter."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""`rlkit check`: what a run would take, without running it; no GPU needed with a budget."""
+"""`rlkit check` says what a run would take without running it; a budget takes the GPU's place."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-SUMMARY = "memory plan of a run, before anything is loaded; what its base model earns"
+SUMMARY = "memory plan, rows and rewards of a run, before loading; what its base model earns"
 _USAGE = """\
 rlkit check [OVERRIDES]                         what a run takes here
 rlkit check memory.budget=24GB [OVERRIDES]      what it would take on such a card; no GPU needed
@@ -13,7 +13,8 @@ rlkit check --samples=K [OVERRIDES]             also load it, and score K sample
 rlkit check --table                             the headline models, their budgets and plans
 
 OVERRIDES are those of a run. Exit code 1 when it does not fit; the message names the cheapest
-change that would make it fit."""
+change that would make it fit. Rows that cannot be used, tags that rewards do not see and gold
+answers that earn nothing are found with the tokenizer alone."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -45,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _samples(arguments: Sequence[str]) -> tuple[list[str], int]:
-    """The overrides, and how many samples are asked for; 0 = none."""
+    """Return the overrides, and how many samples are asked for; 0 = none."""
     flags = [a for a in arguments if a.startswith("--samples")]
     overrides = [a for a in arguments if a not in flags]
     if not flags:

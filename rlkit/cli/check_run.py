@@ -1,4 +1,4 @@
-"""The work of `rlkit check`."""
+"""This module does the work of `rlkit check`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 
 from rlkit.assembly.assemble import assemble
 from rlkit.assembly.device import resolve_device
+from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import choose_generator
+from rlkit.assembly.without_weights import look_without_weights
 from rlkit.config import Config, DeviceChoice, algorithm_of
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
@@ -22,26 +24,41 @@ from rlkit.plan.of_config import planned
 from rlkit.plan.parts import GB
 from rlkit.plan.run import place
 from rlkit.plan.table import lines
+from rlkit.tasks import build_task
 from rlkit.training.no_signal import what_the_base_model_earns
 
 
 def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
-    """The plan of the run that `arguments` stand for; raises DoesNotFit or ConfigError."""
+    """Yield the plan of the run that `arguments` stand for, then how its rows and rewards look.
+
+    Raises DoesNotFit, ConfigError or ValueError, each with one line.
+    """
     register()
     (config, *others) = preflight(arguments)
     if others:
         raise ValueError("rlkit check takes one run, not a sweep")
+    if is_tabular(config):
+        raise ValueError("rlkit check takes a language model, got model=tabular, which needs none")
     device, budget = _device(config)
     config = replace(config, generator=choose_generator(config, device, say=lambda _: None))
-    made = planned(config, algorithm_of(config), device=device, budget=budget, say=print)
+    longest = longest_prompt(config, build_task(config.task), device, say=print)
+    made = planned(
+        config,
+        algorithm_of(config),
+        device=device,
+        budget=budget,
+        say=print,
+        longest_prompt=longest,
+    )
     yield from lines(made.plan, where=place(config, device))
+    said: list[str] = []
+    look_without_weights(config, say=said.append)
+    yield from said
 
 
 def sample_lines(arguments: Sequence[str], count: int) -> Iterator[str]:
-    """What `count` samples of the base model earn; loads the model and starts the rewards."""
+    """Yield what `count` samples of the base model earn; loads the model and starts the rewards."""
     (config,) = preflight(arguments)
-    if is_tabular(config):
-        raise ValueError("--samples takes a language model, got model=tabular")
     with closing(assemble(config, say=lambda _: None)) as run:
         groups = run.base_samples(count)
     samples = [sample for group in groups for sample in group]
@@ -61,7 +78,7 @@ def sample_lines(arguments: Sequence[str], count: int) -> Iterator[str]:
 
 
 def _device(config: Config) -> tuple[torch.device, int | None]:
-    """Where to plan for; with `memory.budget` and no GPU here, a card of that size."""
+    """Return where to plan for; with `memory.budget` and no GPU here, a card of that size."""
     budget = config.memory.budget_bytes
     wants_card = config.device is not DeviceChoice.cpu and budget is not None
     if wants_card and not torch.cuda.is_available():
@@ -70,7 +87,7 @@ def _device(config: Config) -> tuple[torch.device, int | None]:
 
 
 def headline_table() -> Iterator[str]:
-    """The models of docs/memory/plan.md: claimed elsewhere, to reach, planned."""
+    """Yield the models of docs/memory/plan.md: claimed elsewhere, to reach, planned."""
     yield f"{'work':<44}  claimed  to reach   planned  decisions"
     for row in ROWS:
         budget = int(row.target * GB)

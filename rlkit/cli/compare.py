@@ -1,4 +1,4 @@
-"""`rlkit compare`: variants of a sweep, or several runs or sweeps, as a table on the terminal."""
+"""`rlkit compare` shows variants of a sweep, or several runs or sweeps, as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rlkit env`: versions and hardware, for bug reports."""
+"""`rlkit env` prints versions and hardware, for bug reports."""
 
 from __future__ import annotations
 

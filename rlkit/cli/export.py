@@ -1,4 +1,4 @@
-"""`rlkit export`: the model that a run trained as one Hugging Face folder, without an adapter."""
+"""`rlkit export` writes the model that a run trained as one Hugging Face folder without adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of `rlkit export`."""
+"""This module does the work of `rlkit export`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def export(run: Path, out: Path, dtype: DType) -> None:
     """Write, load again and compare; raises ValueError with one line, and then leaves nothing.
 
     The comparison is KL(the run's policy || the folder) of next-token distributions on a few chat
-    prompts: a folder that loads as another model is not left behind.
+    prompts. A folder that loads as another model is not left behind.
     """
     options = read_options(run, key="--run")
     if out.exists():
@@ -62,7 +62,7 @@ def export(run: Path, out: Path, dtype: DType) -> None:
 def _policy_of(
     run: Path, options: RunOptions, device: torch.device, dtype: DType
 ) -> tuple[BaseModel, dict[str, Tensor], list[tuple[int, ...]], list[Tensor]]:
-    """The run's model, what to write of it, prompts, and its log-probs on them."""
+    """Return the run's model, what to write of it, prompts, and its log-probs on them."""
     stored, _ = resolve_dtype(dtype, device)
     if options.model.tuning is TuningKind.full:
         source = replace(

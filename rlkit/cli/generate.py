@@ -1,4 +1,4 @@
-"""`rlkit generate`: completions of one prompt, from a base model or with an adapter."""
+"""`rlkit generate` prints completions of one prompt, from a base model or with an adapter."""
 
 from __future__ import annotations
 

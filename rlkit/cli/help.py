@@ -1,4 +1,4 @@
-"""`rlkit --help`: the commands, the groups and their options."""
+"""`rlkit --help` lists the commands, the groups and their options."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def groups() -> Mapping[str, list[str]]:
-    """Options of every configuration group, by name."""
+    """Return options of every configuration group, by name."""
     root = importlib.resources.files("rlkit.conf")
     found = {
         folder.name: sorted(

@@ -1,4 +1,4 @@
-"""`rlkit quantize`: an NF4 model folder that keeps the most sensitive layers in 16 bits."""
+"""`rlkit quantize` writes an NF4 model folder that keeps the most sensitive layers in 16 bits."""
 
 from __future__ import annotations
 

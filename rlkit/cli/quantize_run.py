@@ -1,4 +1,4 @@
-"""The work of `rlkit quantize`."""
+"""This module does the work of `rlkit quantize`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,17 @@ _RECORD = "rlkit_quantize.json"
 
 
 def quantise(overrides: Sequence[str], out: str, budget: str, num_prompts: int) -> None:
-    """Measure, choose, save, load again and compare; raises ValueError with one line."""
+    """Measure, choose, save, load again and compare.
+
+    Args:
+        overrides: Options of the model to quantise, `key=value`.
+        out: Folder to write.
+        budget: Size of the folder, as the user wrote it.
+        num_prompts: Prompts to measure errors on, >= 1.
+
+    Raises:
+        ValueError: A step is refused, with one line.
+    """
     register()
     (config, *others) = preflight(overrides)
     if others:
@@ -97,7 +107,7 @@ def _prompts(config: Config, base: BaseModel, count: int) -> list[tuple[int, ...
 def _compare(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], reference: list[torch.Tensor]
 ) -> tuple[int, float]:
-    """(bytes, KL of the 16-bit model to this one)."""
+    """Return (bytes, KL of the 16-bit model to this one)."""
     with torch.no_grad():
         logps = [next_token_logps(model, ids).cpu() for ids in prompts]
     return sum(t.nbytes for t in tensors_of(model)), mean_kl(reference, logps)

@@ -1,4 +1,4 @@
-"""`rlkit replay`: what several algorithms would learn from one saved rollout batch of a run."""
+"""`rlkit replay` shows what several algorithms would learn from one saved batch of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Algorithms are the options of conf/algorithm with their own kl, ratio and correc
 
 @dataclass(kw_only=True, slots=True)
 class ReplayOptions(Options):
-    """The command's arguments."""
+    """This record holds the command's arguments."""
 
     run_dir: str = MISSING
     """Folder of the run."""
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> ReplayOptions:
-    """The options of `key=value` arguments; raises UsageError with one line."""
+    """Return the options of `key=value` arguments; raises UsageError with one line."""
     from rlkit.cli import UsageError
     from rlkit.config import did_you_mean
 

@@ -1,4 +1,4 @@
-"""What `rlkit replay` does once its arguments are read: load, replay, print and write."""
+"""This module does the work of `rlkit replay`: it loads, replays, prints and writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PLAIN_WIDTH = 200
 
 
 class Candidate(NamedTuple):
-    """An algorithm to replay, and the configuration that it was made of."""
+    """This record pairs an algorithm to replay with the configuration that it was made of."""
 
     objective: Objective[AlgorithmConfig]
     algorithm: Algorithm
@@ -81,7 +81,7 @@ def _record(
     matrix: Sequence[Sequence[float]],
     critic: str,
 ) -> dict[str, object]:
-    """What the JSON file holds: the tables, and the configuration behind each line."""
+    """Return what the JSON file holds: the tables, and the configuration behind each line."""
     return {
         "step": rollouts.step,
         "num_rows": len(rollouts.batch),
@@ -141,7 +141,7 @@ def _load_policy(
     device: torch.device,
     algorithms: Sequence[Algorithm],
 ) -> tuple[Policy, str]:
-    """The policy that sampled the batch, and which critic it has."""
+    """Return the policy that sampled the batch, and which critic it has."""
     saved: Mapping[str, torch.Tensor] = {}
     if step > 0:
         folder = checkpoint.step_folder(run_dir / "checkpoints", step)

@@ -1,4 +1,4 @@
-"""`rlkit report`: a run, a sweep or several runs as one self-contained HTML page."""
+"""`rlkit report` shows a run, a sweep or several runs as one self-contained HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands read of a finished run's folder."""
+"""This module reads what commands need of a finished run's folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlkit.training.memory_config import MemoryConfig
 
 @dataclass(kw_only=True, slots=True)
 class RunOptions(Options):
-    """What a run's config.yaml says about its model."""
+    """This record holds what a run's config.yaml says about its model."""
 
     seed: int = MISSING
     device: DeviceChoice = MISSING
@@ -27,7 +27,10 @@ class RunOptions(Options):
 
 
 def read_options(run: Path, *, key: str) -> RunOptions:
-    """The model that `run` trained; raises UsageError, naming `key`, when there is no such run."""
+    """Return the model that `run` trained.
+
+    Raises UsageError, naming `key`, when there is no such run.
+    """
     try:
         saved = yaml.safe_load((run / "config.yaml").read_text())
         values = {field.name: saved[field.name] for field in fields(RunOptions)}

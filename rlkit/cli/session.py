@@ -1,4 +1,7 @@
-"""What `chat` and `generate` share: a model, with or without an adapter, ready to sample."""
+"""`chat` and `generate` share this session: a model that is ready to sample.
+
+The model may have an adapter.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A generator, its tokenizer and the sampling options of the command line."""
+    """A session holds a generator, its tokenizer and the sampling options of the command line."""
 
     generator: Generator
     tokenizer: PreTrainedTokenizerBase
@@ -36,7 +39,7 @@ class Session:
     seed: int
 
     def sample(self, text: str, *, num_samples: int, turn: int = 0) -> list[Rollout]:
-        """Completions of `text`, which holds its special tokens already."""
+        """Return completions of `text`, which holds its special tokens already."""
         ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         prompt = Prompt(index=turn, ids=ids, text=text)
         check_ids(ids, self.num_rows, where="the prompt", tokenizer=self.tokenizer)
@@ -47,7 +50,7 @@ class Session:
         return rollouts
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a conversation under the model's chat template, ready for a reply."""
+        """Return the text of a conversation under the model's chat template, ready for a reply."""
         return str(
             self.tokenizer.apply_chat_template(
                 [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
@@ -55,7 +58,7 @@ class Session:
         )
 
     def text(self, rollout: Rollout) -> str:
-        """The completion without special tokens."""
+        """Return the completion without special tokens."""
         return str(
             self.tokenizer.decode(list(rollout.completion_ids), skip_special_tokens=True)
         ).strip()
@@ -82,11 +85,18 @@ def open_session(options: argparse.Namespace) -> Session:
 
 
 def _of_run(run: Path) -> tuple[ModelConfig, Path | None, QuantConfig]:
-    """Its model and the adapter on it; a run that trained all weights has a model of its own."""
+    """Return its model and the adapter on it; after full training, the run's own model alone."""
     options = read_options(run, key="--run")
     if options.model.tuning is TuningKind.full:
         # Its tokenizer was saved with the run's template, variables included.
-        return ModelConfig(source=str(run / MODEL_FOLDER)), None, QuantConfig()
+        model = ModelConfig(
+            source=str(run / MODEL_FOLDER),
+            dtype=options.model.dtype,
+            attention=options.model.attention,
+            rope_length=options.model.rope_length,
+            allow_remote_code=options.model.allow_remote_code,
+        )
+        return model, None, QuantConfig()
     return options.model, run / ADAPTER_FOLDER, options.memory.quant
 
 

@@ -1,4 +1,4 @@
-"""Options that `chat` and `generate` share; light to import, for `--help`."""
+"""`chat` and `generate` share these options; the module is light to import, for `--help`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def check_model(options: argparse.Namespace) -> None:
     if options.model is None:
         return
     try:
-        check_reachable(ModelConfig(source=options.model))
+        check_reachable(ModelConfig(source=options.model), say=print)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Arguments of `rlkit report` and `rlkit compare`: folders, and `key=value` options."""
+"""This module reads the folders and `key=value` options of `rlkit report` and `rlkit compare`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELP = """\
 
 
 def parse(arguments: Sequence[str], *, known: Sequence[str]) -> tuple[list[Path], ReportOptions]:
-    """Folders and options; an argument that is a folder is one, whatever its name.
+    """Return folders and options; an argument that is a folder is one, whatever its name.
 
     Raises:
         UsageError: an option not in `known`, or a value of another type.

@@ -1,4 +1,7 @@
-"""`rlkit [overrides]` trains; `rlkit -m [overrides]` sweeps. Everything is checked before job 0."""
+"""`rlkit [overrides]` trains; `rlkit -m [overrides]` sweeps.
+
+Everything is checked before job 0.
+"""
 
 from __future__ import annotations
 

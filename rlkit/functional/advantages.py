@@ -74,7 +74,7 @@ def gdpo_advantages(
     eps: float,
     bessel: bool,
 ) -> Rows:
-    """z-score every reward function in its group, add them up with weights, z-score the batch.
+    """Z-score every reward function in its group, add them up with weights, z-score the batch.
 
     So one function's spread does not drown another's. Source: GDPO, arXiv:2601.05242.
 

@@ -1,7 +1,7 @@
 """Preference losses over pairs, and how pairs are chosen from rewards.
 
-The margin h of a pair is log pi/ref of the chosen completion minus that of the rejected one, both
-summed over tokens; losses are per pair, to minimise.
+The margin h of a pair is log pi/ref of the chosen completion minus that of the rejected one. Both
+are summed over tokens. Losses are per pair, to minimise.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def xpo_optimism_loss(
 ) -> Float[Tensor, " B"]:
     """Return sg(min(ref/sampler, max_weight)) * log pi of each completion: minimised, it explores.
 
-    Under samples of the sampler its mean is E_ref[log pi] (up to the cap): the bonus of XPO,
-    arXiv:2405.21046, algorithm 1, which draws from the reference instead.
+    Under samples of the sampler its mean is E_ref[log pi] (up to the cap). That is the bonus of
+    XPO, arXiv:2405.21046, algorithm 1, which draws from the reference instead.
 
     Args:
         logps: log pi of each token, nats.

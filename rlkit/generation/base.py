@@ -79,7 +79,7 @@ class HFGeneratorConfig(GeneratorConfig):
                 raise ValueError(f"generator.{key} must be >= {least}, got {value}")
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
-        """Keys and values of as many rows as `max_rows` and `max_tokens` allow."""
+        """Ask for keys and values of as many rows as `max_rows` and `max_tokens` allow."""
         return GeneratorDemand(
             Sampler.hf, max_at_once=max(1, min(self.max_rows, self.max_tokens // row_tokens))
         )
@@ -192,9 +192,9 @@ def sample_seed(
                as 4 little-endian int64; digest 8 bytes, person "rlkit.sample"), shifted right by 1
 
     A prompt that comes again within a step has its `occurrence` (1, 2, ...) hashed as a fifth int64
-    so that its samples differ from the first ones. Because nothing is drawn from a running state, a
-    resumed run samples what an uninterrupted one would, and neither batch order nor group size
-    changes the seed of a given completion.
+    so that its samples differ from the first ones. Nothing is drawn from a running state, so a
+    resumed run samples what an uninterrupted one would. Neither batch order nor group size changes
+    the seed of a given completion.
 
     Args:
         run_seed: The seed of the run.

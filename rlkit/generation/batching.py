@@ -85,8 +85,8 @@ class Prefill(NamedTuple):
     """The forward pass over what is left of N prompts after a shared prefix of W tokens.
 
     The sequences are left-padded to a common end, prefix included: column c of row i holds token
-    c - pads[i] of prompt i. The last R = longest - W columns are computed, the others are taken
-    from the prefix's cache; a shorter prompt recomputes a few prefix tokens in place of padding.
+    c - pads[i] of prompt i. The last R = longest - W columns are computed, and the others are taken
+    from the prefix's cache. A shorter prompt recomputes a few prefix tokens in place of padding.
     """
 
     input_ids: Int[Tensor, "N R"]

@@ -1,8 +1,8 @@
-"""Key-value cache of the `hf` generator: appends in place, drops rows, continues a shared prefix.
+"""The key-value cache of `hf` appends in place, drops rows and continues a shared prefix.
 
-A `Cache` made of our layers, which the models fill
-through `Cache.update`. Sliding-window models get full-length layers too; their attention masks,
-which transformers builds from the length of the cache, do the windowing.
+It is a `Cache` made of our layers, which the models fill through `Cache.update`. Sliding-window
+models get full-length layers too; their attention masks, which transformers builds from the length
+of the cache, do the windowing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class AppendLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append columns; returns all keys and values. (The signature is transformers'.)"""
+        """Append columns; return all keys and values. (The signature is transformers'.)"""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
@@ -49,7 +49,7 @@ class AppendLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._show(columns)
 
     def filled(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the filled columns."""
+        """Return keys and values of the filled columns."""
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
@@ -61,7 +61,7 @@ class AppendLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def _with_room(room: Tensor | None, states: Tensor, start: int) -> Tensor:
-    """`room` with `states` written from column `start` on, enlarged if they do not fit."""
+    """Return `room` with `states` written from column `start` on, enlarged if they do not fit."""
     end = start + states.shape[-2]
     if room is None or end > room.shape[-2]:
         larger = states.new_empty((*states.shape[:2], end + _ROOM, states.shape[-1]))

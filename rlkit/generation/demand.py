@@ -1,4 +1,4 @@
-"""The memory plan's questions to a generator, and the plan's answers to it.
+"""These are the memory plan's questions to a generator, and the plan's answers to it.
 
 A generator's config answers by `GeneratorConfig.demand`, and `GeneratorConfig.with_choice` makes a
 copy of it that asks for exactly what the plan gives. So the plan never asks which generator it is.

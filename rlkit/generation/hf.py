@@ -43,10 +43,10 @@ _WORTH_DROPPING = 8
 class HFGenerator:
     """Implements `rlkit.types.Generator` with a decoding loop of its own over a key-value cache.
 
-    In one call, the longest token prefix that all prompts share is computed once, the rest of each
-    distinct prompt once per batch, and both are expanded to the samples; all of it under the
-    adapter in force, and nothing is kept from one call to the next, so no key or value can come
-    from another policy. Rows that have ended leave the batch. A row's tokens and logps depend on
+    One call computes the longest token prefix that all prompts share once. It computes the rest of
+    each distinct prompt once per batch, and expands both to the samples. All of it runs under the
+    adapter in force. Nothing is kept from one call to the next, so no key or value can come from
+    another policy. Rows that have ended leave the batch. A row's tokens and logps depend on
     its prompt, its seed and the policy only, up to floating-point noise.
 
     Sampling logps are those of the distribution defined in `rlkit.generation.sampling`.
@@ -220,7 +220,7 @@ class _Run:
     def _prefill(
         self, rows: Sequence[SamplingRow], prefix: Cache, prefix_length: int
     ) -> tuple[Cache, Float[Tensor, "N V"], Prefill]:
-        """Cache and next-token logits of every row, each distinct prompt computed once."""
+        """Return cache and next-token logits of every row, each distinct prompt computed once."""
         numbers = {ids: n for n, ids in enumerate(dict.fromkeys(row.prompt.ids for row in rows))}
         device = self._model.device
         plan = plan_prefill(list(numbers), prefix_length=prefix_length, device=device)
@@ -240,7 +240,7 @@ class _Run:
         pads: Int[Tensor, " N"],
         mask: Bool[Tensor, "N L"] | None,
     ) -> Float[Tensor, "N V"]:
-        """Append columns `start`, `start + 1`, ... to `cache`; logits after the last of them."""
+        """Append columns `start`, `start + 1`, ... to `cache`; return the logits after the last."""
         columns = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
         output = self._model(
             input_ids=input_ids,
@@ -284,7 +284,7 @@ class _Run:
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off; the model's training mode comes back afterwards."""
+    """Turn dropout off; the model's training mode comes back afterwards."""
     was_training = model.training
     model.train(False)
     try:

@@ -1,4 +1,4 @@
-"""The sampling distribution and drawing from it: pure functions of logits and seeds.
+"""Compute the sampling distribution and draw from it: pure functions of logits and seeds.
 
 The distribution p of the next token, from logits z of N rows over V words:
 
@@ -15,8 +15,8 @@ Sampling logps are log p of the sampled token under exactly this p: log_softmax(
 without truncation, the renormalised distribution with it. All of it runs in float32 (float64 if
 the logits are).
 
-A row is drawn by inverting its cumulative distribution at one uniform number, which is a hash of
-the row's seed and the token's position: what else is in the batch cannot reach a row's tokens.
+A row is drawn by inverting its cumulative distribution at one uniform number. That number is a hash
+of the row's seed and the token's position, so other rows of the batch cannot reach a row's tokens.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def sampling_probs(logits: Float[Tensor, "N V"], sampling: SamplingConfig) -> Fl
 def draw(probs: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Draw:
     """Return the token at which each row's cumulative distribution first exceeds `uniform`.
 
-    A token of probability 0 is never drawn. The sums are float64 and in two levels, blocks of words
-    and words of one block: a float32 running sum over 150k words is off by 1e-5, and a float64 one
-    costs a tenth of a decoding step of a small model on a CPU.
+    A token of probability 0 is never drawn. The sums are float64 and in two levels: over blocks of
+    words, and over the words of one block. A float32 running sum over 150k words is off by 1e-5. A
+    float64 one costs a tenth of a decoding step of a small model on a CPU.
     """
     num_words = probs.shape[-1]
     padded = torch.nn.functional.pad(probs, (0, -num_words % _BLOCK))
@@ -106,7 +106,7 @@ def draw(probs: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Draw:
 
 
 def uniforms(seeds: Int[Tensor, " N"], position: int) -> Float[Tensor, " N"]:
-    """Uniform numbers in [0, 1), float64: output number `position` of SplitMix64 seeded by `seeds`.
+    """Return uniform float64 in [0, 1): output number `position` of SplitMix64 seeded by `seeds`.
 
         z = seed + (position + 1) * 0x9E3779B97F4A7C15
         z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;  z = (z ^ z >> 27) * 0x94D049BB133111EB
@@ -129,7 +129,7 @@ def _first_above(cdf: Float[Tensor, "N W"], target: Float[Tensor, "N 1"]) -> Int
 
 
 def _shift_right(z: Int[Tensor, " N"], bits: int) -> Int[Tensor, " N"]:
-    """Logical shift: int64's own `>>` copies the sign bit."""
+    """Shift logically: int64's own `>>` copies the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

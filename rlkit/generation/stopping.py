@@ -1,4 +1,4 @@
-"""When a completion ends: stop tokens, stop strings, the length limit."""
+"""Find the end of a completion: stop tokens, stop strings, the length limit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class StopRule:
     """Finds the token that ends a completion.
 
     A stop string counts when it is part of the completion's text, special tokens left out, as the
-    rewards see it. Only a tail of the text is decoded for each look: a token that is not special
-    adds at least one byte, hence a string of n bytes that has just been completed lies within the
+    rewards see it. Only a tail of the text is decoded for each look. A token that is not special
+    adds at least one byte. Hence a string of n bytes that has just been completed lies within the
     last n such tokens.
     """
 
@@ -33,7 +33,7 @@ class StopRule:
         self._tail = max((len(s.encode()) for s in strings), default=0) + _CONTEXT
 
     def tokens_kept(self, ids: Sequence[int], num_old: int) -> int | None:
-        """Length of the completion if one of `ids[num_old:]` ends it, that token included; or None.
+        """Return the length up to the token of `ids[num_old:]` that ends the completion, or None.
 
         `ids[:num_old]` have been looked at before and did not end it.
         """

@@ -1,1 +1,1 @@
-"""How runs start: checks before anything expensive, then one job or a sweep of them."""
+"""This package starts runs: it checks before anything expensive, then starts one job or a sweep."""

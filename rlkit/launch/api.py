@@ -1,4 +1,4 @@
-"""The command line's work as Python functions: compose a configuration, train, read a run.
+"""These Python functions do the command line's work: they compose, train and read a run.
 
 import rlkit
 
@@ -30,38 +30,38 @@ class RunFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class SavedRun:
-    """A run folder, read on demand: every property is what lies on disk at that moment."""
+    """A run is its folder, read on demand: every property is what lies on disk at that moment."""
 
     run_dir: Path
 
     @property
     def status(self) -> Status:
-        """How the run stands: running, completed, interrupted or failed."""
+        """Return how the run stands: running, completed, interrupted or failed."""
         return Status(self._status()["status"])
 
     @property
     def message(self) -> str:
-        """One line that says why the run ended as it did; empty for a completed run."""
+        """Return one line that says why the run ended as it did; empty for a completed run."""
         return str(self._status()["message"])
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The resolved configuration, nested as in `config.yaml`."""
+        """Return the resolved configuration, nested as in `config.yaml`."""
         loaded: dict[str, Any] = yaml.safe_load((self.run_dir / "config.yaml").read_text())
         return loaded
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """The metrics of every step, in order; the key `step` counts from 0."""
+        """Return the metrics of every step, in order; the key `step` counts from 0."""
         return read_metrics(self.run_dir)
 
     @property
     def evals(self) -> list[EvalRecord]:
-        """The evaluations on held-out prompts, in order: before, periodic ones, after."""
+        """Return the evaluations on held-out prompts, in order: before, periodic ones, after."""
         return read_evals(self.run_dir)
 
     def samples(self, step: int) -> list[SampleRow]:
-        """The completions of a training step with their rewards.
+        """Return the completions of a training step with their rewards.
 
         Raises:
             FileNotFoundError: the step was not reached, or completions were not kept.
@@ -74,7 +74,7 @@ class SavedRun:
 
 
 def compose(*overrides: str) -> Config:
-    """The checked configuration of one run, from the same words as the command line takes.
+    """Return the checked configuration of one run, from the same words as the command line takes.
 
     Args:
         overrides: `key=value`, `group=option`, `experiment=name`, as after `rlkit`.
@@ -117,7 +117,7 @@ def train(*overrides: str) -> SavedRun:
 
 
 def load_run(run_dir: str | Path) -> SavedRun:
-    """The run in a folder that `train` or the command line made.
+    """Return the run in a folder that `train` or the command line made.
 
     Args:
         run_dir: a run folder, finished or not.

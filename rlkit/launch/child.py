@@ -1,4 +1,4 @@
-"""The process of one job: what it does between its birth and `run_job`, and its exit code.
+"""This is the process of one job, from its birth to `run_job` and its exit code.
 
 Light to import: nothing of rlkit may come before `die_with`.
 """
@@ -69,7 +69,7 @@ def run(packed: str, folder: Path) -> int:
 
 
 def main(folder: str, parent: str = "") -> None:
-    """A fresh interpreter's way in, with the configuration on standard input.
+    """Run the job in a fresh interpreter, with the configuration on standard input.
 
     `parent` is the process to die with, if a fork server has not seen to that.
     """

@@ -1,4 +1,4 @@
-"""Hydra's composition of a job, and of many that differ in values only; the schemas behind it."""
+"""This module composes a job with Hydra, and many that differ in values only."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def register() -> None:
 
 
 def compose_job(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of one job, composed by Hydra: 0.2 s."""
+    """Return the configuration of one job, composed by Hydra: 0.2 s."""
     return compose("config", overrides=list(overrides))
 
 
 class Composer:
-    """Composes like `compose_job`; jobs that choose the same options share one composition.
+    """A composer works like `compose_job`; jobs that choose the same options share one composition.
 
     Hydra applies values (`seed=3`) last, to what the choice of options (`kl=none`) has made. This
     does the same to copies. To be used while Hydra is initialised.
@@ -61,5 +61,5 @@ class Composer:
         return self._parsed[text]
 
     def _chooses(self, override: Override) -> bool:
-        """Whether it chooses an option of a group, or is Hydra's own."""
+        """Return whether it chooses an option of a group, or is Hydra's own."""
         return override.is_hydra_override() or self._repository.group_exists(override.key_or_group)

@@ -1,4 +1,4 @@
-"""The content of data, reward and model files is part of a run's identity, not only their names.
+"""The content of data, reward and model files is part of a run's identity, as their names are.
 
 `content.json` in the run's folder has the hash of each file that the configuration names. A resumed
 run, and a sweep that runs again, compare it with what is there now.
@@ -28,14 +28,17 @@ _MODEL_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 
 
 class Content(NamedTuple):
-    """One file or folder that a configuration names."""
+    """This record holds the hash of one file or folder that a configuration names."""
 
     path: str
     sha256: str
 
 
 def content_of(config: Config) -> dict[str, Content]:
-    """The local files that `config` names, by key; names of the hub and of packages have none."""
+    """Return the local files that `config` names, by key.
+
+    Names of the hub and of packages have none.
+    """
     return {key: Content(str(path), _digest(key, path)) for key, path in named_files(config)}
 
 
@@ -81,13 +84,15 @@ def write_content(run_dir: Path, content: Mapping[str, Content]) -> None:
 
 
 def read_content(run_dir: Path) -> dict[str, Content]:
-    """The content that the run in `run_dir` recorded; empty for runs of older versions."""
+    """Return the content that the run in `run_dir` recorded; empty for runs of older versions."""
     files = _read(run_dir).get("files", {})
     return {key: Content(str(f["path"]), str(f["sha256"])) for key, f in files.items()}
 
 
 def hash_files(files: Sequence[tuple[str, Path]]) -> str:
-    """SHA-256 over the names and contents of files; a single nameless file has its own SHA-256.
+    """Return the SHA-256 over the names and contents of files.
+
+    A single nameless file has its own SHA-256.
 
     Raises OSError when one cannot be read.
     """
@@ -101,7 +106,9 @@ def hash_files(files: Sequence[tuple[str, Path]]) -> str:
 
 
 def source_file(target: str) -> Path | None:
-    """The file behind `package.module:function` or `path/to/file.py:function`, without importing.
+    """Return the file behind `package.module:function` or `path/to/file.py:function`.
+
+    The module is not imported.
 
     None when there is none, as for a registered name or a compiled module.
     """
@@ -121,7 +128,7 @@ def source_file(target: str) -> Path | None:
 
 
 def named_files(config: Config) -> Iterator[tuple[str, Path]]:
-    """Key and path of every local file or folder that `config` names."""
+    """Yield the key and path of every local file or folder that `config` names."""
     for key, value in flatten(config).items():
         if not isinstance(value, str) or not value:
             continue
@@ -132,7 +139,7 @@ def named_files(config: Config) -> Iterator[tuple[str, Path]]:
 
 
 def _digest(key: str, path: Path) -> str:
-    """The hash of one file, or of the files of a folder that matter."""
+    """Return the hash of one file, or of the files of a folder that matter."""
     try:
         if key == "model.source":
             return _model_digest(path)
@@ -146,7 +153,7 @@ def _digest(key: str, path: Path) -> str:
 
 
 def _model_digest(path: Path) -> str:
-    """The hash of a model's small files; weights count by name and size."""
+    """Return the hash of a model's small files; weights count by name and size."""
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
     sizes = [(p.name, p.stat().st_size) for p in files]
     small = [(p.name, p) for p in files if p.suffix in _MODEL_SUFFIXES]

@@ -1,4 +1,4 @@
-"""The cores and cards of this machine, found without initialising CUDA in this process."""
+"""This module finds the cores and cards of this machine without initialising CUDA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pynvml
 
 
 class GPU(NamedTuple):
-    """One card as jobs are told about it."""
+    """This record is one card as jobs are told about it."""
 
     name: str
     """The UUID, for CUDA_VISIBLE_DEVICES: the same for every sweep of the machine."""
@@ -23,12 +23,15 @@ class GPU(NamedTuple):
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use."""
+    """Return CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def find_gpus(environ: Mapping[str, str]) -> list[GPU]:
-    """The cards that NVML knows and CUDA_VISIBLE_DEVICES, if set, allows; none without a driver."""
+    """Return the cards that NVML knows and that CUDA_VISIBLE_DEVICES, if set, allows.
+
+    There are none without a driver.
+    """
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -42,7 +45,9 @@ def find_gpus(environ: Mapping[str, str]) -> list[GPU]:
 
 
 def visible_among(cards: Sequence[GPU], visible: str) -> list[GPU]:
-    """The cards that CUDA would see: `visible` holds indices or UUIDs (a beginning is enough).
+    """Return the cards that CUDA would see.
+
+    `visible` holds indices or UUIDs, of which a beginning is enough.
 
     As in CUDA, the first entry that names no card ends the list. A MIG instance is a card that
     NVML does not list here: it is taken as it is.
@@ -69,7 +74,7 @@ def _cards() -> Iterator[GPU]:
 
 
 def _memory(handle: Any) -> int:
-    """Bytes of a card; 0 where it shares the memory of its host and does not say."""
+    """Return bytes of a card; 0 where it shares the memory of its host and does not say."""
     try:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
     except pynvml.NVMLError:

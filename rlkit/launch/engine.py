@@ -1,9 +1,9 @@
-"""`hydra/launcher=ray`, `submitit_local`, `submitit_slurm`: sweeps that another engine schedules.
+"""Another engine schedules the sweeps of `hydra/launcher=ray`, `submitit_local`, `submitit_slurm`.
 
-Hydra's plugins bring jobs to machines, and this module brings rlkit's rules to the plugins: only
-jobs that are not done are submitted; on its machine a job is a process of its own, started in the
-folder that its configuration names, from its newest checkpoint; what it died of is written down.
-The sweep folder must be on a file system that all machines see.
+Hydra's plugins bring jobs to machines, and this module brings rlkit's rules to the plugins. Only
+jobs that are not done are submitted. On its machine a job is a process of its own, started in the
+folder that its configuration names, from its newest checkpoint. The cause of its death is written
+down. The sweep folder must be on a file system that all machines see.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _row(view: SweepView, jobs: Sequence[Job], job: Job) -> JobRow:
 
 
 def _queue_if_left(sweep: Path, job: Job, row: JobRow, *, retry: bool) -> bool:
-    """Whether the job is to be submitted."""
+    """Return whether the job is to be submitted."""
     folder = job_folder(sweep, job.id)
     state = state_of(folder)
     row.read_progress()

@@ -17,7 +17,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of rlkit, its commit when it runs from a checkout, Python and what matters to it."""
+    """Return the versions of rlkit, Python and what matters to it; a checkout's commit too."""
     found = {"rlkit": rlkit.__version__, "python": platform.python_version()}
     if commit := _commit():
         found["commit"] = commit
@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(*, devices: bool = True) -> dict[str, str]:
-    """System, processor, memory; and CUDA `devices`, which starts CUDA in this process."""
+    """Return system, processor and memory; and CUDA `devices`, which starts CUDA here."""
     import psutil
     import torch
 

@@ -1,8 +1,8 @@
-"""The process that all jobs of a launcher are children of, and what the launcher says to it.
+"""All jobs of a launcher are children of this process; the launcher speaks to it from here.
 
-It imports what jobs need once and never touches CUDA, so that a fork of it is a process like a new
-one, 10 ms old instead of seconds. It dies with the launcher, and every job dies with it: SIGKILL
-to the launcher leaves no orphan. Jobs on a GPU replace the fork by a new interpreter.
+It imports what jobs need once and never touches CUDA. So a fork of it is like a new process that is
+10 ms old instead of seconds. It dies with the launcher, and every job dies with it: SIGKILL to the
+launcher leaves no orphan. Jobs on a GPU replace the fork by a new interpreter.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BOOT = (
 
 
 class Preload(StrEnum):
-    """The modules that a fork server imports before the first job."""
+    """This choice names the modules that a fork server imports before the first job."""
 
     nothing = "nothing"
     """Its jobs start from new interpreters."""
@@ -56,7 +56,7 @@ _MODULES = {
 
 
 def boot(module: str, *arguments: str) -> list[str]:
-    """The command of a new interpreter that runs `main` of a module."""
+    """Return the command of a new interpreter that runs `main` of a module."""
     code = _BOOT.format(module=module)
     return [sys.executable, "-c", code, json.dumps(sys.path), *arguments]
 
@@ -120,7 +120,7 @@ class _ForkServer:
             os.close(descriptor)
 
     def _run_as_job(self, order: dict[str, Any], descriptors: Sequence[int]) -> None:
-        """In the fork: turn into the job, and never come back."""
+        """Turn the fork into the job, and never come back."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -181,7 +181,7 @@ def _feed(text: str) -> None:
 
 
 def _send_signal(pid: int, number: int, *, group: bool) -> None:
-    """To a child, or its process group; nothing happens when it is gone."""
+    """Signal a child, or its process group; nothing happens when it is gone."""
     with contextlib.suppress(ProcessLookupError):
         if group:
             try:

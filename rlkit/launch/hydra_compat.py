@@ -1,4 +1,4 @@
-"""Every private name of Hydra that rlkit uses; see `rlkit.runtime.private_names`.
+"""This module names every private name of Hydra in rlkit; see `rlkit.runtime.private_names`.
 
 Importing this module checks that they exist. It is imported before any job is composed.
 """
@@ -26,7 +26,7 @@ _APPLY = find("hydra._internal.config_loader_impl:ConfigLoaderImpl._apply_overri
 
 
 def can_apply_values() -> bool:
-    """Whether `apply_values` works; otherwise every job is composed from the start, in 0.2 s."""
+    """Return whether `apply_values` works; without it, every job is composed anew in 0.2 s."""
     return _APPLY is not None
 
 
@@ -37,5 +37,5 @@ def apply_values(values: Sequence[Override], config: DictConfig) -> None:
 
 
 def expand_sweep(overrides: Sequence[Override]) -> list[list[list[str]]]:
-    """Overrides of every job, in batches: the product of all choices by Hydra's own sweeper."""
+    """Return overrides of every job, in batches; Hydra's own sweeper takes all choices."""
     return BasicSweeper.split_arguments(list(overrides), max_batch_size=None)

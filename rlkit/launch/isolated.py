@@ -1,4 +1,4 @@
-"""`hydra/launcher=isolated`: the jobs of a sweep on this machine, each in a process of its own."""
+"""`hydra/launcher=isolated` runs a sweep's jobs on this machine, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class _Launch:
         return start is Start.fresh or (start is Start.auto and self._on_gpu(config))
 
     def _preload(self) -> Preload:
-        """The modules that all jobs need that fork from the server."""
+        """Return the modules that all jobs need that fork from the server."""
         forked = [job.config for job in self._queue if not self._fresh(job.config)]
         if not forked:
             return Preload.nothing
@@ -170,7 +170,7 @@ class _Launch:
         self._view.started(row)
 
     def _share(self, config: Config, lease: leases.Lease | None, folder: Path) -> Config:
-        """The configuration with the job's part of the machine where it leaves that open."""
+        """Return the configuration with the job's part of the machine where it leaves that open."""
         memory = config.memory
         resumed = (folder / "config.yaml").exists()  # then it keeps the number it had
         if lease is None and memory.torch_threads == 0 and not resumed:

@@ -1,4 +1,4 @@
-"""One training job, from its configuration to its exit code."""
+"""This module runs one training job, from its configuration to its exit code."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
 
 
 def _with_threads(config: Config, run_dir: Path) -> Config:
-    """A copy with the number of CPU threads that the run computes with."""
+    """Return a copy with the number of CPU threads that the run computes with."""
     threads = choose_threads(config.memory.torch_threads, run_dir)
     return replace(config, memory=replace(config.memory, torch_threads=threads))
 
@@ -114,7 +114,7 @@ def _train(
 
 
 def _resume(state: TrainState, trainer: Trainer, tracker: Tracker) -> TrainState:
-    """The newest checkpoint of the run folder, if there is one, put into `state`."""
+    """Return the newest checkpoint of the run folder, if there is one, put into `state`."""
     # To the host: beside the state that it replaces, all weights and moments might not fit.
     saved, problems = checkpoint.load_newest(
         trainer.run_dir / "checkpoints", device=torch.device("cpu")

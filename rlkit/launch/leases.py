@@ -1,10 +1,10 @@
-"""Shares of GPUs that all sweeps of a user on this machine take from one store of file locks.
+"""All sweeps of a user on this machine take shares of GPUs from one store of file locks.
 
     <tmp>/rlkit-<uid>/gpu/<name>/mutex     held while the leases of a card are counted
     <tmp>/rlkit-<uid>/gpu/<name>/*.lease   one lease: its share in millionths; valid while locked
 
-A lock goes with the processes that hold it, however they end, so no lease outlives its job and none
-has to be cleaned up by hand.
+A lock goes with the processes that hold it, however they end. So no lease outlives its job, and
+none has to be cleaned up by hand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ WHOLE = 1_000_000
 
 
 def store() -> Path:
-    """The folder of this user's leases: of this machine, not of a home that machines share."""
+    """Return the folder of this user's leases on this machine.
+
+    It is not in a home that machines share.
+    """
     folder = Path(tempfile.gettempdir()) / f"rlkit-{os.getuid()}" / "gpu"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.parent.stat().st_uid != os.getuid():
@@ -34,7 +37,10 @@ def store() -> Path:
 
 
 class Lease:
-    """A share of one card, held until `close`, and by every process that got its descriptor."""
+    """A lease is a share of one card, held until `close`.
+
+    Every process that got its descriptor holds it, too.
+    """
 
     def __init__(self, gpu: GPU, path: Path, descriptor: int) -> None:
         self.gpu = gpu
@@ -61,7 +67,7 @@ class Lease:
 
 
 def take(gpus: Sequence[GPU], *, jobs_per_gpu: int, folder: Path) -> Lease | None:
-    """A share of 1 / `jobs_per_gpu` of the least used of `gpus`, or None when no card has it."""
+    """Return a share of 1 / `jobs_per_gpu` of the least used of `gpus`; None when none has it."""
     share = WHOLE // jobs_per_gpu
     cards = {gpu: folder / _safe(gpu.name) for gpu in gpus}
     for gpu in sorted(gpus, key=lambda gpu: used(cards[gpu])):
@@ -72,7 +78,7 @@ def take(gpus: Sequence[GPU], *, jobs_per_gpu: int, folder: Path) -> Lease | Non
 
 
 def used(card: Path) -> int:
-    """Millionths of the card with this folder that valid leases hold."""
+    """Return millionths of the card with this folder that valid leases hold."""
     with _mutex(card):
         return _count(card)
 
@@ -91,7 +97,10 @@ def _count(card: Path) -> int:
 
 
 def _share(path: Path) -> int:
-    """The share that a lease holds; 0 and removed when no process holds its lock any more."""
+    """Return the share that a lease holds.
+
+    It is 0, and the lease is removed, when no process holds its lock any more.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:

@@ -18,7 +18,7 @@ _TAIL_BYTES = 4096
 
 
 class JobState(StrEnum):
-    """The state of a job between two launches."""
+    """A job is in one of these states between two launches."""
 
     new = "new"
     partial = "partial"
@@ -28,7 +28,7 @@ class JobState(StrEnum):
 
 
 class Recorded(NamedTuple):
-    """The content of `status.json`; `status` is None when there is none that can be read."""
+    """This record is the content of `status.json`; `status` is None when none can be read."""
 
     status: Status | None
     message: str
@@ -36,7 +36,7 @@ class Recorded(NamedTuple):
 
 
 def state_of(folder: Path) -> JobState:
-    """The state of the job in `folder`, if no process is working on it."""
+    """Return the state of the job in `folder`, if no process is working on it."""
     if (folder / _DONE).exists():
         return JobState.done
     recorded = read_status(folder)
@@ -67,6 +67,9 @@ def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Record
         pid: The process that has ended.
         otherwise: The status of a job that recorded no end itself.
         message: The reason for such a job.
+
+    Returns:
+        The end of the job, as it or this function recorded it.
     """
     own = read_status(folder)
     if own.pid == pid and own.status is Status.completed:
@@ -84,7 +87,7 @@ def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Record
 
 
 def cause_of_death(folder: Path, code: int) -> str:
-    """One line on a process that wrote no outcome; `code` is negative for a signal."""
+    """Return one line on a process that wrote no outcome; `code` is negative for a signal."""
     if code < 0:
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
@@ -93,7 +96,7 @@ def cause_of_death(folder: Path, code: int) -> str:
 
 
 def last_line(file: Path) -> str:
-    """The last line with text in it, at most 300 characters; empty when there is none."""
+    """Return the last line with text in it, at most 300 characters; empty when there is none."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))

@@ -1,4 +1,4 @@
-"""Options of the group `algorithm` that name code outside the repository, made known to Hydra."""
+"""This module tells Hydra of options of the group `algorithm` that name code from outside."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def offer_algorithms(arguments: Sequence[str]) -> list[str]:
 
 
 def as_typed(override: str) -> str:
-    """An override of a sweep's job without the backslash that Hydra puts before a colon."""
+    """Return an override of a sweep's job without the backslash that Hydra puts before a colon."""
     return override.replace("\\:", ":") if override.startswith(f"{_GROUP}=") else override
 
 
@@ -56,7 +56,10 @@ def _offer(option: str, *, target: str) -> None:
 
 
 def _values(override: str) -> Iterator[str]:
-    """Every value of an override, swept or not; none where Hydra cannot read it and will say so."""
+    """Yield every value of an override, swept or not.
+
+    There are none where Hydra cannot read it; Hydra will say so.
+    """
     try:
         (parsed,) = OverridesParser.create().parse_overrides([override])
         swept = parsed.is_sweep_override()

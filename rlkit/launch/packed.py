@@ -1,4 +1,4 @@
-"""A configuration as JSON and back, exactly: what a job's process is started with."""
+"""This module writes a configuration as JSON and reads it back exactly, for a job's process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlkit.config import Config, load, schemas
 
 
 def pack(config: Config) -> str:
-    """JSON of the values and, for each group, the name of the dataclass that holds them."""
+    """Return JSON of the values and, for each group, the name of the dataclass that holds them."""
     groups = {f.name: getattr(config, f.name) for f in fields(config)}
     classes = {name: type(v).__name__ for name, v in groups.items() if is_dataclass(v)}
     container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
@@ -20,7 +20,7 @@ def pack(config: Config) -> str:
 
 
 def unpack(text: str) -> Config:
-    """The checked configuration that `pack` wrote; raises ConfigError with one line."""
+    """Return the checked configuration that `pack` wrote; raises ConfigError with one line."""
     packed = json.loads(text)
     nodes = {(schema.group, schema.node.__name__): schema.node for schema in schemas()}
     root = OmegaConf.structured(Config)

@@ -1,4 +1,4 @@
-"""Every job of a command line, composed and checked before the first one starts."""
+"""Every job of a command line is composed and checked before the first one starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PRINTING = ("help", "hydra_help", "cfg", "shell_completion", "info")
 
 
 class LaunchPlan(NamedTuple):
-    """The checked jobs and options of a command line."""
+    """A plan holds the checked jobs and options of a command line."""
 
     jobs: list[Job]
     """No two with the same configuration."""
@@ -45,7 +45,7 @@ class LaunchPlan(NamedTuple):
 
 
 def preflight(arguments: Sequence[str]) -> list[Config]:
-    """The configuration of every job that `arguments` stand for; `plan` tells more of them."""
+    """Return the configuration of every job that `arguments` mean; `plan` tells more of them."""
     return [job.config for job in plan(arguments).jobs]
 
 
@@ -90,12 +90,12 @@ def plan(arguments: Sequence[str]) -> LaunchPlan:
 
 
 def _refuse_flags(message: str) -> NoReturn:
-    """In place of argparse's usage text, which is Hydra's, and its exit."""
+    """Raise ConfigError in place of argparse's usage text, which is Hydra's, and its exit."""
     raise ConfigError(f"{message} (rlkit --help lists what there is)")
 
 
 def in_sweep(config: Config) -> Config:
-    """`config` with what is another default in a sweep: a job that earns nothing ends by itself."""
+    """Return `config` with a sweep's own default: a job that earns nothing ends by itself."""
     if config.stop.no_signal_steps is not None:
         return config
     return replace(config, stop=replace(config.stop, no_signal_steps=STEPS_IN_A_SWEEP))
@@ -106,7 +106,7 @@ def _is_hydras(override: str) -> bool:
 
 
 def _without_retry(overrides: Sequence[str]) -> tuple[bool, list[str]]:
-    """`hydra.launcher.retry_failed` taken out for launchers whose options are not ours."""
+    """Return `config` and `hydra.launcher.retry_failed`, taken out for launchers that lack it."""
     chosen = [o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")]
     if chosen in ([], ["isolated"]):
         return False, list(overrides)
@@ -144,7 +144,7 @@ def _check(
 
 
 def _expand(overrides: Sequence[str], extra: Sequence[str]) -> tuple[DictConfig, list[list[str]]]:
-    """Hydra's configuration and the overrides of every job, an experiment's grid included."""
+    """Return Hydra's configuration and each job's overrides, an experiment's grid included."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
         parsed = parser.parse_overrides(list(overrides))
@@ -160,7 +160,7 @@ def _expand(overrides: Sequence[str], extra: Sequence[str]) -> tuple[DictConfig,
 
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's message in one line, with the option that was probably meant."""
+    """Return Hydra's message in one line, with the option that was probably meant."""
     if isinstance(error, OverrideParseException):
         return _how_to_quote(error.override)
     if str(error).startswith("Error merging override") and error.__cause__ is not None:
@@ -196,7 +196,7 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def _how_to_quote(override: str) -> str:
-    """One line on an override that Hydra's grammar does not take as it stands."""
+    """Return one line on an override that Hydra's grammar does not take as it stands."""
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"[+~]{0,2}[\w./@:-]+", key):
         return f"overrides must be KEY=VALUE, got {override}"
@@ -210,7 +210,7 @@ def _how_to_quote(override: str) -> str:
 
 
 def _known_keys(wrong: str, overrides: Sequence[str]) -> list[str]:
-    """Every key of the configuration, composed without the overrides of the wrong one."""
+    """Return every key of the configuration, composed without the overrides of the wrong one."""
     kept = [o for o in overrides if wrong.split(".")[-1] not in o.split("=")[0]]
     try:
         config = load(compose_job(kept))

@@ -1,4 +1,4 @@
-"""From a checked configuration to what a job runs, loading no more libraries than it needs."""
+"""This module makes what a job runs from a checked configuration, and loads only what it needs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from rlkit.training.update import TrainState
 
 
 class Prepared(Protocol):
-    """A run whose parts are checked and loaded, before it has a folder."""
+    """A prepared run has checked and loaded parts, but no folder yet."""
 
     @property
     def config(self) -> Config:
-        """The configuration as the run resolved it, which its folder keeps."""
+        """Return the configuration as the run resolved it, which its folder keeps."""
         ...
 
     def initial_state(self) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         ...
 
     def trainer(self, tracker: Tracker, stop: StopRequest, *, run_dir: Path) -> Trainer:
-        """The training loop, observed by `tracker`."""
+        """Return the training loop, observed by `tracker`."""
         ...
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
-        """The record that the tracker gets before the first step."""
+        """Return the record that the tracker gets before the first step."""
         ...
 
     def save(self, run_dir: Path) -> None:
@@ -44,7 +44,7 @@ class Prepared(Protocol):
 
 
 def is_tabular(config: Config) -> bool:
-    """Whether a run needs no language model; with a part of one alone `prepare` says so."""
+    """Return whether a run needs no language model; with a part of one alone `prepare` says so."""
     parts = (config.model, config.task)
     return any(isinstance(part, TabularModelConfig | TabularTaskConfig) for part in parts)
 

@@ -1,4 +1,7 @@
-"""The launcher's end of the fork server: start and signal jobs, hear of their ends, never block."""
+"""The launcher's end of the fork server starts and signals jobs and hears of their ends.
+
+It never blocks.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ Event = Started | Refused | Exited | Lost
 
 
 class Processes:
-    """All processes of a launcher. A fork server is started when there is none."""
+    """This object holds all processes of a launcher and starts a fork server when there is none."""
 
     def __init__(self, *, preload: Preload, log: Path) -> None:
         self._preload = preload
@@ -88,7 +91,7 @@ class Processes:
         self._send({"pid": pid, "signal": int(number), "group": group}, [])
 
     def events(self, *, timeout_s: float) -> list[Event]:
-        """The events since the last call; waits up to `timeout_s` for the first one."""
+        """Return the events since the last call; waits up to `timeout_s` for the first one."""
         found: list[Event] = []
         self._channel.settimeout(timeout_s)
         while True:

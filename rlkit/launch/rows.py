@@ -1,4 +1,4 @@
-"""One job as a sweep shows it: what it is, where it stands, how it ended."""
+"""A row is one job as a sweep shows it: its overrides, its state and its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TAIL_BYTES = 1 << 16
 
 
 class JobStatus(StrEnum):
-    """The status of a job in this launch."""
+    """A job has one of these states in this launch."""
 
     waiting = "waiting"
     running = "running"
@@ -42,7 +42,10 @@ FAILED = (JobStatus.failed, JobStatus.failed_earlier)
 
 @dataclass(kw_only=True, slots=True)
 class JobRow:
-    """The launcher's knowledge of a job; `read_progress` brings step and reward up to date."""
+    """A row is what the launcher knows of a job.
+
+    `read_progress` brings step and reward up to date.
+    """
 
     label: str
     """The overrides that tell it from the other jobs."""
@@ -69,12 +72,12 @@ class JobRow:
             self.reward = number(line.get("reward"))
 
     def elapsed(self) -> float:
-        """Seconds of this launch, up to now for a running job."""
+        """Return seconds of this launch, up to now for a running job."""
         return time.monotonic() - self.began if self.status is JobStatus.running else self.seconds
 
 
 def labels(jobs: Sequence[Job]) -> list[str]:
-    """For each job the overrides that not all jobs share; all of them when there is one job."""
+    """Return for each job the overrides that not all share, or all of them for a single job."""
     seen = Counter(override for job in jobs for override in set(job.overrides))
     texts = []
     for job in jobs:
@@ -84,7 +87,7 @@ def labels(jobs: Sequence[Job]) -> list[str]:
 
 
 def seconds_left(rows: Sequence[JobRow], *, slots: int) -> float | None:
-    """From the mean time of the jobs that this launch has finished; None before the first."""
+    """Return the seconds left, from the mean time of the finished jobs; None before the first."""
     finished = [row.seconds for row in rows if row.status is JobStatus.done]
     if not finished:
         return None
@@ -96,7 +99,7 @@ def seconds_left(rows: Sequence[JobRow], *, slots: int) -> float | None:
 
 
 def _last_record(file: Path) -> dict[str, object] | None:
-    """The last whole line of a JSON-lines file; None when there is none."""
+    """Return the last whole line of a JSON-lines file; None when there is none."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))

@@ -1,4 +1,4 @@
-"""The folder of one run: never shared, never overwritten, always saying where the run stands."""
+"""The folder of one run is never shared, never overwritten and always says where the run stands."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ def write_outcome(run_dir: Path, outcome: Outcome) -> None:
 
 
 def write_status(run_dir: Path, status: Status, *, message: str) -> None:
-    """`status.json`: status, one line of why, process id and time."""
+    """Write `status.json`: status, one line of why, process id and time."""
     record = {"status": status.value, "message": message, "pid": os.getpid(), "time": time.time()}
     write_atomic(run_dir / "status.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""The jobs that are running now, and what stops them: signals, too many failures, silence."""
+"""This module watches the running jobs and stops them: at signals, too many failures or silence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HURRIED_GRACE_S = 5.0
 
 @dataclass(kw_only=True, slots=True)
 class RunningJob:
-    """A job that has been sent to the fork server and has not come back."""
+    """A running job has been sent to the fork server and has not come back."""
 
     job: Job
     folder: Path
@@ -47,7 +47,7 @@ class RunningJob:
 
 
 class SweepStops:
-    """Asks jobs to end, and ends them.
+    """This object asks jobs to end, and ends them.
 
     The first Ctrl-C or SIGTERM sends each job SIGINT: it finishes its step, saves and ends. The
     second sends another: it ends at once, and its newest checkpoint counts. The third, or the end

@@ -1,4 +1,4 @@
-"""Options of `hydra/launcher=isolated`, the launcher of `rlkit -m`."""
+"""These are the options of `hydra/launcher=isolated`, the launcher of `rlkit -m`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlkit.schema import Options
 
 
 class Start(StrEnum):
-    """How the process of a job comes to life."""
+    """This choice says how the process of a job comes to life."""
 
     auto = "auto"
     """`warm` without a GPU, `fresh` on one."""
@@ -20,7 +20,7 @@ class Start(StrEnum):
 
 
 class BoardMode(StrEnum):
-    """How a sweep shows itself on the terminal."""
+    """This choice says how a sweep shows itself on the terminal."""
 
     auto = "auto"
     """`live` on a terminal, `plain` elsewhere."""
@@ -32,7 +32,7 @@ class BoardMode(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class IsolatedConfig(Options):
-    """Jobs on this machine, each in a process of its own."""
+    """The jobs run on this machine, each in a process of its own."""
 
     jobs: int = 0
     """Jobs at once, >= 0; 0 = as many as the GPUs take, or without one the CPU cores divided by

@@ -1,4 +1,4 @@
-"""`rlkit -m`: a checked plan, a folder that knows its jobs, and a launcher to run them."""
+"""`rlkit -m` needs a checked plan, a folder that knows its jobs, and a launcher to run them."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def run_sweep(plan: LaunchPlan, arguments: Sequence[str]) -> int:
 
 
 def sweep_folder_of(plan: LaunchPlan) -> Path:
-    """`hydra.sweep.dir`, by default named by the experiment or task and by the set of jobs."""
+    """Return `hydra.sweep.dir`; its default names the experiment or task and the set of jobs."""
     assert plan.hydra is not None
     chosen = str(plan.hydra.sweep.dir)
     return Path("sweeps") / sweep_name(plan.label, plan.jobs) if chosen == _AUTO else Path(chosen)
 
 
 def exit_code(rows: Sequence[JobRow]) -> int:
-    """The exit code of the worst job: failed comes first, then not done."""
+    """Return the exit code of the worst job: failed comes first, then not done."""
     if any(row.status in FAILED for row in rows):
         return _FAILED
     unfinished = any(row.status not in (JobStatus.done, JobStatus.earlier) for row in rows)
@@ -94,8 +94,10 @@ def _rows(plan: LaunchPlan, sweep: Path) -> list[JobRow]:
 
 
 def _check_inputs(plan: LaunchPlan) -> None:
-    """Raise ConfigError when a job's model, data or reward functions are not there: once for each
-    combination, in this process, before a job has a folder."""
+    """Raise ConfigError when a job's model, data or reward functions are not there.
+
+    Each combination is checked once, in this process, before a job has a folder.
+    """
     seen: list[tuple[object, ...]] = []
     for job, text in zip(plan.jobs, labels(plan.jobs), strict=True):
         config = job.config
@@ -137,7 +139,7 @@ def _settings(hydra: DictConfig) -> IsolatedConfig:
 
 
 def _gpus(settings: IsolatedConfig) -> list[GPU]:
-    """The cards to use; a name that NVML does not know is taken as it is."""
+    """Return the cards to use; a name that NVML does not know is taken as it is."""
     cards = find_gpus(os.environ)
     if not settings.gpus:
         return cards

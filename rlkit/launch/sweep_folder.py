@@ -1,4 +1,4 @@
-"""The folder of a sweep: which jobs it has, and where each of them lives.
+"""The folder of a sweep says which jobs it has, and where each of them lives.
 
     sweep.json            version, name, command, earlier commands, created, jobs: id, overrides,
                           folder
@@ -6,7 +6,7 @@
     jobs/<id>/output.txt  what the job's processes printed
 
 A job's id is the hash of its configuration. So the same job has the same folder whichever sweep
-command names it, another configuration never has it, and running a command twice finds its jobs.
+command names it, and another configuration never has it. Running a command twice finds its jobs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_HASHED = ("run_dir", "resume", "accept_changed_files", "tracker", "stop")
 
 
 class Job(NamedTuple):
-    """One run of a sweep."""
+    """This record is one run of a sweep."""
 
     id: str
     overrides: tuple[str, ...]
@@ -42,24 +42,24 @@ class Job(NamedTuple):
 
     @classmethod
     def of(cls, config: Config, overrides: Sequence[str]) -> Job:
-        """The job that runs `config`."""
+        """Return the job that runs `config`."""
         return cls(job_id(config), tuple(overrides), config)
 
 
 def job_id(config: Config) -> str:
-    """Twelve hex digits that differ when two runs differ in more than place and appearance."""
+    """Return twelve hex digits that differ when runs differ in more than place and appearance."""
     leaves = {k: v for k, v in known_leaves(config).items() if k.split(".")[0] not in _NOT_HASHED}
     return _digest(json.dumps(leaves, sort_keys=True, default=str))
 
 
 def sweep_name(label: str, jobs: Sequence[Job]) -> str:
-    """One safe path component: `label` and a hash of the set of jobs, whatever their order."""
+    """Return one safe path component: `label` and a hash of the set of jobs in any order."""
     safe = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", label)[:80].strip("._-") or "sweep"
     return f"{safe}-{_digest(' '.join(sorted({job.id for job in jobs})))[:8]}"
 
 
 def job_folder(sweep: Path, id: str) -> Path:
-    """The folder of the job with this id."""
+    """Return the folder of the job with this id."""
     return sweep / "jobs" / id
 
 
@@ -97,7 +97,7 @@ def write_sweep(sweep: Path, *, name: str, command: Sequence[str], jobs: Sequenc
 
 
 def read_sweep(sweep: Path) -> dict[str, Any]:
-    """The content of `sweep.json`, empty without one; raises ConfigError when it is damaged."""
+    """Return the content of `sweep.json`, empty without one; raises ConfigError on damage."""
     file = sweep / "sweep.json"
     try:
         record = json.loads(file.read_text())
@@ -132,7 +132,7 @@ def hold(sweep: Path) -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """The place of a run in a sweep."""
+    """This record is the place of a run in a sweep."""
 
     group: str
     """The sweep's name; empty when the run is no job of a sweep."""

@@ -1,4 +1,4 @@
-"""A sweep on a terminal: a table redrawn in place, or a line for every job that ends."""
+"""A sweep shows itself on a terminal as a redrawn table, or as a line for every job that ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STYLES = {
 
 
 class SweepView:
-    """Shows the rows of a sweep while it runs, and what became of them at its end."""
+    """This view shows the rows of a sweep while it runs, and what became of them at its end."""
 
     def __init__(self, console: Console, rows: Sequence[JobRow], *, live: bool) -> None:
         self.rows = rows
@@ -66,12 +66,12 @@ class SweepView:
             self._live.start()
 
     def started(self, row: JobRow) -> None:
-        """A job has been given a process."""
+        """Note that a job has been given a process."""
         if row.gpu:
             self._say(f"started [GPU {row.gpu}] {row.label}", plain_only=True)
 
     def ended(self, row: JobRow) -> None:
-        """A job's process has ended; failures name the cause and the file with the rest."""
+        """Note that a job's process has ended; failures name the cause and the file to read."""
         over = sum(row.status in OVER for row in self.rows)
         left = seconds_left(self.rows, slots=self.slots)
         if not self._estimated and left is not None and over < len(self.rows):
@@ -112,12 +112,18 @@ class SweepView:
         self._console.print(self._summary())
 
     def render(self) -> RenderableType:
-        """The table of the jobs that fit, those that are not over first to stay, and the totals."""
+        """Return the table of the jobs that fit, and the totals.
+
+        Jobs that are not over are the first to stay.
+        """
         room = max(4, self._console.size.height - 6)
         return Group(self._table(self._visible(room), final=False), self._summary())
 
     def _visible(self, room: int) -> list[JobRow]:
-        """All rows if there is room, else failures and what runs, then the next and last ones."""
+        """Return all rows if there is room.
+
+        Otherwise failures and running jobs come first, then the next and last ones.
+        """
         if len(self.rows) <= room:
             return list(self.rows)
         order = (
@@ -185,6 +191,6 @@ class SweepView:
 
 
 def where(folder: Path) -> Path:
-    """The file that tells most about a failed job."""
+    """Return the file that tells most about a failed job."""
     log = folder / "log.txt"
     return log if log.exists() else folder / OUTPUT

@@ -1,4 +1,4 @@
-"""Base models: where they come from, how they are loaded, what their language-model head computes.
+"""Find base models, load them, and know what their language-model head computes.
 
 Importing this package is cheap; `rlkit.models.load` and `rlkit.models.hidden` import transformers.
 """

@@ -1,8 +1,8 @@
 """Attention over a packed row: each segment sees itself, causally, and the segments before it.
 
-Two ways with equal results: FlashAttention's kernel for ragged sequences (`Ragged`), and, for every
-device, dtype and option that it does not take, padded batches of segments of like length
-(`Bucket`). transformers calls `attend` in place of its own implementations inside
+Two ways give equal results. `Ragged` is FlashAttention's kernel for ragged sequences. `Bucket`
+makes padded batches of segments of like length, for every device, dtype and option that the kernel
+does not take. transformers calls `attend` in place of its own implementations inside
 `packed_attention`.
 """
 
@@ -88,9 +88,9 @@ AttentionInterface.register(_NAME, attend)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """x[index] along the first axis; the gradient of rows taken often is deterministic.
+    """Return x[index] on the first axis; the gradient of rows taken often is deterministic.
 
-    And summed in float32: `index_select` would add 16-bit numbers, on CUDA in any order.
+    It is summed in float32. `index_select` would add 16-bit numbers, on CUDA in any order.
     """
     return F.embedding(index, x.flatten(1)).view(-1, *x.shape[1:])
 

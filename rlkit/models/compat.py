@@ -1,4 +1,4 @@
-"""Every private name of transformers that rlkit uses, and what changed between its versions.
+"""This file holds every private name of transformers that rlkit uses, for all its versions.
 
 Importing this module checks the names that have no substitute; importing transformers takes a
 second. Written for transformers 5.17 to 5.24; docs/compatibility.md lists what was tested.
@@ -40,7 +40,7 @@ _CACHE_NAMES = ("cache", "past_key_values")
 
 
 def cache_of(options: Mapping[str, Any]) -> Any:
-    """The key-value cache among the keyword arguments of a forward pass, by either name, or None.
+    """Return the key-value cache among the arguments of a forward pass, by either name, or None.
 
     Raises ValueError when two different ones are given.
     """
@@ -51,7 +51,7 @@ def cache_of(options: Mapping[str, Any]) -> Any:
 
 
 def with_cache(module: nn.Module, options: Mapping[str, Any], cache: Any) -> dict[str, Any]:
-    """`options` with `cache` by the name that the `forward` of the module's class takes.
+    """Return `options` with `cache` by the name that the `forward` of the module's class takes.
 
     Whatever cache `options` had before is left out; so is the name when `cache` is None, which is
     the default of both. `module` may be a weak proxy.
@@ -71,12 +71,12 @@ def _cache_name(forward: Callable[..., Any]) -> str:
 
 
 def attention_implementation(config: PreTrainedConfig) -> str:
-    """The name of the attention function that the layers of the model with `config` call."""
+    """Return the name of the attention function that the layers of the model with `config` call."""
     return str(config._attn_implementation)
 
 
 def attention_function(name: str) -> Callable[..., Any]:
-    """The attention function registered under `name`."""
+    """Return the attention function registered under `name`."""
     found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[name]
     return found
 
@@ -87,6 +87,7 @@ def attention_named(config: PreTrainedConfig, name: str) -> Iterator[None]:
 
     transformers' own setter would check `name` against the model's flags, which know no packing.
     """
+    # Layers read the name from the config in each forward pass, so it can change between two.
     before = config._attn_implementation
     config._attn_implementation = name
     try:
@@ -96,7 +97,7 @@ def attention_named(config: PreTrainedConfig, name: str) -> Iterator[None]:
 
 
 def commit_hash(config: PreTrainedConfig) -> str | None:
-    """The commit of the hub's repository that `config` was read from, if known."""
+    """Return the commit of the hub's repository that `config` was read from, if known."""
     found: str | None = getattr(config, "_commit_hash", None)
     return found
 
@@ -106,7 +107,7 @@ Rerun = Callable[..., Any]
 
 
 def recomputable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that can be handed to `recompute_with`, by their names.
+    """Return the layers that can be handed to `recompute_with`, by their names.
 
     Raises MissingName when transformers no longer calls the function that a layer is given.
     """
@@ -118,9 +119,9 @@ def recomputable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def recompute_with(layer: nn.Module, rerun: Rerun) -> None:
-    """From here on the layer's calls go through `rerun`, until `compute_once`."""
-    # Set by hand, as `gradient_checkpointing_enable` would put the whole model, dropout included,
-    # in training mode and drop the cache of generation.
+    """Send the layer's calls through `rerun` from here on, until `compute_once`."""
+    # The attributes are set by hand. `gradient_checkpointing_enable` would put the whole model,
+    # dropout included, in training mode and drop the cache of generation.
     layer.gradient_checkpointing = layer.training = True  # type: ignore[assignment]
     layer._gradient_checkpointing_func = rerun  # type: ignore[assignment]
 
@@ -132,7 +133,7 @@ def compute_once(layer: nn.Module) -> None:
 
 @cache
 def _calls_given_function() -> bool:
-    """Whether a layer in the state that `recompute_with` makes calls the given function."""
+    """Tell if a layer in the state that `recompute_with` makes calls the given function."""
 
     class Probe(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
         def forward(self, x: int) -> int:
@@ -183,7 +184,7 @@ _ENDS_IN_DOWN_PROJ = (
 
 
 def known_kind(module: nn.Module) -> Known | None:
-    """What `module` computes if rlkit knows it; None leaves it to transformers' own code.
+    """Name what `module` computes if rlkit knows it; None leaves it to transformers' own code.
 
     A class that has lost an attribute, or an attention that takes an argument more, is not known.
     """
@@ -203,7 +204,7 @@ def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
 
 
 def last_products(model: nn.Module) -> set[str]:
-    """Names of linear layers whose result is only added to that of their decoder layer.
+    """Return the linear layers whose result is only added to that of their decoder layer.
 
     A decoder layer that runs again for its gradients does not need the values of that product.
     """

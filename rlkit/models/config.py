@@ -154,7 +154,7 @@ class LoRAConfig(Options):
 
     @property
     def scale(self) -> float:
-        """s of the module's docstring."""
+        """Return s of the module's docstring."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -186,8 +186,8 @@ class ModelConfig(Options):
     pass; auto = on."""
     rope_length: int | None = None
     """Rotate all rows, short or long, by the factors of a row of so many tokens, >= 1. Only for
-    models whose factors change with the length (LongRoPE, dynamic NTK); None = each row by its
-    own length, and a run whose rows could cross the change is refused. vLLM, too, uses one set."""
+    models whose factors change with the length (LongRoPE, dynamic NTK). None = each row by its
+    own length; a run whose rows could cross the change is refused. vLLM, too, uses one set."""
     allow_remote_code: bool = False
     """Run Python code that comes with a model. Only for sources you trust."""
     adapter: str | None = None

@@ -1,4 +1,4 @@
-"""GGUF files, converted once to a folder in Hugging Face format.
+"""Convert GGUF files, once each, to a folder in Hugging Face format.
 
 The values are the dequantised ones, in float32, so that nothing is rounded a second time and CPUs
 map the file instead of converting it. Conversion holds a lock, works in a scratch folder and
@@ -41,7 +41,7 @@ def convert_gguf(gguf: Path, cache: Path, *, say: Say) -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, built by `build(scratch)` unless it exists; crashes and other processes are safe.
+    """Return `folder`, built by `build(scratch)` unless it exists; crashes and rivals are safe.
 
     Raises ValueError when the cache folder cannot be written, or is full.
     """
@@ -96,7 +96,7 @@ def write_converted(gguf: Path, folder: Path) -> None:
 
 
 def _eos_token_id(path: Path) -> int | None:
-    """The token that ends a text, as the GGUF file itself says, or None when it does not say."""
+    """Return the token that ends a text, as the GGUF file itself says, or None."""
     from gguf import GGUFReader
 
     field = GGUFReader(path).get_field("tokenizer.ggml.eos_token_id")

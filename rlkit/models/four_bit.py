@@ -1,4 +1,4 @@
-"""Weights in 4 bits: bitsandbytes' `Params4bit`, codes with a quantisation state.
+"""Weights in 4 bits are bitsandbytes' `Params4bit`: codes with a quantisation state.
 
 bitsandbytes is imported where such a weight is used: other models do without it.
 """
@@ -25,7 +25,7 @@ def dense(weight: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + bias."""
+    """Return x W^T + bias."""
     if not is_four_bit(weight):
         return F.linear(x, weight, bias)
     from bitsandbytes import matmul_4bit  # type: ignore[attr-defined,unused-ignore]

@@ -1,7 +1,7 @@
-"""The parts of decoder layers that `rlkit.kernels.layers` computes, put in place of their modules.
+"""Put what `rlkit.kernels.layers` computes in place of the modules of decoder layers.
 
-Only modules of classes that are known by name and only on inputs that the kernels take: anything
-else runs transformers' own code. Names, parameters and the state dict stay as they are.
+This is done in classes that are known by name, and on inputs that the kernels take. Anything else
+runs transformers' own code. Names, parameters and the state dict stay as they are.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def fuse(model: PreTrainedModel, *, join: Joins | None = None) -> None:
         kind = known_kind(module)
         if kind is None or "forward" in vars(module):
             continue
-        # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
+        # The instance's `forward` goes before the class's; nothing else of the module changes. The
+        # references are weak: a module that holds itself would outlive its model, and an engine's
+        # weights with it.
         own, plain = partial(type(module).forward, weakref.proxy(module)), weakref.proxy(module)
         if kind is Known.norm:
             module.forward = _norm(plain, own)
@@ -111,7 +113,7 @@ def _attention(
                 attention_mask=attention_mask,
                 **options,
             )
-        # Squeezed, as the gradient of x[0] is a row of zeros that is written to.
+        # The tables are squeezed, as the gradient of x[0] is a row of zeros that is written to.
         tables = position_embeddings[0].squeeze(0), position_embeddings[1].squeeze(0)
         out, weights = attention_function(implementation)(
             module,
@@ -130,7 +132,7 @@ def _attention(
 def _heads(
     module: Any, x: Tensor, tables: Tables, qkv: Projection | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (T, heads, d) of one row (1, T, D)."""
+    """Return queries, keys and values (T, heads, d) of one row (1, T, D)."""
     width, normed = module.head_dim, hasattr(module, "q_norm")
     if qkv is not None:
         rows, num_kv = qkv(x.squeeze(0)), module.config.num_key_value_heads

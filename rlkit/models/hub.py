@@ -1,36 +1,62 @@
-"""Whether the Hugging Face hub answers, asked once and briefly before its client asks for long."""
+"""Ask once and briefly if the Hugging Face hub answers, before its client asks for long."""
 
 from __future__ import annotations
 
+import os
 import ssl
 import urllib.error
 import urllib.request
 
+from rlkit.runtime.say import Say
+
 _WAIT_S = 5.0
 
 
-def require_reachable(source: str, *, revision: str) -> None:
-    """Raise ValueError with one line when `source` is not cached and the hub does not answer.
+def require_reachable(source: str, *, revision: str, say: Say) -> None:
+    """Find out whether the hub has to be asked for `source`, and whether it answers.
 
-    The hub's own client would try six times, in half a minute and as many lines. Whatever the hub
-    answers is for that client to read, a refusal as well.
+    The hub's own client would try six times for every file, cached or not: half a minute each.
+    Whatever the hub answers is for that client to read, a refusal as well.
+
+    Args:
+        source: The hub id.
+        revision: Its branch, tag or commit.
+        say: Gets a line when the cached copy is used because the hub does not answer.
+
+    Raises:
+        ValueError: `source` is not cached and the hub does not answer; one line.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(source, "config.json", revision=revision)
-    if constants.HF_HUB_OFFLINE or isinstance(cached, str):
+    if constants.HF_HUB_OFFLINE:
         return
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=_WAIT_S):
-            return
-    except urllib.error.HTTPError:
+    reason = _why_silent(constants.ENDPOINT)
+    if reason is None:
         return
-    except OSError as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, ssl.SSLError):  # that client may know other certificates
-            return
+    if not isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
         raise ValueError(
             "model.source must be an existing folder or a hub id that can be reached, got "
             f"{source}: {constants.ENDPOINT} does not answer ({reason})"
-        ) from error
+        )
+    say(
+        f"{constants.ENDPOINT} does not answer ({reason}): the cached copy of {source} is used "
+        "(HF_HUB_OFFLINE=1 spares the question)"
+    )
+    # The client reads its variable at import only, and has no other way to say this for all files.
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"  # an engine in a child process reads it anew
+
+
+def _why_silent(endpoint: str) -> object:
+    """Return why `endpoint` does not answer; None when it does."""
+    request = urllib.request.Request(endpoint, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=_WAIT_S):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except OSError as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, ssl.SSLError):  # that client may know other certificates
+            return None
+        return reason

@@ -1,4 +1,4 @@
-"""Frozen linear layers with one input, as one product: q, k and v; gate and up.
+"""Compute frozen linear layers with one input as one product: q, k and v; gate and up.
 
 Engines store their weights one behind the other: then it is one matmul, which reads the input once.
 Else each layer writes its columns of the result.
@@ -32,7 +32,7 @@ class Frozen(NamedTuple):
 
 
 def product(x: Tensor, frozen: Frozen) -> Tensor:
-    """x [W_1; W_2; ...]^T + [b_1, b_2, ...], the layers' outputs side by side."""
+    """Return x [W_1; W_2; ...]^T + [b_1, b_2, ...], the layers' outputs side by side."""
     whole = adjoined(frozen.weights)
     if whole is not None:
         return linear(x, whole, _joined(frozen.biases) if frozen.biases else None)
@@ -66,7 +66,7 @@ def input_gradient(rows: Tensor, frozen: Frozen) -> Tensor:
 
 
 def adjoined(parts: Sequence[Tensor]) -> Tensor | None:
-    """`parts` along the first axis as one view of their memory; None where they lie apart."""
+    """Return `parts` along the first axis as one view of their memory; None if they lie apart."""
     first = parts[0]
     if len(parts) == 1:
         return first

@@ -84,7 +84,7 @@ def can_flash(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
 
 
 def flash_trains(head_dim: int, capability: tuple[int, int]) -> bool:
-    """Whether FlashAttention 2 has a backward pass for heads of this size on this card.
+    """Tell if FlashAttention 2 has a backward pass for heads of this size on this card.
 
     Heads of 193 to 224 numbers do not fit the 99 KiB of shared memory of 8.6, 8.9 and 12.x, as
     torch's own check says (sdp_utils.cpp).

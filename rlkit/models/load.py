@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +129,9 @@ def load_model(
     rope_notes = fix_all_rows(model, config.rope_length, source=config.source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    stop_ids = stop_token_ids(model, tokenizer)
+    generation = model.generation_config
+    eos = None if generation is None else generation.eos_token_id
+    stop_ids = stop_token_ids(tokenizer, eos)
     embedding: Any = model.get_input_embeddings()
     num_rows = int(embedding.weight.shape[0])
     checkpointing, checkpointing_note = resolve_checkpointing(config, model, device)
@@ -154,7 +156,7 @@ def load_model(
 
 
 def _loading(config: ModelConfig, say: Say) -> AbstractContextManager[None]:
-    """A line for what may be a long download; a model on this machine is there in seconds."""
+    """Show a line for what may be a long download; a model on this machine is there in seconds."""
     if kind_of(config.source) is not SourceKind.hub:
         return nullcontext()
     return slow_step(f"Loading {config.source} (from the hub, downloaded once)", say=say)
@@ -188,15 +190,15 @@ def resolve_checkpointing(
     return state, f"gradient checkpointing: {state.value} (auto: {billions:.2f}B, {device.type})"
 
 
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] | None
+) -> frozenset[int]:
     """Return the ids that end a completion: of tokenizer, generation config and chat template.
 
     Chat models often list the end-of-turn token in only one of these; the others then never stop.
     """
-    listed: list[Any] = [tokenizer.eos_token_id]
-    if model.generation_config is not None:
-        eos = model.generation_config.eos_token_id
-        listed += eos if isinstance(eos, list) else [eos]
+    of_generation = [eos] if eos is None or isinstance(eos, int) else list(eos)
+    listed = (tokenizer.eos_token_id, *of_generation)
     ids = frozenset(int(token_id) for token_id in listed if token_id is not None)
     return ids | end_of_turn_ids(tokenizer)
 

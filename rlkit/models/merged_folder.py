@@ -1,4 +1,4 @@
-"""A model with an adapter merged into its weights, as a folder of the cache, made once.
+"""Merge an adapter into its model, once, into a folder of the cache.
 
 The engine, the quantiser, the memory plan and the export then all meet an ordinary model.
 """

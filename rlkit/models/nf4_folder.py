@@ -1,4 +1,4 @@
-"""A model in NF4 as a folder of its own, made once: what vLLM loads, and the trainer with it."""
+"""Make a folder of a model in NF4, once: vLLM loads it, and the trainer with it."""
 
 from __future__ import annotations
 

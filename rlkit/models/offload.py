@@ -1,13 +1,13 @@
-"""Tensors that a backward pass will need, kept in host memory meanwhile; copies beside compute.
+"""Keep the tensors that a backward pass will need in host memory, with copies beside compute.
 
     compute  | layer 1    | layer 2    | ...        | layer 2 back  | layer 1 back |
     to host     input 1    | input 2    |
     to device                                 | input 2 | input 1    |
 
 Copies run on a stream of their own for each direction and wait for events on the device, never in
-the host; who fetches a tensor has the one kept before it fetched as well; the newest tensor, which
-a backward pass wants first, stays; and the page-locked memory is kept from step to step. Values
-come back bitwise.
+the host. A fetch of a tensor also starts that of the one kept before it. The newest tensor, which a
+backward pass wants first, stays. The page-locked memory is kept from step to step. Values come back
+bitwise.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _TENSORS_PER_SLAB = 8
 class HostStack:
     """Host memory in slabs, page-locked for CUDA: taken in order, free again once all of it is.
 
-    A slab is at least eight times its first tensor: torch's page-locked memory comes in powers of
-    two, and so at most an eighth of it is lost.
+    torch's page-locked memory comes in powers of two. A slab is at least eight times its first
+    tensor, so at most an eighth of it is lost.
     """
 
     def __init__(self, *, pinned: bool) -> None:
@@ -38,16 +38,16 @@ class HostStack:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all slabs."""
+        """Return the size of all slabs."""
         return sum(slab.numel() for slab in self._slabs)
 
     @property
     def num_live(self) -> int:
-        """Buffers taken and not released."""
+        """Count the buffers taken and not released."""
         return self._live
 
     def take(self, num_bytes: int) -> Tensor:
-        """`num_bytes` bytes (uint8) that nobody else has before `release`."""
+        """Return `num_bytes` bytes (uint8) that nobody else has before `release`."""
         size = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         while self._slab < len(self._slabs) and not self._fits(size):
             self._slab, self._offset = self._slab + 1, 0
@@ -90,7 +90,7 @@ class Offload:
     """
 
     def __init__(self, device: torch.device, *, min_bytes: int = 2**20) -> None:
-        """Smaller tensors than `min_bytes` stay where they are."""
+        """Make an empty store; smaller tensors than `min_bytes` stay where they are."""
         self.host = HostStack(pinned=device.type == "cuda")
         self._device = device
         self._min_bytes = min_bytes
@@ -178,7 +178,7 @@ class Offload:
         self._in_flight.clear()
 
     def _on(self, stream: Any) -> Any:
-        """Makes `stream` the current one; CUDA's are contexts themselves, the CPU's are not."""
+        """Make `stream` the current one; CUDA's are contexts themselves, the CPU's are not."""
         return stream if isinstance(stream, torch.Stream) else self._backend.stream(stream)
 
     def _release(self, lent: weakref.ReferenceType[Kept]) -> None:

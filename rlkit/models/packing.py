@@ -3,8 +3,9 @@
     prefix | rest of prompt 0 | completion 0 | completion 1 | rest of prompt 1 | ...
 
 A segment attends to itself, causally, and to all of the segments that precede it in its own row of
-the batch: a completion to its prompt's rest and to the prefix that all prompts begin with. So every
-token sees what it would see in a row of its own, at the same position, and gradients flow through.
+the batch. A completion attends to its prompt's rest and to the prefix that all prompts begin with.
+So every token sees what it would see in a row of its own, at the same position, and gradients flow
+through.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Segment(NamedTuple):
 
     @property
     def num_keys(self) -> int:
-        """The number of keys that the segment's last token attends to."""
+        """Return the number of keys that the segment's last token attends to."""
         return self.own.length + sum(span.length for span in self.before)
 
 
@@ -123,7 +124,7 @@ class _Builder:
         return span
 
     def predict_from(self, start: int, count: int) -> None:
-        """`count` completion tokens are predicted from the tokens from `start` on."""
+        """Predict `count` completion tokens from the tokens from `start` on."""
         self.predictors.append(torch.arange(start, start + count))
 
     def build(self, device: torch.device) -> PackedRow:

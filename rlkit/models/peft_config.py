@@ -1,8 +1,9 @@
 """A LoRA adapter's configuration in PEFT's format: what rlkit computes is read, the rest refused.
 
-PEFT has options that change what an adapter computes (DoRA, aLoRA, a rank for each layer) or what
-the base weights below it must be (PiSSA, OLoRA, CorDA and LoftQ take part of the base into A and
-B). Options that are not known to be harmless are refused by name: PEFT gains new ones every month.
+PEFT has options that change what an adapter computes: DoRA, aLoRA, a rank for each layer. Others
+change what the base weights below it must be: PiSSA, OLoRA, CorDA and LoftQ take part of the base
+into A and B. Options that are not known to be harmless are refused by name: PEFT gains new ones
+every month.
 """
 
 from __future__ import annotations

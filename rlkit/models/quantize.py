@@ -1,7 +1,7 @@
-"""NF4 base models: which linear layers become 4-bit, and loading them with bitsandbytes.
+"""Choose the linear layers of a base model that become NF4, and load them with bitsandbytes.
 
-A layer W (out, in) is stored as 4-bit codes in blocks of 64 with one scale each and dequantised
-for every product; gradients pass through it to the input, never into it. Layers that vLLM fuses
+A layer W (out, in) is stored as 4-bit codes in blocks of 64 with one scale each. It is dequantised
+for every product, and gradients pass through it to the input, never into it. Layers that vLLM fuses
 into one (q, k, v; gate, up) are quantised or kept together, so that trainer and engine hold the
 same numbers.
 
@@ -44,7 +44,7 @@ def meta_model(hf_config: PreTrainedConfig) -> nn.Module:
 
 
 def quantisable(model: nn.Module) -> dict[str, nn.Linear]:
-    """Linear layers that NF4 applies to, by name: all but the language-model head."""
+    """Return the linear layers that NF4 applies to, by name: all but the language-model head."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -123,7 +123,7 @@ def is_nf4(config: QuantConfig, hf_config: PreTrainedConfig) -> bool:
 
 
 def skip_modules(kept: Iterable[str]) -> list[str]:
-    """`llm_int8_skip_modules` for transformers and vLLM: vLLM looks for the fused names."""
+    """Return `llm_int8_skip_modules` for transformers and vLLM: vLLM looks for the fused names."""
     names = list(kept)
     return sorted({"lm_head", *names, *map(unit_of, names)})
 
@@ -157,7 +157,7 @@ def require_bitsandbytes() -> None:
 
 
 def settle(model: nn.Module, dtype: torch.dtype) -> int:
-    """Make a loaded model compute in `dtype`; returns the number of its 4-bit layers."""
+    """Make a loaded model compute in `dtype`; return the number of its 4-bit layers."""
     from bitsandbytes.nn.modules import Linear4bit
 
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
@@ -194,10 +194,11 @@ def misread_widths(model: nn.Module) -> list[int]:
 
 
 def nf4_bytes(num_weights: int, *, double_quant: bool) -> int:
-    """Bytes of an NF4 layer of `num_weights`: codes, scales of the blocks, and tables.
+    """Return the bytes of an NF4 layer of `num_weights`: codes, scales of the blocks, and tables.
 
-    codes 1/2 byte a weight; scales float32 per block of 64, or with double quantisation uint8 and
-    float32 per 256 of them with an offset; two tables of 16 and 256 float32.
+    A code takes 1/2 byte. A block of 64 weights has a float32 scale. With double quantisation, it
+    has a uint8 scale, and every 256 scales have a float32 scale, with one offset in all. The two
+    tables hold 16 and 256 float32.
     """
     blocks = -(-num_weights // BLOCK)
     codes = -(-num_weights // 2)

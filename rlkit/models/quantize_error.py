@@ -1,8 +1,9 @@
 """Find the layers to keep in 16 bits when the rest becomes NF4, by their effect on the output.
 
 Every unit (layers that vLLM fuses) is quantised alone and the calibration prompts are run through
-the model: KL(16 bits || unit in NF4) of the next-token distributions, a mean over tokens, and the
-relative error of the unit's own outputs, |y_q - y|^2 / |y|^2. Units are kept by KL saved per byte.
+the model. The first measure is KL(16 bits || unit in NF4) of the next-token distributions, a mean
+over tokens. The second is the relative error of the unit's own outputs, |y_q - y|^2 / |y|^2. Units
+are kept by KL saved per byte.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def measure_units(
 
 
 def keep_worst(errors: Iterable[UnitError], *, budget_bytes: int) -> list[UnitError]:
-    """Units to keep in 16 bits: most KL saved per byte first, while they fit into the budget."""
+    """Return the units to keep in 16 bits: most KL saved per byte first, within the budget."""
     kept, left = [], budget_bytes
     for error in sorted(errors, key=lambda e: e.kl / e.extra_bytes, reverse=True):
         if error.kl > 0 and error.extra_bytes <= left:
@@ -86,7 +87,7 @@ def next_token_logps(model: Any, ids: Ids) -> Tensor:
 
 
 def mean_kl(reference: Iterable[Tensor], other: Iterable[Tensor]) -> float:
-    """KL(reference || other), nats, a mean over all tokens."""
+    """Return KL(reference || other), nats, a mean over all tokens."""
     total, tokens = 0.0, 0
     for p, q in zip(reference, other, strict=True):
         total += float(F.kl_div(q, p, log_target=True, reduction="sum"))
@@ -104,7 +105,7 @@ class _Errors:
         return self.error / self.output if self.output else 0.0
 
     def hook(self, exact: Tensor) -> Callable[[nn.Linear, tuple[Tensor, ...], Tensor], None]:
-        """Compares the output of a layer with that of its `exact` weight."""
+        """Compare the output of a layer with that of its `exact` weight."""
 
         def compare(layer: nn.Linear, inputs: tuple[Tensor, ...], out: Tensor) -> None:
             wanted = F.linear(inputs[0], exact, layer.bias).float()
@@ -133,7 +134,7 @@ def _quantised(layers: Sequence[nn.Linear], *, double_quant: bool) -> Iterator[_
 
 
 def through_nf4(weight: Tensor, *, double_quant: bool) -> Tensor:
-    """`weight` quantised and dequantised."""
+    """Return `weight` quantised and dequantised."""
     import bitsandbytes.functional as bnb
 
     codes, state = bnb.quantize_4bit(

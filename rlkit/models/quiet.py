@@ -1,4 +1,4 @@
-"""One line for a slow step of loading, in place of the bars of libraries."""
+"""Show one line for a slow step of loading, in place of the bars of libraries."""
 
 from __future__ import annotations
 

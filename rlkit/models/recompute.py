@@ -1,7 +1,7 @@
 """Gradient checkpointing: decoder layers keep their inputs and run again in the backward pass.
 
-Of torch.utils.checkpoint's two ways one calls Python for each tensor that a layer would have kept,
-which costs small models more than the card takes to compute; the other loses the gradients of
+torch.utils.checkpoint has two ways. One calls Python for each tensor that a layer would have kept,
+which costs small models more than the card takes to compute. The other loses the gradients of
 tensors that a layer closes over, as it does over LoRA's. Here a layer says what it closes over, the
 first run builds no graph, and nothing but the layer's input is saved.
 """
@@ -65,11 +65,11 @@ def recomputed(
     again: Context = nullcontext,
     offload: Offload | None = None,
 ) -> Iterator[None]:
-    """Decoder layers called inside keep their inputs only, by `offload` if any, and run twice.
+    """Let decoder layers called inside keep their inputs only, by `offload` if any, and run twice.
 
     The second time they run in `again()` and with what `tuning` had them compute with the first
-    time. Not twice differentiable. Set for one forward pass only, as transformers drops the cache
-    of generation where a layer is to run again.
+    time. The result is not twice differentiable. This is set for one forward pass only, as
+    transformers drops the cache of generation where a layer is to run again.
 
     Args:
         model: The model whose decoder layers run twice.

@@ -1,13 +1,13 @@
-"""Rotary factors that depend on the length of a sequence: LongRoPE and dynamic NTK.
+"""Handle rotary factors that depend on the length of a sequence: LongRoPE and dynamic NTK.
 
 transformers takes the factors of a whole batch from its longest position. A packed row, a batch of
 rows and a key-value cache would then rotate a short sequence by the factors of a longer one. Inside
 `row_lengths` each token is rotated by the factors of its own row instead.
 
 LongRoPE has one set of factors up to `original_max_position_embeddings` and one beyond. Dynamic NTK
-changes its base with every token beyond `max_position_embeddings`. A row that grows across such a
-switch has no logps that both a sampler and a trainer could agree on: the sampler cannot know the
-final length. `check_lengths` and `check_row` refuse it.
+changes its base with every token beyond `max_position_embeddings`. The sampler cannot know the
+final length of a row that grows across such a switch. So it has no logps that both a sampler and a
+trainer could agree on, and `check_lengths` and `check_row` refuse it.
 
 Sources: LongRoPE, Ding et al. 2024, arXiv:2402.13753; dynamic NTK: `modeling_rope_utils` of
 transformers, 5.17 to 5.24.
@@ -98,8 +98,8 @@ def row_lengths(model: nn.Module, lengths: Tensor | int) -> Iterator[None]:
 
     Args:
         model: A model of transformers, or its backbone.
-        lengths: The length of the row of each token, in the shape of the position ids without their
-            batch axis; or one length for all tokens.
+        lengths: One length for all tokens, or the length of each token's row. A tensor has the
+            shape of the position ids without their batch axis.
 
     Yields:
         Nothing; the modules have transformers' own forward again afterwards.
@@ -155,7 +155,7 @@ def _rotary_modules(model: nn.Module) -> list[Any]:
 
 
 def _layer_types(module: Any) -> list[tuple[str | None, str]]:
-    """(layer type, prefix of its attributes) of the sets of factors that change with the length."""
+    """Yield (layer type, prefix of its attributes) of the factors that change with the length."""
     if isinstance(module.rope_type, str):
         return [(None, "")] if module.rope_type in _SWITCHING else []
     kinds = module.rope_type.items()
@@ -185,7 +185,7 @@ def _forward(module: Any, lengths: Tensor | int) -> Callable[..., tuple[Tensor, 
 def _of_rows(
     module: Any, lengths: Tensor | int, layer_type: str | None, *, device: torch.device
 ) -> Tensor:
-    """(d / 2,) inverse frequencies for one length, (T, d / 2) for a length for each token."""
+    """Return (d / 2,) inverse frequencies for one length, (T, d / 2) for one a token."""
     if isinstance(lengths, int):
         return _frequencies(module, lengths, layer_type).to(device)
     distinct, place = torch.unique(lengths, return_inverse=True)

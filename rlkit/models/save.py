@@ -1,4 +1,4 @@
-"""A whole model on disk in Hugging Face's format, as transformers and vLLM load it."""
+"""Save a whole model in Hugging Face's format, as transformers and vLLM load it."""
 
 from __future__ import annotations
 

@@ -82,17 +82,20 @@ def check(config: ModelConfig) -> None:
             )
 
 
-def check_reachable(config: ModelConfig) -> None:
-    """As `check`; a hub id that is not cached is also refused when the hub does not answer."""
+def check_reachable(config: ModelConfig, *, say: Say) -> None:
+    """Do what `check` does, and refuse an id that is not cached when the hub does not answer.
+
+    A cached one is then used without the network, which `say` hears of.
+    """
     check(config)
     if kind_of(config.source) is SourceKind.hub:
-        require_reachable(config.source, revision=config.revision or "main")
+        require_reachable(config.source, revision=config.revision or "main", say=say)
 
 
 def locate(config: ModelConfig, *, say: Say) -> str:
     """Return the folder in Hugging Face format, or the hub id, that holds the model.
 
-    Converts a GGUF file and merges an adapter where the config asks for it, once.
+    It converts a GGUF file and merges an adapter where the config asks for it, once.
     """
     location = _locate_source(config, say=say)
     if config.adapter is None or config.adapter_use is not AdapterUse.merge:
@@ -126,7 +129,7 @@ def with_adapter_shape(config: ModelConfig) -> ModelConfig:
 
 
 def _locate_source(config: ModelConfig, *, say: Say) -> str:
-    check_reachable(config)
+    check_reachable(config, say=say)
     kind = kind_of(config.source)
     cache = cache_root(config.cache_dir)
     if kind is SourceKind.hub:

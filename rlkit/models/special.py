@@ -1,4 +1,4 @@
-"""Special tokens of a tokenizer: which end a turn, and which disappear from a completion's text."""
+"""Find the special tokens that end a turn, and those that a completion's text leaves out."""
 
 from __future__ import annotations
 

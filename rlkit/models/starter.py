@@ -61,7 +61,7 @@ def download(package: str, folder: Path) -> Path:
 
 
 def _reason(stderr: str) -> str:
-    """One line on why pip failed: the broken connection if there was one, else its last error."""
+    """Say in one line why pip failed: a broken connection if there was one, else the last error."""
     broken = re.findall(r"after connection broken by '(.*)': ", stderr)
     if broken:
         return "no connection: " + re.sub(r"<[^<>]*>:? ?", "", broken[-1])

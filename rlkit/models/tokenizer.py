@@ -1,4 +1,4 @@
-"""The tokenizer of a model, with the chat template that it renders prompts by."""
+"""Load the tokenizer of a model, with the chat template that it renders prompts by."""
 
 from __future__ import annotations
 

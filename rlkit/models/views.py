@@ -1,4 +1,4 @@
-"""A transformers model whose weights are tensors that somebody else holds: no second copy.
+"""Build a transformers model on weights that somebody else holds: no second copy.
 
 The engine's fused weights, cut into the parts that transformers knows, are contiguous row slices:
 the model computes on them directly, forward and backward, bit for bit as with weights of its own.
@@ -102,7 +102,7 @@ def _checked(
 
 
 def _four_bit_layer(linear: nn.Module, weight: Tensor) -> nn.Module:
-    """bitsandbytes' layer in place of `linear`, computing with `weight`, a `Params4bit`."""
+    """Make bitsandbytes' layer in place of `linear`, computing with `weight`, a `Params4bit`."""
     from bitsandbytes.nn.modules import Linear4bit
 
     if not isinstance(linear, nn.Linear):
@@ -122,7 +122,7 @@ def _four_bit_layer(linear: nn.Module, weight: Tensor) -> nn.Module:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Modules built inside get parameters without memory but buffers with their values.
+    """Give modules that are built inside parameters without memory, but buffers with their values.
 
     `torch.device("meta")` would lose the buffers that no file holds, such as RoPE's frequencies.
     """

@@ -1,8 +1,9 @@
 """Check that tokenizer and model fit: a token id needs a row of the embedding.
 
-Some published tokenizers have more tokens than their model has rows: an image token of a text model
-(Gemma 3), an added `[PAD]`, tokens that were added without resizing. Such a token in a prompt is an
-index error, on CUDA a failed assertion that ends the process; it can never be sampled.
+Some published tokenizers have more tokens than their model has rows. Examples are an image token of
+a text model (Gemma 3), an added `[PAD]`, and tokens that were added without resizing. Such a token
+in a prompt is an index error, on CUDA a failed assertion that ends the process. It can never be
+sampled.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Gradient truth by enumeration: what each switch's expected gradient is, to machine precision."""
+"""The oracle enumerates each switch's expected gradient, to machine precision."""

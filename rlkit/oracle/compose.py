@@ -1,4 +1,4 @@
-"""Objectives from `conf/` by name, without the rest of a run's configuration."""
+"""This module makes objectives from `conf/` by name, without the rest of a run's configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlkit.training.memory_config import MemoryConfig
 
 @dataclass
 class ObjectiveGroups(Options):
-    """The four groups of an objective, and the one that presets override besides."""
+    """This record has the four groups of an objective, and one that presets override besides."""
 
     algorithm: AlgorithmConfig = MISSING
     kl: KLConfig = MISSING
@@ -36,7 +36,7 @@ class ObjectiveGroups(Options):
 
 @lru_cache
 def composed(*overrides: str) -> Objective[AlgorithmConfig]:
-    """The objective of `rlkit {overrides}`, with the root's defaults and order of groups."""
+    """Return the objective of `rlkit {overrides}`, with the root's defaults and order of groups."""
     store = ConfigStore.instance()
     store.store(name="oracle_axes", node=ObjectiveGroups)
     for schema in SCHEMAS:

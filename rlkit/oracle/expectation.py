@@ -1,4 +1,4 @@
-"""Expected loss and gradient of a shipped `Algorithm`, exactly: a sum over all completions.
+"""The expected loss and gradient of a shipped `Algorithm` are exact sums over all completions.
 
 The algorithm's own `prepare` and `loss` run on a batch that holds every group of G completions.
 Their derivatives with respect to the logps are weighted with the probability of each group under
@@ -31,14 +31,14 @@ from rlkit.types import Algorithm, KLDirection, PolicyOutput, RolloutBatch, Trai
 
 
 class Denominator(StrEnum):
-    """The number that the algorithm's aggregation divides by."""
+    """The algorithm's aggregation divides by this number."""
 
     sequences = "sequences"
     tokens = "tokens"
 
 
 class World(NamedTuple):
-    """A policy, its reference, the policy that sampled, and rewards, over one tree."""
+    """A world is a policy, its reference, the policy that sampled, and rewards, over one tree."""
 
     tree: Tree
     model: Model
@@ -55,7 +55,9 @@ class World(NamedTuple):
 
 
 def world(*, parametrisation: str, on_policy: bool, drift: float = 0.8) -> World:
-    """The worlds of the tests and of `docs/objective.md`: `tab` or `tied`, on- or off-policy.
+    """Return the worlds of the tests and of `docs/objective.md`.
+
+    They are `tab` or `tied`, on- or off-policy.
 
     `drift` is how far the behaviour policy's parameters are from the policy's, off-policy.
     """
@@ -70,7 +72,7 @@ def world(*, parametrisation: str, on_policy: bool, drift: float = 0.8) -> World
 
 
 class Moments(NamedTuple):
-    """Moments of the gradient of one completion under the behaviour policy."""
+    """These are moments of the gradient of one completion under the behaviour policy."""
 
     gradient: Tensor
     """(d,) expected gradient."""
@@ -79,7 +81,10 @@ class Moments(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """All groups of G completions as one batch with unit denominators, and their weights."""
+    """This record has all groups of G completions as one batch, and their weights.
+
+    The batch has unit denominators.
+    """
 
     batch: TrainBatch
     sequence: Tensor
@@ -120,7 +125,7 @@ def expected_gradient(
 
 
 def moments(w: World, algorithm: Algorithm) -> Moments:
-    """Expected gradient and its standard deviation for batches of one completion."""
+    """Return the expected gradient and its standard deviation for batches of one completion."""
     total = all_groups(w, algorithm, group_size=1, denominator=Denominator.sequences)
     rows = row_gradients(w, algorithm, total)
     gradient = (total.row_weight[:, None] * rows).sum(dim=0)
@@ -129,7 +134,7 @@ def moments(w: World, algorithm: Algorithm) -> Moments:
 
 
 def expected_value(w: World, algorithm: Algorithm) -> Tensor:
-    """E[loss] for batches of one completion, one call of the loss for each."""
+    """Return E[loss] for batches of one completion, one call of the loss for each."""
     total = all_groups(w, algorithm, group_size=1, denominator=Denominator.sequences)
     now = outputs_of(w, algorithm, w.theta)
     values = []
@@ -165,7 +170,7 @@ def all_groups(w: World, algorithm: Algorithm, *, group_size: int, denominator: 
 
 
 def derivatives(w: World, algorithm: Algorithm, total: Sum) -> dict[int, Tensor]:
-    """d loss / d field of `PolicyOutput`, (rows, T) each, for the fields that get a gradient."""
+    """Return d loss / d field of `PolicyOutput`, (rows, T) each, for fields with a gradient."""
     now = outputs_of(w, algorithm, w.theta)
     leaves = [None if x is None else x[total.sequence].detach().requires_grad_() for x in now]
     loss = algorithm.loss(PolicyOutput(*leaves), total.batch).loss  # type: ignore[arg-type]
@@ -179,7 +184,7 @@ def derivatives(w: World, algorithm: Algorithm, total: Sum) -> dict[int, Tensor]
 
 
 def row_gradients(w: World, algorithm: Algorithm, total: Sum) -> Tensor:
-    """(rows, d) gradient of each row's loss."""
+    """Return (rows, d) gradient of each row's loss."""
     cotangents = derivatives(w, algorithm, total)
     if not cotangents:
         return torch.zeros(len(total.sequence), len(w.theta), dtype=torch.float64)
@@ -192,7 +197,7 @@ def row_gradients(w: World, algorithm: Algorithm, total: Sum) -> Tensor:
 
 
 def rollout_of(w: World, indices: Tensor, *, critic: Tensor | None = None) -> RolloutBatch:
-    """The rollout batch of completions `indices` (groups, G); `prompt_ids` holds their index.
+    """Return the rollout batch of completions `indices` (groups, G); `prompt_ids` has their index.
 
     `critic` (S,) gives the values of prefixes, 0 without one.
     """

@@ -1,4 +1,4 @@
-"""Formulas and prose of `docs/objective.md`; the numbers come from `measure`."""
+"""This module has formulas and prose of `docs/objective.md`; the numbers come from `measure`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Formula(NamedTuple):
-    """The term that a switch adds to a token's loss, and its coefficient of grad log pi."""
+    """A switch adds this term to a token's loss; its coefficient multiplies grad log pi."""
 
     loss: str
     coefficient: str

@@ -1,4 +1,4 @@
-"""Measured bias and spread of switches, as rows of numbers for `docs/objective.md`."""
+"""This module measures bias and spread of switches, as rows of numbers for `docs/objective.md`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Config = TypeVar("Config")
 
 
 class KLRow(NamedTuple):
-    """One KL switch in one world."""
+    """This row is one KL switch in one world."""
 
     value_bias: float
     """E[value] - KL of its direction, over that KL."""
@@ -45,7 +45,7 @@ class KLRow(NamedTuple):
 
 
 class GradientRow(NamedTuple):
-    """One policy-gradient switch in one world, against -grad E[R]."""
+    """This row is one policy-gradient switch in one world, against -grad E[R]."""
 
     error: float
     cosine: float
@@ -53,19 +53,19 @@ class GradientRow(NamedTuple):
 
 
 def load(group: str, name: str, node: type[Config]) -> Config:
-    """The option `name` of a group whose schema is `node`."""
+    """Return the option `name` of a group whose schema is `node`."""
     values = cast(DictConfig, OmegaConf.load(CONF / group / f"{name}.yaml"))
     values.pop("defaults")
     return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), values)))
 
 
 def options(group: str) -> list[str]:
-    """Names of a group's files."""
+    """Return names of a group's files."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def raw_reward(aggregation: Aggregation = Aggregation.sequence_sum) -> GRPOConfig:
-    """REINFORCE without a baseline, on groups of one."""
+    """Return REINFORCE without a baseline, on groups of one."""
     return GRPOConfig(
         group_size=1,
         aggregation=aggregation,
@@ -98,7 +98,10 @@ def algorithm(
 
 
 def kl_row(name: str, parametrisation: str, *, on_policy: bool) -> KLRow:
-    """`kl=name` alone, beta = 1, rewards 0, no clip; off-policy the completions are the old's."""
+    """Return the row of `kl=name` alone: beta = 1, rewards 0, no clip.
+
+    Off-policy, the completions are the old policy's.
+    """
     w = world(parametrisation=parametrisation, on_policy=on_policy)
     w = w._replace(rewards=torch.zeros_like(w.rewards))
     cfg = load("kl", name, KLConfig)
@@ -117,7 +120,7 @@ def kl_row(name: str, parametrisation: str, *, on_policy: bool) -> KLRow:
 
 
 def gradient_row(w: World, one: Algorithm) -> GradientRow:
-    """An algorithm on groups of one against the exact policy gradient."""
+    """Return an algorithm on groups of one against the exact policy gradient."""
     truth = -targets.gradient(w, targets.expected_reward(w))
     result = moments(w, one)
     return GradientRow(
@@ -128,7 +131,7 @@ def gradient_row(w: World, one: Algorithm) -> GradientRow:
 
 
 def ratio_row(name: str, parametrisation: str, *, on_policy: bool) -> GradientRow:
-    """`ratio=name` with raw rewards, summed over tokens (row by row for `sequence`)."""
+    """Return `ratio=name` with raw rewards, summed over tokens (row by row for `sequence`)."""
     ratio = load("ratio", name, RatioConfig)
     whole = ratio.level is RatioLevel.sequence
     cfg = raw_reward(Aggregation.sequence_mean if whole else Aggregation.sequence_sum)
@@ -138,14 +141,17 @@ def ratio_row(name: str, parametrisation: str, *, on_policy: bool) -> GradientRo
 
 
 def correction_row(name: str, parametrisation: str) -> GradientRow:
-    """`correction=name` when the sampler is far from the policy."""
+    """Return `correction=name` when the sampler is far from the policy."""
     correction = load("correction", name, CorrectionConfig)
     one = algorithm(raw_reward(), correction=correction)
     return gradient_row(world(parametrisation=parametrisation, on_policy=False, drift=2.0), one)
 
 
 def group_row(parametrisation: str, group_size: int, **axes: Any) -> tuple[float, float]:
-    """Length and cosine of E[g] relative to -grad E[R]; `axes` are fields of the two configs."""
+    """Return the length and cosine of E[g] relative to -grad E[R].
+
+    `axes` are fields of the two configs.
+    """
     aggregation = axes.pop("aggregation", Aggregation.sequence_sum)
     w = world(parametrisation=parametrisation, on_policy=True)
     cfg = GRPOConfig(

@@ -1,4 +1,4 @@
-"""Writes `docs/objective.md`: `python -m rlkit.oracle.table [path]`.
+"""`python -m rlkit.oracle.table [path]` writes `docs/objective.md`.
 
 Every number is measured here, by enumeration, on the shipped code; every formula stands beside its
 switch. `tests/algorithms/test_objective_doc.py` checks that the file is current.
@@ -26,7 +26,7 @@ EXACT = 1e-10
 
 
 def number(x: float) -> str:
-    """Three significant digits; `0` for what is zero to 1e-10, `-` for NaN."""
+    """Return three significant digits; `0` for what is zero to 1e-10, `-` for NaN."""
     if math.isnan(x):
         return "-"
     if abs(x) < EXACT:
@@ -35,18 +35,18 @@ def number(x: float) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def both(cells: Mapping[str, str]) -> str:
-    """The two parametrisations in one cell."""
+    """Return the two parametrisations in one cell."""
     return " ; ".join(cells[p] for p in PARAMETRISATIONS)
 
 
 def comment(group: str, name: str) -> str:
-    """The comment at the head of an option's file, on one line."""
+    """Return the comment at the head of an option's file, on one line."""
     lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
     return " ".join(line[2:] for line in lines if line.startswith("# "))
 
@@ -58,7 +58,7 @@ def check_complete(group: str, formulas: Mapping[str, Formula]) -> None:
 
 
 def kl_section(*, on_policy: bool) -> str:
-    """Bias of every option of the kl group."""
+    """Return the bias of every option of the kl group."""
     rows = []
     for name, formula in KL.items():
         if name == "none":
@@ -83,7 +83,7 @@ def kl_section(*, on_policy: bool) -> str:
 
 
 def ratio_section() -> str:
-    """Bias of every option of the ratio group, on- and off-policy."""
+    """Return the bias of every option of the ratio group, on- and off-policy."""
     rows = []
     for name, formula in RATIO.items():
         cells = []
@@ -109,7 +109,7 @@ def ratio_section() -> str:
 
 
 def correction_section() -> str:
-    """Bias of every option of the correction group when the sampler is another policy."""
+    """Return the bias of every option of the correction group when another policy samples."""
     rows = []
     for name in measure.options("correction"):
         got = {p: measure.correction_row(name, p) for p in PARAMETRISATIONS}
@@ -119,7 +119,7 @@ def correction_section() -> str:
 
 
 def group_section() -> str:
-    """Length and direction of E[g] for baselines, scales and aggregations."""
+    """Return the length and direction of E[g] for baselines, scales and aggregations."""
     rows = []
     for group_size in (2, 3):
         for baseline in Baseline:
@@ -162,7 +162,7 @@ def _group_cells(
 
 
 def config_section(key: str, config: type) -> str:
-    """Every field of a config dataclass: default, values, and the string under it."""
+    """Return every field of a config dataclass: default, values, and the string under it."""
     docs = {k: v for base in reversed(config.__mro__[:-1]) for k, v in field_docs(base).items()}
     rows = []
     for f in fields(config):
@@ -173,14 +173,14 @@ def config_section(key: str, config: type) -> str:
 
 
 def yaml_of(value: object) -> str:
-    """A default as one writes it on the command line."""
+    """Return a default as one writes it on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
 
 
 def field_docs(config: type) -> dict[str, str]:
-    """The string literal under each field, from the source."""
+    """Return the string literal under each field, from the source."""
     (node,) = ast.parse(inspect.getsource(config)).body
     assert isinstance(node, ast.ClassDef)
     docs: dict[str, str] = {}
@@ -192,13 +192,13 @@ def field_docs(config: type) -> dict[str, str]:
 
 
 def preset_section() -> str:
-    """Every file of the algorithm group with its paper and its deviations."""
+    """Return every file of the algorithm group with its paper and its deviations."""
     rows = [[f"`{name}`", comment("algorithm", name)] for name in measure.options("algorithm")]
     return table(["algorithm=", "paper and deviations"], rows)
 
 
 def document() -> str:
-    """The whole page."""
+    """Return the whole page."""
     check_complete("kl", KL)
     check_complete("ratio", RATIO)
     parts = [

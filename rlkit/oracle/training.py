@@ -1,4 +1,4 @@
-"""Training on the tree: every algorithm learns, from samples, in a second.
+"""This module trains on the tree: every algorithm learns, from samples, in a second.
 
 `python -m rlkit.oracle.training` prints the table of `docs/algorithms.md`. The loop is the
 trainer's in miniature: sample groups, `prepare`, one or several updates on `loss`.
@@ -33,7 +33,7 @@ NUM_GROUPS = 4
 
 
 class Result(NamedTuple):
-    """Exact numbers of the policy after training."""
+    """These are exact numbers of the policy after training."""
 
     reward: float
     """E[R]."""
@@ -42,7 +42,7 @@ class Result(NamedTuple):
 
 
 def task() -> World:
-    """40 completions of up to 3 of 4 words, reward 0 or 1; the reference scores 0.131."""
+    """Return 40 completions of up to 3 of 4 words, reward 0 or 1; the reference scores 0.131."""
     tree = enumerate_tree(vocabulary=4, max_length=3)
     model = tied(tree, hidden=6, features=5)
     theta = waves(model.num_parameters, phase=0.1, scale=0.9)
@@ -118,7 +118,7 @@ def train(
 
 
 def summary(results: Sequence[Result]) -> tuple[float, float, float]:
-    """Mean reward, its standard error over seeds, mean KL."""
+    """Return the mean reward, its standard error over seeds, mean KL."""
     rewards = [r.reward for r in results]
     error = statistics.stdev(rewards) / len(rewards) ** 0.5
     return statistics.mean(rewards), error, statistics.mean(r.kl for r in results)

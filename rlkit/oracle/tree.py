@@ -1,4 +1,4 @@
-"""A language small enough to write down: every completion, its probability, its gradient.
+"""This language can be written down: every completion, its probability and its gradient.
 
 Words are 0 .. V-1, word 0 ends a completion, and completions end after T words at the latest. All
 is float64. Parameters come from sines, not from a random generator, so that numbers do not depend
@@ -18,7 +18,7 @@ END = 0
 
 
 class Tree(NamedTuple):
-    """All N completions of at most T words over a vocabulary of V, and their S prefixes."""
+    """A tree has all N completions of at most T words over a vocabulary of V, and S prefixes."""
 
     ids: Tensor
     """(N, T) words, 0 after the end."""
@@ -34,7 +34,7 @@ class Tree(NamedTuple):
 
 
 def enumerate_tree(*, vocabulary: int, max_length: int) -> Tree:
-    """The tree of all completions: 15 for V = 3, T = 3; 121 for V = 4, T = 4."""
+    """Return the tree of all completions: 15 for V = 3, T = 3; 121 for V = 4, T = 4."""
     words = range(1, vocabulary)
     prefixes = [p for length in range(max_length) for p in product(words, repeat=length)]
     state_of = {prefix: index for index, prefix in enumerate(prefixes)}
@@ -56,7 +56,7 @@ Table = Callable[[Tensor], Tensor]
 
 
 class Model(NamedTuple):
-    """A parametrisation of the policies over a tree."""
+    """A parametrisation makes the policies over a tree."""
 
     name: str
     table: Table
@@ -64,7 +64,7 @@ class Model(NamedTuple):
 
 
 def tabular(tree: Tree) -> Model:
-    """One row of logits per prefix: nothing is shared."""
+    """Return one row of logits per prefix: nothing is shared."""
     shape = (len(tree.prefixes), tree.vocabulary)
     return Model(
         "tab", lambda theta: theta.view(shape).log_softmax(dim=-1), shape[0] * tree.vocabulary
@@ -72,7 +72,7 @@ def tabular(tree: Tree) -> Model:
 
 
 def tied(tree: Tree, *, hidden: int = 3, features: int = 4) -> Model:
-    """A two-layer network on fixed features of the prefix: all prefixes share all parameters."""
+    """Return a two-layer network on fixed features of the prefix: all prefixes share parameters."""
     inputs = waves(len(tree.prefixes) * features, phase=0.7, scale=1.5).view(-1, features)
     split = hidden * features
 
@@ -86,34 +86,34 @@ def tied(tree: Tree, *, hidden: int = 3, features: int = 4) -> Model:
 
 
 def waves(count: int, *, phase: float, scale: float) -> Tensor:
-    """`count` fixed numbers in [-scale, scale] without visible order."""
+    """Return `count` fixed numbers in [-scale, scale] without visible order."""
     k = torch.arange(1, count + 1, dtype=torch.float64)
     return scale * torch.sin(12.9898 * k * k.sqrt() + phase)
 
 
 def logps_of(tree: Tree, table: Tensor) -> Tensor:
-    """(N, T) log-probability of each word given its prefix, 0.0 after the end."""
+    """Return (N, T) log-probability of each word given its prefix, 0.0 after the end."""
     return table[tree.states, tree.ids].masked_fill(~tree.mask, 0.0)
 
 
 def probabilities(tree: Tree, table: Tensor) -> Tensor:
-    """(N,) probability of each completion; they sum to 1."""
+    """Return (N,) probability of each completion; they sum to 1."""
     return logps_of(tree, table).sum(dim=1).exp()
 
 
 def full_kl_of(tree: Tree, first: Tensor, second: Tensor) -> Tensor:
-    """(N, T) KL(first || second) of the next word at each prefix, 0.0 after the end."""
+    """Return (N, T) KL(first || second) of the next word at each prefix, 0.0 after the end."""
     per_state = (first.exp() * (first - second)).sum(dim=-1)
     return per_state[tree.states].masked_fill(~tree.mask, 0.0)
 
 
 def bucketed(table: Tensor, reference: Tensor, top_k: int) -> Tensor:
-    """(S, k + 1) log-probabilities of the reference's `top_k` likeliest words and of the rest."""
+    """Return (S, k + 1) log-probabilities of the reference's `top_k` words and of the rest."""
     kept = table.gather(-1, reference.topk(min(top_k, table.shape[-1]), dim=-1).indices)
     rest = (1.0 - kept.exp().sum(dim=-1, keepdim=True)).clamp(min=1e-300).log()
     return torch.cat([kept, rest], dim=-1)
 
 
 def entropy_of(tree: Tree, table: Tensor) -> Tensor:
-    """(N, T) entropy of the next-word distribution at each prefix, 0.0 after the end."""
+    """Return (N, T) entropy of the next-word distribution at each prefix, 0.0 after the end."""
     return (-(table.exp() * table).sum(dim=-1))[tree.states].masked_fill(~tree.mask, 0.0)

@@ -1,4 +1,4 @@
-"""Fits a run into what its device has: the largest micro-batch and cache, or one line why not."""
+"""This module fits a run into its device: the largest micro-batch and cache, or a line why not."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ _WORKSPACES = (WORKSPACE_BYTES, 2**28, 2**26)
 _ENGINE_TOKENS = (8192, 2048, 1024)
 """Tokens of one engine step, which bound its activations: the more, the faster prompts are read."""
 _BUSY_TOKENS = 4096
-"""Tokens of a micro-batch that keep a device busy: 180 ms forward and backward on an H200 with all
-activations kept, 280 ms with layers recomputed (1.5B, docs/memory/activations.md)."""
+"""Tokens of a micro-batch that keep a device busy. On an H200 and a model of 1.5B, forward and
+backward take 180 ms with all activations kept. With layers recomputed they take 280 ms
+(docs/memory/activations.md).
+"""
 _MARGIN = 0.03
 _MOST_MARGIN = 500_000_000
 """Left free of the budget, as a share and at most: allocators round up and leave holes."""
@@ -35,7 +37,7 @@ _MOST_MARGIN = 500_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The memory that a run will take, and how it was made to fit."""
+    """A plan is the memory that a run will take, and how it was made to fit."""
 
     parts: tuple[Part, ...]
     choice: Choice
@@ -46,22 +48,22 @@ class Plan:
 
     @property
     def sampling(self) -> int:
-        """Peak bytes while completions are sampled."""
+        """Return the peak bytes while completions are sampled."""
         return sum(part.sampling for part in self.parts)
 
     @property
     def training(self) -> int:
-        """Peak bytes of the update."""
+        """Return the peak bytes of the update."""
         return sum(part.training for part in self.parts)
 
     @property
     def peak(self) -> int:
-        """Most bytes at any time."""
+        """Return the most bytes at any time."""
         return max(self.sampling, self.training)
 
     @property
     def fits(self) -> bool:
-        """Whether the device has enough."""
+        """Return whether the device has enough."""
         return self.peak <= self.budget - _margin(self.budget)
 
 
@@ -103,7 +105,7 @@ def make_plan(work: Work, request: Request, *, budget: int, before: Choice | Non
 
 
 def least_plan(work: Work, request: Request, *, budget: int) -> Plan:
-    """The plan that takes least: the smallest micro-batch, one completion at once."""
+    """Return the plan that takes least: the smallest micro-batch, one completion at once."""
     return _plan(work, request, list(_choices(work, request))[-1], budget)
 
 
@@ -131,12 +133,15 @@ def _choices(work: Work, request: Request) -> Iterator[Choice]:
 
 
 def _is_busy(work: Work, request: Request, num_tokens: int) -> bool:
-    """Whether `num_tokens` keep the device busy: below, a larger micro-batch beats kept layers."""
+    """Return whether `num_tokens` keep the device busy.
+
+    Below, a larger micro-batch beats kept layers.
+    """
     return not work.on_cuda or num_tokens >= min(_BUSY_TOKENS, _token_budgets(work, request)[0])
 
 
 def _engine_choices(work: Work, request: Request) -> list[tuple[int, bool]]:
-    """Tokens of a step and whether by CUDA graphs, the fastest first."""
+    """Return tokens of a step and whether by CUDA graphs, the fastest first."""
     if work.sampler not in ENGINES:
         return [(0, False)]
     everything = work.num_rows * work.row_tokens
@@ -159,7 +164,7 @@ def _token_budgets(work: Work, request: Request) -> list[int]:
 
 
 def _halves(most: int, least: int) -> list[int]:
-    """most, most / 2, ... down to `least`, which comes last."""
+    """Return most, most / 2, ... down to `least`, which comes last."""
     values = [most]
     while values[-1] // 2 > least:
         values.append(values[-1] // 2)
@@ -187,7 +192,7 @@ def _refusal(work: Work, request: Request, least: Plan) -> str:
 
 
 def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request]]:
-    """Single changes, the one that costs least first."""
+    """Return single changes, the one that costs least first."""
     found: list[tuple[str, Work, Request]] = []
     if request.checkpointing is not Checkpointing.auto:
         free = replace(request, checkpointing=Checkpointing.auto)

@@ -1,4 +1,4 @@
-"""The device's own count of what it has and what a run takes of it."""
+"""This module asks the device what it has and what a run takes of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def let_segments_grow(device: torch.device) -> None:
-    """From here on CUDA's allocator maps memory as it needs it, instead of in fixed segments.
+    """Let CUDA's allocator map memory as it needs it from now on, not in fixed segments.
 
     Sequences of different lengths leave holes in fixed segments that no plan could foresee. To be
     called once an engine has made the pools of its own, which cannot have this.
@@ -35,7 +35,7 @@ def let_segments_grow(device: torch.device) -> None:
 
 @dataclass(slots=True)
 class Meter:
-    """Measures from where the run began: memory that others hold is not the run's."""
+    """This object measures from where the run began: memory that others hold is not the run's."""
 
     device: torch.device
     before: int
@@ -54,17 +54,17 @@ class Meter:
         return cls(device, psutil.Process().memory_info().rss)
 
     def peak(self) -> int:
-        """Most bytes of the run at once so far.
+        """Return the most bytes of the run at once so far.
 
-        CUDA: the allocator's peak of reserved memory and whatever is in use outside of it now,
-        the context included; what an engine gives back between two looks is seen only by a `note`
-        while it is there. CPU: the process's largest resident size.
+        On CUDA this is the allocator's peak of reserved memory and whatever is in use outside of it
+        now, the context included. What an engine gives back between two looks is seen only by a
+        `note` while it is there. CPU: the process's largest resident size.
         """
         self.note()
         return self.highest
 
     def of_process(self) -> int:
-        """Most bytes that torch's allocator in this process reserved, and its CUDA context."""
+        """Return the most bytes that torch's allocator reserved here, and its CUDA context."""
         return torch.cuda.max_memory_reserved(self.device) + CONTEXT_BYTES
 
     def note(self) -> None:
@@ -72,7 +72,10 @@ class Meter:
         self.highest = max(self.highest, self._seen())
 
     def in_use(self) -> int:
-        """Bytes in use on the device (CPU: of this process) now, those before the run included."""
+        """Return bytes in use on the device now, those before the run included.
+
+        On a CPU these are the bytes of this process.
+        """
         if self.device.type == "cuda":
             return _used(self.device)
         return int(psutil.Process().memory_info().rss)

@@ -1,4 +1,4 @@
-"""Models and work whose memory rlkit is measured by, as shapes: no weights, no network."""
+"""rlkit's memory is measured by these models and this work, as shapes: no weights, no network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlkit.training.optim import OptimKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """One row: a model's shape, one step's work, and sizes in GB."""
+    """This row has a model's shape, one step's work, and sizes in GB."""
 
     name: str
     family: str
@@ -32,11 +32,11 @@ class Headline:
     optim: OptimKind = OptimKind.adamw8bit
 
     def hf_config(self) -> PreTrainedConfig:
-        """The architecture in transformers."""
+        """Return the architecture in transformers."""
         return CONFIG_MAPPING[self.family](**self.shape)
 
     def work(self, sampler: Sampler = Sampler.vllm) -> Work:
-        """One QLoRA step: rank 16 on all linear layers; an engine gives its cache back."""
+        """Return one QLoRA step: rank 16 on all linear layers; an engine gives its cache back."""
         return Work(
             hf_config=self.hf_config(),
             dtype=torch.bfloat16,

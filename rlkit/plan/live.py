@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive while code runs, and their peak; any device, meta as well."""
+"""This module counts bytes of live tensors, and their peak, on any device, meta as well."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlkit.runtime.torch_compat import TorchDispatchMode, storage_key, tree_leav
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts storages that come into being inside; what existed before counts nothing.
+    """This counter sees storages that come into being inside; what existed before counts nothing.
 
     A storage counts once, however many tensors view it, and until its last tensor is gone. What
     kernels allocate for themselves is not seen.

@@ -1,4 +1,4 @@
-"""The plan of a configuration: what it demands, and what it gets changed to."""
+"""This module plans a configuration: what it demands, and what it gets changed to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from rlkit.config import Config
 from rlkit.generation.demand import EngineChoice
-from rlkit.models.config import Switch, TuningKind
+from rlkit.models.config import AdapterUse, Switch, TuningKind
 from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
 from rlkit.models.rope import check_lengths
@@ -28,7 +28,7 @@ _GRAPHS = {None: Switch.auto, False: Switch.off, True: Switch.on}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan with what it was made for."""
+    """This record is a plan with what it was made for."""
 
     work: Work
     plan: Plan
@@ -78,7 +78,7 @@ def planned(
 
 
 def peak_with(made: Planned, *, sampled_tokens: int) -> int:
-    """Peak bytes of the plan when all completions of a step have so many tokens in all."""
+    """Return the peak bytes of the plan when a step's completions have so many tokens in all."""
     work = replace(made.work, sampled_tokens=sampled_tokens)
     parts = parts_of(work, request_of(made.config, work), made.plan.choice)
     return max(sum(p.sampling for p in parts), sum(p.training for p in parts))
@@ -106,7 +106,7 @@ def _check(config: Config, hf_config: PreTrainedConfig) -> None:
 
 
 def _needs_reference(config: Config, algorithm: Algorithm) -> bool:
-    """Whether the loss, a reward or the evaluation asks for the reference policy."""
+    """Return whether the loss, a reward or the evaluation asks for the reference policy."""
     in_loss = Column.ref_logps in algorithm.needs or algorithm.outputs.full_kl is not None
     return in_loss or config.evaluation.kl is not EvalKL.none
 
@@ -155,6 +155,9 @@ def work_of(
         on_cuda=on_cuda,
         tuning=config.model.tuning,
         holds_reference=_needs_reference(config, algorithm),
+        keeps_first_adapter=(
+            config.model.adapter is not None and config.model.adapter_use is AdapterUse.train
+        ),
         shares_prompts=config.model.shared_prefix is not Switch.off,
         eval_prompts=0 if config.evaluation.kl is EvalKL.none else config.evaluation.num_prompts,
         eval_samples=config.evaluation.samples_per_prompt,
@@ -174,7 +177,7 @@ def request_of(config: Config, work: Work) -> Request:
 
 
 def with_plan(config: Config, plan: Plan) -> Config:
-    """A copy of `config` that asks for exactly what `plan` gives."""
+    """Return a copy of `config` that asks for exactly what `plan` gives."""
     choice = plan.choice
     engine = EngineChoice(
         kv_cache_bytes=plan.kv_cache_bytes,

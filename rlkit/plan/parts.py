@@ -1,4 +1,4 @@
-"""Parts of the memory that a run takes of its device, under one choice of the plan."""
+"""This module has the parts of a run's memory on its device, under one choice of the plan."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ENGINES = (Sampler.vllm, Sampler.vllm_separate, Sampler.vllm_sleep)
 
 
 class Part(NamedTuple):
-    """One line of the plan."""
+    """This record is one line of the plan."""
 
     name: str
     sampling: int
@@ -90,7 +90,7 @@ def parts_of(work: Work, request: Request, choice: Choice) -> tuple[Part, ...]:
 
 
 def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
-    """Peak while completions are sampled: the activations of the update cost more to find."""
+    """Return the peak while sampling; the activations of the update cost more to find."""
     kv = kv_bytes(work, request, choice.at_once)
     return sum(p.sampling for p in (*_static_parts(work), *_sampling_parts(work, kv, choice)))
 
@@ -113,7 +113,10 @@ def _weight_parts(work: Work) -> list[Part]:
     if not work.trains_all:
         stored = _SHORT[work.trained_dtype]
         adapters = Part(f"adapters ({trained / 1e6:.1f} M parameters, {stored})", wide, wide)
-        return [Part(f"base model ({dtype})", base, base), adapters]
+        parts = [Part(f"base model ({dtype})", base, base), adapters]
+        if kept := work.first_adapter_bytes:
+            parts.append(Part(f"reference adapter ({stored})", kept, kept))
+        return parts
     masters = wide if work.dtype.itemsize < torch.float32.itemsize else 0
     reference = base if work.holds_reference else 0
     return [
@@ -153,7 +156,7 @@ def _kv_name(choice: Choice, row_tokens: int) -> str:
 
 
 def _graph_bytes(work: Work, choice: Choice) -> int:
-    """One graph for 1, 2, 4, 8, 16, 24, ... rows, with and without an adapter, in one pool."""
+    """Return one graph for 1, 2, 4, 8, 16, 24, ... rows in one pool, with and without adapter."""
     if not choice.graphs:
         return 0
     sizes = 3 + -(-choice.at_once // 8)
@@ -163,7 +166,7 @@ def _graph_bytes(work: Work, choice: Choice) -> int:
 
 
 def _engine_step_bytes(work: Work, choice: Choice) -> int:
-    """Peak of a step that reads prompts, or of the trainer's part of the self-test."""
+    """Return the peak of a step that reads prompts, or of the trainer's part of the self-test."""
     tokens = min(choice.engine_tokens, work.num_rows * work.row_tokens)
     row_of_logits = _LOGITS_COPIES * 4 * work.num_words
     step = work.prefill_bytes(tokens) + choice.at_once * row_of_logits
@@ -195,7 +198,7 @@ def _update(work: Work, choice: Choice) -> Part:
 
 
 def _evaluation(work: Work, choice: Choice, *, beside: int) -> Part:
-    """Scoring held-out completions, as far as it takes more than sampling does.
+    """Return what scoring held-out completions takes beyond what sampling does.
 
     On a card the worst step that is tried before the first one has room for it.
     """
@@ -206,7 +209,7 @@ def _evaluation(work: Work, choice: Choice, *, beside: int) -> Part:
 
 
 def kv_bytes(work: Work, request: Request, at_once: int) -> int:
-    """Cache of `at_once` completions of full length, in whole blocks with two to spare."""
+    """Return the cache of `at_once` full-length completions, in whole blocks with two to spare."""
     if request.kv_cache_bytes and work.sampler in ENGINES:
         return request.kv_cache_bytes
     block = _KV_BLOCK if work.on_cuda else _CPU_KV_BLOCK

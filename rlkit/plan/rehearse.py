@@ -1,4 +1,4 @@
-"""The worst step on the device itself, before the first one: what it needs shows now, not at night.
+"""The worst step is tried on the device itself before the first: its needs show now, not at night.
 
 Forward and backward of the longest prompt and completion as often as a micro-batch holds them, with
 the real policy and the real loss. Nothing changes: no optimiser step, gradients dropped, random
@@ -24,7 +24,7 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worst:
-    """The largest micro-batch that a run can meet."""
+    """A run can meet no larger micro-batch than this."""
 
     num_rows: int
     max_prompt: int
@@ -127,7 +127,7 @@ def _worst_batch(policy: Policy, algorithm: Algorithm, worst: Worst) -> TrainBat
 def full_batch(
     shape: tuple[int, int, int], *, num_words: int, device: torch.device
 ) -> RolloutBatch:
-    """One group of random ids: (rows, prompt tokens, completion tokens), all of full length."""
+    """Return one group of random ids: (rows, prompt tokens, completion tokens), of full length."""
     rows, prompt, completion = shape
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(num_words, (rows, prompt + completion), generator=generator).to(device)

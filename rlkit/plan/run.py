@@ -1,4 +1,4 @@
-"""The plan at the start of a run: it is made, printed, and kept in the run folder."""
+"""The plan is made, printed and kept in the run folder at the start of a run."""
 
 from __future__ import annotations
 

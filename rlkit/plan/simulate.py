@@ -1,7 +1,7 @@
-"""Activation memory of one micro-batch, from the model's own code on tensors without storage.
+"""This module finds a micro-batch's activation memory from the model's code without storage.
 
-Two and three decoder layers, with adapters, recomputation and head, run forward and backward on
-the meta device; what the third layer adds, every further layer adds too, so
+Two and three decoder layers, with adapters, recomputation and head, run forward and backward on the
+meta device. What the third layer adds, every further layer adds too, so
 
     peak(L) = peak(2) + (L - 2) (peak(3) - peak(2)).
 
@@ -42,7 +42,7 @@ _RETAINED_BY_OFFLOAD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingWork:
-    """One micro-batch of forward and backward."""
+    """This is one micro-batch of forward and backward."""
 
     num_tokens: int
     """Tokens that go through the layers, padding included."""
@@ -64,7 +64,7 @@ class TrainingWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peaks:
-    """Most bytes alive beside weights, adapters, gradients and optimiser."""
+    """This record has the most bytes alive beside weights, adapters, gradients and optimiser."""
 
     layers: int
     """At any time, the log-prob kernel's workspace left out."""
@@ -74,12 +74,12 @@ class Peaks:
     """It would take this without a bound."""
 
     def with_workspace(self, limit: int) -> int:
-        """The peak when the workspace is at most `limit` bytes."""
+        """Return the peak when the workspace is at most `limit` bytes."""
         return max(self.layers, self.head + min(self.workspace, limit))
 
 
 def peaks(config: PreTrainedConfig, work: TrainingWork) -> Peaks:
-    """The peaks of `work` for the whole model."""
+    """Return the peaks of `work` for the whole model."""
     return _peaks(config.model_type, config.to_json_string(use_diff=False), work)
 
 
@@ -171,7 +171,7 @@ _PRODUCTS = (Tensor.__matmul__, Tensor.addmm_, Tensor.t)
 
 
 class _InFourBits(nn.Parameter):
-    """A weight of which every product makes a 16-bit copy, for the time that it takes."""
+    """Every product of this weight makes a 16-bit copy, for the time that it takes."""
 
     @classmethod
     def __torch_function__(
@@ -188,7 +188,7 @@ class _InFourBits(nn.Parameter):
 
 
 class _Dequantised(torch.autograd.Function):
-    """x W^T with a temporary copy of W in each direction."""
+    """This is x W^T with a temporary copy of W in each direction."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class _Attention(torch.autograd.Function):
 def _attend(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: object, **_options: object
 ) -> tuple[Tensor, None]:
-    """(1, T, H, d) from (1, H, T, d), as `rlkit.models.attention.attend` does it."""
+    """Return (1, T, H, d) from (1, H, T, d), as `rlkit.models.attention.attend` does it."""
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     out = _apply(_Attention, q, k, v)
     return out[None], None
@@ -256,7 +256,7 @@ class _Head(torch.autograd.Function):
 
 
 class _TrainedHead(torch.autograd.Function):
-    """A head that trains: the inputs are kept, its gradient is summed in float32."""
+    """This is a head that trains: inputs are kept, its gradient is summed in float32."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Bytes of what stays on the device: weights, adapters, optimiser, keys and values. Arithmetic."""
+"""This arithmetic sizes what stays on the device: weights, adapters, optimiser, keys and values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def weight_bytes(
 
 
 def nf4_layers(model: nn.Module, config: PreTrainedConfig, quant: QuantConfig) -> set[str]:
-    """Names of the layers that are 4-bit once `model` is loaded with `quant`."""
+    """Return names of the layers that are 4-bit once `model` is loaded with `quant`."""
     layers = quantisable(model)
     saved = saved_quantization(config)
     if saved is not None:
@@ -62,18 +62,18 @@ def nf4_layers(model: nn.Module, config: PreTrainedConfig, quant: QuantConfig) -
 
 
 def num_adapter_parameters(model: nn.Module, lora: LoRAConfig) -> int:
-    """Entries of all A (r, in) and B (out, r)."""
+    """Return entries of all A (r, in) and B (out, r)."""
     layers = target_layers(model, lora)
     return sum(lora.rank * (m.in_features + m.out_features) for m in layers.values())
 
 
 def moment_bytes(num_parameters: int, kind: OptimKind, *, dtype: torch.dtype) -> int:
-    """AdamW's two moments of parameters in `dtype`, or in 8 bits."""
+    """Return AdamW's two moments of parameters in `dtype`, or in 8 bits."""
     return int(num_parameters * _QUANTISED_MOMENTS.get(kind, 2 * dtype.itemsize))
 
 
 def kv_bytes_per_token(config: PreTrainedConfig, *, bytes_per_value: int) -> int:
-    """Keys and values of one token in all layers."""
+    """Return keys and values of one token in all layers."""
     text: Any = config.get_text_config()
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads

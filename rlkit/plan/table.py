@@ -1,4 +1,4 @@
-"""The plan as text."""
+"""This module writes the plan as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlkit.plan.parts import GB
 
 
 def lines(plan: Plan, *, where: str) -> Iterator[str]:
-    """A table of the parts in GB (10^9 bytes), then what the plan decided."""
+    """Yield a table of the parts in GB (10^9 bytes), then what the plan decided."""
     width = max(len(part.name) for part in plan.parts)
     yield f"{'memory (GB)':<{width}}  sampling  training"
     for part in plan.parts:
@@ -20,7 +20,7 @@ def lines(plan: Plan, *, where: str) -> Iterator[str]:
 
 
 def decisions(plan: Plan) -> str:
-    """One line on what the plan chose."""
+    """Return one line on what the plan chose."""
     choice = plan.choice
     kv = f", {plan.kv_cache_bytes / GB:.2f} GB of keys and values" if plan.kv_cache_bytes else ""
     return (

@@ -1,4 +1,4 @@
-"""Facts about a run before anything is loaded, and its sizes, each computed once."""
+"""These are facts about a run before anything is loaded, and its sizes, each computed once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlkit.training.optim import OptimKind
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
-    """One run's demands. Sizes that cost a look at the model are computed at the first use."""
+    """This record is one run's demands; sizes that need a look at the model come at first use."""
 
     hf_config: PreTrainedConfig
     dtype: torch.dtype
@@ -52,6 +52,8 @@ class Work:
     tuning: TuningKind = TuningKind.lora
     holds_reference: bool = False
     """Whether anything scores the reference policy, which `TuningKind.full` must keep for it."""
+    keeps_first_adapter: bool = False
+    """Whether the reference policy is an adapter that trains on, kept as it was."""
     longest_prompt: int | None = None
     """The prompts that the run has, on a CPU; None = `max_prompt`."""
     shares_prompts: bool = True
@@ -65,17 +67,17 @@ class Work:
 
     @property
     def row_tokens(self) -> int:
-        """Longest prompt and completion."""
+        """Return the longest prompt and completion."""
         return self.max_prompt + self.max_completion
 
     @property
     def prompt_tokens(self) -> int:
-        """Longest prompt that is expected."""
+        """Return the longest prompt that is expected."""
         return self.max_prompt if self.longest_prompt is None else self.longest_prompt
 
     @property
     def step_tokens(self) -> int:
-        """Most tokens of a step: a CPU's plan knows the prompts, which are computed once a group.
+        """Return the most tokens of a step; a CPU's plan computes the known prompts once a group.
 
         A card's plan, tried on the device before the first step, takes rows of full length.
         """
@@ -89,12 +91,12 @@ class Work:
 
     @property
     def num_rows(self) -> int:
-        """Completions of a step."""
+        """Return completions of a step."""
         return self.num_prompts * self.group_size
 
     @property
     def unit_tokens(self) -> int:
-        """Tokens of the longest unit: no micro-batch is smaller in the worst case.
+        """Return tokens of the longest unit: no micro-batch is smaller in the worst case.
 
         With a critic twice as many, as its graph lives beside the policy's.
         """
@@ -102,17 +104,17 @@ class Work:
 
     @cached_property
     def model(self) -> nn.Module:
-        """Names and shapes."""
+        """Return names and shapes."""
         return meta_model(self.hf_config)
 
     @cached_property
     def weight_bytes(self) -> int:
-        """The base model."""
+        """Return the base model."""
         return sizes.weight_bytes(self.model, self.hf_config, self.dtype, self.quant)
 
     @cached_property
     def engine_weight_bytes(self) -> int:
-        """The base model of an engine that has weights of its own."""
+        """Return the base model of an engine that has weights of its own."""
         if not self.engine_in_nf4:
             return self.weight_bytes
         quant = QuantConfig(kind=QuantKind.nf4, double_quant=self.quant.double_quant)
@@ -120,12 +122,12 @@ class Work:
 
     @property
     def trains_all(self) -> bool:
-        """Whether the model itself trains, instead of an adapter."""
+        """Return whether the model itself trains, instead of an adapter."""
         return self.tuning is TuningKind.full
 
     @cached_property
     def num_trained(self) -> int:
-        """Trained parameters: of the model, or of the adapters of policy and critic."""
+        """Return trained parameters: of the model, or of the adapters of policy and critic."""
         if self.trains_all:
             return sum(parameter.numel() for parameter in self.model.parameters())
         adapters = 2 if self.critic else 1
@@ -142,29 +144,37 @@ class Work:
         return self.num_trained * self.trained_dtype.itemsize
 
     @property
+    def first_adapter_bytes(self) -> int:
+        """Return the bytes of the adapter that stays as the reference policy."""
+        if self.trains_all or not self.keeps_first_adapter:
+            return 0
+        numel = sizes.num_adapter_parameters(self.model, self.lora)
+        return numel * self.trained_dtype.itemsize
+
+    @property
     def moment_bytes(self) -> int:
         """Return the bytes of the optimiser's moments."""
         return sizes.moment_bytes(self.num_trained, self.optim, dtype=self.trained_dtype)
 
     @property
     def num_adapter(self) -> int:
-        """Trained parameters that are not the model's own."""
+        """Return trained parameters that are not the model's own."""
         return 0 if self.trains_all else self.num_trained
 
     @property
     def kv_token_bytes(self) -> int:
-        """Keys and values of one token."""
+        """Return keys and values of one token."""
         return sizes.kv_bytes_per_token(self.hf_config, bytes_per_value=self.kv_value_bytes)
 
     @property
     def num_words(self) -> int:
-        """V."""
+        """Return V."""
         return int(self.hf_config.get_text_config().vocab_size)
 
     def activation_bytes(
         self, num_tokens: int, *, checkpointing: Checkpointing, workspace_bytes: int
     ) -> int:
-        """Peak of one micro-batch: activations, log-prob workspace, temporary weights."""
+        """Return the peak of a micro-batch: activations, log-prob workspace, temporary weights."""
         peak = self._simulated(num_tokens, checkpointing).with_workspace(workspace_bytes)
         if self.full_kl:  # states of the reference, and their share of the gradient
             peak += 2 * num_tokens * int(self.hf_config.hidden_size) * self.dtype.itemsize
@@ -173,7 +183,7 @@ class Work:
         return peak
 
     def evaluation_bytes(self, most_tokens: int, *, workspace_bytes: int) -> int:
-        """Peak of scoring held-out completions, `most_tokens` at once, for their exact KL."""
+        """Return the peak of scoring held-out completions for exact KL, `most_tokens` at once."""
         of_prompts = self.eval_prompts * self.prompt_tokens
         completions = self.eval_prompts * self.eval_samples * self.max_completion
         tokens = min(most_tokens, of_prompts + completions)
@@ -186,7 +196,7 @@ class Work:
         return self.prefill_bytes(tokens) + states + min(workspace_bytes, workspace)
 
     def prefill_bytes(self, num_tokens: int) -> int:
-        """Peak of a forward pass without gradients."""
+        """Return the peak of a forward pass without gradients."""
         return self._simulated(num_tokens, Checkpointing.off, with_gradient=False).layers
 
     def _simulated(

@@ -1,9 +1,10 @@
-"""All weights of a model as what trains: float32 masters, which an optimiser steps, and copies.
+"""All weights of a model train as float32 masters, which an optimiser steps, with 16-bit copies.
 
-The model computes with copies in its own dtype. bfloat16 has 8 significant bits: added to a weight
-in bfloat16, an update smaller than 1/512 of the weight is lost, and at the learning rates of full
-fine-tuning (1e-6 to 1e-5) nearly all updates are. So masters, gradients and moments are float32
-(Micikevicius et al. 2018, arXiv:1710.03740, section 3.1). A float32 model is its own master.
+The model computes with copies in its own dtype. bfloat16 has 8 significant bits. Added to a weight
+in bfloat16, an update smaller than 1/512 of the weight is lost. At the learning rates of full
+fine-tuning (1e-6 to 1e-5) nearly all updates are so small. So masters, gradients and moments are
+float32 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.1). A float32 model is its own
+master.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from rlkit.runtime.torch_compat import copy_all, times_written
 
 
 class FullWeights:
-    """The weights of one model that trains as a whole, and of the reference it started from.
+    """This object has the weights of one wholly trained model, and of its starting reference.
 
-    The copies are the model's own parameters: where these are views of an engine's weights, the
+    The copies are the model's own parameters. Where these are views of an engine's weights, the
     engine computes with the policy as soon as the copies follow the masters.
     """
 

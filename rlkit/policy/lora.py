@@ -1,9 +1,11 @@
-"""LoRA as explicit tensors: y = W x + s B (A x), s = alpha / rank (rsLoRA: alpha / sqrt(rank)).
+"""LoRA adapters are explicit tensors here: y = W x + s B (A x).
+
+The scale is s = alpha / rank; with rsLoRA it is alpha / sqrt(rank).
 
 An adapter is a `dict[str, Tensor]` of float32 (or bfloat16) tensors under PEFT's key names,
-`<layer>.lora_A.weight` (r, in) and `<layer>.lora_B.weight` (out, r). The model holds none of them:
-`LoRA.active(adapter)` says which adapter the forward passes inside it use, and `active(None)` is
-exactly the base model, or the base model with `LoRA.reference` where a run started from an adapter.
+`<layer>.lora_A.weight` (r, in) and `<layer>.lora_B.weight` (out, r). The model holds none of them.
+`LoRA.active(adapter)` says which adapter the forward passes inside it use. `active(None)` is
+exactly the base model, or that with `LoRA.reference` where a run started from an adapter.
 
 Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
 """
@@ -38,7 +40,7 @@ _AT_ONCE = 10**7
 
 
 class LoRA:
-    """The adapted layers of one model and the adapter that they use at the moment."""
+    """This object has the adapted layers of one model and the adapter that they use now."""
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class LoRA:
         *,
         last_products: Container[str] = (),
     ) -> None:
-        """`last_products`: layers whose results nobody reads where a decoder layer runs again."""
+        """Adapt layers; nobody reads `last_products` where a decoder layer runs again."""
         self.config = config
         self.shapes = dict(shapes)
         """The shape of each adapted layer, by its name in the model."""
@@ -67,9 +69,9 @@ class LoRA:
     def active(self, adapter: Mapping[str, Tensor] | None) -> Iterator[None]:
         """Forward passes inside use `adapter`; None = that of the reference policy. Nests.
 
-        The scaled copies in the compute dtype are made here, once for all passes inside, so
-        changing the adapter's tensors in place inside has no effect on them.
-        Raises ValueError when the adapter's keys or shapes do not fit the model.
+        The scaled copies in the compute dtype are made here, once for all passes inside. So
+        changing the adapter's tensors in place inside has no effect on them. Raises ValueError when
+        the adapter's keys or shapes do not fit the model.
         """
         tensors = self.reference if adapter is None else adapter
         factors = None if tensors is None else self._factorise(tensors)
@@ -89,7 +91,7 @@ class LoRA:
         return Trained(tuple(t for name in names for t in factors[name]), again)
 
     def key(self, layer: str, factor: str) -> str:
-        """PEFT's key of factor "A" or "B" of a layer."""
+        """Return PEFT's key of factor "A" or "B" of a layer."""
         return f"{PREFIX}{layer}.lora_{factor}.weight"
 
     def expected_shapes(self) -> dict[str, tuple[int, int]]:
@@ -101,7 +103,7 @@ class LoRA:
         return shapes
 
     def hook(self, layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        """Forward hook that adds the active adapter's s B (A x) to the output of `layer`."""
+        """Return the forward hook that adds the adapter's s B (A x) to the output of `layer`."""
 
         def add_update(
             _module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor
@@ -114,7 +116,7 @@ class LoRA:
         return add_update
 
     def linear(self, layer: str, module: nn.Linear) -> Projection:
-        """Forward method of `module`, frozen, plain or 4-bit, with the active adapter's update."""
+        """Return the forward method of a frozen or 4-bit `module`, with the adapter's update."""
         self._plain.add(layer)
         # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
         plain = (weakref.proxy(module),)
@@ -205,8 +207,8 @@ def target_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
 def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
     """Hook the target layers of `model` up to a new `LoRA`. Parameter names stay as they are.
 
-    A forward method or a hook, not a wrapping module: the model's state dict, its views in vLLM and
-    its export keep their names; a layer of an unknown kind is treated as a black box.
+    It is a forward method or a hook, not a wrapping module. So the model's state dict, its views in
+    vLLM and its export keep their names. A layer of an unknown kind is treated as a black box.
     Raises ValueError when a target is not a linear layer of the model.
     """
     chosen = target_layers(model, config)

@@ -1,4 +1,4 @@
-"""Adapters on disk in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.
+"""Adapters lie on disk in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.
 
 What is written here loads in PEFT, vLLM and lm-eval. What is read must fit exactly: a missing, an
 unexpected or a wrongly shaped tensor is an error that names it, never a partial load.

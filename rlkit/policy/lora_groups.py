@@ -1,4 +1,4 @@
-"""Group the adapted layers that are computed as one: those with one input, as q, k and v."""
+"""Adapted layers with one input, as q, k and v, are grouped and computed as one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]
 _MAX_INNER = 256
 """Most columns of a group's A x: the zero blocks of s B are multiplied as well."""
 _MAX_WEIGHTS = 2**26
-"""Most weights of a group: the product of more takes longer than the launches that a group saves,
-and its zero blocks would only take memory (.2 GB for 70B)."""
+"""Most weights of a group. The product of more takes longer than the launches that a group saves.
+Its zero blocks would only take memory (.2 GB for 70B).
+"""
 
 
 class LayerShape(NamedTuple):
-    """Size of an adapted layer."""
+    """This record has the size of an adapted layer."""
 
     num_inputs: int
     num_outputs: int
@@ -75,7 +76,7 @@ class Groups:
 
 
 class _Place(NamedTuple):
-    """The place of a layer in its group."""
+    """This record is the place of a layer in its group."""
 
     group: str
     outputs: slice

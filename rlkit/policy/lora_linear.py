@@ -1,6 +1,6 @@
-"""The arithmetic of adapted layers, with fewer passes over memory than autograd would make.
+"""This module computes adapted layers in fewer passes over memory than autograd would make.
 
-Layers with one input (q, k and v; gate and up) may be computed as one, a group: [A_1; A_2] is
+Layers with one input (q, k and v; gate and up) may be computed as one, a group. [A_1; A_2] is
 applied at once, and s B is the matrix with the layers' s B_i as blocks on its diagonal. Two zero
 blocks of a few columns cost less than a second matmul.
 """
@@ -24,10 +24,10 @@ Group = Sequence[tuple[Tensor, Tensor]]
 
 
 def updated_linear(x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor) -> Tensor:
-    """x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B.
+    """Return x W^T + bias + (x A^T) (s B)^T, differentiable in `x`, A and s B.
 
-    The update is added to the product in the same matmul: it is rounded once, and with B = 0 the
-    result is bitwise that without it.
+    The update is added to the product in the same matmul, so the sum is rounded once. With B = 0
+    the result is bitwise that without it.
 
     Args:
         x: (..., in) the input.
@@ -81,8 +81,10 @@ def compute_copies(
 
 
 def _on_diagonal(b: Tensor, widths: Sequence[int]) -> Tensor:
-    """(groups, out, layers r) from (groups, out, r), whose rows are the layers' one after another:
-    each layer's in columns of its own."""
+    """Return (groups, out, layers r) from (groups, out, r).
+
+    The rows are the layers' one after another; each layer's go to columns of its own.
+    """
     if len(widths) == 1:
         return b
     own = b.new_zeros(sum(widths), len(widths), 1)
@@ -124,13 +126,13 @@ class _UnreadLinear(_UpdatedLinear):
 
 
 def _keep(ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, scaled_b: Tensor, inner: Tensor) -> None:
-    """The weights, which are frozen, as the objects they are: autograd would keep codes only."""
+    """Keep the frozen weights as the objects they are: autograd would keep codes only."""
     ctx.frozen = frozen
     ctx.save_for_backward(x, a, scaled_b, inner)
 
 
 class _Copies(torch.autograd.Function):
-    """For groups of equal shapes each, stacks of [A_1; A_2; ...] and of [s B_1; s B_2; ...]."""
+    """For groups of equal shapes, this has stacks of [A_1; A_2; ...] and of [s B_1; s B_2; ...]."""
 
     @staticmethod
     def forward(
@@ -183,7 +185,7 @@ def _places(
 
 
 def _scale_into(targets: Sequence[Tensor], sources: Sequence[Tensor], scale: float) -> None:
-    """scale * sources, multiplied in the wider of two dtypes."""
+    """Return scale * sources, multiplied in the wider of two dtypes."""
     narrows = targets[0].dtype.itemsize < sources[0].dtype.itemsize
     scaled = scaled_all(sources, scale) if narrows else sources
     copy_all(targets, scaled)

@@ -1,4 +1,4 @@
-"""A LoRA adapter folded into the weights below it: W + s B A, once, at the end.
+"""This module folds a LoRA adapter into the weights below it: W + s B A, once, at the end.
 
 Never on the way: merging and unmerging in 16 bits after every update makes the base drift.
 """

@@ -1,8 +1,8 @@
-"""The policy: a model and what of it trains, scored on completion tokens only.
+"""A policy is a model and what of it trains, scored on completion tokens only.
 
-With LoRA the reference policy is the model with the adapter off, and a critic, if there is one, a
-second adapter with a linear value head; with all weights the reference is a copy of the first
-ones. Logits over the vocabulary are never held for a whole batch.
+With LoRA the reference policy is the model with the adapter off. A critic, if there is one, is a
+second adapter with a linear value head. When all weights train, the reference is a copy of the
+first ones. Logits over the vocabulary are never held for a whole batch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LOGPS_ONLY = OutputSpec()
 
 
 class CriticChoice(StrEnum):
-    """The critic that a policy carries."""
+    """This record is the critic that a policy carries."""
 
     none = "none"
     lora = "lora"
@@ -55,7 +55,7 @@ class CriticChoice(StrEnum):
 
 
 class Tuning(TrainsLayers, Protocol):
-    """The way in which the tensors that train take part in the model's forward passes."""
+    """This protocol is how the tensors that train take part in the model's forward passes."""
 
     dtype: torch.dtype
     """Compute dtype."""
@@ -71,7 +71,7 @@ class Tuning(TrainsLayers, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Handles to a model and the tensors that train; `adapter` and `critic` change in place."""
+    """A policy has handles to a model and tensors; `adapter` and `critic` change in place."""
 
     model: PreTrainedModel
     tuning: Tuning
@@ -101,7 +101,7 @@ class Policy:
 
         logps[b, t] = log softmax(logits / temperature)[completion_ids[b, t]] given all before it.
         Differentiable in `adapter` and `critic`. Equal rows in equal order give bitwise equal
-        logps, with and without gradients, so an adapter with B = 0 equals None: score policy and
+        logps, with and without gradients. So an adapter with B = 0 equals None: score policy and
         reference in the same micro-batches.
 
         Args:
@@ -192,7 +192,7 @@ class Policy:
         )
 
     def _values(self, scoring: Scoring) -> Tensor:
-        """V(state before the token) = w . h + b in float32, with the critic's adapter."""
+        """Return v(state before the token) = w . h + b in float32, with the critic's adapter."""
         critic = self.critic or {}
         head = {VALUE_WEIGHT, VALUE_BIAS}
         with self.tuning.active({k: v for k, v in critic.items() if k not in head}):

@@ -1,4 +1,4 @@
-"""From run folders to a page one can publish: tables, figures and data of a run or of a sweep."""
+"""This package turns run folders into a page with tables, figures and data to publish."""
 
 from rlkit.report.build import ReportOptions, build_page, write_page, write_report
 from rlkit.report.load import JobRecord, State, Study, load_study

@@ -1,4 +1,4 @@
-"""Jobs sorted into panels and variants: what differs, apart from the seed, gives the name."""
+"""Jobs are sorted into panels and variants, which are named by what differs apart from the seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONG = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One variant on one panel: jobs that differ in nothing but the seed."""
+    """An arm is one variant on one panel: its jobs differ in nothing but the seed."""
 
     where: tuple[str, ...]
     """The overrides that its panel shares, such as `task=echo`; empty when there is one panel."""
@@ -30,17 +30,17 @@ class Arm:
 
     @property
     def panel(self) -> str:
-        """Name of its panel."""
+        """Return the name of its panel."""
         return ", ".join(self.where)
 
     @property
     def done(self) -> dict[int, JobRecord]:
-        """Completed jobs by seed."""
+        """Return completed jobs by seed."""
         return {job.seed: job for job in self.jobs if job.done}
 
 
 def is_setting(key: str) -> bool:
-    """Whether a leaf of the configuration can make a variant."""
+    """Return whether a leaf of the configuration can make a variant."""
     return key.split(".")[0] not in _NOT_A_VARIANT
 
 
@@ -48,10 +48,10 @@ def arms_of(jobs: Sequence[JobRecord], *, panel_keys: Sequence[str] | None = Non
     """Group `jobs` into arms, in the order of their first jobs.
 
     Panels are made by `panel_keys`, overrides or leaves of the configuration. Without any (None),
-    by the task where it differs; else, where the overrides span a grid, by its numerical options,
-    as long as others remain to make variants. Variants take their names from the overrides that
-    are not common to all; jobs without overrides (plain run folders) from their configurations.
-    Runs that agree in everything, the seed included, are kept apart by their ids.
+    the task makes panels where it differs. Else the numerical options of a grid do, as long as
+    others remain to make variants. Variants take their names from the overrides that are not common
+    to all; jobs without overrides (plain run folders) from their configurations. Runs that agree in
+    everything, the seed included, are kept apart by their ids.
 
     Raises:
         StudyError: a key of `panel_keys` that no job knows.
@@ -84,7 +84,7 @@ def arms_of(jobs: Sequence[JobRecord], *, panel_keys: Sequence[str] | None = Non
 
 
 def panels_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
-    """Arms by panel."""
+    """Return arms by panel."""
     panels: dict[str, list[Arm]] = {}
     for arm in arms:
         panels.setdefault(arm.panel, []).append(arm)
@@ -92,7 +92,7 @@ def panels_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
 
 
 def pick_baseline(arms: Sequence[Arm], wanted: str | None) -> str:
-    """Name of the variant the others are compared with: the first, or the one that is `wanted`.
+    """Return the name of the variant the others are compared with: the `wanted` or the first one.
 
     `wanted` is the whole name, or overrides that one name alone has.
 
@@ -121,12 +121,12 @@ def _leaves(job: JobRecord) -> dict[str, str]:
 
 
 def _idle(key: str, job: JobRecord) -> bool:
-    """Whether a leaf does nothing in this job: what describes an adapter that there is none of."""
+    """Return whether a leaf does nothing in this job: it describes an adapter that is not there."""
     return key.startswith("model.lora.") and job.config.get("model.tuning") == "full"
 
 
 def _varying(choices: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys whose values differ between jobs, or that some jobs lack."""
+    """Return keys whose values differ between jobs, or that some jobs lack."""
     known = [choice for choice in choices if choice]
     keys = dict.fromkeys(key for choice in known for key in choice)
     return [key for key in keys if disagree(key, known, text=str)]
@@ -156,7 +156,7 @@ def _tasks(varying: Sequence[str]) -> list[str]:
 
 
 def _numbers(choices: Sequence[Mapping[str, str]], varying: Sequence[str]) -> list[str]:
-    """The numerical options of a grid that has others as well."""
+    """Return the numerical options of a grid that has others as well."""
     numbers = [key for key in varying if all(_is_number(c.get(key, "")) for c in choices)]
     return numbers if len(numbers) < len(varying) else []
 
@@ -178,7 +178,7 @@ def _place(job: JobRecord, choice: Mapping[str, str], keys: Sequence[str]) -> tu
 
 
 def _order(places: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
-    """Ranks of panels: by their numbers, and what is no number in the order of the jobs."""
+    """Return ranks of panels: by their numbers, and what is no number in the order of the jobs."""
     seen = {part: i for i, part in enumerate(dict.fromkeys(p for place in places for p in place))}
 
     def rank(part: str) -> tuple[bool, float]:
@@ -196,7 +196,7 @@ def _name(choice: Mapping[str, str]) -> str:
 def _fall_back(
     names: Sequence[str], jobs: Sequence[JobRecord], places: Sequence[tuple[str, ...]]
 ) -> list[str]:
-    """Ids where overrides cannot tell jobs apart, or configurations differ in too much to say."""
+    """Return ids where overrides cannot tell jobs apart, or configurations differ too much."""
     ids = [job.id for job in jobs]
     if not any(job.overrides for job in jobs) and any(len(name) > _LONG for name in names):
         grouped: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""From a study to one self-contained HTML page, with figures and data beside it."""
+"""This module makes one self-contained HTML page of a study, with figures and data beside it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PAGE = "report.html"
 
 @dataclass(kw_only=True, slots=True)
 class ReportOptions:
-    """The options of `rlkit report` and `rlkit compare`."""
+    """These are the options of `rlkit report` and `rlkit compare`."""
 
     baseline: str | None = None
     """Variant the others are compared with; None = the first one."""
@@ -58,7 +58,7 @@ class ReportOptions:
 
     @property
     def panel_keys(self) -> list[str] | None:
-        """The metric for `analyse`; None leaves the choice to it."""
+        """Return the metric for `analyse`; None leaves the choice to it."""
         if self.panel is None:
             return None
         return [] if self.panel == "none" else [key.strip() for key in self.panel.split(",")]
@@ -88,7 +88,10 @@ def write_report(paths: Sequence[Path], options: ReportOptions) -> tuple[Path, s
 
 
 def write_page(run_dir: Path) -> Path | None:
-    """The page of a run that has just ended, without figures; a failure is logged, never raised."""
+    """Write the page of a run that has just ended, without figures.
+
+    A failure is logged, never raised.
+    """
     try:
         return write_report([run_dir], ReportOptions(figures=False))[0]
     except Exception:  # a page is not worth a run
@@ -97,7 +100,7 @@ def write_page(run_dir: Path) -> Path | None:
 
 
 def build_page(results: Results, *, command: str = "") -> str:
-    """The page as one string: no scripts, styles, fonts or images from anywhere else."""
+    """Return the page as one string: no scripts, styles, fonts or images from anywhere else."""
     study = results.study
     arms = [row.arm for row in results.rows]
     page = importlib.resources.files("rlkit.report").joinpath("page")
@@ -143,7 +146,7 @@ def build_page(results: Results, *, command: str = "") -> str:
 
 
 def soft(name: str) -> Markup:
-    """A name that may break after its joints, instead of anywhere."""
+    """Return a name that may break after its joints, instead of anywhere."""
     return Markup(re.sub(r"([=_./,](?=\w))", r"\1<wbr>", str(escape(name))))
 
 
@@ -172,6 +175,6 @@ def _command(paths: Sequence[Path], options: ReportOptions) -> str:
 
 
 def _legend(arms: Sequence[Arm]) -> list[tuple[int, str]]:
-    """(style, name) of every variant."""
+    """Return (style, name) of every variant."""
     names = {arm.style: arm.variant for arm in arms}
     return sorted(names.items())

@@ -1,4 +1,4 @@
-"""The charts of the page: learning curves, the frontier, and the small ones inside tables."""
+"""This module draws the page's charts: learning curves, the frontier and those inside tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FAR = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DifferenceScale:
-    """The range that the difference cells of a table share."""
+    """The difference cells of a table share this range."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class DifferenceScale:
 
 
 class Way(NamedTuple):
-    """The way of one arm through KL and value, from the first evaluation to the last."""
+    """This record is the way of one arm through KL and value, evaluation by evaluation."""
 
     style: int
     kl: Sequence[float]
@@ -43,7 +43,9 @@ class Way(NamedTuple):
 def curves_chart(
     curves: Sequence[Curve], *, axis: Axis, title: str, heights: Sequence[float]
 ) -> str:
-    """Mean curves with their bands; thin lines are single seeds. `heights` span the y axis.
+    """Return the mean curves with their bands; thin lines are single seeds.
+
+    `heights` span the y axis.
 
     Args:
         curves: The curves, one a variant.
@@ -66,7 +68,9 @@ def curves_chart(
 def frontier_chart(
     rows: Sequence[VariantRow], *, title: str, connect: bool = False, ways: Sequence[Way] = ()
 ) -> str:
-    """Final value against KL to the reference: a small point a seed, a large one the mean.
+    """Return a chart of the final value against KL to the reference.
+
+    A small point is a seed, a large one is the mean.
 
     `connect` joins the means of a variant, in the order of `rows`; `ways` are thin lines.
 
@@ -105,7 +109,7 @@ def frontier_chart(
 
 
 def difference_scale(rows: Sequence[VariantRow], margin: float) -> DifferenceScale:
-    """A range that holds 0, the margin and the intervals of the table.
+    """Return a range that holds 0, the margin and the intervals of the table.
 
     Differences beyond ten margins would squeeze the others into one point: unless all are, they
     are left out, and their cells point off the scale.
@@ -121,7 +125,7 @@ def difference_scale(rows: Sequence[VariantRow], margin: float) -> DifferenceSca
 
 
 def difference_cell(difference: Estimate, scale: DifferenceScale, *, style: int) -> str:
-    """A difference with its interval; the shaded strip is the margin, the line is 0."""
+    """Return a difference with its interval; the shaded strip is the margin, the line is 0."""
     middle = _CELL_HEIGHT / 2
     left, right = scale.x(-scale.margin), scale.x(scale.margin)
     parts = [
@@ -150,7 +154,7 @@ def difference_cell(difference: Estimate, scale: DifferenceScale, *, style: int)
 
 
 def stack_cell(shares: Sequence[tuple[str, float]]) -> str:
-    """One bar of parts that add up to 1; the numbers stand beside it."""
+    """Return one bar of parts that add up to 1; the numbers stand beside it."""
     parts, start = [], 0.0
     for index, (name, share) in enumerate(shares):
         width = share * _CELL_WIDTH
@@ -168,7 +172,7 @@ def stack_cell(shares: Sequence[tuple[str, float]]) -> str:
 
 
 def values_of(curve: Curve) -> list[float]:
-    """Every height that is drawn of a curve."""
+    """Return every height that is drawn of a curve."""
     arrays = [curve.mean, *(t.y for t in curve.traces)]
     if curve.low is not None and curve.high is not None:
         arrays += [curve.low, curve.high]

@@ -18,7 +18,7 @@ PHASES = (*(phase.value for phase in Phase if phase is not Phase.evaluate), "oth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Means over the jobs of an arm that have steps; NaN where nothing was measured."""
+    """These are means over the jobs of an arm that have steps; NaN where nothing was measured."""
 
     arm: Arm
     step_seconds: float
@@ -43,7 +43,7 @@ class Cost:
 
 
 def costs(arms: Sequence[Arm]) -> list[Cost]:
-    """One `Cost` for each arm with steps."""
+    """Return one `Cost` for each arm with steps."""
     return [_cost(arm, jobs) for arm in arms if (jobs := [j for j in arm.jobs if _has_steps(j)])]
 
 
@@ -69,7 +69,7 @@ def _mean(jobs: Sequence[JobRecord], name: str) -> float:
 
 
 def _mean_of(job: JobRecord, name: str) -> float:
-    """Mean over steps; a logged step stands for those since the one before as well."""
+    """Return the mean over steps; a logged step stands for those since the one before as well."""
     column = job.steps[name]
     weights = np.diff(job.steps["step"], prepend=-1.0)
     known = np.isfinite(column)
@@ -79,7 +79,7 @@ def _mean_of(job: JobRecord, name: str) -> float:
 
 
 def _training_seconds(job: JobRecord) -> float:
-    """The number that the last evaluation counted; without one, the sum over the logged steps."""
+    """Return the last evaluation's count; without one, the sum over the logged steps."""
     if job.evals and job.evals[-1].step == job.steps["step"][-1] + 1:
         return job.evals[-1].metrics.get("time/train", float(job.steps["seconds"][-1]))
     return float(job.steps["seconds"][-1])

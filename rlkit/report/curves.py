@@ -1,4 +1,4 @@
-"""Learning curves: one mean curve an arm, its band over seeds, on steps, samples or seconds."""
+"""A learning curve is an arm's mean with its band over seeds, on steps, samples or seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_POINTS = 48
 
 
 class Axis(StrEnum):
-    """The quantity on a curve's x axis."""
+    """This is the quantity on a curve's x axis."""
 
     steps = "steps"
     samples = "samples"
@@ -39,7 +39,7 @@ _EVAL_COST = {Axis.samples: "samples", Axis.seconds: "time/train"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """One job's values of one metric."""
+    """A trace holds one job's values of one metric."""
 
     x: Floats
     y: Floats
@@ -47,7 +47,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """The mean over the completed seeds of an arm, its band, and single seeds to be drawn thin."""
+    """A curve is an arm's mean over completed seeds with its band, and single seeds drawn thin."""
 
     arm: Arm
     x: Floats
@@ -60,7 +60,7 @@ class Curve:
 
 
 def curve(arm: Arm, metric: str, axis: Axis) -> Curve | None:
-    """The curve of an arm; None when no job of it has the metric."""
+    """Return the curve of an arm; None when no job of it has the metric."""
     found = {job.id: _trace(job, metric, axis) for job in arm.jobs}
     traces = {name: trace for name, trace in found.items() if len(trace.x)}
     if not traces:
@@ -83,7 +83,7 @@ def curve(arm: Arm, metric: str, axis: Axis) -> Curve | None:
 
 
 def num_evals(arms: Sequence[Arm]) -> int:
-    """The most evaluations a job has: curves of held-out numbers need three."""
+    """Return the most evaluations a job has: curves of held-out numbers need three."""
     return max((len(job.evals) for arm in arms for job in arm.jobs), default=0)
 
 
@@ -108,7 +108,7 @@ def _trace(job: JobRecord, metric: str, axis: Axis) -> Trace:
 
 
 def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """At most 48 points, each the mean of as many neighbouring steps."""
+    """Return at most 48 points, each the mean of as many neighbouring steps."""
     if len(x) <= _MAX_POINTS:
         return x, y
     blocks = np.array_split(np.arange(len(x)), _MAX_POINTS)
@@ -117,7 +117,7 @@ def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _together(traces: Sequence[Trace]) -> tuple[Floats, Floats]:
-    """The traces on one x: their own when they share it, otherwise interpolated where all exist."""
+    """Return the traces on one x: their shared one, or else interpolated where all exist."""
     if not traces:
         return np.zeros(0), np.zeros((0, 0))
     first = traces[0].x

@@ -1,4 +1,4 @@
-"""Resolved configurations side by side: what differs between arms, and what they share."""
+"""This module sets resolved configurations side by side: what differs, and what arms share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlkit.report.arms import Arm, disagree, is_setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One option of one arm."""
+    """This record is one option of one arm."""
 
     text: str
     differs: bool
@@ -19,7 +19,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Differences:
-    """A table of the options that differ, and the list of those that do not."""
+    """This record has a table of the options that differ, and the list of those that do not."""
 
     keys: tuple[str, ...]
     rows: tuple[tuple[Arm, tuple[Cell, ...]], ...]

@@ -1,4 +1,4 @@
-"""On what and by what the runs were made, as far as their folders say."""
+"""This module says on what and by what the runs were made, as far as their folders tell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MARK = " rlkit.run: versions "
 
 
 def environment(study: Study) -> dict[str, list[str]]:
-    """Name -> the different values that the jobs have, in the order they occur."""
+    """Return for each name the different values that the jobs have, in the order they occur."""
     found: dict[str, dict[str, None]] = {}
     if study.command:
         found["command"] = dict.fromkeys([*study.earlier_commands, study.command])
@@ -38,7 +38,7 @@ def _facts(job: JobRecord) -> dict[str, str]:
 
 
 def _logged_versions(job: JobRecord) -> dict[str, str]:
-    """From the log of runs that are older than `run.json`."""
+    """Return the facts that a log has, for runs that are older than `run.json`."""
     path = job.folder / "log.txt"
     if not path.exists():
         return {}

@@ -1,4 +1,7 @@
-"""Every number of a report as CSV and Parquet: runs, variants, evaluations and steps."""
+"""This module writes every number of a report as CSV and Parquet.
+
+The tables are runs, variants, evaluations and steps.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +133,7 @@ def _last(job: JobRecord, name: str) -> float | None:
 
 
 def _place(results: Results, job: JobRecord) -> str:
-    """Below the study's folder, where it is: published data should not name a home directory."""
+    """Return the place below the study's folder: published data should name no home directory."""
     root = results.study.folder
     if root is not None and job.folder.is_relative_to(root):
         return str(job.folder.relative_to(root))

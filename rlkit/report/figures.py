@@ -1,4 +1,4 @@
-"""The figures of a report as PNG and SVG, for a paper: white ground, fixed sizes."""
+"""This module writes a report's figures as PNG and SVG for a paper: white ground, fixed sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run folder as the report sees it, whatever state the run is in."""
+"""This module reads one run folder for the report, whatever state the run is in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RUN_FILES = ("status.json", "metrics.jsonl", "config.yaml")
 
 
 class State(StrEnum):
-    """The state of a job."""
+    """A job is in one of these states."""
 
     completed = "completed"
     failed = "failed"
@@ -35,7 +35,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """One run: its configuration, its numbers, and how it ended."""
+    """A job is one run: its configuration, its numbers, and how it ended."""
 
     id: str
     folder: Path
@@ -60,7 +60,7 @@ class JobRecord:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` holds a run, in whatever state."""
+    """Return whether `folder` holds a run, in whatever state."""
     return any((folder / name).exists() for name in _RUN_FILES)
 
 
@@ -102,7 +102,7 @@ def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> Job
 
 
 def leaves(value: object, *, prefix: str = "") -> dict[str, object]:
-    """Nested mappings as `{"optim.learning_rate": 0.001}`."""
+    """Return nested mappings as `{"optim.learning_rate": 0.001}`."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
     found: dict[str, object] = {}
@@ -112,7 +112,7 @@ def leaves(value: object, *, prefix: str = "") -> dict[str, object]:
 
 
 def key_of(override: str) -> str:
-    """`kl.beta` of `+kl.beta=0.1`."""
+    """Return `kl.beta` of `+kl.beta=0.1`."""
     return override.lstrip("+~").partition("=")[0]
 
 
@@ -157,7 +157,7 @@ def _state(folder: Path, evals: Sequence[EvalRecord]) -> tuple[State, str]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a live process of this machine holds the run's lock; a copy may lack the lock."""
+    """Return whether a live process of this machine holds the run's lock; a copy may lack it."""
     path = folder / ".lock"
     if not path.exists():
         return False
@@ -191,7 +191,9 @@ def _number(value: object) -> float:
 
 
 def prompt_keys(one: JobRecord, other: JobRecord) -> tuple[Sequence[str], Sequence[str]]:
-    """The keys that name the prompts of two jobs' last evaluations by content; empty when unknown.
+    """Return the keys of the prompts in two jobs' last evaluations; empty when unknown.
+
+    The keys name prompts by content.
 
     Runs of older versions recorded no hashes: where the completions were kept, the prompts' own
     texts take their place, on both sides.

@@ -20,7 +20,7 @@ class StudyError(ValueError):
 
 
 class StudyKind(StrEnum):
-    """How the jobs came to be together."""
+    """This kind says how the jobs came to be together."""
 
     run = "run"
     sweep = "sweep"
@@ -30,7 +30,7 @@ class StudyKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """The jobs of a report, in the order they were asked for."""
+    """A study holds the jobs of a report, in the order they were asked for."""
 
     kind: StudyKind
     name: str
@@ -68,7 +68,7 @@ def load_study(paths: Sequence[Path]) -> Study:
 
 
 def load_sides(paths: Sequence[Path]) -> Study:
-    """Each path as one side of a comparison: all its runs together are one variant.
+    """Return each path as one side of a comparison: all its runs together are one variant.
 
     Raises:
         StudyError: as `load_study`.
@@ -83,7 +83,7 @@ def load_sides(paths: Sequence[Path]) -> Study:
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
+    """Return the last parts of the paths, as many as tell them apart."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]

@@ -21,7 +21,7 @@ _ALL = math.inf
 
 
 class At(StrEnum):
-    """The budget along training at which the variants are compared."""
+    """The variants are compared at this budget along training."""
 
     end = "end"
     """After each run's own last step."""
@@ -36,7 +36,7 @@ EVAL_COST = {At.samples: "samples", At.seconds: "time/train"}
 
 
 def budget(jobs: Sequence[JobRecord], at: At) -> float:
-    """The largest budget that all of `jobs` have spent; infinite for `At.end`."""
+    """Return the largest budget that all of `jobs` have spent; infinite for `At.end`."""
     if at is At.end:
         return _ALL
     spent = [float(job.steps[at.value][-1]) for job in jobs if len(job.steps.get("step", ()))]
@@ -47,16 +47,19 @@ def budget(jobs: Sequence[JobRecord], at: At) -> float:
 
 
 def value(job: JobRecord, metric: str, *, at: At = At.end, limit: float = _ALL) -> float:
-    """A job's value of `metric` at `limit`; NaN when it was not measured.
+    """Return a job's value of `metric` at `limit`; NaN when it was not measured.
 
-    Numbers of evaluations are interpolated between the two around `limit`; metrics of the steps
-    are means over the last tenth of the steps up to there.
+    Numbers of evaluations are interpolated between the two around `limit`. Metrics of the steps are
+    means over the last tenth of the steps up to there.
 
     Args:
         job: The job to read.
         metric: `success`, `auc`, `eval/...` or a metric of the steps.
         at: The budget at which it is read.
         limit: The budget in units of `at`; infinity = the end of training.
+
+    Returns:
+        The value in the metric's own unit, or NaN.
     """
     if of_evaluations(metric):
         if not is_trained(job):
@@ -75,13 +78,13 @@ def value(job: JobRecord, metric: str, *, at: At = At.end, limit: float = _ALL) 
 
 
 def mean_reward(job: JobRecord, *, at: At = At.end, limit: float = _ALL) -> float:
-    """Mean training reward up to `limit`: the area under the curve over its length."""
+    """Return the mean training reward up to `limit`: the area under the curve over its length."""
     column = _until(job, "reward", at, limit)
     return finite_mean(column.tolist())  # skipped steps have no reward
 
 
 def start_value(job: JobRecord, metric: str) -> float:
-    """A job's value of `metric` before training; NaN when it was not measured."""
+    """Return a job's value of `metric` before training; NaN when it was not measured."""
     if of_evaluations(metric):
         first = job.evals[0] if job.evals and job.evals[0].step == 0 else None
         return eval_value(first, metric) if first else math.nan
@@ -90,24 +93,24 @@ def start_value(job: JobRecord, metric: str) -> float:
 
 
 def eval_value(record: EvalRecord, metric: str) -> float:
-    """One number of one evaluation; NaN when it was not measured."""
+    """Return one number of one evaluation; NaN when it was not measured."""
     if metric == SUCCESS:
         return record.interval.mean
     return record.metrics.get(metric.removeprefix("eval/"), math.nan)
 
 
 def of_evaluations(metric: str) -> bool:
-    """Whether a metric comes from held-out evaluations, not from the steps."""
+    """Return whether a metric comes from held-out evaluations, not from the steps."""
     return metric in (SUCCESS, AREA) or metric.startswith("eval/")
 
 
 def is_trained(job: JobRecord) -> bool:
-    """Whether its last evaluation saw a policy that had been updated."""
+    """Return whether its last evaluation saw a policy that had been updated."""
     return bool(job.evals) and job.evals[-1].step > 0
 
 
 def finite_mean(values: Sequence[float]) -> float:
-    """Mean of the finite values; NaN when there is none."""
+    """Return the mean of the finite values; NaN when there is none."""
     kept = [value for value in values if math.isfinite(value)]
     return math.fsum(kept) / len(kept) if kept else math.nan
 

@@ -1,4 +1,4 @@
-"""The numbers of a report: final values of every arm, comparisons with the baseline, aggregates."""
+"""This module has a report's numbers: final values, comparisons with the baseline, aggregates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AT_LABELS = {At.end: "", At.samples: " at equal samples", At.seconds: " at equa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregate:
-    """One variant over all tasks."""
+    """This record is one variant over all tasks."""
 
     variant: str
     style: int
@@ -31,7 +31,7 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """All numbers of a study."""
+    """This record has all numbers of a study."""
 
     study: Study
     metric: str
@@ -48,23 +48,23 @@ class Results:
 
     @property
     def is_exact(self) -> bool:
-        """Whether evaluations are expectations and not means of samples."""
+        """Return whether evaluations are expectations and not means of samples."""
         return _is_exact(self.study.jobs)
 
     @property
     def evaluated(self) -> tuple[str, str]:
-        """Metric of the evaluations that is compared, and its name; success if none is."""
+        """Return metric of the evaluations that is compared, and its name; success if none is."""
         chosen = self.metric if self.metric.startswith("eval/") else SUCCESS
         return chosen, _label(chosen, self.study.jobs)
 
     @property
     def column(self) -> str:
-        """The name that tables give to the values that are compared."""
+        """Return the name that tables give to the values that are compared."""
         return _measured(self.study.jobs) if self.metric == SUCCESS else self.metric
 
     @property
     def has_tasks(self) -> bool:
-        """Whether the panels are tasks, over which aggregates make sense."""
+        """Return whether the panels are tasks, over which aggregates make sense."""
         return any(panel.startswith("task") for panel in self.panels)
 
     @property
@@ -73,13 +73,13 @@ class Results:
 
     @property
     def joined(self) -> str:
-        """The option along which frontiers join points: the first of panels that is no task."""
+        """Return the option along which frontiers join points: the first panel that is no task."""
         parts = [part for row in self.rows for part in row.arm.where]
         return next((key_of(part) for part in parts if not part.startswith("task")), "")
 
     @property
     def frontiers(self) -> dict[str, list[VariantRow]]:
-        """Rows with a final value and a KL, by the chart they share.
+        """Return rows with a final value and a KL, by the chart they share.
 
         Panels that differ in `joined` alone share one.
         """
@@ -102,9 +102,9 @@ def analyse(
 ) -> Results:
     """Compare the arms of `study` by the value of `metric` after training, or `at` a budget.
 
-    `metric` is `success` (the last held-out evaluation), `auc` (area under its curve over
-    samples), `eval/...` for another number of the last evaluation, or a metric of the steps (its
-    mean over the last tenth of them).
+    `metric` is `success`, the last held-out evaluation, or `auc`, the area under its curve over
+    samples. It may also be `eval/...`, another number of the last evaluation, or a metric of the
+    steps. The latter is the mean over the last tenth of them.
 
     Args:
         study: The jobs to compare.
@@ -113,6 +113,9 @@ def analyse(
         baseline: The variant that others are compared with; None chooses the first.
         panel_keys: Leaves of the configuration that make panels; None lets `arms_of` choose.
         at: The budget at which the variants are compared.
+
+    Returns:
+        All numbers of the study.
 
     Raises:
         StudyError: `baseline`, `panel_keys` or `metric` name nothing there is, or `margin` <= 0.
@@ -207,7 +210,7 @@ def _label(metric: str, jobs: Sequence[JobRecord]) -> str:
 
 
 def _measured(jobs: Sequence[JobRecord]) -> str:
-    """Success or reward, whichever the last evaluations measure; both where jobs differ."""
+    """Return success or reward, whichever the last evaluations measure; both where jobs differ."""
     found = {job.evals[-1].measure for job in jobs if job.evals} or {Measure.success}
     return " or ".join(measure.value for measure in Measure if measure in found)
 

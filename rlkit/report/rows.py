@@ -15,7 +15,7 @@ from rlkit.stats import Comparison, Estimate, Paired, Verdict, compare_all, esti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantRow:
-    """The result of one arm."""
+    """This record is the result of one arm."""
 
     arm: Arm
     is_baseline: bool
@@ -35,24 +35,24 @@ class VariantRow:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The verdict of the comparison with the baseline."""
+        """Return the verdict of the comparison with the baseline."""
         return None if self.comparison is None else self.comparison.verdict
 
 
 class Reading(NamedTuple):
-    """The metric that is read of every job of a panel, and the budget at which it is read."""
+    """This record names the metric that is read of every job of a panel, and the budget."""
 
     metric: str
     at: At
     limit: float
 
     def values(self, arm: Arm, metric: str) -> dict[int, float]:
-        """The finite values of an arm by seed."""
+        """Return the finite values of an arm by seed."""
         found = {s: value(j, metric, at=self.at, limit=self.limit) for s, j in arm.done.items()}
         return _finite(found)
 
     def rewards(self, arm: Arm) -> dict[int, float]:
-        """Mean training reward by seed."""
+        """Return the mean training reward by seed."""
         found = {s: mean_reward(j, at=self.at, limit=self.limit) for s, j in arm.done.items()}
         return _finite(found)
 
@@ -60,13 +60,16 @@ class Reading(NamedTuple):
 def panel_rows(
     arms: Sequence[Arm], *, baseline: str, margin: float, read: Reading
 ) -> list[VariantRow]:
-    """One row an arm; arms of a panel are one family of comparisons with `baseline`.
+    """Return one row an arm; arms of a panel are one family of comparisons with `baseline`.
 
     Args:
         arms: The arms of one panel.
         baseline: The name of the variant to compare with.
         margin: Differences within ±`margin` count as similar, > 0.
         read: The metric and the budget at which it is read.
+
+    Returns:
+        The rows, in the order of `arms`.
     """
     values = {arm.variant: read.values(arm, read.metric) for arm in arms}
     against = values.get(baseline, {})
@@ -109,7 +112,7 @@ def _estimate(values: Mapping[int, float]) -> Estimate | None:
 
 
 def _remarks(arm: Arm, values: Mapping[int, float]) -> tuple[str, ...]:
-    """The remarks that a reader needs about an arm besides its numbers."""
+    """Return the remarks that a reader needs about an arm besides its numbers."""
     found = []
     done = list(arm.done.values())
     unfinished = len(arm.jobs) - len(done)

@@ -20,7 +20,7 @@ _MAX_ARMS = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """One completion as it is shown."""
+    """This record is one completion as it is shown."""
 
     text: str
     caption: str
@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionExample:
-    """One held-out prompt and its first sample before and after training."""
+    """This record is one held-out prompt and its first sample before and after training."""
 
     prompt: str
     index: int
@@ -38,7 +38,7 @@ class CompletionExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """The examples of one arm, of its first completed seed: not picked for their looks."""
+    """A gallery has one arm's examples, of its first completed seed, not picked for their looks."""
 
     arm: Arm
     seed: int
@@ -46,7 +46,7 @@ class Gallery:
 
 
 def galleries(arms: Sequence[Arm]) -> list[Gallery]:
-    """For each arm whose completions were kept, the first three held-out prompts."""
+    """Return the first three held-out prompts for each arm whose completions were kept."""
     found = []
     for arm in arms[:_MAX_ARMS]:
         for seed, job in sorted(arm.done.items()):

@@ -1,4 +1,4 @@
-"""The parts of the page that show numbers: result tables, learning curves, frontiers."""
+"""This module makes the parts of the page that show numbers: tables, curves and frontiers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MORE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """One panel's chart, drawn over each axis it is offered on."""
+    """This record is one panel's chart, drawn over each axis it is offered on."""
 
     panel: str
     by_axis: Mapping[str, str]
@@ -46,7 +46,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartGroup:
-    """One quantity on every panel."""
+    """This record is one quantity on every panel."""
 
     title: str
     short: str
@@ -55,7 +55,7 @@ class ChartGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryLine:
-    """One row of a result table with its drawn difference."""
+    """This record is one row of a result table with its drawn difference."""
 
     row: VariantRow
     cell: str
@@ -63,7 +63,7 @@ class SummaryLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The results of one panel."""
+    """This record has the results of one panel."""
 
     panel: str
     budget: str
@@ -74,7 +74,7 @@ class Table:
 
 
 def result_tables(results: Results) -> list[Table]:
-    """One table a panel; the difference cells of a table share their scale."""
+    """Return one table a panel; the difference cells of a table share their scale."""
     tables = []
     for panel, rows in results.panels.items():
         scale = difference_scale(rows, results.margin)
@@ -106,7 +106,7 @@ def _budget(results: Results, panel: str) -> str:
 
 
 def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
-    """The main curves, over every axis, and further ones, over steps."""
+    """Return the main curves, over every axis, and further ones, over steps."""
     panels = {panel: [row.arm for row in rows] for panel, rows in results.panels.items()}
     names = {"reward": "training reward"}
     evaluated = num_evals([arm for arms in panels.values() for arm in arms]) >= _CURVE_EVALS
@@ -124,7 +124,7 @@ def curve_groups(results: Results) -> tuple[list[ChartGroup], list[ChartGroup]]:
 
 
 def frontiers(results: Results) -> list[tuple[str, str]]:
-    """(what its rows have in common, chart) of final value against KL."""
+    """Return (what its rows have in common, chart) of final value against KL."""
     charts = results.frontiers
     measured = [row for rows in charts.values() for row in rows]
     if not measured or (results.study.kind is StudyKind.run and not _ways(results, measured)):
@@ -146,7 +146,7 @@ def frontiers(results: Results) -> list[tuple[str, str]]:
 
 
 def _ways(results: Results, rows: Sequence[VariantRow]) -> list[Way]:
-    """Through which KL and value each arm went: the means of the evaluations all seeds have."""
+    """Return the KL and value each arm went through: means of the evaluations all seeds have."""
     if results.at is not At.end or not _is_point(results.metric):
         return []
     ways = []
@@ -185,7 +185,7 @@ def _group(
 
 
 def _is_point(metric: str) -> bool:
-    """Whether every evaluation has a value of `metric`."""
+    """Return whether every evaluation has a value of `metric`."""
     return metric == SUCCESS or metric.startswith("eval/")
 
 

@@ -1,4 +1,4 @@
-"""A small vocabulary for inline SVG: frames with axes, lines, bands, markers; colours are CSS's.
+"""This module draws inline SVG: frames with axes, lines, bands, markers; CSS has the colours.
 
 Sizes are CSS pixels of the viewBox; every text is escaped; nothing refers to anything outside.
 """
@@ -22,7 +22,7 @@ _MAX_DIGITS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """The data range of a chart and where it lies on the paper."""
+    """A frame is the data range of a chart and its place on the paper."""
 
     x_low: float
     x_high: float
@@ -39,7 +39,7 @@ class Frame:
 
 
 def frame(xs: Iterable[float], ys: Iterable[float], *, zero_x: bool = False) -> Frame:
-    """A frame around the finite values, with a little air."""
+    """Return a frame around the finite values, with a little air."""
     x_low, x_high = _extent(xs, start=0.0 if zero_x else None)
     y_low, y_high = _extent(ys)
     air = 0.05 * (y_high - y_low)
@@ -53,7 +53,7 @@ def frame(xs: Iterable[float], ys: Iterable[float], *, zero_x: bool = False) -> 
 
 
 def document(body: str, *, title: str, description: str) -> str:
-    """The `<svg>` element of a chart, with a name and a description for screen readers."""
+    """Return the `<svg>` element of a chart, with a name and a description for screen readers."""
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(title)}: {escape(description)}">{body}</svg>'
@@ -61,7 +61,7 @@ def document(body: str, *, title: str, description: str) -> str:
 
 
 def axes(frame: Frame, *, x_label: str) -> str:
-    """Grid, tick labels and the name of the x axis; the y axis is named by the figure's caption."""
+    """Return grid, tick labels and the x axis' name; the figure's caption names the y axis."""
     parts = []
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
     y_ticks, x_ticks = ticks(frame.y_low, frame.y_high), ticks(frame.x_low, frame.x_high)
@@ -82,7 +82,7 @@ def axes(frame: Frame, *, x_label: str) -> str:
 
 
 def line(frame: Frame, xs: Sequence[float], ys: Sequence[float], *, style: int, thin: bool) -> str:
-    """A line through the points, in the colour and the dash of a style.
+    """Return a line through the points, in the colour and the dash of a style.
 
     Args:
         frame: The data range and its place on the paper.
@@ -105,7 +105,7 @@ def line(frame: Frame, xs: Sequence[float], ys: Sequence[float], *, style: int, 
 def band(
     frame: Frame, xs: Sequence[float], low: Sequence[float], high: Sequence[float], *, style: int
 ) -> str:
-    """The area between two curves.
+    """Return the area between two curves.
 
     Args:
         frame: The data range and its place on the paper.
@@ -113,6 +113,9 @@ def band(
         low: The lower curve.
         high: The upper curve.
         style: The number of the style, >= 0.
+
+    Returns:
+        An SVG element.
     """
     points = [*zip(xs, low, strict=True), *zip(reversed(xs), reversed(high), strict=True)]
     path = _path(frame, [p[0] for p in points], [p[1] for p in points])
@@ -122,7 +125,7 @@ def band(
 def marker(
     frame: Frame, x: float, y: float, *, style: int, title: str = "", small: bool = False
 ) -> str:
-    """A point in the colour and the shape of a style; `title` is shown on hovering.
+    """Return a point in the colour and the shape of a style; `title` is shown on hovering.
 
     Args:
         frame: The data range and its place on the paper.
@@ -147,7 +150,7 @@ def marker(
 def symbol(
     x: float, y: float, *, style: int, kind: str = "point", inside: str = "", scale: float = 1.0
 ) -> str:
-    """The marker of a style at a place on the paper.
+    """Return the marker of a style at a place on the paper.
 
     Args:
         x: The place from the left, in pixels.
@@ -156,6 +159,9 @@ def symbol(
         kind: A class of the style sheet.
         inside: Markup inside the element.
         scale: The size, 1 = that of a mean.
+
+    Returns:
+        An SVG element.
     """
     outline = marker_of(style).outline
     css = f'class="{kind} f{style % NUM_COLOURS}"'
@@ -167,7 +173,7 @@ def symbol(
 
 
 def key(style: int) -> str:
-    """Line and marker of a style, for legends and tables."""
+    """Return the line and marker of a style, for legends and tables."""
     dash = dash_of(style).svg
     attribute = f' stroke-dasharray="{dash}"' if dash else ""
     stroke = f'<path class="line s{style % NUM_COLOURS}"{attribute} d="M1 7H33"/>'
@@ -178,7 +184,7 @@ def key(style: int) -> str:
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
-    """About `count` round numbers within [low, high]."""
+    """Return about `count` round numbers within [low, high]."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
@@ -194,7 +200,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     near = 0.01 * min(steps, default=largest or 1.0)
 
     def first_exact(write: Callable[[float, int], str], scale: float = 1.0) -> list[str] | None:
-        """The texts with the fewest digits that are the values; None when many would not do."""
+        """Return the texts with the fewest digits that are the values; None when there are many."""
         for digits in range(_MAX_DIGITS):
             texts = [write(value / scale, digits) for value in values]
             pairs = zip(texts, values, strict=True)
@@ -215,7 +221,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def palette_css() -> str:
-    """The colours as `--c0`, `--c1`, ... of a style sheet, for light and for dark grounds."""
+    """Return the colours as a style sheet's `--c0`, `--c1`, ..., for light and dark grounds."""
     light = " ".join(f"--c{i}: {colour.light};" for i, colour in enumerate(PALETTE))
     dark = " ".join(f"--c{i}: {colour.dark};" for i, colour in enumerate(PALETTE))
     return (

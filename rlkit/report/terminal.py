@@ -1,4 +1,4 @@
-"""The results of a study on a terminal."""
+"""This module prints the results of a study on a terminal."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rlkit.report.rows import VariantRow
 from rlkit.report.text import NONE, fixed, p_value, short, with_range
 from rlkit.report.verdict import headline
 from rlkit.stats import Estimate, Verdict
+from rlkit.tracking.base import Measure
 from rlkit.tracking.columns import seconds
 from rlkit.tracking.intervals import change_between_runs
 from rlkit.tracking.summary import printable
@@ -32,7 +33,7 @@ _HIGH = {
 
 
 def print_results(console: Console, results: Results) -> None:
-    """The headline, a table for each panel, the options that differ, what is not completed.
+    """Print the headline, a table for each panel, the options that differ, and unfinished jobs.
 
     A terminal that is too narrow for the tables gets them two lines high, with the name of each
     variant above its numbers.
@@ -83,7 +84,7 @@ def _table(results: Results, panel: str, rows: list[VariantRow]) -> Table:
 
 
 def _print_high(console: Console, results: Results, panel: str, rows: list[VariantRow]) -> None:
-    """The table of a panel for 80 columns: intervals below their means, none for the KL."""
+    """Print the table of a panel for 80 columns: intervals below their means, none for the KL."""
     against = f"differences from {results.baseline}, similar within ±{results.margin:g}"
     title = f"{panel}: " if panel else ""
     console.print(Text(f"{title}{results.metric_label}, {against}"), style="italic")
@@ -107,7 +108,7 @@ def _print_high(console: Console, results: Results, panel: str, rows: list[Varia
 
 
 def _cells(*cells: Text | str) -> Table:
-    """One row of the high table, with columns like those of the others."""
+    """Return one row of the high table, with columns like those of the others."""
     line = Table.grid(padding=(0, 1, 0, 0))
     for name, width in _HIGH.items():
         line.add_column(width=width, justify="left" if name == "verdict" else "right")
@@ -123,7 +124,7 @@ def _verdict(row: VariantRow) -> Text:
 
 
 def _print_prompts(console: Console, results: Results) -> None:
-    """For one seed a side there is no interval over seeds; there is one over shared prompts."""
+    """Print intervals over shared prompts where a side has one seed, so no interval over seeds."""
     arms = [row.arm for row in results.rows]
     alone = [next(iter(arm.done.values())) for arm in arms if len(arm.done) == 1]
     if results.metric != SUCCESS or len(alone) < 2 or len(alone) != len(arms):
@@ -138,8 +139,10 @@ def _print_prompts(console: Console, results: Results) -> None:
 
 
 def _over_prompts(first: JobRecord, job: JobRecord) -> str:
-    """The difference of two runs over the prompts that have the same content, if there are any."""
+    """Return the difference of two runs over the prompts whose content they share, if any."""
     one, other = first.evals[-1], job.evals[-1]
+    if one.measure is other.measure is Measure.reward and _rewards(first) != _rewards(job):
+        return "its reward functions are others, so that the two rewards cannot be compared"
     keys, other_keys = prompt_keys(first, job)
     shared = change_between_runs(one, other, keys=keys, other_keys=other_keys)
     if shared is None:
@@ -152,6 +155,11 @@ def _over_prompts(first: JobRecord, job: JobRecord) -> str:
         f"{fixed(found.high, sign='+')}] over the held-out prompts both share, {count} of "
         f"them; of these two runs only, it says nothing about other seeds"
     )
+
+
+def _rewards(job: JobRecord) -> dict[str, object]:
+    """Return the options of the reward functions, weights included."""
+    return {k: value for k, value in job.config.items() if k.startswith("reward.functions.")}
 
 
 def _print_options(console: Console, results: Results) -> None:
@@ -178,7 +186,7 @@ def _options_table(found: Differences) -> Table:
 
 
 def _short(found: Estimate | None) -> str:
-    """A mean in six characters."""
+    """Return a mean in six characters."""
     if found is None:
         return NONE
     return short(found.mean) if found.mean < 100 else fixed(found.mean, digits=1)

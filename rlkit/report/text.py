@@ -1,4 +1,4 @@
-"""Numbers as words: the same rounding everywhere, a real minus sign, and a dash for nothing."""
+"""This module writes numbers: one rounding, a real minus sign, and a dash for nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NONE = "–"
 
 
 def fixed(value: float | None, *, digits: int = 3, sign: str = "") -> str:
-    """`digits` decimals; one more or scientific where those show nothing, `–` for no value."""
+    """Return `digits` decimals, one more or scientific where they show nothing, `–` for none."""
     if value is None or not math.isfinite(value):
         return NONE
     smallest = 0.5 * 10.0**-digits
@@ -22,14 +22,14 @@ def fixed(value: float | None, *, digits: int = 3, sign: str = "") -> str:
 
 
 def interval(found: Estimate | None, *, sign: str = "") -> str:
-    """`[low, high]`, or `–` where there are too few seeds for one."""
+    """Return `[low, high]`, or `–` where there are too few seeds for one."""
     if found is None or found.low is None or found.high is None:
         return NONE
     return f"[{fixed(found.low, sign=sign)}, {fixed(found.high, sign=sign)}]"
 
 
 def with_range(found: Estimate | None, *, sign: str = "") -> str:
-    """`mean [low, high]`, or the mean alone."""
+    """Return `mean [low, high]`, or the mean alone."""
     if found is None:
         return NONE
     mean = fixed(found.mean, sign=sign)
@@ -37,26 +37,26 @@ def with_range(found: Estimate | None, *, sign: str = "") -> str:
 
 
 def p_value(value: float | None) -> str:
-    """A p-value with two digits; `< 0.001` below that."""
+    """Return a p-value with two digits; `< 0.001` below that."""
     if value is None:
         return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def count_of(number: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
+    """Return `1 seed`, `3 seeds`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def short(seconds: float) -> str:
-    """Seconds with two decimals; `< 0.01` where those show nothing."""
+    """Return seconds with two decimals; `< 0.01` where those show nothing."""
     if not math.isfinite(seconds):
         return NONE
     return "< 0.01" if 0 < seconds < 0.005 else f"{max(0.0, seconds):.2f}"
 
 
 def duration(seconds: float) -> str:
-    """`41 s`, `3m05s`, `2h10m`."""
+    """Return `41 s`, `3m05s`, `2h10m`."""
     if not math.isfinite(seconds):
         return NONE
     if seconds < 60:
@@ -66,10 +66,10 @@ def duration(seconds: float) -> str:
 
 
 def whole(value: float) -> str:
-    """A count with thousands apart."""
+    """Return a count with thousands apart."""
     return f"{value:,.0f}".replace(",", "\u2009") if math.isfinite(value) else NONE
 
 
 def gibibytes(value: float) -> str:
-    """Bytes as GiB."""
+    """Return bytes as GiB."""
     return f"{value / 2**30:.2f} GiB" if math.isfinite(value) else NONE

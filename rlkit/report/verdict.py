@@ -1,4 +1,4 @@
-"""The headline: what the study found, in one sentence that claims no more than its seeds allow."""
+"""The headline says in one sentence what the study found, and no more than its seeds allow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMED = 3
 
 
 def headline(results: Results) -> str:
-    """One sentence or two; what is not finished yet comes first."""
+    """Return one sentence or two; what is not finished yet comes first."""
     jobs = results.study.jobs
     done = sum(job.done for job in jobs)
     text = _verdict(results, done)
@@ -28,7 +28,7 @@ def headline(results: Results) -> str:
 
 
 def counts(study: Study) -> dict[str, int]:
-    """How many jobs are in each state that occurs."""
+    """Return how many jobs are in each state that occurs."""
     found: dict[str, int] = {}
     for job in study.jobs:
         found[job.state.value] = found.get(job.state.value, 0) + 1

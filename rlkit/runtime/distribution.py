@@ -1,7 +1,7 @@
-"""The name under which rlkit is installed: `rlkit` itself belongs to other projects.
+"""rlkit is installed under another name, because `rlkit` itself belongs to other projects.
 
 The import is `rlkit`. PyPI's `rlkit` is a library of 2018, and one of the same name is installed
-from its repository; both write into a package that is spelled like ours.
+from its repository. Both write into a package that is spelled like ours.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _SUMMARY = "Reinforcement learning of language models on one GPU"
 
 
 def how_to_install(module: str) -> str:
-    """The command that installs the optional `module`."""
+    """Return the command that installs the optional `module`."""
     return f"pip install '{NAME}[{EXTRAS[module]}]'"
 
 
 def lacks(module: str, importer: str) -> ImportError:
-    """The error of one line for `importer`, which cannot be imported without `module`."""
+    """Return the error of one line for `importer`, which cannot be imported without `module`."""
     return ImportError(f"{importer} needs {module}: {how_to_install(module)}", name=module)
 
 
 def other_project() -> str | None:
-    """One line when another project that is called `rlkit` is installed here, else None."""
+    """Return one line when another project that is called `rlkit` is installed here, else None."""
     for found in importlib.metadata.distributions(name="rlkit"):
         summary = found.metadata["Summary"] or "no summary"
         if summary.startswith(_SUMMARY):

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written aside, flushed, then renamed."""
+"""Files and folders appear whole or not at all: written aside, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def published(path: Path) -> Iterator[Path]:
         path: The final name of a file or folder; its parent folder must exist.
 
     Raises:
-        OSError: The disk is full, a folder is missing or may not be written, or one of the old and
-            the new is a file and the other a folder.
+        OSError: The disk is full, or a folder is missing or may not be written. Or one of the old
+            and the new is a file and the other a folder.
     """
     # Same folder: a rename across file systems would be a copy. The process id keeps two
     # processes that write one file apart.

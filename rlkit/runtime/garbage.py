@@ -1,4 +1,4 @@
-"""Python's collector of reference cycles, kept from walking through what is no garbage."""
+"""This module keeps Python's collector of reference cycles away from what is no garbage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def garbage_waits() -> Iterator[None]:
-    """The collector pauses inside, and is afterwards as it was.
+    """Pause the collector inside; afterwards it is as it was.
 
     For work that makes many objects which live on, or die with their last reference: it would walk
     through them time and again. 5 % of an update of small micro-batches, a tenth of vLLM's import.

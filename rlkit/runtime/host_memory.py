@@ -1,4 +1,4 @@
-"""Host memory that C's allocator keeps, given back to the system."""
+"""This module gives host memory that C's allocator keeps back to the system."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 def return_free_pages() -> None:
     """Return the pages that glibc holds without use; nothing happens with another C library.
 
-    After an update its free blocks lie between those in use, and a later phase with blocks of
-    other sizes would take new pages beside them: a process then holds the sum of its phases.
+    After an update its free blocks lie between those in use. A later phase with blocks of other
+    sizes would take new pages beside them: a process then holds the sum of its phases.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""Checks that another library still has the private names that rlkit takes from it.
+"""This module checks that another library still has the private names that rlkit takes from it.
 
 Each such library has one module that takes them: `rlkit.models.compat` (transformers),
 `rlkit.runtime.torch_compat`, `rlkit.launch.hydra_compat` and the folder `rlkit.generation.vllm`.
@@ -18,7 +18,7 @@ class MissingName(ImportError):
 
 
 def find(place: str) -> Any | None:
-    """The object at `module:attribute.attribute`, or None when the library lacks it."""
+    """Return the object at `module:attribute.attribute`, or None when the library lacks it."""
     module, _, path = place.partition(":")
     try:
         return reduce(getattr, path.split("."), importlib.import_module(module))
@@ -37,7 +37,7 @@ def require(distribution: str, *places: str) -> None:
 
 
 def lacking(distribution: str, name: str) -> str:
-    """One line that says which name of which library is missing, and where to look."""
+    """Return one line that says which name of which library is missing, and where to look."""
     try:
         installed = version(distribution)
     except PackageNotFoundError:

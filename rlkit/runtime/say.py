@@ -1,4 +1,4 @@
-"""How the library tells its user about what takes time."""
+"""The library tells its user through this about what takes time."""
 
 from __future__ import annotations
 

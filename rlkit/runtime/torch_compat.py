@@ -1,4 +1,4 @@
-"""Every private name of torch that rlkit uses, outside of the vLLM generator.
+"""This module names every private name of torch that rlkit uses, outside of the vLLM generator.
 
 Names without a substitute are required when this module is imported. The others have a public
 way that is slower or takes more memory, and that is used where torch lacks them.
@@ -50,18 +50,18 @@ def scale_all_(tensors: Sequence[Tensor], scale: float) -> None:
 
 
 def scaled_all(tensors: Sequence[Tensor], scale: float) -> list[Tensor]:
-    """The product of each tensor and `scale`, in the tensor's dtype."""
+    """Return the product of each tensor and `scale`, in the tensor's dtype."""
     multiply: Callable[..., Sequence[Tensor]] | None = find("torch:_foreach_mul")
     return [x * scale for x in tensors] if multiply is None else list(multiply(tensors, scale))
 
 
 def times_written(tensor: Tensor) -> int:
-    """How often the tensor was written in place, as autograd counts it."""
+    """Return how often the tensor was written in place, as autograd counts it."""
     return tensor._version
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:
-    """A number that all Python objects of one live storage share, on the meta device as well."""
+    """Return a number that all Python objects of one live storage share, on meta as well."""
     return int(storage._cdata)
 
 
@@ -83,7 +83,7 @@ def let_cuda_segments_grow() -> bool:
 
 
 def nvml_index(device: int) -> int | None:
-    """The driver's number of the CUDA device that torch numbers `device`; None when torch lacks it.
+    """Return the driver's number of the CUDA device `device` of torch; None when torch lacks it.
 
     No CUDA context is made.
     """
@@ -92,7 +92,7 @@ def nvml_index(device: int) -> int | None:
 
 
 class _Operator(NamedTuple):
-    """The arguments that rlkit gives to an operator and the results that it takes."""
+    """rlkit gives an operator these arguments and takes these results."""
 
     name: str
     num_positional: int
@@ -109,7 +109,7 @@ _FLASH = (
 
 @cache
 def has_flash_operators() -> bool:
-    """Whether FlashAttention's two operators take and return what rlkit expects of them."""
+    """Return whether FlashAttention's two operators take and return what rlkit expects of them."""
     return all(map(_is_as_expected, _FLASH))
 
 
@@ -134,7 +134,7 @@ def flash_forward(
     scale: float,
     left: int,
 ) -> tuple[Tensor, ...]:
-    """Causal FlashAttention over ragged sequences, only where `has_flash_operators()`.
+    """Return causal FlashAttention over ragged sequences, only where `has_flash_operators()`.
 
     Args:
         qkv: queries (T, H, d), keys and values (K, H', d).
@@ -160,14 +160,17 @@ def flash_backward(
     scale: float,
     left: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values.
+    """Return gradients of queries, keys and values.
 
     Args:
-        grad: gradient of the output, (T, H, d).
-        saved: queries, keys, values and the four results of `flash_forward`.
-        shape: as given to `flash_forward`.
-        scale: as given to `flash_forward`.
-        left: as given to `flash_forward`.
+        grad: The gradient of the output, (T, H, d).
+        saved: Queries, keys, values and the four results of `flash_forward`.
+        shape: The argument as given to `flash_forward`.
+        scale: The argument as given to `flash_forward`.
+        left: The argument as given to `flash_forward`.
+
+    Returns:
+        Three gradients in the shapes of queries, keys and values.
     """
     q, k, v, out, lse, seed, offset = saved
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(

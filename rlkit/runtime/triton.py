@@ -1,4 +1,4 @@
-"""Triton for the modules that hold its kernels: importing one without it names the extra."""
+"""Modules that hold Triton kernels take Triton from here; without it, the error names the extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of experiments whose unit is the seed; every result reproducible."""
+"""This package has statistics of experiments whose unit is the seed; results are reproducible."""
 
 from rlkit.stats.aggregate import (
     iqm,

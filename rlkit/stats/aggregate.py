@@ -1,4 +1,6 @@
-"""Aggregates over tasks: interquartile mean and probability of improvement, as rliable has them.
+"""This module has aggregates over tasks, as rliable has them.
+
+They are the interquartile mean and the probability of improvement.
 
 Source: Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice", 2108.13264.
 """
@@ -15,7 +17,7 @@ _TAILS = (0.025, 0.975)
 
 
 def iqm(scores: Sequence[float]) -> float:
-    """Mean of the scores without the lowest and the highest quarter, `int(n / 4)` of each.
+    """Return the mean of the scores without the lowest and highest quarter, `int(n / 4)` of each.
 
     Raises:
         ValueError: no scores, or one that is not finite.
@@ -24,7 +26,7 @@ def iqm(scores: Sequence[float]) -> float:
 
 
 def stratified_iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
-    """IQM over all runs of all tasks; seeds are resampled within each task (10,000 times).
+    """Return IQM over all runs of all tasks; seeds are resampled within each task (10,000 times).
 
     `size` is the number of runs.
 
@@ -42,7 +44,9 @@ def stratified_iqm(tasks: Sequence[Sequence[float]]) -> Estimate:
 def stratified_improvement(
     tasks: Sequence[Sequence[float]], baselines: Sequence[Sequence[float]]
 ) -> Estimate:
-    """Mean over tasks of P(X > Y) for scores X of a task and Y of its baseline; ties count half.
+    """Return the mean over tasks of P(X > Y), where ties count half.
+
+    X are scores of a task, and Y are its baseline's.
 
     P(X > Y) is the Mann-Whitney U statistic over the number of pairs. X and Y are resampled
     independently within each task.
@@ -73,7 +77,7 @@ def _iqm(rows: Floats) -> Floats:
 
 
 def _wins(x: Floats, y: Floats) -> Floats:
-    """(len(x), len(y)): 1 where x > y, 1/2 where they tie."""
+    """Return (len(x), len(y)): 1 where x > y, 1/2 where they tie."""
     above: Floats = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])
     return above
 
@@ -84,6 +88,6 @@ def _resample(data: Floats, draws: np.random.Generator) -> Floats:
 
 
 def _weights(size: int, draws: np.random.Generator) -> Floats:
-    """How often each of `size` scores is drawn in each resample, as a share."""
+    """Return how often each of `size` scores is drawn in each resample, as a share."""
     shares: Floats = draws.multinomial(size, np.full(size, 1 / size), size=RESAMPLES) / size
     return shares

@@ -1,4 +1,4 @@
-"""Percentile bootstrap over seeds."""
+"""This module has the percentile bootstrap over seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TAILS = (0.025, 0.975)
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds with its 95% interval; no interval below `MIN_SEEDS` seeds."""
+    """This record is a mean over seeds with its 95% interval, or none below `MIN_SEEDS` seeds."""
 
     mean: float
     low: float | None
@@ -29,7 +29,9 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean of one value a seed, with the percentile interval of 10,000 resamples of the seeds.
+    """Return the mean of one value a seed with its percentile interval.
+
+    The seeds are resampled 10,000 times.
 
     Source: Efron and Tibshirani 1993, section 13.3. The resamples are always the same ones.
 
@@ -44,7 +46,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_estimate(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """Mean of values - baseline, seed by seed; whole pairs are resampled.
+    """Return the mean of values - baseline, seed by seed; whole pairs are resampled.
 
     Raises:
         ValueError: other lengths, no values, or one that is not finite.
@@ -55,7 +57,7 @@ def paired_estimate(values: Sequence[float], baseline: Sequence[float]) -> Estim
 
 
 def mean_band(curves: Floats) -> tuple[Floats, Floats]:
-    """Pointwise 95% percentile interval of the mean curve; `curves` is (seeds, points).
+    """Return the pointwise 95% percentile interval of the mean curve; `curves` is (seeds, points).
 
     Whole curves are resampled (2,000 times): the points of one seed belong together.
 
@@ -73,14 +75,14 @@ def mean_band(curves: Floats) -> tuple[Floats, Floats]:
 
 
 def resample_means(data: Floats) -> Floats:
-    """The means of `RESAMPLES` resamples of `data` with replacement."""
+    """Return the means of `RESAMPLES` resamples of `data` with replacement."""
     picks = np.random.default_rng(SEED).integers(len(data), size=(RESAMPLES, len(data)))
     means: Floats = data[picks].mean(axis=1)
     return means
 
 
 def finite(values: Sequence[float]) -> Floats:
-    """`values` as an array; raises ValueError when there are none or one is not finite."""
+    """Return `values` as an array; raises ValueError when there are none or one is not finite."""
     data = np.asarray(values, dtype=np.float64)
     if not len(data) or not np.isfinite(data).all():
         raise ValueError(f"statistics need finite values, at least one, got {list(values)}")

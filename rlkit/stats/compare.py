@@ -1,4 +1,4 @@
-"""Each variant against the baseline: paired difference, Holm-adjusted tests, a one-word verdict."""
+"""Each variant meets the baseline in a paired difference, Holm-adjusted tests and a verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALPHA = 0.05
 
 
 class Verdict(StrEnum):
-    """The conclusion that the seeds allow about a variant and the baseline."""
+    """The seeds allow this conclusion about a variant and the baseline."""
 
     similar = "similar"
     """TOST: the mean difference lies within the margin, whether or not it is 0."""
@@ -26,7 +26,7 @@ class Verdict(StrEnum):
 
 
 class Paired(NamedTuple):
-    """Values of a variant and of the baseline for the seeds both have, in the same order."""
+    """This record pairs values of a variant and of the baseline by seed, in one order."""
 
     values: Sequence[float]
     baseline: Sequence[float]
@@ -37,7 +37,7 @@ class Paired(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A variant against the baseline; p-values are Holm-adjusted, None with too few seeds."""
+    """A comparison has Holm-adjusted p-values, which are None with too few seeds."""
 
     difference: Estimate
     p_different: float | None
@@ -50,7 +50,7 @@ class Comparison(NamedTuple):
 def compare_all(pairs: Mapping[str, Paired], *, margin: float) -> dict[str, Comparison]:
     """Compare each variant of one family with the baseline.
 
-    Differences are tested by paired t tests, similarity by TOST at ±`margin`; both families of
+    Differences are tested by paired t tests, similarity by TOST at ±`margin`. Both families of
     p-values are Holm-adjusted over the variants that have at least `MIN_SEEDS` pairs.
 
     Raises:

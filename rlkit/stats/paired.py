@@ -1,4 +1,4 @@
-"""Paired tests of difference and of equivalence by Student's t, and Holm's correction."""
+"""This module tests difference and equivalence by Student's paired t, with Holm's correction."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rlkit.stats.bootstrap import finite
 
 
 def upper_tail(t: float, degrees: float) -> float:
-    """P(T > t) of Student's t with `degrees` > 0 degrees of freedom."""
+    """Return P(T > t) of Student's t with `degrees` > 0 degrees of freedom."""
     # The distribution function at -t keeps the digits of a small tail; 1 - cdf(t) would lose them.
     # scipy.special rather than scipy.stats: a third of the time to import.
     return float(stdtr(degrees, -t))
 
 
 def paired_t(differences: Sequence[float]) -> float:
-    """Two-sided p-value of "the mean difference is 0".
+    """Return the two-sided p-value of "the mean difference is 0".
 
     Differences that are all equal have no spread: p = 1 when they are 0, else p = 0.
 
@@ -32,7 +32,9 @@ def paired_t(differences: Sequence[float]) -> float:
 
 
 def tost(differences: Sequence[float], *, margin: float) -> float:
-    """p-value of "the mean difference lies outside (-margin, margin)": small means similar.
+    """Return the p-value of "the mean difference lies outside (-margin, margin)".
+
+    A small one means that both are similar.
 
     It is the larger of the two one-sided paired t tests, at -margin and at +margin.
     Source: Schuirmann 1987. p < 0.05 exactly when the 90% t interval lies within the margin.
@@ -51,7 +53,9 @@ def tost(differences: Sequence[float], *, margin: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: rejecting below α keeps the chance of any false claim below α.
+    """Return p-values after Holm's step-down adjustment.
+
+    Rejecting below α keeps the chance of any false claim below α.
 
     The k-th smallest of m is multiplied by m - k + 1. A running maximum follows, at most 1.
     Source: Holm 1979.
@@ -65,7 +69,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _moments(differences: Sequence[float]) -> tuple[float, float, int]:
-    """Mean, its standard error, and the degrees of freedom."""
+    """Return the mean, its standard error, and the degrees of freedom."""
     data = finite(differences)
     if len(data) < 2:
         raise ValueError(f"a paired test needs at least 2 pairs, got {len(data)}")

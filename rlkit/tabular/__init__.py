@@ -1,7 +1,7 @@
-"""`model=tabular`: policies small enough to write down, trained by the production loop.
+"""`model=tabular` makes policies small enough to write down, which the production loop trains.
 
 A table of logits, one row for each prompt and prefix, stands in for the language model. Sampling,
-rewards, `prepare`, loss, update, checkpoints and trackers are those of every other run; only the
+rewards, `prepare`, loss, update, checkpoints and trackers are those of every other run. Only the
 evaluation differs: it enumerates all completions, so that expected reward and KL are exact. A run
 of 300 steps takes about two seconds, which makes twenty seeds of a whole grid affordable.
 

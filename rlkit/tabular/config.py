@@ -1,4 +1,4 @@
-"""Options of tabular policies, their prompts and their sampler."""
+"""These are the options of tabular policies, their prompts and their sampler."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _MAX_COMPLETIONS = 20_000
 
 @dataclass(kw_only=True, slots=True)
 class TabularModelConfig(ModelConfig):
-    """A table of logits: one row for each prompt and prefix, float64. The inherited options of
-    language models have no effect and must stay at their defaults."""
+    """A table of logits has one row for each prompt and prefix, in float64.
+
+    The inherited options of language models have no effect and must stay at their defaults.
+    """
 
     source: str = "tabular"
     """Fixed."""
@@ -38,8 +40,10 @@ class TabularModelConfig(ModelConfig):
 
 @dataclass(kw_only=True, slots=True)
 class TabularTaskConfig(TaskConfig):
-    """Prompts 0, 1, ... with a reward of 0 or 1 for each completion, drawn once from `seed`.
-    Training and evaluation use the same prompts. `max_completion_length` is T of the table."""
+    """Prompts 0, 1, ... have a reward of 0 or 1 for each completion, drawn once from `seed`.
+
+    Training and evaluation use the same prompts. `max_completion_length` is T of the table.
+    """
 
     name: str = "tabular"
     max_completion_length: int = 4
@@ -60,7 +64,7 @@ class TabularTaskConfig(TaskConfig):
 
 @dataclass(kw_only=True, slots=True)
 class TabularGeneratorConfig(GeneratorConfig):
-    """Sampling from the table, or from a table with fixed errors, as a quantised engine has."""
+    """Completions come from the table, or from one with fixed errors, as a quantised engine has."""
 
     logit_noise: float = 0.0
     """Standard deviation of errors added to the sampler's logits, >= 0; fixed over the run."""

@@ -1,4 +1,4 @@
-"""Evaluation by enumeration: expected reward, KL and entropy without sampling error."""
+"""Evaluation by enumeration gives expected reward, KL and entropy without sampling error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlkit.tracking.intervals import evaluate
 
 
 class Expectations(NamedTuple):
-    """Exact numbers of a policy, for each prompt."""
+    """This record has exact numbers of a policy, for each prompt."""
 
     reward: Float[Tensor, " P"]
     kl: Float[Tensor, " P"]
@@ -30,13 +30,13 @@ class Expectations(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactEvaluator:
-    """The exact counterpart of `rlkit.training.evaluate.Evaluator`, on the training prompts."""
+    """This is the exact counterpart of `rlkit.training.evaluate.Evaluator`, on training prompts."""
 
     policy: TabularPolicy
     temperature: float
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
-        """One evaluation; its values are the expected rewards of the prompts."""
+        """Return one evaluation; its values are the expected rewards of the prompts."""
         with torch.no_grad():
             found = expectations(self.policy.world, self.policy.logits, self.temperature)
         wrong = float((1.0 - found.reward).sum())
@@ -62,7 +62,7 @@ class ExactEvaluator:
 def expectations(
     world: TabularWorld, logits: Float[Tensor, "P S V"], temperature: float = 1.0
 ) -> Expectations:
-    """Sums over all N completions of each prompt."""
+    """Return sums over all N completions of each prompt."""
     tree = world.tree
     table, reference = ((x / temperature).log_softmax(dim=-1) for x in (logits, world.ref_logits))
     logps, ref_logps = (

@@ -1,4 +1,4 @@
-"""Sampling from the table, with the seeds and the drawing of every other generator."""
+"""This module samples from the table, with the seeds and the drawing of every other generator."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TabularGenerator:
         self._version = version
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, for nothing is held."""
 
     def _rollout(
         self, prompt: Prompt, index: int, ids: Sequence[int], logps: Sequence[float]
@@ -89,6 +89,6 @@ class TabularGenerator:
 
 
 def _uniforms(seeds: Sequence[Sequence[int]], *, rounds: int) -> Tensor:
-    """(rounds, rows) numbers in [0, 1): those that every generator draws with."""
+    """Return (rounds, rows) numbers in [0, 1): those that every generator draws with."""
     flat = torch.tensor([seed for row in seeds for seed in row])
     return torch.stack([uniforms(flat, t) for t in range(rounds)])

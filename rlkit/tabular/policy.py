@@ -1,4 +1,4 @@
-"""The table as a `Learner`: what `rlkit.policy.policy.Policy` is to a language model."""
+"""The table is a `Learner`, as `rlkit.policy.policy.Policy` is for a language model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALUES = "critic/values"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabularPolicy:
-    """Logits (P, S, V) that start at the reference's and, with a critic, values (P, S) from 0.
+    """Logits (P, S, V) start at the reference's and, with a critic, values (P, S) start at 0.
 
     A prompt's ids are its index alone. Both tensors change in place, in `train_step`.
     """
@@ -32,7 +32,7 @@ class TabularPolicy:
         return {LOGITS: self.logits}
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """The leaves that an optimiser steps."""
+        """Return the leaves that an optimiser steps."""
         critic = {} if self.values is None else {VALUES: self.values}
         return {LOGITS: self.logits, **critic}
 
@@ -78,7 +78,7 @@ class TabularPolicy:
         return PolicyOutput(logps, entropy, values, full_kl)
 
     def _rows(self, batch: RolloutBatch) -> Tensor:
-        """(B, C) row of the table, seen as (P S, V), before each word."""
+        """Return (B, C) row of the table, seen as (P S, V), before each word."""
         prompt = batch.prompt_ids[:, -1:]
         states = states_of(
             batch.completion_ids, batch.completion_mask, num_words=self.world.num_words
@@ -87,7 +87,7 @@ class TabularPolicy:
 
 
 def new_policy(world: TabularWorld, *, critic: bool) -> TabularPolicy:
-    """A policy that equals the reference exactly; its critic, if it has one, says 0 everywhere."""
+    """Return a policy that equals the reference exactly; its critic, if any, says 0 everywhere."""
     logits = world.ref_logits.clone().requires_grad_()
     shape = world.ref_logits.shape[:2]
     values = torch.zeros(shape, dtype=torch.float64, requires_grad=True) if critic else None
@@ -95,7 +95,7 @@ def new_policy(world: TabularWorld, *, critic: bool) -> TabularPolicy:
 
 
 def _log_softmax(logits: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """(n, V) log-probabilities of the rows."""
+    """Return (n, V) log-probabilities of the rows."""
     picked = logits.flatten(0, 1).index_select(0, rows)
     return (picked / temperature).log_softmax(dim=-1)
 
@@ -110,5 +110,5 @@ def _divergence(policy: Tensor, reference: Tensor, spec: FullKL) -> Tensor:
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """One value for each True of `mask`, as (B, C) with 0.0 elsewhere."""
+    """Return one value for each True of `mask`, as (B, C) with 0.0 elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)

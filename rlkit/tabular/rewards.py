@@ -1,4 +1,4 @@
-"""The world's rewards behind the interface of the reward pool, without its processes."""
+"""This module puts the world's rewards behind the reward pool's interface, without processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlkit.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class TableScores:
-    """Rewards of a batch; nothing can fail."""
+    """These are the rewards of a batch; nothing can fail."""
 
     rewards: list[list[float]]
     failures: Mapping[str, int] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class TableScores:
 
 @dataclass(frozen=True)
 class TableRewards:
-    """Looks completions up; in this process, because no code of a user's runs."""
+    """This object looks completions up in this process, because no code of a user's runs."""
 
     world: TabularWorld
     names: tuple[str, ...] = ("table",)
@@ -44,5 +44,5 @@ class TableRewards:
         return [dict(zip(words, row, strict=True)) for row in self.world.rewards.tolist()]
 
     def score(self, groups: Sequence[Sequence[Completion]]) -> TableScores:
-        """The reward of each completion of each group."""
+        """Return the reward of each completion of each group."""
         return TableScores([[self._by_words[c.prompt.index][c.ids] for c in g] for g in groups])

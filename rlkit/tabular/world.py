@@ -1,4 +1,4 @@
-"""Everything that does not learn: all completions, the reference policy, the rewards.
+"""This module has what does not learn: all completions, the reference policy, the rewards.
 
 Numbers are drawn by SplitMix64 (`rlkit.generation.sampling.uniforms`), not by a library's random
 generator, so that they are the same for every version of torch.
@@ -22,7 +22,7 @@ _REFERENCE, _REWARDS, _NOISE = 1, 2, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabularWorld:
-    """P prompts, N completions of at most T of V words, S prefixes."""
+    """A world has P prompts, N completions of at most T of V words, and S prefixes."""
 
     tree: Tree
     ref_logits: Float[Tensor, "P S V"]
@@ -35,7 +35,7 @@ class TabularWorld:
 
 
 def make_world(model: TabularModelConfig, task: TabularTaskConfig) -> TabularWorld:
-    """The world of `model=tabular task=tabular`; depends on their options alone."""
+    """Return the world of `model=tabular task=tabular`; depends on their options alone."""
     tree = enumerate_tree(vocabulary=model.vocabulary, max_length=task.max_completion_length)
     shape = (task.num_prompts, len(tree.prefixes), tree.vocabulary)
     logits = model.reference_scale * normal(shape, seed=model.reference_seed, stream=_REFERENCE)
@@ -43,13 +43,13 @@ def make_world(model: TabularModelConfig, task: TabularTaskConfig) -> TabularWor
 
 
 def sampler_noise(config: TabularGeneratorConfig, world: TabularWorld) -> Float[Tensor, "P S V"]:
-    """The fixed errors of the sampler's logits."""
+    """Return the fixed errors of the sampler's logits."""
     shape = tuple(world.ref_logits.shape)
     return config.logit_noise * normal(shape, seed=config.noise_seed, stream=_NOISE)
 
 
 def normal(shape: tuple[int, ...], *, seed: int, stream: int) -> Float[Tensor, "..."]:
-    """Standard normal numbers, float64, a function of the arguments alone."""
+    """Return the standard normal numbers, float64, a function of the arguments alone."""
     uniform = _uniform(shape, seed=seed, stream=stream).clamp(min=2.0**-60)
     numbers: Tensor = torch.special.ndtri(uniform)
     return numbers

@@ -55,7 +55,7 @@ class Example:
 
     @property
     def key(self) -> str:
-        """Sixteen hex digits, equal for equal prompts in whatever task or file they are."""
+        """Return sixteen hex digits, equal for equal prompts in whatever task or file they are."""
         canonical = json.dumps(self.prompt, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

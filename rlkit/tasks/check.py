@@ -56,10 +56,13 @@ def check_rewards(
         decode: The run's way from sampled ids to text.
         num_examples: Held-out examples to look at, >= 1.
 
+    Returns:
+        The rewards that gold answers and others earn.
+
     Raises:
         ValueError: A function cannot be loaded, raises, hangs, crashes, or returns the wrong number
-            or type of values; a function that the task recommends pays for no gold answer at all;
-            or every completion earns the same.
+            or type of values. Or a function that the task recommends pays for no gold answer at
+            all, or every completion earns the same.
     """
     groups: list[list[Completion]] = []
     vanished: set[str] = set()
@@ -75,7 +78,7 @@ def check_rewards(
     for (name, _), message in scores.report.messages.items():
         raise ValueError(f"reward.functions.{name} must score every completion, got: {message}")
     num_gold = 1 if task.gold_completion else 0
-    lost = _about_tags(vanished)
+    lost = _about_tags(vanished, tokenizer)
     notes = [lost] if lost else []
     gold_rewards = [reward for group in scores.rewards for reward in group[:num_gold]]
     other = [reward for group in scores.rewards for reward in group[num_gold:]]
@@ -147,13 +150,20 @@ def _check_gold(
     return notes
 
 
-def _about_tags(vanished: set[str]) -> str:
-    if not vanished:
-        return ""
-    return (
-        f"{', '.join(sorted(vanished))}: special tokens of the tokenizer, which rewards do not see "
-        "(reward.special_tokens=keep shows them)"
-    )
+def _about_tags(vanished: set[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    special = vanished & tokenizer.get_vocab().keys()  # a token that decoding leaves out
+    parts = []
+    if special:
+        parts.append(
+            f"{', '.join(sorted(special))}: special tokens of the tokenizer, which rewards do not "
+            "see (reward.special_tokens=keep shows them)"
+        )
+    if unknown := vanished - special:
+        parts.append(
+            f"{', '.join(sorted(unknown))}: text that the tokenizer cannot write, so no completion "
+            "has it"
+        )
+    return "; ".join(parts)
 
 
 def _completion(

@@ -136,8 +136,9 @@ class DataConfig(TaskConfig):
     eval_path: str = ""
     """A file of held-out rows; empty = `eval_split` of `path`."""
     eval_fraction: float = 0.0
-    """Share of the rows to hold out when there is no file of them, in [0, 1); by a hash of the
-    prompt, so that equal prompts stay together. 0 = do not."""
+    """Share of the rows to hold out when there is no file of them, in [0, 1). A hash of the prompt
+    decides, so that equal prompts stay together. 0 = do not.
+    """
 
     def __post_init__(self) -> None:
         super(DataConfig, self).__post_init__()

@@ -54,6 +54,9 @@ def render_conversation(
         apply: Renders a conversation with it.
         where: The row, for errors.
 
+    Returns:
+        The text, ready to be tokenised.
+
     Raises:
         ValueError: The template fails, or leaves out a message's content or one of its keys.
     """

@@ -28,15 +28,18 @@ Draw = Callable[[random.Random], Problem]
 def splits(draw: Draw, *, seed: int, eval_size: int, shots: Collection[str]) -> tuple[Split, Split]:
     """Return the endless train split and the finite eval split of the problems that `draw` draws.
 
-    A hash of (seed, key) assigns a quarter of all possible problems to the eval split, so the
-    halves are disjoint whatever is drawn; problems with keys in `shots` (worked examples in the
-    prompt) are in neither.
+    A hash of (seed, key) assigns a quarter of all possible problems to the eval split. So the
+    halves are disjoint whatever is drawn. Problems with keys in `shots`, the worked examples in the
+    prompt, are in neither.
 
     Args:
         draw: Draws a problem from a generator of random numbers.
         seed: Decides which problems are held out and what is drawn, >= 0.
         eval_size: Most eval prompts, >= 1, all different; fewer when the task has no more.
         shots: Keys of the worked examples.
+
+    Returns:
+        The endless train split and the finite eval split.
 
     Raises:
         ValueError: The seed leaves nothing for one of the halves.

@@ -13,9 +13,9 @@ def train_indices(
 ) -> list[int]:
     """Return the training examples of a step; nothing needs to be restored on resume.
 
-    A finite split (`size` examples) is read in a fresh permutation each epoch, and batches cross
-    from one epoch into the next, so every example comes once per epoch. An endless split is read
-    in order, from a place of its own for each run seed (up to 2**20 examples).
+    A finite split (`size` examples) is read in a fresh permutation each epoch. Batches cross from
+    one epoch into the next, so every example comes once per epoch. An endless split is read in
+    order, from a place of its own for each run seed (up to 2**20 examples).
 
     Args:
         run_seed: Seed of the run, >= 0.
@@ -23,6 +23,9 @@ def train_indices(
         prompts_per_step: Examples to return, >= 1.
         size: Examples of the split; None means endless.
         attempt: Above 0 it gives further examples for the same step, in an order of their own.
+
+    Returns:
+        Indices of `prompts_per_step` examples, each >= 0.
 
     Raises:
         ValueError: The split is empty.

@@ -26,9 +26,9 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, *, index: int) 
     """Return the prompt as the model sees it: `text` is what was tokenised, `ids` what came out.
 
     Messages go through the chat template, which writes all special tokens itself, so that none are
-    added to its text (no second BOS). Raw text gets what the tokenizer adds by default.
-    Raises ValueError naming the row for an empty prompt, a conversation that does not end with
-    the user, a template that fails or loses a part, or text that is not valid Unicode.
+    added to its text (no second BOS). Raw text gets what the tokenizer adds by default. Raises
+    ValueError naming the row for an empty prompt, or a conversation that does not end with the
+    user. A template that fails or loses a part is refused too, and so is invalid Unicode.
     """
     text = prompt_text(example, tokenizer, index=index)
     ids = tokenizer(text, add_special_tokens=isinstance(example.prompt, str))["input_ids"]
@@ -115,6 +115,9 @@ def render_all(
         tokenizer: The model's tokenizer, with its chat template.
         max_length: Most tokens of a prompt, >= 1.
         overlong: What becomes of longer prompts.
+
+    Returns:
+        The prompts, and the indices of those that were too long.
 
     Raises:
         ValueError: An example cannot be rendered, or is too long under `error`.

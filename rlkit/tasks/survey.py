@@ -99,6 +99,9 @@ def usable(
         overlong: What becomes of longer prompts.
         bad_rows: What becomes of rows that cannot become prompts.
 
+    Returns:
+        The split without the rows that are dropped.
+
     Raises:
         ValueError: There are bad rows or long prompts and they may not be dropped, or nothing is
             left. Each row is named, the first few in full.

@@ -14,11 +14,11 @@ from typing import NamedTuple, Protocol
 
 
 class TrackingError(RuntimeError):
-    """A local record could not be written: one line that names the file and the cause."""
+    """A local record could not be written; the message is one line with the file and the cause."""
 
 
 class Phase(StrEnum):
-    """The phases of the trainer, in the order of a step; `evaluate` lies between steps."""
+    """The trainer goes through these phases in each step; `evaluate` lies between steps."""
 
     generate = "generate"
     reward = "reward"
@@ -29,7 +29,7 @@ class Phase(StrEnum):
 
 
 class Level(StrEnum):
-    """How much a message matters."""
+    """This level says how much a message matters."""
 
     info = "info"
     warning = "warning"
@@ -37,7 +37,7 @@ class Level(StrEnum):
 
 
 class Status(StrEnum):
-    """The status of a run; it ends with one of the last three."""
+    """A run has one of these states; it ends with one of the last three."""
 
     running = "running"
     completed = "completed"
@@ -47,7 +47,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """The facts about a run that are known before the first step."""
+    """These facts about a run are known before the first step."""
 
     run_dir: Path
     """Folder of this run alone; every local file goes there."""
@@ -84,7 +84,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRow:
-    """One sampled completion and what it earned."""
+    """This record is one sampled completion and what it earned."""
 
     step: int
     prompt_index: int
@@ -105,7 +105,7 @@ class SampleRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """One finished step.
+    """This record is one finished step.
 
     `metrics` names follow TRL. Whatever may differ between two runs of the same seed starts with
     one of `VOLATILE`, so that the rest can be compared bitwise.
@@ -121,7 +121,7 @@ VOLATILE = ("time/", "memory/", "speed/")
 
 
 class Measure(StrEnum):
-    """The quantity that an evaluation measures of a sample."""
+    """An evaluation measures this quantity of a sample."""
 
     success = "success"
     """The task's own criterion: 1 for a right answer, 0 for a wrong one."""
@@ -130,7 +130,7 @@ class Measure(StrEnum):
 
 
 class Interval(NamedTuple):
-    """A mean with its 95% interval."""
+    """This record is a mean with its 95% interval."""
 
     mean: float
     low: float
@@ -139,7 +139,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRecord:
-    """One evaluation on held-out prompts; `rlkit.tracking.intervals.evaluate` makes it."""
+    """One evaluation on held-out prompts is made by `rlkit.tracking.intervals.evaluate`."""
 
     label: str
     """`before`, `after`, or what the trainer calls an evaluation in between."""
@@ -157,16 +157,19 @@ class EvalRecord:
     interval: Interval
     """The interval of the mean over the prompts with a judged sample; NaN when there is none."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Further numbers: `kl` (policy || reference, nats a completion), `entropy` (nats a token),
-    `reward`, `length`, `length_wrong` (tokens), `judged` and `unjudged` (samples with and without
-    a value of `measure`), and how much training it took: `samples` (completions sampled so far)
-    and `time/train` (seconds of the steps so far)."""
+    """Further numbers, by name.
+
+    `kl` (policy || reference) is in nats a completion, `entropy` in nats a token; `length` and
+    `length_wrong` are in tokens, and `reward` is there as well. `judged` and `unjudged` are samples
+    with and without a value of `measure`. Two say how much training it took: `samples` are the
+    completions sampled so far, `time/train` the seconds of the steps so far.
+    """
     samples: Sequence[SampleRow] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How the run ended."""
+    """This record says how the run ended."""
 
     status: Status
     message: str = ""
@@ -175,7 +178,7 @@ class Outcome:
 
 
 class Tracker(Protocol):
-    """Observes a run.
+    """A tracker observes a run.
 
     Order of calls: `start`, any of `progress`, `step` and `evaluation`, `finish`, `close`.
     `message` may come before `start`; `close` at any time, twice as well, and nothing after it.
@@ -184,7 +187,10 @@ class Tracker(Protocol):
     def start(self, info: RunInfo) -> None: ...
 
     def progress(self, phase: Phase, done: int, total: int) -> None:
-        """`done` of `total` units of the phase are done. Cheap: may be called for every token."""
+        """Note that `done` of `total` units of the phase are done.
+
+        It is cheap, and may be called for every token.
+        """
         ...
 
     def step(self, record: StepRecord) -> None: ...

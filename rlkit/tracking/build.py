@@ -1,4 +1,4 @@
-"""From the `tracker` group's options to the tracker of a run."""
+"""This module makes the tracker of a run from the `tracker` group's options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PIPE_WIDTH = 120
 
 
 def build_tracker(config: TrackerConfig, *, run_dir: Path, redactor: Redactor) -> Tracker:
-    """Local files in `run_dir`, then the console on standard output, then the mirror, if any.
+    """Return local files in `run_dir`, then the console on standard output, then any mirror.
 
     Raises:
         TrackingError: the folder or its log cannot be written.
@@ -48,7 +48,7 @@ def build_tracker(config: TrackerConfig, *, run_dir: Path, redactor: Redactor) -
 
 
 def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
-    """The console that `config` asks for and `stream` can show."""
+    """Return the console that `config` asks for and `stream` can show."""
     if hasattr(stream, "reconfigure"):  # a C locale must not turn a sparkline into a crash
         stream.reconfigure(errors="replace")
     console: Console = Terminal(file=stream)
@@ -63,7 +63,7 @@ def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
 
 
 class Terminal(Console):
-    """A console whose reader may go away (`rlkit | head`) without ending the run."""
+    """The reader of this console may go away (`rlkit | head`) without ending the run."""
 
     def on_broken_pipe(self) -> None:
         """Fall silent; rich's own answer is SystemExit."""
@@ -96,5 +96,5 @@ def _mirror(config: MirrorConfig, run_dir: Path, redactor: Redactor) -> Mirror:
 
 
 def _mode(mode: WandbMode) -> str | None:
-    """The mode for wandb; None leaves the choice to its own WANDB_MODE."""
+    """Return the mode for wandb; None leaves the choice to its own WANDB_MODE."""
     return None if mode is WandbMode.auto else mode.value

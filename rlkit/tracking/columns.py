@@ -1,4 +1,4 @@
-"""The columns of the step table: what each shows, and which of them fit a width."""
+"""This module says what each column of the step table shows, and which of them fit a width."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _SPLIT = (Phase.generate, Phase.reward, Phase.score, Phase.update, Phase.sync)
 
 
 class TableColumn(NamedTuple):
-    """One column; `rank` says how long it stays on a narrow terminal: 0 is dropped last."""
+    """A column has a `rank`, which says how long it stays on a narrow terminal.
+
+    Rank 0 is dropped last.
+    """
 
     title: str
     width: int
@@ -27,7 +30,10 @@ class TableColumn(NamedTuple):
 
 
 def columns(reward_names: Sequence[str]) -> list[TableColumn]:
-    """All columns, left to right. There is none for the loss: near 0 by design, it says nothing."""
+    """Return all columns, left to right.
+
+    There is none for the loss: near 0 by design, it says nothing.
+    """
     return [
         TableColumn("step", 4, 0, lambda r: str(r.step)),
         TableColumn("reward", 6, 0, lambda r: fixed(r.metrics.get("reward"))),
@@ -45,7 +51,7 @@ def columns(reward_names: Sequence[str]) -> list[TableColumn]:
 
 
 def fit(candidates: Sequence[TableColumn], width: int) -> list[TableColumn]:
-    """The columns that fit `width` characters: the highest rank is dropped first."""
+    """Return the columns that fit `width` characters: the highest rank is dropped first."""
     kept = list(candidates)
     while len(kept) > 2 and sum(c.width + _GAP for c in kept) - _GAP > width:
         kept.remove(max(reversed(kept), key=lambda c: c.rank))
@@ -53,17 +59,17 @@ def fit(candidates: Sequence[TableColumn], width: int) -> list[TableColumn]:
 
 
 def header_line(shown: Sequence[TableColumn]) -> str:
-    """Titles, right-aligned over their columns."""
+    """Return titles, right-aligned over their columns."""
     return (" " * _GAP).join(c.title.rjust(c.width) for c in shown)
 
 
 def record_line(shown: Sequence[TableColumn], record: StepRecord) -> str:
-    """The cells of one step, right-aligned."""
+    """Return the cells of one step, right-aligned."""
     return (" " * _GAP).join(c.cell(record).rjust(c.width) for c in shown)
 
 
 def details(record: StepRecord, dropped: Sequence[TableColumn]) -> list[str]:
-    """Lines on one step: its time split, the policy-gradient signal, and the `dropped` columns."""
+    """Return lines on one step: its time split, the learning signal and the `dropped` columns."""
     metrics = record.metrics
     shares = [
         f"{name.removeprefix('time/')} {percent(share)}"
@@ -88,14 +94,14 @@ def details(record: StepRecord, dropped: Sequence[TableColumn]) -> list[str]:
 
 
 def fixed(value: float | None, *, digits: int = 3) -> str:
-    """A number with fixed digits; `–` when there is none, as for a reward that nothing gave."""
+    """Return a number with fixed digits; `–` when there is none, as for a missing reward."""
     if value is None or math.isnan(value):
         return _NONE
     return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
 def small(value: float | None) -> str:
-    """A number of unknown magnitude in at most 7 characters."""
+    """Return a number of unknown magnitude in at most 7 characters."""
     if value is None:
         return _NONE
     if value == 0 or 0.001 <= abs(value) < 1000 or not math.isfinite(value):
@@ -104,7 +110,7 @@ def small(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A count such as 812, 1.9k, 24k, 1.2M."""
+    """Return a count such as 812, 1.9k, 24k, 1.2M."""
     if value is None or not math.isfinite(value):
         return _NONE
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -115,12 +121,12 @@ def count(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as whole percent."""
+    """Return a share as whole percent."""
     return _NONE if value is None or not math.isfinite(value) else f"{100 * value:.0f}%"
 
 
 def seconds(value: float | None) -> str:
-    """A short duration: 0.34s, 12.3s, 3m05s, 2h10m."""
+    """Return a short duration: 0.34s, 12.3s, 3m05s, 2h10m."""
     if value is None or not math.isfinite(value):
         return _NONE
     if value < 60:
@@ -130,13 +136,13 @@ def seconds(value: float | None) -> str:
 
 
 def memory(metrics: Metrics) -> str:
-    """Peak CUDA memory if there is any, else resident memory of the process."""
+    """Return the peak CUDA memory if there is any, else resident memory of the process."""
     value = metrics.get("memory/cuda_peak_bytes") or metrics.get("memory/rss_bytes")
     return _NONE if not value else f"{value / 2**30:.1f}GiB"
 
 
 def split(metrics: Metrics) -> str:
-    """Percent of the step's time in generate/reward/score/update/sync."""
+    """Return percent of the step's time in generate/reward/score/update/sync."""
     shares = [_share(metrics, f"time/{phase.value}") for phase in _SPLIT]
     if all(share is None for share in shares):
         return _NONE

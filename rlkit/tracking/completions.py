@@ -1,4 +1,4 @@
-"""Sampled completions as Parquet: one file a step or evaluation, one column a reward function."""
+"""Samples are kept as Parquet: a file a step or evaluation, a column a reward function."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _ODD = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def step_path(run_dir: Path, step: int) -> Path:
-    """The file that keeps the samples of a step."""
+    """Return the file that keeps the samples of a step."""
     return run_dir / "completions" / f"step-{step:06d}.parquet"
 
 
 def eval_path(run_dir: Path, label: str, step: int) -> Path:
-    """The file that keeps the samples of an evaluation; odd characters of `label` become dashes."""
+    """Return the file of an evaluation's samples; odd characters of `label` become dashes."""
     return run_dir / "completions" / f"eval-{_ODD.sub('-', label)}-{step:06d}.parquet"
 
 
 def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[str]) -> None:
     """Write `rows` atomically.
 
-    The raw value of reward function `f` is in column `rewards/f`, the task's column `c` (such as
-    the right answer) in `task/c`: text as it is, other values as JSON.
+    The raw value of reward function `f` is in column `rewards/f`. The task's column `c`, such as
+    the right answer, is in `task/c`: text as it is, other values as JSON.
 
     Raises:
         TrackingError: the file could not be written; nothing is left of it.

@@ -1,4 +1,4 @@
-"""Options of the `tracker` group: how a run is shown, and which service mirrors it."""
+"""The options of the `tracker` group say how a run is shown, and which service mirrors it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlkit.schema import Options, Schema
 
 
 class ConsoleMode(StrEnum):
-    """How a run shows itself on the terminal."""
+    """This choice says how a run shows itself on the terminal."""
 
     auto = "auto"
     """`live` on a terminal, `plain` elsewhere (pipes, CI)."""
@@ -22,7 +22,7 @@ class ConsoleMode(StrEnum):
 
 
 class WandbMode(StrEnum):
-    """The place where Weights & Biases keeps the run."""
+    """This choice says where Weights & Biases keeps the run."""
 
     auto = "auto"
     """The mode that the environment variable WANDB_MODE says; online when it is unset."""
@@ -33,7 +33,7 @@ class WandbMode(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class TrackerConfig(Options):
-    """Local files and the console, no mirror; the other trackers add one and its options."""
+    """This tracker has local files and the console; the others add a mirror and its options."""
 
     console: ConsoleMode = ConsoleMode.auto
     """How the run shows itself on the terminal."""
@@ -58,7 +58,7 @@ class TrackerConfig(Options):
 
 @dataclass(kw_only=True, slots=True)
 class MirrorConfig(TrackerConfig):
-    """A service that is sent a copy of the metrics; it can neither stop nor hold the run."""
+    """A service is sent a copy of the metrics; it can neither stop nor hold the run."""
 
     project: str = "rlkit"
     """Project the run belongs to; not empty."""
@@ -82,7 +82,7 @@ class MirrorConfig(TrackerConfig):
 
 @dataclass(kw_only=True, slots=True)
 class WandbConfig(MirrorConfig):
-    """Weights & Biases; the API key comes from `wandb login` or WANDB_API_KEY, never from here."""
+    """Weights & Biases takes its API key from `wandb login` or WANDB_API_KEY, never from here."""
 
     entity: str | None = None
     """Team or user; None = the account's default."""
@@ -92,7 +92,7 @@ class WandbConfig(MirrorConfig):
 
 @dataclass(kw_only=True, slots=True)
 class TrackioConfig(MirrorConfig):
-    """Trackio: a local dashboard, or a Hugging Face Space."""
+    """Trackio shows the run on a local dashboard, or in a Hugging Face Space."""
 
     space_id: str | None = None
     """Space `user/name` that shows the run; None = local only."""
@@ -100,7 +100,7 @@ class TrackioConfig(MirrorConfig):
 
 @dataclass(kw_only=True, slots=True)
 class TensorboardConfig(MirrorConfig):
-    """TensorBoard event files in the run folder."""
+    """TensorBoard reads event files in the run folder."""
 
 
 SCHEMAS = (

@@ -1,4 +1,4 @@
-"""The run on a terminal: a live table and bars, or one plain line a step, and the results."""
+"""The run shows itself as a live table and bars, or one plain line a step, and then the results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _FIXED_LINES = 14
 
 
 class PlainConsole:
-    """One line a step, for pipes and CI; with `quiet`, only warnings and the results."""
+    """This view prints one line a step, for pipes and CI.
+
+    With `quiet`, it prints only warnings and the results.
+    """
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self.console = console
@@ -60,7 +63,7 @@ class PlainConsole:
             self.message(Level.warning, warning)
 
     def progress(self, phase: Phase, done: int, total: int) -> None:
-        """A pipe has no place for bars."""
+        """Do nothing, for a pipe has no place for bars."""
 
     def step(self, record: StepRecord) -> None:
         self._rewards.append(record.metrics.get("reward", float("nan")))
@@ -95,7 +98,7 @@ class PlainConsole:
 
 
 class LiveConsole(PlainConsole):
-    """A view redrawn in place: header, table of the last steps, reward curve and bars.
+    """This view is redrawn in place: header, table of the last steps, reward curve and bars.
 
     A thread of rich redraws twice a second, so that clocks tick in a phase that hangs as well.
     """
@@ -145,7 +148,7 @@ class LiveConsole(PlainConsole):
         super().close(deadline_s)
 
     def render(self) -> RenderableType:
-        """The whole view as it is now."""
+        """Return the whole view as it is now."""
         if self._info is None:
             return Group()
         width, height = self.console.size
@@ -187,7 +190,7 @@ class LiveConsole(PlainConsole):
         return grid
 
     def _time_left(self, remaining: int, now: float) -> str:
-        """From the median of the last steps; empty when unknown or over."""
+        """Return the time left, from the median of the last steps; empty when unknown or over."""
         if not self._durations or remaining <= 0:
             return ""
         typical = statistics.median(self._durations)
@@ -196,7 +199,7 @@ class LiveConsole(PlainConsole):
 
 
 def header(info: RunInfo) -> list[Text]:
-    """Two lines on what runs where."""
+    """Return two lines on what runs where."""
     dtype = f"{info.dtype} ({info.dtype_reason})" if info.dtype_reason else info.dtype
     resumed = f", from step {info.first_step}" if info.first_step else ""
     first = Text.assemble(
@@ -217,7 +220,7 @@ def header(info: RunInfo) -> list[Text]:
 
 
 class _WarningsHandler(logging.Handler):
-    """Shows warnings of Python's logging that did not come through `Tracker.message`."""
+    """This handler shows warnings of Python's logging that `Tracker.message` did not bring."""
 
     def __init__(self, owner: PlainConsole) -> None:
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The look of every chart: one palette, dashes and markers, and the matplotlib figures."""
+"""This module gives every chart its look: one palette, dashes, markers and matplotlib figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Outline = Sequence[tuple[float, float]]
 
 
 class Colour(NamedTuple):
-    """One colour on white paper, on a light page and on a dark page."""
+    """A colour has one value for white paper, one for a light page and one for a dark page."""
 
     paper: str
     light: str
@@ -24,14 +24,14 @@ class Colour(NamedTuple):
 
 
 class Dash(NamedTuple):
-    """One pattern of a line, as matplotlib and as SVG spell it."""
+    """A pattern of a line is spelt as matplotlib and as SVG want it."""
 
     matplotlib: Any
     svg: str
 
 
 class Marker(NamedTuple):
-    """One shape of a point, as matplotlib spells it and as a polygon of about unit size."""
+    """A marker is spelt as matplotlib wants it, and as a polygon of about unit size."""
 
     matplotlib: str
     outline: Outline | None
@@ -70,17 +70,17 @@ BLACK = PALETTE[-1].paper
 
 
 def colour_of(style: int) -> str:
-    """The colour of style number `style` on paper."""
+    """Return the colour of style number `style` on paper."""
     return PALETTE[style % len(PALETTE)].paper
 
 
 def dash_of(style: int) -> Dash:
-    """The dash of style number `style`."""
+    """Return the dash of style number `style`."""
     return DASHES[style % len(DASHES)]
 
 
 def marker_of(style: int) -> Marker:
-    """The marker of style number `style`.
+    """Return the marker of style number `style`.
 
     Each round of the colours moves on by one, so that colour and marker together tell 49 styles
     apart.
@@ -89,7 +89,7 @@ def marker_of(style: int) -> Marker:
 
 
 def new_figure(*, width: float, height: float) -> Any:
-    """An empty figure of `width` x `height` inches."""
+    """Return an empty figure of `width` x `height` inches."""
     # With a home that cannot be written it warns that its cache of fonts is elsewhere.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.backends.backend_agg import FigureCanvasAgg

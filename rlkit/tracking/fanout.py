@@ -1,4 +1,4 @@
-"""One tracker out of several: local files first, then what may fail without harm."""
+"""This module makes one tracker out of several: local files first, then what may fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from rlkit.tracking.redact import Redactor
 
 
 class Fanout:
-    """Passes every call to `local`, whose errors end the run, then to `others`, whose do not.
+    """This tracker passes every call to `local`, then to `others`.
+
+    Errors of `local` end the run, errors of `others` do not.
 
     One of `others` that raises is dropped with one warning. None of them sees a secret.
     """

@@ -1,4 +1,4 @@
-"""Files that are never half-written: whole files by rename, JSON lines by append and roll-back."""
+"""These files are never half-written: whole files by rename, JSON lines by append and roll-back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def encode(record: Mapping[str, object]) -> str:
-    """One line of strict JSON with sorted keys: NaN becomes null, ±inf "Infinity", "-Infinity"."""
+    """Return one line of strict JSON with sorted keys.
+
+    NaN becomes null; infinities become "Infinity" and "-Infinity".
+    """
     return json.dumps(_finite(record), sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
@@ -61,12 +64,12 @@ def number(value: object) -> float:
 
 
 def comparable(line: Mapping[str, object]) -> dict[str, object]:
-    """The part of a line that runs of one seed share bitwise: all but times, memory and speed."""
+    """Return what runs of one seed share bitwise: all but times, memory and speed."""
     return {key: value for key, value in line.items() if not key.startswith(VOLATILE)}
 
 
 def read_lines(path: Path) -> list[dict[str, object]]:
-    """The records of a JSON-lines file; a last line cut off by a crash is left out.
+    """Return the records of a JSON-lines file; a last line cut off by a crash is left out.
 
     Raises:
         TrackingError: a line that is not the last is no JSON object.
@@ -87,7 +90,7 @@ def read_lines(path: Path) -> list[dict[str, object]]:
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line, durable after every `append`."""
+    """This is an append-only file of one JSON object a line, durable after every `append`."""
 
     def __init__(self, path: Path, *, keep: Callable[[Mapping[str, object]], bool]) -> None:
         """Open `path`; records already there that fail `keep` are dropped atomically."""

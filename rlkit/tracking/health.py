@@ -1,4 +1,4 @@
-"""Signs that a run learns nothing, said once each in words, counted over all steps."""
+"""This module says once in words that a run learns nothing, and counts such signs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlkit.tracking.base import SampleRow, StepRecord
 
 
 class ProblemKind(StrEnum):
-    """The ways in which a step can teach nothing."""
+    """A step can teach nothing in these ways."""
 
     zero_std = "more than half of the groups had equal rewards"
     cancelling = "more than half of the groups had rewards that cancel"
@@ -22,7 +22,7 @@ class ProblemKind(StrEnum):
 
 
 class Health:
-    """Watches step records; says each kind of trouble when it is first met."""
+    """This object watches step records and says each kind of trouble when it is first met."""
 
     def __init__(self, reward_names: Sequence[str]) -> None:
         self._names = tuple(reward_names)
@@ -30,7 +30,7 @@ class Health:
         self._counts: Counter[ProblemKind] = Counter()
 
     def observe(self, record: StepRecord) -> list[str]:
-        """Warnings to print now: those of a kind met for the first time."""
+        """Return warnings to print now: those of a kind met for the first time."""
         self._steps += 1
         found = dict(self._troubles(record))
         fresh = [text for kind, text in found.items() if not self._counts[kind]]
@@ -38,7 +38,7 @@ class Health:
         return [f"step {record.step}: {text}" for text in fresh]
 
     def totals(self) -> list[str]:
-        """One line for each kind met, with the number of steps."""
+        """Return one line for each kind met, with the number of steps."""
         return [f"{kind.value} in {n} of {self._steps} steps" for kind, n in self._counts.items()]
 
     def _troubles(self, record: StepRecord) -> list[tuple[ProblemKind, str]]:
@@ -79,7 +79,7 @@ class Health:
         return found
 
     def _varying(self, group: Sequence[SampleRow]) -> set[str]:
-        """Names of the reward functions whose values differ within the group."""
+        """Return names of the reward functions whose values differ within the group."""
         columns = zip(*(row.components for row in group), strict=True)
         return {
             name
@@ -89,7 +89,7 @@ class Health:
 
 
 def _groups(rows: Sequence[SampleRow]) -> list[list[SampleRow]]:
-    """Adjacent rows of one prompt; a prompt drawn twice in a step makes two groups."""
+    """Return adjacent rows of one prompt; a prompt drawn twice in a step makes two groups."""
     groups: list[list[SampleRow]] = []
     for row in rows:
         last = groups[-1][-1] if groups else None

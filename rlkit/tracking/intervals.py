@@ -1,4 +1,4 @@
-"""95% intervals of a mean over held-out prompts: Wilson, or bootstrap over prompts."""
+"""A mean over held-out prompts gets a 95% interval: Wilson's, or a bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def wilson(successes: float, trials: int) -> Interval:
 
 
 def bootstrap(values: Sequence[float]) -> Interval:
-    """Percentile interval of the mean: 10,000 resamples of the values, fixed seed.
+    """Return the percentile interval of the mean: 10,000 resamples of the values, fixed seed.
 
     The values are one mean for each prompt, so whole prompts are resampled: samples of one prompt
     are not independent. Source: Efron and Tibshirani 1993, section 13.3.
@@ -58,10 +58,11 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
 
 def mean_interval(values: Sequence[float], *, samples_per_prompt: int) -> Interval:
-    """The interval of the mean over prompts; prompts without a value (NaN) do not count.
+    """Return the interval of the mean over prompts; prompts without a value (NaN) do not count.
 
-    Wilson over prompts where each has one 0/1 sample, and where all prompts agree at 0 or 1: the
-    bootstrap would claim an interval of width zero there. Bootstrap over prompts otherwise.
+    Wilson's interval is for prompts with one 0/1 sample each, and for prompts that all agree at 0
+    or 1. The bootstrap would claim an interval of width zero there. Otherwise
+    the bootstrap over prompts is used.
 
     Args:
         values: One mean for each prompt; NaN = no sample of it was judged.
@@ -94,7 +95,7 @@ def evaluate(
     metrics: Mapping[str, float] | None = None,
     samples: Sequence[SampleRow] = (),
 ) -> EvalRecord:
-    """An `EvalRecord` with its interval worked out from `values`.
+    """Return an `EvalRecord` with its interval worked out from `values`.
 
     Args:
         label: `before`, `after`, or what the evaluation is called.
@@ -132,14 +133,14 @@ def evaluate(
 
 
 class Shared(NamedTuple):
-    """A paired difference between two runs, and the number of prompts it is over."""
+    """This record is a paired difference between two runs, and the number of prompts it is over."""
 
     difference: Interval
     num_prompts: int
 
 
 def change(before: EvalRecord, after: EvalRecord) -> Interval | None:
-    """Mean paired difference after - before of one run, over the prompts both share.
+    """Return the mean paired difference after - before of one run, over the prompts both share.
 
     The held-out prompts of a run stay the same, so their indices name them. None without any.
     """
@@ -150,7 +151,7 @@ def change(before: EvalRecord, after: EvalRecord) -> Interval | None:
 def change_between_runs(
     one: EvalRecord, other: EvalRecord, *, keys: Sequence[str], other_keys: Sequence[str]
 ) -> Shared | None:
-    """Mean paired difference other - one over the held-out prompts whose content both share.
+    """Return the mean paired difference other - one, over held-out prompts with shared content.
 
     Args:
         one: An evaluation of one run.
@@ -180,7 +181,7 @@ def _paired(
 
 
 def _numbered(keys: Sequence[str]) -> list[tuple[str, int]]:
-    """Equal keys are told apart by their occurrence, so that each prompt has one partner."""
+    """Return the keys with their occurrence, so that each prompt has one partner."""
     seen: Counter[str] = Counter()
     named = []
     for key in keys:

@@ -1,4 +1,4 @@
-"""The run folder: the one complete record of a run, written before anything is mirrored."""
+"""The run folder is the one complete record of a run, written before anything is mirrored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class LocalTracker:
-    """Writes `run.json`, `metrics.jsonl`, `evals.jsonl`, `completions/`, `log.txt` and the curves.
+    """This tracker writes the files of the run folder.
+
+    They are `run.json`, `metrics.jsonl`, `evals.jsonl`, `completions/`, `log.txt` and the curves.
 
     Metrics and evaluations must get through: a failure raises TrackingError.
     Completions, log and curves are worth less than the run: a failure is logged once.
@@ -89,7 +91,7 @@ class LocalTracker:
             MESSAGES.warning("%s", warning)
 
     def progress(self, phase: Phase, done: int, total: int) -> None:
-        """Nothing is kept of it."""
+        """Do nothing, for progress is not kept."""
 
     def step(self, record: StepRecord) -> None:
         assert self._metrics is not None and self._info is not None, "step before start"
@@ -154,7 +156,7 @@ class LocalTracker:
 
 
 def _about(info: RunInfo, redactor: Redactor) -> dict[str, object]:
-    """The facts that a report needs besides the configuration."""
+    """Return the facts that a report needs besides the configuration."""
     return {
         "name": info.name,
         "task": info.task,

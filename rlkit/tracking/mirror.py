@@ -1,4 +1,4 @@
-"""A copy of the metrics for a tracking service, sent by a child process that can be killed.
+"""A child process that can be killed sends a copy of the metrics to a tracking service.
 
 The services' clients retry, block, fork helpers and register exit hooks; in this process each of
 those could hold the run. The child gets JSON lines on its standard input and acknowledges each.
@@ -40,7 +40,7 @@ _STARTUP_SECONDS = 40.0
 
 
 class Service(StrEnum):
-    """The services that `rlkit.tracking.services` knows."""
+    """`rlkit.tracking.services` knows these services."""
 
     wandb = "wandb"
     trackio = "trackio"
@@ -48,7 +48,7 @@ class Service(StrEnum):
 
 
 class Mirror:
-    """Queues what it is told and returns at once; a thread of its own deals with the child.
+    """A mirror queues what it is told and returns at once; its own thread deals with the child.
 
     A child that dies, complains or says nothing for `timeout_s` is killed, with one warning in the
     log. From then on, calls do nothing.
@@ -104,7 +104,7 @@ class Mirror:
         self._thread.start()
 
     def progress(self, phase: Phase, done: int, total: int) -> None:
-        """Not worth a message."""
+        """Do nothing, for progress is not worth a message."""
 
     def step(self, record: StepRecord) -> None:
         self._put({"event": "log", "step": record.step, "metrics": dict(record.metrics)})
@@ -119,7 +119,7 @@ class Mirror:
         self._put_samples(f"completions/{record.label}", record.step, record.samples)
 
     def message(self, level: Level, text: str) -> None:
-        """Messages stay local."""
+        """Do nothing, for messages stay local."""
 
     def finish(self, outcome: Outcome) -> None:
         code = 0 if outcome.status is Status.completed else 1
@@ -158,7 +158,7 @@ class Mirror:
             self._events.put(event)
 
     def _serve(self) -> None:
-        """The thread: start the child, hand over event by event, stop at None."""
+        """Run the thread: start the child, hand over event by event, stop at None."""
         try:
             self._child = self._spawn()
             for event in iter(self._events.get, None):

@@ -1,4 +1,4 @@
-"""The child process of a `Mirror`: `python -m rlkit.tracking.mirror_child`, JSON lines in and out.
+"""`python -m rlkit.tracking.mirror_child` is the child of a `Mirror`: JSON lines in and out.
 
 Each line of input is one event; each is answered by `{}` or by `{"error": reason}` and the end.
 """

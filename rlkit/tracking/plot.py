@@ -1,4 +1,4 @@
-"""The curves of a run as `curves.png` and `curves.svg`: reward, KL, length, gradient norm."""
+"""This module draws `curves.png` and `curves.svg`: reward, KL, length and gradient norm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of a run folder: its metrics, and its evaluations with their samples."""
+"""This module reads a run folder: its metrics, and its evaluations with their samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EVAL_FIELDS = (
 
 
 def read_evals(run_dir: Path, *, samples: bool = True) -> list[EvalRecord]:
-    """The evaluations of a run in order, with their `samples` where they were kept."""
+    """Return the evaluations of a run in order, with their `samples` where they were kept."""
     records = []
     for line in read_lines(run_dir / "evals.jsonl"):
         indices, values = line["prompt_indices"], line.get("values", line.get("success"))
@@ -43,6 +43,6 @@ def read_evals(run_dir: Path, *, samples: bool = True) -> list[EvalRecord]:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The metrics of every step of a run, in order."""
+    """Return the metrics of every step of a run, in order."""
     lines = read_lines(run_dir / "metrics.jsonl")
     return [{key: number(value) for key, value in line.items()} for line in lines]

@@ -1,4 +1,4 @@
-"""Keep secrets out of everything a run writes: by the name of their key and by their value."""
+"""This module keeps secrets out of all that a run writes, by the name of their key and by value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MIN_LENGTH = 6
 
 
 def is_secret_key(name: str) -> bool:
-    """Whether the last word of `name` says that its value is a secret.
+    """Return whether the last word of `name` says that its value is a secret.
 
     True for `hf_token`, `WANDB_API_KEY`, `hub.apiKey`; False for `num_tokens`, `keys`, `key_dim`.
     """
@@ -23,7 +23,7 @@ def is_secret_key(name: str) -> bool:
 
 
 class Redactor:
-    """Replaces secrets by `***`: those under a secret key, known values anywhere, URL credentials.
+    """This object replaces secrets by `***`: under a secret key, known values, URL credentials.
 
     Known values shorter than 6 characters are not searched for in text: they would hit words.
     """
@@ -49,7 +49,7 @@ class Redactor:
         return cls(v for k, v in pairs if isinstance(v, str) and is_secret_key(k))
 
     def text(self, text: str) -> str:
-        """`text` without known secrets and without credentials in URLs."""
+        """Return `text` without known secrets and without credentials in URLs."""
         if self._known is not None:
             text = self._known.sub(HIDDEN, text)
         if "://" in text:
@@ -58,7 +58,10 @@ class Redactor:
         return text
 
     def config(self, config: Mapping[str, object]) -> dict[str, object]:
-        """A flat config with secret leaves hidden. Numbers, booleans and None are never secrets."""
+        """Return a flat config with secret leaves hidden.
+
+        Numbers, booleans and None are never secrets.
+        """
         return {key: self._leaf(key, value) for key, value in config.items()}
 
     def _leaf(self, key: str, value: object) -> object:

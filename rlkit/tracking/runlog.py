@@ -1,4 +1,4 @@
-"""The run's `log.txt`: everything logged, with tracebacks and without secrets."""
+"""The run's `log.txt` has everything logged, with tracebacks and without secrets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ LEVELS = {
 
 
 class RunLog:
-    """Writes to `log.txt` while open: rlkit's records from INFO on, others' from WARNING on.
+    """This log writes to `log.txt` while it is open.
+
+    It takes rlkit's records from INFO on and others' from WARNING on.
 
     Appends, so that a resumed run keeps its past. A full disk silences the log, not the run.
     """

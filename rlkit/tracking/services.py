@@ -1,4 +1,4 @@
-"""Clients of tracking services. They run in the child process of a `Mirror` and nowhere else.
+"""The clients of tracking services run in the child process of a `Mirror` and nowhere else.
 
 Tested with wandb 0.31.0, trackio 0.43.0 and tensorboard 2.21.0.
 """
@@ -15,21 +15,31 @@ from rlkit.runtime.distribution import how_to_install
 
 
 class ServiceSession(Protocol):
-    """One run at a service."""
+    """This is one run at a service."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """Show some samples of a step."""
+        """Show some samples of a step.
+
+        Args:
+            name: The name of the table.
+            columns: The names of its columns.
+            rows: The cells, row by row.
+            step: The step of the run, >= 0.
+        """
         ...
 
     def finish(self, exit_code: int) -> None: ...
 
 
 class WandbSession:
-    """Weights & Biases. Records neither code, console, git remote nor arguments: they may leak."""
+    """The run is mirrored to Weights & Biases.
+
+    Neither code, console, git remote nor arguments are recorded: they may leak.
+    """
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         wandb = self._wandb = _import("wandb")
@@ -56,7 +66,14 @@ class WandbSession:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """A table of the step; wandb's page has a slider over the steps."""
+        """Send a table of the step; wandb's page has a slider over the steps.
+
+        Args:
+            name: The name of the table.
+            columns: The names of its columns.
+            rows: The cells, row by row.
+            step: The step of the run, >= 0.
+        """
         table = self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])
         self._run.log({name: table}, step=step)
 
@@ -65,7 +82,7 @@ class WandbSession:
 
 
 class TrackioSession:
-    """Trackio: a local database, or a Space on the Hub."""
+    """This client writes to a local database of Trackio, or to a Space on the Hub."""
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         self._trackio = _import("trackio")
@@ -86,14 +103,21 @@ class TrackioSession:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """Nothing is sent: Trackio's tables need pandas, and the run's folder has the samples."""
+        """Do nothing: Trackio's tables need pandas, and the run's folder has the samples.
+
+        Args:
+            name: The name of the table.
+            columns: The names of its columns.
+            rows: The cells, row by row.
+            step: The step of the run, >= 0.
+        """
 
     def finish(self, exit_code: int) -> None:
         self._trackio.finish()
 
 
 class TensorboardSession:
-    """TensorBoard event files under `tensorboard/` in the run folder; no TensorFlow needed."""
+    """This client writes event files under `tensorboard/` in the run folder, without TensorFlow."""
 
     def __init__(self, start: Mapping[str, Any]) -> None:
         writers = _import("tensorboard.summary.writer.event_file_writer")
@@ -111,7 +135,14 @@ class TensorboardSession:
     def table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
     ) -> None:
-        """A Markdown table, which TensorBoard's text page renders."""
+        """Write a Markdown table, which TensorBoard's text page renders.
+
+        Args:
+            name: The name of the table.
+            columns: The names of its columns.
+            rows: The cells, row by row.
+            step: The step of the run, >= 0.
+        """
         lines = [columns, ["---"] * len(columns), *rows]
         text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
         tensors = _import("tensorboard.compat.proto.tensor_pb2")
@@ -153,7 +184,7 @@ def open_session(start: Mapping[str, Any]) -> ServiceSession:
 
 
 def _cell(value: object) -> str:
-    """A value in one cell of a Markdown table."""
+    """Return a value in one cell of a Markdown table."""
     text = html.escape(str(value)).replace("|", "&#124;")
     return text.replace("\n", "<br>")
 

@@ -1,4 +1,4 @@
-"""The end of a run on the console: results before and after, completions and files."""
+"""This module ends a run on the console: results before and after, completions and files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def print_summary(
 
 
 def result_table(before: EvalRecord, after: EvalRecord) -> Table:
-    """Success or reward at the first and the last evaluation, and the change."""
+    """Return success or reward at the first and the last evaluation, and the change."""
     table = Table(title=_title(after), title_justify="left", title_style="bold")
     for name in ("", after.measure.value, "95% interval"):
         table.add_column(name, justify="left" if not name else "right")
@@ -78,7 +78,7 @@ def result_table(before: EvalRecord, after: EvalRecord) -> Table:
 
 
 def examples(before: EvalRecord, after: EvalRecord) -> list[Panel]:
-    """The first three held-out prompts that both evaluations have: not picked for their looks."""
+    """Return the first three held-out prompts of both evaluations, not picked for their looks."""
     old, new = _first_samples(before), _first_samples(after)
     shared = [index for index in old if index in new][:_NUM_EXAMPLES]
     panels = []
@@ -98,7 +98,7 @@ def examples(before: EvalRecord, after: EvalRecord) -> list[Panel]:
 
 
 def eval_line(record: EvalRecord) -> str:
-    """One line on one evaluation."""
+    """Return one line on one evaluation."""
     return (
         f"evaluation {record.label}: {record.measure.value} {record.interval.mean:.3f} "
         f"{_range(record.interval)} on {len(record.prompt_indices)} held-out prompts"
@@ -107,7 +107,10 @@ def eval_line(record: EvalRecord) -> str:
 
 
 def sparkline(values: Sequence[float], *, width: int) -> Text:
-    """The reward so far in at most `width` characters, each the mean of its share of the steps."""
+    """Return the reward so far as a line of bars.
+
+    It has at most `width` characters, each the mean of its share of the steps.
+    """
     size = max(1, math.ceil(len(values) / max(width, 1)))
     chunks = [values[i : i + size] for i in range(0, len(values), size)]
     means = [_finite_mean(chunk) for chunk in chunks]
@@ -123,12 +126,12 @@ def sparkline(values: Sequence[float], *, width: int) -> Text:
 
 
 def printable(text: str) -> str:
-    """`text` without what could steer a terminal: control characters become visible symbols."""
+    """Return `text` with control characters as visible symbols, for they could steer a terminal."""
     return "".join(map(_visible, text.replace("\r\n", "\n")))
 
 
 def clip(text: str) -> str:
-    """At most 10 lines and 500 characters of a completion, and how much was left out."""
+    """Return at most 10 lines and 500 characters of a completion, and how much was left out."""
     if not text.strip():
         return f"(empty: {text!r})" if text else "(empty)"
     short = "\n".join(printable(text)[:_MAX_CHARACTERS].split("\n")[:_MAX_LINES])
@@ -137,7 +140,7 @@ def clip(text: str) -> str:
 
 
 def tail(prompt: str) -> str:
-    """The end of a prompt, where the question is."""
+    """Return the end of a prompt, where the question is."""
     text = printable(prompt.strip())
     return text if len(text) <= _PROMPT_CHARACTERS else "… " + text[-_PROMPT_CHARACTERS:]
 
@@ -177,7 +180,7 @@ def _title(record: EvalRecord) -> str:
 
 
 def _judged(record: EvalRecord) -> str:
-    """How many samples the number is over, where some got no reward; else nothing."""
+    """Return how many samples the number is over, where some got no reward; else nothing."""
     unjudged = record.metrics.get("unjudged", 0.0)
     if not unjudged:
         return ""

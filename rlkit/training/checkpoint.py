@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all. No pickle.
+"""A checkpoint is a folder of safetensors and JSON that appears whole or not at all. No pickle.
 
     checkpoints/step-000004/{adapter.safetensors, optimizer.safetensors, state.json}
 
@@ -85,7 +85,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
 
 
 def load_newest(folder: Path, *, device: torch.device) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, or None, and a line for each damaged one passed over."""
+    """Return the newest checkpoint that verifies, or None, and a line for each damaged one."""
     problems: list[str] = []
     for _, path in sorted(_complete(folder), reverse=True):
         try:
@@ -96,7 +96,7 @@ def load_newest(folder: Path, *, device: torch.device) -> tuple[Checkpoint | Non
 
 
 def load(path: Path, *, device: torch.device) -> Checkpoint:
-    """The checkpoint at `path`, verified; raises CheckpointError naming the file that is wrong."""
+    """Return the checkpoint at `path`, verified; a CheckpointError names the file that is wrong."""
     state_file = path / "state.json"
     try:
         state = json.loads(state_file.read_text())
@@ -131,7 +131,7 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint was written to `path` to its end; it may be damaged since."""
+    """Tell if a checkpoint was written to `path` to its end; it may be damaged since."""
     return (path / "state.json").is_file()
 
 

@@ -14,7 +14,7 @@ from rlkit.tracking.base import Phase
 class StepClock:
     """Adds up the seconds of each phase of one step.
 
-    CUDA work is asynchronous, so each phase waits for the device at both ends; otherwise the time
+    CUDA work is asynchronous, so each phase waits for the device at both ends. Otherwise the time
     of one phase would be booked on the next.
     """
 
@@ -35,7 +35,7 @@ class StepClock:
             self._seconds[phase] += self._now() - start
 
     def metrics(self) -> dict[str, float]:
-        """`time/{phase}` for every phase, `time/step` and what neither explains, `time/other`."""
+        """Return `time/{phase}` for every phase, `time/step`, and as `time/other` what is left."""
         total = self._now() - self._start
         metrics = {f"time/{phase.value}": seconds for phase, seconds in self._seconds.items()}
         metrics["time/other"] = total - sum(self._seconds.values())

@@ -1,4 +1,4 @@
-"""Ragged rollouts to one padded `RolloutBatch`; nothing else in rlkit pads."""
+"""Make one padded `RolloutBatch` of ragged rollouts; nothing else in rlkit pads."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]
 
 
 def _places(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """(1, W) column numbers, at least one, and (B, 1) lengths."""
+    """Return (1, W) column numbers, at least one, and (B, 1) lengths."""
     lengths = torch.tensor([len(row) for row in rows])[:, None]
     return torch.arange(max(1, int(lengths.max())))[None], lengths
 
@@ -99,9 +99,9 @@ def _filled(
     pad: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The numbers of `rows` where `mask` is True, in order, and `pad` elsewhere.
+    """Return the numbers of `rows` where `mask` is True, in order, and `pad` elsewhere.
 
-    From one flat list: nested ones take torch ten times as long.
+    They come from one flat list: nested ones take torch ten times as long.
     """
     numbers = torch.tensor(list(chain.from_iterable(rows)), dtype=dtype)
     return torch.full(mask.shape, pad, dtype=dtype).masked_scatter(mask, numbers)

@@ -1,4 +1,4 @@
-"""One rollout batch: prompts, samples, rewards, and resampling of groups that teach nothing."""
+"""Collect one rollout batch: prompts, samples, rewards; groups that teach nothing are replaced."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ class RewardScores(Protocol):
 
     @property
     def components(self) -> Sequence[Sequence[Sequence[float]]]:
-        """Raw values, [group][sample][function]; NaN = not applicable or failed."""
+        """Return raw values, [group][sample][function]; NaN = not applicable or failed."""
         ...
 
     @property
     def rewards(self) -> Sequence[Sequence[float]]:
-        """Weighted sums over the values that are not NaN; NaN when there is none."""
+        """Return weighted sums over the values that are not NaN; NaN when there is none."""
         ...
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """Samples without a value, by `function/kind` of the failure."""
+        """Count samples without a value, by `function/kind` of the failure."""
         ...
 
     def describe(self) -> Sequence[str]:
-        """One line for each kind of failure."""
+        """Return one line for each kind of failure."""
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """Numbers about the scoring itself, which add up over the batches of a step."""
+        """Return numbers about the scoring itself, which add up over the batches of a step."""
         ...
 
 
@@ -71,7 +71,7 @@ class PromptSource(Protocol):
     """The task's training prompts; which ones a step sees is a function of the step alone."""
 
     def __call__(self, *, step: int, attempt: int) -> list[Prompt]:
-        """Prompts of a step; `attempt` > 0 asks for others, for groups that taught nothing."""
+        """Return the prompts of a step; `attempt` > 0 asks for others after groups without use."""
         ...
 
 
@@ -103,7 +103,7 @@ class Collector:
     """Rounds of sampling before a step makes do with the groups it has; only with `resample`."""
 
     def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
-        """One batch of groups for `step`, with no group at all when no sample got a reward.
+        """Collect one batch of groups for `step`, with no group at all when no sample got a reward.
 
         A prompt that a step meets again is a group of its own: other samples, its own baseline.
 
@@ -157,7 +157,7 @@ class Collector:
         return scored
 
     def _seeds(self, step: int, prompts: Sequence[Prompt], met: Counter[int]) -> list[list[int]]:
-        """Seeds of the samples of each prompt; `met` counts how often the step had each before."""
+        """Return the seeds of each prompt's samples; `met` counts how often the step had it."""
         seeds = []
         for prompt in prompts:
             seen = met[prompt.index]
@@ -178,7 +178,7 @@ def _check_fresh(groups: Sequence[Group], policy_version: int) -> None:
 
 
 def _with_rewards(scored: Sequence[Group], counts: dict[str, float]) -> list[Group]:
-    """The samples that have a reward, and the groups that have one of them; counts the others."""
+    """Return the samples that have a reward, and their groups; count the others."""
     groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
     counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
     return [group for group in groups if group]

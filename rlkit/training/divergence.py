@@ -1,4 +1,4 @@
-"""How far the policy is from the reference on fresh samples: one estimator for every objective.
+"""Measure how far the policy is from the reference: one estimator for every objective.
 
 The loss's own KL term measures each variant with its own ruler; this one is the same for all.
 """
@@ -22,7 +22,7 @@ from rlkit.types import FullKL, KLDirection, OutputSpec, Rollout, RolloutBatch, 
 
 
 class EvalKL(StrEnum):
-    """How held-out evaluation measures KL(policy || reference)."""
+    """The estimator of KL(policy || reference) in held-out evaluation."""
 
     exact = "exact"
     """Summed over the vocabulary at every sampled prefix; costs a scoring pass of both policies."""
@@ -45,10 +45,11 @@ class DivergenceMeter:
     tokens_per_microbatch: int
 
     def __call__(self, groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
-        """`kl`: nats a completion, mean over samples; `entropy`: nats a token, mean over tokens.
+        """Return `kl` (nats a completion, mean over samples), `entropy` (nats, mean over tokens).
 
-        kl = E[sum over t of KL(policy || ref at the prefix before token t)], an unbiased estimate
-        of the KL between the two distributions of completions when `groups` are the policy's own.
+        kl = E[sum over t of KL(policy || ref at the prefix before token t)]. When `groups` are the
+        policy's own, it is an unbiased estimate of the KL between the two distributions of
+        completions.
         """
         on_cpu = self.device.type == "cpu"
         batch = _batch(groups, pad_token_id=self.pad_token_id, device=self.device)
@@ -89,7 +90,7 @@ class DivergenceMeter:
 def _batch(
     groups: Sequence[Sequence[Rollout]], *, pad_token_id: int, device: torch.device
 ) -> RolloutBatch:
-    """The samples as a batch without rewards: a failed reward function must not hide the KL."""
+    """Make a batch of the samples without rewards: a failed reward function must hide no KL."""
     unscored = [
         [ScoredRollout(rollout=r, text="", components=(), reward=0.0) for r in group]
         for group in groups

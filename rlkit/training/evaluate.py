@@ -1,4 +1,4 @@
-"""Success or reward on held-out prompts: the same prompts and seeds every time, to pair runs."""
+"""Measure success or reward on held-out prompts, with the same seeds every time, to pair runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Evaluator:
     tracker: Tracker
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
-        """One evaluation; its interval treats the samples of a prompt as one cluster.
+        """Run one evaluation; its interval treats the samples of a prompt as one cluster.
 
         Samples without a reward are not failures: where rewards are measured they are left out, and
         counted as `unjudged`.
@@ -76,7 +76,7 @@ class Evaluator:
         return metrics | (self.divergence(rollouts) if self.divergence else {})
 
     def _value(self, sample: ScoredRollout) -> float:
-        """1 for success and 0 for failure by the task's criterion, else the reward or NaN."""
+        """Return 1 for success, 0 for failure by the task's criterion, else the reward or NaN."""
         if self.success is None:
             return sample.reward
         return float(self.success(completion_of(sample.rollout, self.decode)))

@@ -1,6 +1,6 @@
 """The factor on the loss that keeps float16 gradients in range; float32 and bfloat16 need none.
 
-A power of two, so that it changes no digit.
+The factor is a power of two, so that it changes no digit.
 
 Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
 """
@@ -23,11 +23,11 @@ class LossScale(NamedTuple):
     """Updates without overflow since it last changed."""
 
     def smaller(self) -> LossScale:
-        """The scale to try after an overflow."""
+        """Return the scale to try after an overflow."""
         return LossScale(max(1.0, self.value / 8), self.limit)
 
     def after_update(self) -> LossScale:
-        """The scale after an update without overflow."""
+        """Return the scale after an update without overflow."""
         if self.clean_updates + 1 < _GROW_EVERY or self.value >= self.limit:
             return self._replace(clean_updates=self.clean_updates + 1)
         return LossScale(min(self.limit, self.value * 2), self.limit)

@@ -12,7 +12,7 @@ _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**
 
 
 def parse_bytes(text: str, *, name: str) -> int:
-    """Bytes of `24GB`, `24 GiB`, `500MB` or a plain number; decimal and binary units as written.
+    """Return the bytes of `24GB`, `24 GiB`, `500MB` or a plain number, in the units as written.
 
     Raises ValueError `{name} must be RULE, got VALUE`.
     """
@@ -48,5 +48,5 @@ class MemoryConfig(Options):
 
     @property
     def budget_bytes(self) -> int | None:
-        """`budget` as a number; None = what is free."""
+        """Return `budget` as a number; None = what is free."""
         return parse_bytes(self.budget, name="memory.budget") if self.budget else None

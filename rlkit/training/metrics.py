@@ -16,11 +16,11 @@ from rlkit.types import FinishReason, ScoredRollout, TrainBatch
 
 
 def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
-    """Rewards, lengths and the share of groups that teach nothing.
+    """Return rewards, lengths and the share of groups that teach nothing.
 
     `reward_std` is the mean over groups of the standard deviation within a group (with Bessel's
-    correction), `frac_reward_zero_std` the share of groups whose rewards are all equal, and
-    `rewards/{name}/...` the raw values of one function over the samples where it applied.
+    correction). `frac_reward_zero_std` is the share of groups whose rewards are all equal.
+    `rewards/{name}/...` are the raw values of one function over the samples where it applied.
     """
     samples = [sample for group in groups for sample in group]
     lengths = [len(sample.rollout.completion_ids) for sample in samples]
@@ -43,7 +43,7 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dic
 
 
 def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = None) -> SampleRow:
-    """The line that a sample gets in the completions tables."""
+    """Return the line that a sample gets in the completions tables."""
     rollout = sample.rollout
     return SampleRow(
         step=step,
@@ -61,7 +61,7 @@ def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = No
 
 
 def sample_rows(groups: Sequence[Group], *, step: int, batch: TrainBatch | None) -> list[SampleRow]:
-    """One table row a sample; the advantage is the mean over its tokens that the loss uses.
+    """Yield a table row a sample; the advantage is the mean over its tokens that the loss uses.
 
     An algorithm that reorders or drops rows (pairs) has none per sample: its `batch` is None.
     """
@@ -77,7 +77,7 @@ def sample_rows(groups: Sequence[Group], *, step: int, batch: TrainBatch | None)
 
 
 def critic_metrics(batch: TrainBatch) -> dict[str, float]:
-    """How much of the returns the critic explained before this batch; nothing without a critic."""
+    """Say how much of the returns the critic explained before this batch; {} without a critic."""
     values = batch.rollout.values
     if values is None or batch.returns is None:
         return {}
@@ -86,8 +86,11 @@ def critic_metrics(batch: TrainBatch) -> dict[str, float]:
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
-    """Peak resident memory of this process; on CUDA, of this step, the allocator's peak and what
-    the device counts: the allocator's peak of reserved memory and all that is in use beside it."""
+    """Return the peak resident memory of this process, and on CUDA two peaks of this step.
+
+    One is the allocator's. The other is what the device counts: the allocator's peak of reserved
+    memory and all that is in use beside it.
+    """
     kib = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
     metrics = {"memory/rss_bytes": float(peak)}
@@ -100,13 +103,13 @@ def memory_metrics(device: torch.device) -> dict[str, float]:
 
 
 def mean(values: Iterable[float]) -> float:
-    """Arithmetic mean; NaN of nothing."""
+    """Return the arithmetic mean; NaN of nothing."""
     found = list(values)
     return math.fsum(found) / len(found) if found else math.nan
 
 
 def average(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the updates that reported it."""
+    """Return the mean of each metric over the updates that reported it."""
     names = dict.fromkeys(name for m in metrics for name in m)
     return {name: mean(m[name] for m in metrics if name in m) for name in names}
 

@@ -1,4 +1,4 @@
-"""Micro-batches under a token budget. Losses are sums over global counts: splits are exact."""
+"""Cut batches under a token budget. Losses are sums over global counts: splits are exact."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def microbatches(
 
 
 def _starts(units: list[list[list[int]]], max_tokens: int, *, share_prompts: bool) -> list[int]:
-    """The first unit of each micro-batch, when each takes the next unit while it fits."""
+    """Return the first unit of each micro-batch, when each takes the next unit while it fits."""
     starts: list[int] = []
     used, groups = 0, set[int]()
     for i, unit in enumerate(units):
@@ -66,7 +66,7 @@ def _starts(units: list[list[list[int]]], max_tokens: int, *, share_prompts: boo
 
 
 def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
-    """Tokens that `unit` adds to a micro-batch which has the prompts of `groups`; adds its own."""
+    """Count the tokens that `unit` adds to a micro-batch with prompts of `groups`; add its own."""
     total = 0
     for prompt, completion, group in unit:
         total += completion

@@ -1,4 +1,4 @@
-"""Runs that have nothing to learn from: steps without rewards or signal, and when to give up."""
+"""End runs that have nothing to learn from: many steps in a row without rewards or signal."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check_in_a_row(config: StopConfig, *, no_reward: int, no_signal: int, blame:
 
 
 def is_without_signal(groups: Sequence[Group]) -> bool:
-    """Whether nothing earned more than 0 and the rewards of every group are equal."""
+    """Tell if nothing earned more than 0 and the rewards of every group are equal."""
     rewards = [[sample.reward for sample in group] for group in groups]
     return all(len(set(found)) == 1 and found[0] <= 0.0 for found in rewards)
 
@@ -81,7 +81,7 @@ CURES = (
 
 
 def what_the_base_model_earns(rewards: Iterable[float]) -> str | None:
-    """One line when not one of the base model's samples earned anything; None when one did.
+    """Return one line when none of the base model's samples earned anything, else None.
 
     `rewards` are those of its samples; NaN = not judged.
     """

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate, a pure function of the number of the update."""
+"""Build the optimiser; its learning rate is a pure function of the number of the update."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ class OptimConfig(Options):
 
     @property
     def updates_per_batch(self) -> int:
-        """Optimiser updates on one rollout batch."""
+        """Count the optimiser updates on one rollout batch."""
         return self.inner_epochs * self.minibatches
 
 
 def learning_rate(config: OptimConfig, *, update: int, total_updates: int) -> float:
-    """The rate of update number `update` (from 0) out of `total_updates`."""
+    """Return the rate of update number `update` (from 0) out of `total_updates`."""
     if update < config.warmup_steps:
         return config.learning_rate * (update + 1) / config.warmup_steps
     span = max(1, total_updates - config.warmup_steps)
@@ -110,7 +110,7 @@ def build_optimizer(
     *,
     rate_factor: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.Optimizer:
-    """AdamW over the named tensors, in their order.
+    """Build AdamW over the named tensors, in their order.
 
     `rate_factor` multiplies the learning rate of a tensor, by its name; tensors of one factor form
     a parameter group, which keeps it as `rate_factor`.
@@ -125,7 +125,7 @@ def build_optimizer(
 
 
 def _count_writes(optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
-    """Fused kernels write past autograd's counts of writes, by which copies know that they age."""
+    """Count the writes of fused kernels, which autograd misses: copies are known as old by them."""
     for group in optimizer.param_groups:
         torch.autograd.graph.increment_version(group["params"])
 
@@ -151,7 +151,7 @@ def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Opt
 def state_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The optimiser's state by `{parameter}/{key}`; empty before the first update."""
+    """Return the optimiser's state by `{parameter}/{key}`; empty before the first update."""
     return {
         f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in parameters.items()
@@ -189,7 +189,7 @@ def restore_state(
 
 
 def _create_state(optimizer: torch.optim.Optimizer) -> None:
-    """bitsandbytes' state before the first update, in its own kinds of memory; torch needs none."""
+    """Create bitsandbytes' state before the first update, in its own memory; torch needs none."""
     if isinstance(optimizer, torch.optim.AdamW):
         return
     create: Callable[..., None] = optimizer.init_state  # type: ignore[attr-defined]

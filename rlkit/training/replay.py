@@ -1,4 +1,4 @@
-"""Several algorithms' losses and gradients on one rollout batch. Nothing is sampled or updated."""
+"""Compute several algorithms' losses and gradients on one rollout batch; update nothing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def replay(
 
 
 def cosines(gradients: Sequence[Float[Tensor, " N"]]) -> Float[Tensor, "A A"]:
-    """cos(g_i, g_j) = g_i . g_j / (|g_i| |g_j|) in float64; NaN beside a gradient of norm 0."""
+    """Return cos(g_i, g_j) = g_i . g_j / (|g_i| |g_j|) in float64; NaN where a norm is 0."""
     gram = _gram(gradients)
     norms = gram.diagonal().sqrt()
     return gram / (norms[:, None] * norms[None, :])
@@ -94,7 +94,7 @@ def _forget_gradients(learner: Learner) -> None:
 
 
 def _gram(vectors: Sequence[Tensor]) -> Tensor:
-    """All inner products in float64, chunk by chunk: no second copy of the gradients."""
+    """Return all inner products in float64, chunk by chunk: no second copy of the gradients."""
     gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
     for parts in zip(*(torch.split(vector, _CHUNK) for vector in vectors), strict=True):
         rows = torch.stack(parts).double()

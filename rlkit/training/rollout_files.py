@@ -1,10 +1,10 @@
-"""Rollout batches on disk, for `rlkit replay`: safetensors and JSON. No pickle.
+"""Rollout batches lie on disk for `rlkit replay`, as safetensors and JSON. No pickle.
 
     rollouts/step-000005.{safetensors, json}
 
 The JSON is written last and holds the SHA-256 of the tensors, so a batch is there whole or not at
-all. Only batches whose policy can be had again are kept: that of step 0, whose adapter is fresh,
-and those sampled right after a checkpoint that still exists.
+all. Only batches whose policy can be had again are kept. They are that of step 0, whose adapter is
+fresh, and those sampled right after a checkpoint that still exists.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def save(run_dir: Path, rollouts: SavedRollouts) -> Path:
 
 
 def load(run_dir: Path, step: int, *, device: torch.device) -> SavedRollouts:
-    """The batch of `step`, verified; raises CheckpointError naming the file that is wrong."""
+    """Return the batch of `step`, verified; a CheckpointError names the file that is wrong."""
     file = _file(run_dir, step)
     index = file.with_suffix(".json")
     try:
@@ -91,14 +91,14 @@ def load(run_dir: Path, step: int, *, device: torch.device) -> SavedRollouts:
 
 
 def saved_steps(run_dir: Path) -> list[int]:
-    """The steps whose batches the run's folder holds, in order."""
+    """Return the steps whose batches the run's folder holds, in order."""
     folder = _file(run_dir, 0).parent
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(match.group(1)) for match in map(_NAME.fullmatch, names) if match)
 
 
 def is_recoverable(run_dir: Path, step: int) -> bool:
-    """Whether the policy after `step` steps can be had again: fresh, or from a checkpoint."""
+    """Tell if the policy after `step` steps can be had again: fresh, or from a checkpoint."""
     return step == 0 or is_complete(step_folder(run_dir / "checkpoints", step))
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish cleanly on the first, at once on the second."""
+"""Handle Ctrl-C and SIGTERM: finish cleanly on the first, at once on the second."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """A StopRequest that SIGINT and SIGTERM set; a second signal raises KeyboardInterrupt."""
+    """Yield a StopRequest that SIGINT and SIGTERM set; a second signal raises KeyboardInterrupt."""
     stop = StopRequest()
     seen: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The training loop: collect, score, prepare, update, sync. It knows no algorithm by name."""
+"""Run the training loop: collect, score, prepare, update, sync. It knows no algorithm by name."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ class Trainer:
     """Peak that the memory plan foresaw, for comparison; 0 = there was no plan."""
 
     def fit(self, state: TrainState, *, stop: StopRequest) -> TrainState:
-        """Train from `state` to the last step; raises Interrupted at a safe point when asked to.
+        """Train from `state` to the last step; raise Interrupted at a safe point when asked to.
 
-        Whatever ends the loop, the last finished step is saved first, unless an update was under
-        way and the parameters are no longer those of that step.
+        The last finished step is saved before the loop ends, for whatever reason. The exception is
+        an update under way: the parameters are no longer those of that step.
         """
         self.generator.load_adapter(state.learner.adapter, state.updates)
         if state.step == 0:
@@ -111,7 +111,7 @@ class Trainer:
         return state
 
     def run_step(self, state: TrainState, stop: StopRequest) -> TrainState:
-        """One rollout batch, all its updates, one record. A stop takes effect before them."""
+        """Run one rollout batch, all its updates, one record. A stop takes effect before them."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         clock = StepClock(self.device)
@@ -160,7 +160,7 @@ class Trainer:
         return self._record(state, metrics, rows, clock)
 
     def _skip(self, state: TrainState, collection: Collection, clock: StepClock) -> TrainState:
-        """A step without any reward changes no parameter, and counts as its updates would."""
+        """Skip a step without rewards: no parameter changes, and it counts as its updates would."""
         groups, counts = collection.unrewarded, collection.counts
         prefix = "rewards/failures/"
         failed = {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
@@ -189,7 +189,7 @@ class Trainer:
         *,
         blame: str = "",
     ) -> TrainState:
-        """The step is over: its record, its counts, and the end of a run that learns nothing."""
+        """Close a step: write its record and counts, and end a run that learns nothing."""
         timings = clock.metrics()
         state.samples += round(metrics["rollouts/sampled"])
         state.train_seconds += timings["time/step"]
@@ -212,7 +212,7 @@ class Trainer:
     def _update(
         self, state: TrainState, batch: TrainBatch, algorithm: Algorithm
     ) -> tuple[list[UpdateResult], dict[str, float]]:
-        """All updates on one batch, and how far trainer and sampler disagree before the first."""
+        """Make all updates on one batch; measure before them how far trainer and sampler differ."""
         optim = self.settings.optim
         results: list[UpdateResult] = []
         mismatch: Mapping[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""One rollout batch into optimiser updates: the only place where parameters change."""
+"""Turn one rollout batch into optimiser updates: parameters change nowhere else."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatc
 
 
 class Learner(Protocol):
-    """All that training needs of a policy: logps under an adapter, and what an optimiser may
-    change."""
+    """All that training needs of a policy: its logps, and what an optimiser may change."""
 
     @property
     def adapter(self) -> Mapping[str, Tensor]:
-        """The part of the policy that trains, an adapter or all weights; None in its place is the
-        reference policy."""
+        """Return the part of the policy that trains: an adapter or all weights."""
         ...
 
     def forward(
@@ -41,12 +39,16 @@ class Learner(Protocol):
     ) -> PolicyOutput:
         """Return logps of the completion tokens and what `spec` asks for, differentiable.
 
-        `adapter` None is the reference policy; logits are divided by `temperature`, > 0.
+        Args:
+            batch: The rows.
+            adapter: The policy's own `adapter`; None is the reference policy.
+            temperature: Divides the logits, > 0.
+            spec: The outputs to compute beside the logps.
         """
         ...
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """Every trainable leaf by a unique name: the policy's, then a critic's."""
+        """Return every trainable leaf by a unique name: the policy's, then a critic's."""
         ...
 
 
@@ -77,7 +79,7 @@ class TrainState:
 
 
 class UpdateSettings(NamedTuple):
-    """How a batch is split and stepped on; how it is split can change no number."""
+    """The split of a batch and the steps on it; the split can change no number."""
 
     optim: OptimConfig
     total_updates: int
@@ -261,7 +263,7 @@ def _clip(
 
 
 def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) -> dict[str, float]:
-    """Guard and step; returns `grad_norm`, `learning_rate` and `skipped_updates`."""
+    """Guard and step; return `grad_norm`, `learning_rate` and `skipped_updates`."""
     optim = settings.optim
     rate = learning_rate(optim, update=state.updates, total_updates=settings.total_updates)
     finite = all(map(math.isfinite, norms))

@@ -1,4 +1,4 @@
-"""Central types: what happened (`RolloutBatch`), what to learn from it (`TrainBatch`), who does it.
+"""The types say what happened (`RolloutBatch`), what to learn of it (`TrainBatch`), and who learns.
 
 Dimensions: B sequences, P prompt tokens (left-padded), C completion tokens (right-padded), K reward
 functions. Logps are natural-log probabilities in float32. Masks are bool, True = keep. Every record

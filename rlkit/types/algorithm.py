@@ -1,4 +1,4 @@
-"""The contract of an algorithm: what it needs, what it gets and what it returns."""
+"""This contract says what an algorithm needs, what it gets and what it returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FullKL(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """Outputs that a loss needs beyond the logps of the sampled tokens; each costs forward work."""
+    """A loss needs these outputs beyond logps of the sampled tokens; each costs forward work."""
 
     entropy: bool = False
     """Fill `PolicyOutput.entropy`."""
@@ -130,7 +130,7 @@ class Algorithm(NamedTuple):
     """The loss of the first steps, if it is another one."""
 
     def at(self, step: int) -> Algorithm:
-        """The algorithm of the rollout batch number `step`, counted from 0: warm-up or itself."""
+        """Return the algorithm of the rollout batch number `step`, from 0 on: warm-up or itself."""
         if self.warmup is None or step >= self.warmup.num_steps:
             return self
         return self._replace(loss=self.warmup.loss, outputs=self.warmup.outputs)

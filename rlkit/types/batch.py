@@ -1,4 +1,4 @@
-"""A step's rollouts as tensors (`RolloutBatch`) and what to learn from them (`TrainBatch`)."""
+"""`RolloutBatch` holds a step's rollouts as tensors, and `TrainBatch` what to learn from them."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class RolloutBatch:
     """The critic's value of the state before each completion token, at the start of the updates."""
 
     def rows(self, index: Int[Tensor, " R"]) -> RolloutBatch:
-        """The sub-batch of rows `index`, in that order."""
+        """Return the sub-batch of rows `index`, in that order."""
         return _take_rows(self, index)
 
     def to(self, device: torch.device) -> RolloutBatch:
-        """The same batch on `device`."""
+        """Return the same batch on `device`."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device) for k, v in columns.items() if v is not None})
 
@@ -89,7 +89,7 @@ class TrainBatch:
         advantages: Float[Tensor, "B C"],
         returns: Float[Tensor, "B C"] | None = None,
     ) -> TrainBatch:
-        """The optimisation batch of `rollout`, with its denominators counted from `loss_mask`.
+        """Return the optimisation batch of `rollout`, its denominators counted from `loss_mask`.
 
         This is how `Algorithm.prepare` makes its result.
 
@@ -110,11 +110,11 @@ class TrainBatch:
         )
 
     def rows(self, index: Int[Tensor, " R"]) -> TrainBatch:
-        """The rows `index` of the same optimisation batch: denominators stay (micro-batch)."""
+        """Return the rows `index` as a micro-batch of the same batch: denominators stay."""
         return _take_rows(self, index)
 
     def minibatch(self, index: Int[Tensor, " R"]) -> TrainBatch:
-        """The rows `index` as an optimisation batch of their own: denominators are counted anew."""
+        """Return the rows `index` as a batch of their own: denominators are counted anew."""
         part = self.rows(index)
         num_tokens, num_sequences = _denominators(part.loss_mask)
         return replace(part, num_tokens=num_tokens, num_sequences=num_sequences)
@@ -124,7 +124,7 @@ class TrainBatch:
 
 
 def _denominators(loss_mask: Tensor) -> tuple[int, int]:
-    """Tokens and rows that a loss may use, each at least 1, so that it can divide."""
+    """Count the tokens and rows that a loss may use, each at least 1, so that it can divide."""
     return max(int(loss_mask.sum()), 1), max(int(loss_mask.any(dim=1).sum()), 1)
 
 

@@ -1,4 +1,4 @@
-"""One sample from prompt to score, the function that scores it and the generator that draws it."""
+"""These types follow a sample from prompt to score, with its generator and its reward function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class FinishReason(StrEnum):
-    """Why sampling of a completion ended; the generator says it, token ids never do."""
+    """The reason why sampling of a completion ended; the generator says it, token ids never do."""
 
     stop = "stop"
     length = "length"

@@ -78,3 +78,8 @@ def test_compare_pairs_what_has_the_same_content_only(
     apart = rlkit("compare", "run", "sums").stdout
     assert "both share" not in apart
     assert "one run measures reward, the other success" in apart
+    heavier = "reward.functions.large.weight=2"
+    assert rlkit(*own_data, large, f"+{heavier}", "run_dir=heavier").returncode == 0
+    apart = rlkit("compare", "other", "heavier").stdout
+    assert "both share" not in apart
+    assert "heavier: its reward functions are others" in " ".join(apart.split())

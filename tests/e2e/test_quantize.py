@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import tiny_model
-from tiny_tokenizers import letter_tokenizer
+from tiny_tokenizers import byte_level_tokenizer, letter_tokenizer
 
 from rlkit.cli import run
 from rlkit.models import ModelConfig
@@ -62,6 +62,15 @@ def test_bad_input(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_prints_the_plan_or_the_way_out(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run(["check", f"model.source={source}", "memory.budget=3GB"]) == 2
+    error = capsys.readouterr().err
+    assert "</answer>, <answer>: text that the tokenizer cannot write" in error  # letters only
+    tokenizer = byte_level_tokenizer()
+    model = tiny_model(
+        "llama", dtype=torch.float32, vocab_size=len(tokenizer), max_position_embeddings=2048
+    )
+    model.save_pretrained(source)
+    tokenizer.save_pretrained(source)
     assert run(["check", f"model.source={source}", "memory.budget=3GB"]) == 0
     text = capsys.readouterr().out
     assert "CUDA context" in text  # a card of that size, though there is none here

@@ -13,6 +13,7 @@ from rlkit.generation.vllm import accel
 from rlkit.generation.vllm.compat import v0_24, v0_29
 from rlkit.generation.vllm.compat.check import look_up
 from rlkit.generation.vllm.compat.features import TABLES, Feature, gaps, line_of
+from rlkit.generation.vllm.compat.line import VLLMLine
 from rlkit.generation.vllm.compat.lines import LINES
 from rlkit.generation.vllm.compat.source import missing, read_table
 from rlkit.generation.vllm.config import is_installed
@@ -67,6 +68,23 @@ def test_the_installed_vllm_has_every_name() -> None:
     assert line is not None
     fitting = [other for other in LINES if not missing(root, other.names)]
     assert fitting == [line], "the names of a line must tell it from every other"
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line.name)
+def test_each_line_is_told_from_the_others(line: VLLMLine, tmp_path: Path) -> None:
+    """A source with just the names of one line fits to no other line."""
+    for entry in read_table(line.names):
+        file = tmp_path / entry.file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        *owner, name = entry.path
+        if entry.is_call:
+            body = f"def {name}({', '.join(entry.names)}): ..."
+        else:
+            owner, body = [name], "; ".join(f"{attribute} = None" for attribute in entry.names)
+        text = f"class {owner[0]}:\n    {body}\n" if owner else f"{body}\n"
+        file.write_text((file.read_text() if file.exists() else "") + text)
+    assert [other.name for other in LINES if not missing(tmp_path, other.names)] == [line.name]
+    assert line_of(tmp_path) is line
 
 
 def test_measured_versions_are_known_without_reading_them(tmp_path: Path) -> None:

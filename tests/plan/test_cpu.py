@@ -75,3 +75,11 @@ def test_an_evaluation_counts_beyond_sampling() -> None:
     kv = next(p.sampling for p in parts_of(work, ROWS[0].request(), CHOICE) if "keys" in p.name)
     needed = work.evaluation_bytes(8192, workspace_bytes=CHOICE.workspace_bytes)
     assert with_it - without == max(0, needed - sampling - kv)
+
+
+def test_an_adapter_that_trains_on_is_there_twice() -> None:
+    """The second is the reference policy; it has neither gradients nor moments."""
+    work = cpu_work()
+    kept, request = replace(work, keeps_first_adapter=True), ROWS[0].request()
+    one, two = (sum(p.sampling for p in parts_of(w, request, CHOICE)) for w in (work, kept))
+    assert two - one == 4 * work.num_adapter > 0

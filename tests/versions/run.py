@@ -15,7 +15,7 @@ import tempfile
 import tomllib
 import venv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,20 @@ PAGE = ROOT / "docs" / "compatibility.md"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One set of packages, and what runs on it."""
+    """One set of packages or one setting of a CPU, and what runs on it."""
 
     library: str
-    install: list[str]
-    dependencies: bool
     suites: list[str]
+    install: list[str] = field(default_factory=list)
+    dependencies: bool = False
+    setting: str = ""
+    environ: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Name of the venv's folder and of the row on the command line."""
+        """Name of the row on the command line."""
+        if self.setting:
+            return f"{self.library}-{self.setting}"
         return self.install[0].replace("==", "-") if self.install else f"{self.library}-as-in-.venv"
 
 
@@ -72,7 +76,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     failed = 0
     for row in chosen:
-        python = _venv(row, options.folder / row.name, options.base)
+        own = not row.setting
+        python = _venv(row, options.folder / row.name, options.base) if own else _python(options)
         for suite in row.suites:
             result = _run(python, row, suite, table["suites"][suite])
             failed += result.failed
@@ -80,6 +85,11 @@ def main(arguments: Sequence[str]) -> int:
     for version in sources if vllm_names.can_look_up() else []:
         _record(_names(version, options.folder))
     return int(failed > 0)
+
+
+def _python(options: argparse.Namespace) -> Path:
+    base: Path = options.base
+    return base / "bin" / "python"
 
 
 def _names(version: str, folder: Path) -> Result:
@@ -132,25 +142,29 @@ def _venv(row: Row, folder: Path, base: Path) -> Path:
 
 def _run(python: Path, row: Row, suite: str, paths: Sequence[str]) -> Result:
     paths = [path for path in paths if (ROOT / path).exists()]
-    code = f"from importlib.metadata import version; print(version({row.library!r}))"
-    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        environ = os.environ | {"PYTHONPATH": str(ROOT)}
+        environ = os.environ | {"PYTHONPATH": str(ROOT)} | row.environ
         print(f"{row.name}: {suite}", flush=True)
         subprocess.run([*command, f"--junitxml={report}", *paths], cwd=ROOT, env=environ)
         outcomes = list(_outcomes(report)) if report.exists() else [("failed", "no report")]
     count = {name: sum(o == name for o, _ in outcomes) for name in ("passed", "failed", "skipped")}
     return Result(
         library=row.library,
-        version=found.stdout.strip(),
+        version=row.setting or _version(python, row.library),
         suite=suite,
         **count,
         date=_today(),
         command=f"make test-versions ONLY={row.name}",
         failures=[case for outcome, case in outcomes if outcome == "failed"],
     )
+
+
+def _version(python: Path, library: str) -> str:
+    code = f"from importlib.metadata import version; print(version({library!r}))"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
 
 
 def _outcomes(report: Path) -> Iterator[tuple[str, str]]:
@@ -182,7 +196,9 @@ def page(results: Sequence[Result]) -> str:
         "library with `.venv`. `tests/versions/rows.toml` lists the packages and the files.",
         "Each private name is taken through one module, which checks it when it is imported:",
         "`rlkit/runtime/private_names.py` names these modules.",
-        "Rows outside the ranges of pyproject.toml show why a range begins or ends where it does.",
+        "Rows of `cpu` run with the packages of `.venv`: `own` takes the instructions that the",
+        "machine has (an AMD EPYC with `avx512_bf16`, without AMX), `avx2` those up to AVX2 only.",
+        "The number is that of OMP threads. Nothing in this table ran on a machine with AMX.",
         "",
         "| library | version | suite | passed | failed | skipped | date | command |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Which loop an engine samples with: the fastest that the configuration and vLLM allow."""
+"""Choose the loop that an engine samples with: the fastest that its options and vLLM allow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,17 @@ class LoopChoice(NamedTuple):
 
 
 def choose(llm: Any, config: VLLMGeneratorConfig, support: Support, *, on_cpu: bool) -> LoopChoice:
-    """Find the fastest loop that `config` allows and the installed vLLM has."""
+    """Find the fastest loop that `config` allows and the installed vLLM has.
+
+    Args:
+        llm: A running `vllm.LLM`.
+        config: Its options.
+        support: The features whose private names the installed vLLM has.
+        on_cpu: True where the engine runs on a CPU.
+
+    Returns:
+        The loop, and what the engine's summary says of it.
+    """
     if config.accelerate is Accelerate.off:
         told = ", vLLM's own loop (generator.accelerate=off)"
         return LoopChoice(None, False, told, "generator.accelerate=auto")

@@ -134,7 +134,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
                 raise ValueError(f"generator.{key} must be >= 0, got {value}")
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
-        """vLLM's cache, its step and its graphs; what is left at 0 or `auto` the plan chooses."""
+        """Ask for vLLM's cache, step and graphs; the plan chooses what is left at 0 or `auto`."""
         in_nf4 = self.quantization is Quantization.nf4
         return GeneratorDemand(
             _SAMPLERS[

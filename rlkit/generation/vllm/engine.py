@@ -136,7 +136,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
 
 
 def resolve_weights(wanted: Weights) -> Weights:
-    """`auto` is `shared`."""
+    """Put `shared` in place of `auto`."""
     return Weights.shared if wanted is Weights.auto else wanted
 
 
@@ -181,7 +181,7 @@ def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget, suppor
 def _options(
     config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget, support: Support
 ) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` that only some engines have."""
+    """Return the arguments of `vllm.LLM` that only some engines have."""
     on_cpu = spec.device.type == "cpu"
     options: dict[str, Any] = {}
     if spec.four_bit:

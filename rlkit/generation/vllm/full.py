@@ -1,8 +1,8 @@
 """All weights of a policy into a running vLLM engine, in place: neither a reload nor new graphs.
 
-Where the weights that the trainer computes with are views of vLLM's, an update is there as soon as
-they follow the masters: nothing is copied. Elsewhere they are copied over vLLM's own. Either way
-the prefix cache is emptied: its blocks do not know the weights that they were made with.
+The weights that the trainer computes with may be views of vLLM's. Then an update is there as soon
+as they follow the masters, and nothing is copied. Elsewhere they are copied over vLLM's own. Either
+way the prefix cache is emptied: its blocks do not know the weights that they were made with.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WeightInjector:
     def __init__(
         self, llm: Any, copies: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     ) -> None:
-        """`copies`: from masters to what the trainer computes with, in the engine's dtype."""
+        """Edit one engine; `copies` turns masters into the trainer's weights in its dtype."""
         self.llm = llm
         self._copies = copies
 
@@ -37,7 +37,7 @@ class WeightInjector:
         return None
 
     def load(self, tensors: Mapping[str, Tensor], version: int) -> int:
-        """Sample with the masters `tensors` from the next request on; the bytes copied.
+        """Sample with the masters `tensors` from the next request on; return the bytes copied.
 
         `version` needs no telling: no key or value of an earlier one is left.
         """
@@ -69,11 +69,23 @@ class WeightInjector:
 def self_test(
     injector: WeightInjector, score: Score, weights: Mapping[str, Tensor], *, tolerance: float
 ) -> str:
-    """Does vLLM sample from the policy that the trainer scores, and follow it? One line.
+    """Test that vLLM samples from the policy that the trainer scores, and follows its changes.
 
-    The signs of the first layer change for a moment, to the last bit back and forth: vLLM must
-    follow, past its prefix cache. Raises RuntimeError when its logps are off by more than
-    `tolerance`, or by more than a tenth of what the change makes.
+    The signs of the first layer change for a moment, to the last bit back and forth. vLLM must
+    follow, past its prefix cache.
+
+    Args:
+        injector: The way of the weights into vLLM.
+        score: The trainer's own logps of sampled rows.
+        weights: The trainer's weights by name; they are unchanged afterwards.
+        tolerance: The largest mean difference of logps, in nats a token, > 0.
+
+    Returns:
+        One line for the summary of the engine.
+
+    Raises:
+        RuntimeError: vLLM's logps are off by more than `tolerance`, or with changed signs by more
+            than a tenth of what the change makes.
     """
     begin = time.perf_counter()
     layer = [tensor for name, tensor in weights.items() if _FIRST_LAYER in name]

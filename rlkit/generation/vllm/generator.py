@@ -31,8 +31,8 @@ class VLLMGenerator:
     """Implements `rlkit.types.Generator` with a vLLM engine in this process.
 
     Every sample is a request of its own with its own seed; samples of one prompt share its blocks
-    of the prefix cache. Requests carry the version of the adapter in their LoRA's name, which vLLM
-    hashes into the blocks, so no key or value can come from another policy.
+    of the prefix cache. Requests carry the version of the adapter in their LoRA's name. vLLM hashes
+    that name into the blocks, so no key or value can come from another policy.
 
     Sampling logps are vLLM's `processed_logprobs`: those of the distribution defined in
     `rlkit.generation.sampling`, `extra` fields of the sampling options included.
@@ -78,11 +78,22 @@ class VLLMGenerator:
         sampling: SamplingConfig,
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Rollout]]:
-        """`num_samples` rollouts of each prompt: [prompt][sample], seeded by `seeds`, likewise.
+        """Sample completions of each prompt under the policy that was loaded last.
 
-        Raises `ValueError` for empty prompts, options out of range and prompts that leave no room
-        for `max_completion_length`; `FloatingPointError`, naming the prompt, when a logp is not
-        finite.
+        Args:
+            prompts: The prompts.
+            num_samples: Samples of each prompt, >= 1.
+            sampling: The sampling options.
+            seeds: The seed of each sample: [prompt][sample].
+
+        Returns:
+            The rollouts: [prompt][sample].
+
+        Raises:
+            ValueError: A prompt is empty or leaves no room for `max_completion_length`, or an
+                option is out of range.
+            FloatingPointError: A logp is not finite; the message names the prompt.
+            RuntimeError: The generator is closed.
         """
         if self._engine.llm is None:
             raise RuntimeError("generate() after close()")
@@ -100,8 +111,8 @@ class VLLMGenerator:
         return rollouts
 
     def _sample(self, rows: Sequence[SamplingRow], sampling: SamplingConfig) -> None:
-        # No id twice on an engine: vLLM schedules a step ahead, and that of a completion that met a
-        # stop token comes back in the next call, whose request of its id would get the token.
+        # No id comes twice on an engine: vLLM schedules a step ahead. When a completion has met a
+        # stop token, that step comes back in the next call. A request of its id would get it.
         call = next(self._engine.call_numbers)
         by_id = {f"{call}-{number}": row for number, row in enumerate(rows)}
         requests = {

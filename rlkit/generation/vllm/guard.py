@@ -1,4 +1,4 @@
-"""What starting vLLM changes for the whole process, put back: the trainer lives there as well."""
+"""Put back what starting vLLM changes for the whole process: the trainer lives there as well."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _NOISY = (
 def process_state_kept() -> Iterator[None]:
     """Undo what the body does to random states, switches, functions and environment of the process.
 
-    vLLM 0.24 to 0.33 seed every generator, set the precision of float32 products, turn off cuDNN's
-    attention, and on a CPU replace torch.set_num_threads by a function that does nothing.
+    vLLM 0.24 to 0.33 seed every generator, set the precision of float32 products, and turn off
+    cuDNN's attention. On a CPU they replace torch.set_num_threads by a function that does nothing.
     """
     random_state, numpy_state = random.getstate(), np.random.get_state()
     cpu_state = torch.get_rng_state()
@@ -67,13 +67,13 @@ def process_state_kept() -> Iterator[None]:
 
 
 def configure_environment() -> None:
-    """Settings of vLLM that have no argument, for as long as the process lives.
+    """Make the settings of vLLM that have no argument, for as long as the process lives.
 
     FlashInfer's sampler is turned off where FlashInfer is missing: vLLM 0.24 would import it.
     """
     os.environ.update(_SETTINGS)
     if torch.cuda.is_available():
-        # The runner that draws seeded samples in one kernel; the older one draws row by row.
+        # The V2 runner draws seeded samples in one kernel; the older one draws row by row.
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -92,6 +92,7 @@ def output_captured() -> Iterator[list[str]]:
     captured: list[str] = []
     with tempfile.TemporaryFile() as file:
         _flush()
+        # C++ libraries write to the descriptors themselves, so these are pointed at the file.
         kept = os.dup(1), os.dup(2)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -108,7 +109,7 @@ def output_captured() -> Iterator[list[str]]:
 
 @contextmanager
 def log_written() -> Iterator[None]:
-    """vLLM's log from INFO on goes to standard error during the body, each line with its time."""
+    """Send vLLM's log from INFO on to standard error during the body, each line with its time."""
     logger, handler = logging.getLogger("vllm"), logging.StreamHandler()
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%T")
@@ -131,7 +132,7 @@ def _flush() -> None:
 
 
 def _restore_environment(before: dict[str, str]) -> None:
-    """vLLM's own variables stay: it reads some of them later."""
+    """Put the environment back but for vLLM's own variables: it reads some of them later."""
     for name in set(os.environ) | set(before):
         if name.startswith("VLLM_"):
             continue

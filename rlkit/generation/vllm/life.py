@@ -38,10 +38,10 @@ def start_afresh() -> None:
 
 
 def capture_sizes(max_num_seqs: int) -> list[int]:
-    """Batch sizes to capture decoding graphs for: coarser than vLLM's, and `max_num_seqs` itself.
+    """Return the batch sizes of decoding graphs: coarser than vLLM's, and `max_num_seqs` itself.
 
-    vLLM takes all multiples of 8, some 0.1 s each; padding a batch by some rows costs far less
-    than that over a run, as decoding reads the same weights for all rows.
+    vLLM takes all multiples of 8, some 0.1 s each. Padding a batch by some rows costs far less than
+    that over a run, as decoding reads the same weights for all rows.
     """
     sizes = [1, 2, 4, 8, *range(16, 65, 16), *range(96, max_num_seqs, 32)]
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]

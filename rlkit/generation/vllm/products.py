@@ -1,4 +1,4 @@
-"""Which products multiply the adapter in an engine: plain ones, or Punica's kernels."""
+"""Choose the products that multiply the adapter in an engine: plain ones, or Punica's kernels."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def require_vllm() -> None:
 
 @cache
 def sampling_fields() -> frozenset[str]:
-    """Fields of SamplingParams in the installed vLLM, read from its source: importing takes 6 s."""
+    """Read the fields of SamplingParams from the source of vLLM: importing it takes 6 s."""
     require_vllm()
     spec = importlib.util.find_spec("vllm")
     assert spec is not None and spec.origin is not None

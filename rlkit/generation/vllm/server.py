@@ -6,7 +6,7 @@ The server must have been started with
         --max-loras 2 --logprobs-mode processed_logprobs
 
 Every version of the adapter is a new one to the server, loaded under a new name before the old one
-is dropped: its prefix cache tells them apart by name, and the name cannot mean two things.
+is dropped. The server's prefix cache tells them apart by name, and a name cannot mean two things.
 """
 
 from __future__ import annotations
@@ -158,9 +158,20 @@ class VLLMServerGenerator:
         sampling: SamplingConfig,
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Rollout]]:
-        """`num_samples` rollouts of each prompt: [prompt][sample], seeded by `seeds`, likewise.
+        """Sample completions of each prompt under the policy that was loaded last.
 
-        Raises `ValueError` for what `check_request` refuses, `RuntimeError` when the server fails.
+        Args:
+            prompts: The prompts.
+            num_samples: Samples of each prompt, >= 1.
+            sampling: The sampling options.
+            seeds: The seed of each sample: [prompt][sample].
+
+        Returns:
+            The rollouts: [prompt][sample].
+
+        Raises:
+            ValueError: `check_request` refuses the request.
+            RuntimeError: The server fails.
         """
         check_sampling(sampling)
         check_request(prompts, num_samples, sampling, seeds, context=self._context)
@@ -190,7 +201,7 @@ class VLLMServerGenerator:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _sample_row(self, row: SamplingRow, sampling: SamplingConfig) -> int:
-        """Sample one row to its end; the number of its tokens."""
+        """Sample one row to its end; return the number of its tokens."""
         body = self._request(row, sampling)
         (choice,) = self._client.post("/v1/completions", body)["choices"]
         row.ids += choice["token_ids"]
@@ -235,7 +246,7 @@ class VLLMServerGenerator:
 
 
 def _check_logprobs(client: ServerClient, model: str) -> None:
-    """With one word left to draw from, its processed log-probability is 0; its raw one is not."""
+    """Refuse raw logps: with one word left to draw from, only the processed one is 0."""
     body = {"model": model, "prompt": [1], "max_tokens": 1, "top_k": 1, "logprobs": 0}
     (choice,) = client.post("/v1/completions", body)["choices"]
     if choice["logprobs"]["token_logprobs"][0] < -1e-6:

@@ -20,7 +20,7 @@ class ServerClient:
     """Keeps one pool of connections. Bodies and answers are JSON; plain text comes as a string."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
-        """Nothing is sent yet; `timeout_s` bounds the connecting and each wait for an answer."""
+        """Send nothing yet; `timeout_s` bounds the connecting and each wait for an answer."""
         self._http = httpx.Client(
             base_url=url,
             timeout=timeout_s,
@@ -36,11 +36,11 @@ class ServerClient:
         )
 
     def get(self, path: str) -> Any:
-        """The answer to a GET; raises ServerError."""
+        """Return the answer to a GET; raise ServerError."""
         return self._request("GET", path, None)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The answer to a POST; raises ServerError."""
+        """Return the answer to a POST; raise ServerError."""
         return self._request("POST", path, body)
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class ServerClient:
 
 
 def _message(answer: httpx.Response) -> str:
-    """The message of an OpenAI-style error, else the start of the text, in one line."""
+    """Return the message of an OpenAI-style error, else the start of the text, in one line."""
     text = answer.text
     try:
         found = answer.json()

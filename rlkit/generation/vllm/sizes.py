@@ -1,4 +1,4 @@
-"""How large an engine is made: its cache, its batch, and its share of the device."""
+"""Size an engine: its cache, its batch, and its share of the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an adapter lives in vLLM's buffers, and writing there."""
+"""Find the place of an adapter in vLLM's buffers, and write there."""
 
 from __future__ import annotations
 
@@ -54,7 +54,14 @@ class AdapterSlot:
     """On CUDA, the copies into `factors` of the adapters written last, the latest first."""
 
     def valid(self, manager: Any, int_id: int, layers: Sequence[str], rank: int) -> bool:
-        """Tell whether vLLM still holds the adapter in this slot, in these buffers."""
+        """Tell whether vLLM still holds the adapter in this slot, in these buffers.
+
+        Args:
+            manager: vLLM's `LoRAModelManager`.
+            int_id: The adapter's id in vLLM.
+            layers: The adapted layers, in the order of the factors.
+            rank: The adapter's rank.
+        """
         return (
             self.layers == layers
             and self.factors[0].shape[0] == rank
@@ -94,7 +101,14 @@ def find_slot(
 ) -> AdapterSlot:
     """Find the places of the factors of `layers` in slot `index`.
 
-    Raises ValueError when a layer has no LoRA buffers or `rank` does not fit them.
+    Args:
+        parts: vLLM's buffers by layer.
+        index: The number of the slot.
+        layers: The adapted layers.
+        rank: The adapter's rank, >= 1.
+
+    Raises:
+        ValueError: A layer has no LoRA buffers or `rank` does not fit them.
     """
     if missing := [layer for layer in layers if layer not in parts]:
         raise ValueError(

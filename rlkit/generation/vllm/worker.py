@@ -67,10 +67,12 @@ class WorkerExtension:
             # The dummy brings no values: rank 1 keeps its copy in host memory small.
             request = LoRARequest(f"rlkit-{int_id}", int_id, "/rlkit/in-memory")
             objects.register_adapter(self.model_runner, request, 1)
+        # The adapter gets a slot, and vLLM never gives that to another one while it is pinned.
         manager.activate_adapter(int_id)
         manager.pin_adapter(int_id)
         index = manager.lora_index_to_id.index(int_id)
         slot = find_slot(self.rlkit_parts(), index, layers, rank)
+        # The dummy's values, and ranks beyond the adapter's, must add nothing.
         torch._foreach_zero_([buffer[slot.index] for buffer in slot.buffers])
         self._rlkit_state().slots[int_id] = slot
         return slot
@@ -79,7 +81,14 @@ class WorkerExtension:
     def rlkit_write(
         self, int_id: int, layers: tuple[str, ...], factors: Sequence[Tensor], scale: float
     ) -> WriteReport:
-        """Write A and scale B of each layer in turn (`factors`) into the slot of `int_id`."""
+        """Write A and scale B of each layer into the slot of an adapter, which is bound if need be.
+
+        Args:
+            int_id: The adapter's id in vLLM.
+            layers: The adapted layers.
+            factors: A and B of each layer in turn.
+            scale: Multiplies B.
+        """
         rank = factors[0].shape[0]
         slot = self._rlkit_state().slots.get(int_id)
         rebound = False
@@ -94,7 +103,9 @@ class WorkerExtension:
         from vllm.lora.lora_model import LoRAModel
         from vllm.lora.peft_helper import PEFTHelper
 
+        # vLLM's manager keeps what it has under an id, and ignores a second adapter.
         self.rlkit_drop(int_id)
+        # The scale is folded in, so alpha = r makes vLLM's own factor 1.
         leaves = sorted({key.split(".lora_")[0].rsplit(".", 1)[-1] for key in tensors})
         helper = PEFTHelper.from_dict({"r": rank, "lora_alpha": rank, "target_modules": leaves})
         manager = self._rlkit_manager()
@@ -156,7 +167,7 @@ class WorkerExtension:
         """Give views of vLLM's weights under the names of the Hugging Face model.
 
         Fused layers are cut into their parts, padding of the vocabulary is left out, and 4-bit
-        layers are bitsandbytes' `Params4bit`. No copies.
+        layers are bitsandbytes' `Params4bit`. Nothing is copied.
         """
         model = self.model_runner.get_model()
         views: dict[str, Tensor] = {}
@@ -168,7 +179,7 @@ class WorkerExtension:
         return views
 
     def rlkit_kv_discard(self) -> int:
-        """Give the memory of the key-value cache back to the device; the bytes freed."""
+        """Give the memory of the key-value cache back to the device; return the bytes freed."""
         return pools.discard_kv_cache()
 
     def rlkit_kv_restore(self) -> None:

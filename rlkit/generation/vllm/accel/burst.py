@@ -1,9 +1,9 @@
-"""Decoding past vLLM's scheduler: steps in which every running request adds one token.
+"""Decode past vLLM's scheduler: steps in which every running request adds one token.
 
-A step of vLLM costs 3 to 5 ms of Python for 64 requests. Little of it changes while all of them
-decode, so a burst of steps is scheduled once, launched one after the other by vLLM's own kernels,
-graphs and sampler, and its tokens come back together: 1.2 ms. Between bursts vLLM's scheduler owns
-the requests as ever: it admits, preempts and frees them.
+A step of vLLM costs 3 to 5 ms of Python for 64 requests, and little of it changes while all of them
+decode. So a burst of steps is scheduled once. vLLM's own kernels, graphs and sampler run the steps
+one after the other, and the tokens come back together. A step then costs 1.2 ms. Between bursts
+vLLM's scheduler owns the requests as ever: it admits, preempts and frees them.
 
 The private names are those of vLLM's V2 model runner. `compat.features` lists them, the file of the
 line says what changed between versions, and `find.find_decoder` says why an engine has no bursts.
@@ -27,8 +27,8 @@ from rlkit.generation.vllm.compat.line import VLLMLine
 from rlkit.generation.vllm.piece import Piece
 
 _STEPS = 16
-"""Steps of one burst. Two are on their way at a time: a completion that ends is noticed at most
-32 steps later, which costs nothing but the tail of the last one."""
+"""Steps of one burst. Two bursts are on their way at a time, so a completion that ends is noticed
+at most 32 steps later. That costs nothing but the tail of the last one."""
 
 
 class _Burst(NamedTuple):
@@ -71,8 +71,9 @@ class Decoder:
         )
 
     def drain(self) -> list[Any]:
-        """Wait for the steps that vLLM has launched; their `EngineCoreOutput`s."""
+        """Wait for the steps that vLLM has launched; return their `EngineCoreOutput`s."""
         outputs = []
+        # vLLM launches steps ahead. Their tokens reach the scheduler before it sees a burst.
         while self._core.batch_queue:
             future, scheduled, _ = self._core.batch_queue.pop()
             by_client = self._scheduler.update_from_output(scheduled, future.result())
@@ -180,7 +181,7 @@ class Decoder:
 
     @torch.inference_mode()
     def _steps(self, scheduled: Any, num_steps: int, graph: Any) -> tuple[Tensor, Tensor]:
-        """Token ids and logps, (requests, steps)."""
+        """Return token ids and logps, (requests, steps)."""
         runner = self._runner
         # vLLM itself runs the first step: it updates block tables and input buffers.
         runner.execute_model(scheduled)
@@ -231,10 +232,11 @@ class Decoder:
         )
         # The slots of the cache for the new keys and values are looked up.
         blocks, slots = runner.prepare_attn(batch)
-        # For what a backend computes outside the graph from the lengths, into its own buffers.
+        # A backend computes some things outside the graph from the lengths, into its own buffers.
         runner.model_state.prepare_attn(
             batch, graph.cg_mode, blocks, slots, runner.attn_groups, runner.kv_cache_config
         )
+        # The graph reads all of its inputs from the buffers that were filled above.
         hidden: Tensor = runner.cudagraph_manager.run_fullgraph(graph)
         return hidden
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
-"""The logp of one token a row, read off the logits once."""
+"""Compute the logp of one token a row, with one pass over the logits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _BLOCK = 4096
 
 
 def token_logps(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """log softmax(logits)[token], (rows,) in float32, of logits (rows, words) and ids (rows,).
+    """Return log softmax(logits)[token], (rows,) float32, of logits (rows, words), ids (rows,).
 
-    NaN where a row holds NaN. -inf, the logit of a word that is masked out, is fine.
+    It is NaN where a row holds NaN. -inf, the logit of a word that is masked out, is fine.
     """
     rows, words = logits.shape
     parts = triton.cdiv(words, _BLOCK)
@@ -37,7 +37,7 @@ def token_logps(logits: Tensor, token_ids: Tensor) -> Tensor:
 
 @triton.jit
 def _parts_kernel(logits, stride, maxima, sums, words, BLOCK: tl.constexpr):
-    """Largest logit and sum of exponentials, off that largest one, of one block of one row."""
+    """Find the largest logit, and the sum of exponentials off it, of one block of one row."""
     row, part = tl.program_id(0), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits + row.to(tl.int64) * stride + at, mask=at < words, other=-float("inf"))

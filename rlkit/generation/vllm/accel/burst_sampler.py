@@ -1,6 +1,6 @@
-"""Sampling in a burst: vLLM's own sampler, and the logps of what it took.
+"""Sample in a burst with vLLM's own sampler, and get the logps of what it took.
 
-Private attributes of vLLM, as in `rlkit.generation.vllm.accel.burst`.
+It uses private attributes of vLLM, as does `rlkit.generation.vllm.accel.burst`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class BurstSampler:
     def __init__(self, runner: Any, line: VLLMLine) -> None:
         from vllm.v1.worker.gpu.sample import gumbel
 
-        # Not at the top: Triton may be missing where vLLM decodes step by step.
+        # The import is not at the top: Triton may be missing where vLLM decodes step by step.
         from rlkit.generation.vllm.accel.burst_kernel import token_logps
 
         self._runner, self._gumbel, self._logps = runner, gumbel, token_logps
@@ -36,7 +36,7 @@ class BurstSampler:
         )
 
     def __call__(self, hidden: Tensor, batch: Any, *, plain: bool) -> tuple[Tensor, Tensor]:
-        """Token ids and their logps, (rows,), from the model's output.
+        """Return token ids and their logps, (rows,), from the model's output.
 
         `plain` reads the logits in the model's dtype, without vLLM's float32 copy of them: the
         values are the same. Options beyond those that `is_plain` looks at must not be in use.
@@ -44,6 +44,7 @@ class BurstSampler:
         runner, count = self._runner, batch.num_reqs
         logits = runner.model.compute_logits(hidden[:count])
         if plain:
+            # vLLM's sampler would copy the logits to float32 before it draws by this kernel.
             states = runner.sampler.sampling_states
             sampled = self._gumbel.gumbel_sample(
                 logits,

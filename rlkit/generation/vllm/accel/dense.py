@@ -1,11 +1,10 @@
-"""vLLM's adapter by plain matrix products: one LoRA slot, instead of Punica's kernels for many.
+"""Apply vLLM's adapter by plain matrix products: one LoRA slot, not Punica's kernels for many.
 
-Of a layer with fused parts p, output = base(x) + active * [B_p (A_p x)]_p, where `active` says
-which rows of the batch use the adapter; a mixed batch is right without being sorted. For the few
-rows of decoding, A is kept behind the rows of the base weight, so that one product gives base(x)
-and A x, and `expand` adds the rest: one launch per layer more than without an adapter. A x and
-B (A x) are rounded to the dtype of the model, as in `rlkit.policy.lora`; Punica keeps A x in
-float32.
+A layer with fused parts p gives output = base(x) + active * [B_p (A_p x)]_p. `active` says which
+rows of the batch use the adapter, so a mixed batch is right without being sorted. For the few rows
+of decoding, A is kept behind the rows of the base weight. One product then gives base(x) and A x,
+and `expand` adds the rest: one launch per layer more than without an adapter. A x and B (A x) are
+rounded to the dtype of the model, as in `rlkit.policy.lora`; Punica keeps A x in float32.
 
 vLLM's stacked buffers become views of the same memory, so whatever fills them (rlkit's injector,
 vLLM's own loaders) fills what is multiplied. Tested with vLLM 0.24.0 (CUDA, both model runners)
@@ -70,7 +69,7 @@ class DenseLinear:
     """`apply` of one of vLLM's layers wrapped for LoRA: base and update."""
 
     def __init__(self, module: Any, rows: ActiveRows, *, fused: bool, gated: bool) -> None:
-        """Moves the LoRA buffers of `module`, if `fused` behind its weight.
+        """Move the LoRA buffers of `module`, if `fused` behind its weight.
 
         `fused`: with Triton's kernels, for weights that are plain matrices. `gated`: then also
         return silu(gate) up for the two parts, where rows are few.
@@ -85,6 +84,7 @@ class DenseLinear:
         self.wide, self.wide_bias, self.a = self._place(torch.cat([part[0, 0] for part in a]))
         self.b = torch.cat([part[0, 0] for part in b])
         """(outputs, rank), as rows of the weight."""
+        # vLLM's loaders and rlkit's injector write to these views in the shapes that they know.
         module.lora_a_stacked = tuple(part[None, None] for part in torch.split(self.a, self.rank))
         module.lora_b_stacked = tuple(
             part[None, None] for part in torch.split(self.b, list(self.widths))
@@ -102,7 +102,7 @@ class DenseLinear:
         return self.forward(flat, bias).view(*x.shape[:-1], -1)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """y = base(x) + active * B (A x) of rows `x`, or silu(y_gate) y_up, or [W x, A x]."""
+        """Return y = base(x) + active * B (A x) of `x`, or silu(y_gate) y_up, or [W x, A x]."""
         if self.wide is None or x.shape[0] > WIDE_ROWS:
             out: Tensor = self._method.apply(self._base, x, bias)
             self._add(out, out, F.linear(x, self.a))
@@ -116,12 +116,12 @@ class DenseLinear:
         return out
 
     def both(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """[base(x), A x] and padding, of a layer with `wide`."""
+        """Return [base(x), A x] and padding, of a layer with `wide`."""
         assert self.wide is not None
         return F.linear(x, self.wide, None if bias is None else self.wide_bias)
 
     def exact(self, x: Tensor, active: Tensor, bias: Tensor | None) -> Tensor:
-        """base(x), as vLLM has it, and the rest in float64."""
+        """Return base(x), as vLLM has it, and the rest in float64."""
         base = self._method.apply(self._base, x, bias).double()
         low = torch.split(x.double() @ self.a.double().T, self.rank, 1)
         parts = zip(low, torch.split(self.b.double(), list(self.widths)), strict=True)
@@ -130,7 +130,7 @@ class DenseLinear:
         return exact
 
     def random_inputs(self, num_rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Random rows, which of them are active, and the layer's bias; the factors get random."""
+        """Draw random rows, their activity and the layer's factors; return the bias with them."""
         generator = torch.Generator().manual_seed(0)
         for factor in (self.a, self.b):
             factor.copy_(torch.randn(factor.shape, generator=generator) * factor.shape[1] ** -0.5)
@@ -140,7 +140,7 @@ class DenseLinear:
         return x, active, getattr(self._base, "bias", None)
 
     def _place(self, a: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """[W; A] with its bias, and A as a view of it; None, None and A for other weights."""
+        """Return [W; A] with its bias, and A as a view of it; for other weights None, None, A."""
         weight, bias = getattr(self._base, "weight", None), getattr(self._base, "bias", None)
         plain = type(self._method).__name__ == "UnquantizedLinearMethod" and self._fused
         if not plain or weight is None or weight.dtype != a.dtype:
@@ -150,6 +150,7 @@ class DenseLinear:
         wide = a.new_zeros(padded, a.shape[1])
         wide[:size].copy_(weight.data)
         wide[size : size + len(a)].copy_(a)
+        # vLLM's parameter stays the same object, so other holders of it see the new place too.
         weight.data = wide[:size]
         wide_bias = None
         if bias is not None:

@@ -1,4 +1,4 @@
-"""The adapter's update inside the RMSNorm that follows it: one launch less for o and down.
+"""Update by the adapter inside the RMSNorm that follows it: one launch less for o and down.
 
 In vLLM's Llama, Qwen2 and Qwen3 the outputs of `o_proj` and `down_proj` go to a norm that adds the
 residual, and nowhere else. There, `DenseLinear` hands over [W x, A x] as it is, wider than the
@@ -20,12 +20,12 @@ _KNOWN = {
     "Qwen2Model": "Qwen2DecoderLayer",
     "Qwen3Model": "Qwen3DecoderLayer",
 }
-"""Of vLLM's stacks, the layers whose data flow is known."""
+"""The layers of vLLM's stacks whose data flow is known."""
 _CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
 class NormAfter:
-    """`forward` of the norm behind a layer."""
+    """This replaces `forward` of the norm behind a layer."""
 
     def __init__(self, norm: Any, layer: DenseLinear) -> None:
         self._original = norm.forward
@@ -34,6 +34,7 @@ class NormAfter:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Any:
         wide = self.layer.wide
+        # Only the width says that the layer has left its update to the norm.
         if wide is None or x.shape[-1] != len(wide):
             return self._original(x) if residual is None else self._original(x, residual)
         if residual is None:
@@ -62,7 +63,7 @@ class NormAfter:
 
 @torch.no_grad()
 def install_norms(model: Any, layers: Mapping[str, DenseLinear]) -> int:
-    """Let norms of `model` do the work of the `layers` before them; how many do.
+    """Let norms of `model` do the work of the `layers` before them; return how many do.
 
     The first of each kind is tried against float64. Raises ValueError, with nothing changed, when
     it is off by more than rounding.
@@ -76,12 +77,14 @@ def install_norms(model: Any, layers: Mapping[str, DenseLinear]) -> int:
             continue
         if norm.weight.shape == (layer.num_outputs,) and norm.weight.dtype is layer.b.dtype:
             behind.append((norm, NormAfter(norm, layer)))
+    # One norm of each shape is tried; the factors are zero again afterwards.
     for after in {after.layer.a.shape: after for _, after in behind}.values():
         try:
             _try(after)
         finally:
             for tensor in (after.layer.a, after.layer.b, after.layer.rows.mask):
                 tensor.zero_()
+    # From here on the two halves depend on each other: the layer leaves its update to the norm.
     for norm, after in behind:
         norm.forward = after
         after.layer.deferred = True
@@ -101,6 +104,7 @@ def _norms(model: Any) -> Iterator[tuple[str, Any]]:
         for layer in layers
     ):
         return
+    # The first norm of a layer adds the output of the layer before it to the residual.
     next_norms = [layer.input_layernorm for layer in layers[1:]] + [stack.norm]
     for n, (layer, next_norm) in enumerate(zip(layers, next_norms, strict=True)):
         for name, norm in (

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
 """Triton kernels of vLLM's adapter: y += B h for a few rows, and the copy of an adapter.
 
-Both run where a launch counts: the first at every layer of every decoded token, between two matrix
-products of 5 to 30 us, the second once per step over some 400 small tensors.
+Both run where a launch counts. The first runs at every layer of every decoded token, between two
+matrix products of 5 to 30 us. The second runs once per step over some 400 small tensors.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _updated(
     y, on, inputs, weights, low, b, rows, inside, columns, part, low_step, kind: tl.constexpr,
     RANK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """round(y + on round(low of the part B^T)) in float32; the first ranks are loaded already"""
+    """Return round(y + on round(low of the part B^T)), float32; the first ranks are loaded."""
     acc = tl.dot(inputs, weights, input_precision="ieee")
     for start in tl.static_range(BLOCK_R, RANK, BLOCK_R):
         inputs = _inputs(low, rows, inside, part, low_step, start, RANK, BLOCK_R)
@@ -97,7 +97,7 @@ def _expand_gated_kernel(
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
     EARLY: tl.constexpr, launch_pdl: tl.constexpr,
 ):  # fmt: skip
-    """silu(gate) up, for BLOCK_N columns of both; rounded after each operation"""
+    """Compute silu(gate) up, for BLOCK_N columns of both; it is rounded after each operation."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     others = columns + width
     rows = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -124,7 +124,7 @@ def _expand_gated_kernel(
 @triton.jit
 def _copy_kernel(table, blocks, scale, SOURCE: tl.constexpr, TARGET: tl.constexpr,
                  BLOCK: tl.constexpr):  # fmt: skip
-    """Copy one block of one tensor: target[row * step + column] = source * (scale or 1)"""
+    """Copy one block of one tensor: target[row * step + column] = source * (scale or 1)."""
     pid = tl.program_id(0)
     entry = table + 6 * tl.load(blocks + 2 * pid)
     source = tl.load(entry).to(tl.pointer_type(SOURCE))
@@ -170,11 +170,18 @@ def expand(
     out: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor, widths: Sequence[int],
     tile: ExpandTiling,
 ) -> None:  # fmt: skip
-    """out = base + active * (low B^T), each part of the columns with its own part of `low`.
+    """Set out = base + active * (low B^T), each part of the columns with its own part of `low`.
 
-    `out` and `base` (M, N) may be one tensor; `low` (M, parts * R) holds A x, `b` is (N, R), dense;
-    `active` (>= M), whole numbers, is 0 for rows without the adapter. The last dimensions are
-    dense. The update is rounded to the dtype of `out` before it is added.
+    The last dimensions are dense. The update is rounded to the dtype of `out` before it is added.
+
+    Args:
+        out: The result (M, N); it may be `base` itself.
+        base: The layer's own output (M, N).
+        low: A x (M, parts * R).
+        b: B of all parts (N, R), dense.
+        active: Whole numbers (>= M), 0 for rows without the adapter.
+        widths: Columns of each part.
+        tile: The cut into programs.
     """
     num_columns = base.shape[1]
     ends = [sum(widths[: n + 1]) for n in range(len(widths))] + [num_columns] * MOST_PARTS
@@ -184,10 +191,14 @@ def expand(
 def expand_gated(
     out: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor, tile: ExpandTiling
 ) -> None:
-    """out = silu(gate) * up of the two parts that `expand` would give; `out` is half as wide.
+    """Set out = silu(gate) * up of the two parts that `expand` would give.
 
-    silu and the product are rounded to the dtype of `out`, as where they are operations of their
-    own. `tile` must be one for parts of that width.
+    silu and the product are rounded to the dtype of `out`, as separate operations would be.
+
+    Args:
+        out: The result (M, N / 2).
+        base, low, b, active: The tensors of `expand`.
+        tile: The cut into programs, for parts as wide as `out`.
     """
     _launch(_expand_gated_kernel, out, base, low, b, active, (out.shape[1],), tile)
 
@@ -219,7 +230,7 @@ class CopyTable:
     def __init__(
         self, sources: Sequence[Tensor], targets: Sequence[Tensor], scaled: Sequence[bool]
     ) -> None:
-        """Matrices on one device; sources dense and of one dtype, targets of another or the same.
+        """Take matrices on one device; sources are dense and of one dtype, targets of one dtype.
 
         Raises ValueError otherwise.
         """

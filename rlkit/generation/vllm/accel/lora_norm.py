@@ -52,12 +52,21 @@ def expand_norm(
     out: Tensor, residual: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor,
     gain: Tensor, epsilon: float, *, early: bool,
 ) -> None:  # fmt: skip
-    """residual += y and out = gain * residual / rms(residual), y = base + active * (low B^T).
+    """Set residual += y and out = gain * residual / rms(residual), y = base + active * (low B^T).
 
-    All (M, N) but `low` (M, R), `b` (N, R), `active` (>= M) and `gain` (N); the last dimensions are
-    dense. Rounded to the dtype of `out` where each operation of its own would round; RMSNorm as
-    transformers has it (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4), its sums in float32.
-    `early` as of `lora_kernels.ExpandTiling`.
+    Results are rounded to the dtype of `out` wherever separate operations would round. RMSNorm is
+    that of transformers (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4); its sums are float32.
+
+    Args:
+        out: The normed result (M, N). The last dimension of every tensor is dense.
+        residual: The residual stream (M, N), changed in place.
+        base: The layer's own output (M, N).
+        low: A x (M, R).
+        b: B (N, R).
+        active: Whole numbers (>= M), 0 for rows without the adapter.
+        gain: The weight of the norm (N).
+        epsilon: Added to the mean square, > 0.
+        early: The option of that name of `lora_kernels.ExpandTiling`.
     """
     num_rows, width = out.shape
     rank = b.shape[1]

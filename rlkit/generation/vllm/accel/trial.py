@@ -47,7 +47,7 @@ _Pieces = list[tuple[list[int], list[float]]]
 def _decode(llm: Any, decoder: Decoder | None, *, run: int) -> dict[str, _Pieces]:
     """Give the tokens and logps of each prompt, as they came.
 
-    `run` keeps the names of requests apart: vLLM schedules a step ahead, and a late token must not
+    `run` keeps the names of requests apart. vLLM schedules a step ahead, and a late token must not
     go to a later request of the same name.
     """
     from vllm import SamplingParams

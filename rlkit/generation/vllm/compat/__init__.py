@@ -8,5 +8,5 @@ cpu, repacked       the changes to vLLM on a CPU, and the weights that vLLM has 
 pools, warm_up      the changes to the start and the end of an engine
 
 The features look their names up when an engine starts. A feature whose names are missing is off,
-rlkit falls back to the plain path, and the summary of the engine says which name was missing.
+and rlkit falls back to the plain path. The summary of the engine says which name was missing.
 """

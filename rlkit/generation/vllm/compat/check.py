@@ -1,4 +1,4 @@
-"""Which features the installed vLLM can have, asked once when an engine starts."""
+"""Find the features that the installed vLLM can have, once when an engine starts."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ v1/sample/ops/logprobs.py batched_count_greater_than(x, values)
 def prepare_cpu() -> None:
     """Change vLLM before `vllm.LLM` is called on a CPU; harmless when called again.
 
-    A name that a vLLM does not have is left alone: `repacked_layers` finds packed weights, and the
-    self-tests at the start of a run find an adapter that is not applied.
+    A name that a vLLM does not have is left alone. `repacked_layers` then finds packed weights, and
+    the self-tests at the start of a run find an adapter that is not applied.
     """
     _keep_weights()
     _apply_adapters_by_products()
@@ -35,13 +35,15 @@ def _keep_weights() -> None:
     """Let linear layers and heads compute on the weight that they hold.
 
     vLLM packs weights into a layout of the CPU's own and leaves `weight` empty, out of reach for
-    sharing and for full updates. It does so by oneDNN on every CPU, by its kernels for AMX where a
-    16-bit weight is at most 1 MiB, and by zentorch on AMD. All three go through one function. Plain
+    sharing and for full updates. oneDNN packs on every CPU. The kernels for AMX pack where a 16-bit
+    weight is at most 1 MiB, and zentorch packs on AMD. All three go through one function. Plain
     products cost 15% of the decoding speed.
     """
     from vllm.model_executor.layers import utils
 
     layers: Any = utils
+    # vLLM imports the function at each call, so a new value in its module reaches every layer. A
+    # `partial` is ours: a second call changes nothing.
     original = getattr(layers, "dispatch_cpu_unquantized_gemm", None)
     if original is not None and not isinstance(original, partial):
         layers.dispatch_cpu_unquantized_gemm = partial(_dispatch, original)
@@ -49,6 +51,7 @@ def _keep_weights() -> None:
 
 def _dispatch(original: Callable[..., None], layer: Any, remove_weight: bool) -> None:
     if layer.weight.ndim == 2:
+        # vLLM's layer calls `cpu_linear(x, weight, bias)`; torch's own reads the weight as it is.
         layer.cpu_linear = linear
     else:
         # vLLM's convolutions can read packed weights only.
@@ -65,6 +68,7 @@ def _apply_adapters_by_products() -> None:
 
     wrapper: Any = punica_cpu.PunicaWrapperCPU
     if wrapper.add_lora_linear is not _add_lora_linear:
+        # Each batch notes its slots once, and the products of all layers read them.
         wrapper.update_metadata = _noting_slots(wrapper.update_metadata)
         wrapper.add_lora_linear = _add_lora_linear
 
@@ -74,6 +78,7 @@ def _count_ranks_eagerly() -> None:
     from vllm.v1.sample import sampler as sampler_module
 
     sampler: Any = sampler_module
+    # The sampler holds its own reference to the compiled function, so it is replaced there.
     sampler.batched_count_greater_than = _count_greater
 
 

@@ -50,6 +50,7 @@ def forget_addresses(ours: Iterable[int]) -> None:
     tables = sys.modules.get("vllm.lora.ops.triton_ops.utils")
     if tables is None:
         return
+    # The keys are tuples of addresses of the buffers of all parts of a layer.
     addresses = set(ours)
     for table in (tables._LORA_A_PTR_DICT, tables._LORA_B_PTR_DICT):
         for key in [key for key in table if not addresses.isdisjoint(key)]:
@@ -62,6 +63,7 @@ def empty(llm: Any) -> None:
     finalizer = getattr(engine, "_finalizer", None)
     if finalizer is not None:
         finalizer()  # it holds the model while `engine` lives
+    # Whoever still holds the two objects holds empty ones.
     vars(engine).clear()
     vars(llm).clear()
 
@@ -74,4 +76,5 @@ def use_own_graph_pool() -> None:
     """
     from vllm.platforms import current_platform
 
+    # The class makes a pool when it has none.
     type(current_platform)._global_graph_pool = None

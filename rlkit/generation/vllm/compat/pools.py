@@ -20,6 +20,7 @@ def discard_kv_cache() -> int:
     from vllm.device_allocator.cumem import CuMemAllocator, unmap_and_release
 
     allocator = CuMemAllocator.get_instance()
+    # No kernel may still read the memory when it is unmapped.
     torch.cuda.synchronize()
     held = [d for d in allocator.pointer_to_data.values() if d.tag == KV_CACHE]
     if not held:
@@ -27,6 +28,7 @@ def discard_kv_cache() -> int:
     if hasattr(allocator, "discard"):  # vLLM >= 0.29
         allocator.discard((KV_CACHE,))
     else:
+        # Older versions have no `discard`, so vLLM's own function releases each piece.
         for data in held:
             unmap_and_release(data.handle)
     torch.cuda.empty_cache()
@@ -51,12 +53,13 @@ def abandon_pools(asleep: tuple[str, ...]) -> None:
     if allocator is None:
         return
     torch.cuda.synchronize()
+    # vLLM's own table must be empty: it refuses to let another engine sleep otherwise.
     held, left = allocator.pointer_to_data, _left(allocator)
     left.update({address: data for address, data in held.items() if data.tag not in asleep})
     held.clear()
     pools = allocator.allocator_and_pools
     for tag in [tag for tag in pools if not tag.startswith(_CLOSED)]:
-        # Kept: were a pool destroyed, PyTorch would free its segments once more.
+        # The pool is kept: were it destroyed, PyTorch would free its segments once more.
         pools[f"{_CLOSED}{len(pools)} {tag}"] = pools.pop(tag)
     free_pools()
 
@@ -73,6 +76,7 @@ def free_pools() -> None:
         if not tag.startswith(_CLOSED):
             continue
         for segment in pool[0].snapshot():
+            # A segment without live tensors is nobody's: its memory goes back to the device.
             data = left.get(segment["address"])
             if data is not None and segment["allocated_size"] == 0:
                 del left[segment["address"]]

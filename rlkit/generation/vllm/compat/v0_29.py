@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any
 
-from rlkit.generation.vllm.compat import v0_24
+from rlkit.generation.vllm.compat import v0_24, v0_28
 from rlkit.generation.vllm.compat.line import VLLMLine
 
 GUMBEL = (
@@ -13,21 +12,12 @@ GUMBEL = (
     "pos, apply_temperature, is_drafting, use_fp64)"
 )
 GUMBEL_OPTIONS = MappingProxyType({"is_drafting": False})
-_SAMPLE = (
-    "v1/worker/gpu/sample/sampler.py Sampler.sample(logits, expanded_idx_mapping, idx_mapping, "
-    "idx_mapping_np, pos, input_ids, expanded_local_pos, return_logprobs)"
-)
-
-
-def _sample_options(batch: Any) -> dict[str, Any]:
-    return {"idx_mapping": batch.idx_mapping}
-
 
 LINE = VLLMLine(
     name="0.29 and 0.30",
-    names="\n".join((v0_24.COMMON, GUMBEL, _SAMPLE, v0_24.CUTS_BY_ROW, v0_24.SKIPPED)),
+    names="\n".join((v0_24.COMMON, GUMBEL, v0_28.SAMPLE, v0_24.CUTS_BY_ROW, v0_24.SKIPPED)),
     waits=v0_24.waits,
     gumbel_options=dict(GUMBEL_OPTIONS),
-    sample_options=_sample_options,
+    sample_options=v0_28.sample_options,
     cuts=v0_24.cuts,
 )

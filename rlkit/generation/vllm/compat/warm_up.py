@@ -16,6 +16,7 @@ def plain_warm_up() -> Iterator[None]:
     """
     from vllm import SamplingParams
 
+    # The class's own dictionary holds the staticmethod as it is, so that it can be put back.
     kept = SamplingParams.__dict__.get("for_sampler_warmup")
     if kept is not None:
         SamplingParams.for_sampler_warmup = staticmethod(_plain_request)  # type: ignore[method-assign]

@@ -1,0 +1,76 @@
+"""The rows, the stop tokens and the rewards of a run, looked at with its tokenizer alone.
+
+A run that cannot earn its rewards is found in a second or two, without loading a model.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from transformers import GenerationConfig, PreTrainedConfig
+
+from rlkit.assembly.rows import tried_rewards, usable_rows
+from rlkit.config import Config
+from rlkit.models.config import ModelConfig
+from rlkit.models.load import stop_token_ids
+from rlkit.models.source import architecture_of, load_options, locate
+from rlkit.models.special import describe_ids, stops_of
+from rlkit.models.tokenizer import load_tokenizer
+from rlkit.models.vocabulary import check_ids, vocabulary_notes, with_rows, without_rows
+from rlkit.rewards import reward_specs
+from rlkit.rewards.pool import RewardPool
+from rlkit.runtime.say import Say
+from rlkit.tasks import build_task
+from rlkit.tasks.render import render_all
+
+_LOOKED_AT = 256
+"""Prompts that are rendered; a run renders all of them."""
+
+
+def look_without_weights(config: Config, *, say: Say) -> None:
+    """Look at what a run would refuse or warn of before its first step, the weights excepted.
+
+    Args:
+        config: The run's configuration, with its generator chosen.
+        say: Gets a line for each thing that a user may not expect.
+
+    Raises:
+        ValueError: A row cannot become a prompt, a stop string can never match, or a reward cannot
+            be earned; one line.
+    """
+    tokenizer = load_tokenizer(config.model, say=say)
+    hf_config = architecture_of(config.model, say=say)
+    num_rows = int(hf_config.get_text_config().vocab_size)
+    task = build_task(config.task)
+    with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
+        pool.start()
+        task = usable_rows(config, task, tokenizer, say=say)
+        ends = stop_token_ids(tokenizer, _eos_of(config.model, hf_config, say))
+        for note in vocabulary_notes(tokenizer, num_rows, ends):
+            say(note)
+        strings = (*task.stop, *config.generator.sampling.stop)
+        stops = stops_of(tokenizer, with_rows(ends, num_rows), strings)
+        say(f"stop tokens: {describe_ids(tokenizer, stops.ids)}")
+        tried_rewards(config, task, pool, tokenizer, ends=ends, say=say)
+    if without_rows(tokenizer, num_rows):
+        size = min(_LOOKED_AT, task.train.size or _LOOKED_AT)
+        rendered = render_all(
+            task.train,
+            range(size),
+            tokenizer,
+            max_length=task.max_prompt_length,
+            overlong=config.task.overlong_prompts,
+        )
+        for prompt in rendered.prompts:
+            where = f"prompt {prompt.index}"
+            check_ids(prompt.ids, num_rows, where=where, tokenizer=tokenizer)
+
+
+def _eos_of(config: ModelConfig, hf_config: PreTrainedConfig, say: Say) -> int | list[int] | None:
+    """Return the end tokens of the generation config, which a model without one takes from its
+    own config."""
+    try:
+        found = GenerationConfig.from_pretrained(locate(config, say=say), **load_options(config))
+    except OSError:
+        return hf_config.eos_token_id  # type: ignore[no-any-return]
+    return found.eos_token_id  # type: ignore[no-any-return]
