@@ -21,7 +21,7 @@ from benchmarks.pace import Look, step_ms
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.assembly.generators import bind_adapter, new_generator
-from rlkit.assembly.load import Loaded, load_base
+from rlkit.assembly.load import LoadedModels, load_base
 from rlkit.config import Config
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, Progress
 from rlkit.models.config import ModelConfig, QuantConfig, QuantKind
@@ -95,7 +95,7 @@ class Row:
     ) -> None:
         """`folder`: a model of the row's shape."""
         self.row, self.say = row, say
-        self.loaded: Loaded | None = None
+        self.loaded: LoadedModels | None = None
         self.looks: list[Look] = []
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.config = row_config(row, folder, generator)
@@ -174,7 +174,7 @@ class Row:
         self.state = TrainState(learner=self.policy, optimizer=optimizer)
         self.found.ms["start"] = self._now() - start
 
-    def _generator(self, loaded: Loaded) -> Generator:
+    def _generator(self, loaded: LoadedModels) -> Generator:
         options, engine, base = self.config.generator, loaded.engine, loaded.base
         return new_generator(
             options,

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlkit.kernels.lm_head import LogitMap
 
 
-class Chunk(NamedTuple):
+class KLChunk(NamedTuple):
     """KL of some rows, and its gradient factor (R,) times dz (R, V) in the products over gain."""
 
     values: Tensor
@@ -35,7 +35,7 @@ def fused_chunk(
     dtype: torch.dtype,
     reverse: bool,
     gradient: bool,
-) -> Chunk:
+) -> KLChunk:
     """Does what `chunk` does with one kernel, without `top_k`.
 
     Args:
@@ -52,7 +52,7 @@ def fused_chunk(
     from rlkit.kernels._kl_triton import kl_rows
 
     found = kl_rows(product, ref_product, logit_map, dtype, reverse=reverse, gradient=gradient)
-    return Chunk(*found)
+    return KLChunk(*found)
 
 
 def chunk(
@@ -63,7 +63,7 @@ def chunk(
     reverse: bool,
     top_k: int | None,
     gradient: bool,
-) -> Chunk:
+) -> KLChunk:
     """Return the KL of some rows from both products h W^T (R, V), which are overwritten.
 
     Args:
@@ -84,13 +84,13 @@ def chunk(
     ratio = _log_ratio(logps, ref_logps, top_k)
     values = _divergence(logps, ref_logps, ratio, reverse)
     if not gradient:
-        return Chunk(values, None, 1.0)
+        return KLChunk(values, None, 1.0)
     dz = _grad_logits(logps, ratio, values[:, None], reverse)
     if slope is not None:
         dz.mul_(slope)
     # A factor per row keeps 16-bit copies of dz in range when p and q almost agree.
     peak = dz.abs().amax(1, keepdim=True).clamp_min_(1e-30)
-    return Chunk(values, dz.div_(peak), peak.squeeze(1))
+    return KLChunk(values, dz.div_(peak), peak.squeeze(1))
 
 
 def _log_ratio(logps: Tensor, ref_logps: Tensor, top_k: int | None) -> Tensor:

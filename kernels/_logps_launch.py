@@ -84,7 +84,7 @@ def chunk_rows(
     return max(range(math.ceil(most / 512) * 256, most + 1, 256), key=filled)
 
 
-class Chunk(NamedTuple):
+class LogpsChunk(NamedTuple):
     """One chunk of rows and the anchors of its exponentials."""
 
     hidden: Tensor
@@ -98,7 +98,7 @@ class Chunk(NamedTuple):
 
 def anchor(
     hidden: Tensor, weight: Tensor, targets: Tensor, logit_map: LogitMap, tiling: Tiling
-) -> Chunk:
+) -> LogpsChunk:
     """Return the chunk with the logits of its targets.
 
     Args:
@@ -118,7 +118,7 @@ def anchor(
         weight.stride(0), hidden.shape[1], gain, cap, BIAS=logit_map.bias is not None,
         SOFTCAP=logit_map.softcap is not None, BLOCK_D=512, num_warps=2,
     )  # fmt: skip
-    return Chunk(hidden, weight, targets, logit_map, tiling, anchors)
+    return LogpsChunk(hidden, weight, targets, logit_map, tiling, anchors)
 
 
 class Sums(NamedTuple):
@@ -137,7 +137,7 @@ class Stored(NamedTuple):
     """The levels (R,), float32; None where all are 0, as in bfloat16."""
 
 
-def exponentials(chunk: Chunk, sums: Sums, *, store: bool) -> Stored | None:
+def exponentials(chunk: LogpsChunk, sums: Sums, *, store: bool) -> Stored | None:
     """Fill `sums`; return E if `store`."""
     total, moment = sums
     tiles = triton.cdiv(len(chunk.weight), chunk.tiling.block_n)
@@ -166,7 +166,7 @@ def exponentials(chunk: Chunk, sums: Sums, *, store: bool) -> Stored | None:
     return Stored(e[:, :words], levels)
 
 
-def weighted_exponentials(chunk: Chunk, alphas: Tensor, betas: Tensor) -> Tensor:
+def weighted_exponentials(chunk: LogpsChunk, alphas: Tensor, betas: Tensor) -> Tensor:
     """Return E (alpha + beta log2 E) (R, V) in bfloat16, a view of wider rows."""
     e = _launch(
         chunk, _Outputs(alphas, alphas, alphas), (alphas, betas),
@@ -185,7 +185,7 @@ class _Outputs(NamedTuple):
 
 
 def _launch(
-    chunk: Chunk,
+    chunk: LogpsChunk,
     outputs: _Outputs,
     weights: tuple[Tensor, Tensor] | None,
     *,

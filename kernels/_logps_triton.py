@@ -21,7 +21,7 @@ from torch import Tensor
 from rlkit.kernels import _logps_kernels as kernels
 from rlkit.kernels import _logps_torch
 from rlkit.kernels._logps_launch import (
-    Chunk,
+    LogpsChunk,
     Stored,
     Sums,
     aligned,
@@ -136,7 +136,7 @@ class _Verdict:
         return low, high, bool(fits)
 
 
-def _directions(chunk: Chunk, total: Tensor, stored: Stored, out: Tensor) -> None:
+def _directions(chunk: LogpsChunk, total: Tensor, stored: Stored, out: Tensor) -> None:
     """Return the gradient directions of a chunk, as in `_logps_torch.Forward`."""
     weight, logit_map = chunk.weight, chunk.logit_map
     product = matmul(working(stored.e), working(weight))
@@ -258,13 +258,13 @@ def _row_weights(
     return -p_y * (grad_logps + surprise), beta, dz_y - p_y * surprise
 
 
-def _target_slopes(chunk: Chunk) -> Tensor:
+def _target_slopes(chunk: LogpsChunk) -> Tensor:
     """Return the softcap's slope at each target (R, 1)."""
     slopes = chunk.logit_map.slope(chunk.anchors * math.log(2))
     return torch.ones_like(chunk.anchors)[:, None] if slopes is None else slopes[:, None]
 
 
-def _add_grads(chunk: Chunk, dz: Tensor, at_target: Tensor, rows: slice, out: Grads) -> None:
+def _add_grads(chunk: LogpsChunk, dz: Tensor, at_target: Tensor, rows: slice, out: Grads) -> None:
     """Add a chunk's gradients to `out`, those of weight and bias without the gain."""
     y = chunk.targets[:, None].long()
     if out.hidden is not None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlkit.kernels._kl_torch import Chunk, chunk, fits, fused_chunk
+from rlkit.kernels._kl_torch import KLChunk, chunk, fits, fused_chunk
 from rlkit.kernels._logps_torch import add_grad_weight, chunks
 from rlkit.kernels._row_gradient import with_row_gradient
 from rlkit.kernels.lm_head import LogitMap, check_head, matmul, working
@@ -87,14 +87,14 @@ def kl_exact(
     _check(hidden, ref_hidden, top_k, workspace_bytes)
     ref_weight = _ref_part("weight", ref_weight, weight)
     ref_bias = None if bias is None else _ref_part("bias", ref_bias, bias)
-    call = _Call(
+    call = _KLCall(
         ref_hidden.detach(), ref_weight, ref_bias, logit_map, workspace_bytes,
         reverse=Direction(direction) == Direction.reverse, top_k=top_k,
     )  # fmt: skip
     if torch.is_grad_enabled() and (
         weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        function: Any = _TwoPass
+        function: Any = _TwoPassKL
         learnt: Tensor = function.apply(hidden, weight, bias, call)
         return learnt
     learns = torch.is_grad_enabled() and hidden.requires_grad
@@ -124,7 +124,7 @@ def _powers_of_two(product: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(most), torch.frexp(most).exponent)
 
 
-class _Call(NamedTuple):
+class _KLCall(NamedTuple):
     """The reference and the options of a call."""
 
     ref_hidden: Tensor
@@ -137,7 +137,7 @@ class _Call(NamedTuple):
 
     def chunks(
         self, hidden: Tensor, head: Tensor, *, gradient: bool
-    ) -> Iterator[tuple[slice, Chunk]]:
+    ) -> Iterator[tuple[slice, KLChunk]]:
         """Return the divergence of all rows, as many at a time as the workspace holds."""
         same = self.ref_weight.data_ptr() == head.data_ptr()
         ref_head = head if same else working(self.ref_weight)
@@ -161,12 +161,12 @@ class _Call(NamedTuple):
             yield rows, found
 
 
-class _TwoPass(torch.autograd.Function):
+class _TwoPassKL(torch.autograd.Function):
     """This serves a head that trains: it keeps the inputs and computes the logits twice."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _KLCall
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias)
         ctx.call = call
@@ -182,7 +182,7 @@ class _TwoPass(torch.autograd.Function):
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         hidden, weight, bias = ctx.saved_tensors
-        call: _Call = ctx.call
+        call: _KLCall = ctx.call
         head = working(weight)
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight, dtype=grad.dtype) if ctx.needs_input_grad[1] else None

@@ -119,7 +119,7 @@ def selected_logps(
         logps, h = reference.selected_logps(hidden, weight, targets, logit_map)
         kept = {EntropyMode.none: None, EntropyMode.value: h.detach()}
         return Logps(logps, kept.get(entropy, h))
-    call = _Call(logit_map, impl, entropy != EntropyMode.none, workspace_bytes, tiling)
+    call = _LogpsCall(logit_map, impl, entropy != EntropyMode.none, workspace_bytes, tiling)
     learns_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     learns_entropy = entropy == EntropyMode.differentiable and hidden.requires_grad
     if not torch.is_grad_enabled() or not (learns_head or hidden.requires_grad):
@@ -131,7 +131,7 @@ def selected_logps(
         factor = power_of_two(result.doubt)
         logps = with_row_gradient(hidden, result.logps, factor, result.direction)
         return Logps(logps, result.entropy)
-    function: Any = _TwoPass
+    function: Any = _TwoPassLogps
     logps, h = function.apply(hidden, weight, bias, targets, call)
     return Logps(logps, h.detach() if entropy == EntropyMode.value else h)
 
@@ -142,7 +142,7 @@ def _choose(hidden: Tensor) -> Impl:
     return Impl.triton if fused_runs(hidden.device, hidden.dtype) else Impl.torch
 
 
-class _Call(NamedTuple):
+class _LogpsCall(NamedTuple):
     """The arguments of a call that are not differentiated, except the bias, which rides along."""
 
     logit_map: LogitMap
@@ -173,12 +173,17 @@ class _Call(NamedTuple):
         return found
 
 
-class _TwoPass(torch.autograd.Function):
+class _TwoPassLogps(torch.autograd.Function):
     """This keeps the inputs and computes the logits a second time in backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, call: _Call
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        call: _LogpsCall,
     ) -> tuple[Tensor, Tensor | None]:
         result = call.forward(hidden, weight, targets, jacobian=False)
         ctx.save_for_backward(
@@ -194,7 +199,7 @@ class _TwoPass(torch.autograd.Function):
         ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         hidden, weight, bias, targets, logps, doubt, entropy = ctx.saved_tensors
-        call: _Call = ctx.call
+        call: _LogpsCall = ctx.call
         run: Any = _logps_torch.backward
         if call.impl == Impl.triton:
             from rlkit.kernels import _logps_triton

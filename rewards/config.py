@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rlkit.rewards.load import REGISTRY
-from rlkit.schema import Schema
+from rlkit.schema import Options, Schema
 
 
 class OnFailure(StrEnum):
@@ -47,7 +47,7 @@ class RewardSpec(NamedTuple):
 
 
 @dataclass(kw_only=True, slots=True)
-class RewardFunctionConfig:
+class RewardFunctionConfig(Options):
     """This configures one reward function; its key in `reward.functions` names its metrics."""
 
     fn: str = ""
@@ -60,7 +60,7 @@ class RewardFunctionConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class RewardConfig:
+class RewardConfig(Options):
     """The reward of a completion is a weighted sum of functions, run in killable processes."""
 
     # Any, because omegaconf refuses `+reward.functions.mine.fn=...` on a dict of dataclasses; the
@@ -95,7 +95,9 @@ class RewardConfig:
             raise ValueError(f"reward.workers must be >= 1, got {self.workers}")
         if self.max_output_bytes < 0:
             raise ValueError(f"reward.max_output_bytes must be >= 0, got {self.max_output_bytes}")
-        self.functions = {name: _function(name, value) for name, value in self.functions.items()}
+        functions = {name: _function(name, value) for name, value in self.functions.items()}
+        # The field is set and read only by now; this replaces what YAML said by what it means.
+        object.__setattr__(self, "functions", functions)
 
 
 def reward_specs(config: RewardConfig, recommended: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:

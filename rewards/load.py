@@ -30,7 +30,7 @@ _PER_SAMPLE = "__rlkit_per_sample__"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class Loaded(NamedTuple):
+class LoadedReward(NamedTuple):
     """This holds a reward function with its options bound."""
 
     name: str
@@ -50,7 +50,7 @@ def per_sample(function: _Function) -> _Function:
     return function
 
 
-def load(name: str, target: str, options: Mapping[str, Any]) -> Loaded:
+def load(name: str, target: str, options: Mapping[str, Any]) -> LoadedReward:
     """Return the function that `target` names.
 
     A target is a registered name, `package.module:function` or `path/to/file.py:function`.
@@ -68,7 +68,7 @@ def load(name: str, target: str, options: Mapping[str, Any]) -> Loaded:
         raise ValueError(f"{key}.fn must {rule}")
     _check_options(function, options, key=f"{key}.options")
     bound = functools.partial(function, **options) if options else function
-    return Loaded(name=name, function=adapted(bound), per_sample=one_by_one)
+    return LoadedReward(name=name, function=adapted(bound), per_sample=one_by_one)
 
 
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any], *, key: str) -> None:

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, TextIO, cast
 
-from rlkit.rewards.load import Loaded, load
+from rlkit.rewards.load import LoadedReward, load
 from rlkit.rewards.printed import MarkedStream
 from rlkit.rewards.wire import (
     PROGRESS,
@@ -57,7 +57,7 @@ def main(channel_fd: int, lifeline_fd: int, progress_fd: int) -> None:
 
 def _serve(
     request: Any,
-    functions: Sequence[Loaded],
+    functions: Sequence[LoadedReward],
     channel: socket.socket,
     progress: mmap.mmap,
     stream: MarkedStream,
@@ -87,7 +87,7 @@ def _serve(
         channel.sendall(frame(replies))
 
 
-def evaluate(loaded: Loaded, samples: Sequence[WireCompletion]) -> list[Any]:
+def evaluate(loaded: LoadedReward, samples: Sequence[WireCompletion]) -> list[Any]:
     """Call one function; return the fields of a `Reply`, whatever it raises or returns."""
     start = time.perf_counter()
     try:

@@ -32,7 +32,7 @@ from rlkit.generation import GeneratorConfig
 from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
 from rlkit.rewards import RewardConfig
-from rlkit.schema import Schema
+from rlkit.schema import Options, Schema
 from rlkit.schema import require as value_require
 from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
@@ -71,7 +71,7 @@ class DeviceChoice(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluationConfig:
+class EvaluationConfig(Options):
     """These options set the held-out evaluation before, after and during training.
 
     It samples at the training temperature.
@@ -95,7 +95,7 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class CheckpointConfig:
+class CheckpointConfig(Options):
     """These options say how often to save what a killed run needs to go on exactly."""
 
     every: int = 5
@@ -109,7 +109,7 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class Config:
+class Config(Options):
     """This is the configuration of one run."""
 
     seed: int = 0

@@ -6,9 +6,56 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MemberDescriptorType, ModuleType
 from typing import NamedTuple
+
+
+class Options:
+    """A base of config dataclasses that makes each field read only once it is set.
+
+    OmegaConf makes read-only nodes of `frozen=True`, which no override could change; this leaves
+    its nodes open and closes the objects that come of them.
+    """
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if _has_own(self, name):
+            raise _read_only(self, name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise _read_only(self, name)
+
+
+def _has_own(options: Options, name: str) -> bool:
+    # Without slots, as in an algorithm from outside, the class itself has the defaults.
+    if isinstance(getattr(type(options), name, None), MemberDescriptorType):
+        return hasattr(options, name)
+    return name in getattr(options, "__dict__", ())
+
+
+def _read_only(options: Options, name: str) -> AttributeError:
+    field = f"{type(options).__name__}.{name}"
+    return AttributeError(f"{field} is read only after it is made: use dataclasses.replace")
+
+
+NAMES = ("algorithm.preset",)
+"""Leaves that only say what others are called."""
+NEWER_OPTIONS: Mapping[str, object] = {
+    "model.adapter": None,
+    "model.adapter_use": "train",
+    "model.rope_length": None,
+    "model.chat_template_name": "",
+    "model.chat_template_kwargs": {},
+    "reward.special_tokens": "drop",
+    "task.bad_rows": "error",
+    "task.ignore_keys": [],
+}
+"""Options that older runs did not have, with the value that means what those runs did. At this
+value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
 
 
 class Schema(NamedTuple):

@@ -17,6 +17,7 @@ from rlkit.functional import (
     group_std,
     leave_one_out_advantages,
 )
+from rlkit.schema import Options
 from rlkit.types import RolloutBatch
 
 
@@ -47,7 +48,7 @@ class Combine(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class AdvantageConfig:
+class AdvantageConfig(Options):
     """Advantage = (reward - baseline) / (scale + eps)."""
 
     baseline: Baseline = Baseline.group_mean

@@ -13,6 +13,7 @@ from rlkit.algorithms.objective.correction import CorrectionConfig
 from rlkit.algorithms.objective.kl import KLConfig
 from rlkit.algorithms.objective.ratio import RatioConfig
 from rlkit.functional import informative_groups, overlong_penalty
+from rlkit.schema import Options
 from rlkit.types import RolloutBatch, Setting
 
 
@@ -25,7 +26,7 @@ class GroupFilter(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class AlgorithmConfig:
+class AlgorithmConfig(Options):
     """Fields of every algorithm."""
 
     preset: str = ""

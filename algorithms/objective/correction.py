@@ -14,6 +14,7 @@ from rlkit.functional import (
     sequence_log_ratio,
     truncate_weights,
 )
+from rlkit.schema import Options
 
 
 class CorrectionMode(StrEnum):
@@ -32,7 +33,7 @@ class CorrectionLevel(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class CorrectionConfig:
+class CorrectionConfig(Options):
     """Weights exp(trainer logps - sampling logps) on the policy loss; the KL term has none."""
 
     mode: CorrectionMode = CorrectionMode.none

@@ -18,6 +18,7 @@ from rlkit.functional import (
     unsloth_full_reverse,
     unsloth_log_weighted,
 )
+from rlkit.schema import Options
 from rlkit.types import KLDirection
 
 
@@ -79,7 +80,7 @@ ESTIMATORS: Mapping[tuple[KLDirection, KLEstimator], _Estimator] = {
 
 
 @dataclass(kw_only=True, slots=True)
-class KLConfig:
+class KLConfig(Options):
     """Divergence from the reference policy (the model with the adapter off)."""
 
     direction: KLDirection = KLDirection.reverse

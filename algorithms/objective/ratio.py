@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rlkit.schema import Options
+
 
 class RatioLevel(StrEnum):
     """The tokens that share one ratio."""
@@ -36,7 +38,7 @@ class Clip(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class RatioConfig:
+class RatioConfig(Options):
     """Importance ratio pi / pi_old and its clip."""
 
     level: RatioLevel = RatioLevel.token

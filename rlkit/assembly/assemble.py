@@ -12,7 +12,7 @@ import torch
 from rlkit.assembly.device import resolve_device
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
-from rlkit.assembly.load import Loaded, choose_generator, plan_and_load
+from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
 from rlkit.assembly.rows import tried_rewards, with_usable_rows
 from rlkit.assembly.worst_step import try_worst_step, verdict
@@ -95,7 +95,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
 
 
 def _with_model(
-    start: _Start, planned: Planned, loaded: Loaded, meter: Meter, say: Callable[[str], None]
+    start: _Start, planned: Planned, loaded: LoadedModels, meter: Meter, say: Callable[[str], None]
 ) -> ModelRun:
     config, task, base = start.config, start.task, loaded.base
     sampling = sampling_config(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlkit.config import Config, flatten
+from rlkit.schema import NAMES, NEWER_OPTIONS
 
 # These options cannot change a number beyond its last bit. They say where a run lives, how it is
 # watched, how it is split to fit, and when it gives up. Everything else is its identity; of
@@ -17,22 +18,6 @@ _NOT_IDENTITY = (
     *("tracker", "checkpoint", "steps", "stop", "memory"),
 )
 _IDENTITY_AFTER_ALL = "memory.quant."
-NAMES = ("algorithm.preset",)
-"""Leaves that only say what others are called."""
-
-
-NEWER_OPTIONS: Mapping[str, object] = {
-    "model.adapter": None,
-    "model.adapter_use": "train",
-    "model.rope_length": None,
-    "model.chat_template_name": "",
-    "model.chat_template_kwargs": {},
-    "reward.special_tokens": "drop",
-    "task.bad_rows": "error",
-    "task.ignore_keys": [],
-}
-"""Options that older runs did not have, with the value that means what those runs did. At this
-value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
 CURES: Mapping[str, tuple[object, ...]] = {
     "task.overlong_prompts": ("drop",),
     "task.bad_rows": ("drop",),

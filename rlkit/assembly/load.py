@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedModels:
     """This record holds the base model, and the engine that samples if that is not transformers."""
 
     base: BaseModel
@@ -75,7 +75,7 @@ def plan_and_load(
     longest: tuple[int, int],
     say: Say,
     longest_prompt: int | None = None,
-) -> tuple[Planned, Loaded]:
+) -> tuple[Planned, LoadedModels]:
     """Return the memory plan and what is loaded by it.
 
     Sometimes vLLM's weights cannot be the trainer's. Then `generator.weights=auto` is planned and
@@ -113,7 +113,7 @@ def plan_and_load(
 
 def load_base(
     config: Config, *, device: torch.device, longest: tuple[int, int], say: Say
-) -> Loaded:
+) -> LoadedModels:
     """Load the model, after the engine whose weights it shares if the generator is vLLM.
 
     Args:
@@ -141,7 +141,7 @@ def load_base(
     if isinstance(config.generator, VLLMGeneratorConfig):
         return _with_engine(config, config.generator, device=device, longest=longest, say=say)
     base = load_model(config.model, device=device, say=say, quant=config.memory.quant)
-    return Loaded(base=base, engine=None)
+    return LoadedModels(base=base, engine=None)
 
 
 def _with_engine(
@@ -151,7 +151,7 @@ def _with_engine(
     device: torch.device,
     longest: tuple[int, int],
     say: Say,
-) -> Loaded:
+) -> LoadedModels:
     from rlkit.generation.vllm.engine import start_engine
     from rlkit.generation.vllm.weights import weight_views
 
@@ -180,7 +180,7 @@ def _with_engine(
         raise
     # An adapter belongs to the model that was asked for, not to a folder in the cache.
     base = replace(base, location=locate(config.model, say=say))
-    return Loaded(base=base, engine=engine, sampled=probe)
+    return LoadedModels(base=base, engine=engine, sampled=probe)
 
 
 def _in_nf4(config: Config, quant: QuantConfig, *, device: torch.device, say: Say) -> ModelConfig:

@@ -11,6 +11,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlkit.schema import Options
+
 SUMMARY = "compare the gradients of several algorithms on one saved batch of a run"
 _USAGE = """\
 rlkit replay run_dir=runs/x [algorithms=[grpo,rloo,ppo,online_dpo]] [step=5]
@@ -22,7 +24,7 @@ Algorithms are the options of conf/algorithm with their own kl, ratio and correc
 
 
 @dataclass(kw_only=True, slots=True)
-class ReplayOptions:
+class ReplayOptions(Options):
     """This record holds the command's arguments."""
 
     run_dir: str = MISSING

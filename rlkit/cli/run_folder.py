@@ -12,11 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit.cli import UsageError
 from rlkit.config import DeviceChoice
 from rlkit.models import ModelConfig
+from rlkit.schema import Options
 from rlkit.training.memory_config import MemoryConfig
 
 
 @dataclass(kw_only=True, slots=True)
-class RunOptions:
+class RunOptions(Options):
     """This record holds what a run's config.yaml says about its model."""
 
     seed: int = MISSING

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
-from rlkit.schema import Schema
+from rlkit.schema import Options, Schema
 from rlkit.types import Prompt, SamplingConfig
 
 
 @dataclass(kw_only=True, slots=True)
-class SamplingOptions:
+class SamplingOptions(Options):
     """The distribution that completions are sampled from; see `rlkit.generation.sampling`."""
 
     temperature: float = 1.0
@@ -33,7 +33,7 @@ class SamplingOptions:
 
 
 @dataclass(kw_only=True, slots=True)
-class GeneratorConfig:
+class GeneratorConfig(Options):
     """Options of every generator; each engine derives its own class from this one."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from rlkit.assembly.identity import CURES, NEWER_OPTIONS, identity, is_identity
+from rlkit.assembly.identity import CURES, identity, is_identity
 from rlkit.config import Config, ConfigError, Resume, leaves, to_yaml
+from rlkit.schema import NEWER_OPTIONS
 from rlkit.tracking.base import Outcome, Status
 from rlkit.tracking.files import write_atomic
 

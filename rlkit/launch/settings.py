@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from rlkit.schema import Options
+
 
 class Start(StrEnum):
     """This choice says how the process of a job comes to life."""
@@ -29,7 +31,7 @@ class BoardMode(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class IsolatedConfig:
+class IsolatedConfig(Options):
     """The jobs run on this machine, each in a process of its own."""
 
     jobs: int = 0

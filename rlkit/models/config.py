@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from rlkit.schema import Schema
+from rlkit.schema import Options, Schema
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 _OURS = ("messages", "add_generation_prompt", "bos_token", "eos_token")
@@ -107,7 +107,7 @@ class QuantKind(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class QuantConfig:
+class QuantConfig(Options):
     """Quantisation of the frozen base model; the adapter and the head are never quantised."""
 
     kind: QuantKind = QuantKind.none
@@ -129,7 +129,7 @@ class QuantConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LoRAConfig:
+class LoRAConfig(Options):
     """Shape and scale of the adapter."""
 
     rank: int = 16
@@ -159,7 +159,7 @@ class LoRAConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ModelConfig:
+class ModelConfig(Options):
     """The base model and what of it trains."""
 
     source: str = "starter"

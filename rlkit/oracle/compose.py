@@ -18,11 +18,12 @@ from rlkit.algorithms import (
     Objective,
     RatioConfig,
 )
+from rlkit.schema import Options
 from rlkit.training.memory_config import MemoryConfig
 
 
 @dataclass
-class Axes:
+class ObjectiveGroups(Options):
     """This record has the four groups of an objective, and one that presets override besides."""
 
     algorithm: AlgorithmConfig = MISSING
@@ -37,7 +38,7 @@ class Axes:
 def composed(*overrides: str) -> Objective[AlgorithmConfig]:
     """Return the objective of `rlkit {overrides}`, with the root's defaults and order of groups."""
     store = ConfigStore.instance()
-    store.store(name="oracle_axes", node=Axes)
+    store.store(name="oracle_axes", node=ObjectiveGroups)
     for schema in SCHEMAS:
         store.store(group=f"schema/{schema.group}", name=schema.name, node=schema.node)
     store.store(group="schema/memory", name="memory", node=MemoryConfig)
@@ -45,5 +46,7 @@ def composed(*overrides: str) -> Objective[AlgorithmConfig]:
     defaults = ["oracle_axes", *groups, {"algorithm": "grpo"}, "_self_"]
     store.store(name="oracle_root", node={"defaults": defaults})
     with initialize_config_module("rlkit.conf", version_base="1.3"):
-        axes = cast(Axes, OmegaConf.to_object(compose("oracle_root", overrides=list(overrides))))
+        axes = cast(
+            ObjectiveGroups, OmegaConf.to_object(compose("oracle_root", overrides=list(overrides)))
+        )
     return Objective.of(axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -104,7 +105,7 @@ def kl_row(name: str, parametrisation: str, *, on_policy: bool) -> KLRow:
     w = world(parametrisation=parametrisation, on_policy=on_policy)
     w = w._replace(rewards=torch.zeros_like(w.rewards))
     cfg = load("kl", name, KLConfig)
-    cfg.beta, cfg.top_k = 1.0, None if cfg.top_k is None else 1
+    cfg = replace(cfg, beta=1.0, top_k=None if cfg.top_k is None else 1)
     unclipped = load("ratio", "no_clip", RatioConfig)
     one = algorithm(raw_reward(), kl=cfg, ratio=unclipped, updates=1 if on_policy else 2)
     claims = (targets.reverse_sequence(w), targets.reverse_token(w), targets.forward_token(w))

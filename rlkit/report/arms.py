@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlkit.report.job import JobRecord
 from rlkit.report.load import StudyError
+from rlkit.schema import NAMES, NEWER_OPTIONS
 
 # Leaves that say where and how a run was made, or stand for the seed; none makes a variant.
 _NOT_A_VARIANT = (
@@ -128,7 +129,26 @@ def _varying(choices: Sequence[Mapping[str, str]]) -> list[str]:
     """Return keys whose values differ between jobs, or that some jobs lack."""
     known = [choice for choice in choices if choice]
     keys = dict.fromkeys(key for choice in known for key in choice)
-    return [key for key in keys if len({choice.get(key) for choice in known}) > 1]
+    return [key for key in keys if disagree(key, known, text=str)]
+
+
+def disagree(
+    key: str, choices: Sequence[Mapping[str, str]], *, text: Callable[[object], str]
+) -> bool:
+    """Whether the jobs say different things of an option.
+
+    Args:
+        key: The option's full name.
+        choices: The options of each job, as text.
+        text: Makes the text of a value.
+
+    Returns:
+        False where one job is of an older version that did what the others ask for.
+    """
+    if key in NAMES:
+        return len({choice[key] for choice in choices if key in choice}) > 1
+    before = text(NEWER_OPTIONS[key]) if key in NEWER_OPTIONS else None
+    return len({choice.get(key, before) for choice in choices}) > 1
 
 
 def _tasks(varying: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlkit.report.arms import Arm, is_setting
+from rlkit.report.arms import Arm, disagree, is_setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,8 @@ def differences(arms: Sequence[Arm], *, baseline: str) -> Differences:
     configs = {id(arm): _config(arm) for arm in arms}
     known = [arm for arm in arms if configs[id(arm)]]
     keys = dict.fromkeys(key for arm in known for key in configs[id(arm)])
-    differing = [key for key in keys if len({configs[id(arm)].get(key) for arm in known}) > 1]
+    found = [configs[id(arm)] for arm in known]
+    differing = [key for key in keys if disagree(key, found, text=_text)]
     bases = {arm.panel: configs[id(arm)] for arm in known if arm.variant == baseline}
     rows = tuple(
         (
@@ -40,12 +41,13 @@ def differences(arms: Sequence[Arm], *, baseline: str) -> Differences:
         )
         for arm in known
     )
-    shared = (
-        {key: configs[id(known[0])].get(key, "–") for key in keys if key not in differing}
-        if known
-        else {}
-    )
+    shared = {key: _shared(key, found) for key in keys if key not in differing}
     return Differences(keys=tuple(differing), rows=rows, shared=shared)
+
+
+def _shared(key: str, configs: Sequence[Mapping[str, str]]) -> str:
+    # A run of an older version does not say what it has in common with the others.
+    return next(config[key] for config in configs if key in config)
 
 
 def _cell(config: Mapping[str, str], base: Mapping[str, str], key: str) -> Cell:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlkit.tabular.policy import TabularPolicy
-from rlkit.tabular.world import World
+from rlkit.tabular.world import TabularWorld
 from rlkit.tracking.base import EvalRecord, Measure
 from rlkit.tracking.intervals import evaluate
 
@@ -60,7 +60,7 @@ class ExactEvaluator:
 
 
 def expectations(
-    world: World, logits: Float[Tensor, "P S V"], temperature: float = 1.0
+    world: TabularWorld, logits: Float[Tensor, "P S V"], temperature: float = 1.0
 ) -> Expectations:
     """Return sums over all N completions of each prompt."""
     tree = world.tree

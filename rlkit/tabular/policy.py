@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlkit.oracle.tree import bucketed
-from rlkit.tabular.world import World, states_of
+from rlkit.tabular.world import TabularWorld, states_of
 from rlkit.types import FullKL, KLDirection, OutputSpec, PolicyOutput, RolloutBatch
 
 LOGITS = "logits"
@@ -23,7 +23,7 @@ class TabularPolicy:
     A prompt's ids are its index alone. Both tensors change in place, in `train_step`.
     """
 
-    world: World
+    world: TabularWorld
     logits: Tensor
     values: Tensor | None = None
 
@@ -86,7 +86,7 @@ class TabularPolicy:
         return prompt * len(self.world.tree.prefixes) + states
 
 
-def new_policy(world: World, *, critic: bool) -> TabularPolicy:
+def new_policy(world: TabularWorld, *, critic: bool) -> TabularPolicy:
     """Return a policy that equals the reference exactly; its critic, if any, says 0 everywhere."""
     logits = world.ref_logits.clone().requires_grad_()
     shape = world.ref_logits.shape[:2]

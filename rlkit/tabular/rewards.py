@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from rlkit.tabular.world import World
+from rlkit.tabular.world import TabularWorld
 from rlkit.types import Completion
 
 
@@ -32,7 +32,7 @@ class TableScores:
 class TableRewards:
     """This object looks completions up in this process, because no code of a user's runs."""
 
-    world: World
+    world: TabularWorld
     names: tuple[str, ...] = ("table",)
     weights: tuple[float, ...] = (1.0,)
 

@@ -21,7 +21,7 @@ _REFERENCE, _REWARDS, _NOISE = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class TabularWorld:
     """A world has P prompts, N completions of at most T of V words, and S prefixes."""
 
     tree: Tree
@@ -34,15 +34,15 @@ class World:
         return self.tree.vocabulary
 
 
-def make_world(model: TabularModelConfig, task: TabularTaskConfig) -> World:
+def make_world(model: TabularModelConfig, task: TabularTaskConfig) -> TabularWorld:
     """Return the world of `model=tabular task=tabular`; depends on their options alone."""
     tree = enumerate_tree(vocabulary=model.vocabulary, max_length=task.max_completion_length)
     shape = (task.num_prompts, len(tree.prefixes), tree.vocabulary)
     logits = model.reference_scale * normal(shape, seed=model.reference_seed, stream=_REFERENCE)
-    return World(tree=tree, ref_logits=logits, rewards=_rewards(task, len(tree)))
+    return TabularWorld(tree=tree, ref_logits=logits, rewards=_rewards(task, len(tree)))
 
 
-def sampler_noise(config: TabularGeneratorConfig, world: World) -> Float[Tensor, "P S V"]:
+def sampler_noise(config: TabularGeneratorConfig, world: TabularWorld) -> Float[Tensor, "P S V"]:
     """Return the fixed errors of the sampler's logits."""
     shape = tuple(world.ref_logits.shape)
     return config.logit_noise * normal(shape, seed=config.noise_seed, stream=_NOISE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
-from rlkit.schema import Schema, require
+from rlkit.schema import Options, Schema, require
 from rlkit.tasks.base import PromptStyle
 
 
@@ -30,7 +30,7 @@ class BadRows(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class TaskConfig:
+class TaskConfig(Options):
     """Every task has these options."""
 
     name: str = ""

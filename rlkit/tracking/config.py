@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from rlkit.schema import Schema
+from rlkit.schema import Options, Schema
 
 
 class ConsoleMode(StrEnum):
@@ -32,7 +32,7 @@ class WandbMode(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class TrackerConfig:
+class TrackerConfig(Options):
     """This tracker has local files and the console; the others add a mirror and its options."""
 
     console: ConsoleMode = ConsoleMode.auto

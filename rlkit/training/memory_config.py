@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from rlkit.models.config import QuantConfig, Switch
+from rlkit.schema import Options
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -22,7 +23,7 @@ def parse_bytes(text: str, *, name: str) -> int:
 
 
 @dataclass(kw_only=True, slots=True)
-class MemoryConfig:
+class MemoryConfig(Options):
     """Options that bound the memory of sampling, scoring and the update."""
 
     tokens_per_microbatch: int = 8192

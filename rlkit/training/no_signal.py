@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rlkit.schema import Options
 from rlkit.training.collect import Group
 
 STEPS_IN_A_SWEEP = 20
@@ -13,7 +14,7 @@ STEPS_IN_A_SWEEP = 20
 
 
 @dataclass(kw_only=True, slots=True)
-class StopConfig:
+class StopConfig(Options):
     """When a run that learns nothing ends by itself. It changes no number of a run that goes on."""
 
     no_reward_steps: int = 5

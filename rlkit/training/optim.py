@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlkit.runtime.distribution import how_to_install
-from rlkit.schema import require
+from rlkit.schema import Options, require
 
 _CONSTANTS = ("qmap1", "qmap2")
 """bitsandbytes' tables of the values that 8 bits stand for, the same for all parameters."""
@@ -40,7 +40,7 @@ class Schedule(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class OptimConfig:
+class OptimConfig(Options):
     """AdamW on what trains, and how often it steps on one rollout batch."""
 
     kind: OptimKind = OptimKind.adamw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,5 +44,5 @@ def test_auto(
     if isinstance(chosen, VLLMGeneratorConfig):
         assert chosen.quantization is Quantization.none  # as the trainer has it
     # What is chosen already stays.
-    config.generator = chosen
+    config = replace(config, generator=chosen)
     assert engines.choose_generator(config, torch.device("cpu"), say=said.append) is chosen

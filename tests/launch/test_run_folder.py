@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlkit.assembly.identity import NEWER_OPTIONS, identity
+from rlkit.assembly.identity import identity
 from rlkit.config import Config, ConfigError, to_yaml
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.launch.run_folder import check_same_run
 from rlkit.launch.sweep_folder import job_id
+from rlkit.schema import NEWER_OPTIONS
 
 DATASET = ("task=dataset", "task.path=rows.jsonl", "+task.columns.prompt=q")
 

@@ -182,8 +182,7 @@ def config_of(*overrides: str) -> Config:
     ids=" ".join,
 )
 def test_a_packed_configuration_comes_back_equal(overrides: list[str]) -> None:
-    config = config_of(*overrides)
-    config.run_dir = "run"
+    config = replace(config_of(*overrides), run_dir="run")
     back = unpack(pack(config))
     assert back == config
     assert type(back.algorithm) is type(config.algorithm)

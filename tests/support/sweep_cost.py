@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from cli_process import command, environment
@@ -47,9 +48,9 @@ def alone(folder: Path, seeds: int) -> dict[str, float]:
     for i, config in enumerate([configs[0], *configs]):
         if i == 1:  # the first warms torch up
             clock, cpu = time.perf_counter(), time.process_time()
-        config.run_dir = str(folder / str(i))
+        job = replace(config, run_dir=str(folder / str(i)))
         with contextlib.redirect_stdout(io.StringIO()):
-            assert run_job(config, run_dir=Path(config.run_dir)) == 0
+            assert run_job(job, run_dir=Path(job.run_dir)) == 0
     return {
         "jobs": len(configs),
         "seconds": time.perf_counter() - clock,

@@ -12,7 +12,7 @@ from rlkit.tabular.evaluate import expectations
 from rlkit.tabular.generator import TabularGenerator
 from rlkit.tabular.policy import TabularPolicy, new_policy
 from rlkit.tabular.rewards import TableRewards
-from rlkit.tabular.world import World, make_world, sampler_noise, states_of
+from rlkit.tabular.world import TabularWorld, make_world, sampler_noise, states_of
 from rlkit.types import (
     Completion,
     FinishReason,
@@ -28,7 +28,7 @@ from rlkit.types import (
 SPEC = OutputSpec(entropy=True, values=True, full_kl=FullKL(KLDirection.reverse))
 
 
-def small_world(**task: object) -> World:
+def small_world(**task: object) -> TabularWorld:
     options = {"num_prompts": 2, "max_completion_length": 3, **task}
     return make_world(
         TabularModelConfig(vocabulary=3),
@@ -36,7 +36,7 @@ def small_world(**task: object) -> World:
     )
 
 
-def moved(world: World) -> TabularPolicy:
+def moved(world: TabularWorld) -> TabularPolicy:
     """A policy away from the reference, by numbers without a pattern."""
     policy = new_policy(world, critic=True)
     assert policy.values is not None
@@ -48,7 +48,7 @@ def moved(world: World) -> TabularPolicy:
     return policy
 
 
-def every_completion(world: World, prompt: int) -> RolloutBatch:
+def every_completion(world: TabularWorld, prompt: int) -> RolloutBatch:
     """All completions of one prompt as a batch."""
     tree, num_rows = world.tree, len(world.tree)
     zeros = torch.zeros(tree.ids.shape)
@@ -182,7 +182,9 @@ def test_rewards_are_those_of_the_world_and_never_absent() -> None:
         assert rewards.score([completions]).rewards == [world.rewards[prompt].tolist()]
 
 
-def sample(policy: TabularPolicy, world: World, *, count: int, noise: float) -> list[Rollout]:
+def sample(
+    policy: TabularPolicy, world: TabularWorld, *, count: int, noise: float
+) -> list[Rollout]:
     errors = sampler_noise(TabularGeneratorConfig(logit_noise=noise), world)
     generator = TabularGenerator(policy.logits, errors)
     (rollouts,) = generator.generate(

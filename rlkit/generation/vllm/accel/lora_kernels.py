@@ -21,7 +21,7 @@ MOST_PARTS = 3
 _COPY_BLOCK = 4096
 
 
-class Tiling(NamedTuple):
+class ExpandTiling(NamedTuple):
     """Rows and columns of one program of `expand`, and how it is launched."""
 
     block_m: int
@@ -158,17 +158,17 @@ def column_block(widths: Sequence[int]) -> int:
     return block
 
 
-def tiling(num_rows: int, widths: Sequence[int], *, early: bool) -> Tiling:
+def tiling(num_rows: int, widths: Sequence[int], *, early: bool) -> ExpandTiling:
     """Cut `expand` into small tiles where rows are few, so that all multiprocessors have one."""
     most = column_block(widths)
     if num_rows <= 256:
-        return Tiling(16 if num_rows <= 64 else 32, min(most, 64), 4, early)
-    return Tiling(64, most, 8, early)
+        return ExpandTiling(16 if num_rows <= 64 else 32, min(most, 64), 4, early)
+    return ExpandTiling(64, most, 8, early)
 
 
 def expand(
     out: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor, widths: Sequence[int],
-    tile: Tiling,
+    tile: ExpandTiling,
 ) -> None:  # fmt: skip
     """Set out = base + active * (low B^T), each part of the columns with its own part of `low`.
 
@@ -189,7 +189,7 @@ def expand(
 
 
 def expand_gated(
-    out: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor, tile: Tiling
+    out: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor, tile: ExpandTiling
 ) -> None:
     """Set out = silu(gate) * up of the two parts that `expand` would give.
 
@@ -205,7 +205,7 @@ def expand_gated(
 
 def _launch(
     kernel: Any, out: Tensor, base: Tensor, low: Tensor, b: Tensor, active: Tensor,
-    sizes: tuple[int, ...], tile: Tiling,
+    sizes: tuple[int, ...], tile: ExpandTiling,
 ) -> None:  # fmt: skip
     num_rows, num_columns = out.shape
     rank = b.shape[1]

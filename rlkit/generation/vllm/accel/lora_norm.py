@@ -66,7 +66,7 @@ def expand_norm(
         active: Whole numbers (>= M), 0 for rows without the adapter.
         gain: The weight of the norm (N).
         epsilon: Added to the mean square, > 0.
-        early: The option of that name of `lora_kernels.Tiling`.
+        early: The option of that name of `lora_kernels.ExpandTiling`.
     """
     num_rows, width = out.shape
     rank = b.shape[1]
