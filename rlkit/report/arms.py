@@ -135,7 +135,7 @@ def _varying(choices: Sequence[Mapping[str, str]]) -> list[str]:
 def disagree(
     key: str, choices: Sequence[Mapping[str, str]], *, text: Callable[[object], str]
 ) -> bool:
-    """Whether the jobs say different things of an option.
+    """Return whether the jobs say different things of an option.
 
     Args:
         key: The option's full name.
