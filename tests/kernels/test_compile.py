@@ -161,15 +161,19 @@ def test_compiles_for_every_target(
     assert made.spills <= (128 if target < 80 else 16)
 
 
+@pytest.mark.parametrize("target", FUSED)
 @pytest.mark.parametrize(
     ("kernel", "types", "constants"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
 )
 def test_compiles_in_float16(
-    kernel: Any, types: str, constants: dict[str, Any], tmp_path: Path
+    kernel: Any, types: str, constants: dict[str, Any], target: int, tmp_path: Path
 ) -> None:
+    if "EARLY" in constants:
+        constants = constants | {"EARLY": target >= 90, "launch_pdl": target >= 90}
     made = build(
-        kernel, types.replace("half", "fp16"), constants, 90, aligned=True, folder=tmp_path
+        kernel, types.replace("half", "fp16"), constants, target, aligned=True, folder=tmp_path
     )
+    assert made.shared_kib <= SHARED_KIB[target]
     assert made.spills <= 16
 
 
