@@ -19,9 +19,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from benchmarks.random_model import LINEAR_LAYERS
 from rlkit.generation import VLLMGeneratorConfig, sample_seed
 from rlkit.generation.vllm.config import Compilation, VLLMSamplingOptions, Weights
-from rlkit.generation.vllm.engine import Engine, EngineSpec, start_engine
+from rlkit.generation.vllm.engine import Engine, start_engine
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.generation.vllm.lora import Injection
+from rlkit.generation.vllm.spec import EngineSpec
 from rlkit.models.config import LoRAConfig
 from rlkit.policy.lora import LoRA, attach, init_adapter
 from rlkit.types import Prompt, SamplingConfig

@@ -35,7 +35,7 @@ class Tiling(NamedTuple):
 
 
 HOPPER = Tiling()
-"""Of 18 measured on an H200, the fastest or within 2% of it at D = 1536 and D = 4096."""
+"""It is, of 18 measured on an H200, the fastest or within 2% of it at D = 1536 and D = 4096."""
 BLACKWELL = HOPPER
 AMPERE = Tiling(descriptors=False, flatten=False)
 """Flattened, the compiler runs out of registers with softcap, bias and entropy together."""

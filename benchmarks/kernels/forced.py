@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 
 from benchmarks.kernels.bench import matmul_rate, peak_extra, timed
 from benchmarks.kernels.cases import Data, Shape, Truth, errors, make_data, operation, truth
-from benchmarks.kernels.peers import Entry, Results, Transform
-from rlkit.kernels.logps import EntropyMode, Impl, selected_logps
+from benchmarks.kernels.peers import Transform, rlkit_entry
+from rlkit.kernels.logps import Impl
 from rlkit.kernels.tilings import AMPERE, SMALL_AMPERE, Tiling, forced
 
 SHAPES = {"D1536": Shape(16384, 1536, 151936), "D4096": Shape(16384, 4096, 128256)}
@@ -57,26 +56,6 @@ PATHS: dict[str, tuple[Impl, Tiling | None]] = {
 """Name -> implementation and forced tiling; those that a card uses come first."""
 
 
-def entry_of(impl: Impl, tiling: Tiling | None) -> Entry:
-    """The path as a peer of the benchmark."""
-
-    def run(
-        hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
-    ) -> Results:
-        return selected_logps(
-            hidden,
-            weight,
-            targets,
-            temperature=transform.temperature,
-            softcap=transform.softcap,
-            entropy=entropy,
-            impl=impl,
-            tiling=tiling,
-        )
-
-    return run
-
-
 def interpreted(tiling: Tiling | None) -> Tiling | None:
     """The tiling with tiles that the interpreter finishes, and no architecture."""
     if tiling is None:
@@ -101,7 +80,7 @@ def measure_path(
         Numbers by name.
     """
     impl, tiling = PATHS[name]
-    entry = entry_of(impl, tiling if on_gpu else interpreted(tiling))
+    entry = rlkit_entry(impl, tiling if on_gpu else interpreted(tiling))
     found: dict[str, Any] = {"tiling": None if tiling is None else tiling._asdict()}
     try:
         for op, matmuls in OPS.items():

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rlkit.kernels.logps import EntropyMode, Impl, selected_logps
+from rlkit.kernels.tilings import Tiling
 
 Results = tuple[Tensor, Tensor | None]
 
@@ -33,7 +34,9 @@ class Transform(NamedTuple):
 Entry = Callable[[Tensor, Tensor, Tensor, EntropyMode, Transform], Results]
 
 
-def _rlkit(impl: Impl) -> Entry:
+def rlkit_entry(impl: Impl, tiling: Tiling | None = None) -> Entry:
+    """Return a path of rlkit's own, with the card's tiling or a forced one."""
+
     def run(
         hidden: Tensor, weight: Tensor, targets: Tensor, entropy: EntropyMode, transform: Transform
     ) -> Results:
@@ -45,6 +48,7 @@ def _rlkit(impl: Impl) -> Entry:
             softcap=transform.softcap,
             entropy=entropy,
             impl=impl,
+            tiling=tiling,
         )
 
     return run
@@ -205,8 +209,8 @@ _PEERS: dict[str, tuple[str, Callable[[], Entry], bool]] = {
 def load_peers() -> tuple[dict[str, Entry], dict[str, str], set[str]]:
     """Entries by name, versions (or why a peer is missing), and which can give an entropy."""
     entries: dict[str, Entry] = {
-        "rlkit triton": _rlkit(Impl.triton),
-        "rlkit torch": _rlkit(Impl.torch),
+        "rlkit triton": rlkit_entry(Impl.triton),
+        "rlkit torch": rlkit_entry(Impl.torch),
         "eager": eager,
         "torch.compile": torch.compile(eager),
     }

@@ -40,7 +40,8 @@ from rlkit.runtime.say import Say
 from rlkit.types import Algorithm
 
 if TYPE_CHECKING:
-    from rlkit.generation.vllm.engine import Engine, EngineSpec
+    from rlkit.generation.vllm.engine import Engine
+    from rlkit.generation.vllm.spec import EngineSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +199,7 @@ def _engine_spec(
     longest: tuple[int, int],
     say: Say,
 ) -> EngineSpec:
-    from rlkit.generation.vllm.engine import EngineSpec
+    from rlkit.generation.vllm.spec import EngineSpec
 
     location = locate(model, say=say)
     hf_config = architecture_of(model, say=say)

@@ -173,7 +173,7 @@ class ModelConfig(Options):
     attention: AttentionImpl = AttentionImpl.auto
     chat_template: ChatTemplate = ChatTemplate.auto
     chat_template_name: str = ""
-    """Which template to take of a tokenizer that has several, such as `tool_use`; empty =
+    """The template to take of a tokenizer that has several, such as `tool_use`; empty =
     `default`."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Variables of the template: `{enable_thinking: false}`, `tools`, a date. Training, evaluation,

@@ -6,10 +6,15 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from functools import cache
 
 from rlkit.runtime.say import Say
 
 _WAIT_S = 5.0
+
+
+class HubIsSilent(Exception):
+    """The hub does not answer; the message says why."""
 
 
 def require_reachable(source: str, *, revision: str, say: Say) -> None:
@@ -30,9 +35,11 @@ def require_reachable(source: str, *, revision: str, say: Say) -> None:
 
     if constants.HF_HUB_OFFLINE:
         return
-    reason = _why_silent(constants.ENDPOINT)
-    if reason is None:
+    try:
+        _ask(constants.ENDPOINT)
         return
+    except HubIsSilent as error:
+        reason = error
     if not isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
         raise ValueError(
             "model.source must be an existing folder or a hub id that can be reached, got "
@@ -47,16 +54,20 @@ def require_reachable(source: str, *, revision: str, say: Say) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # an engine in a child process reads it anew
 
 
-def _why_silent(endpoint: str) -> object:
-    """Return why `endpoint` does not answer; None when it does."""
+@cache
+def _ask(endpoint: str) -> None:
+    """Ask `endpoint` for its head; a start asks several times, and an answer counts for all.
+
+    Raises HubIsSilent, which is not remembered: the network may come back.
+    """
     request = urllib.request.Request(endpoint, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=_WAIT_S):
-            return None
+            return
     except urllib.error.HTTPError:
-        return None
+        return
     except OSError as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ssl.SSLError):  # that client may know other certificates
-            return None
-        return reason
+            return
+        raise HubIsSilent(str(reason)) from error

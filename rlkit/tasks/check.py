@@ -33,7 +33,7 @@ class RewardCheck(NamedTuple):
     """Rewards of an empty completion and of two wrong ones, for each example."""
     seconds: float
     notes: tuple[str, ...] = ()
-    """What is odd but no reason to stop, one line each."""
+    """Things that are odd but no reason to stop, one line each."""
 
 
 def check_rewards(

@@ -49,7 +49,7 @@ class Usable(NamedTuple):
 
     split: Split
     notes: list[str]
-    """What was left out or shortened, one line each."""
+    """Rows that were left out or shortened, one line each."""
 
 
 def survey(

@@ -47,7 +47,7 @@ def reward_gradient(w: World) -> Tensor:
 
 
 def example_in(docstring: str | None) -> dict[str, Any]:
-    """What the indented code in a docstring defines."""
+    """Return the names that the indented code in a docstring defines."""
     code = [line for line in inspect.cleandoc(docstring or "").splitlines() if line[:4] == "    "]
     names = vars(types).copy()
     exec(textwrap.dedent("\n".join(code)), names)  # our own docstring

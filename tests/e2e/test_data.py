@@ -1,4 +1,4 @@
-"""What users' data, templates and adapters do to a run, on the command line."""
+"""Users' data, templates and adapters are tried in a run, on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the final table of a run says: success where it is defined, the reward elsewhere."""
+"""The final table of a run shows success where it is defined, the reward elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `generate` takes over from a run and from the hub's cache, on the command line."""
+"""`generate` takes its model's options from a run and from the hub's cache, on the command line."""
 
 from __future__ import annotations
 

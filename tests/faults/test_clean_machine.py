@@ -1,4 +1,4 @@
-"""What a new machine may lack: one line, exit 2, nothing half-made."""
+"""A new machine may lack things: it gets one line, exit 2, nothing half-made."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def engine(starter: str) -> Iterator[object]:
     """rlkit's engine on the starter: rank-16 adapters on every linear layer, 512 tokens."""
     if not is_installed():
         pytest.skip("vLLM is not installed")
-    from rlkit.generation.vllm.engine import EngineSpec, start_engine
+    from rlkit.generation.vllm.engine import start_engine
+    from rlkit.generation.vllm.spec import EngineSpec
 
     spec = EngineSpec(
         location=starter,

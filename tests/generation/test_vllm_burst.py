@@ -34,7 +34,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What tests/support/vllm_v2_on_cpu.py samples: 6 completions of up to 37 tokens, 4 at once."""
+    """Run `vllm_v2_on_cpu.py`, which samples 6 completions of up to 37 tokens, 4 at once."""
     return json.loads(_output("vllm_v2_on_cpu.py", tmp_path_factory.mktemp("burst")))
 
 

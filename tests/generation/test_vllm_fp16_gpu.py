@@ -103,7 +103,8 @@ def distance(found: Gradients, truth: Gradients) -> float:
 @pytest.fixture(scope="module")
 def policy(starter: str) -> Iterator[Policy]:
     """In float16 on vLLM's weights."""
-    from rlkit.generation.vllm.engine import EngineSpec, start_engine
+    from rlkit.generation.vllm.engine import start_engine
+    from rlkit.generation.vllm.spec import EngineSpec
     from rlkit.generation.vllm.weights import weight_views
 
     device = torch.device("cuda", torch.cuda.current_device())

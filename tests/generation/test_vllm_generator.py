@@ -222,7 +222,8 @@ def test_the_start_left_the_process_as_it_was(engine: Any) -> None:
 
 
 def test_an_architecture_that_vllm_lacks_says_what_to_set(starter: str) -> None:
-    from rlkit.generation.vllm.engine import EngineSpec, start_engine
+    from rlkit.generation.vllm.engine import start_engine
+    from rlkit.generation.vllm.spec import EngineSpec
 
     hf_config = AutoConfig.from_pretrained(starter)
     hf_config.architectures = ["NoSuchForCausalLM"]

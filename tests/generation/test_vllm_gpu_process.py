@@ -25,7 +25,8 @@ import torch
 from transformers import AutoConfig
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm.config import Products, Weights
-from rlkit.generation.vllm.engine import EngineSpec, start_engine
+from rlkit.generation.vllm.engine import start_engine
+from rlkit.generation.vllm.spec import EngineSpec
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.generation.vllm.weights import weight_views
 from rlkit.plan.device import let_segments_grow

@@ -51,7 +51,8 @@ class Cuda(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cuda(starter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cuda]:
-    from rlkit.generation.vllm.engine import EngineSpec, start_engine
+    from rlkit.generation.vllm.engine import start_engine
+    from rlkit.generation.vllm.spec import EngineSpec
 
     device = torch.device("cuda", torch.cuda.current_device())
     cache = str(tmp_path_factory.mktemp("cache"))

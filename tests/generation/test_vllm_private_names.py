@@ -15,7 +15,7 @@ ROOM = ROOT / "generation" / "vllm"
 KNOWN = ("compat/", "accel/")
 """Folders of the room that may use private names; a table in `compat/features.py` lists them."""
 PUBLIC = {"vllm", "vllm.lora.request", "vllm.sampling_params", "vllm.config", "vllm.platforms"}
-"""What vLLM's documentation shows users."""
+"""Names that vLLM's documentation shows users."""
 EXCEPTIONS = {
     # Registers a quantisation method and a loader, as vLLM's page on plugins shows.
     "nf4.py": "vllm.model_executor. vllm.utils.torch_utils",
@@ -27,7 +27,7 @@ EXCEPTIONS = {
     "life.py": "vllm.distributed",
 }
 TORCH = {"_C", "_foreach_copy_", "_foreach_mul_", "_foreach_mul", "_foreach_zero_", "_foreach_neg_"}
-"""Of torch: settings of its allocator, workspaces of cuBLAS, and operations on lists."""
+"""Names of torch: settings of its allocator, workspaces of cuBLAS, and operations on lists."""
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if "__pycache__" not in path.parts]
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 from rlkit.generation import VLLMGeneratorConfig
-from rlkit.generation.vllm.engine import EngineSpec, start_engine
+from rlkit.generation.vllm.engine import start_engine
+from rlkit.generation.vllm.spec import EngineSpec
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.types import Prompt, SamplingConfig
 

@@ -1,4 +1,4 @@
-"""Which card gets which kernels, and what happens where they do not run."""
+"""Each card gets its kernels; tests say which, and what happens where they do not run."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_workspace_of_llama_8b_by_hand() -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on an A100, which the machine of the tests is not."""
+    """This is a path of an A100, which the machine of the tests is not."""
     _self_test.fused_runs.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
 

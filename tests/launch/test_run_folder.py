@@ -1,4 +1,4 @@
-"""Which options a resumed run must share with the original, across versions of rlkit."""
+"""A resumed run must share some options with the original, across versions of rlkit."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_packed_rows_have_the_logps_of_a_row_by_itself(
 
 
 def test_the_factors_matter() -> None:
-    """What the test above would miss with one set of factors: nats, not rounding."""
+    """With one set of factors the test above would be off by nats, not rounding."""
     batch = rows_on_both_sides()
     truth = oracle("phi3", "longrope", batch)
     short, long = (rope_model("phi3", "longrope") for _ in range(2))

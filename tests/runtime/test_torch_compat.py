@@ -1,4 +1,4 @@
-"""What rlkit takes from torch's private side, with and without the names it prefers."""
+"""rlkit takes names from torch's private side, with and without the names it prefers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_views_share_their_storages_key_and_other_tensors_do_not(device: str) ->
 def test_flash_operators_are_as_expected_and_another_signature_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where they are not, packed rows are attended to in padded batches."""
+    """Without them, packed rows are attended to in padded batches."""
     assert has_flash_operators()
     forward, _ = torch_compat._FLASH
     for wrong in (

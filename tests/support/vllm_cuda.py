@@ -13,9 +13,10 @@ from vllm_models import LEAVES, SCALE, key, linear_layers, logps_of, merged, ran
 
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm.config import KVCacheDType, Products
-from rlkit.generation.vllm.engine import EngineSpec, start_engine
+from rlkit.generation.vllm.engine import start_engine
 from rlkit.generation.vllm.lora import LoRAInjector
 from rlkit.generation.vllm.probe import mean_difference, mismatch_limit, sample
+from rlkit.generation.vllm.spec import EngineSpec
 from rlkit.generation.vllm.weights import weight_views
 from rlkit.models.views import model_on_views
 

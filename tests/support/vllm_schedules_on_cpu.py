@@ -25,8 +25,9 @@ from transformers import AutoConfig
 from vllm_v2_on_cpu import accept_triton, schedule_ahead
 
 from rlkit.generation import Progress, VLLMGeneratorConfig
-from rlkit.generation.vllm.engine import Engine, EngineSpec, start_engine
+from rlkit.generation.vllm.engine import Engine, start_engine
 from rlkit.generation.vllm.generator import VLLMGenerator
+from rlkit.generation.vllm.spec import EngineSpec
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 _LONGEST_PROMPT, _LONGEST_COMPLETION, _ROWS = 80, 100, 8

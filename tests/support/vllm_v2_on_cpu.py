@@ -28,10 +28,11 @@ from rlkit.generation.vllm.accel.burst import Decoder
 from rlkit.generation.vllm.accel.find import find_decoder
 from rlkit.generation.vllm.accel.trial import first_difference
 from rlkit.generation.vllm.compat.check import look_up
-from rlkit.generation.vllm.engine import EngineSpec, start_engine
+from rlkit.generation.vllm.engine import start_engine
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.generation.vllm.lora import LoRAInjector
 from rlkit.generation.vllm.package import version
+from rlkit.generation.vllm.spec import EngineSpec
 from rlkit.types import Prompt, SamplingConfig
 
 _RANK, _LEAVES = 4, ("q_proj", "v_proj", "down_proj")

@@ -24,9 +24,9 @@ class LoopChoice(NamedTuple):
     decoder: Decoder | None
     past_output_processor: bool
     told: str
-    """What the engine's summary says of it; empty where nothing is missing."""
+    """The engine's summary says this of it; empty where nothing is missing."""
     no_bursts: str
-    """What bursts need and this engine lacks; empty where it has them."""
+    """Bursts need this and the engine lacks it; empty where it has them."""
 
 
 def choose(llm: Any, config: VLLMGeneratorConfig, support: Support, *, on_cpu: bool) -> LoopChoice:

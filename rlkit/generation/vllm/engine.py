@@ -32,7 +32,7 @@ from rlkit.generation.vllm.memory import Budget, gib
 from rlkit.generation.vllm.package import use_architecture, version
 from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.generation.vllm.sizes import block_size, engine_budget, max_model_len, memory_share
-from rlkit.generation.vllm.spec import EngineSpec as EngineSpec
+from rlkit.generation.vllm.spec import EngineSpec
 from rlkit.runtime.say import Say
 
 if TYPE_CHECKING:
