@@ -1,0 +1,98 @@
+"""This module says what the rest of rlkit may ask of the ranks of a run, and answers for one rank.
+
+No other file asks how many ranks there are: with one, every request costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class RankError(RuntimeError):
+    """Another rank failed, vanished or disagrees; the message is one line that names it."""
+
+
+class Ranks(Protocol):
+    """The ranks of a run, as one of them sees them.
+
+    Every method but `is_mine` is collective: all ranks call the same methods in the same order.
+    When a call fails on one rank, it raises on all of them.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Return the number of this rank, 0 <= rank < size."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Return the number of ranks, >= 1."""
+        ...
+
+    def is_mine(self, index: int) -> bool:
+        """Return whether this rank computes the item `index` of a list that all ranks have."""
+        ...
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns here, once it has returned on all ranks."""
+        ...
+
+    def share(self, work: Callable[[], bytes]) -> list[bytes]:
+        """Return what `work` returned on each rank, in the order of ranks."""
+        ...
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Put into each of `tensors` the sum over the ranks; all ranks get the same bits."""
+        ...
+
+    def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return the sum over the ranks for each name; a rank may lack a name."""
+        ...
+
+    def largest(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return the largest value over the ranks for each name."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the other ranks; idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A run of one process: it has nobody to wait for."""
+
+    rank: int = 0
+    size: int = 1
+
+    def is_mine(self, index: int) -> bool:
+        """Return True: there is nobody else."""
+        return True
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns."""
+        return work()
+
+    def share(self, work: Callable[[], bytes]) -> list[bytes]:
+        """Return what `work` returns, as the only item."""
+        return [work()]
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Leave `tensors` as they are."""
+
+    def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return `numbers`."""
+        return dict(numbers)
+
+    def largest(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return `numbers`."""
+        return dict(numbers)
+
+    def close(self) -> None:
+        """Do nothing."""

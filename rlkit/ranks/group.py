@@ -1,0 +1,254 @@
+"""Several processes of one run speak over groups of their own, which vLLM never sees.
+
+torch has one default group a process. vLLM takes it for its own and destroys it at its end, so a
+run's ranks use none: their groups are made from a store directly. Small messages go over gloo on
+the host, where the death of a rank is noticed at once. Sums of tensors on a GPU go over NCCL, and
+only after all ranks have said over gloo that they are there.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store
+
+from rlkit.ranks.base import RankError
+
+T = TypeVar("T")
+
+_OK, _STOPPED, _FAILED = 0, 1, 2
+_PULSE_S = 2.0
+_SILENCE_S = 20.0
+"""A rank whose pulse is this old is taken for dead: its process is frozen, or its machine is."""
+_LOOK_S = 1.0
+_NCCL_S = 20.0
+"""Ranks begin a sum on their cards together, so that more than this means a dead card."""
+_START_S = 120.0
+
+
+class Group:
+    """The ranks of a run in several processes; see `rlkit.ranks.base.Ranks`."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Store],
+        *,
+        rank: int,
+        size: int,
+        device: torch.device,
+        relayed: type[Exception],
+    ) -> None:
+        """Meet the other ranks at a store.
+
+        Args:
+            connect: It returns a new connection to the ranks' common store.
+            rank: The number of this rank, in [0, `size`).
+            size: The number of ranks, >= 2.
+            device: The device of the tensors of `add`.
+            relayed: An exception that is no failure: all ranks raise it when one does.
+
+        Raises:
+            RankError: The other ranks did not come in time.
+        """
+        self.rank = rank
+        self.size = size
+        self._relayed = relayed
+        # A connection of its own: one that waits for the other ranks would hold up the pulse.
+        self._pulse = _Pulse(PrefixStore("pulse", connect()), rank, size)
+        store = connect()
+        try:
+            self._host: ProcessGroupGloo | None = ProcessGroupGloo(
+                PrefixStore("host", store), rank, size, timedelta(seconds=_START_S)
+            )
+        except RuntimeError as error:
+            raise RankError(f"not all of {size} ranks came within {_START_S:g} s") from error
+        self._host.set_timeout(timedelta(days=30))  # the pulse tells who is dead, not a limit
+        self._cards: Any | None = None
+        if device.type == "cuda":
+            self._cards = _nccl(PrefixStore("cards", store), rank, size)
+
+    def is_mine(self, index: int) -> bool:
+        """Return whether item `index` falls to this rank: they take turns."""
+        return index % self.size == self.rank
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns here, once it has returned on all ranks."""
+        results: list[T] = []
+
+        def run() -> bytes:
+            results.append(work())
+            return b""
+
+        self.share(run)
+        return results[0]
+
+    def share(self, work: Callable[[], bytes]) -> list[bytes]:
+        """Return what `work` returned on each rank, in the order of ranks."""
+        own: Exception | None = None
+        try:
+            status, payload = _OK, work()
+        except Exception as error:
+            # Whatever it is, the others must hear of it before it goes on.
+            own = error
+            status = _STOPPED if isinstance(error, self._relayed) else _FAILED
+            payload = _one_line(error, bare=status == _STOPPED).encode()
+        replies = self._exchange(status, payload)
+        if own is not None:
+            raise own
+        for code in (_FAILED, _STOPPED):
+            for rank, (status, payload) in enumerate(replies):
+                if status == code:
+                    text = payload.decode(errors="replace")
+                    if code == _STOPPED:
+                        raise self._relayed(text)
+                    raise RankError(f"rank {rank} failed: {text}")
+        return [payload for _, payload in replies]
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Put into each of `tensors` the sum over the ranks, in one message for each dtype."""
+        self.share(bytes)  # so that nobody waits in NCCL for a rank that is gone
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            same = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in same])
+            self._sum(flat)
+            for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return the sum over the ranks for each name, added in the order of ranks."""
+        total: dict[str, float] = {}
+        for part in self._numbers(numbers):
+            for name, value in part.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    def largest(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return the largest value over the ranks for each name."""
+        most: dict[str, float] = {}
+        for part in self._numbers(numbers):
+            for name, value in part.items():
+                most[name] = max(most.get(name, value), value)
+        return most
+
+    def close(self) -> None:
+        """Leave the groups; the others notice it when they next wait for this rank."""
+        self._pulse.stop()
+        self._host = None
+        self._cards = None
+
+    def _numbers(self, numbers: Mapping[str, float]) -> list[dict[str, float]]:
+        return [json.loads(part) for part in self.share(lambda: json.dumps(dict(numbers)).encode())]
+
+    def _sum(self, flat: Tensor) -> None:
+        if self._cards is not None and flat.is_cuda:
+            self._cards.allreduce([flat]).wait()
+        else:
+            host = flat.cpu()
+            self._wait(self._gloo.allreduce([host]))
+            flat.copy_(host)
+
+    def _exchange(self, status: int, payload: bytes) -> list[tuple[int, bytes]]:
+        """Return the status and the payload of every rank."""
+        head = torch.tensor([status, len(payload)])
+        heads = [torch.zeros_like(head) for _ in range(self.size)]
+        self._wait(self._gloo.allgather([heads], [head]))
+        known = [(int(s), int(n)) for s, n in (h.tolist() for h in heads)]
+        longest = max(n for _, n in known)
+        if longest == 0:
+            return [(s, b"") for s, _ in known]
+        body = torch.zeros(longest, dtype=torch.uint8)
+        if payload:
+            body[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        bodies = [torch.zeros_like(body) for _ in range(self.size)]
+        self._wait(self._gloo.allgather([bodies], [body]))
+        return [
+            (s, part[:n].numpy().tobytes()) for (s, n), part in zip(known, bodies, strict=True)
+        ]
+
+    @property
+    def _gloo(self) -> ProcessGroupGloo:
+        if self._host is None:
+            raise RankError(f"rank {self.rank} has left the run")
+        return self._host
+
+    def _wait(self, work: Any) -> None:
+        """Wait for a message over gloo, in Python: signals are heard, and the dead are missed."""
+        pause, looked = 2e-5, time.monotonic()
+        try:
+            while not work.is_completed():
+                time.sleep(pause)
+                pause = min(2 * pause, 2e-3)
+                if time.monotonic() > looked + _LOOK_S:
+                    looked = time.monotonic()
+                    self._pulse.miss()
+            work.wait()
+        except RankError:
+            raise
+        except RuntimeError as error:
+            name = f"rank {1 - self.rank}" if self.size == 2 else "another rank"
+            raise RankError(f"{name} ended without a word") from error
+
+
+class _Pulse:
+    """A thread counts in the store as long as its process runs, and others read the count."""
+
+    def __init__(self, store: Store, rank: int, size: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._others = [r for r in range(size) if r != rank]
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._over = threading.Event()
+        self._store.add(str(rank), 1)
+        self._thread = threading.Thread(target=self._beat, name="rank-pulse", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join(timeout=5.0)
+
+    def miss(self) -> None:
+        """Raise RankError when another rank gave no sign of life for too long."""
+        lost = self.missing()
+        if lost:
+            raise RankError(f"rank {lost[0]} gave no sign of life for {_SILENCE_S:g} s")
+
+    def missing(self) -> list[int]:
+        """Return the ranks whose pulse has stopped."""
+        now, lost = time.monotonic(), []
+        for rank in self._others:
+            try:
+                count = self._store.add(str(rank), 0)
+            except RuntimeError:  # the store lives in rank 0's launcher, which is gone
+                return [0]
+            before, since = self._heard.get(rank, (-1, now))
+            if count != before:
+                self._heard[rank] = (count, now)
+            elif now - since > _SILENCE_S:
+                lost.append(rank)
+        return lost
+
+    def _beat(self) -> None:
+        while not self._over.wait(_PULSE_S):
+            try:
+                self._store.add(str(self._rank), 1)
+            except RuntimeError:
+                return
+
+
+def _nccl(store: Store, rank: int, size: int) -> Any:
+    """Return a group of NCCL; builds of torch without CUDA have no such class."""
+    from torch.distributed import ProcessGroupNCCL
+
+    return ProcessGroupNCCL(store, rank, size, timedelta(seconds=_NCCL_S))
+
+
+def _one_line(error: Exception, *, bare: bool) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    return text if bare else f"{type(error).__name__}: {text}"

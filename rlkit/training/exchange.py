@@ -1,0 +1,141 @@
+"""Ranks sample and score prompts by turns; then every rank holds all samples, in prompt order.
+
+What crosses is numbers and text, no pickle. The prompts stay at home: every rank has them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rlkit.ranks import Ranks
+from rlkit.training.collect import Group
+from rlkit.types import FinishReason, Prompt, Rollout, ScoredRollout
+
+Sampled = tuple[list[Group], Mapping[str, float]]
+"""Scored groups, and numbers about the sampling that add up over the ranks."""
+
+
+class Sample(Protocol):
+    """Sampling and scoring of some of a list of prompts."""
+
+    def __call__(self, places: Sequence[int]) -> Sampled:
+        """Return the groups of the prompts at `places`, in that order."""
+        ...
+
+
+def sample_by_turns(ranks: Ranks, prompts: Sequence[Prompt], sample: Sample) -> Sampled:
+    """Return the groups of all `prompts`, of which each rank samples its share.
+
+    Args:
+        ranks: The ranks of the run.
+        prompts: The prompts, the same on every rank.
+        sample: It samples and scores the prompts at some places; it is not called for none.
+
+    Returns:
+        The groups in the order of `prompts`, and the sums over ranks of the numbers beside them.
+
+    Raises:
+        RankError: Another rank failed.
+    """
+    if ranks.size == 1:
+        return sample(range(len(prompts)))
+    mine = [place for place in range(len(prompts)) if ranks.is_mine(place)]
+
+    def work() -> bytes:
+        groups, numbers = sample(mine) if mine else ([], {})
+        return encode(mine, groups, numbers)
+
+    groups: dict[int, Group] = {}
+    total: dict[str, float] = {}
+    for part in ranks.share(work):
+        found, numbers = decode(part, prompts)
+        groups |= found
+        for name, value in numbers.items():
+            total[name] = total.get(name, 0.0) + value
+    return [groups[place] for place in range(len(prompts))], total
+
+
+def encode(places: Sequence[int], groups: Sequence[Group], numbers: Mapping[str, float]) -> bytes:
+    """Return one message that holds the groups of the prompts at `places`.
+
+    It is a line of JSON with all that is short, then token ids (int64), logps (float64), and rewards
+    (float64): one reward a sample and after it the components. Floats cross bit by bit.
+    """
+    rows = [sample for group in groups for sample in group]
+    head = {
+        "places": list(places),
+        "sizes": [len(group) for group in groups],
+        "numbers": dict(numbers),
+        "components": len(rows[0].components) if rows else 0,
+        "samples": [
+            [
+                *(row.rollout.sample_index, len(row.rollout.completion_ids)),
+                *(row.rollout.finish_reason.value, row.rollout.policy_version, row.text),
+            ]
+            for row in rows
+        ],
+    }
+    ids = [i for row in rows for i in row.rollout.completion_ids]
+    logps = [x for row in rows for x in row.rollout.sampling_logps]
+    rewards = [x for row in rows for x in (row.reward, *row.components)]
+    return b"".join(
+        (
+            json.dumps(head).encode() + b"\n",
+            np.array(ids, dtype=np.int64).tobytes(),
+            np.array(logps, dtype=np.float64).tobytes(),
+            np.array(rewards, dtype=np.float64).tobytes(),
+        )
+    )
+
+
+def decode(message: bytes, prompts: Sequence[Prompt]) -> tuple[dict[int, Group], dict[str, float]]:
+    """Return the groups of a message by the place of their prompt in `prompts`, and its numbers."""
+    line, _, body = message.partition(b"\n")
+    head = json.loads(line)
+    lengths = [sample[1] for sample in head["samples"]]
+    width = 1 + head["components"]
+    take = _Reader(body)
+    ids = take(np.int64, sum(lengths)).tolist()
+    logps = take(np.float64, sum(lengths)).tolist()
+    rewards = take(np.float64, width * len(lengths)).reshape(-1, width).tolist()
+    samples, start, number = iter(head["samples"]), 0, 0
+    groups: dict[int, Group] = {}
+    for place, size in zip(head["places"], head["sizes"], strict=True):
+        group = []
+        for index, length, reason, version, text in (next(samples) for _ in range(size)):
+            reward, *components = rewards[number]
+            rollout = Rollout(
+                prompt=prompts[place],
+                sample_index=index,
+                completion_ids=tuple(ids[start : start + length]),
+                sampling_logps=tuple(logps[start : start + length]),
+                finish_reason=FinishReason(reason),
+                policy_version=version,
+            )
+            scored = ScoredRollout(
+                rollout=rollout, text=text, components=tuple(components), reward=reward
+            )
+            group.append(scored)
+            start, number = start + length, number + 1
+        groups[place] = tuple(group)
+    return groups, head["numbers"]
+
+
+class _Reader:
+    """Reads arrays from the front of a message."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = memoryview(body)
+
+    def __call__(
+        self, dtype: Callable[..., np.generic], count: int
+    ) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
+        """Return the next `count` numbers."""
+        taken = np.frombuffer(self._body, dtype=dtype, count=count)
+        self._body = self._body[taken.nbytes :]
+        return taken
