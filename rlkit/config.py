@@ -126,6 +126,9 @@ class Config(Options):
     """Go on with a run or a sweep although a data, reward or model file has changed since."""
     device: DeviceChoice = DeviceChoice.auto
     """auto = CUDA when there is a device."""
+    gpus: int = 1
+    """Processes of this run, >= 1 and <= `prompts_per_step`: each has a device of its own, samples
+    its share of the prompts and computes its share of the gradient."""
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
     reward: RewardConfig = MISSING
@@ -145,6 +148,8 @@ class Config(Options):
         require(0 <= self.seed < 2**31, "seed", "in [0, 2**31)", self.seed)
         require(self.steps >= 1, "steps", ">= 1", self.steps)
         require(self.prompts_per_step >= 1, "prompts_per_step", ">= 1", self.prompts_per_step)
+        rule = f"in [1, prompts_per_step ({self.prompts_per_step})]: a group is never split"
+        require(1 <= self.gpus <= self.prompts_per_step, "gpus", rule, self.gpus)
         minibatches = self.optim.minibatches
         rule = f"<= prompts_per_step ({self.prompts_per_step}): a group is never split"
         require(minibatches <= self.prompts_per_step, "optim.minibatches", rule, minibatches)
@@ -173,7 +178,7 @@ def setting_of(config: Config) -> Setting:
         group_size=config.algorithm.group_size,
         max_completion_length=config.task.max_completion_length,
         updates_per_batch=config.optim.updates_per_batch,
-        microbatched=config.memory.tokens_per_microbatch > 0,
+        microbatched=config.memory.tokens_per_microbatch > 0 or config.gpus > 1,
     )
 
 

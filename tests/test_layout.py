@@ -21,6 +21,7 @@ ALLOWED = {
     "types": set(),
     "schema": set(),
     "runtime": set(),
+    "ranks": set(),
     "functional": set(),
     "kernels": {"runtime"},
     "stats": set(),
@@ -32,7 +33,7 @@ ALLOWED = {
     "tasks": {"types", "schema", "runtime", "rewards"},
     "policy": {"types", "runtime", "kernels", "models"},
     "report": {"schema", "stats", "tracking"},
-    "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
+    "training": {"types", "schema", "functional", "models", "ranks", "runtime", "tracking"},
     "oracle": {"types", "schema", "algorithms", "training"},
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
     "config": {
@@ -45,10 +46,10 @@ ALLOWED = {
     },
     "assembly": {
         *("types", "schema", "config", "algorithms", "generation", "models", "plan", "policy"),
-        *("rewards", "runtime", "tabular", "tasks", "tracking", "training"),
+        *("ranks", "rewards", "runtime", "tabular", "tasks", "tracking", "training"),
     },
     "launch": {
-        *("schema", "config", "algorithms", "assembly", "report", "runtime", "tabular"),
+        *("schema", "config", "algorithms", "assembly", "ranks", "report", "runtime", "tabular"),
         *("tracking", "training"),
     },
     "cli": {

@@ -26,6 +26,7 @@ from rlkit.models.vocabulary import without_rows
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
+from rlkit.ranks import ALONE, Ranks
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Task, build_task
@@ -35,10 +36,10 @@ _GENERATED_ROWS = 256
 """Rows of an endless task that are looked at: it makes all of them from the same words."""
 
 
-def assemble(config: Config, *, say: Callable[[str], None]) -> ModelRun:
+def assemble(config: Config, *, say: Callable[[str], None], ranks: Ranks = ALONE) -> ModelRun:
     """Check and load everything, cheapest first; raises ConfigError with one line."""
     try:
-        return _assemble(config, say)
+        return _assemble(config, say, ranks)
     except ConfigError:
         raise
     except ValueError as error:
@@ -55,9 +56,10 @@ class _Start(NamedTuple):
     algorithm: Algorithm
     rewards: RewardPool
     resources: ExitStack
+    ranks: Ranks
 
 
-def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
+def _assemble(config: Config, say: Callable[[str], None], ranks: Ranks) -> ModelRun:
     device = resolve_device(config.device)
     # Recorded in the run's folder as chosen: a resumed run must sample with the same engine.
     config = replace(config, generator=choose_generator(config, device, say=say))
@@ -69,7 +71,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
     resources = ExitStack()
     resources.callback(rewards.close)
-    start = _Start(config, device, task, setting, algorithm, rewards, resources)
+    start = _Start(config, device, task, setting, algorithm, rewards, resources, ranks)
     try:
         rewards.start()
         meter = Meter.start(device)
@@ -140,6 +142,7 @@ def _with_model(
         decode=decode,
         train=task.train,
         eval_prompts=eval_prompts,
+        ranks=start.ranks,
     )
 
 

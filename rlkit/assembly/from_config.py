@@ -7,6 +7,7 @@ from rlkit.assembly.identity import identity_hash
 from rlkit.config import Config
 from rlkit.generation import sample_seed
 from rlkit.models.config import Switch
+from rlkit.ranks import ALONE, Ranks
 from rlkit.training.optim import build_optimizer
 from rlkit.training.trainer import RunSchedule
 from rlkit.training.update import Learner, TrainState, UpdateSettings
@@ -42,7 +43,7 @@ def new_state(
     return TrainState(learner=learner, optimizer=optimizer)
 
 
-def update_settings(config: Config) -> UpdateSettings:
+def update_settings(config: Config, ranks: Ranks = ALONE) -> UpdateSettings:
     """Return how a batch is split and stepped on."""
     return UpdateSettings(
         optim=config.optim,
@@ -50,6 +51,7 @@ def update_settings(config: Config) -> UpdateSettings:
         temperature=config.generator.sampling.temperature,
         tokens_per_microbatch=config.memory.tokens_per_microbatch,
         share_prompts=config.model.shared_prefix is not Switch.off,
+        ranks=ranks,
     )
 
 

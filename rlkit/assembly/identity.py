@@ -14,7 +14,7 @@ from rlkit.schema import NAMES, NEWER_OPTIONS
 # watched, how it is split to fit, and when it gives up. Everything else is its identity; of
 # `memory`, quantisation is.
 _NOT_IDENTITY = (
-    *("run_dir", "resume", "accept_changed_files"),
+    *("run_dir", "resume", "accept_changed_files", "gpus"),
     *("tracker", "checkpoint", "steps", "stop", "memory"),
 )
 _IDENTITY_AFTER_ALL = "memory.quant."

@@ -31,18 +31,19 @@ from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.lora import LoRA
 from rlkit.policy.lora_files import ADAPTER_FOLDER, save_adapter
 from rlkit.policy.policy import CRITIC_PREFIX, Policy
+from rlkit.ranks import ALONE, Ranks
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
 from rlkit.tasks.render import render_all
 from rlkit.tracking.base import Phase, RunInfo, Tracker
-from rlkit.training.collect import Collector, Decode, Group, score_rollouts
+from rlkit.training.collect import Collector, Decode, score_rollouts
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.loss_scale import FLOAT16
 from rlkit.training.stopping import StopRequest
 from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState
-from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
+from rlkit.types import Algorithm, Generator, Group, Prompt, SamplingConfig, Setting
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine
@@ -84,6 +85,7 @@ class ModelRun:
     train: Split
     """The task's training split, without prompts that are too long if those are dropped."""
     eval_prompts: Sequence[Prompt]
+    ranks: Ranks = ALONE
 
     def close(self) -> None:
         """End the generator, its engine and the reward processes; idempotent."""
@@ -113,10 +115,11 @@ class ModelRun:
             sampling=self.sampling,
             group_size=self.setting.group_size,
             resample=resamples(config),
+            ranks=self.ranks,
         )
         return Trainer(
             algorithm=self.algorithm.at,
-            settings=update_settings(self.planned.config),
+            settings=update_settings(self.planned.config, self.ranks),
             schedule=schedule_of(config),
             collector=collector,
             generator=generator,
@@ -128,6 +131,7 @@ class ModelRun:
             run_dir=run_dir,
             stop=config.stop,
             planned_bytes=self.planned.plan.peak,
+            ranks=self.ranks,
         )
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
@@ -224,6 +228,7 @@ class ModelRun:
             rewards=self.rewards,
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
+            ranks=self.ranks,
         )
 
     def _divergence(self, estimator: EvalKL) -> DivergenceMeter:
@@ -234,6 +239,7 @@ class ModelRun:
             pad_token_id=self.base.pad_token_id,
             device=self.device,
             tokens_per_microbatch=self.config.memory.tokens_per_microbatch,
+            ranks=self.ranks,
         )
 
 

@@ -8,22 +8,35 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from rlkit.assembly.device import choose_threads
+from rlkit.assembly.identity import identity_hash
 from rlkit.config import Config, ConfigError, flatten
-from rlkit.launch.content import check_content, content_of, write_content
+from rlkit.launch.content import Content, check_content, content_of, write_content
 from rlkit.launch.environment import hardware, versions
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
+from rlkit.launch.ranks import agree, meet, must_be_started, start_ranks
 from rlkit.launch.run_folder import claim, write_outcome
 from rlkit.launch.sweep_folder import place_in_sweep
+from rlkit.ranks import RankError, Ranks
 from rlkit.report.build import write_page
-from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
+from rlkit.tracking import (
+    Bystander,
+    Level,
+    Outcome,
+    Redactor,
+    Status,
+    Tracker,
+    TrackingError,
+    build_tracker,
+)
 from rlkit.training import checkpoint
 from rlkit.training.stopping import Interrupted, StopRequest, stop_on_signals
 from rlkit.training.trainer import Trainer, restore
@@ -39,11 +52,13 @@ _log = logging.getLogger(__name__)
 def run_job(config: Config, *, run_dir: Path) -> int:
     """Train. 0 = completed, 1 = failed, 2 = bad input and nothing written, 130 = interrupted."""
     try:
+        if must_be_started(config):
+            return start_ranks(config)
         return EXIT_CODES[train_run(config, run_dir=run_dir).status]
     except ConfigError as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return BAD_INPUT
-    except TrackingError as error:
+    except (TrackingError, RankError) as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return EXIT_CODES[Status.failed]
     except Interrupted as interrupted:
@@ -57,19 +72,25 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
     Raises:
         ConfigError: bad input; nothing is written.
         TrackingError: the run folder cannot be written.
+        RankError: another rank failed before training began.
         Interrupted: a stop came before training began.
     """
     start = time.monotonic()
-    with stop_on_signals() as stop:
-        check_run_dir(config)
-        content = content_of(config)
-        changes = check_content(content, run_dir, accept=config.accept_changed_files)
+    with stop_on_signals() as stop, closing(meet(config)) as ranks:
+        # All ranks look before the first one writes.
+        content, changes = ranks.together(partial(_checked, config, run_dir))
         config = _with_threads(config, run_dir)
         torch.set_num_threads(config.memory.torch_threads)
-        with closing(prepare(config, say=print)) as prepared:
-            stop.check()
+        say = print if ranks.rank == 0 else _say_nothing
+        with closing(ranks.together(partial(prepare, config, say=say, ranks=ranks))) as prepared:
+            ranks.together(stop.check)
             config = prepared.config
-            with claim(config, run_dir), _tracker(config, run_dir) as tracker:
+            agree(ranks, {"config": identity_hash(config), **versions()})
+            if ranks.rank != 0:
+                ranks.together(_nothing)
+                return _assist(prepared, stop, ranks, run_dir=run_dir, start=start)
+            with ExitStack() as held:
+                tracker = ranks.together(partial(_claimed, held, config, run_dir))
                 write_content(run_dir, content)
                 for change in changes:
                     tracker.message(Level.warning, f"accepted: {change}")
@@ -79,6 +100,39 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
                     write_page(run_dir)
                 tracker.finish(outcome)
                 return outcome
+
+
+def _claimed(held: ExitStack, config: Config, run_dir: Path) -> Tracker:
+    """Claim the folder and open its tracker, both until `held` is closed."""
+    held.enter_context(claim(config, run_dir))
+    return held.enter_context(_tracker(config, run_dir))
+
+
+def _checked(config: Config, run_dir: Path) -> tuple[dict[str, Content], list[str]]:
+    check_run_dir(config)
+    content = content_of(config)
+    return content, check_content(content, run_dir, accept=config.accept_changed_files)
+
+
+def _assist(
+    prepared: Prepared, stop: StopRequest, ranks: Ranks, *, run_dir: Path, start: float
+) -> Outcome:
+    """Train as a rank that computes its share and writes only a log."""
+    tracker = Bystander(run_dir, _redactor(prepared.config), rank=ranks.rank)
+    try:
+        outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
+        tracker.finish(outcome)
+        return outcome
+    finally:
+        tracker.close(_CLOSE_SECONDS)
+
+
+def _say_nothing(_line: str) -> None:
+    """Leave it to the first rank, which says the same."""
+
+
+def _nothing() -> None:
+    """Wait for the first rank alone."""
 
 
 def _with_threads(config: Config, run_dir: Path) -> Config:
@@ -126,12 +180,15 @@ def _resume(state: TrainState, trainer: Trainer, tracker: Tracker) -> TrainState
 
 @contextmanager
 def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
-    redactor = Redactor.collect(environ=os.environ, argv=sys.argv, config=flatten(config))
-    tracker = build_tracker(config.tracker, run_dir=run_dir, redactor=redactor)
+    tracker = build_tracker(config.tracker, run_dir=run_dir, redactor=_redactor(config))
     try:
         yield tracker
     finally:
         tracker.close(_CLOSE_SECONDS)
+
+
+def _redactor(config: Config) -> Redactor:
+    return Redactor.collect(environ=os.environ, argv=sys.argv, config=flatten(config))
 
 
 def _first_line(error: Exception) -> str:

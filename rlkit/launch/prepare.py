@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from rlkit.config import Config
+from rlkit.config import Config, require
+from rlkit.ranks import ALONE, Ranks
 from rlkit.tabular import TabularModelConfig, TabularTaskConfig
 from rlkit.tracking.base import RunInfo, Tracker
 from rlkit.training.stopping import StopRequest
@@ -49,12 +50,13 @@ def is_tabular(config: Config) -> bool:
     return any(isinstance(part, TabularModelConfig | TabularTaskConfig) for part in parts)
 
 
-def prepare(config: Config, *, say: Callable[[str], None]) -> Prepared:
+def prepare(config: Config, *, say: Callable[[str], None], ranks: Ranks = ALONE) -> Prepared:
     """Check and load everything, cheapest first; raises ConfigError with one line."""
     if is_tabular(config):
         from rlkit.assembly.tabular_run import tabular_run
 
+        require(config.gpus == 1, "gpus", "1 with model=tabular", config.gpus)
         return tabular_run(config)
     from rlkit.assembly.assemble import assemble
 
-    return assemble(config, say=say)
+    return assemble(config, say=say, ranks=ranks)

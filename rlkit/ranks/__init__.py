@@ -5,6 +5,6 @@ Every process is a rank. All ranks hold the same batch, and each computes its sh
 
 from __future__ import annotations
 
-from rlkit.ranks.base import Alone as Alone
+from rlkit.ranks.base import ALONE as ALONE
 from rlkit.ranks.base import RankError as RankError
 from rlkit.ranks.base import Ranks as Ranks

@@ -96,3 +96,6 @@ class Alone:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+ALONE = Alone()

@@ -23,7 +23,7 @@ from rlkit.ranks.base import RankError
 
 T = TypeVar("T")
 
-_OK, _STOPPED, _FAILED = 0, 1, 2
+_OK = 0
 _PULSE_S = 2.0
 _SILENCE_S = 20.0
 """A rank whose pulse is this old is taken for dead: its process is frozen, or its machine is."""
@@ -43,7 +43,7 @@ class Group:
         rank: int,
         size: int,
         device: torch.device,
-        relayed: type[Exception],
+        relayed: tuple[type[Exception], ...],
     ) -> None:
         """Meet the other ranks at a store.
 
@@ -52,7 +52,8 @@ class Group:
             rank: The number of this rank, in [0, `size`).
             size: The number of ranks, >= 2.
             device: The device of the tensors of `add`.
-            relayed: An exception that is no failure: all ranks raise it when one does.
+            relayed: Exceptions that all ranks raise when one does, made from their message. Of
+                several the last of this list counts.
 
         Raises:
             RankError: The other ranks did not come in time.
@@ -97,19 +98,23 @@ class Group:
         except Exception as error:
             # Whatever it is, the others must hear of it before it goes on.
             own = error
-            status = _STOPPED if isinstance(error, self._relayed) else _FAILED
-            payload = _one_line(error, bare=status == _STOPPED).encode()
+            status, payload = self._status_of(error), _one_line(error).encode()
         replies = self._exchange(status, payload)
-        if own is not None:
+        worst = max(code for code, _ in replies)
+        if worst == _OK:
+            return [part for _, part in replies]
+        if own is not None and status == worst:
             raise own
-        for code in (_FAILED, _STOPPED):
-            for rank, (status, payload) in enumerate(replies):
-                if status == code:
-                    text = payload.decode(errors="replace")
-                    if code == _STOPPED:
-                        raise self._relayed(text)
-                    raise RankError(f"rank {rank} failed: {text}")
-        return [payload for _, payload in replies]
+        rank = [code for code, _ in replies].index(worst)
+        text = replies[rank][1].decode(errors="replace")
+        if worst <= len(self._relayed):
+            raise self._relayed[worst - 1](text)
+        raise RankError(f"rank {rank} failed: {text}")
+
+    def _status_of(self, error: Exception) -> int:
+        """Return 1 + the place of the error's type among those relayed; the last for others."""
+        kinds = (n for n, kind in enumerate(self._relayed, 1) if isinstance(error, kind))
+        return next(kinds, len(self._relayed) + 1)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Put into each of `tensors` the sum over the ranks, in one message for each dtype."""
@@ -168,9 +173,7 @@ class Group:
             body[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         bodies = [torch.zeros_like(body) for _ in range(self.size)]
         self._wait(self._gloo.allgather([bodies], [body]))
-        return [
-            (s, part[:n].numpy().tobytes()) for (s, n), part in zip(known, bodies, strict=True)
-        ]
+        return [(s, part[:n].numpy().tobytes()) for (s, n), part in zip(known, bodies, strict=True)]
 
     @property
     def _gloo(self) -> ProcessGroupGloo:
@@ -249,6 +252,5 @@ def _nccl(store: Store, rank: int, size: int) -> Any:
     return ProcessGroupNCCL(store, rank, size, timedelta(seconds=_NCCL_S))
 
 
-def _one_line(error: Exception, *, bare: bool) -> str:
-    text = (str(error).splitlines() or [""])[0]
-    return text if bare else f"{type(error).__name__}: {text}"
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,6 +18,7 @@ from rlkit.tracking.base import (
     TrackingError,
 )
 from rlkit.tracking.build import build_tracker
+from rlkit.tracking.bystander import Bystander
 from rlkit.tracking.completions import read_samples
 from rlkit.tracking.config import (
     SCHEMAS,
@@ -36,6 +37,7 @@ from rlkit.tracking.redact import Redactor
 
 __all__ = [
     "SCHEMAS",
+    "Bystander",
     "ConsoleMode",
     "EvalRecord",
     "Interval",

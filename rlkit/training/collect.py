@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from rlkit.ranks import ALONE, Ranks
 from rlkit.tracking.base import Phase
 from rlkit.training.clock import StepClock
+from rlkit.training.exchange import Sampled, sample_by_turns
 from rlkit.types import (
     Completion,
     Generator,
+    Group,
     Prompt,
     Rollout,
     SamplingConfig,
@@ -22,8 +25,6 @@ from rlkit.types import (
 
 _log = logging.getLogger(__name__)
 
-Group = tuple[ScoredRollout, ...]
-"""All scored samples of one prompt; never split."""
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text without special tokens."""
 
@@ -101,6 +102,8 @@ class Collector:
     """Replace groups whose rewards are all equal by other prompts (DAPO's dynamic sampling)."""
     max_attempts: int = 4
     """Rounds of sampling before a step makes do with the groups it has; only with `resample`."""
+    ranks: Ranks = ALONE
+    """Each rank samples its share of the prompts, and gets all groups."""
 
     def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
         """Collect one batch of groups for `step`, with no group at all when no sample got a reward.
@@ -145,13 +148,20 @@ class Collector:
         counts: dict[str, float],
     ) -> list[Group]:
         seeds = self._seeds(step, prompts, met)
-        with clock.phase(Phase.generate):
-            rollouts = self.generator.generate(
-                prompts, num_samples=self.group_size, sampling=self.sampling, seeds=seeds
-            )
-        with clock.phase(Phase.reward):
-            scored, scoring = score_rollouts(rollouts, self.rewards, self.decode)
-        counts["rollouts/sampled"] += sum(len(group) for group in rollouts)
+
+        def sample(places: Sequence[int]) -> Sampled:
+            with clock.phase(Phase.generate):
+                rollouts = self.generator.generate(
+                    [prompts[place] for place in places],
+                    num_samples=self.group_size,
+                    sampling=self.sampling,
+                    seeds=[seeds[place] for place in places],
+                )
+            with clock.phase(Phase.reward):
+                return score_rollouts(rollouts, self.rewards, self.decode)
+
+        scored, scoring = sample_by_turns(self.ranks, prompts, sample)
+        counts["rollouts/sampled"] += sum(len(group) for group in scored)
         for name, number in scoring.items():
             counts[name] += number
         return scored

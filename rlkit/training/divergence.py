@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlkit.functional import reverse_k3
+from rlkit.ranks import ALONE, Ranks
 from rlkit.runtime.host_memory import return_free_pages
 from rlkit.training.collate import collate
-from rlkit.training.microbatch import microbatches
+from rlkit.training.microbatch import microbatches, share_of
 from rlkit.training.update import Learner
 from rlkit.types import FullKL, KLDirection, OutputSpec, Rollout, RolloutBatch, ScoredRollout
 
@@ -43,6 +44,8 @@ class DivergenceMeter:
     pad_token_id: int
     device: torch.device
     tokens_per_microbatch: int
+    ranks: Ranks = ALONE
+    """Each rank measures its share of the samples."""
 
     def __call__(self, groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         """Return `kl` (nats a completion, mean over samples), `entropy` (nats, mean over tokens).
@@ -65,10 +68,11 @@ class DivergenceMeter:
         exact = self.estimator is EvalKL.exact
         full_kl = FullKL(KLDirection.reverse) if exact else None
         spec = OutputSpec(entropy=True, full_kl=full_kl)
-        kl: list[Tensor] = []
-        entropy: list[Tensor] = []
-        for rows in microbatches(batch, max_tokens=self.tokens_per_microbatch):
-            micro = batch.rows(rows.to(self.device))
+        kl, entropy = (torch.zeros_like(batch.sampling_logps) for _ in range(2))
+        plan = microbatches(batch, max_tokens=self.tokens_per_microbatch, ranks=self.ranks)
+        for rows in share_of(plan, batch, self.ranks):
+            index = rows.to(self.device)
+            micro = batch.rows(index)
             adapter = self.learner.adapter
             out = self.learner.forward(
                 micro, adapter=adapter, temperature=self.temperature, spec=spec
@@ -81,10 +85,11 @@ class DivergenceMeter:
                 per_token = reverse_k3(out.logps, reference.logps)
             if out.entropy is None:
                 raise RuntimeError("the policy returned no entropy")
-            mask = micro.completion_mask
-            kl.append(per_token.masked_fill(~mask, 0.0).sum(dim=1))
-            entropy.append(out.entropy[mask])
-        return torch.cat(kl), torch.cat(entropy)
+            kl[index] = per_token.to(kl.dtype)
+            entropy[index] = out.entropy.to(entropy.dtype)
+        self.ranks.add([kl, entropy])
+        mask = batch.completion_mask
+        return kl.masked_fill(~mask, 0.0).sum(dim=1), entropy[mask]
 
 
 def _batch(

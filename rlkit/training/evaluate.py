@@ -6,11 +6,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rlkit.ranks import ALONE, Ranks
 from rlkit.tracking.base import EvalRecord, Measure, Phase, Tracker
 from rlkit.tracking.intervals import evaluate
-from rlkit.training.collect import Decode, Group, Rewards, completion_of, score_rollouts
+from rlkit.training.collect import Decode, Rewards, completion_of, score_rollouts
+from rlkit.training.exchange import Sampled, sample_by_turns
 from rlkit.training.metrics import mean, sample_row
-from rlkit.types import Completion, Generator, Prompt, Rollout, SamplingConfig, ScoredRollout
+from rlkit.types import (
+    Completion,
+    Generator,
+    Group,
+    Prompt,
+    Rollout,
+    SamplingConfig,
+    ScoredRollout,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +41,8 @@ class Evaluator:
     divergence: Callable[[Sequence[Sequence[Rollout]]], dict[str, float]] | None = None
     """Measures `kl` and `entropy` of the samples; None = not measured."""
     tracker: Tracker
+    ranks: Ranks = ALONE
+    """Each rank samples and scores its share of the prompts."""
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
         """Run one evaluation; its interval treats the samples of a prompt as one cluster.
@@ -40,10 +52,18 @@ class Evaluator:
         """
         self.tracker.progress(Phase.evaluate, 0, len(self.prompts))
         seeds = [[self.seed(p.index, i) for i in range(self.num_samples)] for p in self.prompts]
-        rollouts = self.generator.generate(
-            self.prompts, num_samples=self.num_samples, sampling=self.sampling, seeds=seeds
-        )
-        groups, _ = score_rollouts(rollouts, self.rewards, self.decode)
+
+        def sample(places: Sequence[int]) -> Sampled:
+            rollouts = self.generator.generate(
+                [self.prompts[place] for place in places],
+                num_samples=self.num_samples,
+                sampling=self.sampling,
+                seeds=[seeds[place] for place in places],
+            )
+            return score_rollouts(rollouts, self.rewards, self.decode)
+
+        groups, _ = sample_by_turns(self.ranks, self.prompts, sample)
+        rollouts = [[sample.rollout for sample in group] for group in groups]
         values = [[self._value(sample) for sample in group] for group in groups]
         judged = [[value for value in group if not math.isnan(value)] for group in values]
         self.tracker.progress(Phase.evaluate, len(self.prompts), len(self.prompts))

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlkit.ranks import Ranks
-from rlkit.training.collect import Group
-from rlkit.types import FinishReason, Prompt, Rollout, ScoredRollout
+from rlkit.types import FinishReason, Group, Prompt, Rollout, ScoredRollout
 
 Sampled = tuple[list[Group], Mapping[str, float]]
 """Scored groups, and numbers about the sampling that add up over the ranks."""
@@ -63,8 +62,8 @@ def sample_by_turns(ranks: Ranks, prompts: Sequence[Prompt], sample: Sample) -> 
 def encode(places: Sequence[int], groups: Sequence[Group], numbers: Mapping[str, float]) -> bytes:
     """Return one message that holds the groups of the prompts at `places`.
 
-    It is a line of JSON with all that is short, then token ids (int64), logps (float64), and rewards
-    (float64): one reward a sample and after it the components. Floats cross bit by bit.
+    It is a line of JSON with all that is short, then token ids (int64), logps and rewards (both
+    float64). A sample has one reward and after it the components. Floats cross bit by bit.
     """
     rows = [sample for group in groups for sample in group]
     head = {

@@ -11,8 +11,7 @@ import torch
 
 from rlkit.functional import explained_variance
 from rlkit.tracking.base import SampleRow
-from rlkit.training.collect import Group
-from rlkit.types import FinishReason, ScoredRollout, TrainBatch
+from rlkit.types import FinishReason, Group, ScoredRollout, TrainBatch
 
 
 def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:

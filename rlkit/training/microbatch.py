@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from rlkit.types import RolloutBatch
+from rlkit.ranks import ALONE, Ranks
+from rlkit.types import RolloutBatch, TrainBatch
 
 
 def microbatches(
-    batch: RolloutBatch, *, max_tokens: int, rows_per_unit: int = 1, share_prompts: bool = True
+    batch: RolloutBatch,
+    *,
+    max_tokens: int,
+    rows_per_unit: int = 1,
+    share_prompts: bool = True,
+    ranks: Ranks = ALONE,
 ) -> list[Tensor]:
     """Return row indices of each micro-batch; together they hold every row once, in order.
 
     There are as few micro-batches as `max_tokens` allows. Of these splits it is the one whose
     largest is least: a small rest would leave a device waiting for its next launch. A unit that is
-    longer gets a micro-batch of its own: the budget never drops a row.
+    longer gets a micro-batch of its own: the budget never drops a row. Several ranks get as many
+    micro-batches each, where the rows suffice.
 
     Args:
         batch: The rows.
@@ -25,6 +34,7 @@ def microbatches(
         rows_per_unit: Adjacent rows that stay together, >= 1.
         share_prompts: The prompt of rows of one group in one micro-batch counts once, as it is
             computed.
+        ranks: The ranks that share the micro-batches; see `share_of`.
 
     Returns:
         Indices of rows, int64, on the CPU.
@@ -35,20 +45,59 @@ def microbatches(
     num_rows = len(batch)
     if num_rows % rows_per_unit:
         raise ValueError(f"{num_rows} rows do not split into units of {rows_per_unit}")
-    if max_tokens == 0:
+    if max_tokens == 0 and ranks.size == 1:
         return [torch.arange(num_rows)]
     columns = (batch.prompt_mask.sum(1), batch.completion_mask.sum(1), batch.group_ids)
     rows = torch.stack(columns, dim=1).tolist()
     units = [rows[i : i + rows_per_unit] for i in range(0, num_rows, rows_per_unit)]
-    most = min(max_tokens, sum(prompt + completion for prompt, completion, _ in rows))
+    total = sum(prompt + completion for prompt, completion, _ in rows)
+    most = min(max_tokens or total, total)
     fewest = len(_starts(units, most, share_prompts=share_prompts))
+    fewest = min(-(-fewest // ranks.size) * ranks.size, len(units))
     budgets = range(most)
-    # A smaller budget never gives fewer: the first that gives as few is found by halves.
+    # A smaller budget never gives fewer: the first that gives no more is found by halves.
     least = bisect_left(
         budgets, -fewest, key=lambda n: -len(_starts(units, n, share_prompts=share_prompts))
     )
     starts = _starts(units, least, share_prompts=share_prompts)
     return list(torch.arange(num_rows).tensor_split([i * rows_per_unit for i in starts[1:]]))
+
+
+def share_of(plan: Sequence[Tensor], batch: RolloutBatch, ranks: Ranks) -> list[Tensor]:
+    """Return the micro-batches of `plan` that this rank computes, in their order.
+
+    The longest go first, each to the rank that has the fewest tokens so far. All ranks find the
+    same shares, because they have the same batch.
+    """
+    if ranks.size == 1:
+        return list(plan)
+    lengths = batch.prompt_mask.sum(1) + batch.completion_mask.sum(1)
+    tokens = [int(lengths[rows.to(lengths.device)].sum()) for rows in plan]
+    load = [0] * ranks.size
+    mine = []
+    for number in sorted(range(len(plan)), key=lambda i: (-tokens[i], i)):
+        rank = load.index(min(load))
+        load[rank] += tokens[number]
+        if rank == ranks.rank:
+            mine.append(number)
+    return [plan[number] for number in sorted(mine)]
+
+
+def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:
+    """Split `batch` by whole groups into `num_minibatches` batches, shuffled by `seed`.
+
+    One minibatch is the batch itself, in its own order. Fewer groups than minibatches (a filter may
+    have dropped some) give one minibatch a group.
+    """
+    if num_minibatches == 1:
+        yield batch
+        return
+    ids = batch.rollout.group_ids
+    groups: Int[Tensor, " groups"] = torch.unique(ids)
+    shuffler = torch.Generator().manual_seed(seed)
+    order = groups[torch.randperm(len(groups), generator=shuffler).to(groups.device)]
+    for part in torch.tensor_split(order, min(num_minibatches, len(groups))):
+        yield batch.minibatch(torch.isin(ids, part).nonzero().flatten())
 
 
 def _starts(units: list[list[list[int]]], max_tokens: int, *, share_prompts: bool) -> list[int]:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from rlkit.functional import sampling_mismatch
+from rlkit.ranks import ALONE, Ranks
 from rlkit.tracking.base import EvalRecord, Level, Phase, SampleRow, StepRecord, Tracker
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.checkpoint import Checkpoint, RunProgress
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
 from rlkit.training.collect import Collection, Collector, who_gave_no_reward
+from rlkit.training.drift import check_same_adapter
 from rlkit.training.metrics import (
     average,
     critic_metrics,
@@ -26,6 +28,7 @@ from rlkit.training.metrics import (
     sample_row,
     sample_rows,
 )
+from rlkit.training.microbatch import minibatches
 from rlkit.training.no_signal import (
     StopConfig,
     check_in_a_row,
@@ -39,7 +42,6 @@ from rlkit.training.update import (
     TrainState,
     UpdateResult,
     UpdateSettings,
-    minibatches,
     score,
     train_step,
 )
@@ -78,6 +80,8 @@ class Trainer:
     run_dir: Path
     stop: StopConfig = field(default_factory=StopConfig)
     """When a run that learns nothing ends."""
+    ranks: Ranks = ALONE
+    """The first of them saves and records for all."""
     planned_bytes: int = 0
     """Peak that the memory plan foresaw, for comparison; 0 = there was no plan."""
 
@@ -93,7 +97,7 @@ class Trainer:
         saved = state.step
         try:
             while state.step < self.schedule.num_steps:
-                stop.check()
+                self.ranks.together(stop.check)
                 state = self.run_step(state, stop)
                 done = state.step
                 # Before the checkpoint: a run killed in between repeats the step and evaluates.
@@ -130,7 +134,7 @@ class Trainer:
             pad_token_id=self.pad_token_id,
             device=self.device,
         )
-        stop.check()
+        self.ranks.together(stop.check)
         self._keep(batch, state.step)
         with clock.phase(Phase.score):
             self.tracker.progress(Phase.score, 0, len(batch))
@@ -139,10 +143,11 @@ class Trainer:
             with torch.no_grad():
                 train_batch = algorithm.prepare(batch)
             self.tracker.progress(Phase.score, len(batch), len(batch))
-        stop.check()
+        self.ranks.together(stop.check)
         state.updating = True
         with clock.phase(Phase.update):
             results, mismatch = self._update(state, train_batch, algorithm)
+            check_same_adapter(state, self.ranks)
         with clock.phase(Phase.sync):
             self.generator.load_adapter(state.learner.adapter, state.updates)
         metrics = {
@@ -190,12 +195,12 @@ class Trainer:
         blame: str = "",
     ) -> TrainState:
         """Close a step: write its record and counts, and end a run that learns nothing."""
-        timings = clock.metrics()
+        timings = self.ranks.largest(clock.metrics())
         state.samples += round(metrics["rollouts/sampled"])
         state.train_seconds += timings["time/step"]
         sampled = float(sum(row.num_tokens for row in rows))
         metrics |= timings | {"speed/tokens_per_second": sampled / timings["time/step"]}
-        metrics |= memory_metrics(self.device)
+        metrics |= self.ranks.largest(memory_metrics(self.device))
         if self.planned_bytes:
             metrics["memory/planned_bytes"] = float(self.planned_bytes)
         self.tracker.step(StepRecord(step=state.step, metrics=metrics, samples=rows))
@@ -230,7 +235,9 @@ class Trainer:
         return results, {name: float(value) for name, value in mismatch.items()}
 
     def save(self, state: TrainState) -> Path:
-        """Write a checkpoint of `state`."""
+        """Write a checkpoint of `state`, as the first rank."""
+        if self.ranks.rank != 0:
+            return self.run_dir
         parameters = state.learner.named_parameters()
         progress = RunProgress(
             step=state.step,
@@ -257,7 +264,7 @@ class Trainer:
 
     def _keep(self, batch: RolloutBatch, step: int) -> None:
         """Save `batch` for `rlkit replay` if the policy that sampled it can be had again."""
-        if rollout_files.is_recoverable(self.run_dir, step):
+        if self.ranks.rank == 0 and rollout_files.is_recoverable(self.run_dir, step):
             collector = self.collector
             rollouts = SavedRollouts(
                 batch=batch,

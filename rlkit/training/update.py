@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from rlkit.ranks import ALONE, Ranks
 from rlkit.runtime.garbage import garbage_waits
 from rlkit.runtime.torch_compat import scale_all_
 from rlkit.training.backward import backward
 from rlkit.training.loss_scale import UNSCALED, LossScale
-from rlkit.training.microbatch import microbatches
+from rlkit.training.microbatch import microbatches, share_of
 from rlkit.training.optim import OptimConfig, learning_rate
+from rlkit.training.sums import whole_columns, whole_gradients
 from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatch, TrainBatch
 
 
@@ -87,6 +89,8 @@ class UpdateSettings(NamedTuple):
     tokens_per_microbatch: int
     share_prompts: bool = True
     """Whether the learner computes equal prompts of a micro-batch once."""
+    ranks: Ranks = ALONE
+    """Each rank computes its share of the micro-batches, and gets the sum over all."""
 
 
 class UpdateResult(NamedTuple):
@@ -116,14 +120,17 @@ def score(
     Returns:
         The same rows; columns that are not needed are None.
     """
-    columns: dict[Column, Tensor] = {}
+    filled: dict[Column, Tensor] = {}
     plan = microbatches(
-        batch, max_tokens=settings.tokens_per_microbatch, share_prompts=settings.share_prompts
+        batch,
+        max_tokens=settings.tokens_per_microbatch,
+        share_prompts=settings.share_prompts,
+        ranks=settings.ranks,
     )
     wanted = OutputSpec(values=Column.values in algorithm.needs)
     temperature = settings.temperature
     with torch.no_grad():
-        for rows in plan:
+        for rows in share_of(plan, batch, settings.ranks):
             index = rows.to(batch.prompt_ids.device)
             micro = batch.rows(index)
             found: dict[Column, Tensor | None] = {}
@@ -141,9 +148,10 @@ def score(
                 value = found[column]
                 if value is None:
                     raise RuntimeError(f"the policy returned no {column.value}")
-                if column not in columns:
-                    columns[column] = value.new_zeros(batch.completion_mask.shape)
-                columns[column][index] = value
+                if column not in filled:
+                    filled[column] = value.new_zeros(batch.completion_mask.shape)
+                filled[column][index] = value
+    columns = whole_columns(filled, algorithm.needs, batch.sampling_logps, settings.ranks)
     return replace(
         batch,
         old_logps=columns.get(Column.old_logps),
@@ -229,8 +237,9 @@ def accumulate(
         for name, value in {**metrics, "loss": loss.detach()}.items():
             sums[name] += value
     # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
-    totals = torch.stack(list(sums.values())).tolist()
-    return dict(zip(sums, totals, strict=True)), logps
+    totals = torch.stack(list(sums.values())).tolist() if sums else []
+    whole_gradients(learner.named_parameters().values(), logps, settings.ranks)
+    return settings.ranks.add_numbers(dict(zip(sums, totals, strict=True))), logps
 
 
 def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
@@ -242,8 +251,9 @@ def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> 
         max_tokens=max_tokens,
         rows_per_unit=algorithm.rows_per_unit,
         share_prompts=settings.share_prompts,
+        ranks=settings.ranks,
     )
-    for rows in plan:
+    for rows in share_of(plan, batch.rollout, settings.ranks):
         yield rows.to(batch.advantages.device)
 
 
@@ -281,20 +291,3 @@ def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) 
         )
     metrics = {"learning_rate": rate, "skipped_updates": float(not finite), "grad_norm": norms[0]}
     return metrics | {f"grad_norm/critic_{i}": norm for i, norm in enumerate(norms[1:])}
-
-
-def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:
-    """Split `batch` by whole groups into `num_minibatches` batches, shuffled by `seed`.
-
-    One minibatch is the batch itself, in its own order. Fewer groups than minibatches (a filter may
-    have dropped some) give one minibatch a group.
-    """
-    if num_minibatches == 1:
-        yield batch
-        return
-    ids = batch.rollout.group_ids
-    groups: Int[Tensor, " groups"] = torch.unique(ids)
-    shuffler = torch.Generator().manual_seed(seed)
-    order = groups[torch.randperm(len(groups), generator=shuffler).to(groups.device)]
-    for part in torch.tensor_split(order, min(num_minibatches, len(groups))):
-        yield batch.minibatch(torch.isin(ids, part).nonzero().flatten())

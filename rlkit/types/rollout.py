@@ -77,6 +77,10 @@ class ScoredRollout:
     """Weighted sum of the components that are not NaN."""
 
 
+Group = tuple[ScoredRollout, ...]
+"""All scored samples of one prompt; never split."""
+
+
 class RewardFn(Protocol):
     """One prompt's completions in, a finite number (or None: not applicable) for each out. Pure."""
 

@@ -1,0 +1,154 @@
+"""This module starts the processes of a run on several devices, and lets them meet.
+
+torchrun's agent starts, watches and ends them: when one dies the others hear SIGTERM, and what does
+not end by itself is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch.distributed import Store, TCPStore
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from rlkit.config import Config, ConfigError, DeviceChoice, require
+from rlkit.launch.child import INTERRUPTED
+from rlkit.launch.devices import find_gpus
+from rlkit.launch.fork_server import boot
+from rlkit.launch.outcome import last_line
+from rlkit.launch.packed import pack
+from rlkit.launch.rank_process import RankPlace, place_from, use_card
+from rlkit.ranks import ALONE, Ranks
+from rlkit.ranks.group import Group
+from rlkit.training.stopping import Interrupted
+
+_CONNECT_S = 120.0
+_GRACE_S = 25
+"""Seconds that a rank has to save and end when another one died or the user stopped the run."""
+
+
+def must_be_started(config: Config) -> bool:
+    """Return whether the ranks of a run do not exist yet: torchrun did not start this process."""
+    return config.gpus > 1 and "RANK" not in os.environ
+
+
+def start_ranks(config: Config) -> int:
+    """Run `config.gpus` processes on this machine and return the exit code of rank 0.
+
+    Raises:
+        ConfigError: This machine has fewer cards.
+    """
+    check_cards(config, here=config.gpus)
+    with tempfile.TemporaryDirectory(prefix="rlkit-ranks-") as scratch:
+        file, code = Path(scratch, "job.json"), Path(scratch, "exit_code")
+        file.write_text(json.dumps({"config": pack(config), "argv": sys.argv}))
+        command = boot("rlkit.launch.rank_process", str(file), str(os.getpid()))
+        launch = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=config.gpus,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            shutdown_timeout=_GRACE_S,
+            # What the others print would be the same lines; their logs are in the run's folder.
+            logs_specs=DefaultLogsSpecs(
+                log_dir=scratch, redirects=dict.fromkeys(range(1, config.gpus), Std.ALL)
+            ),
+        )
+        try:
+            elastic_launch(launch, command[0])(*command[1:])
+        except SignalException:
+            return int(code.read_text()) if code.exists() else INTERRUPTED
+        except ChildFailedError as error:
+            if code.exists():
+                return int(code.read_text())
+            rank, failure = error.get_first_failure()
+            files = sorted(Path(scratch).glob(f"*/attempt_*/{rank}/stderr.log"))
+            said = last_line(files[0]) if files else ""
+            print(f"rlkit: rank {rank} ended with {failure.exitcode}: {said}", file=sys.stderr)
+            return 1
+        return int(code.read_text())
+
+
+def check_cards(config: Config, *, here: int) -> None:
+    """Raise ConfigError unless this machine has a card for each of the `here` ranks on it."""
+    if config.device is DeviceChoice.cpu:
+        return
+    found = len(find_gpus(os.environ))
+    rule = f"<= {found}, the CUDA devices of this machine, unless device=cpu"
+    require(here <= found, "gpus", rule, config.gpus)
+
+
+def meet(config: Config) -> Ranks:
+    """Return the ranks of this run, once all of them are there.
+
+    Raises:
+        ConfigError: torchrun started another number of processes.
+        RankError: The other ranks did not come.
+    """
+    place = place_from(os.environ) if config.gpus > 1 else None
+    if config.gpus == 1:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        require(started == 1, "gpus", f"{started}, the processes that torchrun started", 1)
+        return ALONE
+    if place is None:
+        raise ConfigError("gpus must be 1 where no launcher starts the ranks: use the command line")
+    require(
+        place.size == config.gpus,
+        "gpus",
+        f"{place.size}, the processes that torchrun started",
+        config.gpus,
+    )
+    check_cards(config, here=place.local + 1)
+    use_card(os.environ, place.local)
+    on_cards = config.device is not DeviceChoice.cpu and torch.cuda.is_available()
+    return Group(
+        _Connect(place),
+        rank=place.rank,
+        size=place.size,
+        device=torch.device("cuda" if on_cards else "cpu"),
+        relayed=(Interrupted, ConfigError, torch.OutOfMemoryError),
+    )
+
+
+def agree(ranks: Ranks, facts: Mapping[str, object]) -> None:
+    """Raise ConfigError when a fact differs on two ranks, such as the version of a library."""
+    found = [json.loads(part) for part in ranks.share(lambda: json.dumps(facts).encode())]
+    for rank, other in enumerate(found):
+        for key in dict.fromkeys([*found[0], *other]):
+            first, here = found[0].get(key), other.get(key)
+            rule = f"the same on all ranks, {first} as on rank 0"
+            require(first == here, key, rule, f"{here} on rank {rank}")
+
+
+class _Connect:
+    """Makes connections to the store that all ranks meet at; it lives as long as this object."""
+
+    def __init__(self, place: RankPlace) -> None:
+        self._place = place
+        self._own = self._open(hosts=True) if place.hosts_store else None
+
+    def __call__(self) -> Store:
+        """Return a new connection."""
+        return self._open(hosts=False)
+
+    def _open(self, *, hosts: bool) -> Store:
+        return TCPStore(
+            self._place.host,
+            self._place.port,
+            is_master=hosts,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=_CONNECT_S),
+        )

@@ -1,0 +1,41 @@
+"""A rank other than the first keeps a log of its own, and leaves everything else to the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
+from rlkit.tracking.redact import Redactor
+from rlkit.tracking.runlog import LEVELS, MESSAGES, RunLog
+
+
+class Bystander:
+    """This tracker writes `log.rank1.txt` and nothing else."""
+
+    def __init__(self, run_dir: Path, redactor: Redactor, *, rank: int) -> None:
+        self._log = RunLog(run_dir / f"log.rank{rank}.txt", redactor)
+
+    def start(self, info: RunInfo) -> None:
+        """Do nothing: the first rank records the start."""
+
+    def progress(self, phase: Phase, done: int, total: int) -> None:
+        """Do nothing: the first rank shows its own progress."""
+
+    def step(self, record: StepRecord) -> None:
+        """Do nothing: the record is that of all ranks."""
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Do nothing: the record is that of all ranks."""
+
+    def message(self, level: Level, text: str) -> None:
+        """Log the message."""
+        MESSAGES.log(LEVELS[level], text)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Log why this rank ended, if it did not complete."""
+        if outcome.message:
+            MESSAGES.error(outcome.message)
+
+    def close(self, deadline_s: float) -> None:
+        """Close the log; it takes no time, whatever `deadline_s` allows."""
+        self._log.close()
