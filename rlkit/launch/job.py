@@ -22,6 +22,7 @@ from rlkit.launch.content import Content, check_content, content_of, write_conte
 from rlkit.launch.environment import hardware, versions
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
+from rlkit.launch.rank_process import leave
 from rlkit.launch.ranks import agree, meet, must_be_started, start_ranks
 from rlkit.launch.run_folder import claim, write_outcome
 from rlkit.launch.sweep_folder import place_in_sweep
@@ -54,6 +55,19 @@ def run_job(config: Config, *, run_dir: Path) -> int:
     try:
         if must_be_started(config):
             return start_ranks(config)
+    except ConfigError as error:
+        print(f"rlkit: {error}", file=sys.stderr)
+        return BAD_INPUT
+    is_rank = config.gpus > 1
+    code = exit_code_of(config, run_dir=run_dir)
+    if is_rank:
+        leave(code)
+    return code
+
+
+def exit_code_of(config: Config, *, run_dir: Path) -> int:
+    """Train in this process and return its exit code."""
+    try:
         return EXIT_CODES[train_run(config, run_dir=run_dir).status]
     except ConfigError as error:
         print(f"rlkit: {error}", file=sys.stderr)

@@ -8,11 +8,13 @@ library of this process takes the run's ranks for its own.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rlkit.launch.child import die_with
 
@@ -65,14 +67,22 @@ def main(file: str, parent: str) -> None:
     """Run the job of the packed configuration in `file`; rank 0 leaves its exit code beside it."""
     die_with(int(parent))
     sys.argv = ["rlkit"]
-    from rlkit.launch.job import run_job
+    from rlkit.launch.job import exit_code_of
     from rlkit.launch.packed import unpack
 
     packed = json.loads(Path(file).read_text())
     sys.argv = packed["argv"]
     config = unpack(packed["config"])
     rank = os.environ["RANK"]
-    code = run_job(config, run_dir=Path(config.run_dir))
+    code = exit_code_of(config, run_dir=Path(config.run_dir))
     if rank == "0":
         Path(file).with_name("exit_code").write_text(str(code))
-    sys.exit(code)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: gloo would wait at its end for a rank that is frozen."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    logging.shutdown()
+    os._exit(code)

@@ -7,7 +7,9 @@ not end by itself is killed.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -25,11 +27,12 @@ from rlkit.config import Config, ConfigError, DeviceChoice, require
 from rlkit.launch.child import INTERRUPTED
 from rlkit.launch.devices import find_gpus
 from rlkit.launch.fork_server import boot
-from rlkit.launch.outcome import last_line
+from rlkit.launch.outcome import last_line, read_status, settle
 from rlkit.launch.packed import pack
 from rlkit.launch.rank_process import RankPlace, place_from, use_card
 from rlkit.ranks import ALONE, Ranks
 from rlkit.ranks.group import Group
+from rlkit.tracking import Status
 from rlkit.training.stopping import Interrupted
 
 _CONNECT_S = 120.0
@@ -49,6 +52,7 @@ def start_ranks(config: Config) -> int:
         ConfigError: This machine has fewer cards.
     """
     check_cards(config, here=config.gpus)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="rlkit-ranks-") as scratch:
         file, code = Path(scratch, "job.json"), Path(scratch, "exit_code")
         file.write_text(json.dumps({"config": pack(config), "argv": sys.argv}))
@@ -75,11 +79,27 @@ def start_ranks(config: Config) -> int:
             if code.exists():
                 return int(code.read_text())
             rank, failure = error.get_first_failure()
-            files = sorted(Path(scratch).glob(f"*/attempt_*/{rank}/stderr.log"))
-            said = last_line(files[0]) if files else ""
-            print(f"rlkit: rank {rank} ended with {failure.exitcode}: {said}", file=sys.stderr)
+            reason = _cause_of_death(Path(scratch), rank, failure.exitcode)
+            print(f"rlkit: {reason}", file=sys.stderr)
+            _settle(Path(config.run_dir), reason)
             return 1
         return int(code.read_text())
+
+
+def _cause_of_death(scratch: Path, rank: int, code: int) -> str:
+    """Return one line on a rank that ended before the first one could say why."""
+    if code < 0:
+        return f"rank {rank} was killed by {signal.Signals(-code).name}"
+    files = sorted(scratch.glob(f"*/attempt_*/{rank}/stderr.log"))
+    said = last_line(files[0]) if files else ""
+    return f"rank {rank} ended with exit code {code}" + (f": {said}" if said else "")
+
+
+def _settle(run_dir: Path, reason: str) -> None:
+    """Record the end of a run whose first rank could not, if it had begun."""
+    recorded = read_status(run_dir)
+    if recorded.status is Status.running:
+        settle(run_dir, pid=recorded.pid, otherwise=Status.failed, message=reason)
 
 
 def check_cards(config: Config, *, here: int) -> None:

@@ -61,6 +61,7 @@ class Group:
         self.rank = rank
         self.size = size
         self._relayed = relayed
+        self._lost = False
         # A connection of its own: one that waits for the other ranks would hold up the pulse.
         self._pulse = _Pulse(PrefixStore("pulse", connect()), rank, size)
         store = connect()
@@ -145,8 +146,9 @@ class Group:
     def close(self) -> None:
         """Leave the groups; the others notice it when they next wait for this rank."""
         self._pulse.stop()
-        self._host = None
-        self._cards = None
+        if not self._lost:  # else the group's own end would wait for a rank that is frozen
+            self._host = None
+            self._cards = None
 
     def _numbers(self, numbers: Mapping[str, float]) -> list[dict[str, float]]:
         return [json.loads(part) for part in self.share(lambda: json.dumps(dict(numbers)).encode())]
@@ -193,8 +195,10 @@ class Group:
                     self._pulse.miss()
             work.wait()
         except RankError:
+            self._lost = True
             raise
         except RuntimeError as error:
+            self._lost = True
             name = f"rank {1 - self.rank}" if self.size == 2 else "another rank"
             raise RankError(f"{name} ended without a word") from error
 
