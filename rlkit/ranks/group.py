@@ -8,6 +8,7 @@ only after all ranks have said over gloo that they are there.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import threading
 import time
@@ -146,9 +147,12 @@ class Group:
     def close(self) -> None:
         """Leave the groups; the others notice it when they next wait for this rank."""
         self._pulse.stop()
-        if not self._lost:  # else the group's own end would wait for a rank that is frozen
-            self._host = None
-            self._cards = None
+        if self._lost:
+            # The end of gloo's object waits for a rank that is frozen. So it never ends: the
+            # process does, see `rlkit.launch.rank_process.leave`.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._host))
+        self._host = None
+        self._cards = None
 
     def _numbers(self, numbers: Mapping[str, float]) -> list[dict[str, float]]:
         return [json.loads(part) for part in self.share(lambda: json.dumps(dict(numbers)).encode())]
