@@ -8,8 +8,12 @@ only after all ranks have said over gloo that they are there.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import os
+import platform
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -217,6 +221,7 @@ class _Pulse:
         self._heard: dict[int, tuple[int, float]] = {}
         self._over = threading.Event()
         self._store.add(str(rank), 1)
+        self._store.set(f"process {rank}", f"{platform.node()} {os.getpid()}")
         self._thread = threading.Thread(target=self._beat, name="rank-pulse", daemon=True)
         self._thread.start()
 
@@ -228,6 +233,7 @@ class _Pulse:
         """Raise RankError when another rank gave no sign of life for too long."""
         lost = self.missing()
         if lost:
+            self._end(lost[0])
             raise RankError(f"rank {lost[0]} gave no sign of life for {_SILENCE_S:g} s")
 
     def missing(self) -> list[int]:
@@ -244,6 +250,13 @@ class _Pulse:
             elif now - since > _SILENCE_S:
                 lost.append(rank)
         return lost
+
+    def _end(self, rank: int) -> None:
+        """Kill a frozen rank of this machine: it would hold its device, and the launcher's end."""
+        host, pid = self._store.get(f"process {rank}").decode().rsplit(" ", 1)
+        if host == platform.node():
+            with contextlib.suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
 
     def _beat(self) -> None:
         while not self._over.wait(_PULSE_S):
