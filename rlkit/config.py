@@ -144,6 +144,11 @@ class Config(Options):
     stop: StopConfig = field(default_factory=StopConfig)
     tracker: TrackerConfig = MISSING
 
+    @property
+    def prompts_per_rank(self) -> int:
+        """Return the most prompts of a step that one process samples."""
+        return -(-self.prompts_per_step // self.gpus)
+
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", "in [0, 2**31)", self.seed)
         require(self.steps >= 1, "steps", ">= 1", self.steps)

@@ -83,6 +83,7 @@ def _assemble(config: Config, say: Callable[[str], None], ranks: Ranks) -> Model
             longest=longest,
             say=say,
             longest_prompt=longest_prompt(config, task, device, say=say),
+            ranks=ranks,
         )
         if loaded.engine is not None:
             resources.callback(loaded.engine.close)

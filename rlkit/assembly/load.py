@@ -36,6 +36,7 @@ from rlkit.models.views import CannotShare
 from rlkit.plan.of_config import Planned
 from rlkit.plan.run import plan_run
 from rlkit.policy.lora import target_layers
+from rlkit.ranks import ALONE, Ranks
 from rlkit.runtime.say import Say
 from rlkit.types import Algorithm
 
@@ -76,6 +77,7 @@ def plan_and_load(
     longest: tuple[int, int],
     say: Say,
     longest_prompt: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Planned, LoadedModels]:
     """Return the memory plan and what is loaded by it.
 
@@ -89,6 +91,7 @@ def plan_and_load(
         longest: Most tokens of a prompt and of a completion.
         say: It takes a line before each slow step.
         longest_prompt: Tokens of the longest prompt that is expected, where that is known.
+        ranks: The ranks of the run, which share one plan.
 
     Returns:
         The plan, and the base model with its engine.
@@ -96,7 +99,7 @@ def plan_and_load(
     Raises:
         ValueError: The run does not fit or cannot be loaded, with one line.
     """
-    plan = partial(plan_run, device=device, longest_prompt=longest_prompt, say=say)
+    plan = partial(plan_run, device=device, longest_prompt=longest_prompt, say=say, ranks=ranks)
     made = plan(config, algorithm)
     try:
         return made, load_base(made.config, device=device, longest=longest, say=say)
@@ -213,7 +216,7 @@ def _engine_spec(
         device=device,
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length,
-        rows=config.prompts_per_step * config.algorithm.group_size,
+        rows=config.prompts_per_rank * config.algorithm.group_size,
         lora_rank=slot.rank,
         lora_modules=slot.modules,
         allow_remote_code=model.allow_remote_code,

@@ -72,9 +72,14 @@ def planned(
     work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
     work = replace(work, longest_prompt=longest_prompt)
     if budget is None:
-        budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
+        budget = budget_of(config, device)
     plan = make_plan(work, request_of(config, work), budget=budget, before=before)
     return Planned(work=work, plan=plan, config=with_plan(config, plan))
+
+
+def budget_of(config: Config, device: torch.device) -> int:
+    """Return the bytes that a run may take: `memory.budget`, at most what is free."""
+    return min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
 
 
 def peak_with(made: Planned, *, sampled_tokens: int) -> int:
@@ -144,7 +149,7 @@ def work_of(
         releases_kv=demand.releases_kv,
         kv_value_bytes=demand.kv_value_bytes or dtype.itemsize,
         engine_in_nf4=demand.in_nf4,
-        num_prompts=config.prompts_per_step,
+        num_prompts=config.prompts_per_rank,
         group_size=config.algorithm.group_size,
         max_prompt=task.max_prompt_length,
         max_completion=task.max_completion_length,

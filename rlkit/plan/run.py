@@ -10,9 +10,10 @@ import torch
 from rlkit.config import Config
 from rlkit.models.config import Checkpointing
 from rlkit.plan.choose import Plan
-from rlkit.plan.of_config import Planned, planned
+from rlkit.plan.of_config import Planned, budget_of, planned
 from rlkit.plan.parts import Choice
 from rlkit.plan.table import lines
+from rlkit.ranks import ALONE, Ranks
 from rlkit.runtime.say import Say
 from rlkit.tracking.files import write_atomic
 from rlkit.types import Algorithm
@@ -27,8 +28,11 @@ def plan_run(
     device: torch.device,
     longest_prompt: int | None,
     say: Say,
+    ranks: Ranks = ALONE,
 ) -> Planned:
     """Plan a run that is about to start, and print the plan.
+
+    All ranks get the plan of the one with the least memory: they split batches alike.
 
     Args:
         config: The user's configuration.
@@ -36,6 +40,7 @@ def plan_run(
         device: The device of the policy.
         longest_prompt: As in `rlkit.plan.work.Work`, tokens.
         say: Takes one line for the user.
+        ranks: The ranks of the run.
 
     Returns:
         The work, its plan, and the configuration to load.
@@ -44,11 +49,12 @@ def plan_run(
         ValueError: The run cannot fit.
     """
     before = recorded(Path(config.run_dir))
+    limits = {"bytes": -float(budget_of(config, device))}
     made = planned(
         config,
         algorithm,
         device=device,
-        budget=None,
+        budget=-int(ranks.largest(limits)["bytes"]),
         say=say,
         before=before,
         longest_prompt=longest_prompt,

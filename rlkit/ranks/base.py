@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ class RankError(RuntimeError):
     """Another rank failed, vanished or disagrees; the message is one line that names it."""
 
 
+@runtime_checkable
 class Ranks(Protocol):
     """The ranks of a run, as one of them sees them.
 

@@ -30,6 +30,7 @@ from rlkit.models.families import head_of
 from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.lora import LoRAConfig, attach, init_adapter
 from rlkit.policy.policy import Policy
+from rlkit.ranks import ALONE, Ranks
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
 from rlkit.training.collect import Collector
 from rlkit.training.evaluate import Evaluator
@@ -144,6 +145,7 @@ def tiny_run(
     resample: bool = False,
     tuning: TuningKind = TuningKind.lora,
     device: torch.device = CPU,
+    ranks: Ranks = ALONE,
 ) -> tuple[Trainer, TrainState, Recorder]:
     """A trainer, its fresh state and the tracker that sees what happens."""
     optim = optim or OptimConfig(learning_rate=0.02)
@@ -176,6 +178,7 @@ def tiny_run(
         success=lambda completion: "a" in completion.text,
         rewards=rewards,
         tracker=tracker,
+        ranks=ranks,
     )
     algorithm_of_run = build(objective, setting)
     trainer = Trainer(
@@ -185,6 +188,7 @@ def tiny_run(
             total_updates=num_steps * optim.updates_per_batch,
             temperature=sampling.temperature,
             tokens_per_microbatch=tokens_per_microbatch,
+            ranks=ranks,
         ),
         schedule=RunSchedule(
             num_steps=num_steps,
@@ -202,6 +206,7 @@ def tiny_run(
             sampling=sampling,
             group_size=algorithm.group_size,
             resample=resample,
+            ranks=ranks,
         ),
         generator=generator,
         evaluate=evaluator,
@@ -210,6 +215,7 @@ def tiny_run(
         pad_token_id=PAD,
         device=device,
         run_dir=run_dir,
+        ranks=ranks,
     )
     state = TrainState(learner=policy, optimizer=build_optimizer(policy.named_parameters(), optim))
     return trainer, state, tracker

@@ -1,0 +1,135 @@
+"""Whole runs of a tiny model as one rank of several, and what the ranks and their tests compare."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tiny_run import PAD, flat, tiny_run
+from torch import Tensor
+
+from rlkit.algorithms import KLConfig, RatioConfig
+from rlkit.algorithms.grpo import GRPOConfig
+from rlkit.algorithms.objective.aggregation import Aggregation
+from rlkit.algorithms.objective.kl import KLPlacement
+from rlkit.algorithms.objective.ratio import RatioLevel
+from rlkit.algorithms.online_dpo import OnlineDPOConfig
+from rlkit.algorithms.rloo import RLOOConfig
+from rlkit.ranks import Ranks
+from rlkit.training.clock import StepClock
+from rlkit.training.collate import collate
+from rlkit.training.optim import OptimConfig
+from rlkit.training.stopping import StopRequest
+from rlkit.training.update import accumulate, score
+from rlkit.types import KLDirection
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+
+CASES: Mapping[str, Mapping[str, Any]] = {
+    "sequence_mean": {"algorithm": GRPOConfig(group_size=4, aggregation=Aggregation.sequence_mean)},
+    "token_mean": {"algorithm": GRPOConfig(group_size=4, aggregation=Aggregation.token_mean)},
+    "constant": {"algorithm": GRPOConfig(group_size=4, aggregation=Aggregation.constant_length)},
+    "sequence_sum": {"algorithm": GRPOConfig(group_size=4, aggregation=Aggregation.sequence_sum)},
+    "sequence_ratio": {
+        "algorithm": GRPOConfig(group_size=4, aggregation=Aggregation.sequence_mean),
+        "ratio": RatioConfig(level=RatioLevel.sequence),
+        "optim": OptimConfig(learning_rate=0.02, inner_epochs=2),
+    },
+    "kl_in_reward": {
+        "algorithm": RLOOConfig(group_size=4),
+        "kl": KLConfig(beta=0.1, placement=KLPlacement.reward),
+    },
+    "pairs": {
+        "algorithm": OnlineDPOConfig(group_size=4),
+        "kl": KLConfig(direction=KLDirection.none),
+    },
+    "resampled": {"resample": True},
+    "minibatches": {"optim": OptimConfig(learning_rate=0.02, minibatches=2, inner_epochs=2)},
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several ranks in this process: it keeps its share, and adds nobody else's."""
+
+    rank: int
+    size: int
+
+    def is_mine(self, index: int) -> bool:
+        return index % self.size == self.rank
+
+    def together(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def share(self, work: Callable[[], bytes]) -> list[bytes]:
+        return [work()]
+
+    def add(self, tensors: Sequence[Tensor]) -> None: ...
+
+    def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        return dict(numbers)
+
+    def largest(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        return dict(numbers)
+
+    def close(self) -> None: ...
+
+
+def gradient(case: str, ranks: Ranks, *, computes: Ranks | None = None) -> dict[str, Any]:
+    """The gradient and the metrics of a first update, as `ranks` see them.
+
+    The batch and its columns are those of `ranks`; `computes` then accumulates its share of it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, state, _ = tiny_run(
+            Path(folder), tokens_per_microbatch=40, ranks=ranks, **CASES[case]
+        )
+        trainer.generator.load_adapter(state.learner.adapter, 0)
+        collection = trainer.collector.collect(0, policy_version=0, clock=StepClock(CPU))
+        batch = collate(collection.groups, reward_weights=(1.0,), pad_token_id=PAD, device=CPU)
+        algorithm = trainer.algorithm(0)
+        prepared = algorithm.prepare(score(state.learner, batch, algorithm, trainer.settings))
+        settings = trainer.settings._replace(ranks=computes or ranks)
+        metrics, logps = accumulate(state.learner, prepared, algorithm, settings)
+    leaves = state.learner.named_parameters()
+    grads = {k: v.grad if v.grad is not None else torch.zeros_like(v) for k, v in leaves.items()}
+    return {
+        "gradient": flat(grads).tolist(),
+        "logps": logps.flatten().tolist(),
+        "metrics": metrics,
+        "tokens": batch.completion_ids.flatten().tolist(),
+        "rewards": batch.rewards.tolist(),
+    }
+
+
+def gradients(ranks: Ranks) -> dict[str, Any]:
+    """`gradient` of every case."""
+    return {case: gradient(case, ranks) for case in CASES}
+
+
+def run(case: str, ranks: Ranks, num_steps: int = 4) -> dict[str, Any]:
+    """The adapter, tokens' rewards and evaluations of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, state, tracker = tiny_run(
+            Path(folder),
+            num_steps=num_steps,
+            tokens_per_microbatch=40,
+            ranks=ranks,
+            **CASES[case],
+        )
+        state = trainer.fit(state, stop=StopRequest())
+    return {
+        "adapter": flat(state.learner.adapter).tolist(),
+        "rewards": [record.metrics["reward"] for record in tracker.steps],
+        "evaluations": [record.values for record in tracker.evaluations],
+    }
+
+
+def runs(ranks: Ranks) -> dict[str, Any]:
+    """`run` of every case."""
+    return {case: run(case, ranks) for case in CASES}
