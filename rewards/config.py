@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from rlkit.rewards.load import REGISTRY
-from rlkit.schema import Options, Schema
+from rlkit.schema import BYTES, Between, Options, Schema, require
+
+_SECONDS = Between(0.0, 1e6)
 
 
 class OnFailure(StrEnum):
@@ -53,8 +55,8 @@ class RewardFunctionConfig(Options):
     fn: str = ""
     """A registered name (`tag_answer`), `package.module:function`, or `path/to/file.py:function`.
     Empty = the registered name that equals the key."""
-    weight: float = 1.0
-    """Factor in the sum of rewards, any finite number. 0 = computed and logged only."""
+    weight: Annotated[float, Between(-1e6, 1e6)] = 1.0
+    """Factor in the sum of rewards, in [-1e6, 1e6]. 0 = computed and logged only."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function; unknown ones are errors."""
 
@@ -72,18 +74,18 @@ class RewardConfig(Options):
     """drop or ignore, for a sample of which a function with a weight raised, hung or crashed."""
     special_tokens: SpecialTokens = SpecialTokens.drop
     """drop or keep: whether tags that are special tokens are part of a completion's text."""
-    timeout_s: float = 10.0
-    """Seconds until a call is killed, > 0. A call is one sample for functions marked `per_sample`
-    (all built-in ones are), else one prompt's group."""
-    step_timeout_s: float = 300.0
-    """Seconds that scoring one batch may take in all, > 0. The rest of the batch then counts as
-    timed out. So a policy that hangs a function on every sample cannot stop the run.
+    timeout_s: Annotated[float, _SECONDS] = 10.0
+    """Seconds until a call is killed, > 0 and <= 1e6. A call is one sample for functions marked
+    `per_sample` (all built-in ones are), else one prompt's group."""
+    step_timeout_s: Annotated[float, _SECONDS] = 300.0
+    """Seconds that scoring one batch may take in all, > 0 and <= 1e6. The rest of the batch then
+    counts as timed out. So a policy that hangs a function on every sample cannot stop the run.
     """
-    startup_timeout_s: float = 120.0
-    """Seconds that importing the functions' modules may take, > 0."""
-    workers: int = 2
-    """Worker processes, >= 1; about 15 MB each, and what the functions import."""
-    max_output_bytes: int = 1 << 20
+    startup_timeout_s: Annotated[float, _SECONDS] = 120.0
+    """Seconds that importing the functions' modules may take, > 0 and <= 1e6."""
+    workers: Annotated[int, Between(1, 256)] = 2
+    """Worker processes, in [1, 256]; about 15 MB each, and what the functions import."""
+    max_output_bytes: Annotated[int, BYTES] = 1 << 20
     """Most bytes that one call may print, >= 0; beyond that it is killed."""
 
     def __post_init__(self) -> None:
@@ -137,8 +139,10 @@ def _function(name: str, value: object) -> RewardFunctionConfig:
 
 
 def _check_function(key: str, name: str, function: RewardFunctionConfig) -> None:
-    if not isinstance(function.weight, int | float) or not isinstance(function.options, dict):
-        raise ValueError(f"{key} must hold a number `weight` and a mapping `options`")
+    require(isinstance(function.fn, str), f"{key}.fn", "text", function.fn)
+    is_number = isinstance(function.weight, int | float) and not isinstance(function.weight, bool)
+    require(is_number, f"{key}.weight", "a number", function.weight)
+    require(isinstance(function.options, dict), f"{key}.options", "a mapping", function.options)
     if not abs(function.weight) < float("inf"):
         raise ValueError(f"{key}.weight must be finite, got {function.weight}")
     target = function.fn or name

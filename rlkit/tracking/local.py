@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import (
     EvalRecord,
     Level,
@@ -22,7 +23,6 @@ from rlkit.tracking.base import (
 )
 from rlkit.tracking.completions import eval_path, step_path, write_samples
 from rlkit.tracking.files import JsonLines, encode, number, read_lines, write_atomic
-from rlkit.tracking.redact import Redactor
 from rlkit.tracking.runlog import LEVELS, MESSAGES, RunLog
 
 _LOG = logging.getLogger(__name__)

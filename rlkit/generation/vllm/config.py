@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 from rlkit.generation.base import GeneratorConfig
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
 from rlkit.generation.vllm.sampling_options import VLLMSamplingOptions as VLLMSamplingOptions
 from rlkit.generation.vllm.sampling_options import is_installed as is_installed
-from rlkit.schema import Schema
+from rlkit.schema import BYTES, Between, Schema
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Slot sizes that vLLM has LoRA kernels for (0.24 to 0.33)."""
@@ -93,7 +93,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
     sampling: VLLMSamplingOptions = field(default_factory=VLLMSamplingOptions)
     weights: Weights = Weights.auto
     quantization: Quantization = Quantization.none
-    kv_cache_bytes: int = 0
+    kv_cache_bytes: Annotated[int, BYTES] = 0
     """Bytes of the key-value cache. >= 0; 0 = what the completions of a step need, within a part
     of the free memory."""
     kv_cache_dtype: KVCacheDType = KVCacheDType.auto
@@ -205,10 +205,10 @@ class VLLMServerConfig(GeneratorConfig):
     adapter_folder: str = ""
     """Folder for adapters, seen by both machines under this path; empty = a temporary folder, for
     a server on this machine."""
-    timeout_s: float = 600.0
-    """Seconds without an answer after which a request counts as lost. > 0."""
-    connections: int = 64
-    """Requests in flight at once. >= 1."""
+    timeout_s: Annotated[float, Between(0.0, 1e6)] = 600.0
+    """Seconds without an answer after which a request counts as lost. > 0 and <= 1e6."""
+    connections: Annotated[int, Between(1, 10_000)] = 64
+    """Requests in flight at once, in [1, 10000]."""
 
     def check_full_weights(self) -> None:
         """Raise ValueError: only an adapter can travel to a server."""
