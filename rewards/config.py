@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -87,6 +88,16 @@ class RewardConfig(Options):
     """Worker processes, in [1, 256]; about 15 MB each, and what the functions import."""
     max_output_bytes: Annotated[int, BYTES] = 1 << 20
     """Most bytes that one call may print, >= 0; beyond that it is killed."""
+    max_memory_bytes: Annotated[int, BYTES] = 0
+    """Most bytes that a worker, and each process that a function starts, may allocate, >= 0; beyond
+    that the call fails and is counted. 0 = half of the machine's memory divided by the workers, at
+    least 2 GiB."""
+
+    @property
+    def memory_of_a_worker(self) -> int:
+        """Return `max_memory_bytes`, chosen where it is 0."""
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return self.max_memory_bytes or max(2 << 30, machine // (2 * self.workers))
 
     def __post_init__(self) -> None:
         for key in ("timeout_s", "step_timeout_s", "startup_timeout_s"):
@@ -95,6 +106,8 @@ class RewardConfig(Options):
                 raise ValueError(f"reward.{key} must be > 0 and finite, got {value}")
         if self.workers < 1:
             raise ValueError(f"reward.workers must be >= 1, got {self.workers}")
+        least = self.max_memory_bytes == 0 or self.max_memory_bytes >= 1 << 27
+        require(least, "reward.max_memory_bytes", ">= 134217728, or 0", self.max_memory_bytes)
         if self.max_output_bytes < 0:
             raise ValueError(f"reward.max_output_bytes must be >= 0, got {self.max_output_bytes}")
         functions = {name: _function(name, value) for name, value in self.functions.items()}

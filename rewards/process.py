@@ -27,6 +27,8 @@ _BOOT = (
     "main(*map(int, sys.argv[2:]))"
 )
 _TAIL_BYTES = 2000
+_KEEPER_S = 2.0
+"""Seconds for `rlkit.rewards.keeper` to end what a worker has started."""
 
 
 class Worker:
@@ -36,7 +38,7 @@ class Worker:
     the functions are loaded.
     """
 
-    def __init__(self, functions: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, functions: Sequence[Mapping[str, Any]], *, max_memory_bytes: int) -> None:
         self.per_sample: list[bool] | None = None
         self.units: list[Unit] = []
         self.printed = 0
@@ -68,7 +70,7 @@ class Worker:
             )
         os.close(lifeline)
         os.close(output)
-        self._send({"functions": list(functions)})
+        self._send({"functions": list(functions), "max_memory_bytes": max_memory_bytes})
 
     @property
     def fds(self) -> tuple[int, int]:
@@ -160,12 +162,13 @@ class Worker:
             if self.gone:  # the socket closes a moment before the process has ended
                 self.join(seconds=0.5)
             self.read_output()
+            os.close(self._lifeline)  # its keeper ends all of them, those in other sessions too
+            self.join(seconds=_KEEPER_S)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
             self._channel.close()
             self._progress.close()
-            os.close(self._lifeline)
             os.close(self._output)
         code = self._process.returncode
         if code < 0:

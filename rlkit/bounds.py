@@ -114,7 +114,8 @@ def check_ranges(options: Any, *, prefix: str = "") -> None:
     Raises:
         ValueError: A leaf is out of range; the message names its key, the rule and the value.
     """
-    for name, leaf in leaves_of(type(options)).items():
+    schema: Any = type(options)
+    for name, leaf in leaves_of(schema).items():
         value, key = getattr(options, name), prefix + name
         if is_dataclass(value):
             check_ranges(value, prefix=f"{key}.")

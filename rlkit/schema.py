@@ -53,6 +53,7 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "model.chat_template_name": "",
     "model.chat_template_kwargs": {},
     "reward.special_tokens": "drop",
+    "reward.max_memory_bytes": 0,
     "task.bad_rows": "error",
     "task.ignore_keys": [],
 }
