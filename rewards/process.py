@@ -17,6 +17,7 @@ from typing import Any
 
 from rlkit.rewards.printed import Collected, without_marks
 from rlkit.rewards.wire import NOT_STARTED, PROGRESS, Failure, Reply, Unit, frame, unframe
+from rlkit.runtime.redact import Redactor
 
 # The worker imports what this process would, whichever way rlkit and the user's modules came onto
 # the path. It finds modules of the current folder after all others.
@@ -45,6 +46,7 @@ class Worker:
         self.gone = False
         self.load_error: str | None = None
         self.clock = time.monotonic()
+        self._redactor = Redactor.collect(environ=os.environ, config={"functions": list(functions)})
         self._num_units = 0
         self._outgoing = bytearray()
         self._incoming = bytearray()
@@ -102,6 +104,7 @@ class Worker:
     def tail(self) -> str:
         """Return the end of what the functions printed, on one line."""
         text = without_marks(self._tail.decode("utf-8", errors="replace"))
+        text = self._redactor.text(text)  # before it is cut
         return " ".join(text.split())[-300:]
 
     def submit(self, units: Sequence[Unit], groups: Mapping[int, object]) -> None:

@@ -33,6 +33,7 @@ from rlkit.rewards.wire import (
     frame,
     unframe,
 )
+from rlkit.runtime.redact import Redactor
 
 _MAX_MESSAGE = 300
 _SEND_EVERY_S = 0.005
@@ -105,11 +106,11 @@ def evaluate(loaded: LoadedReward, samples: Sequence[WireCompletion]) -> list[An
         else:
             values, problems = _check_values(loaded.function(samples), num_samples=len(samples))
     except TimeoutError as error:  # a function with a time limit of its own
-        values, problems = [], [(WHOLE_GROUP, Failure.timeout, _describe(error))]
+        values, problems = [], [(WHOLE_GROUP, Failure.timeout, _describe(error, loaded.redactor))]
     except MemoryError as error:
-        values, problems = [], [(WHOLE_GROUP, Failure.memory, _describe(error))]
+        values, problems = [], [(WHOLE_GROUP, Failure.memory, _describe(error, loaded.redactor))]
     except BaseException as error:  # a SystemExit of a reward function must not end the worker
-        values, problems = [], [(WHOLE_GROUP, Failure.raised, _describe(error))]
+        values, problems = [], [(WHOLE_GROUP, Failure.raised, _describe(error, loaded.redactor))]
     return [time.perf_counter() - start, values, problems]
 
 
@@ -158,10 +159,11 @@ def _show(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-def _describe(error: BaseException) -> str:
+def _describe(error: BaseException, redactor: Redactor) -> str:
     """Return `Type: text (file:line)` on one line."""
     try:
-        text = str(error)[:_MAX_MESSAGE]
+        # Hidden before it is cut: half a secret is one too.
+        text = redactor.text(str(error))[:_MAX_MESSAGE]
     except Exception:  # an exception class of the user's with a broken __str__
         text = "(no text)"
     frames = traceback.extract_tb(error.__traceback__)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -26,7 +24,7 @@ class ConfigError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        hidden = Redactor.collect(environ=os.environ, argv=sys.argv).text(str(message))
+        hidden = Redactor.of_process().text(str(message))
         super().__init__(one_line(hidden))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 import time
@@ -15,15 +14,18 @@ from pathlib import Path
 import torch
 
 from rlkit.assembly.device import choose_threads
-from rlkit.config import Config, ConfigError, flatten
+from rlkit.config import Config, ConfigError
 from rlkit.launch.content import check_content, content_of, write_content
 from rlkit.launch.environment import hardware, versions
+from rlkit.launch.masked import redactor_of
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
 from rlkit.launch.run_folder import claim, write_outcome
 from rlkit.launch.sweep_folder import place_in_sweep
 from rlkit.report.build import write_page
-from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
+from rlkit.runtime.redact import Redactor
+from rlkit.schema import one_line
+from rlkit.tracking import Level, Outcome, Status, Tracker, TrackingError, build_tracker
 from rlkit.training import checkpoint
 from rlkit.training.stopping import Interrupted, StopRequest, stop_on_signals
 from rlkit.training.trainer import Trainer, restore
@@ -44,7 +46,7 @@ def run_job(config: Config, *, run_dir: Path) -> int:
         print(f"rlkit: {error}", file=sys.stderr)
         return BAD_INPUT
     except TrackingError as error:
-        print(f"rlkit: {error}", file=sys.stderr)
+        print(f"rlkit: {Redactor.of_process().text(str(error))}", file=sys.stderr)
         return EXIT_CODES[Status.failed]
     except Interrupted as interrupted:
         print(f"rlkit: stopped before training began ({interrupted})", file=sys.stderr)
@@ -74,6 +76,8 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
                 for change in changes:
                     tracker.message(Level.warning, f"accepted: {change}")
                 outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
+                hidden = redactor_of(config).text(outcome.message)
+                outcome = replace(outcome, message=one_line(hidden))
                 write_outcome(run_dir, outcome)
                 if config.tracker.report:
                     write_page(run_dir)
@@ -126,8 +130,7 @@ def _resume(state: TrainState, trainer: Trainer, tracker: Tracker) -> TrainState
 
 @contextmanager
 def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
-    redactor = Redactor.collect(environ=os.environ, argv=sys.argv, config=flatten(config))
-    tracker = build_tracker(config.tracker, run_dir=run_dir, redactor=redactor)
+    tracker = build_tracker(config.tracker, run_dir=run_dir, redactor=redactor_of(config))
     try:
         yield tracker
     finally:

@@ -13,7 +13,9 @@ from pathlib import Path
 import yaml
 
 from rlkit.assembly.identity import CURES, identity, is_identity
-from rlkit.config import Config, ConfigError, Resume, leaves, to_yaml
+from rlkit.config import Config, ConfigError, Resume, leaves
+from rlkit.launch.masked import masked_yaml, redactor_of
+from rlkit.runtime.redact import Redactor
 from rlkit.schema import NEWER_OPTIONS
 from rlkit.tracking.base import Outcome, Status
 from rlkit.tracking.files import write_atomic
@@ -34,7 +36,7 @@ def claim(config: Config, run_dir: Path) -> Iterator[None]:
             raise ConfigError(f"run_dir is in use by another process: {run_dir}") from error
         if config.resume is not Resume.never:
             check_same_run(config, run_dir)
-        write_atomic(run_dir / "config.yaml", to_yaml(config).encode())
+        write_atomic(run_dir / "config.yaml", masked_yaml(config).encode())
         write_status(run_dir, Status.running, message="")
         yield
 
@@ -48,9 +50,11 @@ def check_same_run(config: Config, run_dir: Path) -> None:
     file = run_dir / "config.yaml"
     if not file.exists():
         return
-    saved, now = (dict(leaves(yaml.safe_load(t))) for t in (file.read_text(), to_yaml(config)))
+    saved, now = (dict(leaves(yaml.safe_load(t))) for t in (file.read_text(), masked_yaml(config)))
+    redactor = redactor_of(config)
     for key in dict.fromkeys([*identity(config), *filter(is_identity, saved)]):
         before, after = (values.get(key, NEWER_OPTIONS.get(key)) for values in (saved, now))
+        before = redactor.leaf(key, before)  # older runs kept secrets as they were
         if before != after and after not in CURES.get(key, ()):
             raise ConfigError(
                 f"{key} must be {before} as in the run being resumed ({run_dir}), got {after}"
@@ -64,5 +68,6 @@ def write_outcome(run_dir: Path, outcome: Outcome) -> None:
 
 def write_status(run_dir: Path, status: Status, *, message: str) -> None:
     """Write `status.json`: status, one line of why, process id and time."""
+    message = Redactor.of_process().text(message)
     record = {"status": status.value, "message": message, "pid": os.getpid(), "time": time.time()}
     write_atomic(run_dir / "status.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -10,6 +10,7 @@ from rlkit.generation.base import GeneratorConfig
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
 from rlkit.generation.vllm.sampling_options import VLLMSamplingOptions as VLLMSamplingOptions
 from rlkit.generation.vllm.sampling_options import is_installed as is_installed
+from rlkit.runtime.redact import is_reference
 from rlkit.schema import BYTES, Between, Schema
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -199,7 +200,8 @@ class VLLMServerConfig(GeneratorConfig):
 
     sampling: VLLMSamplingOptions = field(default_factory=VLLMSamplingOptions)
     url: str = "http://127.0.0.1:8000"
-    """Address of the server, without `/v1`."""
+    """Address of the server, without `/v1`; `env:NAME` = the value of that variable, so that a
+    password in it reaches no file."""
     model: str = ""
     """Name that the server gives to the base model; empty = the only one that it lists."""
     adapter_folder: str = ""
@@ -217,7 +219,7 @@ class VLLMServerConfig(GeneratorConfig):
         )
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
+        if not (is_reference(self.url) or self.url.startswith(("http://", "https://"))):
             raise ValueError(f"generator.url must start with http:// or https://, got {self.url}")
         if not self.timeout_s > 0:
             raise ValueError(f"generator.timeout_s must be > 0, got {self.timeout_s}")
