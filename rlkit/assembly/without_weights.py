@@ -36,8 +36,8 @@ def look_without_weights(config: Config, task: Task, model: ResolvedModel, *, sa
         say: Gets a line for each thing that a user may not expect.
 
     Raises:
-        ValueError: A prompt has a token that the model does not know, a stop string can never
-            match, or a reward cannot be earned; one line.
+        ValueError: The model does not know a token of a prompt, a stop string can never match, or
+            a reward cannot be earned.
     """
     tokenizer = model.tokenizer
     num_rows = int(model.hf_config.get_text_config().vocab_size)
