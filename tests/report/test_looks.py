@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlkit.assembly.worst_step import compared
-from rlkit.report.svg import tick_labels
+from rlkit.tracking.axes import tick_labels
 from rlkit.tracking.drawing import colour_of, marker_of
 
 
