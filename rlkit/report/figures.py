@@ -31,7 +31,7 @@ from rlkit.tracking.drawing import (
 )
 
 _MAX_COLUMNS = 4
-# The size of a legend's text.
+# This is the size of a legend's text.
 _LETTER_INCH, _LINE_INCH = 0.07, 0.19
 
 
