@@ -17,9 +17,22 @@ MOST_WORDS, MANY_PARAMETERS = 25, 4
 # A docstring that begins with one of these names a thing and says nothing about it.
 NO_SENTENCE = {"what", "of", "where", "as", "which", "whether", "how"}
 
-# Room or page -> the violations it still has. A number may only go down: the test fails when a room
-# has more or fewer than it says here. What is not listed has none.
-STILL_ALLOWED: dict[str, int] = {}
+# Page -> the violations it still has. A number may only go down: the test fails when a page has more
+# or fewer than it says here. What is not listed has none.
+STILL_ALLOWED: dict[str, int] = {
+    "docs/algorithms.md": 12,
+    "docs/data.md": 2,
+    "docs/generation.md": 5,
+    "docs/kernels.md": 23,
+    "docs/memory/activations.md": 20,
+    "docs/memory/plan.md": 12,
+    "docs/objective.md": 4,
+    "docs/peers.md": 4,
+    "docs/reports.md": 3,
+    "docs/step.md": 11,
+    "docs/sweeps.md": 2,
+    "docs/training.md": 6,
+}
 
 
 def wrong(path: Path) -> Iterator[tuple[int, str]]:
