@@ -20,18 +20,11 @@ NO_SENTENCE = {"what", "of", "where", "as", "which", "whether", "how"}
 # Page -> the violations it still has. A number may only go down: the test fails when a page has
 # more or fewer than it says here. What is not listed has none.
 STILL_ALLOWED: dict[str, int] = {
-    "docs/algorithms.md": 12,
-    "docs/data.md": 2,
-    "docs/generation.md": 5,
     "docs/kernels.md": 23,
     "docs/memory/activations.md": 20,
-    "docs/memory/plan.md": 12,
+    "docs/memory/plan.md": 11,
     "docs/objective.md": 4,
-    "docs/peers.md": 4,
-    "docs/reports.md": 3,
     "docs/step.md": 11,
-    "docs/sweeps.md": 2,
-    "docs/training.md": 6,
 }
 
 
