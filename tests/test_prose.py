@@ -24,7 +24,6 @@ STILL_ALLOWED: dict[str, int] = {
     "docs/memory/activations.md": 20,
     "docs/memory/plan.md": 11,
     "docs/objective.md": 4,
-    "docs/step.md": 11,
 }
 
 
