@@ -141,8 +141,8 @@ which grows with the length of completions.
     "groups": """
 The table has length and cosine of E[g] relative to -grad E[R], for 0/1 rewards, eps 0 and the
 population standard deviation. `group_mean` shrinks by (G-1)/G and nothing else. With `group_std`,
-E[g] = c_G(p) grad p: prompts are reweighted by their success rate p (G = 8: 2.61 at p = 0.01, 1.86 at 0.5), the direction
-within a prompt is kept for binary rewards only. `sequence_mean` turns the gradient, `token_mean` by
-less, `sequence_sum` and `constant_length` not at all.
+E[g] = c_G(p) grad p: prompts are reweighted by their success rate p (G = 8: 2.61 at p = 0.01, 1.86
+at 0.5), the direction within a prompt is kept for binary rewards only. `sequence_mean` turns the
+gradient, `token_mean` by less, `sequence_sum` and `constant_length` not at all.
 """,
 }
