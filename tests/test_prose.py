@@ -32,7 +32,7 @@ def wrong(path: Path) -> Iterator[tuple[int, str]]:
             yield line, f"the docstring begins with {first[0]!r}"
         yield from ((line, said) for said in faults(text))
     for line, text in comments(source):
-        yield from ((line, said) for said in faults(text, most_words=10 * MOST_WORDS))
+        yield from ((line, said) for said in faults(text))
     if not any(part.startswith("_") and part != "__init__.py" for part in path.parts[-2:]):
         for function in public(tree):
             parameters = parameter_names(function)
@@ -41,10 +41,10 @@ def wrong(path: Path) -> Iterator[tuple[int, str]]:
                 yield function.lineno, f"{function.name} has {len(parameters)} parameters, no Args:"
 
 
-def faults(text: str, *, most_words: int = MOST_WORDS) -> Iterator[str]:
+def faults(text: str) -> Iterator[str]:
     """Yield what is wrong with the sentences of a text."""
     for sentence, runs in sentences(text):
-        if words(sentence) > most_words:
+        if words(sentence) > MOST_WORDS:
             yield f"{words(sentence)} words in a sentence: {sentence}"
         elif runs and words(sentence) > 1 and (lacks := fault(sentence)):
             yield f"{lacks} in a sentence: {sentence}"
