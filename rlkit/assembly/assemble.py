@@ -70,12 +70,12 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     resources.callback(rewards.close)
     try:
         rewards.start()
+        meter = Meter.start(device)
         model = resolve_model(config.model, device=device, say=say)
         config = replace(config, model=model.config)
         # Before a weight is read: a row that cannot be used ends the run here.
         rows = usable_rows(config, task, model.tokenizer, say=say)
         start = _Start(config, device, rows.task, setting, algorithm, rewards, resources)
-        meter = Meter.start(device)
         longest = task.max_prompt_length, task.max_completion_length
         planned, loaded = plan_and_load(
             config,
