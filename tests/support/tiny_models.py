@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from rlkit.types import RolloutBatch
 
@@ -67,7 +67,7 @@ NO_SPECIAL_TOKENS: dict[str, Any] = {
 }
 
 
-def tiny_config(family: str, **options: object) -> PreTrainedConfig:
+def tiny_config(family: str, **options: object) -> Any:
     """The shape of a tiny model of `family`; `options` override it."""
     return CONFIG_MAPPING[family](**{**_SIZES, **_FAMILY_OPTIONS[family], **options})
 
