@@ -52,8 +52,8 @@ ALLOWED = {
         *("tracking", "training"),
     },
     "exports": {
-        *("types", "schema", "config", "assembly", "generation", "launch", "models", "policy"),
-        *("rewards", "runtime", "tasks", "tracking"),
+        *("types", "assembly", "generation", "launch", "models", "policy", "rewards", "runtime"),
+        *("tasks", "tracking"),
     },
     "cli": {
         *("types", "schema", "config", "algorithms", "assembly", "exports", "generation", "launch"),

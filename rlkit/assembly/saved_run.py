@@ -35,7 +35,7 @@ class RunOptions(Options):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SavedRun:
+class FinishedRun:
     """This record holds a run's model as it was trained, and how it was sampled and judged."""
 
     folder: Path
@@ -59,7 +59,7 @@ def read_options(run: Path, *, key: str) -> RunOptions:
     return _options(_read(run, key), run, key)
 
 
-def read_saved_run(run: Path, *, key: str) -> SavedRun:
+def read_finished_run(run: Path, *, key: str) -> FinishedRun:
     """Return everything about the policy that `run` trained.
 
     Raises ValueError, naming `key`, when there is no such run.
@@ -80,7 +80,7 @@ def read_saved_run(run: Path, *, key: str) -> SavedRun:
             chat_template_kwargs={},
         )
     generator = values.get("generator") or {}
-    return SavedRun(
+    return FinishedRun(
         folder=run,
         options=options,
         model=replace(model, dtype=_dtype(model.dtype, run)),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlkit.assembly.saved_run import read_saved_run
+from rlkit.assembly.saved_run import read_finished_run
 from rlkit.cli import UsageError
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
@@ -85,7 +85,7 @@ def open_session(options: argparse.Namespace) -> Session:
 
 def _of_run(run: Path) -> tuple[ModelConfig, Path | None, QuantConfig]:
     """Return its model and the adapter on it; after full training, the run's own model alone."""
-    saved = read_saved_run(run, key="--run")
+    saved = read_finished_run(run, key="--run")
     if not saved.has_adapter:
         return saved.model, None, QuantConfig()
     return saved.model, run / ADAPTER_FOLDER, saved.options.memory.quant

@@ -12,7 +12,7 @@ import yaml
 
 from rlkit.exports.formats import Format, Kind
 from rlkit.exports.proof import Proof
-from rlkit.exports.trained import Trained
+from rlkit.exports.trained import TrainedPolicy
 from rlkit.launch.environment import versions
 from rlkit.models.source import SourceKind, kind_of
 from rlkit.tracking.base import EvalRecord
@@ -36,7 +36,7 @@ class Base:
     """As its model card says; empty = unknown."""
 
 
-def base_of(trained: Trained) -> Base:
+def base_of(trained: TrainedPolicy) -> Base:
     """Return the name and the licence of the run's base model."""
     source = trained.run.options.model.source
     kind = kind_of(source) if trained.run.has_adapter else _kind_or_folder(source)
@@ -69,7 +69,7 @@ def _licence(folder: Path) -> str:
     return str(values.get("license", "")) if isinstance(values, Mapping) else ""
 
 
-def card(trained: Trained, format: Format, proof: Proof, *, use: str) -> str:
+def card(trained: TrainedPolicy, format: Format, proof: Proof, *, use: str) -> str:
     """Return the text of README.md.
 
     Args:
@@ -115,7 +115,7 @@ def _front(base: Base, format: Format) -> dict[str, Any]:
 
 
 def _what(
-    trained: Trained, base: Base, config: Mapping[str, Any], record: Mapping[str, Any]
+    trained: TrainedPolicy, base: Base, config: Mapping[str, Any], record: Mapping[str, Any]
 ) -> str:
     what = "an adapter" if trained.run.has_adapter else "all weights"
     task = "" if trained.run.task is None else f" on the task `{trained.run.task.name}`"

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlkit.exports.formats import Format, Kind
-from rlkit.exports.trained import Trained
+from rlkit.exports.trained import TrainedPolicy
 from rlkit.models.quantize import quantisable
 
 _BESIDE = 64_000_000
 """Bytes for the tokenizer and the other small files of one export."""
 
 
-def bytes_of(format: Format, trained: Trained) -> int:
+def bytes_of(format: Format, trained: TrainedPolicy) -> int:
     """Return about how many bytes an export takes while it is made and proven."""
     total = sum(p.numel() for p in trained.skeleton.parameters())
     in_layers = sum(m.weight.numel() for m in quantisable(trained.skeleton).values())
@@ -30,7 +30,7 @@ def bytes_of(format: Format, trained: Trained) -> int:
     return int(in_layers * format.bits / 8 + (total - in_layers) * other) + _BESIDE
 
 
-def check_disk(out: Path, formats: Sequence[Format], trained: Trained) -> None:
+def check_disk(out: Path, formats: Sequence[Format], trained: TrainedPolicy) -> None:
     """Raise ValueError when the disk of `out` has less room than the exports take."""
     wanted = sum(bytes_of(format, trained) for format in formats)
     place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from rlkit.assembly.device import resolve_device
-from rlkit.assembly.saved_run import read_saved_run
+from rlkit.assembly.saved_run import read_finished_run
 from rlkit.exports.card import base_of, card
 from rlkit.exports.disk import check_disk
 from rlkit.exports.formats import Format, Kind
@@ -23,7 +23,7 @@ from rlkit.exports.hf_folder import write_adapter, write_merged4, write_merged16
 from rlkit.exports.modelfile import modelfile
 from rlkit.exports.proof import Proof, check, prove_gguf, prove_hf
 from rlkit.exports.reference import Reference, ask_policy
-from rlkit.exports.trained import Trained, open_trained
+from rlkit.exports.trained import TrainedPolicy, open_trained
 from rlkit.models.config import DType
 from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import require_bitsandbytes
@@ -79,7 +79,7 @@ def export(request: ExportRequest, *, say: Say) -> list[Exported]:
         ValueError: Something does not fit, is missing, or is too far from the policy; one line.
     """
     _check_request(request)
-    run = read_saved_run(request.run, key="--run")
+    run = read_finished_run(request.run, key="--run")
     device = resolve_device(run.options.device)
     trained = open_trained(run, device=device, say=say)
     for format in request.formats:
@@ -108,7 +108,7 @@ def _check_request(request: ExportRequest) -> None:
             require_bitsandbytes()
 
 
-def _check_format(format: Format, trained: Trained) -> None:
+def _check_format(format: Format, trained: TrainedPolicy) -> None:
     """Refuse what cannot be written in a format, before a model is loaded."""
     if format.kind in (Kind.adapter, Kind.gguf_lora) and trained.adapter is None:
         raise ValueError(
@@ -122,7 +122,7 @@ def _check_format(format: Format, trained: Trained) -> None:
 def _one(
     request: ExportRequest,
     format: Format,
-    trained: Trained,
+    trained: TrainedPolicy,
     reference: Reference,
     device: torch.device,
     say: Say,
@@ -155,7 +155,11 @@ def _one(
 
 
 def _write(
-    folder: Path, format: Format, trained: Trained, request: ExportRequest, device: torch.device
+    folder: Path,
+    format: Format,
+    trained: TrainedPolicy,
+    request: ExportRequest,
+    device: torch.device,
 ) -> None:
     dtype, _ = resolve_dtype(request.dtype, device)
     name = trained.run.folder.resolve().name
@@ -172,7 +176,7 @@ def _write(
 
 
 def _prove(
-    folder: Path, format: Format, trained: Trained, reference: Reference, device: torch.device
+    folder: Path, format: Format, trained: TrainedPolicy, reference: Reference, device: torch.device
 ) -> Proof:
     if format.kind is Kind.gguf:
         return prove_gguf(folder / gguf_name(format), format, trained, reference, lora=None)
@@ -193,7 +197,7 @@ def gguf_name(format: Format) -> str:
     return f"model-{format.gguf_type}.gguf"
 
 
-def _use(format: Format, folder: Path, trained: Trained) -> str:
+def _use(format: Format, folder: Path, trained: TrainedPolicy) -> str:
     base = base_of(trained)
     if format.kind is Kind.adapter:
         source = base.hub_id or str(trained.base)

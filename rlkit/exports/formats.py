@@ -65,14 +65,14 @@ def _folder(name: str, bits: float, max_kl: float) -> Format:
 # another model than the run's is whole nats away (docs/exports.md).
 FORMATS: tuple[Format, ...] = (
     Format(name="adapter", kind=Kind.adapter, bits=0.5, max_kl=0.01, loader=Loader.peft),
-    _folder("merged16", 16.0, 0.05),
-    _folder("merged4", 4.5, 0.5),
-    _gguf("f16", 16.0, 0.05),
-    _gguf("q8_0", 8.5, 0.05),
-    _gguf("q6_k", 6.6, 0.1),
-    _gguf("q5_k_m", 5.7, 0.2),
-    _gguf("q4_k_m", 4.9, 0.4),
-    _gguf("q4_0", 4.5, 0.6),
+    _folder("merged16", 16.0, 0.02),
+    _folder("merged4", 4.5, 0.4),
+    _gguf("f16", 16.0, 0.02),
+    _gguf("q8_0", 8.5, 0.03),
+    _gguf("q6_k", 6.6, 0.05),
+    _gguf("q5_k_m", 5.7, 0.1),
+    _gguf("q4_k_m", 4.9, 0.2),
+    _gguf("q4_0", 4.5, 0.4),
     Format(name="gguf:lora", kind=Kind.gguf_lora, bits=0.5, max_kl=0.05, loader=Loader.xllamacpp),
 )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
 
 from rlkit.exports.stream import WeightStream
-from rlkit.exports.trained import Trained
+from rlkit.exports.trained import TrainedPolicy
 from rlkit.models.peft_config import CONFIG, TENSORS
 from rlkit.models.quantize import BLOCK, quantisable, skip_modules
 
@@ -24,7 +24,7 @@ _SHARD = 2_000_000_000
 """Bytes of a shard, which is what the writer holds in memory."""
 
 
-def write_merged16(folder: Path, trained: Trained, *, dtype: torch.dtype) -> None:
+def write_merged16(folder: Path, trained: TrainedPolicy, *, dtype: torch.dtype) -> None:
     """Write the merged model in `dtype`, rounded once; `folder` must exist."""
     tensors = ((name, tensor.to(dtype)) for name, tensor in WeightStream(trained))
     write_shards(folder, tensors)
@@ -32,7 +32,7 @@ def write_merged16(folder: Path, trained: Trained, *, dtype: torch.dtype) -> Non
     write_beside(folder, trained)
 
 
-def write_merged4(folder: Path, trained: Trained, *, dtype: torch.dtype) -> None:
+def write_merged4(folder: Path, trained: TrainedPolicy, *, dtype: torch.dtype) -> None:
     """Write the merged model with its linear layers in NF4; `folder` must exist.
 
     The head, the embedding and the norms stay in `dtype`, as transformers and vLLM expect.
@@ -107,7 +107,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def write_config(
-    folder: Path, trained: Trained, *, dtype: torch.dtype, quantization: dict[str, Any] | None
+    folder: Path, trained: TrainedPolicy, *, dtype: torch.dtype, quantization: dict[str, Any] | None
 ) -> None:
     """Write `config.json`, with the rotary factors that the run used.
 
@@ -125,13 +125,13 @@ def write_config(
     config.save_pretrained(folder)
 
 
-def write_beside(folder: Path, trained: Trained) -> None:
+def write_beside(folder: Path, trained: TrainedPolicy) -> None:
     """Write the tokenizer with the run's template, and a generation config with all its stops."""
     trained.tokenizer.save_pretrained(folder)
     generation_of(trained).save_pretrained(folder)
 
 
-def generation_of(trained: Trained) -> GenerationConfig:
+def generation_of(trained: TrainedPolicy) -> GenerationConfig:
     """Return the generation config of the run: its sampling, its stop tokens and strings."""
     generation = copy.deepcopy(trained.generation) or GenerationConfig()  # type: ignore[no-untyped-call]
     sampling = trained.run.sampling
@@ -149,7 +149,7 @@ def generation_of(trained: Trained) -> GenerationConfig:
     return generation
 
 
-def write_adapter(folder: Path, trained: Trained) -> None:
+def write_adapter(folder: Path, trained: TrainedPolicy) -> None:
     """Write the run's adapter in PEFT's format, with tokenizer and generation config beside it.
 
     Raises ValueError when the run trained all weights.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rlkit.exports.gguf.vocabulary import adds_bos
-from rlkit.exports.trained import Trained
+from rlkit.exports.trained import TrainedPolicy
 
 _SYSTEM, _FIRST, _REPLY, _SECOND = (f"rlkit-mark-{i}" for i in range(4))
 _ROLES = ("system", "user", "assistant")
@@ -112,7 +112,7 @@ def go_template(turns: Turns) -> str:
     return f"{opening}{{{{ range .Messages }}}}{branches}{{{{ end }}}}{{{{ end }}}}{turns.reply}"
 
 
-def modelfile(trained: Trained, *, gguf: str) -> str:
+def modelfile(trained: TrainedPolicy, *, gguf: str) -> str:
     """Return the text of the Modelfile for the GGUF file of that name beside it."""
     lines = [f"FROM ./{gguf}"]
     turns = turns_of(trained.tokenizer)
@@ -135,7 +135,7 @@ def modelfile(trained: Trained, *, gguf: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def stop_texts(trained: Trained) -> list[str]:
+def stop_texts(trained: TrainedPolicy) -> list[str]:
     """Return all that ends a completion, as text: special tokens and strings."""
     ids = sorted(trained.stops.ids)
     tokens: list[str] = list(map(str, trained.tokenizer.convert_ids_to_tokens(ids)))

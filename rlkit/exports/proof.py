@@ -1,7 +1,8 @@
 """Load an export again with the library that will use it, and compare it with the trained policy.
 
-The log-probs along the policy's own answers are compared: the largest and the mean difference of
-the answer's tokens, and KL(policy || export) of the next-token distributions, a mean over tokens.
+The log-probs along the policy's own answers are compared. There are the largest and the mean
+difference of the answer's tokens. KL(policy || export) of the next-token distributions is a mean
+over tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlkit.exports.formats import Format, Kind
 from rlkit.exports.gguf.llama import LlamaAnswer, LlamaRequest, ask_llama
 from rlkit.exports.reference import Reference, ScoredRow, greedy, logps_of, quant_of
-from rlkit.exports.trained import Trained
+from rlkit.exports.trained import TrainedPolicy
 from rlkit.generation.stopping import StopRule
 from rlkit.models.load import load_model
 from rlkit.models.quiet import no_progress_bars
@@ -77,7 +78,12 @@ def check(proof: Proof) -> None:
 
 
 def prove_hf(
-    folder: Path, format: Format, trained: Trained, reference: Reference, *, device: torch.device
+    folder: Path,
+    format: Format,
+    trained: TrainedPolicy,
+    reference: Reference,
+    *,
+    device: torch.device,
 ) -> Proof:
     """Load a folder with transformers, or an adapter with PEFT, and compare.
 
@@ -110,7 +116,7 @@ def prove_hf(
 
 
 def prove_gguf(
-    file: Path, format: Format, trained: Trained, reference: Reference, *, lora: Path | None
+    file: Path, format: Format, trained: TrainedPolicy, reference: Reference, *, lora: Path | None
 ) -> Proof:
     """Load a GGUF file with llama.cpp, with an adapter if there is one, and compare.
 
@@ -217,7 +223,7 @@ def _proof(
 
 
 def _with_transformers(
-    folder: Path, trained: Trained, device: torch.device
+    folder: Path, trained: TrainedPolicy, device: torch.device
 ) -> tuple[PreTrainedModel, str]:
     options: dict[str, Any] = {"trust_remote_code": trained.run.model.allow_remote_code}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -226,7 +232,7 @@ def _with_transformers(
     return model, _version("transformers")
 
 
-def _with_peft(folder: Path, trained: Trained, device: torch.device) -> tuple[Any, str]:
+def _with_peft(folder: Path, trained: TrainedPolicy, device: torch.device) -> tuple[Any, str]:
     from peft import PeftModel
 
     base = load_model(
@@ -240,7 +246,7 @@ def _version(name: str) -> str:
     return f"{name} {version(name)}"
 
 
-def _check_tokens(trained: Trained, texts: Sequence[str], answer: LlamaAnswer) -> None:
+def _check_tokens(trained: TrainedPolicy, texts: Sequence[str], answer: LlamaAnswer) -> None:
     for text, found in zip(texts, answer.tokens, strict=True):
         ids = list(trained.tokenizer(text, add_special_tokens=False)["input_ids"])
         if ids != found:
@@ -254,7 +260,7 @@ def _check_tokens(trained: Trained, texts: Sequence[str], answer: LlamaAnswer) -
             )
 
 
-def _ended(trained: Trained, completions: Sequence[Sequence[int]]) -> list[list[int]]:
+def _ended(trained: TrainedPolicy, completions: Sequence[Sequence[int]]) -> list[list[int]]:
     """Cut completions where the run would have ended them."""
     rule = StopRule(trained.tokenizer, token_ids=trained.stops.ids, strings=trained.stops.strings)
     return [list(ids[: rule.tokens_kept(list(ids), 0)]) for ids in completions]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlkit.exports.trained import Trained
+from rlkit.exports.trained import TrainedPolicy
 from rlkit.generation import HFGeneratorConfig
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import QuantConfig
@@ -66,7 +66,9 @@ class Reference:
     """Takes a completion for each prompt."""
 
 
-def ask_policy(trained: Trained, *, num_prompts: int, device: torch.device, say: Say) -> Reference:
+def ask_policy(
+    trained: TrainedPolicy, *, num_prompts: int, device: torch.device, say: Say
+) -> Reference:
     """Load the trained policy, as it was trained, and ask it.
 
     Args:
@@ -102,13 +104,13 @@ def ask_policy(trained: Trained, *, num_prompts: int, device: torch.device, say:
     )
 
 
-def max_tokens(trained: Trained) -> int:
+def max_tokens(trained: TrainedPolicy) -> int:
     """Return the most tokens of an answer, as in training."""
     return _MAX_TOKENS if trained.task is None else trained.task.max_completion_length
 
 
 def greedy(
-    model: PreTrainedModel, trained: Trained, prompts: Sequence[Prompt]
+    model: PreTrainedModel, trained: TrainedPolicy, prompts: Sequence[Prompt]
 ) -> list[tuple[int, ...]]:
     """Return the likeliest completion of each prompt, ended as the run ends them."""
     generator = HFGenerator(
@@ -151,7 +153,7 @@ def _scored(
         yield ScoredRow(ids=ids, first=first, logps=_row_logps(model, ids)[first:])
 
 
-def _prompts(trained: Trained, count: int) -> tuple[Prompt, ...]:
+def _prompts(trained: TrainedPolicy, count: int) -> tuple[Prompt, ...]:
     task, options = trained.task, trained.run.task
     if task is None or options is None:
         chats = [Example(prompt=(Message("user", text),)) for text in _NO_TASK[:count]]
@@ -167,7 +169,7 @@ def _prompts(trained: Trained, count: int) -> tuple[Prompt, ...]:
 
 
 def _judge(
-    trained: Trained, prompts: Sequence[Prompt]
+    trained: TrainedPolicy, prompts: Sequence[Prompt]
 ) -> Callable[[Sequence[Sequence[int]]], float | None]:
     """Return the function from completions to the share of them that succeed."""
     task = trained.task
@@ -188,6 +190,6 @@ def _judge(
     return judge
 
 
-def quant_of(trained: Trained) -> QuantConfig:
+def quant_of(trained: TrainedPolicy) -> QuantConfig:
     """Return the quantisation that the run's base was loaded with."""
     return trained.run.options.memory.quant if trained.run.has_adapter else QuantConfig()

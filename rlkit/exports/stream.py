@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from rlkit.exports.trained import Adapter, Trained
+from rlkit.exports.trained import Adapter, TrainedPolicy
 from rlkit.models.config import QuantKind
 from rlkit.models.quantize import kept_layers, quantisable
 from rlkit.models.quantize_error import through_nf4
@@ -25,7 +25,7 @@ from rlkit.models.quantize_error import through_nf4
 class WeightStream:
     """This object reads the merged weights of a trained policy, by parameter name."""
 
-    def __init__(self, trained: Trained, *, with_adapter: bool = True) -> None:
+    def __init__(self, trained: TrainedPolicy, *, with_adapter: bool = True) -> None:
         """Look for every parameter in the base model's files.
 
         `with_adapter=False` reads the base alone, as the run computed with it.

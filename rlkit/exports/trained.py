@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from rlkit.assembly.saved_run import SavedRun
+from rlkit.assembly.saved_run import FinishedRun
 from rlkit.models.load import resolve_dtype, stop_token_ids
-from rlkit.models.peft_config import TENSORS, read_adapter_config
+from rlkit.models.peft_config import CONFIG, TENSORS, read_adapter_config
 from rlkit.models.quantize import meta_model, quantisable
 from rlkit.models.rope import fixed_config
 from rlkit.models.source import SourceKind, architecture_of, kind_of, locate, readable, revision_of
@@ -36,15 +37,17 @@ class Adapter:
     folder: Path
     rank: int
     scale: float
+    base_name: str
+    """The base that its config names; empty = none."""
     factors: Mapping[str, tuple[Tensor, Tensor]]
     """(A, B) of each adapted layer, by the layer's name in the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
+class TrainedPolicy:
     """This record holds all of a trained policy but the weights of its base, which stay on disk."""
 
-    run: SavedRun
+    run: FinishedRun
     base: Path
     """The folder of the base model, or of the whole model of a run that trained all weights."""
     hf_config: PreTrainedConfig
@@ -63,7 +66,7 @@ class Trained:
     task: Task | None
 
 
-def open_trained(run: SavedRun, *, device: torch.device, say: Say) -> Trained:
+def open_trained(run: FinishedRun, *, device: torch.device, say: Say) -> TrainedPolicy:
     """Read everything about a run's policy but the weights of its base.
 
     Args:
@@ -88,6 +91,8 @@ def open_trained(run: SavedRun, *, device: torch.device, say: Say) -> Trained:
     if adapter is not None:
         _check_fits(adapter, skeleton)
     location = locate(model, say=say)
+    if adapter is not None:
+        _check_base(adapter, location)
     tokenizer, _ = tokenizer_at(location, model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -99,7 +104,7 @@ def open_trained(run: SavedRun, *, device: torch.device, say: Say) -> Trained:
     eos = None if generation is None else generation.eos_token_id
     task = None if run.task is None else build_task(run.task)
     strings = (*run.sampling.stop, *(() if task is None else task.stop))
-    return Trained(
+    return TrainedPolicy(
         run=run,
         base=folder,
         hf_config=hf_config,
@@ -139,7 +144,23 @@ def _adapter(folder: Path) -> Adapter:
     for layer, pair in factors.items():
         if not all(bool(factor.isfinite().all()) for factor in pair):
             raise ValueError(f"{folder / TENSORS}: tensors must be finite, got {layer}")
-    return Adapter(folder=folder, rank=config.rank, scale=config.scale, factors=factors)
+    values = json.loads((folder / CONFIG).read_text())
+    return Adapter(
+        folder=folder,
+        rank=config.rank,
+        scale=config.scale,
+        base_name=str(values.get("base_model_name_or_path") or ""),
+        factors=factors,
+    )
+
+
+def _check_base(adapter: Adapter, location: str) -> None:
+    """Raise ValueError when the adapter names another base; the folder above it may have moved."""
+    if adapter.base_name and Path(adapter.base_name).name != Path(location).name:
+        raise ValueError(
+            f"{adapter.folder / CONFIG} must name the run's base model {Path(location).name}, got "
+            f"{adapter.base_name}"
+        )
 
 
 def _check_fits(adapter: Adapter, skeleton: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from exported_run import random_adapter, random_model, run_folder
@@ -11,7 +12,7 @@ from rlkit.cli import run
 from rlkit.policy.lora import LoRAConfig
 
 # What is particular to a family: heads tied or not, biases, fused projections, rope types.
-CASES: dict[str, tuple[str, dict[str, object]]] = {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied": ("llama", {}),
     "llama, untied, long context": (
         "llama",

@@ -7,10 +7,10 @@ from pathlib import Path
 from gguf import MODEL_ARCH_NAMES, GGUFWriter
 
 from rlkit.exports.gguf.families import Names
-from rlkit.exports.trained import Trained
+from rlkit.exports.trained import TrainedPolicy
 
 
-def write_lora(path: Path, trained: Trained, *, name: str) -> None:
+def write_lora(path: Path, trained: TrainedPolicy, *, name: str) -> None:
     """Write the run's adapter in float32; llama.cpp scales by alpha / rank.
 
     Raises ValueError when the run trained all weights, or the family has no form in GGUF.

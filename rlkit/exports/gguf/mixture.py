@@ -34,7 +34,7 @@ _NARROWER_BLOCKS = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.
 _OUTPUT, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """The place of a tensor in its model."""
 
     name: str
@@ -46,7 +46,7 @@ class Place(NamedTuple):
     """The embedding is the head as well."""
 
 
-def type_of(place: Place, wanted: str) -> Type:
+def type_of(place: TensorPlace, wanted: str) -> Type:
     """Return the type of a tensor in a file of the type `wanted`, such as `q4_k_m`."""
     plain = _PLAIN[wanted]
     if len(place.shape) < 2 or not place.name.endswith(".weight"):
@@ -63,7 +63,7 @@ def type_of(place: Place, wanted: str) -> Type:
     return Type.F16 if width % 32 else chosen
 
 
-def _mixed(place: Place, plain: Type) -> Type:
+def _mixed(place: TensorPlace, plain: Type) -> Type:
     parts = place.name.split(".")
     if parts[0] != "blk":
         return plain

@@ -1,7 +1,7 @@
 """Write a tokenizer into a GGUF file, so that llama.cpp finds the same tokens.
 
 llama.cpp has its own tokenizers and names the rules that split a text before BPE. The name is found
-by the structure of the tokenizer here, not by a hash of its output, so that a tokenizer with added
+here by the structure of the tokenizer, not by a hash of its output. So a tokenizer with added
 tokens is known as well. The proof tokenises the held-out prompts with both.
 """
 

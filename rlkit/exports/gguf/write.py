@@ -14,16 +14,16 @@ from torch import Tensor
 
 from rlkit.exports.gguf.families import Names, add_numbers, rope_tensors
 from rlkit.exports.gguf.ggml import num_bytes, quantised
-from rlkit.exports.gguf.mixture import FILE_TYPES, Place, type_of
+from rlkit.exports.gguf.mixture import FILE_TYPES, TensorPlace, type_of
 from rlkit.exports.gguf.vocabulary import add_vocabulary
 from rlkit.exports.stream import WeightStream
-from rlkit.exports.trained import Trained
+from rlkit.exports.trained import TrainedPolicy
 
 _QUANTIZATION_VERSION = 2
 
 
 def write_gguf(
-    path: Path, trained: Trained, *, wanted: str, name: str, with_adapter: bool = True
+    path: Path, trained: TrainedPolicy, *, wanted: str, name: str, with_adapter: bool = True
 ) -> None:
     """Write the merged model as one GGUF file.
 
@@ -63,7 +63,7 @@ def write_gguf(
         writer.close()
 
 
-def check_gguf(trained: Trained) -> None:
+def check_gguf(trained: TrainedPolicy) -> None:
     """Raise ValueError when a policy has no form in GGUF, before anything is written."""
     names = Names(trained.hf_config)
     for name, _ in trained.skeleton.named_parameters():
@@ -85,7 +85,7 @@ def types_of(
     tied = not any(name.startswith("lm_head.") for name in shapes)
     layers = int(config.num_hidden_layers)
     return {
-        name: type_of(Place(names(name), shape, layers, tied), wanted)
+        name: type_of(TensorPlace(names(name), shape, layers, tied), wanted)
         for name, shape in shapes.items()
     }
 
@@ -106,7 +106,7 @@ def packed(tensor: Tensor, kind: Type) -> NDArray[Any]:
     return quantised(rows.reshape(-1, rows.shape[-1]), kind)
 
 
-def _add_header(writer: GGUFWriter, trained: Trained, wanted: str, name: str) -> None:
+def _add_header(writer: GGUFWriter, trained: TrainedPolicy, wanted: str, name: str) -> None:
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(FILE_TYPES[wanted])
