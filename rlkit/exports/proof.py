@@ -26,6 +26,7 @@ from rlkit.exports.reference import Reference, ScoredRow, greedy, logps_of, quan
 from rlkit.exports.trained import TrainedPolicy
 from rlkit.generation.stopping import StopRule
 from rlkit.models.load import load_model
+from rlkit.models.quantize import settle
 from rlkit.models.quiet import no_progress_bars
 
 _MODEST = 512
@@ -229,6 +230,8 @@ def _with_transformers(
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", device_map={"": device}, **options
     )
+    if getattr(model.config, "quantization_config", None) is not None:
+        settle(model, model.dtype)  # bitsandbytes would repack the layers of some CPUs
     return model, _version("transformers")
 
 

@@ -1,4 +1,4 @@
-"""Bytes of ggml's quantisation against gguf's own, and the types of a mixture against real files."""
+"""Bytes of ggml's quantisation against gguf's own, and the mixtures against real files."""
 
 from __future__ import annotations
 
