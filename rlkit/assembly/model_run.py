@@ -20,6 +20,7 @@ from rlkit.assembly.from_config import (
     update_settings,
 )
 from rlkit.assembly.generators import new_generator
+from rlkit.assembly.stoppable import StoppableRewards
 from rlkit.config import Config, algorithm_name, flatten
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
@@ -104,10 +105,11 @@ class ModelRun:
         config = self.config
         record(self.planned.plan, run_dir)
         generator = self._generator(tracker, stop)
+        rewards = StoppableRewards(self.rewards, stop)
         collector = Collector(
             generator=generator,
             prompts=self.prompts,
-            rewards=self.rewards,
+            rewards=rewards,
             decode=self.decode,
             seed=partial(sample_seed, config.seed),
             sampling=self.sampling,
@@ -120,7 +122,7 @@ class ModelRun:
             schedule=schedule_of(config),
             collector=collector,
             generator=generator,
-            evaluate=self._evaluator(generator, tracker),
+            evaluate=self._evaluator(generator, rewards, tracker),
             tracker=tracker,
             shuffle_seed=partial(shuffle_seed, config),
             pad_token_id=self.base.pad_token_id,
@@ -211,7 +213,9 @@ class ModelRun:
         self.resources.callback(generator.close)
         return generator
 
-    def _evaluator(self, generator: Generator, tracker: Tracker) -> Evaluator:
+    def _evaluator(
+        self, generator: Generator, rewards: StoppableRewards, tracker: Tracker
+    ) -> Evaluator:
         options = self.config.evaluation
         return Evaluator(
             generator=generator,
@@ -221,7 +225,7 @@ class ModelRun:
             seed=partial(sample_seed, EVALUATION_SEED, 0),
             decode=self.decode,
             success=self.task.success,
-            rewards=self.rewards,
+            rewards=rewards,
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
         )

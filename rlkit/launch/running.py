@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from rlkit.launch.child import OUTPUT
+from rlkit.launch.child import OUTPUT, STOP_SIGNALS
 from rlkit.launch.leases import Lease
 from rlkit.launch.processes import Processes
 from rlkit.launch.rows import JobRow
@@ -49,9 +49,9 @@ class RunningJob:
 class SweepStops:
     """This object asks jobs to end, and ends them.
 
-    The first Ctrl-C or SIGTERM sends each job SIGINT: it finishes its step, saves and ends. The
-    second sends another: it ends at once, and its newest checkpoint counts. The third, or the end
-    of the grace period, kills it with its process group.
+    The first Ctrl-C, SIGTERM or SIGHUP sends each job SIGINT: it finishes its step, saves and
+    ends. The second sends another: it ends at once, and its newest checkpoint counts. The third, or
+    the end of the grace period, kills it with its process group.
     """
 
     def __init__(self, settings: IsolatedConfig) -> None:
@@ -68,13 +68,13 @@ class SweepStops:
 
     @contextmanager
     def hear(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as requests to stop, each one more pressing."""
+        """Take SIGINT, SIGTERM and SIGHUP as requests to stop, each one more pressing."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.reason = self.reason or signal.Signals(number).name
             self._level += 1
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
         previous = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
