@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from rlkit.launch.child import OUTPUT, STOP_SIGNALS
+from rlkit.launch.child import OUTPUT
 from rlkit.launch.leases import Lease
 from rlkit.launch.processes import Processes
 from rlkit.launch.rows import JobRow
 from rlkit.launch.settings import IsolatedConfig
 from rlkit.launch.sweep_folder import Job
+from rlkit.training.stopping import signals_to_hear
 
 _SIGNS_OF_LIFE = (OUTPUT, "metrics.jsonl", "evals.jsonl", "log.txt", "status.json", "checkpoints")
 _LOOK_EVERY_S = 5.0
@@ -74,7 +75,7 @@ class SweepStops:
             self.reason = self.reason or signal.Signals(number).name
             self._level += 1
 
-        numbers = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        numbers = signals_to_hear()
         previous = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield

@@ -73,11 +73,7 @@ class LocalTracker:
         kept = [x for x in whole_metrics(self._run_dir).lines if number(x["step"]) < first]
         self._metrics = JsonLines(self._run_dir / "metrics.jsonl", kept=kept)
         self._keep_evals(info)
-        for path in (self._run_dir / "completions").glob("step-*.parquet"):
-            if path.stem.removeprefix("step-").isdigit() and path >= step_path(
-                self._run_dir, first
-            ):
-                path.unlink()
+        self._drop_samples(first)
         resumed = f", resumed at step {first}" if first else ""
         write_atomic(
             self._run_dir / "run.json", (encode(_about(info, self._redactor)) + "\n").encode()
@@ -126,6 +122,16 @@ class LocalTracker:
             self._metrics.close()
             self._metrics = None
         self._log.close()
+
+    def _drop_samples(self, first: int) -> None:
+        """Delete the samples of steps and evaluations that come again."""
+        for path in (self._run_dir / "completions").glob("*.parquet"):
+            kind, _, rest = path.stem.partition("-")
+            number_of = rest.rpartition("-")[2]
+            come_again = {"step": first, "eval": first + 1}.get(kind)
+            if come_again is not None and number_of.isdigit() and int(number_of) >= come_again:
+                with naming(path):
+                    path.unlink()
 
     def _keep_evals(self, info: RunInfo) -> None:
         """Keep the evaluations up to here; what was the last one of a shorter run is no longer."""

@@ -93,7 +93,8 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int, keep_every: in
             hashes = {name: content_hash(scratch / name) for name in TENSOR_FILES}
             state = seal({"progress": asdict(checkpoint.progress), "sha256": hashes})
             (scratch / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-    for step, old in sorted(_complete(folder))[:-keep_last]:
+    complete = [(step, path) for step, path in _saved(folder) if is_complete(path)]
+    for step, old in sorted(complete)[:-keep_last]:
         if not keep_every or step % keep_every:
             discard(old)
     return target
@@ -102,7 +103,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int, keep_every: in
 def load_newest(folder: Path, *, device: torch.device) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint that verifies, or None, and a line for each damaged one."""
     problems: list[str] = []
-    for _, path in sorted(_complete(folder), reverse=True):
+    for _, path in sorted(_saved(folder), reverse=True):
         try:
             return load(path, device=device), problems
         except CheckpointError as error:
@@ -116,7 +117,7 @@ def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     The tensors are hashed, not loaded.
     """
     problems: list[str] = []
-    for _, path in sorted(_complete(folder), reverse=True):
+    for _, path in sorted(_saved(folder), reverse=True):
         try:
             verify(path)
             return path, problems
@@ -225,8 +226,9 @@ def check_hash(file: Path, *, expected: str | None, index: Path) -> None:
         raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in {index.name}")
 
 
-def _complete(folder: Path) -> Iterator[tuple[int, Path]]:
+def _saved(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield every checkpoint; one without its `state.json` is damaged, for it appeared whole."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if (match := STEP_FOLDER.fullmatch(path.name)) and is_complete(path):
+            if (match := STEP_FOLDER.fullmatch(path.name)) and path.is_dir():
                 yield int(match.group(1)), path

@@ -68,17 +68,22 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Yield a StopRequest that hears SIGINT, SIGTERM and SIGHUP; a second raises KeyboardInterrupt.
 
-    A signal that is ignored already stays so: `nohup` means it.
+    SIGHUP stays ignored where it is already: `nohup` means it.
     """
     stop = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.hear(signal.Signals(number).name)
 
-    heard = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, handle) for number in heard}
+    previous = {number: signal.signal(number, handle) for number in signals_to_hear()}
     try:
         yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def signals_to_hear() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask this process to stop."""
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in STOP_SIGNALS if not (deaf and number is signal.SIGHUP))

@@ -67,8 +67,7 @@ def test_damage_is_found_named_and_the_previous_one_is_used(
         file.write_bytes(content)
     loaded, problems = checkpoint.load_newest(tmp_path, device=CPU)
     assert loaded is not None and loaded.progress.step == 1
-    # A folder without state.json was never finished: it is not a damaged checkpoint.
-    assert (name == "state.json" and damage == "delete") or name in problems[0]
+    assert name in problems[0]
 
 
 def test_a_save_that_dies_leaves_the_previous_one_and_no_rubbish(
@@ -80,7 +79,7 @@ def test_a_save_that_dies_leaves_the_previous_one_and_no_rubbish(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "sync", full_disk)
-    with pytest.raises(TrackingError, match="cannot write .*step-000002: No space left"):
+    with pytest.raises(TrackingError, match=r"cannot write .*step-000002: No space left"):
         checkpoint.save(tmp_path, example(2), keep_last=2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
@@ -94,6 +93,7 @@ def test_a_payload_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     file = path / "adapter.safetensors"
     file.write_bytes(b"\x80\x04cposix\nsystem\n")
     state = json.loads((path / "state.json").read_text())
+    del state["sha256_of_this"]  # as older versions wrote it
     state["sha256"][file.name] = content_hash(file)
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors cannot be read"):
