@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from reward_faults import FAULTS, MODULE, batch
 
+from rlkit.assembly.stoppable import StoppableRewards
 from rlkit.rewards import Failure, RewardConfig, RewardSpec
 from rlkit.rewards.pool import RewardPool
+from rlkit.training.stopping import Interrupted, StopRequest
 from rlkit.types import Completion, FinishReason, Prompt
 
 DEADLINE_S = 1.0
@@ -78,6 +81,21 @@ def test_a_function_that_always_hangs_cannot_stop_the_run(tmp_path: Path) -> Non
         assert time.monotonic() - start < 2.2
     assert scores.report.failures == {("f", Failure.timeout): 60}
     assert all(math.isnan(reward) for rewards in scores.rewards for reward in rewards)
+
+
+def test_a_request_to_stop_does_not_wait_for_a_function_that_hangs(tmp_path: Path) -> None:
+    path = tmp_path / "f.py"
+    path.write_text("import time\ndef f(group):\n    time.sleep(1e6)\n")
+    stop = StopRequest()
+    with RewardPool([RewardSpec("f", f"{path}:f")], RewardConfig(workers=2)) as pool:
+        rewards = StoppableRewards(pool, stop)
+        assert (rewards.names, rewards.weights) == (("f",), (1.0,))
+        pool.start()
+        threading.Timer(0.5, stop.request, ["SIGTERM"]).start()
+        start = time.monotonic()
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            rewards.score(batch())
+        assert 0.4 < time.monotonic() - start < 2.0
 
 
 def test_a_function_that_always_crashes_cannot_stop_the_run(tmp_path: Path) -> None:
