@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks.faults.row import Row
-from benchmarks.faults.runs import differences, finish, prepare, start, status
+from benchmarks.faults.runs import STEPS, differences, finish, prepare, start, status
 from rlkit.tracking.files import read_lines
 
 _LIMIT_S = 30.0
@@ -43,9 +43,14 @@ class Case(NamedTuple):
     numbers: tuple[signal.Signals, ...]
 
 
-# Two groups a call of `score` before training, in each evaluation and in each step: calls 1 and 2
-# are of the evaluation before, 3 to 6 of steps 0 and 1, 7 and 8 of the evaluation after step 2.
-_PLACES = {"evaluation before": 1, "step 1": 5, "evaluation after step 2": 7, "step 3": 11}
+# The reward is called for two groups in each evaluation and in each step, after the calls that try
+# it before the run begins: 1 and 2 are of the evaluation before, 3 to 6 of steps 0 and 1, 7 and 8
+# of the evaluation after step 2.
+_PLACES = {
+    **{"the trial before the run": 0, "evaluation before": 1, "step 1": 5},
+    **{"evaluation after step 2": 7, "step 3": 11},
+}
+_CALLS_OF_A_RUN = 2 * (STEPS + 4)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -74,12 +79,13 @@ def run(count: int, folder: Path) -> Row:
     _environment(folder, "truth", call=0)
     if problem := finish(folder, "truth", base):
         raise RuntimeError(problem)
+    tried = (folder / "place_truth/calls").stat().st_size - _CALLS_OF_A_RUN
     every, slowest = cases(), 0.0
     survived, notes = 0, list[str]()
     # An odd stride goes through all kinds before it repeats one.
     chosen = [every[(i * 5) % len(every)] for i in range(count)]
     for number, case in enumerate(chosen):
-        seconds, wrong = _interrupt(folder, f"run_{number}", base, case)
+        seconds, wrong = _interrupt(folder, f"run_{number}", base, case, tried=tried)
         slowest = max(slowest, seconds)
         survived += not wrong
         notes += [f"{case.name}: {wrong}"] if wrong else []
@@ -99,8 +105,10 @@ def _environment(folder: Path, name: str, *, call: int) -> None:
     os.environ.update(values)  # the runs' environment is this one
 
 
-def _interrupt(folder: Path, name: str, base: list[str], case: Case) -> tuple[float, str]:
-    _environment(folder, name, call=case.call)
+def _interrupt(
+    folder: Path, name: str, base: list[str], case: Case, *, tried: int
+) -> tuple[float, str]:
+    _environment(folder, name, call=tried + case.call)
     process = start(folder, name, base)
     give_up = time.monotonic() + 120
     while not (folder / f"place_{name}/calls.waiting").exists():
@@ -119,7 +127,9 @@ def _interrupt(folder: Path, name: str, base: list[str], case: Case) -> tuple[fl
         return seconds, f"took {seconds:.0f} s"
     if done.returncode != 130 or "Traceback" in done.stdout + done.stderr:
         return seconds, f"exit {done.returncode}: {done.stderr[-200:]}"
-    if alive or status(folder / name) != "interrupted":
+    # Before a run has a folder, nothing may be left of it.
+    expected = "interrupted" if case.call else "FileNotFoundError"
+    if alive or status(folder / name) != expected or (not case.call and (folder / name).exists()):
         return seconds, f"{len(alive)} processes live, status {status(folder / name)}"
     if problem := finish(folder, name, base):
         return seconds, problem

@@ -27,12 +27,12 @@ def check_place(run_dir: Path) -> None:
     )
     limit = _LONGEST_PATH - _INSIDE
     require(len(whole) <= limit, "run_dir", f"a path of <= {limit} bytes", f"{len(whole)} bytes")
+    place = _nearest(run_dir.absolute())
     try:
-        _try_to_write(_nearest(run_dir.absolute()))
+        _try_to_write(place)
     except OSError as error:
-        where = error.filename or _nearest(run_dir.absolute())
         raise ConfigError(
-            f"run_dir must be where a run can write, got {run_dir} ({where}: {error.strerror})"
+            f"run_dir must be where a run can write, got {run_dir} ({place}: {error.strerror})"
         ) from error
 
 

@@ -91,24 +91,31 @@ def check_same_run(config: Config, run_dir: Path) -> list[str]:
         before, after = (
             values[key] if key in values else before_it_was(config, key) for values in (saved, now)
         )
-        if before != after and after not in CURES.get(key, ()):
-            raise ConfigError(
-                f"{key} must be {before} as in the run being resumed ({run_dir}), got {after}"
-            )
+        if before == after or after in CURES.get(key, ()):
+            continue
+        if _newest_hash(run_dir) == identity_hash(config):  # the file was cut, not the run another
+            return [f"{file} is damaged at {key} and is written anew"]
+        raise ConfigError(
+            f"{key} must be {before} as in the run being resumed ({run_dir}), got {after}"
+        )
     return []
 
 
 def _check_by_hash(config: Config, run_dir: Path, reason: str) -> list[str]:
     """Compare with the newest checkpoint, which knows a hash of the configuration it is of."""
-    newest, _ = checkpoint.find_newest(run_dir / "checkpoints")
-    file = run_dir / "config.yaml"
-    if newest is not None:
-        progress, _ = read_state(newest)
-        if progress.config_hash != identity_hash(config):
-            raise ConfigError(
-                f"{file} cannot be read ({reason}), and {newest} is of another configuration"
-            )
+    file, newest = run_dir / "config.yaml", _newest_hash(run_dir)
+    if newest not in (None, identity_hash(config)):
+        raise ConfigError(
+            f"{file} cannot be read ({reason}), and the run's checkpoints are of another "
+            "configuration"
+        )
     return [f"{file} could not be read ({reason}) and is written anew"]
+
+
+def _newest_hash(run_dir: Path) -> str | None:
+    """Return the hash of the configuration that the newest intact checkpoint is of."""
+    newest, _ = checkpoint.find_newest(run_dir / "checkpoints")
+    return None if newest is None else read_state(newest)[0].config_hash
 
 
 def write_outcome(run_dir: Path, outcome: Outcome) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from rlkit.tracking.runlog import LEVELS, MESSAGES, RunLog
 from rlkit.tracking.salvage import whole_evals, whole_metrics
 
 _LOG = logging.getLogger(__name__)
+_SAMPLES = re.compile(r"(?P<kind>step|eval)-(?:(?P<label>.+)-)?(?P<step>\d+)\.parquet")
 
 
 class LocalTracker:
@@ -73,7 +75,7 @@ class LocalTracker:
         kept = [x for x in whole_metrics(self._run_dir).lines if number(x["step"]) < first]
         self._metrics = JsonLines(self._run_dir / "metrics.jsonl", kept=kept)
         self._keep_evals(info)
-        self._drop_samples(first)
+        self._drop_samples(info)
         resumed = f", resumed at step {first}" if first else ""
         write_atomic(
             self._run_dir / "run.json", (encode(_about(info, self._redactor)) + "\n").encode()
@@ -123,13 +125,16 @@ class LocalTracker:
             self._metrics = None
         self._log.close()
 
-    def _drop_samples(self, first: int) -> None:
+    def _drop_samples(self, info: RunInfo) -> None:
         """Delete the samples of steps and evaluations that come again."""
+        first = info.first_step
         for path in (self._run_dir / "completions").glob("*.parquet"):
-            kind, _, rest = path.stem.partition("-")
-            number_of = rest.rpartition("-")[2]
-            come_again = {"step": first, "eval": first + 1}.get(kind)
-            if come_again is not None and number_of.isdigit() and int(number_of) >= come_again:
+            match = _SAMPLES.fullmatch(path.name)
+            if match is None:
+                continue
+            kind, label, step = match["kind"], match["label"], int(match["step"])
+            was_last = label == "after" and step < info.num_steps
+            if was_last or step >= (first if kind == "step" else first + 1):
                 with naming(path):
                     path.unlink()
 

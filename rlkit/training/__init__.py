@@ -10,7 +10,7 @@ checkpoint, progress         what a killed run needs to go on exactly, and putti
 rollout_files                saved rollouts
 replay                       the gradients of several algorithms on one saved batch
 metrics, divergence          numbers of a step; KL(policy || reference) on held-out samples
-clock, stopping              seconds of each phase; requests to stop
+clock, stopping, deadline    seconds of each phase; requests to stop; waits that end
 memory_config                the options of the group `memory`
 
 Nothing here names an algorithm: the loop knows `rlkit.types.Algorithm` only.

@@ -82,6 +82,19 @@ def test_an_option_that_the_run_did_not_know_had_its_default(tmp_path: Path) -> 
         check_same_run(config_of("evaluation.kl=k3"), folder)
 
 
+def test_a_configuration_that_was_cut_is_known_by_its_checkpoints(tmp_path: Path) -> None:
+    config = config_of("optim.learning_rate=0.5", "prompts_per_step=3")
+    progress = RunProgress(step=1, updates=1, skipped_in_row=0, config_hash=identity_hash(config))
+    whole = Checkpoint(parameters={"a": torch.ones(1)}, moments={}, progress=progress)
+    save(tmp_path / "checkpoints", whole, keep_last=2)
+    text = to_yaml(config)
+    for end in range(0, len(text), 97):
+        (tmp_path / "config.yaml").write_text(text[:end])
+        assert len(check_same_run(config, tmp_path)) <= 1
+    with pytest.raises(ConfigError, match="must be"):
+        check_same_run(config_of("optim.learning_rate=0.25"), tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "a: [", "- 1\n", "\0", "seed", "[" * 3000])
 def test_a_damaged_configuration_blocks_no_run_of_the_same_one(tmp_path: Path, text: str) -> None:
     config = config_of()
@@ -94,7 +107,7 @@ def test_a_damaged_configuration_blocks_no_run_of_the_same_one(tmp_path: Path, t
     (tmp_path / "config.yaml").write_text(text)
     (note,) = check_same_run(config, tmp_path)
     assert "config.yaml could not be read" in note and "\n" not in note
-    with pytest.raises(ConfigError, match=r"step-000001 is of another configuration"):
+    with pytest.raises(ConfigError, match=r"checkpoints are of another configuration"):
         check_same_run(config_of("kl.beta=0.5"), tmp_path)
 
 

@@ -158,6 +158,7 @@ def tiny_run(
         group_size=algorithm.group_size,
         max_completion_length=6,
         updates_per_batch=optim.updates_per_batch,
+        microbatched=tokens_per_microbatch > 0,
     )
     objective = objective or Objective(
         algorithm, kl or KLConfig(), ratio or RatioConfig(), CorrectionConfig()

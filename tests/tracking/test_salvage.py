@@ -77,7 +77,7 @@ def test_a_record_that_was_cut(tmp_path: Path) -> None:
     assert len(evals) == 1 and "evals.jsonl has a hole, it lacks evaluations" in evals[0]
     assert "step 4" in evals[0] and "step 6" not in evals[0]  # which is made again
     go_on(tmp_path / "evals.jsonl", first_step=6)
-    assert [record.label for record in read_evals(tmp_path / "evals.jsonl")][0] == "before"
+    assert read_evals(tmp_path / "evals.jsonl")[0].label == "before"
 
 
 def test_records_that_are_gone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from oracles import options
 from tiny_run import CPU, Recorder, tiny_run
 
@@ -79,7 +80,16 @@ def _stopping(recorder: Recorder, steps: int, stop: StopRequest) -> object:
     return step
 
 
-@pytest.mark.parametrize("number, preset", list(enumerate(PRESETS)), ids=PRESETS)
+def _case(number: int, preset: str) -> ParameterSet:
+    # The algorithms bring each kind of state that a run has; the axes only shape a loss.
+    every_time = preset.startswith("algorithm=")
+    marks = () if every_time else (pytest.mark.nightly,)
+    return pytest.param(number, preset, marks=marks, id=preset)
+
+
+@pytest.mark.parametrize(
+    ("number", "preset"), [_case(number, preset) for number, preset in enumerate(PRESETS)]
+)
 def test_resume_is_bitwise(tmp_path: Path, number: int, preset: str) -> None:
     """Steps, splits and schedules take turns, so that each meets every kind of preset."""
     kinds = {"optim": SEVERAL, "tokens": (10_000, 30, 1)[number % 3]}
