@@ -70,7 +70,7 @@ def _once(folder: Path, case: _Case) -> str:
         snapshots.append(_copy(state))
         step(record)  # type: ignore[arg-type]
 
-    tracker.step = look  # type: ignore[method-assign, assignment]
+    tracker.step = look  # type: ignore[method-assign]
     trainer.fit(state, stop=StopRequest())
     same = _equal(snapshots[_AT - 1], snapshots[_AT])
     moved = not _equal(snapshots[_AT], snapshots[_AT + 1])

@@ -74,8 +74,8 @@ def run(count: int, folder: Path) -> Row:
         survived += not wrong
         notes += [f"{client}, {kind}: {wrong}"] if wrong else []
     injected = count
-    for name, config in _local_services(folder):
-        seconds, wrong = _drive(folder / name, config)
+    for name, local in _local_services(folder):
+        seconds, wrong = _drive(folder / name, local)
         injected, survived = injected + 1, survived + (not wrong)
         notes += [f"{name}: {wrong}"] if wrong else []
     said = "; ".join(notes[:3]) or "every step is in the run's folder"

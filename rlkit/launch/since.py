@@ -1,4 +1,4 @@
-"""What else has changed since a run began is said when it goes on, and changes nothing."""
+"""A run that goes on says what else has changed since it began; it refuses nothing here."""
 
 from __future__ import annotations
 

@@ -133,8 +133,8 @@ def train_step(
     """Make one optimiser update on one optimisation batch.
 
     Micro-batch losses are sums over the batch's global denominators, so the accumulated gradient
-    does not depend on the split; memory that runs out makes it finer. A loss or a gradient that is
-    not finite is dropped: no parameter and no moment changes.
+    does not depend on the split. Memory that runs out makes the split finer. A loss or a gradient
+    that is not finite is dropped: no parameter and no moment changes.
 
     Args:
         state: The learner, its optimiser, and the loss scale; it is changed in place.
