@@ -17,7 +17,8 @@ _NOT_ON_A_TINY_MODEL = {
     "memory=qlora": "needs CUDA",
     "algorithm=ppo_tabular": "is for tables",
 }
-_CRITIC_RUNS_ALONE = ["algorithm=ppo", "+algorithm.warmup_steps=2"]
+_HALF = 4
+"""Steps of the short run; a run of all steps has an evaluation there as well."""
 
 
 def cases() -> Iterator[tuple[str, list[str]]]:
@@ -64,7 +65,7 @@ def _first_job(file: Path) -> list[str]:
 def run(count: int, folder: Path) -> Row:
     """Interrupt `count` configurations once each, and compare with the undisturbed run.
 
-    Every second one is killed by SIGKILL at a random step, the others run half of their steps and
+    Every second one is killed by SIGKILL at a random step, the others run some of their steps and
     are then given more: what was the last evaluation of the short run becomes one in between.
     """
     base, draw = prepare(folder), random.Random(1)
@@ -102,7 +103,7 @@ def _compare(folder: Path, number: int, overrides: list[str], draw: random.Rando
             wait_for(folder / parts / "checkpoints/step-000002", process)
             process.send_signal(15)
             process.wait(60)
-        elif problem := finish(folder, parts, [*half, f"steps={STEPS // 2}"]):
+        elif problem := finish(folder, parts, [*half, f"steps={_HALF}"]):
             return problem
     if problem := finish(folder, parts, overrides):
         return problem
