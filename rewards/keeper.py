@@ -2,7 +2,7 @@
 
 A kill of the worker's process group misses a child that has called `setsid`. The keeper is the
 worker's parent and the subreaper of all below: a process whose own parent ends becomes the keeper's
-child. So it finds each of them, without privileges and without control groups. Linux only.
+child. So it finds each of them, without privileges and without control groups. It works on Linux.
 """
 
 from __future__ import annotations

@@ -71,9 +71,10 @@ class Schema(NamedTuple):
 
 
 class Between(NamedTuple):
-    """The finite range of a leaf: `rank: Annotated[int, Between(1, 4096)]`; of a text its length.
+    """This range bounds a leaf; of a text it bounds the length.
 
-    A leaf without one has the range of its type, `BETWEEN`.
+    A field declares it as `rank: Annotated[int, Between(1, 4096)]`. A leaf without one has the
+    range of its type, `BETWEEN`.
     """
 
     low: float
