@@ -25,6 +25,7 @@ from rlkit.assembly.load import LoadedModels, load_base
 from rlkit.config import Config
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, Progress
 from rlkit.models.config import ModelConfig, QuantConfig, QuantKind
+from rlkit.models.resolved import resolve_model
 from rlkit.plan.choose import Plan
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.headline import Headline
@@ -36,7 +37,8 @@ from rlkit.policy.policy import new_policy
 from rlkit.tasks.config import TaskConfig
 from rlkit.training.memory_config import MemoryConfig
 from rlkit.training.optim import OptimConfig, build_optimizer
-from rlkit.training.update import TrainState, UpdateSettings, score, train_step
+from rlkit.training.score import score
+from rlkit.training.update import TrainState, UpdateSettings, train_step
 from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
 
 _AGAIN_BELOW_S = 4.0
@@ -143,7 +145,8 @@ class Row:
         self.meter = self.meter if on_cuda else Meter.start(self.device)
         self._end("context")
         self.algorithm = _algorithm(self.row)
-        made = planned(self.config, self.algorithm, device=self.device, budget=budget, say=self.say)
+        self.model = resolve_model(self.config.model, device=self.device, say=self.say)
+        made = planned(self.config, self.algorithm, model=self.model, budget=budget)
         self.plan, self.config = made.plan, made.config
         for line in lines(made.plan, where=f"target of {self.row.name}"):
             self.say(line)
@@ -160,7 +163,7 @@ class Row:
         start = self._now()
         row, config = self.row, self.config
         longest = (row.max_prompt, row.max_completion)
-        loaded = load_base(config, device=self.device, longest=longest, say=self.say)
+        loaded = load_base(config, model=self.model, longest=longest, say=self.say)
         self.loaded = loaded
         let_segments_grow(self.device)
         if loaded.engine is not None:

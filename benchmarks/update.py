@@ -31,7 +31,8 @@ from rlkit.models.fused import GATE_UP, QKV
 from rlkit.models.joined import adjoined
 from rlkit.policy.policy import Policy
 from rlkit.training.optim import OptimConfig, build_optimizer
-from rlkit.training.update import TrainState, UpdateSettings, score, train_step
+from rlkit.training.score import score
+from rlkit.training.update import TrainState, UpdateSettings, train_step
 from rlkit.types import Algorithm, RolloutBatch, Setting
 
 _GROUP = 8

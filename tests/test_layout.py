@@ -22,6 +22,7 @@ ALLOWED = {
     "schema": set(),
     "runtime": set(),
     "ranks": set(),
+    "bounds": {"schema"},
     "functional": set(),
     "kernels": {"runtime"},
     "stats": set(),
@@ -36,8 +37,9 @@ ALLOWED = {
     "training": {"types", "schema", "functional", "models", "ranks", "runtime", "tracking"},
     "oracle": {"types", "schema", "algorithms", "training"},
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
+    "refusal": {"schema", "bounds", "generation", "runtime"},
     "config": {
-        *("schema", "algorithms", "generation", "models", "rewards", "tabular", "tasks"),
+        *("schema", "refusal", "algorithms", "generation", "models", "rewards", "tabular", "tasks"),
         *("tracking", "training", "types"),
     },
     "plan": {
@@ -49,11 +51,15 @@ ALLOWED = {
         *("ranks", "rewards", "runtime", "tabular", "tasks", "tracking", "training"),
     },
     "launch": {
-        *("schema", "config", "algorithms", "assembly", "ranks", "report", "runtime", "tabular"),
-        *("tracking", "training"),
+        *("schema", "bounds", "refusal", "config", "algorithms", "assembly", "ranks", "report"),
+        *("runtime", "tabular", "tracking", "training"),
+    },
+    "exports": {
+        *("types", "assembly", "generation", "launch", "models", "policy", "rewards", "runtime"),
+        *("tasks", "tracking"),
     },
     "cli": {
-        *("types", "schema", "config", "algorithms", "assembly", "generation", "launch"),
+        *("types", "schema", "config", "algorithms", "assembly", "exports", "generation", "launch"),
         *("models", "plan", "policy", "report", "runtime", "tasks", "tracking", "training"),
     },
     "__init__": {"config", "launch", "types"},

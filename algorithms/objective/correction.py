@@ -1,9 +1,11 @@
-"""The `correction` group: importance weights for the gap between generator and trainer."""
+"""The `correction` group weights the gap between generator and trainer by importance."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
 from torch import Tensor
 
@@ -14,11 +16,11 @@ from rlkit.functional import (
     sequence_log_ratio,
     truncate_weights,
 )
-from rlkit.schema import Options
+from rlkit.schema import Between, Options
 
 
 class CorrectionMode(StrEnum):
-    """The fate of a weight outside [low, high]."""
+    """This is the fate of a weight outside [low, high]."""
 
     none = "none"
     truncate = "truncate"
@@ -43,7 +45,7 @@ class CorrectionConfig(Options):
     """token: biased, bounded; sequence: product over the completion, unbiased until it is cut."""
     low: float = 0.0
     """Lower bound, >= 0."""
-    high: float = 2.0
+    high: Annotated[float, Between(0.0, math.inf)] = 2.0
     """Upper bound, > low; inf with mode=truncate gives plain importance sampling. TIS: 2."""
 
     def __post_init__(self) -> None:

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from rlkit.assembly.inputs import check_inputs
 from rlkit.config import ConfigError
 from rlkit.launch.content import (
     Content,
     check_content,
+    code_files,
     content_of,
     named_files,
     read_content,
@@ -28,6 +28,7 @@ from rlkit.launch.rows import FAILED, JobRow, JobStatus, labels
 from rlkit.launch.settings import BoardMode, IsolatedConfig
 from rlkit.launch.sweep_folder import hold, job_folder, sweep_name, write_sweep
 from rlkit.launch.sweep_view import SweepView
+from rlkit.refusal import checked
 from rlkit.tracking.build import Terminal
 
 _AUTO = "auto"
@@ -118,7 +119,7 @@ def _check_content(plan: LaunchPlan, sweep: Path) -> None:
         folder = job_folder(sweep, job.id)
         if not read_content(folder):
             continue
-        named = tuple(named_files(job.config))
+        named = (*named_files(job.config), *code_files(job.config))
         if named not in known:  # jobs share their files: each is read once
             known[named] = content_of(job.config)
         try:
@@ -128,12 +129,7 @@ def _check_content(plan: LaunchPlan, sweep: Path) -> None:
 
 
 def _settings(hydra: DictConfig) -> IsolatedConfig:
-    try:
-        settings = OmegaConf.to_object(hydra.launcher)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    settings = checked(hydra.launcher, prefix="hydra.launcher.")
     assert isinstance(settings, IsolatedConfig)
     return settings
 

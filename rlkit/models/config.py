@@ -6,9 +6,9 @@ import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from rlkit.schema import Options, Schema
+from rlkit.schema import Between, Options, Schema
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 _OURS = ("messages", "add_generation_prompt", "bos_token", "eos_token")
@@ -16,7 +16,7 @@ _OURS = ("messages", "add_generation_prompt", "bos_token", "eos_token")
 
 
 class TuningKind(StrEnum):
-    """The part of the model that trains."""
+    """This is the part of the model that trains."""
 
     lora = "lora"
     """An adapter; the model is frozen, and can be quantised."""
@@ -26,7 +26,7 @@ class TuningKind(StrEnum):
 
 
 class AdapterUse(StrEnum):
-    """The use of the adapter that `model.adapter` names."""
+    """This is the use of the adapter that `model.adapter` names."""
 
     train = "train"
     """It trains on. The reference policy is the model with the adapter as it was."""
@@ -47,7 +47,7 @@ class DType(StrEnum):
 
 
 class AdapterDType(StrEnum):
-    """The dtype of the adapter, of its gradients and of AdamW's moments."""
+    """This is the dtype of the adapter, of its gradients and of AdamW's moments."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -97,7 +97,7 @@ class Checkpointing(StrEnum):
 
 
 class QuantKind(StrEnum):
-    """The format of the linear layers of the frozen base model."""
+    """This is the format of the linear layers of the frozen base model."""
 
     none = "none"
     """In `model.dtype`; a checkpoint that is NF4 already stays so."""
@@ -132,10 +132,11 @@ class QuantConfig(Options):
 class LoRAConfig(Options):
     """Shape and scale of the adapter."""
 
-    rank: int = 16
-    """r >= 1. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."""
-    alpha: float = 32.0
-    """Numerator of the scale, > 0; the default doubles the update, as is usual with rank 16."""
+    rank: Annotated[int, Between(1, 8192)] = 16
+    """r in [1, 8192]. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."""
+    alpha: Annotated[float, Between(0.0, 1e6)] = 32.0
+    """Numerator of the scale, > 0 and <= 1e6; the default doubles the update, as is usual with
+    rank 16."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank, which keeps updates alike over ranks."""
     targets: list[str] = field(default_factory=list)

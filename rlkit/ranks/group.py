@@ -22,7 +22,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store
+from torch.distributed import (  # type: ignore[attr-defined]
+    PrefixStore,
+    ProcessGroupGloo,
+    Store,
+)
 
 from rlkit.ranks.base import RankError
 
@@ -71,7 +75,7 @@ class Group:
         self._pulse = _Pulse(PrefixStore("pulse", connect()), rank, size)
         store = connect()
         try:
-            self._host: ProcessGroupGloo | None = ProcessGroupGloo(
+            self._host: Any | None = ProcessGroupGloo(
                 PrefixStore("host", store), rank, size, timedelta(seconds=_START_S)
             )
         except RuntimeError as error:
@@ -129,7 +133,9 @@ class Group:
             same = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in same])
             self._sum(flat)
-            for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
+            for tensor, part in zip(
+                same, torch.split(flat, [t.numel() for t in same]), strict=True
+            ):
                 tensor.copy_(part.view(tensor.shape))
 
     def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
@@ -186,7 +192,7 @@ class Group:
         return [(s, part[:n].numpy().tobytes()) for (s, n), part in zip(known, bodies, strict=True)]
 
     @property
-    def _gloo(self) -> ProcessGroupGloo:
+    def _gloo(self) -> Any:
         if self._host is None:
             raise RankError(f"rank {self.rank} has left the run")
         return self._host
@@ -270,7 +276,8 @@ def _nccl(store: Store, rank: int, size: int) -> Any:
     """Return a group of NCCL; builds of torch without CUDA have no such class."""
     from torch.distributed import ProcessGroupNCCL
 
-    return ProcessGroupNCCL(store, rank, size, timedelta(seconds=_NCCL_S))
+    make: Any = ProcessGroupNCCL  # its stub knows one of its two constructors
+    return make(store, rank, size, timedelta(seconds=_NCCL_S))
 
 
 def _one_line(error: Exception) -> str:

@@ -4,6 +4,7 @@
 `read_metrics`, `read_evals` and `read_samples` read a run's folder back.
 """
 
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import (
     EvalRecord,
     Interval,
@@ -33,7 +34,7 @@ from rlkit.tracking.config import (
 from rlkit.tracking.files import comparable
 from rlkit.tracking.intervals import evaluate
 from rlkit.tracking.read import read_evals, read_metrics
-from rlkit.tracking.redact import Redactor
+from rlkit.tracking.salvage import holes
 
 __all__ = [
     "SCHEMAS",
@@ -60,6 +61,7 @@ __all__ = [
     "build_tracker",
     "comparable",
     "evaluate",
+    "holes",
     "read_evals",
     "read_metrics",
     "read_samples",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
-from rlkit.tracking.redact import Redactor
 from rlkit.tracking.runlog import LEVELS, MESSAGES, RunLog
 
 

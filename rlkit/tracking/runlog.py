@@ -6,9 +6,9 @@ import contextlib
 import logging
 from pathlib import Path
 
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import Level
 from rlkit.tracking.files import naming
-from rlkit.tracking.redact import Redactor
 
 MESSAGES = logging.getLogger("rlkit.run")
 """Carries `Tracker.message`; the console shows these itself."""
@@ -24,7 +24,7 @@ class RunLog:
 
     It takes rlkit's records from INFO on and others' from WARNING on.
 
-    Appends, so that a resumed run keeps its past. A full disk silences the log, not the run.
+    It appends, so that a resumed run keeps its past. A full disk silences the log, not the run.
     """
 
     def __init__(self, path: Path, redactor: Redactor) -> None:

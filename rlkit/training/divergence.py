@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,13 +18,14 @@ from rlkit.functional import reverse_k3
 from rlkit.ranks import ALONE, Ranks
 from rlkit.runtime.host_memory import return_free_pages
 from rlkit.training.collate import collate
+from rlkit.training.learner import Learner
 from rlkit.training.microbatch import microbatches, share_of
-from rlkit.training.update import Learner
+from rlkit.training.out_of_memory import within_memory
 from rlkit.types import FullKL, KLDirection, OutputSpec, Rollout, RolloutBatch, ScoredRollout
 
 
 class EvalKL(StrEnum):
-    """The estimator of KL(policy || reference) in held-out evaluation."""
+    """This is the estimator of KL(policy || reference) in held-out evaluation."""
 
     exact = "exact"
     """Summed over the vocabulary at every sampled prefix; costs a scoring pass of both policies."""
@@ -34,7 +36,7 @@ class EvalKL(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DivergenceMeter:
-    """Scores samples of the policy under the policy and under the reference."""
+    """A meter scores samples of the policy under the policy and under the reference."""
 
     learner: Learner
     estimator: EvalKL
@@ -58,18 +60,32 @@ class DivergenceMeter:
         batch = _batch(groups, pad_token_id=self.pad_token_id, device=self.device)
         if on_cpu:
             return_free_pages()  # the update's, which are of other sizes
-        kl, entropy = self._measure(batch)
+        (kl, entropy), _ = within_memory(
+            lambda tokens: self.ranks.together(partial(self._measure, batch, tokens)),
+            budget=self.tokens_per_microbatch,
+            batch=batch,
+            divisor=1,
+        )
         if on_cpu:
             return_free_pages()
-        return {"kl": float(kl.double().mean()), "entropy": float(entropy.double().mean())}
+        self.ranks.add([kl, entropy])
+        mask = batch.completion_mask
+        kl = kl.masked_fill(~mask, 0.0).sum(dim=1)
+        return {
+            "kl": float(kl.double().mean()),
+            "entropy": float(entropy[mask].double().mean()),
+        }
 
     @torch.no_grad()
-    def _measure(self, batch: RolloutBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, " N"]]:
+    def _measure(
+        self, batch: RolloutBatch, max_tokens: int
+    ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]:
+        """Return both of every token of this rank's rows, 0 in the others."""
         exact = self.estimator is EvalKL.exact
         full_kl = FullKL(KLDirection.reverse) if exact else None
         spec = OutputSpec(entropy=True, full_kl=full_kl)
         kl, entropy = (torch.zeros_like(batch.sampling_logps) for _ in range(2))
-        plan = microbatches(batch, max_tokens=self.tokens_per_microbatch, ranks=self.ranks)
+        plan = microbatches(batch, max_tokens=max_tokens, ranks=self.ranks)
         for rows in share_of(plan, batch, self.ranks):
             index = rows.to(self.device)
             micro = batch.rows(index)
@@ -87,9 +103,7 @@ class DivergenceMeter:
                 raise RuntimeError("the policy returned no entropy")
             kl[index] = per_token.to(kl.dtype)
             entropy[index] = out.entropy.to(entropy.dtype)
-        self.ranks.add([kl, entropy])
-        mask = batch.completion_mask
-        return kl.masked_fill(~mask, 0.0).sum(dim=1), entropy[mask]
+        return kl, entropy
 
 
 def _batch(

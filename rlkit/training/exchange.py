@@ -6,8 +6,8 @@ What crosses is numbers and text, no pickle. The prompts stay at home: every ran
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -99,9 +99,9 @@ def decode(message: bytes, prompts: Sequence[Prompt]) -> tuple[dict[int, Group],
     lengths = [sample[1] for sample in head["samples"]]
     width = 1 + head["components"]
     take = _Reader(body)
-    ids = take(np.int64, sum(lengths)).tolist()
-    logps = take(np.float64, sum(lengths)).tolist()
-    rewards = take(np.float64, width * len(lengths)).reshape(-1, width).tolist()
+    ids = take("int64", sum(lengths)).tolist()
+    logps = take("float64", sum(lengths)).tolist()
+    rewards = take("float64", width * len(lengths)).reshape(-1, width).tolist()
     samples, start, number = iter(head["samples"]), 0, 0
     groups: dict[int, Group] = {}
     for place, size in zip(head["places"], head["sizes"], strict=True):
@@ -131,10 +131,8 @@ class _Reader:
     def __init__(self, body: bytes) -> None:
         self._body = memoryview(body)
 
-    def __call__(
-        self, dtype: Callable[..., np.generic], count: int
-    ) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
+    def __call__(self, dtype: str, count: int) -> npt.NDArray[Any]:
         """Return the next `count` numbers."""
-        taken = np.frombuffer(self._body, dtype=dtype, count=count)
+        taken: npt.NDArray[Any] = np.frombuffer(self._body, dtype=dtype, count=count)
         self._body = self._body[taken.nbytes :]
         return taken

@@ -63,6 +63,32 @@ def microbatches(
     return list(torch.arange(num_rows).tensor_split([i * rows_per_unit for i in starts[1:]]))
 
 
+def _starts(units: list[list[list[int]]], max_tokens: int, *, share_prompts: bool) -> list[int]:
+    """Return the first unit of each micro-batch, when each takes the next unit while it fits."""
+    starts: list[int] = []
+    used, groups = 0, set[int]()
+    for i, unit in enumerate(units):
+        added = _tokens(unit, groups if share_prompts else None)
+        if not starts or used + added > max_tokens:
+            starts.append(i)
+            used, groups = 0, set()
+            added = _tokens(unit, groups if share_prompts else None)
+        used += added
+    return starts
+
+
+def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
+    """Count the tokens that `unit` adds to a micro-batch with prompts of `groups`; add its own."""
+    total = 0
+    for prompt, completion, group in unit:
+        total += completion
+        if groups is None or group not in groups:
+            total += prompt
+        if groups is not None:
+            groups.add(group)
+    return total
+
+
 def share_of(plan: Sequence[Tensor], batch: RolloutBatch, ranks: Ranks) -> list[Tensor]:
     """Return the micro-batches of `plan` that this rank computes, in their order.
 
@@ -98,29 +124,3 @@ def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterat
     order = groups[torch.randperm(len(groups), generator=shuffler).to(groups.device)]
     for part in torch.tensor_split(order, min(num_minibatches, len(groups))):
         yield batch.minibatch(torch.isin(ids, part).nonzero().flatten())
-
-
-def _starts(units: list[list[list[int]]], max_tokens: int, *, share_prompts: bool) -> list[int]:
-    """Return the first unit of each micro-batch, when each takes the next unit while it fits."""
-    starts: list[int] = []
-    used, groups = 0, set[int]()
-    for i, unit in enumerate(units):
-        added = _tokens(unit, groups if share_prompts else None)
-        if not starts or used + added > max_tokens:
-            starts.append(i)
-            used, groups = 0, set()
-            added = _tokens(unit, groups if share_prompts else None)
-        used += added
-    return starts
-
-
-def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
-    """Count the tokens that `unit` adds to a micro-batch with prompts of `groups`; add its own."""
-    total = 0
-    for prompt, completion, group in unit:
-        total += completion
-        if groups is None or group not in groups:
-            total += prompt
-        if groups is not None:
-            groups.add(group)
-    return total

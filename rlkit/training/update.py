@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,42 +17,15 @@ from rlkit.ranks import ALONE, Ranks
 from rlkit.runtime.garbage import garbage_waits
 from rlkit.runtime.torch_compat import scale_all_
 from rlkit.training.backward import backward
+from rlkit.training.learner import Learner
 from rlkit.training.loss_scale import UNSCALED, LossScale
 from rlkit.training.microbatch import microbatches, share_of
 from rlkit.training.optim import OptimConfig, learning_rate
-from rlkit.training.sums import whole_columns, whole_gradients
-from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatch, TrainBatch
+from rlkit.training.out_of_memory import Result, within_memory
+from rlkit.training.sums import whole_gradients
+from rlkit.types import Algorithm, RolloutBatch, TrainBatch
 
-
-class Learner(Protocol):
-    """All that training needs of a policy: its logps, and what an optimiser may change."""
-
-    @property
-    def adapter(self) -> Mapping[str, Tensor]:
-        """Return the part of the policy that trains: an adapter or all weights."""
-        ...
-
-    def forward(
-        self,
-        batch: RolloutBatch,
-        *,
-        adapter: Mapping[str, Tensor] | None,
-        temperature: float,
-        spec: OutputSpec,
-    ) -> PolicyOutput:
-        """Return logps of the completion tokens and what `spec` asks for, differentiable.
-
-        Args:
-            batch: The rows.
-            adapter: The policy's own `adapter`; None is the reference policy.
-            temperature: Divides the logits, > 0.
-            spec: The outputs to compute beside the logps.
-        """
-        ...
-
-    def named_parameters(self) -> dict[str, Tensor]:
-        """Return every trainable leaf by a unique name: the policy's, then a critic's."""
-        ...
+Metrics = dict[str, float]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,6 +50,8 @@ class TrainState:
     """Seconds of the steps so far, evaluations excluded."""
     loss_scale: LossScale = UNSCALED
     """1 but for a policy that computes in float16."""
+    microbatch_divisor: int = 1
+    """What the tokens of a micro-batch are divided by since memory ran out; 1 = it never did."""
     updating: bool = False
     """True while a step's updates are under way: the parameters belong to no finished step."""
 
@@ -94,7 +70,7 @@ class UpdateSettings(NamedTuple):
 
 
 class UpdateResult(NamedTuple):
-    """The report of one optimiser update."""
+    """This is the report of one optimiser update."""
 
     metrics: dict[str, float]
     logps: Float[Tensor, "B C"]
@@ -102,62 +78,7 @@ class UpdateResult(NamedTuple):
 
 
 class NonFiniteGradients(RuntimeError):
-    """Too many updates in a row had a gradient that is not finite."""
-
-
-@garbage_waits()
-def score(
-    learner: Learner, batch: RolloutBatch, algorithm: Algorithm, settings: UpdateSettings
-) -> RolloutBatch:
-    """Return `batch` with the columns that the algorithm needs, computed without gradients.
-
-    Args:
-        learner: The policy.
-        batch: The rows.
-        algorithm: Its `needs` name the columns.
-        settings: The split into micro-batches and the temperature.
-
-    Returns:
-        The same rows; columns that are not needed are None.
-    """
-    filled: dict[Column, Tensor] = {}
-    plan = microbatches(
-        batch,
-        max_tokens=settings.tokens_per_microbatch,
-        share_prompts=settings.share_prompts,
-        ranks=settings.ranks,
-    )
-    wanted = OutputSpec(values=Column.values in algorithm.needs)
-    temperature = settings.temperature
-    with torch.no_grad():
-        for rows in share_of(plan, batch, settings.ranks):
-            index = rows.to(batch.prompt_ids.device)
-            micro = batch.rows(index)
-            found: dict[Column, Tensor | None] = {}
-            if algorithm.needs & {Column.old_logps, Column.values}:
-                output = learner.forward(
-                    micro, adapter=learner.adapter, temperature=temperature, spec=wanted
-                )
-                found |= {Column.old_logps: output.logps, Column.values: output.values}
-            if Column.ref_logps in algorithm.needs:
-                reference = learner.forward(
-                    micro, adapter=None, temperature=temperature, spec=OutputSpec()
-                )
-                found[Column.ref_logps] = reference.logps
-            for column in algorithm.needs:
-                value = found[column]
-                if value is None:
-                    raise RuntimeError(f"the policy returned no {column.value}")
-                if column not in filled:
-                    filled[column] = value.new_zeros(batch.completion_mask.shape)
-                filled[column][index] = value
-    columns = whole_columns(filled, algorithm.needs, batch.sampling_logps, settings.ranks)
-    return replace(
-        batch,
-        old_logps=columns.get(Column.old_logps),
-        ref_logps=columns.get(Column.ref_logps),
-        values=columns.get(Column.values),
-    )
+    """Too many updates in a row had a loss or a gradient that is not finite."""
 
 
 def train_step(
@@ -166,7 +87,8 @@ def train_step(
     """Make one optimiser update on one optimisation batch.
 
     Micro-batch losses are sums over the batch's global denominators, so the accumulated gradient
-    does not depend on the split. A gradient that is not finite is dropped: no parameter changes.
+    does not depend on the split. Memory that runs out makes the split finer. A loss or a gradient
+    that is not finite is dropped: no parameter and no moment changes.
 
     Args:
         state: The learner, its optimiser, and the loss scale; it is changed in place.
@@ -182,12 +104,15 @@ def train_step(
     """
     scale = state.loss_scale
     while True:
-        state.optimizer.zero_grad(set_to_none=True)
-        metrics, logps = accumulate(
-            state.learner, batch, algorithm, settings, loss_scale=scale.value
-        )
-        norms = _clip(state.optimizer, settings.optim, loss_scale=scale.value)
-        finite = all(map(math.isfinite, norms))
+        factor = scale.value
+
+        def gradient(split: UpdateSettings, factor: float = factor) -> tuple[Metrics, Tensor]:
+            state.optimizer.zero_grad(set_to_none=True)
+            return accumulate(state.learner, batch, algorithm, split, loss_scale=factor)
+
+        metrics, logps = fit_in_memory(state, batch.rollout, settings, gradient)
+        norms = _clip(state.optimizer, settings.optim, loss_scale=factor)
+        finite = all(map(math.isfinite, [*norms, metrics["loss"]]))
         # Too large a scale costs another pass over the same batch, never the update.
         if finite or scale.value == 1.0 or not math.isfinite(metrics["loss"]):
             break
@@ -196,7 +121,37 @@ def train_step(
         state.loss_scale = scale.after_update()
     if scale.limit > 1.0:
         metrics["loss_scale"] = scale.value
-    return state, UpdateResult(metrics | _apply(state, settings, norms), logps)
+    return state, UpdateResult(metrics | _apply(state, settings, norms, finite=finite), logps)
+
+
+def fit_in_memory(
+    state: TrainState,
+    batch: RolloutBatch,
+    settings: UpdateSettings,
+    work: Callable[[UpdateSettings], Result],
+) -> Result:
+    """Return what `work` returns with micro-batches that fit; `state` keeps how small they got.
+
+    Args:
+        state: Its `microbatch_divisor` grows when memory runs out.
+        batch: The rows that `work` splits.
+        settings: The split that the plan allows.
+        work: It must start from nothing each time.
+
+    Returns:
+        The result of `work`.
+
+    Raises:
+        torch.OutOfMemoryError: Rows do not fit even one by one.
+    """
+    result, fitted = within_memory(
+        lambda tokens: work(settings._replace(tokens_per_microbatch=tokens)),
+        budget=settings.tokens_per_microbatch,
+        batch=batch,
+        divisor=state.microbatch_divisor,
+    )
+    state.microbatch_divisor = fitted.divisor
+    return result
 
 
 @garbage_waits()
@@ -220,6 +175,31 @@ def accumulate(
     Returns:
         The metrics with `loss` among them, and the logps (B C), detached.
     """
+    own = partial(_own_gradient, learner, batch, algorithm, settings, loss_scale)
+    metrics, logps = settings.ranks.together(own)
+    whole_gradients(learner.named_parameters().values(), logps, settings.ranks)
+    return settings.ranks.add_numbers(metrics), logps
+
+
+def _own_gradient(
+    learner: Learner,
+    batch: TrainBatch,
+    algorithm: Algorithm,
+    settings: UpdateSettings,
+    loss_scale: float,
+) -> tuple[Metrics, Tensor]:
+    """Do as `accumulate` with the rows of this rank; the logps of the others are 0.
+
+    Args:
+        learner: The policy.
+        batch: The prepared rows, of all ranks.
+        algorithm: The algorithm whose loss runs.
+        settings: The split into micro-batches and the temperature.
+        loss_scale: As in `accumulate`.
+
+    Returns:
+        This rank's part of the metrics and of the logps.
+    """
     logps = torch.zeros_like(batch.rollout.sampling_logps)
     sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
     for index in _plan(batch, algorithm, settings):
@@ -238,8 +218,7 @@ def accumulate(
             sums[name] += value
     # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
     totals = torch.stack(list(sums.values())).tolist() if sums else []
-    whole_gradients(learner.named_parameters().values(), logps, settings.ranks)
-    return settings.ranks.add_numbers(dict(zip(sums, totals, strict=True))), logps
+    return dict(zip(sums, totals, strict=True)), logps
 
 
 def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
@@ -272,11 +251,12 @@ def _clip(
     return norms
 
 
-def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) -> dict[str, float]:
+def _apply(
+    state: TrainState, settings: UpdateSettings, norms: Sequence[float], *, finite: bool
+) -> Metrics:
     """Guard and step; return `grad_norm`, `learning_rate` and `skipped_updates`."""
     optim = settings.optim
     rate = learning_rate(optim, update=state.updates, total_updates=settings.total_updates)
-    finite = all(map(math.isfinite, norms))
     if finite:
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
@@ -286,7 +266,7 @@ def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) 
     state.skipped_in_row = 0 if finite else state.skipped_in_row + 1
     if state.skipped_in_row >= optim.max_skipped_updates:
         raise NonFiniteGradients(
-            f"the gradient was not finite in {state.skipped_in_row} updates in a row "
+            f"loss or gradient was not finite in {state.skipped_in_row} updates in a row "
             "(optim.max_skipped_updates); lower optim.learning_rate or check the rewards"
         )
     metrics = {"learning_rate": rate, "skipped_updates": float(not finite), "grad_norm": norms[0]}

@@ -23,8 +23,9 @@ from rlkit.ranks import Ranks
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
 from rlkit.training.optim import OptimConfig
+from rlkit.training.score import score
 from rlkit.training.stopping import StopRequest
-from rlkit.training.update import accumulate, score
+from rlkit.training.update import accumulate
 from rlkit.types import KLDirection
 
 T = TypeVar("T")

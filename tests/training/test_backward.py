@@ -20,7 +20,8 @@ from rlkit.policy.policy import new_policy
 from rlkit.runtime.garbage import garbage_waits
 from rlkit.training.backward import backward
 from rlkit.training.optim import OptimConfig
-from rlkit.training.update import UpdateSettings, accumulate, score
+from rlkit.training.score import score
+from rlkit.training.update import UpdateSettings, accumulate
 from rlkit.types import Setting
 
 CUDA = pytest.param(
