@@ -77,7 +77,9 @@ def status(folder: Path) -> str:
     return str(json.loads((folder / "run/status.json").read_text())["status"])
 
 
-@pytest.mark.parametrize("presses", [1, 2, 5])
+@pytest.mark.parametrize(
+    "presses", [2, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 5))]
+)
 def test_ctrl_c_leaves_a_clean_terminal_and_a_status(
     terminal: Terminal, tmp_path: Path, presses: int
 ) -> None:
