@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -190,11 +190,12 @@ def main() -> int:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="faults-gpu-") as scratch:
         folder = Path(scratch)
-        for make in (
+        makers: list[Callable[[], Row]] = [
             lambda: out_of_memory(20, folder / "oom"),
             lambda: soak(options.steps, folder, options.model),
             lambda: exits(options.exits, folder, options.model),
-        ):
+        ]
+        for make in makers:
             rows.append(make())
             print(rows[-1], flush=True)
             record = {
