@@ -1,4 +1,4 @@
-"""Is there a server that samples as rlkit needs it? Asked before anything else."""
+"""This module asks, before anything else, whether a server samples as rlkit needs it."""
 
 from __future__ import annotations
 
