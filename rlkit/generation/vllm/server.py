@@ -32,13 +32,9 @@ from torch import Tensor
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import SamplingRow, make_rows
 from rlkit.generation.vllm.config import VLLMServerConfig
-<<<<<<< HEAD
 from rlkit.generation.vllm.server_check import check_server
 from rlkit.generation.vllm.server_client import ServerClient, ServerError, ServerGone
-=======
-from rlkit.generation.vllm.server_client import ServerClient, ServerError
 from rlkit.runtime.redact import resolved
->>>>>>> main
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 _LOOK_SECONDS = 0.2
@@ -75,36 +71,6 @@ class AdapterFiles:
         save_file(plain, folder / "adapter_model.safetensors")
 
 
-<<<<<<< HEAD
-=======
-def check_server(config: VLLMServerConfig) -> tuple[str, int]:
-    """Ask for the base model's name and context; raises ValueError when it will not do."""
-    client = ServerClient(
-        resolved(config.url, key="generator.url"), timeout_s=min(config.timeout_s, 30.0)
-    )
-    try:
-        models = client.get("/v1/models")["data"]
-        base = [m for m in models if m.get("parent") is None]
-        names = [str(m["id"]) for m in base]
-        if config.model and config.model not in names:
-            raise ValueError(
-                f"generator.model must be one of {', '.join(names)}, got {config.model}"
-            )
-        if not config.model and len(names) != 1:
-            raise ValueError(f"generator.model must be set to one of {', '.join(names)}, got none")
-        name = config.model or names[0]
-        (context,) = (int(m["max_model_len"]) for m in base if m["id"] == name)
-        _check_logprobs(client, name)
-    except ServerError as error:
-        raise ValueError(
-            f"generator.url must be that of a running `vllm serve`, got {config.url}: {error}"
-        ) from error
-    finally:
-        client.close()
-    return name, context
-
-
->>>>>>> main
 class VLLMServerGenerator:
     """Implements `rlkit.types.Generator` over HTTP: one request a sample, each with its own seed.
 

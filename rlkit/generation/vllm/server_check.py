@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from rlkit.generation.vllm.config import VLLMServerConfig
 from rlkit.generation.vllm.server_client import ServerClient, ServerError
+from rlkit.runtime.redact import resolved
 
 
 def check_server(config: VLLMServerConfig) -> tuple[str, int]:
     """Ask for the base model's name and context; raises ValueError when it will not do."""
-    client = ServerClient(config.url, timeout_s=min(config.timeout_s, 30.0))
+    client = ServerClient(
+        resolved(config.url, key="generator.url"), timeout_s=min(config.timeout_s, 30.0)
+    )
     try:
         models = client.get("/v1/models")["data"]
         base = [m for m in models if m.get("parent") is None]
