@@ -15,7 +15,7 @@ from rlkit.assembly.device import resolve_device
 from rlkit.assembly.saved_run import read_finished_run
 from rlkit.exports.card import base_of, card
 from rlkit.exports.disk import check_disk
-from rlkit.exports.formats import Format, Kind
+from rlkit.exports.formats import CARD, Format, Kind
 from rlkit.exports.gguf.ggml import require_xllamacpp
 from rlkit.exports.gguf.lora import write_lora
 from rlkit.exports.gguf.write import check_gguf, write_gguf
@@ -30,8 +30,6 @@ from rlkit.models.quantize import require_bitsandbytes
 from rlkit.runtime.distribution import how_to_install
 from rlkit.runtime.files import published, remove_leftovers
 from rlkit.runtime.say import Say
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+CARD = "README.md"
+"""The name of the model card in the folder of an export."""
+
 
 class Loader(StrEnum):
     """The library that loads an export again, to prove that it is the run's policy."""
