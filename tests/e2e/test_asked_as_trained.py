@@ -52,11 +52,9 @@ def test_sampling_stops_and_style_are_those_of_the_run(trained: Path) -> None:
 
 
 def test_the_system_message_and_stops_of_a_data_set_need_no_data(trained: Path) -> None:
-    columns = {"prompt": "q"}
-    _set_task(
-        trained, name="dataset", path="gone.jsonl", columns=columns, system="Think.", stop=["END"]
-    )
-    opened = session(trained)
+    task = {"path": "gone.jsonl", "columns": {"prompt": "q"}, "system": "Think.", "stop": ["END"]}
+    _set_task(trained, name="dataset", **task)
+    opened = session(trained, max_tokens=4)
     assert opened.opening() == [Message("system", "Think.")]
     assert opened.sampling.stop == ("END",)
     (rollout,) = opened.sample([*opened.opening(), Message("user", "Hi")], num_samples=1)

@@ -133,7 +133,7 @@ def test_the_vocabulary_is_written_as_it_is(tmp_path: Path) -> None:
     writer.close()
     fields = GGUFReader(tmp_path / "a.gguf").fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
-    assert tokens == [*tokenizer.convert_ids_to_tokens(range(300)), "[PAD300]", "[PAD301]"]
+    assert tokens == [*tokenizer.convert_ids_to_tokens(list(range(300))), "[PAD300]", "[PAD301]"]
     types = fields["tokenizer.ggml.token_type"].contents()
     assert types[:4] == [TokenType.CONTROL] * 4 and types[4] == TokenType.NORMAL
     assert types[-2:] == [TokenType.UNUSED] * 2
