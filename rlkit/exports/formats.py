@@ -70,6 +70,8 @@ FORMATS: tuple[Format, ...] = (
     Format(name="adapter", kind=Kind.adapter, bits=0.5, max_kl=0.01, loader=Loader.peft),
     _folder("merged16", 16.0, 0.02),
     _folder("merged4", 4.5, 0.4),
+    _folder("fp8", 8.1, 0.1),
+    _folder("w4a16", 4.5, 0.6),
     _gguf("f16", 16.0, 0.02),
     _gguf("q8_0", 8.5, 0.03),
     _gguf("q6_k", 6.6, 0.05),

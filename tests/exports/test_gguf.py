@@ -62,7 +62,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+_OFTEN = (
+    *("llama, tied", "llama, untied, long context", "qwen2, biases", "qwen3, norms of q and k"),
+    *("gemma, norms plus one", "phi, layer norms and biases", "phi3, fused projections"),
+)
+"""Each takes two seconds; the others wait for the nightly tests."""
+
+
+@pytest.mark.parametrize(
+    "case", [c if c in _OFTEN else pytest.param(c, marks=pytest.mark.nightly) for c in CASES]
+)
 def test_llama_cpp_computes_the_policy(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,7 +87,7 @@ def test_llama_cpp_computes_the_policy(
     assert {p.name for p in out.iterdir()} == {"README.md", "Modelfile", "model-f16.gguf"}
 
 
-@pytest.mark.parametrize("to", ["gguf:f16", "merged16"])
+@pytest.mark.parametrize("to", [pytest.param("gguf:f16", marks=pytest.mark.nightly), "merged16"])
 def test_the_rotary_factors_are_those_of_the_run(
     to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
