@@ -203,7 +203,7 @@ def gguf_name(format: Format) -> str:
 
 
 def _use(format: Format, trained: TrainedPolicy) -> str:
-    """Return a command to be typed in the folder of the export; it names no path of this machine."""
+    """Return a command to be typed in the export's folder; it names no path of this machine."""
     name, base = trained.run.folder.resolve().name, base_of(trained)
     if format.kind is Kind.adapter:
         return f"vllm serve {base.name} --enable-lora --lora-modules {name}=."
