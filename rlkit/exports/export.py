@@ -26,8 +26,8 @@ from rlkit.exports.proof import Proof, check, prove_gguf, prove_hf
 from rlkit.exports.reference import Reference, ask_policy
 from rlkit.exports.trained import TrainedPolicy, open_trained
 from rlkit.models.config import DType
-from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import require_bitsandbytes
+from rlkit.models.resolved import resolve_dtype
 from rlkit.runtime.distribution import how_to_install
 from rlkit.runtime.files import published, remove_leftovers
 from rlkit.runtime.say import Say

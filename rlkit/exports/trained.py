@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from rlkit.assembly.saved_run import FinishedRun
-from rlkit.models.load import resolve_dtype, stop_token_ids
+from rlkit.models.load import stop_token_ids
 from rlkit.models.peft_config import CONFIG, TENSORS, read_adapter_config
 from rlkit.models.quantize import meta_model, quantisable
+from rlkit.models.resolved import resolve_model, with_merged_adapter
 from rlkit.models.rope import fixed_config
-from rlkit.models.source import SourceKind, architecture_of, kind_of, locate, readable, revision_of
+from rlkit.models.source import SourceKind, kind_of, readable
 from rlkit.models.special import Stops, stops_of
-from rlkit.models.tokenizer import tokenizer_at
 from rlkit.policy.lora_files import ADAPTER_FOLDER
 from rlkit.runtime.say import Say
 from rlkit.tasks import Task, build_task
@@ -82,22 +83,20 @@ def open_trained(run: FinishedRun, *, device: torch.device, say: Say) -> Trained
     """
     model = run.model
     adapter = _adapter(run.folder / ADAPTER_FOLDER) if run.has_adapter else None
-    found = architecture_of(model, say=say)
-    hf_config = fixed_config(found, model.rope_length)
+    resolved = with_merged_adapter(resolve_model(model, device=device, say=say), say=say)
+    hf_config = fixed_config(copy.deepcopy(resolved.hf_config), model.rope_length)
     saved = getattr(hf_config, "quantization_config", None)
     if saved is not None:
         del hf_config.quantization_config
     skeleton = meta_model(hf_config)
     if adapter is not None:
         _check_fits(adapter, skeleton)
-    location = locate(model, say=say)
+    location = resolved.location
     if adapter is not None:
         _check_base(adapter, location)
-    tokenizer, _ = tokenizer_at(location, model)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = resolved.tokenizer
     with readable(model):
-        folder = _local_folder(location, kind_of(model.source), revision_of(model))
+        folder = _local_folder(location, kind_of(location), resolved.revision)
     generation = None
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(folder)
@@ -112,7 +111,7 @@ def open_trained(run: FinishedRun, *, device: torch.device, say: Say) -> Trained
         saved_quantization=saved
         if saved is None or isinstance(saved, Mapping)
         else saved.to_dict(),
-        dtype=resolve_dtype(model.dtype, device)[0],
+        dtype=resolved.dtype,
         tokenizer=tokenizer,
         generation=generation,
         stops=stops_of(tokenizer, stop_token_ids(tokenizer, eos), strings),
