@@ -1,7 +1,7 @@
 """`chat` and `generate` share this session: a model that is ready to sample.
 
-The model may have an adapter. That of a run is asked as the run asked it: with its template, system
-message, stops, dtype and sampling, unless the command line says otherwise.
+The model may have an adapter. A run's model is asked as the run asked it: with its template, system
+message, stops, dtype and sampling. The command line can change each of them.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _scale(weight: Tensor, arguments: Any) -> Tensor:
     """Return (out, groups) scales, so that the largest number of each group is kept."""
     from compressed_tensors.quantization.utils import calculate_qparams
 
-    groups = weight.unflatten(-1, (-1, arguments.group_size or weight.shape[-1]))
+    groups = weight.reshape(len(weight), -1, arguments.group_size or weight.shape[-1])
     scale, _ = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
     found: Tensor = scale.to(weight.dtype)
     return found

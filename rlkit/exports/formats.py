@@ -64,8 +64,8 @@ def _folder(name: str, bits: float, max_kl: float) -> Format:
     return Format(name=name, kind=Kind.folder, bits=bits, max_kl=max_kl, loader=Loader.transformers)
 
 
-# The bounds are a few times what SmolLM2-135M loses, which small models do more than large ones;
-# another model than the run's is whole nats away (docs/exports.md).
+# The bounds are a few times what SmolLM2-135M loses; larger models lose less. Another model than
+# the run's is whole nats away (docs/exports.md).
 FORMATS: tuple[Format, ...] = (
     Format(name="adapter", kind=Kind.adapter, bits=0.5, max_kl=0.01, loader=Loader.peft),
     _folder("merged16", 16.0, 0.02),

@@ -1,8 +1,8 @@
 """Serve a run with vLLM's own OpenAI-compatible server, asked as in training.
 
-The server gets a folder of links to the base's weights. What is new in it is small: the config with
-the rotary factors of the run, the tokenizer with its template, and a generation config with all its
-stop tokens and its sampling. The adapter is served over them, unmerged.
+The server gets a folder of links to the base's weights. New in it are the config with the run's
+rotary factors, its tokenizer with the template, and a generation config. That has all stop tokens
+and the sampling of the run. The adapter is served over the weights, unmerged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.models.config import QuantConfig, QuantKind
 from rlkit.models.nf4_folder import in_nf4
 from rlkit.models.quantize import require_bitsandbytes
-from rlkit.models.source import architecture_of
+from rlkit.models.resolved import resolve_model, with_merged_adapter
 from rlkit.runtime.files import published, remove_leftovers
 from rlkit.runtime.say import Say
 
@@ -70,9 +70,10 @@ def prepare_server(request: ServeRequest, *, say: Say) -> Served:
     if quant.kind is QuantKind.nf4 and trained.saved_quantization is None:
         require_bitsandbytes()
         # The base in 4 bits, as the run's layers computed with it; the adapter names the other.
-        found = in_nf4(run.model, quant, device=device, say=say)
-        saved = architecture_of(found, say=say).quantization_config
-        trained = replace(trained, base=Path(found.source), saved_quantization=saved)
+        resolved = resolve_model(run.model, device=device, say=say)
+        found = in_nf4(with_merged_adapter(resolved, say=say), quant, say=say)
+        saved = found.hf_config.quantization_config
+        trained = replace(trained, base=Path(found.location), saved_quantization=saved)
     name = request.name or request.run.resolve().name
     folder = request.run.resolve() / SERVE_FOLDER
     write_links(folder, trained)

@@ -273,7 +273,7 @@ def test_compressed_layers_are_rounded_merged_weights(
     assert export(trained, to, out, "--max-kl", "9", "--dtype", "fp32") == 0
     name = "model.layers.1.mlp.gate_proj"
     weight = _merged(source, trained)[f"{name}.weight"].float()
-    groups = weight.unflatten(-1, (-1, 64))
+    groups = weight.reshape(len(weight), -1, 64)
     largest = groups.abs().amax(-1, keepdim=True)
     if to == "fp8":
         scale = largest / 448.0
