@@ -62,10 +62,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-_OFTEN = (
-    *("llama, tied", "llama, untied, long context", "qwen2, biases", "qwen3, norms of q and k"),
-    *("gemma, norms plus one", "phi, layer norms and biases", "phi3, fused projections"),
-)
+_OFTEN = ("llama, tied", "qwen2, biases", "gemma, norms plus one", "phi3, fused projections")
 """Each takes two seconds; the others wait for the nightly tests."""
 
 
