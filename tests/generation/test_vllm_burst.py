@@ -181,3 +181,4 @@ def test_graphs_are_captured_for_few_batch_sizes() -> None:
     assert capture_sizes(6) == [1, 2, 4, 6]
     assert capture_sizes(64) == [1, 2, 4, 8, 16, 32, 48, 64]
     assert capture_sizes(256) == [1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256]
+    assert capture_sizes(512)[-6:] == [224, 256, 320, 384, 448, 512]
