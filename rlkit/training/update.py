@@ -214,23 +214,46 @@ def accumulate(
     """
     logps = torch.zeros_like(batch.rollout.sampling_logps)
     sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
-    for index in _plan(batch, algorithm, settings):
-        micro = batch.rows(index)
-        output = learner.forward(
-            micro.rollout,
-            adapter=learner.adapter,
-            temperature=settings.temperature,
-            spec=algorithm.outputs,
-        )
-        loss, metrics = algorithm.loss(output, micro)
-        scaled = loss if loss_scale == 1.0 else loss * loss_scale
-        backward(scaled)
-        logps[index] = output.logps.detach().to(logps.dtype)
-        for name, value in {**metrics, "loss": loss.detach()}.items():
-            sums[name] += value
+    busy, idle = _busy_and_idle(batch, algorithm)
+    if len(busy) == 0:  # an optimiser takes missing gradients for frozen parameters
+        for leaf in learner.named_parameters().values():
+            leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    for rows, with_gradient in ((busy, True), (idle, False)):
+        if len(rows) == 0:
+            continue
+        some = batch if len(rows) == len(batch) else batch.rows(rows)
+        for part in _plan(some, algorithm, settings):
+            index = rows[part]
+            micro = batch.rows(index)
+            with torch.set_grad_enabled(with_gradient):
+                output = learner.forward(
+                    micro.rollout,
+                    adapter=learner.adapter,
+                    temperature=settings.temperature,
+                    spec=algorithm.outputs,
+                )
+                loss, metrics = algorithm.loss(output, micro)
+            if with_gradient:
+                backward(loss if loss_scale == 1.0 else loss * loss_scale)
+            logps[index] = output.logps.detach().to(logps.dtype)
+            for name, value in {**metrics, "loss": loss.detach()}.items():
+                sums[name] += value
     # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
     totals = torch.stack(list(sums.values())).tolist()
     return dict(zip(sums, totals, strict=True)), logps
+
+
+def _busy_and_idle(batch: TrainBatch, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
+    """Return the indices of rows that a gradient comes from, and of those that only are measured.
+
+    Zero-std groups without a KL term in the loss are the usual idle ones: two thirds of their
+    work, and all of its memory, is the gradient of nothing.
+    """
+    everything = torch.arange(len(batch), device=batch.advantages.device)
+    if algorithm.idle is None or algorithm.rows_per_unit > 1:
+        return everything, everything[:0]
+    idle = algorithm.idle(batch)
+    return everything[~idle], everything[idle]
 
 
 def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
