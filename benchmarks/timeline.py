@@ -145,6 +145,7 @@ def _result(steps: Sequence[dict[str, float]]) -> Result:
         "seconds": seconds,
         "median": {phase: round(statistics.median(v), 4) for phase, v in seconds.items()},
         "reserved_peak_gb": peak / 1e9,
+        "mismatch": {k: v for k, v in steps[-1].items() if k.startswith("sampling/")},
     }
 
 

@@ -31,18 +31,29 @@ class RotaryAttention:
         self._original = module.forward
         self._module, self.layer = module, layer
         self.heads = module.attn.num_heads, module.attn.num_kv_heads
+        self._failed = False
         self._table: Tensor = module.rotary_emb.cos_sin_cache.to(layer.b)
 
     def __call__(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
-        found = self._cache() if self.layer.rows.some and len(hidden_states) <= WIDE_ROWS else None
-        if found is None or hidden_states.ndim != 2:
-            out: Tensor = self._original(positions=positions, hidden_states=hidden_states)
-            return out
+        is_decoding = self.layer.rows.some and len(hidden_states) <= WIDE_ROWS
+        if is_decoding and hidden_states.ndim == 2 and not self._failed:
+            try:
+                found = self._cache()
+                if found is not None:
+                    return self._attend(positions, hidden_states, *found)
+            except Exception as error:  # an unknown vLLM may fail in any way: its own way works
+                self._failed = True
+                _log.warning("vLLM's rotations are taken after all: %s", error)
+        out: Tensor = self._original(positions=positions, hidden_states=hidden_states)
+        return out
+
+    def _attend(
+        self, positions: Tensor, x: Tensor, cache: tuple[Tensor, Tensor], slots: Tensor
+    ) -> Tensor:
         from vllm.model_executor.layers.attention.attention import unified_attention_with_output
 
-        cache, slots = found
         attn = self._module.attn
-        query = self.forward(positions, hidden_states, cache, slots)
+        query = self.forward(positions, x, cache, slots)
         query = query.view(len(query), *(attn.num_heads, attn.head_size))
         output = torch.empty_like(query)
         # Keys and values are in the cache, from where decoding reads them: these are not looked at.
@@ -121,7 +132,7 @@ def install_rotary(model: Any, layers: Mapping[str, DenseLinear]) -> int:
 
 def _attentions(model: Any, layers: Mapping[str, DenseLinear]) -> Iterator[tuple[Any, DenseLinear]]:
     """Yield plain attention layers: heads rotate whole, the cache has the dtype of the model."""
-    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
     from rlkit.generation.vllm.accel.rotary_kernel import fits
 
@@ -133,7 +144,8 @@ def _attentions(model: Any, layers: Mapping[str, DenseLinear]) -> Iterator[tuple
             continue
         rotary, attn = module.rotary_emb, module.attn
         plain_rotary = (
-            type(rotary).forward_cuda is RotaryEmbeddingBase.forward_cuda
+            isinstance(rotary, RotaryEmbedding)
+            and type(rotary).forward_cuda is RotaryEmbedding.forward_cuda
             and rotary.is_neox_style
             and not rotary.use_flashinfer
             and rotary.rotary_dim == rotary.head_size == attn.head_size == attn.head_size_v
