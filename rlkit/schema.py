@@ -59,7 +59,7 @@ value an option is no part of a run's identity, so that older runs resume and sw
 
 
 FORMER_DEFAULTS: Mapping[str, tuple[object, object]] = {
-    "memory.tokens_per_microbatch": ("auto", 8192),
+    "memory.tokens_per_microbatch": (None, 8192),
 }
 """Options whose default has changed, with the new and the former value, neither of which changes a
 number. The new one counts as the former in a run's identity, so that sweeps know their jobs."""

@@ -48,7 +48,7 @@ def update_settings(config: Config) -> UpdateSettings:
         optim=config.optim,
         total_updates=config.steps * config.optim.updates_per_batch,
         temperature=config.generator.sampling.temperature,
-        tokens_per_microbatch=config.memory.microbatch_bound or 0,
+        tokens_per_microbatch=config.memory.tokens_per_microbatch or 0,
         share_prompts=config.model.shared_prefix is not Switch.off,
     )
 

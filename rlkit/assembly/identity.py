@@ -46,8 +46,8 @@ def known_leaves(config: Config) -> dict[str, Any]:
 
 
 def _as_before(key: str, value: object) -> object:
-    now, before = FORMER_DEFAULTS.get(key, (None, None))
-    return before if before is not None and value == now else value
+    now, before = FORMER_DEFAULTS.get(key, (value, value))
+    return before if value == now else value
 
 
 def identity_hash(config: Config) -> str:

@@ -60,7 +60,7 @@ def compare(run_dir: Path, names: Sequence[str], *, step: int | None) -> None:
         torch.set_num_threads(options.memory.torch_threads)
     policy, critic = _load_policy(options, run_dir, step, device, list(algorithms.values()))
     # No gradient depends on the split, except those whose preset forbids one.
-    unsplit = any(c.memory.microbatch_bound == 0 for c in candidates.values())
+    unsplit = any(c.memory.tokens_per_microbatch == 0 for c in candidates.values())
     settings = UpdateSettings(
         optim=OptimConfig(),
         total_updates=1,
@@ -79,8 +79,8 @@ def compare(run_dir: Path, names: Sequence[str], *, step: int | None) -> None:
 
 def _bound(memory: MemoryConfig, run_dir: Path) -> int:
     """Return the tokens of a micro-batch: the user's bound, or what the run's plan chose."""
-    if memory.microbatch_bound is not None:
-        return memory.microbatch_bound
+    if memory.tokens_per_microbatch is not None:
+        return memory.tokens_per_microbatch
     chosen = recorded(run_dir)
     return _USUAL_TOKENS if chosen is None else chosen.tokens_per_microbatch
 
@@ -136,7 +136,7 @@ def _candidate(name: str, rollouts: SavedRollouts) -> Candidate:
         group_size=size,
         max_completion_length=rollouts.max_completion_length,
         updates_per_batch=1,
-        microbatched=config.memory.microbatch_bound != 0,
+        microbatched=config.memory.tokens_per_microbatch != 0,
     )
     objective = Objective.of(config)
     try:

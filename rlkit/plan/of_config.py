@@ -168,7 +168,7 @@ def request_of(config: Config, work: Work) -> Request:
     """Return what `config` leaves to the plan."""
     demand = config.generator.demand(row_tokens=work.max_prompt + work.max_completion)
     return Request(
-        tokens_per_microbatch=config.memory.microbatch_bound,
+        tokens_per_microbatch=config.memory.tokens_per_microbatch,
         checkpointing=config.model.gradient_checkpointing,
         kv_cache_bytes=demand.kv_cache_bytes,
         engine_tokens=demand.engine_tokens,
@@ -178,7 +178,7 @@ def request_of(config: Config, work: Work) -> Request:
 
 def with_plan(config: Config, plan: Plan) -> Config:
     """Return a copy of `config` that asks for exactly what `plan` gives."""
-    choice, bound = plan.choice, config.memory.microbatch_bound
+    choice, bound = plan.choice, config.memory.tokens_per_microbatch
     engine = EngineChoice(
         kv_cache_bytes=plan.kv_cache_bytes,
         at_once=choice.at_once,

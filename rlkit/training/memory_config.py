@@ -26,10 +26,10 @@ def parse_bytes(text: str, *, name: str) -> int:
 class MemoryConfig(Options):
     """Options that bound the memory of sampling, scoring and the update."""
 
-    tokens_per_microbatch: int | str = "auto"
-    """Most tokens of one forward and backward pass, auto or >= 0; no gradient depends on it. auto =
-    as many as are fastest of those that fit; the memory plan takes fewer than a number where these
-    do not fit. 0 = never split a batch: for losses that a split would change (`algorithm=bnpo`)."""
+    tokens_per_microbatch: int | None = None
+    """Most tokens of one forward and backward pass, >= 0; no gradient depends on it. null = as many
+    as are fastest of those that fit; the memory plan takes fewer than a number where these do not
+    fit. 0 = never split a batch: for losses that a split would change (`algorithm=bnpo`)."""
     torch_threads: int = 0
     """CPU threads of torch, >= 0; 0 = one or all, whichever is faster when the run starts."""
     budget: str = ""
@@ -40,19 +40,12 @@ class MemoryConfig(Options):
     quant: QuantConfig = field(default_factory=QuantConfig)
 
     def __post_init__(self) -> None:
-        tokens = self.tokens_per_microbatch
-        if tokens != "auto" and (isinstance(tokens, str) or tokens < 0):
-            raise ValueError(f"memory.tokens_per_microbatch must be auto or >= 0, got {tokens}")
-        if self.torch_threads < 0:
-            raise ValueError(f"memory.torch_threads must be >= 0, got {self.torch_threads}")
+        for key in ("tokens_per_microbatch", "torch_threads"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise ValueError(f"memory.{key} must be >= 0, got {value}")
         if self.budget:
             parse_bytes(self.budget, name="memory.budget")
-
-    @property
-    def microbatch_bound(self) -> int | None:
-        """Return `tokens_per_microbatch` as a number; None = what the memory plan chooses."""
-        tokens = self.tokens_per_microbatch
-        return None if isinstance(tokens, str) else tokens
 
     @property
     def budget_bytes(self) -> int | None:
