@@ -33,9 +33,10 @@ from rlkit.launch.composing import register
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
+from rlkit.training.microbatch import minibatches
 from rlkit.training.stopping import StopRequest
 from rlkit.training.trainer import Trainer
-from rlkit.training.update import TrainState, minibatches, score, train_step
+from rlkit.training.update import TrainState, score, train_step
 
 _MODULE = "benchmarks.timeline"
 _PHASES = ("generate", "reward", "score", "update", "sync", "step")

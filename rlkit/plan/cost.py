@@ -1,7 +1,7 @@
 """This module estimates the seconds of a step under a choice of the plan, to compare choices.
 
-An update takes as long as the slower of two: the host, which issues each micro-batch's kernels
-layer by layer whatever their size, and the device, which computes its tokens. Decoding reads all
+An update takes as long as the slower of two. The host issues each micro-batch's kernels layer by
+layer, whatever their size, and the device computes its tokens. Decoding reads all
 weights once a step, and issues its kernels. The numbers of a card are an H200's (docs/step.md).
 On a slower card the host hides behind less work, so a choice made by them is never too small.
 """
@@ -88,7 +88,7 @@ def explained(work: Work, choice: Choice) -> str:
 def enough_tokens(work: Work) -> int:
     """Return tokens of a micro-batch beyond which more gain nothing.
 
-    They are those of a group at least, whose prompt is then computed once, and of two units: one
+    They are those of a group at least, whose prompt is then computed once, and of two units. One
     row alone leaves a card half empty.
     """
     machine = machine_of(work)

@@ -1,7 +1,7 @@
 """FlashAttention 3's forward pass on Hopper, out of vLLM's wheel, where a run has vLLM loaded.
 
-torch 2.11 has FlashAttention 2 alone. vLLM's build of the third is without a backward pass, but its
-outputs and log-sum-exps are those that the second's backward pass takes: they differ by rounding.
+torch 2.11 has FlashAttention 2 alone, and vLLM's build of the third is without a backward pass. But
+the second's backward pass can take the third's outputs and log-sum-exps, which differ by rounding.
 On an H200 it needs half of the time (docs/speed.md).
 """
 

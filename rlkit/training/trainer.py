@@ -26,6 +26,7 @@ from rlkit.training.metrics import (
     sample_row,
     sample_rows,
 )
+from rlkit.training.microbatch import minibatches
 from rlkit.training.no_signal import (
     StopConfig,
     check_in_a_row,
@@ -39,7 +40,6 @@ from rlkit.training.update import (
     TrainState,
     UpdateResult,
     UpdateSettings,
-    minibatches,
     score,
     train_step,
 )

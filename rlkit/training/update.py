@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from rlkit.runtime.garbage import garbage_waits
 from rlkit.runtime.torch_compat import scale_all_
 from rlkit.training.backward import backward
 from rlkit.training.loss_scale import UNSCALED, LossScale
-from rlkit.training.microbatch import microbatches
+from rlkit.training.microbatch import busy_and_idle, microbatches
 from rlkit.training.optim import OptimConfig, learning_rate
 from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatch, TrainBatch
 
@@ -214,7 +214,7 @@ def accumulate(
     """
     logps = torch.zeros_like(batch.rollout.sampling_logps)
     sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
-    busy, idle = _busy_and_idle(batch, algorithm)
+    busy, idle = busy_and_idle(batch, algorithm)
     if len(busy) == 0:  # an optimiser takes missing gradients for frozen parameters
         for leaf in learner.named_parameters().values():
             leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
@@ -241,19 +241,6 @@ def accumulate(
     # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
     totals = torch.stack(list(sums.values())).tolist()
     return dict(zip(sums, totals, strict=True)), logps
-
-
-def _busy_and_idle(batch: TrainBatch, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
-    """Return the indices of rows that a gradient comes from, and of those that only are measured.
-
-    Zero-std groups without a KL term in the loss are the usual idle ones: two thirds of their
-    work, and all of its memory, is the gradient of nothing.
-    """
-    everything = torch.arange(len(batch), device=batch.advantages.device)
-    if algorithm.idle is None or algorithm.rows_per_unit > 1:
-        return everything, everything[:0]
-    idle = algorithm.idle(batch)
-    return everything[~idle], everything[idle]
 
 
 def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
@@ -304,20 +291,3 @@ def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) 
         )
     metrics = {"learning_rate": rate, "skipped_updates": float(not finite), "grad_norm": norms[0]}
     return metrics | {f"grad_norm/critic_{i}": norm for i, norm in enumerate(norms[1:])}
-
-
-def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:
-    """Split `batch` by whole groups into `num_minibatches` batches, shuffled by `seed`.
-
-    One minibatch is the batch itself, in its own order. Fewer groups than minibatches (a filter may
-    have dropped some) give one minibatch a group.
-    """
-    if num_minibatches == 1:
-        yield batch
-        return
-    ids = batch.rollout.group_ids
-    groups: Int[Tensor, " groups"] = torch.unique(ids)
-    shuffler = torch.Generator().manual_seed(seed)
-    order = groups[torch.randperm(len(groups), generator=shuffler).to(groups.device)]
-    for part in torch.tensor_split(order, min(num_minibatches, len(groups))):
-        yield batch.minibatch(torch.isin(ids, part).nonzero().flatten())

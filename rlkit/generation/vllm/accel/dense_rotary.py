@@ -1,8 +1,8 @@
 """Update by the adapter, rotation and cache entry of q, k and v at once: two launches less a layer.
 
-In vLLM's Llama and Qwen2 the output of `qkv_proj` is split, rotated, and keys and values go to the
-cache, each by a kernel of some 2 us. For the few rows of decoding one kernel does all three behind
-the layer's product, and vLLM's attention then reads queries and cache as ever. Prompts, rows
+In vLLM's Llama and Qwen2 the output of `qkv_proj` is split and rotated, and keys and values go to
+the cache. Each takes a kernel of some 2 us. For the few rows of decoding one kernel does all three
+behind the layer's product, and vLLM's attention then reads queries and cache as ever. Prompts, rows
 without the adapter and profiling runs take vLLM's own way.
 """
 

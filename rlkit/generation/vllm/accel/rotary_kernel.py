@@ -61,16 +61,11 @@ def _rotary_kernel(
         tl.store(to + HALF, second, mask=inside[:, None])
     else:
         kv_head = head - num_heads - tl.where(part == 2, num_kv_heads, 0)
-        # A row without a slot is padding.
-        kept = inside & (slot >= 0)
         at = slot // block_size * block_step + slot % block_size * token_step + kv_head * head_step
-        place = at[:, None] + within[None, :]
-        if part == 1:
-            tl.store(keys + place, first, mask=kept[:, None])
-            tl.store(keys + place + HALF, second, mask=kept[:, None])
-        else:
-            tl.store(values + place, first, mask=kept[:, None])
-            tl.store(values + place + HALF, second, mask=kept[:, None])
+        to = tl.where(part == 1, keys, values) + at[:, None] + within[None, :]
+        kept = inside & (slot >= 0)  # a row without a slot is padding
+        tl.store(to, first, mask=kept[:, None])
+        tl.store(to + HALF, second, mask=kept[:, None])
 
 
 def expand_rotate_store(
