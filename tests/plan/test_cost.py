@@ -107,7 +107,7 @@ def test_512_completions_are_sampled_at_once_on_an_empty_card() -> None:
 def test_groups_come_whole_and_rows_never_alone_if_two_fit() -> None:
     budgets = token_budgets(W1, AUTO)
     assert budgets == [33792, 16896, 12672, 8448, 4224, 2560, 1920, 1280, 640]
-    for gigabytes in range(6, 140, 7):
+    for gigabytes in (6, 12, 24, 48, 96):
         plan = make_plan(W3, AUTO, budget=gigabytes * GB)
         two = plan.choice._replace(tokens_per_microbatch=2 * 4224, checkpointing=Checkpointing.on)
         if plan.choice.tokens_per_microbatch < 2 * 4224:
