@@ -27,7 +27,7 @@ _NOTHING = np.empty(0, dtype=np.int64)
 
 
 class Span(NamedTuple):
-    """Adjacent tokens of a packed row."""
+    """A segment is adjacent tokens of a packed row."""
 
     start: int
     length: int
@@ -47,7 +47,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
-    """T tokens of a batch with N completion tokens."""
+    """This record holds the T tokens of a batch with N completion tokens."""
 
     ids: Tensor
     """(T,)"""
@@ -113,7 +113,7 @@ def ranges(spans: Sequence[tuple[int, int]]) -> Tensor:
 
 
 class _Builder:
-    """Collects segments."""
+    """A builder collects segments."""
 
     def __init__(self) -> None:
         self.length = 0

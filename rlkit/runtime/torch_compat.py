@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rlkit.runtime import flash3
-from rlkit.runtime.private_names import find, require
+from rlkit.runtime.private_names import find, require_names
 
-require(
+require_names(
     "torch",
     "torch.utils._python_dispatch:TorchDispatchMode",
     "torch.utils._pytree:tree_leaves",
