@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from rlkit.runtime.torch_compat import scale_all_
 from rlkit.training.backward import backward
 from rlkit.training.learner import Learner
 from rlkit.training.loss_scale import UNSCALED, LossScale
-from rlkit.training.microbatch import busy_and_idle, microbatches
+from rlkit.training.microbatch import microbatches, train_microbatches
 from rlkit.training.optim import OptimConfig, learning_rate
 from rlkit.training.out_of_memory import Result, within_memory
 from rlkit.types import Algorithm, Column, OutputSpec, RolloutBatch, TrainBatch
@@ -224,7 +224,12 @@ def accumulate(
     logps = torch.zeros_like(batch.rollout.sampling_logps)
     sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
     learns = False
-    for index, with_gradient in _plan(batch, algorithm, settings):
+    for index, with_gradient in train_microbatches(
+        batch,
+        algorithm,
+        max_tokens=settings.tokens_per_microbatch,
+        share_prompts=settings.share_prompts,
+    ):
         micro = batch.rows(index)
         with torch.set_grad_enabled(with_gradient):
             output = learner.forward(
@@ -246,28 +251,6 @@ def accumulate(
     # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
     totals = torch.stack(list(sums.values())).tolist()
     return dict(zip(sums, totals, strict=True)), logps
-
-
-def _plan(
-    batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings
-) -> Iterator[tuple[Tensor, bool]]:
-    """Yield the rows of each micro-batch, and whether a gradient comes from them."""
-    # A critic keeps a graph of its own beside the policy's until both run backward.
-    num_graphs = 2 if algorithm.outputs.values else 1
-    max_tokens = -(-settings.tokens_per_microbatch // num_graphs)
-    for rows, with_gradient in zip(busy_and_idle(batch, algorithm), (True, False), strict=True):
-        some = batch.rollout if len(rows) == len(batch) else batch.rollout.rows(rows)
-        for part in (
-            microbatches(
-                some,
-                max_tokens=max_tokens,
-                rows_per_unit=algorithm.rows_per_unit,
-                share_prompts=settings.share_prompts,
-            )
-            if len(rows)
-            else ()
-        ):
-            yield rows[part.to(rows.device)], with_gradient
 
 
 def _clip(
