@@ -102,7 +102,7 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
 
 
 def ranges(spans: Sequence[tuple[int, int]]) -> Tensor:
-    """Return start, start + 1, ... of each (start, count), one span after another.
+    """Return the numbers start, start + 1 and so on of each (start, count), span after span.
 
     A call of torch for each of some hundred spans would take longer than a layer.
     """

@@ -54,7 +54,7 @@ class PolicyOutput(NamedTuple):
 
 @runtime_checkable
 class Idle(Protocol):
-    """Tells which rows of a batch have a loss of gradient exactly 0, whatever the outputs are.
+    """This function tells which rows have a loss of gradient exactly 0, whatever the outputs are.
 
     The trainer computes their outputs for the metrics, but no gradient. Example: rows without an
     advantage, where the loss is a multiple of it.

@@ -166,7 +166,7 @@ def _attentions(model: Any, layers: Mapping[str, DenseLinear]) -> Iterator[tuple
 def _try(one: RotaryAttention) -> None:
     """Compare queries, keys and values with vLLM's own kernels on random rows in random places.
 
-    Raises ValueError when they differ by more than rounding. Overwrites factors and mask.
+    Raises ValueError when they differ by more than rounding. It overwrites factors and mask.
     """
     layer, module = one.layer, one._module
     x, _, bias = layer.random_inputs(_TRIED_ROWS)
