@@ -146,13 +146,15 @@ def _tried(way: Way, case: Case) -> Result:
 def _ms(run: Callable[[], object]) -> float:
     for _ in range(3):
         run()
+    start: Any
+    end: Any
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     for _ in range(_REPEATS):
         run()
     end.record()
     torch.cuda.synchronize()
-    return round(float(start.elapsed_time(end)) / _REPEATS, 4)  # type: ignore[no-untyped-call]
+    return round(float(start.elapsed_time(end)) / _REPEATS, 4)
 
 
 def _aten_forward(x: Inputs) -> tuple[Tensor, ...]:

@@ -72,7 +72,7 @@ def explained(work: Work, choice: Choice) -> str:
     split = split_of(work, choice.tokens_per_microbatch)
     host, device = _host_and_device(work, choice)
     slower = "the host" if host > device else "the device"
-    parts = f"{split.count} micro-batch{'es' if split.count > 1 else ''}"
+    parts = f"{split.num_microbatches} micro-batch{'es' if split.num_microbatches > 1 else ''}"
     text = f"estimated: an update of {split.tokens} tokens in {parts}, {max(host, device):.2g} s"
     text += f" by {slower} (host {host:.2g}, device {device:.2g})"
     if work.sampler is not Sampler.elsewhere:
@@ -80,7 +80,7 @@ def explained(work: Work, choice: Choice) -> str:
         text += f"; sampling in {rounds} round{'s' if rounds > 1 else ''},"
         text += f" {_sampling(work, choice):.2g} s at full length"
     enough = enough_tokens(work)
-    if split.count == 1 or choice.tokens_per_microbatch >= enough:
+    if split.num_microbatches == 1 or choice.tokens_per_microbatch + group_tokens(work) > enough:
         return text
     return f"{text}; up to {enough} tokens a micro-batch would help, but do not fit"
 
@@ -106,7 +106,7 @@ def group_tokens(work: Work) -> int:
 class StepSplit(NamedTuple):
     """These are the micro-batches of a step whose completions are of full length."""
 
-    count: int
+    num_microbatches: int
     """How many there are."""
     tokens: int
     """Tokens of all of them, prompts that are computed twice included."""
@@ -142,7 +142,7 @@ def _host_and_device(work: Work, choice: Choice) -> tuple[float, float]:
     split = split_of(work, choice.tokens_per_microbatch)
     host = machine.layer_s * work.num_layers * _AGAIN_HOST[choice.checkpointing]
     device = split.tokens * _token_seconds(work, machine) * _AGAIN[choice.checkpointing]
-    return _graphs(work) * split.count * host, _graphs(work) * device
+    return _graphs(work) * split.num_microbatches * host, _graphs(work) * device
 
 
 def _token_seconds(work: Work, machine: Machine) -> float:

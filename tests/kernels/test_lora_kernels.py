@@ -120,7 +120,7 @@ def test_triton_rotary(width: int, rank: int, kind: torch.dtype) -> None:
     slots[-1] = -1
     kept = rows - 2
     cosine, sine = table[positions].double()[:, None].chunk(2, -1)
-    q, k, v = (part.unflatten(1, (-1, width)) for part in y.double().split(widths, 1))
+    q, k, v = (part.view(rows, -1, width) for part in torch.split(y.double(), [*widths], 1))
 
     def turned(part: Tensor) -> Tensor:
         first, second = part.chunk(2, -1)

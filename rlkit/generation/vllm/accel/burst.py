@@ -277,8 +277,9 @@ def _stops(requests: Sequence[Any], ids: np.ndarray[Any, Any]) -> list[int | Non
         hits = np.stack([np.isin(row, stop) for row, stop in zip(ids, wanted, strict=True)])
     else:
         hits = np.isin(ids, wanted[0])
-    found = zip(hits.any(1).tolist(), hits.argmax(1).tolist(), strict=True)
-    return [first if any_of_them else None for any_of_them, first in found]
+    # A column of hits behind the others says that there is none.
+    first = np.pad(hits, ((0, 0), (0, 1)), constant_values=True).argmax(axis=1).tolist()
+    return [place if place < ids.shape[1] else None for place in first]
 
 
 def _end(request: Any, count: int, stop: int | None) -> tuple[int, str | None]:

@@ -178,9 +178,8 @@ def _try(one: RotaryAttention) -> None:
     slots = torch.randperm(4 * _TRIED_BLOCK, generator=generator)[:_TRIED_ROWS].to(x.device)
     cache = x.new_zeros(2, 4, _TRIED_BLOCK, num_kv_heads, width)
     got = one.forward(positions, x, (cache[0], cache[1]), slots)
-    q, k, v = layer.forward(x, bias).split(
-        [num_heads * width, num_kv_heads * width, num_kv_heads * width], 1
-    )
+    parts = [num_heads * width, num_kv_heads * width, num_kv_heads * width]
+    q, k, v = torch.split(layer.forward(x, bias), parts, 1)
     q, k = module.rotary_emb.forward_cuda(positions, q.contiguous(), k.contiguous())
     stored = (part.flatten(0, 1)[slots].flatten(1) for part in cache)
     for name, value, truth in zip("qkv", (got, *stored), (q, k, v), strict=True):
