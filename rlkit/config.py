@@ -40,7 +40,7 @@ from rlkit.training.divergence import EvalKL
 from rlkit.training.memory_config import MemoryConfig
 from rlkit.training.no_signal import StopConfig
 from rlkit.training.optim import OptimConfig
-from rlkit.types import Algorithm, Setting
+from rlkit.types import Algorithm, RolloutKind, Setting
 
 
 class ConfigError(ValueError):
@@ -122,6 +122,9 @@ class Config(Options):
     """Folder of this run; must not exist, unless `resume` says otherwise."""
     resume: Resume = Resume.never
     """What to do when `run_dir` exists."""
+    init_from: str | None = None
+    """Folder of a completed run to start from: its model and what it learnt. The reference policy
+    is the model at this start. None = start from `model` as it is."""
     accept_changed_files: bool = False
     """Go on with a run or a sweep although a data, reward or model file has changed since."""
     device: DeviceChoice = DeviceChoice.auto
@@ -150,6 +153,16 @@ class Config(Options):
         require(minibatches <= self.prompts_per_step, "optim.minibatches", rule, minibatches)
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
+        if isinstance(self.algorithm, AlgorithmConfig) and self.algorithm.group_size != 1:
+            _check_group_size(self)
+
+
+def _check_group_size(config: Config) -> None:
+    """Raise ConfigError when an algorithm that samples nothing is given a group."""
+    rollouts = algorithm_of(config).rollouts
+    rule = f"1 with algorithm={algorithm_name(config)}, which samples nothing"
+    size = config.algorithm.group_size
+    require(rollouts is RolloutKind.sampled, "algorithm.group_size", rule, size)
 
 
 def _check_full(config: Config) -> None:

@@ -53,6 +53,9 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "reward.special_tokens": "drop",
     "task.bad_rows": "error",
     "task.ignore_keys": [],
+    "task.target": "",
+    "task.overlong_targets": "error",
+    "init_from": None,
 }
 """Options that older runs did not have, with the value that means what those runs did. At this
 value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""

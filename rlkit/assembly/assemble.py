@@ -15,6 +15,7 @@ from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
 from rlkit.assembly.rows import tried_rewards, with_usable_rows
+from rlkit.assembly.targets import imitated_by, specs_of
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
@@ -26,7 +27,6 @@ from rlkit.models.vocabulary import without_rows
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
-from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Task, build_task
 from rlkit.types import Algorithm, Prompt, Setting
@@ -66,7 +66,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     config = replace(config, model=with_adapter_shape(config.model))
     task = build_task(config.task)
     setting, algorithm = setting_of(config), algorithm_of(config)
-    rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
+    rewards = RewardPool(specs_of(config, task), config.reward)
     resources = ExitStack()
     resources.callback(rewards.close)
     start = _Start(config, device, task, setting, algorithm, rewards, resources)
@@ -106,6 +106,8 @@ def _with_model(
     stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
     sampling = sampling._replace(stop=stops.strings)
     task, eval_prompts = with_usable_rows(config, task, base, say=say)
+    imitated = imitated_by(config, task, base.tokenizer, stops, eval_prompts, say=say)
+    task = imitated.task
     decode = tried_rewards(config, task, start.rewards, base.tokenizer, ends=base.stop_ids, say=say)
     _say_what_is_known(base, stops, eval_prompts[0], say)
     _check_vocabulary(config, task, base)
@@ -140,6 +142,8 @@ def _with_model(
         decode=decode,
         train=task.train,
         eval_prompts=eval_prompts,
+        targets=imitated.targets,
+        held_out=imitated.held_out,
     )
 
 

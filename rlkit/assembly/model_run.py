@@ -20,6 +20,7 @@ from rlkit.assembly.from_config import (
     update_settings,
 )
 from rlkit.assembly.generators import new_generator
+from rlkit.assembly.targets import targets_for
 from rlkit.config import Config, algorithm_name, flatten
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
@@ -34,12 +35,20 @@ from rlkit.policy.policy import CRITIC_PREFIX, Policy
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
 from rlkit.tasks.render import render_all
+from rlkit.tasks.targets import Targets
 from rlkit.tracking.base import Phase, RunInfo, Tracker
-from rlkit.training.collect import Collector, Decode, Group, score_rollouts
+from rlkit.training.collect import (
+    Collector,
+    Decode,
+    Group,
+    RolloutSource,
+    score_rollouts,
+)
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.loss_scale import FLOAT16
 from rlkit.training.stopping import StopRequest
+from rlkit.training.targets import Target, TargetCollector, TargetMeter
 from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState
 from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
@@ -84,6 +93,10 @@ class ModelRun:
     train: Split
     """The task's training split, without prompts that are too long if those are dropped."""
     eval_prompts: Sequence[Prompt]
+    targets: Targets | None = None
+    """The rule that makes completions to imitate; None for a run that samples."""
+    held_out: Sequence[Target] = ()
+    """The targets of `eval_prompts`, for the loss of the evaluation."""
 
     def close(self) -> None:
         """End the generator, its engine and the reward processes; idempotent."""
@@ -104,21 +117,11 @@ class ModelRun:
         config = self.config
         record(self.planned.plan, run_dir)
         generator = self._generator(tracker, stop)
-        collector = Collector(
-            generator=generator,
-            prompts=self.prompts,
-            rewards=self.rewards,
-            decode=self.decode,
-            seed=partial(sample_seed, config.seed),
-            sampling=self.sampling,
-            group_size=self.setting.group_size,
-            resample=resamples(config),
-        )
         return Trainer(
             algorithm=self.algorithm.at,
             settings=update_settings(self.planned.config),
             schedule=schedule_of(config),
-            collector=collector,
+            collector=self._source(generator),
             generator=generator,
             evaluate=self._evaluator(generator, tracker),
             tracker=tracker,
@@ -150,6 +153,7 @@ class ModelRun:
             prompts_per_step=config.prompts_per_step,
             group_size=self.setting.group_size,
             reward_names=tuple(self.rewards.names),
+            signal="reward" if self.targets is None else "loss",
             config=flatten(config),
             versions=versions,
         )
@@ -171,6 +175,26 @@ class ModelRun:
             config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
         )
         return render_prompts(self.task, self.train, indices, self.base, config)
+
+    def _source(self, generator: Generator) -> RolloutSource:
+        """Return what gives the trainer its rollouts: the sampler, or the task's targets."""
+        config, targets = self.config, self.targets
+        if targets is None:
+            return Collector(
+                generator=generator,
+                prompts=self.prompts,
+                rewards=self.rewards,
+                decode=self.decode,
+                seed=partial(sample_seed, config.seed),
+                sampling=self.sampling,
+                group_size=self.setting.group_size,
+                resample=resamples(config),
+            )
+
+        def of_step(step: int) -> list[Target]:
+            return targets_for(self.prompts(step=step, attempt=0), self.train, targets)
+
+        return TargetCollector(targets=of_step, rewards=self.rewards, sampling=self.sampling)
 
     def base_samples(self, count: int) -> list[Group]:
         """Return at least `count` scored samples of the base model, on held-out prompts."""
@@ -222,8 +246,18 @@ class ModelRun:
             decode=self.decode,
             success=self.task.success,
             rewards=self.rewards,
+            target_loss=self._target_meter() if self.held_out else None,
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
+        )
+
+    def _target_meter(self) -> TargetMeter:
+        return TargetMeter(
+            learner=self.policy,
+            targets=self.held_out,
+            pad_token_id=self.base.pad_token_id,
+            device=self.device,
+            tokens_per_microbatch=self.planned.config.memory.tokens_per_microbatch,
         )
 
     def _divergence(self, estimator: EvalKL) -> DivergenceMeter:

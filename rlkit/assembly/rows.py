@@ -137,6 +137,8 @@ def tried_rewards(
     """
     keep = config.reward.special_tokens is SpecialTokens.keep
     decode = completion_decoder(tokenizer, keep=keep, ends=ends)
+    if not rewards.specs:
+        return decode
     notes = [*check_rewards(task, rewards, tokenizer, decode).notes]
     for split in (task.train, task.eval):
         notes += check_golds(split, rewards.specs)

@@ -16,6 +16,7 @@ from rlkit.assembly.from_config import (
     shuffle_seed,
     update_settings,
 )
+from rlkit.assembly.targets import imitates
 from rlkit.config import (
     Config,
     ConfigError,
@@ -141,6 +142,11 @@ def tabular_run(config: Config) -> TabularRun:
     if not isinstance(generator, TabularGeneratorConfig):
         got = option_of("generator", generator)
         raise ConfigError(f"generator must be tabular with model=tabular, got {got}")
+    if imitates(config):
+        name = algorithm_name(config)
+        raise ConfigError(f"algorithm must be one that samples with model=tabular, got {name}")
+    if config.init_from is not None:
+        raise ConfigError(f"init_from must be unset with model=tabular, got {config.init_from}")
     if config.reward.functions:
         named = ", ".join(config.reward.functions)
         raise ConfigError(f"reward.functions must be empty with model=tabular, got {named}")

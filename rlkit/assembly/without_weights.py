@@ -10,6 +10,7 @@ from contextlib import closing
 from transformers import GenerationConfig, PreTrainedConfig
 
 from rlkit.assembly.rows import tried_rewards, usable_rows
+from rlkit.assembly.targets import specs_of, targets_of, with_usable_targets
 from rlkit.config import Config
 from rlkit.models.config import ModelConfig
 from rlkit.models.load import stop_token_ids
@@ -17,7 +18,6 @@ from rlkit.models.source import architecture_of, load_options, locate
 from rlkit.models.special import describe_ids, stops_of
 from rlkit.models.tokenizer import load_tokenizer
 from rlkit.models.vocabulary import check_ids, vocabulary_notes, with_rows, without_rows
-from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
 from rlkit.runtime.say import Say
 from rlkit.tasks import build_task
@@ -42,7 +42,7 @@ def look_without_weights(config: Config, *, say: Say) -> None:
     hf_config = architecture_of(config.model, say=say)
     num_rows = int(hf_config.get_text_config().vocab_size)
     task = build_task(config.task)
-    with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
+    with closing(RewardPool(specs_of(config, task), config.reward)) as pool:
         pool.start()
         task = usable_rows(config, task, tokenizer, say=say)
         ends = stop_token_ids(tokenizer, _eos_of(config.model, hf_config, say))
@@ -51,6 +51,8 @@ def look_without_weights(config: Config, *, say: Say) -> None:
         strings = (*task.stop, *config.generator.sampling.stop)
         stops = stops_of(tokenizer, with_rows(ends, num_rows), strings)
         say(f"stop tokens: {describe_ids(tokenizer, stops.ids)}")
+        targets = targets_of(config, task, tokenizer, stop=stops.strings, stop_ids=stops.ids)
+        task = with_usable_targets(config, task, targets, say=say)
         tried_rewards(config, task, pool, tokenizer, ends=ends, say=say)
     if without_rows(tokenizer, num_rows):
         size = min(_LOOKED_AT, task.train.size or _LOOKED_AT)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from rlkit.assembly.device import choose_threads
+from rlkit.assembly.init_from import started
 from rlkit.config import Config, ConfigError, flatten
 from rlkit.launch.content import check_content, content_of, write_content
 from rlkit.launch.environment import hardware, versions
@@ -25,8 +26,9 @@ from rlkit.launch.sweep_folder import place_in_sweep
 from rlkit.report.build import write_page
 from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
 from rlkit.training import checkpoint
+from rlkit.training.restore import restore
 from rlkit.training.stopping import Interrupted, StopRequest, stop_on_signals
-from rlkit.training.trainer import Trainer, restore
+from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState
 
 EXIT_CODES = {Status.completed: 0, Status.failed: 1, Status.interrupted: 130}
@@ -62,6 +64,7 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
     start = time.monotonic()
     with stop_on_signals() as stop:
         check_run_dir(config)
+        config = started(config, say=print)
         content = content_of(config)
         changes = check_content(content, run_dir, accept=config.accept_changed_files)
         config = _with_threads(config, run_dir)

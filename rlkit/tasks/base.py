@@ -91,3 +91,5 @@ class Task:
     """The task's own criterion, whatever the rewards; None when the task cannot know."""
     gold_completion: Callable[[Example], str] | None
     """A completion that earns full marks, for the check before training."""
+    target: Callable[[Example], str] | None = None
+    """The completion to imitate; None where that is the gold one, or where there is none."""

@@ -29,6 +29,17 @@ class BadRows(StrEnum):
     """Leave it out, and name it."""
 
 
+class OverlongTargets(StrEnum):
+    """This decides over targets of more than `task.max_completion_length` tokens."""
+
+    error = "error"
+    """Refuse it, naming the row."""
+    drop = "drop"
+    """Leave the row out, and count it."""
+    truncate = "truncate"
+    """Keep its first tokens, without an end, and count it."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TaskConfig(Options):
     """Every task has these options."""
@@ -48,6 +59,11 @@ class TaskConfig(Options):
     """What to do with longer prompts."""
     bad_rows: BadRows = BadRows.error
     """error or drop: what to do with rows that cannot become prompts."""
+    target: str = ""
+    """For algorithm=sft: the column with the completion to imitate, or a text with `{column}` in
+    it. Empty = the task's own, such as GSM8K's solution with XML tags."""
+    overlong_targets: OverlongTargets = OverlongTargets.error
+    """error, drop or truncate: what to do with targets over `task.max_completion_length` tokens."""
 
     def __post_init__(self) -> None:
         own_name = next(f.default for f in fields(self) if f.name == "name")

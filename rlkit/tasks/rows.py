@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,10 @@ _GSM8K_REWARDS = (
 )
 
 
+_CALCULATION = re.compile(r"<<[^<>]*>>")
+"""GSM8K writes each calculation a second time, for a calculator: 48/2 = <<48/2=24>>24."""
+
+
 def gsm8k(config: GSM8KConfig) -> Task:
     """Make a task of rows with `question` and `answer`; `####` may stand before the answer."""
 
@@ -60,6 +65,7 @@ def gsm8k(config: GSM8KConfig) -> Task:
         rewards=_GSM8K_REWARDS,
         success=_is_correct,
         gold_completion=_gsm8k_gold,
+        target=_gsm8k_target,
     )
 
 
@@ -99,6 +105,7 @@ def dataset(config: DatasetConfig) -> Task:
         rewards=(),
         success=None,
         gold_completion=gold if config.gold else None,
+        target=_own_completion if "completion" in config.columns else None,
     )
 
 
@@ -117,6 +124,18 @@ def _prompt(value: Any, config: DatasetConfig, where: str) -> str | tuple[Messag
 
 def _is_correct(completion: Completion) -> bool:
     return correctness(completion, as_numbers=True) > 0
+
+
+def _own_completion(example: Example) -> str:
+    return plain(example.columns["completion"])
+
+
+def _gsm8k_target(example: Example) -> str:
+    """Return the row's own solution, its calculator marks left out, inside the tags."""
+    solution = str(example.columns["solution"]).rpartition("####")[0] or "It is clear."
+    reasoning = _CALCULATION.sub("", solution).strip()
+    answer = example.columns["answer"]
+    return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>\n"
 
 
 def _gsm8k_gold(example: Example) -> str:

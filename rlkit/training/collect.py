@@ -75,6 +75,23 @@ class PromptSource(Protocol):
         ...
 
 
+class RolloutSource(Protocol):
+    """Gives the trainer a step's rollouts: it samples them, or reads them from the task."""
+
+    @property
+    def rewards(self) -> Rewards: ...
+
+    @property
+    def sampling(self) -> SamplingConfig: ...
+
+    @property
+    def group_size(self) -> int: ...
+
+    def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
+        """Return the groups of `step`, a pure function of the step and of the policy."""
+        ...
+
+
 class Collection(NamedTuple):
     """One batch of groups and how hard it was to get."""
 

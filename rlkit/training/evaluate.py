@@ -10,6 +10,7 @@ from rlkit.tracking.base import EvalRecord, Measure, Phase, Tracker
 from rlkit.tracking.intervals import evaluate
 from rlkit.training.collect import Decode, Group, Rewards, completion_of, score_rollouts
 from rlkit.training.metrics import mean, sample_row
+from rlkit.training.targets import TargetMeter
 from rlkit.types import Completion, Generator, Prompt, Rollout, SamplingConfig, ScoredRollout
 
 
@@ -30,14 +31,19 @@ class Evaluator:
     rewards: Rewards
     divergence: Callable[[Sequence[Sequence[Rollout]]], dict[str, float]] | None = None
     """Measures `kl` and `entropy` of the samples; None = not measured."""
+    target_loss: TargetMeter | None = None
+    """Measures the loss of held-out targets; None = there are none."""
     tracker: Tracker
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
         """Run one evaluation; its interval treats the samples of a prompt as one cluster.
 
         Samples without a reward are not failures: where rewards are measured they are left out, and
-        counted as `unjudged`.
+        counted as `unjudged`. A run that imitates, without a criterion or a reward, samples
+        nothing: the likelihood of the held-out targets is measured.
         """
+        if self.target_loss is not None and self.success is None and not self.rewards.names:
+            return self._likelihood(self.target_loss, label, steps_done)
         self.tracker.progress(Phase.evaluate, 0, len(self.prompts))
         seeds = [[self.seed(p.index, i) for i in range(self.num_samples)] for p in self.prompts]
         rollouts = self.generator.generate(
@@ -73,7 +79,23 @@ class Evaluator:
             "length": mean(len(s.rollout.completion_ids) for s in samples),
             "length_wrong": mean(len(s.rollout.completion_ids) for s in wrong),
         }
+        if self.target_loss is not None:
+            metrics |= self.target_loss().metrics()
         return metrics | (self.divergence(rollouts) if self.divergence else {})
+
+    def _likelihood(self, meter: TargetMeter, label: str, steps_done: int) -> EvalRecord:
+        found = meter()
+        prompts = [target.prompt for target in meter.targets]
+        return evaluate(
+            label=label,
+            step=steps_done,
+            prompt_indices=[p.index for p in prompts],
+            values=found.logps,
+            measure=Measure.logp,
+            prompt_keys=[p.key for p in prompts] if all(p.key for p in prompts) else (),
+            samples_per_prompt=1,
+            metrics=found.metrics(),
+        )
 
     def _value(self, sample: ScoredRollout) -> float:
         """Return 1 for success, 0 for failure by the task's criterion, else the reward or NaN."""

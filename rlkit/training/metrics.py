@@ -15,25 +15,32 @@ from rlkit.training.collect import Group
 from rlkit.types import FinishReason, ScoredRollout, TrainBatch
 
 
-def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
-    """Return rewards, lengths and the share of groups that teach nothing.
+def length_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Return lengths of completions, and the share of those that were cut."""
+    samples = [sample for group in groups for sample in group]
+    lengths = [len(sample.rollout.completion_ids) for sample in samples]
+    truncated = [sample.rollout.finish_reason is FinishReason.length for sample in samples]
+    return {
+        "completions/mean_length": mean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": mean(float(t) for t in truncated),
+    }
+
+
+def reward_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
+    """Return rewards and the share of groups that teach nothing.
 
     `reward_std` is the mean over groups of the standard deviation within a group (with Bessel's
     correction). `frac_reward_zero_std` is the share of groups whose rewards are all equal.
     `rewards/{name}/...` are the raw values of one function over the samples where it applied.
     """
     samples = [sample for group in groups for sample in group]
-    lengths = [len(sample.rollout.completion_ids) for sample in samples]
-    truncated = [sample.rollout.finish_reason is FinishReason.length for sample in samples]
     rewards = [[sample.reward for sample in group] for group in groups]
     metrics = {
         "reward": mean(sample.reward for sample in samples),
         "reward_std": mean(_std(group) for group in rewards),
         "frac_reward_zero_std": mean(float(len(set(group)) == 1) for group in rewards),
-        "completions/mean_length": mean(lengths),
-        "completions/min_length": float(min(lengths)),
-        "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": mean(float(t) for t in truncated),
     }
     for i, name in enumerate(reward_names):
         values = [s.components[i] for s in samples if not math.isnan(s.components[i])]

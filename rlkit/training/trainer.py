@@ -13,16 +13,16 @@ from torch import Tensor
 from rlkit.functional import sampling_mismatch
 from rlkit.tracking.base import EvalRecord, Level, Phase, SampleRow, StepRecord, Tracker
 from rlkit.training import checkpoint, rollout_files
-from rlkit.training.checkpoint import Checkpoint, RunProgress
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
-from rlkit.training.collect import Collection, Collector, who_gave_no_reward
+from rlkit.training.collect import Collection, RolloutSource, who_gave_no_reward
 from rlkit.training.metrics import (
     average,
     critic_metrics,
+    length_metrics,
     mean,
     memory_metrics,
-    rollout_metrics,
+    reward_metrics,
     sample_row,
     sample_rows,
 )
@@ -32,7 +32,7 @@ from rlkit.training.no_signal import (
     is_without_signal,
     what_the_base_model_earns,
 )
-from rlkit.training.optim import state_tensors
+from rlkit.training.restore import checkpoint_of
 from rlkit.training.rollout_files import SavedRollouts
 from rlkit.training.stopping import StopRequest
 from rlkit.training.update import (
@@ -43,7 +43,7 @@ from rlkit.training.update import (
     score,
     train_step,
 )
-from rlkit.types import Algorithm, Generator, RolloutBatch, TrainBatch
+from rlkit.types import Algorithm, Generator, RolloutBatch, RolloutKind, TrainBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Trainer:
     """The algorithm of a step: nearly always the same one, but a critic may learn alone first."""
     settings: UpdateSettings
     schedule: RunSchedule
-    collector: Collector
+    collector: RolloutSource
     generator: Generator
     evaluate: Callable[[str, int], EvalRecord]
     """(label, steps done) to an evaluation of the current policy on held-out prompts."""
@@ -131,10 +131,12 @@ class Trainer:
             device=self.device,
         )
         stop.check()
-        self._keep(batch, state.step)
+        algorithm = self.algorithm(state.step)
+        sampled = algorithm.rollouts is RolloutKind.sampled
+        if sampled:
+            self._keep(batch, state.step)
         with clock.phase(Phase.score):
             self.tracker.progress(Phase.score, 0, len(batch))
-            algorithm = self.algorithm(state.step)
             batch = score(state.learner, batch, algorithm, self.settings)
             with torch.no_grad():
                 train_batch = algorithm.prepare(batch)
@@ -146,18 +148,21 @@ class Trainer:
         with clock.phase(Phase.sync):
             self.generator.load_adapter(state.learner.adapter, state.updates)
         metrics = {
-            **rollout_metrics(groups, self.collector.rewards.names),
+            **length_metrics(groups),
+            **(reward_metrics(groups, self.collector.rewards.names) if sampled else {}),
             **collection.counts,
             **mismatch,
             **average([result.metrics for result in results]),
             **critic_metrics(train_batch),
         }
-        metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.completion_mask.sum())
+        tokens = float(batch.completion_mask.sum())
+        metrics["num_tokens"] = float(batch.prompt_mask.sum()) + tokens
         in_order = train_batch if algorithm.rows_per_unit == 1 else None
-        rows = sample_rows(groups, step=state.step, batch=in_order)
+        rows = sample_rows(groups, step=state.step, batch=in_order) if sampled else []
         state.no_reward_in_row = 0
-        state.no_signal_in_row = state.no_signal_in_row + 1 if is_without_signal(groups) else 0
-        return self._record(state, metrics, rows, clock)
+        no_signal = sampled and is_without_signal(groups)
+        state.no_signal_in_row = state.no_signal_in_row + 1 if no_signal else 0
+        return self._record(state, metrics, rows, clock, tokens=tokens)
 
     def _skip(self, state: TrainState, collection: Collection, clock: StepClock) -> TrainState:
         """Skip a step without rewards: no parameter changes, and it counts as its updates would."""
@@ -178,7 +183,7 @@ class Trainer:
         metrics["num_tokens"] = float(sum(lengths) + prompts)
         state.no_reward_in_row += 1
         state.no_signal_in_row += 1
-        return self._record(state, metrics, rows, clock, blame=blame)
+        return self._record(state, metrics, rows, clock, tokens=float(sum(lengths)), blame=blame)
 
     def _record(
         self,
@@ -187,14 +192,14 @@ class Trainer:
         rows: list[SampleRow],
         clock: StepClock,
         *,
+        tokens: float,
         blame: str = "",
     ) -> TrainState:
         """Close a step: write its record and counts, and end a run that learns nothing."""
         timings = clock.metrics()
-        state.samples += round(metrics["rollouts/sampled"])
+        state.samples += round(metrics.get("rollouts/sampled", 0.0))
         state.train_seconds += timings["time/step"]
-        sampled = float(sum(row.num_tokens for row in rows))
-        metrics |= timings | {"speed/tokens_per_second": sampled / timings["time/step"]}
+        metrics |= timings | {"speed/tokens_per_second": tokens / timings["time/step"]}
         metrics |= memory_metrics(self.device)
         if self.planned_bytes:
             metrics["memory/planned_bytes"] = float(self.planned_bytes)
@@ -221,7 +226,7 @@ class Trainer:
             for part in minibatches(batch, num_minibatches=optim.minibatches, seed=seed):
                 self.tracker.progress(Phase.update, len(results), optim.updates_per_batch)
                 state, result = train_step(state, part, algorithm, self.settings)
-                if not results:
+                if not results and algorithm.rollouts is RolloutKind.sampled:
                     mismatch = sampling_mismatch(
                         result.logps, part.rollout.sampling_logps, part.rollout.completion_mask
                     )
@@ -231,25 +236,9 @@ class Trainer:
 
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint of `state`."""
-        parameters = state.learner.named_parameters()
-        progress = RunProgress(
-            step=state.step,
-            updates=state.updates,
-            skipped_in_row=state.skipped_in_row,
-            no_reward_in_row=state.no_reward_in_row,
-            no_signal_in_row=state.no_signal_in_row,
-            config_hash=self.schedule.config_hash,
-            samples=state.samples,
-            train_seconds=state.train_seconds,
-            loss_scale=state.loss_scale,
-        )
         path = checkpoint.save(
             self.run_dir / "checkpoints",
-            Checkpoint(
-                parameters=parameters,
-                moments=state_tensors(state.optimizer, parameters),
-                progress=progress,
-            ),
+            checkpoint_of(state, config_hash=self.schedule.config_hash),
             keep_last=self.schedule.keep_last,
         )
         rollout_files.prune(self.run_dir)
@@ -271,30 +260,10 @@ class Trainer:
 
     def _evaluate(self, label: str, state: TrainState) -> None:
         record = self.evaluate(label, state.step)
-        if state.step == 0 and record.samples:
+        samples = self.algorithm(state.step).rollouts is RolloutKind.sampled
+        if state.step == 0 and record.samples and samples:
             said = what_the_base_model_earns(row.reward for row in record.samples)
             if said is not None:
                 self.tracker.message(Level.warning, said)
         cost = {"samples": float(state.samples), "time/train": state.train_seconds}
         self.tracker.evaluation(replace(record, metrics={**record.metrics, **cost}))
-
-
-def restore(state: TrainState, saved: Checkpoint) -> TrainState:
-    """Put a checkpoint into a fresh state, in place; raises CheckpointError if names differ."""
-    leaves = state.learner.named_parameters()
-    if leaves.keys() != saved.parameters.keys():
-        odd = sorted(leaves.keys() ^ saved.parameters.keys())
-        raise checkpoint.CheckpointError(f"checkpoint and model differ in parameters: {odd[0]}")
-    with torch.no_grad():
-        for name, leaf in leaves.items():
-            leaf.copy_(saved.parameters[name])
-    checkpoint.restore_moments(state.optimizer, leaves, saved.moments)
-    state.step = saved.progress.step
-    state.updates = saved.progress.updates
-    state.skipped_in_row = saved.progress.skipped_in_row
-    state.no_reward_in_row = saved.progress.no_reward_in_row
-    state.no_signal_in_row = saved.progress.no_signal_in_row
-    state.samples = saved.progress.samples
-    state.train_seconds = saved.progress.train_seconds
-    state.loss_scale = saved.progress.loss_scale
-    return state

@@ -14,6 +14,7 @@ from rlkit.types.algorithm import (
     OutputSpec,
     PolicyOutput,
     Prepare,
+    RolloutKind,
     Setting,
     Warmup,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "RewardFn",
     "Rollout",
     "RolloutBatch",
+    "RolloutKind",
     "SamplingConfig",
     "ScoredRollout",
     "Setting",

@@ -96,6 +96,16 @@ class Loss(Protocol):
     def __call__(self, out: PolicyOutput, batch: TrainBatch, /) -> LossOutput: ...
 
 
+class RolloutKind(StrEnum):
+    """An algorithm learns from rollouts of one of these kinds."""
+
+    sampled = "sampled"
+    """The policy's own completions, with their rewards."""
+    targets = "targets"
+    """Completions that the task gives, one a prompt. Nothing is sampled or scored, the rewards are
+    NaN and so are the sampler's logps."""
+
+
 class Warmup(NamedTuple):
     """Another loss for the first steps of a run, for example a critic's alone."""
 
@@ -128,6 +138,8 @@ class Algorithm(NamedTuple):
     """Learning rate of the critic's parameters, > 0. None: the algorithm has no critic."""
     warmup: Warmup | None = None
     """The loss of the first steps, if it is another one."""
+    rollouts: RolloutKind = RolloutKind.sampled
+    """Where the completions of a rollout batch come from."""
 
     def at(self, step: int) -> Algorithm:
         """Return the algorithm of the rollout batch number `step`, from 0 on: warm-up or itself."""

@@ -27,6 +27,7 @@ class SameReward(LetterReward):
 def collector(folder: Path, prompts: list[Prompt], **options: object) -> Collector:
     """That of a tiny run, over the same prompts in every step and attempt."""
     whole = tiny_run(folder)[0].collector
+    assert isinstance(whole, Collector)
 
     def source(*, step: int, attempt: int) -> list[Prompt]:
         return prompts

@@ -18,8 +18,8 @@ from rlkit.tracking import comparable
 from rlkit.tracking.base import StepRecord
 from rlkit.training import checkpoint
 from rlkit.training.optim import OptimConfig
+from rlkit.training.restore import restore
 from rlkit.training.stopping import Interrupted, StopRequest
-from rlkit.training.trainer import restore
 from rlkit.training.update import NonFiniteGradients
 
 SEVERAL = OptimConfig(learning_rate=0.02, inner_epochs=2, minibatches=3)

@@ -1,0 +1,169 @@
+"""A run that imitates takes its completions from the task; this module makes them rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from rlkit.config import Config, algorithm_of
+from rlkit.models.special import Stops, end_of_turn_ids
+from rlkit.rewards import RewardSpec, reward_specs
+from rlkit.runtime.say import Say
+from rlkit.tasks import PromptStyle, Split, Task
+from rlkit.tasks.config import BadRows, OverlongTargets
+from rlkit.tasks.targets import Targets, text_of, usable_targets
+from rlkit.training.targets import Target
+from rlkit.types import Prompt, RolloutKind
+
+
+def imitates(config: Config) -> bool:
+    """Return whether the run's algorithm learns from targets and samples nothing to learn from."""
+    return algorithm_of(config).rollouts is RolloutKind.targets
+
+
+def specs_of(config: Config, task: Task) -> tuple[RewardSpec, ...]:
+    """Return the reward functions of a run; a run that imitates may have none.
+
+    Raises ValueError as `reward_specs` does.
+    """
+    if imitates(config) and not (config.reward.functions or task.rewards):
+        return ()
+    return reward_specs(config.reward, task.rewards)
+
+
+class Imitated(NamedTuple):
+    """This record holds what a run imitates; a run that samples imitates nothing."""
+
+    task: Task
+    """The task, of which every training row has a usable target."""
+    targets: Targets | None
+    held_out: Sequence[Target]
+
+
+def imitated_by(
+    config: Config,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: Stops,
+    prompts: Sequence[Prompt],
+    *,
+    say: Say,
+) -> Imitated:
+    """Return what a run imitates, every row looked at.
+
+    Args:
+        config: The run's configuration.
+        task: The task, of which every row can become a prompt.
+        tokenizer: The model's tokenizer, with its chat template.
+        stops: Tokens and strings that end a completion.
+        prompts: The held-out prompts of the evaluation.
+        say: Gets a line for rows that are left out or cut.
+
+    Returns:
+        The task with the rows that can be used, the rule, and the held-out targets.
+
+    Raises:
+        ValueError: A row has no usable target and may not be dropped.
+    """
+    targets = targets_of(config, task, tokenizer, stop=stops.strings, stop_ids=stops.ids)
+    if targets is None:
+        return Imitated(task, None, ())
+    task = with_usable_targets(config, task, targets, say=say)
+    return Imitated(task, targets, held_out_targets(task, prompts, targets))
+
+
+def targets_of(
+    config: Config,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    stop: Sequence[str],
+    stop_ids: frozenset[int],
+) -> Targets | None:
+    """Return the rule that makes targets; None for a run that samples.
+
+    Args:
+        config: The run's configuration.
+        task: The task.
+        tokenizer: The model's tokenizer, with its chat template.
+        stop: Strings that end a completion.
+        stop_ids: Tokens that end a completion.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ValueError: The task gives no completions.
+    """
+    if not imitates(config):
+        return None
+    return Targets(
+        text=text_of(task, config.task),
+        tokenizer=tokenizer,
+        end_id=_end_id(task, tokenizer, stop_ids),
+        stop=tuple(stop),
+        max_length=task.max_completion_length,
+    )
+
+
+def with_usable_targets(config: Config, task: Task, targets: Targets | None, *, say: Say) -> Task:
+    """Return `task` with the training rows that have a usable target; an endless half fits.
+
+    Args:
+        config: Says what becomes of rows that cannot be used.
+        task: The task.
+        targets: The rule that makes targets; None leaves the task as it is.
+        say: Gets a line for rows that are left out or cut.
+
+    Returns:
+        The task over the usable rows.
+
+    Raises:
+        ValueError: A row has no usable target and may not be dropped.
+    """
+    if targets is None or task.train.size is None:
+        return task
+    options = config.task
+    chosen = usable_targets(
+        task.train, targets, overlong=options.overlong_targets, bad_rows=options.bad_rows
+    )
+    for note in chosen.notes:
+        say(note)
+    return replace(task, train=chosen.split)
+
+
+def held_out_targets(task: Task, prompts: Sequence[Prompt], targets: Targets) -> list[Target]:
+    """Return the targets of held-out prompts, without those that have no usable one.
+
+    A target that is too long is cut: the likelihood of its first tokens counts.
+    """
+    usable = usable_targets(
+        task.eval._replace(size=len(prompts)),
+        targets,
+        overlong=OverlongTargets.truncate,
+        bad_rows=BadRows.drop,
+    ).split
+    wanted = {usable.get(i).key for i in range(usable.size or 0)}
+    return targets_for([p for p in prompts if p.key in wanted], task.eval, targets)
+
+
+def targets_for(prompts: Sequence[Prompt], split: Split, targets: Targets) -> list[Target]:
+    """Return prompts of `split` with their targets."""
+    return [
+        Target(prompt, *targets.of(split.get(prompt.index), index=prompt.index))
+        for prompt in prompts
+    ]
+
+
+def _end_id(task: Task, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> int | None:
+    """Return the token that ends a turn of a chat, or else a text; None where there is none."""
+    turn = end_of_turn_ids(tokenizer) if task.style is PromptStyle.chat else frozenset()
+    if turn:
+        return min(turn)
+    eos = tokenizer.eos_token_id
+    if isinstance(eos, int) and eos in stop_ids:
+        return eos
+    return min(stop_ids, default=None)
