@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _BOXED = re.compile(r"\\boxed\{\s*(?:\\text(?:bf|rm)?\{)?\s*\(?([A-Za-z])\)?[^A-Za-z]*\}")
 _STATED = re.compile(
-    r"(?:answer|choice|option)\s*(?:is|:|=)?\s*(?:option\s*)?[\*\"'`]*\(?([A-Za-z])\)?(?![A-Za-z'])",
+    r"(?:answer|choice|option)(?:\s*(?:is|:|=))*\s*(?:option\s*)?[\*\"'`]*\(?([A-Za-z])\)?(?![A-Za-z'])",
     re.IGNORECASE,
 )
 _ALONE = re.compile(r"(?:^|\n)[\s\*\"'`]*\(?([A-Za-z])\)?[\s\*\"'`]*[.:)]?\s*(?=\n|$)")

@@ -100,7 +100,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.DOTALL)
     except re.error as error:
-        raise ValueError(f"pattern must be a regular expression, got {pattern!r}: {error}") from error
+        raise ValueError(
+            f"pattern must be a regular expression, got {pattern!r}: {error}"
+        ) from error
 
 
 @functools.lru_cache(maxsize=64)

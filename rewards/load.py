@@ -31,6 +31,8 @@ REGISTRY: Mapping[str, str] = {
     "script": "rlkit.rewards.language:script",
     "language": "rlkit.rewards.language:language",
     "code": "rlkit.rewards.code:code",
+    "reasoning_gym": "rlkit.rewards.reasoning:reasoning_gym",
+    "of_part": "rlkit.rewards.parts:of_part",
     "countdown": "rlkit.rewards.countdown:countdown",
 }
 """Built-in functions by name. `math`, `json_schema` and `language` need extras of their names."""

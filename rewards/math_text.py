@@ -51,7 +51,7 @@ def says(text: str, word: str) -> bool:
 
 
 def plain_text(text: str, gold: str) -> str:
-    """Return a completion in which currency signs are gone and a list is LaTeX like the gold one.
+    """Return a completion in which currency signs are gone, % is plain and a list is LaTeX like the gold one.
 
     Args:
         text: The completion.
@@ -61,7 +61,7 @@ def plain_text(text: str, gold: str) -> str:
     Returns:
         The text for math-verify.
     """
-    text = _CURRENCY.sub("", text)
+    text = _CURRENCY.sub("", text).replace("\\%", "%")
     if _as_latex(gold.strip().strip("$")) is None or "\\boxed" in text or "$" in text:
         return text
     groups = list(_GROUP.finditer(text))

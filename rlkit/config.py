@@ -34,7 +34,7 @@ from rlkit.models import ModelConfig, QuantKind, TuningKind
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Options, Schema
 from rlkit.schema import require as value_require
-from rlkit.tasks import TaskConfig
+from rlkit.tasks import TaskConfig, task_of
 from rlkit.tracking import TrackerConfig
 from rlkit.training.divergence import EvalKL
 from rlkit.training.memory_config import MemoryConfig
@@ -83,6 +83,9 @@ class EvaluationConfig(Options):
     """Held-out prompts, >= 1; the same ones each time, sampled with the same seeds."""
     samples_per_prompt: int = 2
     """Samples of each, >= 1; intervals treat a prompt's samples as one cluster."""
+    tasks: dict[str, Any] = field(default_factory=dict)
+    """Further tasks to evaluate on, by a name of yours: `{sums: {name: chain_sum, digits: 2}}`.
+    Each must know what a right answer is. Their numbers stand beside those of the own task."""
     kl: EvalKL = EvalKL.exact
     """exact, k3 or none: how KL(policy || reference) of these samples is measured, the same way for
     every objective. exact and k3 score the samples under both policies once more."""
@@ -92,6 +95,8 @@ class EvaluationConfig(Options):
         require(self.num_prompts >= 1, "evaluation.num_prompts", ">= 1", self.num_prompts)
         num_samples = self.samples_per_prompt
         require(num_samples >= 1, "evaluation.samples_per_prompt", ">= 1", num_samples)
+        for name, options in self.tasks.items():
+            task_of(options, key=f"evaluation.tasks.{name}")
 
 
 @dataclass(kw_only=True, slots=True)

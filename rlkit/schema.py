@@ -56,6 +56,7 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "task.target": "",
     "task.overlong_targets": "error",
     "init_from": None,
+    "evaluation.tasks": {},
 }
 """Options that older runs did not have, with the value that means what those runs did. At this
 value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""

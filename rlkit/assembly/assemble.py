@@ -13,8 +13,10 @@ from rlkit.assembly.device import resolve_device
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
-from rlkit.assembly.model_run import ModelRun, render_prompts
+from rlkit.assembly.model_run import ModelRun
+from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.rows import tried_rewards, with_usable_rows
+from rlkit.assembly.side_tasks import side_tasks
 from rlkit.assembly.targets import imitated_by, specs_of
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
@@ -144,6 +146,7 @@ def _with_model(
         eval_prompts=eval_prompts,
         targets=imitated.targets,
         held_out=imitated.held_out,
+        side_tasks=side_tasks(config, base, say=say),
     )
 
 

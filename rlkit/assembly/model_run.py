@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from rlkit.assembly.from_config import (
     update_settings,
 )
 from rlkit.assembly.generators import new_generator
+from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.targets import targets_for
 from rlkit.config import Config, algorithm_name, flatten
 from rlkit.generation import Progress, sample_seed
@@ -34,7 +35,6 @@ from rlkit.policy.lora_files import ADAPTER_FOLDER, save_adapter
 from rlkit.policy.policy import CRITIC_PREFIX, Policy
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
-from rlkit.tasks.render import render_all
 from rlkit.tasks.targets import Targets
 from rlkit.tracking.base import Phase, RunInfo, Tracker
 from rlkit.training.collect import (
@@ -45,7 +45,7 @@ from rlkit.training.collect import (
     score_rollouts,
 )
 from rlkit.training.divergence import DivergenceMeter, EvalKL
-from rlkit.training.evaluate import Evaluator
+from rlkit.training.evaluate import Evaluator, SideTask
 from rlkit.training.loss_scale import FLOAT16
 from rlkit.training.stopping import StopRequest
 from rlkit.training.targets import Target, TargetCollector, TargetMeter
@@ -97,6 +97,8 @@ class ModelRun:
     """The rule that makes completions to imitate; None for a run that samples."""
     held_out: Sequence[Target] = ()
     """The targets of `eval_prompts`, for the loss of the evaluation."""
+    side_tasks: Mapping[str, SideTask] = field(default_factory=dict)
+    """Further tasks of the evaluation, by name."""
 
     def close(self) -> None:
         """End the generator, its engine and the reward processes; idempotent."""
@@ -116,14 +118,14 @@ class ModelRun:
         """
         config = self.config
         record(self.planned.plan, run_dir)
-        generator = self._generator(tracker, stop)
+        generator = self.generator(tracker, stop)
         return Trainer(
             algorithm=self.algorithm.at,
             settings=update_settings(self.planned.config),
             schedule=schedule_of(config),
             collector=self._source(generator),
             generator=generator,
-            evaluate=self._evaluator(generator, tracker),
+            evaluate=self.evaluator(generator, tracker),
             tracker=tracker,
             shuffle_seed=partial(shuffle_seed, config),
             pad_token_id=self.base.pad_token_id,
@@ -210,8 +212,8 @@ class ModelRun:
         )
         return score_rollouts(rollouts, self.rewards, self.decode)[0]
 
-    def _generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
-        """Yield the configured generator, which `close` ends."""
+    def generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
+        """Return the configured generator, which `close` ends."""
 
         def report(progress: Progress) -> None:
             stop.check()
@@ -235,7 +237,8 @@ class ModelRun:
         self.resources.callback(generator.close)
         return generator
 
-    def _evaluator(self, generator: Generator, tracker: Tracker) -> Evaluator:
+    def evaluator(self, generator: Generator, tracker: Tracker) -> Evaluator:
+        """Return what judges the generator's policy on the held-out prompts."""
         options = self.config.evaluation
         return Evaluator(
             generator=generator,
@@ -245,6 +248,8 @@ class ModelRun:
             seed=partial(sample_seed, EVALUATION_SEED, 0),
             decode=self.decode,
             success=self.task.success,
+            answer=self.task.answer,
+            side_tasks=self.side_tasks,
             rewards=self.rewards,
             target_loss=self._target_meter() if self.held_out else None,
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
@@ -269,29 +274,3 @@ class ModelRun:
             device=self.device,
             tokens_per_microbatch=self.config.memory.tokens_per_microbatch,
         )
-
-
-def render_prompts(
-    task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
-) -> list[Prompt]:
-    """Return examples `indices` of `split` as the model sees them.
-
-    Args:
-        task: The task of the examples.
-        split: One half of the task.
-        indices: Indices of examples, each >= 0.
-        base: The model, for its tokenizer and chat template.
-        config: It names the options of prompts.
-
-    Returns:
-        The prompts, in order.
-    """
-    prompts = render_all(
-        split,
-        indices,
-        base.tokenizer,
-        max_length=task.max_prompt_length,
-        overlong=config.task.overlong_prompts,
-    ).prompts
-    base.check_prompts(prompts)
-    return prompts

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from rlkit.assembly.model_run import render_prompts
+from rlkit.assembly.prompts import render_prompts
 from rlkit.config import Config
 from rlkit.models.load import BaseModel
 from rlkit.models.source import cache_root

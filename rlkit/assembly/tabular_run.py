@@ -151,7 +151,7 @@ def tabular_run(config: Config) -> TabularRun:
         named = ", ".join(config.reward.functions)
         raise ConfigError(f"reward.functions must be empty with model=tabular, got {named}")
     exact = EvaluationConfig(every=config.evaluation.every)
-    for key in ("num_prompts", "samples_per_prompt", "kl"):
+    for key in ("num_prompts", "samples_per_prompt", "kl", "tasks"):
         value = getattr(config.evaluation, key)
         if value != getattr(exact, key):
             why = "with model=tabular, whose evaluation is exact"

@@ -91,5 +91,8 @@ class Task:
     """The task's own criterion, whatever the rewards; None when the task cannot know."""
     gold_completion: Callable[[Example], str] | None
     """A completion that earns full marks, for the check before training."""
+    answer: Callable[[Completion], str | None] | None = None
+    """What a completion gives as its answer, equal for equal answers, for a vote; None = nothing.
+    The whole field is None when the task cannot know."""
     target: Callable[[Example], str] | None = None
     """The completion to imitate; None where that is the gold one, or where there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
-from rlkit.schema import Options, Schema, require
+from rlkit.schema import Options, require
 from rlkit.tasks.base import PromptStyle
 
 
@@ -74,6 +74,21 @@ class TaskConfig(Options):
             require(getattr(self, key) >= 1, f"task.{key}", ">= 1", getattr(self, key))
 
 
+def require_between(key: str, least: int, most: int, value: int) -> None:
+    """Raise ValueError unless `value` is in the range of an option.
+
+    Args:
+        key: The option below `task`.
+        least: Its smallest value.
+        most: Its largest value.
+        value: The value that it has.
+
+    Raises:
+        ValueError: `value` is below `least` or above `most`.
+    """
+    require(least <= value <= most, f"task.{key}", f"in [{least}, {most}]", value)
+
+
 @dataclass(kw_only=True, slots=True)
 class EchoConfig(TaskConfig):
     """Say the secret word inside `<answer></answer>`; one worked example comes first."""
@@ -94,7 +109,7 @@ class RevWordsConfig(TaskConfig):
     def __post_init__(self) -> None:
         super(RevWordsConfig, self).__post_init__()
         require(self.min_words >= 2, "task.min_words", ">= 2", self.min_words)
-        _require_between("max_words", self.min_words, 8, self.max_words)
+        require_between("max_words", self.min_words, 8, self.max_words)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -108,7 +123,7 @@ class MaxOfNConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(MaxOfNConfig, self).__post_init__()
-        _require_between("n", 2, 8, self.n)
+        require_between("n", 2, 8, self.n)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -124,8 +139,8 @@ class ChainSumConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(ChainSumConfig, self).__post_init__()
-        _require_between("terms", 2, 8, self.terms)
-        _require_between("digits", 1, 6, self.digits)
+        require_between("terms", 2, 8, self.terms)
+        require_between("digits", 1, 6, self.digits)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -203,31 +218,3 @@ class DatasetConfig(DataConfig):
         super(DatasetConfig, self).__post_init__()
         if self.style is PromptStyle.raw and self.system:
             raise ValueError(f"task.system must be empty with style raw, got {self.system!r}")
-
-
-def _require_between(key: str, least: int, most: int, value: int) -> None:
-    """Raise ValueError unless `value` is in the range of an option.
-
-    Args:
-        key: The option below `task`.
-        least: Its smallest value.
-        most: Its largest value.
-        value: The value that it has.
-
-    Raises:
-        ValueError: `value` is below `least` or above `most`.
-    """
-    require(least <= value <= most, f"task.{key}", f"in [{least}, {most}]", value)
-
-
-CONFIGS: tuple[type[TaskConfig], ...] = (
-    EchoConfig,
-    RevWordsConfig,
-    MaxOfNConfig,
-    ChainSumConfig,
-    CompareDecimalsConfig,
-    GSM8KConfig,
-    DatasetConfig,
-)
-
-SCHEMAS: tuple[Schema, ...] = tuple(Schema("task", config().name, config) for config in CONFIGS)

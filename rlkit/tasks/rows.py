@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlkit.rewards import RewardSpec
-from rlkit.rewards.numbers import plain
-from rlkit.rewards.unsloth_2025 import correctness
+from rlkit.rewards.numbers import ballot, plain
+from rlkit.rewards.unsloth_2025 import correctness, xml_answer
 from rlkit.tasks.base import Example, Message, PromptStyle, Task
 from rlkit.tasks.config import DatasetConfig, GSM8KConfig
 from rlkit.tasks.conversation import read_messages
@@ -65,6 +65,7 @@ def gsm8k(config: GSM8KConfig) -> Task:
         rewards=_GSM8K_REWARDS,
         success=_is_correct,
         gold_completion=_gsm8k_gold,
+        answer=_gsm8k_vote,
         target=_gsm8k_target,
     )
 
@@ -128,6 +129,10 @@ def _is_correct(completion: Completion) -> bool:
 
 def _own_completion(example: Example) -> str:
     return plain(example.columns["completion"])
+
+
+def _gsm8k_vote(completion: Completion) -> str | None:
+    return ballot(xml_answer(completion.text)) if "<answer>" in completion.text else None
 
 
 def _gsm8k_target(example: Example) -> str:
