@@ -72,7 +72,7 @@ def _is_equivalent(gold: list[Any], text: str, alarm_s: int, tolerance: float) -
         candidates = parse(text, parsing_timeout=alarm_s, raise_on_error=True)
     except Exception:  # whatever sympy makes of a model's formula: it is no answer
         return 0.0
-    pair = _number(gold), _number(candidates)
+    pair = _number(gold), None if _is_percentage(candidates, text) else _number(candidates)
     if pair[0] is not None and pair[1] is not None:
         return float(close(pair[0], pair[1], relative_tolerance=tolerance))
     for expected in gold:
@@ -83,6 +83,11 @@ def _is_equivalent(gold: list[Any], text: str, alarm_s: int, tolerance: float) -
             except Exception:  # incomparable
                 continue
     return 0.0
+
+
+def _is_percentage(parsed: list[Any], text: str) -> bool:
+    """Return whether a percent sign follows the number, which the kept text leaves out."""
+    return any(f"{item}%" in text.replace(" %", "%") for item in parsed if isinstance(item, str))
 
 
 def _number(parsed: list[Any]) -> Fraction | None:

@@ -51,7 +51,7 @@ def says(text: str, word: str) -> bool:
 
 
 def plain_text(text: str, gold: str) -> str:
-    """Return a completion in which currency signs are gone, % is plain and a list is LaTeX like the gold one.
+    """Return a completion that math-verify reads: no currency sign, % plain, a list as LaTeX.
 
     Args:
         text: The completion.

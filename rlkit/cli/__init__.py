@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "rlkit.cli.check",
     "compare": "rlkit.cli.compare",
     "env": "rlkit.cli.env",
+    "eval": "rlkit.cli.evaluate",
     "export": "rlkit.cli.export",
     "generate": "rlkit.cli.generate",
     "quantize": "rlkit.cli.quantize",
