@@ -66,7 +66,7 @@ def chosen_letter(text: str, *, letters: str) -> str | None:
     for found in places:
         allowed = [letter.upper() for letter in found if letter.upper() in letters.upper()]
         if allowed:
-            return allowed[-1]
+            return str(allowed[-1])
     return None
 
 

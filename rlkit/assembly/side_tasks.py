@@ -41,7 +41,8 @@ def side_tasks(config: Config, base: BaseModel, *, say: Say) -> Mapping[str, Sid
                     f"{key}.{limit} must be <= {most}, as task.{limit} is, got {value}"
                 )
         task = build_task(chosen)
-        if task.success is None:
+        success = task.success
+        if success is None:
             raise ConfigError(
                 f"{key}.name must be a task that knows what a right answer is, got {task.name}"
             )
@@ -56,5 +57,5 @@ def side_tasks(config: Config, base: BaseModel, *, say: Say) -> Mapping[str, Sid
         stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
         prompts = render_prompts(task, task.eval, range(size), base, own)
         sampling = sampling._replace(stop=stops.strings)
-        found[name] = SideTask(prompts, sampling, task.success, task.answer)
+        found[name] = SideTask(prompts, sampling, success, task.answer)
     return found

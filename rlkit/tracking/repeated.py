@@ -74,7 +74,7 @@ def repeated_metrics(
     }
     if answers is not None:
         found[f"maj@{n}"] = [majority(*pair) for pair in zip(values, answers, strict=True)]
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, means in found.items():
         interval = mean_interval(means, samples_per_prompt=n)
         metrics |= {name: interval.mean, f"{name}/low": interval.low, f"{name}/high": interval.high}

@@ -13,14 +13,13 @@ from torch.nn import functional as F
 from rlkit.algorithms import CorrectionConfig, KLConfig, Objective, RatioConfig, build
 from rlkit.algorithms.objective.aggregation import Aggregation
 from rlkit.algorithms.objective.base import GroupFilter
-from rlkit.algorithms.objective.kl import KLDirection
 from rlkit.algorithms.sft import SFTConfig
 from rlkit.models.families import head_of
 from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.policy import Policy
 from rlkit.training.optim import OptimConfig
 from rlkit.training.update import UpdateSettings, accumulate
-from rlkit.types import Algorithm, PolicyOutput, RolloutBatch, Setting
+from rlkit.types import Algorithm, KLDirection, PolicyOutput, RolloutBatch, Setting
 
 SETTING = Setting(group_size=1, max_completion_length=6, updates_per_batch=1)
 NO_KL = KLConfig(direction=KLDirection.none)

@@ -114,10 +114,10 @@ def test_sft_resumes_bitwise(forks: Forks, model_folder: Path, folder: Path, sft
         )
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    whole, parts = (
+    lines, again = (
         [comparable(line) for line in read_metrics(folder / run)] for run in ("sft", "parts")
     )
-    assert whole == parts
+    assert lines == again
 
 
 def test_all_weights_and_no_reward(rlkit: RunCLI, model_folder: Path, tmp_path: Path) -> None:

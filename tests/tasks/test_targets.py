@@ -13,7 +13,7 @@ from rlkit.tasks.targets import Targets, text_of, usable_targets
 from rlkit.types import FinishReason
 
 TOKENIZER = byte_level_tokenizer()
-END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+END = int(TOKENIZER.get_vocab()["<|im_end|>"])
 
 
 def targets(

@@ -53,7 +53,7 @@ def test_majority(values: list[float], answers: list[str | None], expected: floa
 def test_the_metrics_of_two_prompts() -> None:
     """4 samples each, 1 and 4 right: pass@2 is (1 - 3/6, 1), maj@4 is (0, 1)."""
     values = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
-    answers = [["1", "2", "2", None], ["3", "3", "3", "3"]]
+    answers: list[list[str | None]] = [["1", "2", "2", None], ["3", "3", "3", "3"]]
     found = repeated_metrics(values, answers)
     assert {k: v for k, v in found.items() if "/" not in k} == {
         "pass@2": 0.75,
