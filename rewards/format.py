@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?```", re.DOTALL)
 
 
-class Part(StrEnum):
+class Extent(StrEnum):
     """This names the part of a text that a pattern must match."""
 
     anywhere = "anywhere"
@@ -35,17 +35,17 @@ def regex(completion: Completion, *, pattern: str, part: str = "anywhere") -> fl
     Args:
         completion: The sample.
         pattern: The expression.
-        part: One of `anywhere`, `start` and `whole`, see `Part`.
+        part: One of `anywhere`, `start` and `whole`, see `Extent`.
 
     Returns:
         1.0 or 0.0.
     """
     expression = _compiled(pattern)
     match = {
-        Part.anywhere: expression.search,
-        Part.start: expression.match,
-        Part.whole: expression.fullmatch,
-    }[Part(part)]
+        Extent.anywhere: expression.search,
+        Extent.start: expression.match,
+        Extent.whole: expression.fullmatch,
+    }[Extent(part)]
     return float(match(completion.text) is not None)
 
 

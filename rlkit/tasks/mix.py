@@ -1,8 +1,8 @@
 """A mixture is several tasks in one: which part an example is of is a function of its index alone.
 
 A cycle of a thousand places holds each part as often as its weight says, in a fixed random order.
-So every thousand examples have the exact shares, and what a part gives at some place needs no
-memory of what came before: a resumed run reads on as if nothing had happened.
+So every thousand examples have the exact shares. What a part gives at some place needs no memory of
+what came before, and a resumed run reads on as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CYCLE = 1000
 _T = TypeVar("_T")
 
 
-class _Place(NamedTuple):
+class _Slot(NamedTuple):
     part: str
     rank: int
     """How many places of the cycle before this one are of the same part."""
@@ -120,7 +120,7 @@ def _reader(
     seen = dict.fromkeys(quotas, 0)
     cycle = []
     for name in order:
-        cycle.append(_Place(name, seen[name]))
+        cycle.append(_Slot(name, seen[name]))
         seen[name] += 1
 
     def get(index: int) -> Example:
