@@ -1,7 +1,7 @@
 """This module brings answers into a form that math-verify reads, and compares those in words.
 
 math-verify reads formulas. A gold answer may also be a price, a number with its unit, a set without
-LaTeX, or a word; each is rewritten here before it is parsed.
+LaTeX, or a word. Each is rewritten here before it is parsed.
 """
 
 from __future__ import annotations

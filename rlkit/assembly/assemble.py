@@ -144,8 +144,7 @@ def _with_model(
         decode=decode,
         train=task.train,
         eval_prompts=eval_prompts,
-        targets=imitated.targets,
-        held_out=imitated.held_out,
+        imitated=imitated,
         side_tasks=side_tasks(config, base, say=say),
     )
 

@@ -21,7 +21,7 @@ from rlkit.assembly.from_config import (
 )
 from rlkit.assembly.generators import new_generator
 from rlkit.assembly.prompts import render_prompts
-from rlkit.assembly.targets import targets_for
+from rlkit.assembly.targets import Imitated, targets_for
 from rlkit.config import Config, algorithm_name, flatten
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
@@ -35,7 +35,6 @@ from rlkit.policy.lora_files import ADAPTER_FOLDER, save_adapter
 from rlkit.policy.policy import CRITIC_PREFIX, Policy
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
-from rlkit.tasks.targets import Targets
 from rlkit.tracking.base import Phase, RunInfo, Tracker
 from rlkit.training.collect import (
     Collector,
@@ -93,10 +92,8 @@ class ModelRun:
     train: Split
     """The task's training split, without prompts that are too long if those are dropped."""
     eval_prompts: Sequence[Prompt]
-    targets: Targets | None = None
-    """The rule that makes completions to imitate; None for a run that samples."""
-    held_out: Sequence[Target] = ()
-    """The targets of `eval_prompts`, for the loss of the evaluation."""
+    imitated: Imitated
+    """The completions to imitate; none for a run that samples."""
     side_tasks: Mapping[str, SideTask] = field(default_factory=dict)
     """Further tasks of the evaluation, by name."""
 
@@ -155,7 +152,7 @@ class ModelRun:
             prompts_per_step=config.prompts_per_step,
             group_size=self.setting.group_size,
             reward_names=tuple(self.rewards.names),
-            signal="reward" if self.targets is None else "loss",
+            signal="reward" if self.imitated.targets is None else "loss",
             config=flatten(config),
             versions=versions,
         )
@@ -180,7 +177,7 @@ class ModelRun:
 
     def _source(self, generator: Generator) -> RolloutSource:
         """Return what gives the trainer its rollouts: the sampler, or the task's targets."""
-        config, targets = self.config, self.targets
+        config, targets = self.config, self.imitated.targets
         if targets is None:
             return Collector(
                 generator=generator,
@@ -251,7 +248,7 @@ class ModelRun:
             answer=self.task.answer,
             side_tasks=self.side_tasks,
             rewards=self.rewards,
-            target_loss=self._target_meter() if self.held_out else None,
+            target_loss=self._target_meter() if self.imitated.held_out else None,
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
         )
@@ -259,7 +256,7 @@ class ModelRun:
     def _target_meter(self) -> TargetMeter:
         return TargetMeter(
             learner=self.policy,
-            targets=self.held_out,
+            targets=self.imitated.held_out,
             pad_token_id=self.base.pad_token_id,
             device=self.device,
             tokens_per_microbatch=self.planned.config.memory.tokens_per_microbatch,
