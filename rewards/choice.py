@@ -26,9 +26,9 @@ def choice(
 ) -> float | None:
     """Return 1.0 when the letter that the text chooses is the prompt's `column`, else 0.0.
 
-    The letter inside the first `<answer></answer>` counts, else that of the last `\\boxed{}`. Without
-    these it is the one after the last "answer is", or alone on a line, or at the start ("B. Paris").
-    The letter A inside a sentence is an article and no choice.
+    The letter inside the first `<answer></answer>` counts, else that of the last `\\boxed{}`.
+    Without these it is the one after the last "answer is", or alone on a line, or at the start, as
+    in "B. Paris". The letter A inside a sentence is an article and no choice.
 
     Args:
         completion: The sample.

@@ -106,7 +106,6 @@ def _with_model(
         stop=task.stop,
     )
     stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
-    sampling = sampling._replace(stop=stops.strings)
     task, eval_prompts = with_usable_rows(config, task, base, say=say)
     imitated = imitated_by(config, task, base.tokenizer, stops, eval_prompts, say=say)
     task = imitated.task
@@ -139,7 +138,7 @@ def _with_model(
         resources=start.resources,
         algorithm=start.algorithm,
         setting=start.setting,
-        sampling=sampling,
+        sampling=sampling._replace(stop=stops.strings),
         stop_ids=stops.ids,
         decode=decode,
         train=task.train,
