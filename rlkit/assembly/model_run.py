@@ -167,13 +167,18 @@ class ModelRun:
             weights = tuning.copies(self.policy.adapter)
             save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
 
-    def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
-        """Return the training prompts of a step."""
-        config = self.config
-        indices = train_indices(
-            config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
+    def prompts(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
+        """Return the training prompts of a step, by what was right so far if a curriculum asks."""
+        seed, count, curriculum = (
+            self.config.seed,
+            self.config.prompts_per_step,
+            self.task.curriculum,
         )
-        return render_prompts(self.task, self.train, indices, self.base, config)
+        if curriculum is None:
+            indices = train_indices(seed, step, count, self.train.size, attempt=attempt)
+        else:
+            indices = curriculum.indices(seed, step, count, attempt=attempt, success=success)
+        return render_prompts(self.task, self.train, indices, self.base, self.config)
 
     def _source(self, generator: Generator) -> RolloutSource:
         """Return what gives the trainer its rollouts: the sampler, or the task's targets."""
@@ -188,10 +193,11 @@ class ModelRun:
                 sampling=self.sampling,
                 group_size=self.setting.group_size,
                 resample=resamples(config),
+                is_right=self.task.curriculum.is_right if self.task.curriculum else None,
             )
 
         def of_step(step: int) -> list[Target]:
-            return targets_for(self.prompts(step=step, attempt=0), self.train, targets)
+            return targets_for(self.prompts(step=step, attempt=0, success={}), self.train, targets)
 
         return TargetCollector(targets=of_step, rewards=self.rewards, sampling=self.sampling)
 

@@ -124,7 +124,7 @@ class TabularRun:
         folder.mkdir(exist_ok=True)
         checkpoint.write_tensors(folder / "table.safetensors", {LOGITS: self.policy.logits})
 
-    def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
+    def prompts(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
         """Return the prompts of a step: every prompt once before any comes again."""
         count = self.policy.world.rewards.shape[0]
         config = self.config

@@ -16,7 +16,8 @@ from rlkit.rewards import RewardSpec
 from rlkit.rewards.parts import PART
 from rlkit.tasks.base import Example, Split, SplitName, Task
 from rlkit.tasks.config import TaskConfig
-from rlkit.tasks.more_config import MixConfig
+from rlkit.tasks.curriculum import Curriculum
+from rlkit.tasks.more_config import CurriculumKind, MixConfig
 from rlkit.tasks.order import train_indices
 from rlkit.tasks.task_options import task_of
 from rlkit.types import Completion
@@ -51,18 +52,25 @@ def mix(config: MixConfig, build: Callable[[TaskConfig], Task]) -> Task:
     options = {name: _options(name, value) for name, value in config.parts.items()}
     parts = {name: build(chosen) for name, (chosen, _) in options.items()}
     _check(config, parts)
-    quotas = _quotas({name: weight for name, (_, weight) in options.items()})
+    weights = {name: weight for name, (_, weight) in options.items()}
+    success = _by_part({name: task.success for name, task in parts.items()})
+    curriculum = _curriculum(config, weights, parts, success)
+    if curriculum is None:
+        read = _reader(config.seed, parts, _quotas(weights))
+    else:
+        read = _by_place(curriculum, parts)
     first = next(iter(parts.values()))
     return Task(
         name=config.name,
         style=first.style,
-        train=Split(SplitName.train, _reader(config.seed, parts, quotas), None),
+        train=Split(SplitName.train, read, None),
         eval=_held_out(parts, config.eval_size),
         max_prompt_length=config.max_prompt_length,
         max_completion_length=config.max_completion_length,
         stop=first.stop,
         rewards=tuple(s for name, task in parts.items() for s in _rewards(name, task)),
-        success=_by_part({name: task.success for name, task in parts.items()}),
+        success=success,
+        curriculum=curriculum,
         gold_completion=_of_example({n: task.gold_completion for n, task in parts.items()}),
         answer=_by_part({name: task.answer for name, task in parts.items()}),
         target=_of_example({n: t.target or t.gold_completion for n, t in parts.items()}),
@@ -131,6 +139,33 @@ def _reader(
         if split.size is not None:  # a fresh permutation in each of the part's epochs
             (position,) = train_indices(seed, position, 1, split.size)
         return _marked(split.get(position), part)
+
+    return get
+
+
+def _curriculum(
+    config: MixConfig,
+    weights: Mapping[str, float],
+    parts: Mapping[str, Task],
+    success: Callable[[Completion], bool] | None,
+) -> Curriculum | None:
+    if config.curriculum is CurriculumKind.none:
+        return None
+    if success is None:
+        unknown = [name for name, task in parts.items() if task.success is None]
+        raise ValueError(
+            "task.curriculum must be none unless every part knows what a right answer is, got "
+            f"{config.curriculum} with {unknown[0]}"
+        )
+    sizes = {name: task.train.size for name, task in parts.items()}
+    floor = config.curriculum_floor
+    return Curriculum(weights=weights, sizes=sizes, success=success, floor=floor)
+
+
+def _by_place(curriculum: Curriculum, parts: Mapping[str, Task]) -> Callable[[int], Example]:
+    def get(index: int) -> Example:
+        part, number = curriculum.place(index)
+        return _marked(parts[part].train.get(number), part)
 
     return get
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from rlkit.schema import Schema, require
@@ -81,6 +82,15 @@ class ReasoningGymConfig(TaskConfig):
     max_completion_length: int = 512
 
 
+class CurriculumKind(StrEnum):
+    """This decides how often each part of a mixture comes."""
+
+    none = "none"
+    """By its weight."""
+    success = "success"
+    """By its weight and by how far its success is from never and always."""
+
+
 @dataclass(kw_only=True, slots=True)
 class MixConfig(TaskConfig):
     """Several tasks in one, by weight."""
@@ -89,10 +99,16 @@ class MixConfig(TaskConfig):
     parts: dict[str, Any] = field(default_factory=dict)
     """Tasks by a name of yours: `{sums: {name: chain_sum, weight: 2}, words: {name: rev_words}}`. A
     weight is > 0, 1 by default; the rest are the task's options."""
+    curriculum: CurriculumKind = CurriculumKind.none
+    """none, or success: a part that is p of the time right has the weight w 4 p (1 - p)."""
+    curriculum_floor: float = 0.1
+    """The least factor of a weight, in (0, 1], so that no part is forgotten."""
     max_completion_length: int = 512
 
     def __post_init__(self) -> None:
         super(MixConfig, self).__post_init__()
+        floor = self.curriculum_floor
+        require(0.0 < floor <= 1.0, "task.curriculum_floor", "in (0, 1]", floor)
         for name, options in self.parts.items():
             weight = options.get("weight", 1.0) if isinstance(options, Mapping) else 1.0
             valid = isinstance(weight, int | float) and 0 < weight < float("inf")

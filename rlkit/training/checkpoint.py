@@ -56,6 +56,8 @@ class RunProgress:
     train_seconds: float = field(default=0.0, compare=False)
     """Seconds of the steps so far."""
     loss_scale: LossScale = UNSCALED
+    success: dict[str, float] = field(default_factory=dict)
+    """How often each part of a mixture was right; empty without a curriculum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

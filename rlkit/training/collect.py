@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from rlkit.tracking.base import Phase
@@ -21,6 +22,8 @@ from rlkit.types import (
 )
 
 _log = logging.getLogger(__name__)
+PARTS = "curriculum/"
+"""The prefix of a curriculum's counts in a step's metrics."""
 
 Group = tuple[ScoredRollout, ...]
 """All scored samples of one prompt; never split."""
@@ -70,8 +73,14 @@ class Rewards(Protocol):
 class PromptSource(Protocol):
     """The task's training prompts; which ones a step sees is a function of the step alone."""
 
-    def __call__(self, *, step: int, attempt: int) -> list[Prompt]:
-        """Return the prompts of a step; `attempt` > 0 asks for others after groups without use."""
+    def __call__(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
+        """Return the prompts of a step.
+
+        Args:
+            step: The step, >= 0.
+            attempt: Above 0 it asks for others, after groups without use.
+            success: How often each part of a mixture was right so far; empty without a curriculum.
+        """
         ...
 
 
@@ -87,8 +96,10 @@ class RolloutSource(Protocol):
     @property
     def group_size(self) -> int: ...
 
-    def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
-        """Return the groups of `step`, a pure function of the step and of the policy."""
+    def collect(
+        self, step: int, *, policy_version: int, clock: StepClock, success: Mapping[str, float]
+    ) -> Collection:
+        """Return the groups of `step`, a pure function of the step, the policy and `success`."""
         ...
 
 
@@ -116,10 +127,19 @@ class Collector:
     group_size: int
     resample: bool
     """Replace groups whose rewards are all equal by other prompts (DAPO's dynamic sampling)."""
+    is_right: Callable[[Completion], tuple[str, bool]] | None = None
+    """Tells a curriculum the part of a completion and whether it is right; None = there is none."""
     max_attempts: int = 4
     """Rounds of sampling before a step makes do with the groups it has; only with `resample`."""
 
-    def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
+    def collect(
+        self,
+        step: int,
+        *,
+        policy_version: int,
+        clock: StepClock,
+        success: Mapping[str, float] = MappingProxyType({}),
+    ) -> Collection:
         """Collect one batch of groups for `step`, with no group at all when no sample got a reward.
 
         A prompt that a step meets again is a group of its own: other samples, its own baseline.
@@ -134,7 +154,7 @@ class Collector:
         unrewarded: list[Group] = []
         wanted = 0
         for attempt in range(self.max_attempts if self.resample else 1):
-            prompts = self.prompts(step=step, attempt=attempt)
+            prompts = self.prompts(step=step, attempt=attempt, success=success)
             wanted = wanted or len(prompts)
             everything = self._sample(step, prompts, met, clock, counts)
             _check_fresh(everything, policy_version)
@@ -169,6 +189,11 @@ class Collector:
         with clock.phase(Phase.reward):
             scored, scoring = score_rollouts(rollouts, self.rewards, self.decode)
         counts["rollouts/sampled"] += sum(len(group) for group in rollouts)
+        if self.is_right is not None:
+            for rollout in (r for group in rollouts for r in group):
+                part, right = self.is_right(completion_of(rollout, self.decode))
+                counts[f"{PARTS}{part}/right"] += float(right)
+                counts[f"{PARTS}{part}/samples"] += 1.0
         for name, number in scoring.items():
             counts[name] += number
         return scored
@@ -182,6 +207,17 @@ class Collector:
             places = range(self.group_size)
             seeds.append([self.seed(step, prompt.index, i, seen) for i in places])
         return seeds
+
+
+def success_after(success: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
+    """Return the success of each part after a step: a tenth of the step's, the rest of before."""
+    found = dict(success)
+    for name, samples in counts.items():
+        if name.startswith(PARTS) and name.endswith("/samples"):
+            part = name.removeprefix(PARTS).removesuffix("/samples")
+            rate = counts[f"{PARTS}{part}/right"] / samples
+            found[part] = 0.9 * found.get(part, 0.5) + 0.1 * rate
+    return found
 
 
 def _check_fresh(groups: Sequence[Group], policy_version: int) -> None:

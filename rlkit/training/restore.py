@@ -23,6 +23,7 @@ def checkpoint_of(state: TrainState, *, config_hash: str) -> Checkpoint:
         samples=state.samples,
         train_seconds=state.train_seconds,
         loss_scale=state.loss_scale,
+        success=state.success,
     )
     moments = state_tensors(state.optimizer, parameters)
     return Checkpoint(parameters=parameters, moments=moments, progress=progress)
@@ -46,4 +47,5 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     state.samples = saved.progress.samples
     state.train_seconds = saved.progress.train_seconds
     state.loss_scale = saved.progress.loss_scale
+    state.success = dict(saved.progress.success)
     return state

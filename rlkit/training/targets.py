@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,8 +46,10 @@ class TargetCollector:
     sampling: SamplingConfig
     group_size: int = 1
 
-    def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
-        """Return the targets of `step`, each a group of its own."""
+    def collect(
+        self, step: int, *, policy_version: int, clock: StepClock, success: Mapping[str, float]
+    ) -> Collection:
+        """Return the targets of `step`, each a group of its own; no success is known."""
         with clock.phase(Phase.generate):
             found = self.targets(step)
         num_rewards = len(self.rewards.names)

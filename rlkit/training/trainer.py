@@ -15,7 +15,12 @@ from rlkit.tracking.base import EvalRecord, Level, Phase, SampleRow, StepRecord,
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
-from rlkit.training.collect import Collection, RolloutSource, who_gave_no_reward
+from rlkit.training.collect import (
+    Collection,
+    RolloutSource,
+    success_after,
+    who_gave_no_reward,
+)
 from rlkit.training.metrics import (
     average,
     critic_metrics,
@@ -115,7 +120,10 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         clock = StepClock(self.device)
-        collection = self.collector.collect(state.step, policy_version=state.updates, clock=clock)
+        collection = self.collector.collect(
+            state.step, policy_version=state.updates, clock=clock, success=state.success
+        )
+        state.success = success_after(state.success, collection.counts)
         if collection.groups:
             return self._learn(state, collection, clock, stop)
         return self._skip(state, collection, clock)

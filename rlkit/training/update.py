@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -74,6 +74,8 @@ class TrainState:
     """Seconds of the steps so far, evaluations excluded."""
     loss_scale: LossScale = UNSCALED
     """1 but for a policy that computes in float16."""
+    success: dict[str, float] = field(default_factory=dict)
+    """How often each part of a mixture was right, for a curriculum; empty without one."""
     updating: bool = False
     """True while a step's updates are under way: the parameters belong to no finished step."""
 
@@ -121,7 +123,6 @@ def score(
         batch, max_tokens=settings.tokens_per_microbatch, share_prompts=settings.share_prompts
     )
     wanted = OutputSpec(values=Column.values in algorithm.needs)
-    temperature = settings.temperature
     with torch.no_grad():
         for rows in plan:
             index = rows.to(batch.prompt_ids.device)
@@ -129,12 +130,12 @@ def score(
             found: dict[Column, Tensor | None] = {}
             if algorithm.needs & {Column.old_logps, Column.values}:
                 output = learner.forward(
-                    micro, adapter=learner.adapter, temperature=temperature, spec=wanted
+                    micro, adapter=learner.adapter, temperature=settings.temperature, spec=wanted
                 )
                 found |= {Column.old_logps: output.logps, Column.values: output.values}
             if Column.ref_logps in algorithm.needs:
                 reference = learner.forward(
-                    micro, adapter=None, temperature=temperature, spec=OutputSpec()
+                    micro, adapter=None, temperature=settings.temperature, spec=OutputSpec()
                 )
                 found[Column.ref_logps] = reference.logps
             for column in algorithm.needs:
@@ -235,8 +236,7 @@ def accumulate(
 
 def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
     # A critic keeps a graph of its own beside the policy's until both run backward.
-    num_graphs = 2 if algorithm.outputs.values else 1
-    max_tokens = -(-settings.tokens_per_microbatch // num_graphs)
+    max_tokens = -(-settings.tokens_per_microbatch // (2 if algorithm.outputs.values else 1))
     plan = microbatches(
         batch.rollout,
         max_tokens=max_tokens,

@@ -173,3 +173,25 @@ def test_bad_input_is_one_line(
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr and result.stderr.strip().count("\n") == 0
     assert not (folder / "bad").exists()
+
+
+def test_a_curriculum_resumes_bitwise(rlkit: RunCLI, model_folder: Path, tmp_path: Path) -> None:
+    """Its draws depend on what was right before, which the checkpoint holds."""
+    part = "name: max_of_n, eval_size: 4"
+    common = [
+        *(f"model.source={model_folder}", "task=mix", "task.max_completion_length=8"),
+        *("task.curriculum=success", f"+task.parts.a={{{part}, n: 2}}"),
+        *(f"+task.parts.b={{{part}, n: 5}}", "prompts_per_step=4", "algorithm.group_size=2"),
+        *("evaluation.num_prompts=4", "evaluation.samples_per_prompt=1", "checkpoint.every=2"),
+        *("memory.torch_threads=1", "tracker.plot=false", "reward.workers=1", "resume=auto"),
+    ]
+    for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
+        result = rlkit(*common, f"steps={steps}", f"run_dir={name}")
+        assert result.returncode == 0, result.stderr + result.stdout
+    whole, parts = (
+        [comparable(line) for line in read_metrics(tmp_path / run)] for run in ("whole", "parts")
+    )
+    assert whole == parts and len(whole) == 4
+    assert {"curriculum/a/samples", "curriculum/b/samples"} & whole[0].keys()
+    state = json.loads((tmp_path / "parts/checkpoints/step-000004/state.json").read_text())
+    assert state["progress"]["success"].keys() <= {"a", "b"}
