@@ -55,6 +55,7 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "task.ignore_keys": [],
     "task.target": "",
     "task.overlong_targets": "error",
+    "task.stream": False,
     "init_from": None,
     "evaluation.tasks": {},
 }

@@ -166,6 +166,9 @@ class DataConfig(TaskConfig):
     """Likewise, for the held-out rows. Rows whose prompt is held out are never trained on."""
     eval_path: str = ""
     """A file of held-out rows; empty = `eval_split` of `path`."""
+    stream: bool = False
+    """Read rows of .jsonl files when a step needs them, for files larger than memory. They are then
+    not looked at before the first step; the held-out rows are a file of their own."""
     eval_fraction: float = 0.0
     """Share of the rows to hold out when there is no file of them, in [0, 1). A hash of the prompt
     decides, so that equal prompts stay together. 0 = do not.
@@ -175,6 +178,11 @@ class DataConfig(TaskConfig):
         super(DataConfig, self).__post_init__()
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"task.eval_fraction must be in [0, 1), got {self.eval_fraction}")
+        if self.stream and self.eval_fraction:
+            raise ValueError(
+                f"task.eval_fraction must be 0 with task.stream=true, got {self.eval_fraction}: "
+                "name the held-out rows by task.eval_path"
+            )
         if self.eval_path and self.eval_fraction:
             raise ValueError(
                 "task.eval_fraction must be 0 when task.eval_path is given, "
