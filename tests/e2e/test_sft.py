@@ -142,6 +142,61 @@ def test_all_weights_and_no_reward(rlkit: RunCLI, model_folder: Path, tmp_path: 
     assert kept["model"]["source"] == "full/model" and kept["model"]["tuning"] == "lora"
 
 
+def test_eval_repeats_the_evaluations_of_the_run(forks: Forks, folder: Path, sft: Path) -> None:
+    """The run and its base, sampled anew, give the values of its last and first evaluation."""
+    arguments = ["eval", "--run", "sft", "--samples", "2", "--prompts", "4", "--out", "x.json"]
+    result = forks.start(*arguments, "memory.torch_threads=1", cwd=folder).finish(120)
+    assert result.returncode == 0, result.stderr + result.stdout
+    found = json.loads((folder / "x.json").read_text())
+    base, run = found["evaluations"]
+    before, after = read_evals(sft)
+    assert (base["label"], run["label"]) == ("base", "sft")
+    assert base["values"] == list(before.values) and run["values"] == list(after.values)
+    assert found["change"]["mean"] == pytest.approx(run["mean"] - base["mean"])
+    assert "change" in result.stdout and "95% interval" in result.stdout
+
+
+def test_eval_of_a_model_on_two_tasks(
+    forks: Forks, model_folder: Path, folder: Path, tmp_path: Path
+) -> None:
+    """A random model is never right: every number is 0, with Wilson's interval of 8 prompts."""
+    arguments = ["eval", "--model", str(model_folder), "task=max_of_n", "task.eval_size=8"]
+    side = "+evaluation.tasks.sums={name: chain_sum, eval_size: 4}"
+    more = [side, "--samples", "4", "--out", str(tmp_path / "y.json"), "memory.torch_threads=1"]
+    result = forks.start(*arguments, *more, cwd=folder).finish(120)
+    assert result.returncode == 0, result.stderr + result.stdout
+    (record,) = json.loads((tmp_path / "y.json").read_text())["evaluations"]
+    metrics = record["metrics"]
+    assert metrics["pass@4"] == metrics["maj@4"] == metrics["sums/success"] == 0.0
+    assert metrics["pass@2/high"] == pytest.approx(0.3244, abs=1e-4)
+    assert metrics["sums/pass@4/high"] == pytest.approx(0.4899, abs=1e-4)
+    assert "sums/maj@4" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "task=echo"], "rlkit eval must be given --run or --model"),
+        (["eval", "--model", "starter"], "must be given task=NAME"),
+        (["eval", "--run", "nowhere"], "--run must be the folder of a run, got nowhere"),
+        (["eval", "--run", "sft", "--samples", "0"], "--samples must be >= 1, got 0"),
+        (["eval", "--run", "sft", "--sample", "2"], "--sample is not an option of rlkit eval"),
+        (["eval", "--run", "sft", "--out", "x.csv"], "--out must end in .json, got x.csv"),
+        (["eval", "--run", "sft", "+evaluation.tasks.a.name=b"], "evaluation.tasks.a.name must be"),
+        (
+            ["eval", "--run", "sft", "+evaluation.tasks.a.name=echo"],
+            "max_completion_length must be <= 8",
+        ),
+    ],
+)
+def test_bad_evaluations_are_one_line(
+    forks: Forks, folder: Path, sft: Path, arguments: list[str], message: str
+) -> None:
+    result = forks.start(*arguments, cwd=folder).finish(60)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr and result.stderr.strip().count("\n") == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
