@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PART = "part"
 """The column that says which part of a mixed task a prompt is of."""
+OF_PART = "of_part"
+"""The registered name of the function below."""
 
 
 @per_sample

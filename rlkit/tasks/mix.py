@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from rlkit.rewards import RewardSpec
-from rlkit.rewards.parts import PART
+from rlkit.rewards.parts import OF_PART, PART
 from rlkit.tasks.base import Example, Split, SplitName, Task
 from rlkit.tasks.config import TaskConfig
 from rlkit.tasks.curriculum import Curriculum
@@ -189,7 +189,7 @@ def _rewards(part: str, task: Task) -> list[RewardSpec]:
     return [
         RewardSpec(
             f"{part}_{spec.name}",
-            "of_part",
+            OF_PART,
             spec.weight,
             {"part": part, "fn": spec.fn, "options": dict(spec.options)},
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from rlkit.tracking.base import Phase
 from rlkit.training.clock import StepClock
+from rlkit.training.curriculum import PARTS
 from rlkit.types import (
     Completion,
     Generator,
@@ -22,8 +23,6 @@ from rlkit.types import (
 )
 
 _log = logging.getLogger(__name__)
-PARTS = "curriculum/"
-"""The prefix of a curriculum's counts in a step's metrics."""
 
 Group = tuple[ScoredRollout, ...]
 """All scored samples of one prompt; never split."""
@@ -99,7 +98,14 @@ class RolloutSource(Protocol):
     def collect(
         self, step: int, *, policy_version: int, clock: StepClock, success: Mapping[str, float]
     ) -> Collection:
-        """Return the groups of `step`, a pure function of the step, the policy and `success`."""
+        """Return the groups of `step`, a pure function of the step, the policy and `success`.
+
+        Args:
+            step: The step, >= 0.
+            policy_version: Updates that the policy has seen.
+            clock: It measures the phases.
+            success: How often each part of a mixture was right so far; empty without a curriculum.
+        """
         ...
 
 
@@ -143,6 +149,12 @@ class Collector:
         """Collect one batch of groups for `step`, with no group at all when no sample got a reward.
 
         A prompt that a step meets again is a group of its own: other samples, its own baseline.
+
+        Args:
+            step: The step, >= 0.
+            policy_version: Updates that the policy has seen.
+            clock: It measures the phases.
+            success: How often each part of a mixture was right so far; empty without a curriculum.
 
         Raises:
             RuntimeError: A rollout is older than `policy_version`, the policy that will learn.
@@ -207,17 +219,6 @@ class Collector:
             places = range(self.group_size)
             seeds.append([self.seed(step, prompt.index, i, seen) for i in places])
         return seeds
-
-
-def success_after(success: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
-    """Return the success of each part after a step: a tenth of the step's, the rest of before."""
-    found = dict(success)
-    for name, samples in counts.items():
-        if name.startswith(PARTS) and name.endswith("/samples"):
-            part = name.removeprefix(PARTS).removesuffix("/samples")
-            rate = counts[f"{PARTS}{part}/right"] / samples
-            found[part] = 0.9 * found.get(part, 0.5) + 0.1 * rate
-    return found
 
 
 def _check_fresh(groups: Sequence[Group], policy_version: int) -> None:

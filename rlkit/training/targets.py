@@ -49,7 +49,14 @@ class TargetCollector:
     def collect(
         self, step: int, *, policy_version: int, clock: StepClock, success: Mapping[str, float]
     ) -> Collection:
-        """Return the targets of `step`, each a group of its own; no success is known."""
+        """Return the targets of `step`, each a group of its own.
+
+        Args:
+            step: The step, >= 0.
+            policy_version: Updates that the policy has seen.
+            clock: It measures the phases.
+            success: Nothing, for nothing is sampled.
+        """
         with clock.phase(Phase.generate):
             found = self.targets(step)
         num_rewards = len(self.rewards.names)

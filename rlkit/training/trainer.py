@@ -18,9 +18,9 @@ from rlkit.training.collate import collate
 from rlkit.training.collect import (
     Collection,
     RolloutSource,
-    success_after,
     who_gave_no_reward,
 )
+from rlkit.training.curriculum import success_after
 from rlkit.training.metrics import (
     average,
     critic_metrics,

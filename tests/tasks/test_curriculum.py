@@ -9,7 +9,7 @@ import pytest
 
 from rlkit.tasks import Task, build_task
 from rlkit.tasks.more_config import CurriculumKind, MixConfig
-from rlkit.training.collect import success_after
+from rlkit.training.curriculum import success_after
 
 PARTS: dict[str, Any] = {
     "easy": {"name": "max_of_n", "n": 2, "eval_size": 4},
