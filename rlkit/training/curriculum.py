@@ -1,4 +1,4 @@
-"""How often each part of a mixture was right: what a curriculum chooses by."""
+"""Remember how often each part of a mixture was right, for a curriculum to choose by."""
 
 from __future__ import annotations
 
