@@ -47,7 +47,7 @@ def side_tasks(config: Config, base: BaseModel, *, say: Say) -> Mapping[str, Sid
                 f"{key}.name must be a task that knows what a right answer is, got {task.name}"
             )
         own = replace(config, task=chosen)
-        task = usable_rows(own, task, base.tokenizer, say=say)
+        task = usable_rows(own, task, base.tokenizer, say=say).task
         size = min(config.evaluation.num_prompts, task.eval.size or 0)
         sampling = sampling_config(
             config.generator.sampling,
