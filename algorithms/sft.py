@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the cross-entropy of given completions, the prompt left out.
+"""Supervised fine-tuning minimises the cross-entropy of given completions, the prompt left out.
 
 The loss of a token is -log pi(token | all before it). It is the policy gradient of an advantage of
 1 on data that the policy did not sample. Averaged over all tokens of the batch it is the loss that

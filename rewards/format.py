@@ -68,8 +68,8 @@ def json_schema(
 ) -> float | None:
     """Return 1.0 when the text is JSON that follows a schema, 0.0 otherwise.
 
-    The text is the whole completion, or what stands in its only fenced block. Needs the extra
-    `rlkit-lm[json]`.
+    The text is the whole completion, or what stands in its only fenced block. The
+    function needs the extra `rlkit-lm[json]`.
 
     Args:
         completion: The sample.

@@ -57,7 +57,7 @@ class TLDRConfig(DataConfig):
 
 @dataclass(kw_only=True, slots=True)
 class PreferencesConfig(DataConfig):
-    """Pairs of answers: rows with `prompt`, `chosen` and `rejected`, each text or messages.
+    """Rows hold pairs of answers: `prompt`, `chosen` and `rejected` are text or messages.
 
     Without a `prompt` it is the turns that both conversations begin with.
     """
@@ -93,7 +93,7 @@ class CurriculumKind(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class MixConfig(TaskConfig):
-    """Several tasks in one, by weight."""
+    """Train on several tasks in one, by weight."""
 
     name: str = "mix"
     parts: dict[str, Any] = field(default_factory=dict)

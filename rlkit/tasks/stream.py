@@ -1,8 +1,8 @@
 """Large files are read line by line when a step asks for them; memory holds 8 bytes a row.
 
-Each epoch has an order of its own: place i of n has row (a i + b) mod n. The seed of the epoch draws
-a and b, and a has no common divisor with n. So each row comes once an epoch, and no permutation is
-held. Row i is a function of i alone, as a resumed run needs it.
+Each epoch has an order of its own: place i of n has row (a i + b) mod n. The seed of the epoch
+draws a and b, and a has no common divisor with n. So each row comes once an epoch, and no
+permutation is held. Row i is a function of i alone, as a resumed run needs it.
 """
 
 from __future__ import annotations

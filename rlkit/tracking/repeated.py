@@ -53,7 +53,7 @@ def majority(values: Sequence[float], answers: Sequence[Hashable | None]) -> flo
 def repeated_metrics(
     values: Sequence[Sequence[float]], answers: Sequence[Sequence[Hashable | None]] | None
 ) -> dict[str, float]:
-    """Return `pass@k` for k = 2, 4, 8, ... and the number of samples n, and `maj@n`.
+    """Return `pass@k` for k = 2, 4, 8 and so on up to the number of samples n, and `maj@n`.
 
     Each has its interval as `NAME/low` and `NAME/high`. One sample a prompt gives nothing: its
     pass@1 is the success.

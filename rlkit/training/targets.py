@@ -37,7 +37,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetCollector:
-    """Gives a step's targets as rollouts; it keeps nothing from one step to the next."""
+    """It gives a step's targets as rollouts, and keeps nothing from one step to the next."""
 
     targets: Callable[[int], Sequence[Target]]
     """The targets of a step, a pure function of it."""
@@ -91,7 +91,7 @@ class TargetMeter:
 
 
 class TargetLoss(NamedTuple):
-    """The likelihood of held-out targets, in nats a token."""
+    """This record holds the likelihood of held-out targets, in nats a token."""
 
     logps: tuple[float, ...]
     """The mean log-probability of each target's tokens."""
