@@ -84,7 +84,7 @@ class PromptSource(Protocol):
 
 
 class RolloutSource(Protocol):
-    """A source gives the trainer a step's rollouts: it samples them, or reads them from the task."""
+    """A source gives the trainer a step's rollouts, sampled or read from the task."""
 
     @property
     def rewards(self) -> Rewards: ...
