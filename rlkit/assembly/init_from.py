@@ -6,13 +6,10 @@ The new run's reference policy is the model where it starts, so its KL begins at
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from rlkit.assembly.saved_run import read_options
 from rlkit.config import Config, ConfigError
 from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig, TuningKind
 from rlkit.models.peft_config import read_adapter_config
@@ -113,18 +110,13 @@ def _without_merged(saved: ModelConfig, say: Say) -> ModelConfig:
 def _saved_model(run: Path) -> ModelConfig:
     """Return the model of a finished run; raises ConfigError where there is none."""
     try:
+        model = read_options(run, key="init_from").model
         status = json.loads((run / "status.json").read_text())["status"]
-        values = yaml.safe_load((run / "config.yaml").read_text())["model"]
-        known = {field.name for field in fields(ModelConfig)}
-        values = {name: value for name, value in values.items() if name in known}
-        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"init_from must be the folder of a run, got {run} ({reason})") from error
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"init_from must be the folder of a run, got {run} ({reason})") from error
-    assert isinstance(model, ModelConfig)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        text = str(error)
+        if not text.startswith("init_from"):
+            text = f"init_from must be the folder of a run, got {run} ({text})"
+        raise ConfigError(text) from error
     if status != "completed":
         raise ConfigError(f"init_from must be a completed run, got {run}, which is {status}")
     folder = MODEL_FOLDER if model.tuning is TuningKind.full else ADAPTER_FOLDER

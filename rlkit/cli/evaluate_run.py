@@ -13,18 +13,21 @@ from typing import Any
 
 import torch
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from rlkit.assembly.assemble import assemble
 from rlkit.assembly.device import fastest_thread_count
 from rlkit.assembly.init_from import started
+from rlkit.assembly.saved_run import read_finished_run
 from rlkit.config import Config, ConfigError
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.models import ModelConfig
 from rlkit.models.config import AdapterUse, TuningKind
-from rlkit.tasks import task_of
+from rlkit.rewards import RewardConfig
 from rlkit.tasks.config import DataConfig
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
 from rlkit.tracking.files import encode, write_atomic
@@ -82,31 +85,51 @@ def _config(options: argparse.Namespace, overrides: Sequence[str]) -> Config:
         arguments.append(f"model.source='{options.model}'")
         if "task" not in given:
             raise ConfigError("rlkit eval --model must be given task=NAME, got none")
-    (config, *others) = preflight([*arguments, *overrides])
+    own = options.run is not None and "task" not in given
+    # Options of the run's own task mean nothing to the task that is composed here.
+    ours = [o for o in overrides if own and o.lstrip("+~").startswith("task.")]
+    (config, *others) = preflight([*arguments, *(o for o in overrides if o not in ours)])
     if others:
         raise ConfigError("rlkit eval takes one task, not a sweep")
-    if options.run is not None and "task" not in given:
-        config = _with_own_task(config, options.run)
+    if own:
+        config = _as_trained(config, options.run, ours, given)
     # A task of rows holds out at most `eval_size` of them; all were asked for.
-    if (
-        isinstance(config.task, DataConfig)
-        and not options.prompts
-        and "task.eval_size" not in given
-    ):
+    wants_all = not options.prompts and "task.eval_size" not in given
+    if wants_all and isinstance(config.task, DataConfig):
         config = replace(config, task=replace(config.task, eval_size=_ALL))
     return config
 
 
-def _with_own_task(config: Config, run: Path) -> Config:
-    """Return `config` with the task and the sampler's options that the run was trained with."""
+def _as_trained(config: Config, run: Path, ours: Sequence[str], given: set[str]) -> Config:
+    """Return `config` with the task, the rewards and the temperature of the run.
+
+    Args:
+        config: The configuration so far.
+        run: The folder of the run.
+        ours: Overrides of its task.
+        given: The keys of all overrides; a reward among them stays.
+
+    Returns:
+        The configuration of the run's own evaluation.
+
+    Raises:
+        ConfigError: The folder holds no run, or an override is no option of its task.
+    """
+    found = read_finished_run(run, key="--run")
+    saved: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    if found.task is None:
+        raise ConfigError(f"--run must name a run with a task, got {run}")
     try:
-        saved: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
-        task = task_of(saved["task"], key="task")
-        temperature = float(saved["generator"]["sampling"]["temperature"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"--run must be the folder of a run, got {run} ({error})") from error
-    sampling = replace(config.generator.sampling, temperature=temperature)
-    return replace(config, task=task, generator=replace(config.generator, sampling=sampling))
+        changed = OmegaConf.from_dotlist([o.lstrip("+").removeprefix("task.") for o in ours])
+        task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(found.task), changed))
+        reward = OmegaConf.merge(OmegaConf.structured(RewardConfig), saved.get("reward") or {})
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"task: {str(error).splitlines()[0]}") from error
+    sampling = replace(config.generator.sampling, temperature=found.sampling.temperature)
+    config = replace(config, task=task, generator=replace(config.generator, sampling=sampling))
+    if any(key.split(".")[0] == "reward" for key in given):
+        return config
+    return replace(config, reward=OmegaConf.to_object(reward))
 
 
 def _records(config: Config, name: str, *, paired: bool) -> list[EvalRecord]:
