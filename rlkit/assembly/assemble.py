@@ -17,7 +17,8 @@ from rlkit.assembly.model_run import ModelRun
 from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.rows import held_out_prompts, tried_rewards, usable_rows
 from rlkit.assembly.side_tasks import side_tasks
-from rlkit.assembly.targets import imitated_by, specs_of
+from rlkit.assembly.stops import stops_before_loading
+from rlkit.assembly.targets import Imitated, imitated_by, specs_of, with_held_out
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
@@ -52,7 +53,7 @@ class _Start(NamedTuple):
 
     config: Config
     device: torch.device
-    task: Task
+    imitated: Imitated
     setting: Setting
     algorithm: Algorithm
     rewards: RewardPool
@@ -77,7 +78,9 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
         config = replace(config, model=model.config)
         # Before a weight is read: a row that cannot be used ends the run here.
         rows = usable_rows(config, task, model.tokenizer, say=say)
-        start = _Start(config, device, rows.task, setting, algorithm, rewards, resources)
+        stops = stops_before_loading(config, task, model)
+        imitated = imitated_by(config, rows.task, model.tokenizer, stops, say=say)
+        start = _Start(config, device, imitated, setting, algorithm, rewards, resources)
         longest = task.max_prompt_length, task.max_completion_length
         planned, loaded = plan_and_load(
             config,
@@ -102,7 +105,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
 def _with_model(
     start: _Start, planned: Planned, loaded: LoadedModels, meter: Meter, say: Callable[[str], None]
 ) -> ModelRun:
-    config, task, base = start.config, start.task, loaded.base
+    config, task, base = start.config, start.imitated.task, loaded.base
     sampling = sampling_config(
         config.generator.sampling,
         max_completion_length=task.max_completion_length,
@@ -110,8 +113,6 @@ def _with_model(
     )
     stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
     eval_prompts = held_out_prompts(config, task, base, say=say)
-    imitated = imitated_by(config, task, base.tokenizer, stops, eval_prompts, say=say)
-    task = imitated.task
     decode = tried_rewards(config, task, start.rewards, base.tokenizer, ends=base.stop_ids, say=say)
     _say_what_is_known(base, stops, eval_prompts[0], say)
     _check_vocabulary(config, task, base)
@@ -146,7 +147,7 @@ def _with_model(
         decode=decode,
         train=task.train,
         eval_prompts=eval_prompts,
-        imitated=imitated,
+        imitated=with_held_out(start.imitated, eval_prompts),
         side_tasks=side_tasks(config, base, say=say),
     )
 

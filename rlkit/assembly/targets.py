@@ -40,91 +40,49 @@ class Imitated(NamedTuple):
     task: Task
     """The task, of which every training row has a usable target."""
     targets: Targets | None
-    held_out: Sequence[Target]
+    held_out: Sequence[Target] = ()
 
 
 def imitated_by(
-    config: Config,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    stops: Stops,
-    prompts: Sequence[Prompt],
-    *,
-    say: Say,
+    config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, stops: Stops, *, say: Say
 ) -> Imitated:
-    """Return what a run imitates, every row looked at.
+    """Return what a run imitates, every training row looked at.
 
     Args:
         config: The run's configuration.
         task: The task, of which every row can become a prompt.
         tokenizer: The model's tokenizer, with its chat template.
         stops: Tokens and strings that end a completion.
-        prompts: The held-out prompts of the evaluation.
         say: Gets a line for rows that are left out or cut.
 
     Returns:
-        The task with the rows that can be used, the rule, and the held-out targets.
+        The task with the rows that can be used, and the rule; no held-out target yet.
 
     Raises:
         ValueError: A row has no usable target and may not be dropped.
-    """
-    targets = targets_of(config, task, tokenizer, stop=stops.strings, stop_ids=stops.ids)
-    if targets is None:
-        return Imitated(task, None, ())
-    task = with_usable_targets(config, task, targets, say=say)
-    return Imitated(task, targets, held_out_targets(task, prompts, targets))
-
-
-def targets_of(
-    config: Config,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    stop: Sequence[str],
-    stop_ids: frozenset[int],
-) -> Targets | None:
-    """Return the rule that makes targets; None for a run that samples.
-
-    Args:
-        config: The run's configuration.
-        task: The task.
-        tokenizer: The model's tokenizer, with its chat template.
-        stop: Strings that end a completion.
-        stop_ids: Tokens that end a completion.
-
-    Returns:
-        The rule.
-
-    Raises:
-        ValueError: The task gives no completions.
     """
     if not imitates(config):
-        return None
-    return Targets(
+        return Imitated(task, None)
+    targets = Targets(
         text=text_of(task, config.task),
         tokenizer=tokenizer,
-        end_id=_end_id(task, tokenizer, stop_ids),
-        stop=tuple(stop),
+        end_id=_end_id(task, tokenizer, stops.ids),
+        stop=tuple(stops.strings),
         max_length=task.max_completion_length,
     )
+    return Imitated(_with_usable_targets(config, task, targets, say), targets)
 
 
-def with_usable_targets(config: Config, task: Task, targets: Targets | None, *, say: Say) -> Task:
-    """Return `task` with the training rows that have a usable target; an endless half fits.
+def with_held_out(imitated: Imitated, prompts: Sequence[Prompt]) -> Imitated:
+    """Return `imitated` with the targets of the evaluation's prompts."""
+    if imitated.targets is None:
+        return imitated
+    return imitated._replace(held_out=_held_out(imitated.task, prompts, imitated.targets))
 
-    Args:
-        config: Says what becomes of rows that cannot be used.
-        task: The task.
-        targets: The rule that makes targets; None leaves the task as it is.
-        say: Gets a line for rows that are left out or cut.
 
-    Returns:
-        The task over the usable rows.
-
-    Raises:
-        ValueError: A row has no usable target and may not be dropped.
-    """
-    if targets is None or task.train.size is None:
+def _with_usable_targets(config: Config, task: Task, targets: Targets, say: Say) -> Task:
+    """Return `task` with the training rows that have a usable target; an endless half fits."""
+    if task.train.size is None:
         return task
     options = config.task
     chosen = usable_targets(
@@ -135,7 +93,7 @@ def with_usable_targets(config: Config, task: Task, targets: Targets | None, *, 
     return replace(task, train=chosen.split)
 
 
-def held_out_targets(task: Task, prompts: Sequence[Prompt], targets: Targets) -> list[Target]:
+def _held_out(task: Task, prompts: Sequence[Prompt], targets: Targets) -> list[Target]:
     """Return the targets of held-out prompts, without those that have no usable one.
 
     A target that is too long is cut: the likelihood of its first tokens counts.
