@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from rlkit.rewards import RewardSpec
 from rlkit.rewards.choice import choice
 from rlkit.rewards.countdown import countdown
 from rlkit.rewards.format import json_schema, regex, tags_in_order
+from rlkit.rewards.golds import row_problem
 from rlkit.rewards.language import language, script
 from rlkit.rewards.length import length_range, overlong
 from rlkit.rewards.math import math_answer
@@ -251,3 +253,35 @@ def test_countdown_is_exact() -> None:
 )
 def test_math_beyond_formulas(gold: str, text: str, expected: float) -> None:
     assert math_answer(completion(text, answer=gold)) == expected
+
+
+@pytest.mark.parametrize(
+    ("fn", "columns", "problem"),
+    [
+        ("choice", {"answer": "B"}, None),
+        ("choice", {"answer": 2}, None),
+        ("choice", {"answer": ["B"]}, "column answer must hold text or a number, got ['B']"),
+        ("choice", {"gold": "B"}, "has no column answer, only gold"),
+        ("countdown", {"numbers": [1, 2], "target": 3}, None),
+        (
+            "countdown",
+            {"numbers": "1, 2", "target": 3},
+            "column numbers must hold a list, got '1, 2'",
+        ),
+        ("countdown", {"numbers": [1], "target": None}, "column target must hold text or a number"),
+        ("code", {"tests": "assert x"}, "column tests must hold a list, got 'assert x'"),
+        ("code", {"tests": ["assert x"]}, None),
+        ("reasoning_gym", {"entry": "x"}, "column entry must hold an object, got 'x'"),
+    ],
+)
+def test_rows_that_a_function_cannot_judge(
+    fn: str, columns: dict[str, object], problem: str | None
+) -> None:
+    found = row_problem(RewardSpec(fn, fn), columns)
+    part = RewardSpec("p_x", "of_part", options={"part": "p", "fn": fn, "options": {}})
+    assert row_problem(part, {**columns, "part": "q"}) is None
+    inside = row_problem(part, {**columns, "part": "p"})
+    if problem is None:
+        assert found is None and inside is None
+    else:
+        assert found is not None and found.startswith(problem) and inside is not None
