@@ -28,6 +28,7 @@ from rlkit.launch.preflight import preflight
 from rlkit.models import ModelConfig
 from rlkit.models.config import AdapterUse, TuningKind
 from rlkit.rewards import RewardConfig
+from rlkit.tasks import TaskConfig
 from rlkit.tasks.config import DataConfig
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
 from rlkit.tracking.files import encode, write_atomic
@@ -122,14 +123,16 @@ def _as_trained(config: Config, run: Path, ours: Sequence[str], given: set[str])
     try:
         changed = OmegaConf.from_dotlist([o.lstrip("+").removeprefix("task.") for o in ours])
         task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(found.task), changed))
-        reward = OmegaConf.merge(OmegaConf.structured(RewardConfig), saved.get("reward") or {})
+        kept = OmegaConf.merge(OmegaConf.structured(RewardConfig), saved.get("reward") or {})
+        reward = OmegaConf.to_object(kept)
     except OmegaConfBaseException as error:
         raise ConfigError(f"task: {str(error).splitlines()[0]}") from error
+    assert isinstance(task, TaskConfig) and isinstance(reward, RewardConfig)
     sampling = replace(config.generator.sampling, temperature=found.sampling.temperature)
     config = replace(config, task=task, generator=replace(config.generator, sampling=sampling))
     if any(key.split(".")[0] == "reward" for key in given):
         return config
-    return replace(config, reward=OmegaConf.to_object(reward))
+    return replace(config, reward=reward)
 
 
 def _records(config: Config, name: str, *, paired: bool) -> list[EvalRecord]:
