@@ -12,7 +12,7 @@ from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.models.config import TuningKind
 from rlkit.training import checkpoint
 from rlkit.training.optim import OptimConfig
-from rlkit.training.restore import restore
+from rlkit.training.progress import restore
 from rlkit.training.stopping import StopRequest
 
 pytestmark = pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,9 @@ from rlkit.assembly.from_config import (
 )
 from rlkit.assembly.generators import new_generator
 from rlkit.assembly.prompts import render_prompts
-from rlkit.assembly.targets import Imitated, targets_for
-from rlkit.config import Config, algorithm_name, flatten
+from rlkit.assembly.stoppable import StoppableRewards
+from rlkit.assembly.targets import Imitated, meter_of, targets_for
+from rlkit.config import Config, algorithm_name, flatten, option_of
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
 from rlkit.models.save import MODEL_FOLDER, save_model
@@ -43,11 +45,12 @@ from rlkit.training.collect import (
     RolloutSource,
     score_rollouts,
 )
+from rlkit.training.deadline import Deadline, Hung, TimedGenerator
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator, SideTask
 from rlkit.training.loss_scale import FLOAT16
 from rlkit.training.stopping import StopRequest
-from rlkit.training.targets import Target, TargetCollector, TargetMeter
+from rlkit.training.targets import Target, TargetCollector
 from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState
 from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
@@ -55,6 +58,9 @@ from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine
     from rlkit.generation.vllm.lora import Injector
+
+_CLOSE_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +104,16 @@ class ModelRun:
     """Further tasks of the evaluation, by name."""
 
     def close(self) -> None:
-        """End the generator, its engine and the reward processes; idempotent."""
-        self.resources.close()
+        """End the generator, its engine and the reward processes; idempotent.
+
+        What does not end in half a minute is left to the end of the process.
+        """
+        deadline = Deadline(seconds=_CLOSE_SECONDS, option="the time to end")
+        try:
+            with deadline.waiting("the generator and the reward processes to end"):
+                self.resources.close()
+        except Hung as error:
+            _log.warning("%s", error)
 
     def initial_state(self) -> TrainState:
         """Return the state before the first step."""
@@ -116,13 +130,14 @@ class ModelRun:
         config = self.config
         record(self.planned.plan, run_dir)
         generator = self.generator(tracker, stop)
+        rewards = StoppableRewards(self.rewards, stop)
         return Trainer(
             algorithm=self.algorithm.at,
             settings=update_settings(self.planned.config),
             schedule=schedule_of(config),
-            collector=self._source(generator),
+            collector=self._source(generator, rewards),
             generator=generator,
-            evaluate=self.evaluator(generator, tracker),
+            evaluate=self.evaluator(generator, rewards, tracker),
             tracker=tracker,
             shuffle_seed=partial(shuffle_seed, config),
             pad_token_id=self.base.pad_token_id,
@@ -180,14 +195,14 @@ class ModelRun:
             indices = curriculum.indices(seed, step, count, attempt=attempt, success=success)
         return render_prompts(self.task, self.train, indices, self.base, self.config)
 
-    def _source(self, generator: Generator) -> RolloutSource:
+    def _source(self, generator: Generator, rewards: StoppableRewards) -> RolloutSource:
         """Return what gives the trainer its rollouts: the sampler, or the task's targets."""
         config, targets = self.config, self.imitated.targets
         if targets is None:
             return Collector(
                 generator=generator,
                 prompts=self.prompts,
-                rewards=self.rewards,
+                rewards=rewards,
                 decode=self.decode,
                 seed=partial(sample_seed, config.seed),
                 sampling=self.sampling,
@@ -199,7 +214,7 @@ class ModelRun:
         def of_step(step: int) -> list[Target]:
             return targets_for(self.prompts(step=step, attempt=0, success={}), self.train, targets)
 
-        return TargetCollector(targets=of_step, rewards=self.rewards, sampling=self.sampling)
+        return TargetCollector(targets=of_step, rewards=rewards, sampling=self.sampling)
 
     def base_samples(self, count: int) -> list[Group]:
         """Return at least `count` scored samples of the base model, on held-out prompts."""
@@ -218,7 +233,11 @@ class ModelRun:
     def generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """Return the configured generator, which `close` ends."""
 
+        patience = self.config.stop.silence_seconds
+        deadline = Deadline(seconds=patience, option="stop.silence_seconds")
+
         def report(progress: Progress) -> None:
+            deadline.alive()
             stop.check()
             if progress.rows_done == progress.rows:  # an engine is about to give its cache back
                 self.meter.note()
@@ -226,7 +245,8 @@ class ModelRun:
                     self.meter.sampled_tokens = max(self.meter.sampled_tokens, progress.tokens)
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
-        return self._new_generator(report)
+        name = option_of("generator", self.config.generator)
+        return TimedGenerator(self._new_generator(report), deadline, name=f"generator={name}")
 
     def _new_generator(self, report: Callable[[Progress], None]) -> Generator:
         generator = new_generator(
@@ -240,7 +260,9 @@ class ModelRun:
         self.resources.callback(generator.close)
         return generator
 
-    def evaluator(self, generator: Generator, tracker: Tracker) -> Evaluator:
+    def evaluator(
+        self, generator: Generator, rewards: StoppableRewards, tracker: Tracker
+    ) -> Evaluator:
         """Return what judges the generator's policy on the held-out prompts."""
         options = self.config.evaluation
         return Evaluator(
@@ -253,19 +275,15 @@ class ModelRun:
             success=self.task.success,
             answer=self.task.answer,
             side_tasks=self.side_tasks,
-            rewards=self.rewards,
-            target_loss=self._target_meter() if self.imitated.held_out else None,
+            rewards=rewards,
+            target_loss=meter_of(
+                self.imitated,
+                learner=self.policy,
+                pad_token_id=self.base.pad_token_id,
+                tokens_per_microbatch=self.planned.config.memory.tokens_per_microbatch,
+            ),
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
-        )
-
-    def _target_meter(self) -> TargetMeter:
-        return TargetMeter(
-            learner=self.policy,
-            targets=self.imitated.held_out,
-            pad_token_id=self.base.pad_token_id,
-            device=self.device,
-            tokens_per_microbatch=self.planned.config.memory.tokens_per_microbatch,
         )
 
     def _divergence(self, estimator: EvalKL) -> DivergenceMeter:

@@ -15,7 +15,8 @@ from rlkit.runtime.say import Say
 from rlkit.tasks import PromptStyle, Split, Task
 from rlkit.tasks.config import BadRows, OverlongTargets
 from rlkit.tasks.targets import Targets, text_of, usable_targets
-from rlkit.training.targets import Target
+from rlkit.training.learner import Learner
+from rlkit.training.targets import Target, TargetMeter
 from rlkit.types import Prompt, RolloutKind
 
 
@@ -78,6 +79,28 @@ def with_held_out(imitated: Imitated, prompts: Sequence[Prompt]) -> Imitated:
     if imitated.targets is None:
         return imitated
     return imitated._replace(held_out=_held_out(imitated.task, prompts, imitated.targets))
+
+
+def meter_of(
+    imitated: Imitated, *, learner: Learner, pad_token_id: int, tokens_per_microbatch: int
+) -> TargetMeter | None:
+    """Return what measures the loss of the held-out targets; None where there are none.
+
+    Args:
+        imitated: The held-out targets.
+        learner: The policy; its leaves say where to compute.
+        pad_token_id: The id that fills the padding.
+        tokens_per_microbatch: Most tokens of a forward pass; 0 = all in one.
+    """
+    if not imitated.held_out:
+        return None
+    return TargetMeter(
+        learner=learner,
+        targets=imitated.held_out,
+        pad_token_id=pad_token_id,
+        device=next(iter(learner.adapter.values())).device,
+        tokens_per_microbatch=tokens_per_microbatch,
+    )
 
 
 def _with_usable_targets(config: Config, task: Task, targets: Targets, say: Say) -> Task:

@@ -22,6 +22,7 @@ from rlkit.assembly.assemble import assemble
 from rlkit.assembly.device import fastest_thread_count
 from rlkit.assembly.init_from import started
 from rlkit.assembly.saved_run import read_finished_run
+from rlkit.assembly.stoppable import StoppableRewards
 from rlkit.config import Config, ConfigError
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
@@ -150,9 +151,9 @@ def _records(config: Config, name: str, *, paired: bool) -> list[EvalRecord]:
 def _evaluated(config: Config, labels: Mapping[str, _Adapter]) -> list[EvalRecord]:
     """Load a model once, and evaluate it with its adapter as each label says."""
     with closing(assemble(config, say=print)) as run:
-        watcher = _Quiet()
-        generator = run.generator(watcher, StopRequest())
-        evaluator = run.evaluator(generator, watcher)
+        watcher, stop = _Quiet(), StopRequest()
+        generator = run.generator(watcher, stop)
+        evaluator = run.evaluator(generator, StoppableRewards(run.rewards, stop), watcher)
         learnt = {key: leaf.detach().clone() for key, leaf in run.policy.adapter.items()}
         records = []
         for version, (label, adapter) in enumerate(labels.items()):

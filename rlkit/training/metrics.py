@@ -12,10 +12,18 @@ import torch
 from rlkit.functional import explained_variance
 from rlkit.tracking.base import SampleRow
 from rlkit.training.collect import Group
-from rlkit.types import FinishReason, ScoredRollout, TrainBatch
+from rlkit.types import FinishReason, RolloutKind, ScoredRollout, TrainBatch
 
 
-def length_metrics(groups: Sequence[Group]) -> dict[str, float]:
+def rollout_metrics(
+    groups: Sequence[Group], reward_names: Sequence[str], *, kind: RolloutKind
+) -> dict[str, float]:
+    """Return lengths; of samples also rewards and the share of groups that teach nothing."""
+    sampled = kind is RolloutKind.sampled
+    return _length_metrics(groups) | (_reward_metrics(groups, reward_names) if sampled else {})
+
+
+def _length_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Return lengths of completions, and the share of those that were cut."""
     samples = [sample for group in groups for sample in group]
     lengths = [len(sample.rollout.completion_ids) for sample in samples]
@@ -28,7 +36,7 @@ def length_metrics(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
-def reward_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
+def _reward_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
     """Return rewards and the share of groups that teach nothing.
 
     `reward_std` is the mean over groups of the standard deviation within a group (with Bessel's
@@ -67,11 +75,24 @@ def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = No
     )
 
 
-def sample_rows(groups: Sequence[Group], *, step: int, batch: TrainBatch | None) -> list[SampleRow]:
-    """Yield a table row a sample; the advantage is the mean over its tokens that the loss uses.
+def sample_rows(
+    groups: Sequence[Group],
+    *,
+    step: int,
+    batch: TrainBatch | None,
+    kind: RolloutKind = RolloutKind.sampled,
+) -> list[SampleRow]:
+    """Return a table row a sample; the advantage is the mean over its tokens that the loss uses.
 
-    An algorithm that reorders or drops rows (pairs) has none per sample: its `batch` is None.
+    Args:
+        groups: The samples of a step.
+        step: The step, >= 0.
+        batch: What was learnt from; None for an algorithm that reorders or drops rows (pairs),
+            which has no advantage per sample.
+        kind: Targets get no rows, for they are the data's.
     """
+    if kind is RolloutKind.targets:
+        return []
     samples = [sample for group in groups for sample in group]
     advantages: list[float | None] = [None] * len(samples)
     if batch is not None and len(batch) == len(samples) and batch.returns is None:

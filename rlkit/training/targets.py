@@ -13,8 +13,8 @@ from rlkit.tracking.base import Phase
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
 from rlkit.training.collect import Collection, Rewards
+from rlkit.training.learner import Learner
 from rlkit.training.microbatch import microbatches
-from rlkit.training.update import Learner
 from rlkit.types import (
     FinishReason,
     OutputSpec,

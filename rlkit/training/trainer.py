@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,56 +11,50 @@ import torch
 from torch import Tensor
 
 from rlkit.functional import sampling_mismatch
-from rlkit.tracking.base import EvalRecord, Level, Phase, SampleRow, StepRecord, Tracker
+from rlkit.tracking.base import (
+    EvalRecord,
+    Level,
+    Phase,
+    SampleRow,
+    StepRecord,
+    Tracker,
+    TrackingError,
+)
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
-from rlkit.training.collect import (
-    Collection,
-    RolloutSource,
-    who_gave_no_reward,
-)
+from rlkit.training.collect import Collection, RolloutSource, who_gave_no_reward
 from rlkit.training.curriculum import success_after
 from rlkit.training.metrics import (
     average,
     critic_metrics,
-    length_metrics,
     mean,
     memory_metrics,
-    reward_metrics,
+    rollout_metrics,
     sample_row,
     sample_rows,
 )
+from rlkit.training.microbatch import minibatches
 from rlkit.training.no_signal import (
     StopConfig,
     check_in_a_row,
     is_without_signal,
     what_the_base_model_earns,
 )
-from rlkit.training.restore import checkpoint_of
+from rlkit.training.out_of_memory import say_smaller
+from rlkit.training.progress import checkpoint_of
 from rlkit.training.rollout_files import SavedRollouts
+from rlkit.training.schedule import RunSchedule
 from rlkit.training.stopping import StopRequest
 from rlkit.training.update import (
     TrainState,
     UpdateResult,
     UpdateSettings,
-    minibatches,
+    fit_in_memory,
     score,
     train_step,
 )
 from rlkit.types import Algorithm, Generator, RolloutBatch, RolloutKind, TrainBatch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSchedule:
-    """When the loop evaluates, saves and ends."""
-
-    num_steps: int
-    evaluate_every: int
-    """0 = only before and after."""
-    checkpoint_every: int
-    keep_last: int
-    config_hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +80,19 @@ class Trainer:
     planned_bytes: int = 0
     """Peak that the memory plan foresaw, for comparison; 0 = there was no plan."""
 
-    def fit(self, state: TrainState, *, stop: StopRequest) -> TrainState:
+    def fit(
+        self, state: TrainState, *, stop: StopRequest, on_record: Container[str] = ()
+    ) -> TrainState:
         """Train from `state` to the last step; raise Interrupted at a safe point when asked to.
 
         The last finished step is saved before the loop ends, for whatever reason. The exception is
-        an update under way: the parameters are no longer those of that step.
+        an update under way: the parameters are no longer those of that step. `on_record` has the
+        labels of evaluations of this policy; one that was due and is not there is made first.
         """
         self.generator.load_adapter(state.learner.adapter, state.updates)
-        if state.step == 0:
-            self._evaluate("before", state)
+        due = "before" if state.step == 0 else self._due(state)
+        if due and (due not in on_record or state.step == 0):
+            self._evaluate(due, state)
         saved = state.step
         try:
             while state.step < self.schedule.num_steps:
@@ -102,18 +100,32 @@ class Trainer:
                 state = self.run_step(state, stop)
                 done = state.step
                 # Before the checkpoint: a run killed in between repeats the step and evaluates.
-                every = self.schedule.evaluate_every
-                if every and done % every == 0 and done < self.schedule.num_steps:
-                    self._evaluate(f"step {done}", state)
+                if due := self._due(state):
+                    self._evaluate(due, state)
                 if done % self.schedule.checkpoint_every == 0 or done == self.schedule.num_steps:
                     self.save(state)
                     saved = done
         except Exception:
             if state.step > saved and not state.updating:
-                self.save(state)
+                self._save_all_the_same(state)
             raise
         self._evaluate("after", state)
         return state
+
+    def _due(self, state: TrainState) -> str:
+        """Return the label of the evaluation that belongs between this step and the next, or ""."""
+        every, done = self.schedule.evaluate_every, state.step
+        return (
+            f"step {done}" if every and done % every == 0 and done < self.schedule.num_steps else ""
+        )
+
+    def _save_all_the_same(self, state: TrainState) -> None:
+        """Save while an error is on its way; what stops this must not hide that error."""
+        try:
+            self.save(state)
+        except (OSError, TrackingError) as error:
+            text = f"step {state.step} is not saved, the checkpoint before it is: {error}"
+            self.tracker.message(Level.error, text)
 
     def run_step(self, state: TrainState, stop: StopRequest) -> TrainState:
         """Run one rollout batch, all its updates, one record. A stop takes effect before them."""
@@ -139,13 +151,15 @@ class Trainer:
             device=self.device,
         )
         stop.check()
-        algorithm = self.algorithm(state.step)
-        sampled = algorithm.rollouts is RolloutKind.sampled
-        if sampled:
+        algorithm, divisor = self.algorithm(state.step), state.microbatch_divisor
+        kind = algorithm.rollouts
+        if kind is RolloutKind.sampled:
             self._keep(batch, state.step)
         with clock.phase(Phase.score):
             self.tracker.progress(Phase.score, 0, len(batch))
-            batch = score(state.learner, batch, algorithm, self.settings)
+            batch = fit_in_memory(
+                state, batch, self.settings, lambda s: score(state.learner, batch, algorithm, s)
+            )
             with torch.no_grad():
                 train_batch = algorithm.prepare(batch)
             self.tracker.progress(Phase.score, len(batch), len(batch))
@@ -153,11 +167,13 @@ class Trainer:
         state.updating = True
         with clock.phase(Phase.update):
             results, mismatch = self._update(state, train_batch, algorithm)
+        if state.microbatch_divisor != divisor:
+            said = say_smaller(state.step, state.microbatch_divisor)
+            self.tracker.message(Level.warning, said)
         with clock.phase(Phase.sync):
             self.generator.load_adapter(state.learner.adapter, state.updates)
         metrics = {
-            **length_metrics(groups),
-            **(reward_metrics(groups, self.collector.rewards.names) if sampled else {}),
+            **rollout_metrics(groups, self.collector.rewards.names, kind=kind),
             **collection.counts,
             **mismatch,
             **average([result.metrics for result in results]),
@@ -166,9 +182,9 @@ class Trainer:
         tokens = float(batch.completion_mask.sum())
         metrics["num_tokens"] = float(batch.prompt_mask.sum()) + tokens
         in_order = train_batch if algorithm.rows_per_unit == 1 else None
-        rows = sample_rows(groups, step=state.step, batch=in_order) if sampled else []
+        rows = sample_rows(groups, step=state.step, batch=in_order, kind=kind)
         state.no_reward_in_row = 0
-        no_signal = sampled and is_without_signal(groups)
+        no_signal = kind is RolloutKind.sampled and is_without_signal(groups)
         state.no_signal_in_row = state.no_signal_in_row + 1 if no_signal else 0
         return self._record(state, metrics, rows, clock, tokens=tokens)
 
@@ -191,7 +207,8 @@ class Trainer:
         metrics["num_tokens"] = float(sum(lengths) + prompts)
         state.no_reward_in_row += 1
         state.no_signal_in_row += 1
-        return self._record(state, metrics, rows, clock, tokens=float(sum(lengths)), blame=blame)
+        tokens = float(sum(lengths))
+        return self._record(state, metrics, rows, clock, tokens=tokens, blame=blame)
 
     def _record(
         self,
@@ -248,6 +265,7 @@ class Trainer:
             self.run_dir / "checkpoints",
             checkpoint_of(state, config_hash=self.schedule.config_hash),
             keep_last=self.schedule.keep_last,
+            keep_every=self.schedule.keep_every,
         )
         rollout_files.prune(self.run_dir)
         return path
@@ -268,8 +286,8 @@ class Trainer:
 
     def _evaluate(self, label: str, state: TrainState) -> None:
         record = self.evaluate(label, state.step)
-        samples = self.algorithm(state.step).rollouts is RolloutKind.sampled
-        if state.step == 0 and record.samples and samples:
+        sampled = self.algorithm(state.step).rollouts is RolloutKind.sampled
+        if state.step == 0 and record.samples and sampled:
             said = what_the_base_model_earns(row.reward for row in record.samples)
             if said is not None:
                 self.tracker.message(Level.warning, said)

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlkit.training import checkpoint
 from rlkit.training.checkpoint import Checkpoint, CheckpointError, RunProgress
 from rlkit.training.optim import OptimConfig, OptimKind, build_optimizer, state_tensors
-from rlkit.training.restore import restore
+from rlkit.training.progress import restore
 from rlkit.training.stopping import StopRequest
 
 DEVICES = [

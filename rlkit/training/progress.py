@@ -1,4 +1,4 @@
-"""Put a run's state into a checkpoint, and back."""
+"""Between a run's state and its checkpoint: what is saved, and how it is put back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlkit.training.update import TrainState
 
 
 def checkpoint_of(state: TrainState, *, config_hash: str) -> Checkpoint:
-    """Return what a run needs to go on from `state`."""
+    """Return what a resumed run needs of `state`, which must be between two steps."""
     parameters = state.learner.named_parameters()
     progress = RunProgress(
         step=state.step,
@@ -23,6 +23,7 @@ def checkpoint_of(state: TrainState, *, config_hash: str) -> Checkpoint:
         samples=state.samples,
         train_seconds=state.train_seconds,
         loss_scale=state.loss_scale,
+        microbatch_divisor=state.microbatch_divisor,
         success=state.success,
     )
     moments = state_tensors(state.optimizer, parameters)
@@ -30,11 +31,20 @@ def checkpoint_of(state: TrainState, *, config_hash: str) -> Checkpoint:
 
 
 def restore(state: TrainState, saved: Checkpoint) -> TrainState:
-    """Put a checkpoint into a fresh state, in place; raises CheckpointError if names differ."""
+    """Put a checkpoint into a fresh state, in place.
+
+    Raises CheckpointError when names or shapes differ, before anything has changed.
+    """
     leaves = state.learner.named_parameters()
     if leaves.keys() != saved.parameters.keys():
         odd = sorted(leaves.keys() ^ saved.parameters.keys())
         raise checkpoint.CheckpointError(f"checkpoint and model differ in parameters: {odd[0]}")
+    for name, leaf in leaves.items():
+        if leaf.shape != (found := saved.parameters[name]).shape:
+            raise checkpoint.CheckpointError(
+                f"checkpoint and model differ in the shape of {name}: "
+                f"{tuple(found.shape)} and {tuple(leaf.shape)}"
+            )
     with torch.no_grad():
         for name, leaf in leaves.items():
             leaf.copy_(saved.parameters[name])
@@ -47,5 +57,6 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     state.samples = saved.progress.samples
     state.train_seconds = saved.progress.train_seconds
     state.loss_scale = saved.progress.loss_scale
+    state.microbatch_divisor = saved.progress.microbatch_divisor
     state.success = dict(saved.progress.success)
     return state
