@@ -9,12 +9,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from rlkit.assembly.saved_run import read_options
 from rlkit.config import Config, ConfigError
 from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig, TuningKind
 from rlkit.models.peft_config import read_adapter_config
+from rlkit.models.resolved import resolve_model, with_merged_adapter
 from rlkit.models.save import MODEL_FOLDER
-from rlkit.models.source import locate
 from rlkit.policy.lora_files import ADAPTER_FOLDER
 from rlkit.runtime.say import Say
 
@@ -103,7 +105,8 @@ def _without_merged(saved: ModelConfig, say: Say) -> ModelConfig:
     """Return the model that the run's own adapter belongs to: an older adapter is in its base."""
     if saved.adapter is None or saved.adapter_use is AdapterUse.train:
         return replace(saved, adapter=None)
-    merged = locate(saved, say=say)
+    found = resolve_model(saved, device=torch.device("cpu"), say=say)
+    merged = with_merged_adapter(found, say=say).location
     return replace(saved, source=merged, revision=None, adapter=None, adapter_use=AdapterUse.train)
 
 
