@@ -21,6 +21,7 @@ ALLOWED = {
     "types": set(),
     "schema": set(),
     "runtime": set(),
+    "bounds": {"schema"},
     "functional": set(),
     "kernels": {"runtime"},
     "stats": set(),
@@ -35,8 +36,9 @@ ALLOWED = {
     "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
     "oracle": {"types", "schema", "algorithms", "training"},
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
+    "refusal": {"schema", "bounds", "generation", "runtime"},
     "config": {
-        *("schema", "algorithms", "generation", "models", "rewards", "tabular", "tasks"),
+        *("schema", "refusal", "algorithms", "generation", "models", "rewards", "tabular", "tasks"),
         *("tracking", "training", "types"),
     },
     "plan": {
@@ -48,8 +50,8 @@ ALLOWED = {
         *("rewards", "runtime", "tabular", "tasks", "tracking", "training"),
     },
     "launch": {
-        *("schema", "config", "algorithms", "assembly", "report", "runtime", "tabular"),
-        *("tracking", "training"),
+        *("schema", "bounds", "refusal", "config", "algorithms", "assembly", "report", "runtime"),
+        *("tabular", "tracking", "training"),
     },
     "exports": {
         *("types", "assembly", "generation", "launch", "models", "policy", "rewards", "runtime"),

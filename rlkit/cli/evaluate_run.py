@@ -37,8 +37,9 @@ from rlkit.tracking.intervals import change
 from rlkit.tracking.summary import result_table
 from rlkit.training.stopping import StopRequest
 
-_ALL = 1_000_000
+_ALL = 20_000
 """More prompts than a task holds out: all of them are used."""
+_MOST_COMPLETIONS = 1_000_000
 _ROWS_AT_ONCE = 256
 """Completions that memory is planned for; a generator samples the others after them."""
 _PLAIN_WIDTH = 120
@@ -69,7 +70,8 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _config(options: argparse.Namespace, overrides: Sequence[str]) -> Config:
     """Return the configuration of a run that would train on the task, of which one part is used."""
-    samples, prompts = options.samples, options.prompts or _ALL
+    samples = options.samples
+    prompts = options.prompts or max(1, min(_ALL, _MOST_COMPLETIONS // samples))
     given = {o.lstrip("+~").partition("=")[0] for o in overrides}
     arguments = [
         *("algorithm=reinforce", f"algorithm.group_size={samples}"),

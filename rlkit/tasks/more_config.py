@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from rlkit.schema import Schema, require
+from rlkit.schema import ANY_LENGTH, Schema, require
 from rlkit.tasks.base import PromptStyle
 from rlkit.tasks.config import (
     ChainSumConfig,
@@ -77,7 +77,7 @@ class ReasoningGymConfig(TaskConfig):
     """The name of one of its data sets."""
     options: dict[str, Any] = field(default_factory=dict)
     """The options of that data set, such as `{min_terms: 2}`."""
-    system: str = "Give the final answer inside <answer></answer>."
+    system: Annotated[str, ANY_LENGTH] = "Give the final answer inside <answer></answer>."
     """System message before each question; empty = none."""
     max_completion_length: int = 512
 
