@@ -33,6 +33,7 @@ from rlkit.launch.composing import register
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
+from rlkit.training.collect import Collector
 from rlkit.training.microbatch import minibatches
 from rlkit.training.stopping import StopRequest
 from rlkit.training.trainer import Trainer
@@ -168,6 +169,7 @@ def profiled(trainer: Trainer, state: TrainState, groups: int, folder: Path) -> 
     sampling = trainer.collector.sampling
     num_tokens = min(_PROFILED_TOKENS, sampling.max_completion_length)
     short = sampling._replace(max_completion_length=num_tokens)
+    assert isinstance(trainer.collector, Collector)
     collector = replace(trainer.collector, sampling=short)
 
     def decode() -> None:

@@ -56,6 +56,11 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "reward.max_memory_bytes": 0,
     "task.bad_rows": "error",
     "task.ignore_keys": [],
+    "task.target": "",
+    "task.overlong_targets": "error",
+    "task.stream": False,
+    "init_from": None,
+    "evaluation.tasks": {},
     "checkpoint.keep_every": 0,
 }
 """Options that older runs did not have, with the value that means what those runs did. At this

@@ -59,7 +59,17 @@ ALLOWED = {
     },
     "cli": {
         *("types", "schema", "config", "algorithms", "assembly", "exports", "generation", "launch"),
-        *("models", "plan", "policy", "report", "runtime", "tasks", "tracking", "training"),
+        *(
+            "models",
+            "plan",
+            "policy",
+            "report",
+            "rewards",
+            "runtime",
+            "tasks",
+            "tracking",
+            "training",
+        ),
     },
     "__init__": {"config", "launch", "types"},
     "__main__": {"cli"},

@@ -13,8 +13,12 @@ from rlkit.assembly.device import resolve_device
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
-from rlkit.assembly.model_run import ModelRun, render_prompts
+from rlkit.assembly.model_run import ModelRun
+from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.rows import held_out_prompts, tried_rewards, usable_rows
+from rlkit.assembly.side_tasks import side_tasks
+from rlkit.assembly.stops import stops_before_loading
+from rlkit.assembly.targets import Imitated, imitated_by, specs_of, with_held_out
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
@@ -26,7 +30,6 @@ from rlkit.models.vocabulary import without_rows
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
-from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Task, build_task
 from rlkit.types import Algorithm, Prompt, Setting
@@ -50,7 +53,7 @@ class _Start(NamedTuple):
 
     config: Config
     device: torch.device
-    task: Task
+    imitated: Imitated
     setting: Setting
     algorithm: Algorithm
     rewards: RewardPool
@@ -65,7 +68,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
         require_vllm()
     task = build_task(config.task)
     setting, algorithm = setting_of(config), algorithm_of(config)
-    rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
+    rewards = RewardPool(specs_of(config, task), config.reward)
     resources = ExitStack()
     resources.callback(rewards.close)
     try:
@@ -75,7 +78,9 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
         config = replace(config, model=model.config)
         # Before a weight is read: a row that cannot be used ends the run here.
         rows = usable_rows(config, task, model.tokenizer, say=say)
-        start = _Start(config, device, rows.task, setting, algorithm, rewards, resources)
+        stops = stops_before_loading(config, task, model)
+        imitated = imitated_by(config, rows.task, model.tokenizer, stops, say=say)
+        start = _Start(config, device, imitated, setting, algorithm, rewards, resources)
         longest = task.max_prompt_length, task.max_completion_length
         planned, loaded = plan_and_load(
             config,
@@ -100,14 +105,13 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
 def _with_model(
     start: _Start, planned: Planned, loaded: LoadedModels, meter: Meter, say: Callable[[str], None]
 ) -> ModelRun:
-    config, task, base = start.config, start.task, loaded.base
+    config, task, base = start.config, start.imitated.task, loaded.base
     sampling = sampling_config(
         config.generator.sampling,
         max_completion_length=task.max_completion_length,
         stop=task.stop,
     )
     stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
-    sampling = sampling._replace(stop=stops.strings)
     eval_prompts = held_out_prompts(config, task, base, say=say)
     decode = tried_rewards(config, task, start.rewards, base.tokenizer, ends=base.stop_ids, say=say)
     _say_what_is_known(base, stops, eval_prompts[0], say)
@@ -138,11 +142,13 @@ def _with_model(
         resources=start.resources,
         algorithm=start.algorithm,
         setting=start.setting,
-        sampling=sampling,
+        sampling=sampling._replace(stop=stops.strings),
         stop_ids=stops.ids,
         decode=decode,
         train=task.train,
         eval_prompts=eval_prompts,
+        imitated=with_held_out(start.imitated, eval_prompts),
+        side_tasks=side_tasks(config, base, say=say),
     )
 
 

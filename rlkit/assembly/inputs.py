@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from rlkit.assembly.init_from import started
+from rlkit.assembly.targets import specs_of
 from rlkit.config import Config
 from rlkit.models.source import check
-from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import build_task
 
@@ -17,7 +18,8 @@ def check_inputs(config: Config) -> None:
     Raises ValueError with one line that names the key. Causes are a missing path, wrong rows or
     columns, a function that cannot be imported, and weights that are cut off.
     """
+    config = started(config, say=lambda _: None)
     check(config.model)
     task = build_task(config.task)
-    with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
+    with closing(RewardPool(specs_of(config, task), config.reward)) as pool:
         pool.start()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from rlkit.assembly.model_run import render_prompts
+from rlkit.assembly.prompts import render_prompts
 from rlkit.config import Config
 from rlkit.models.load import BaseModel
 from rlkit.models.source import cache_root
@@ -127,6 +127,8 @@ def tried_rewards(
     """
     keep = config.reward.special_tokens is SpecialTokens.keep
     decode = completion_decoder(tokenizer, keep=keep, ends=ends)
+    if not rewards.specs:
+        return decode
     notes = [*check_rewards(task, rewards, tokenizer, decode).notes]
     for split in (task.train, task.eval):
         notes += check_golds(split, rewards.specs)

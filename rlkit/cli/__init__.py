@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "rlkit.cli.check",
     "compare": "rlkit.cli.compare",
     "env": "rlkit.cli.env",
+    "eval": "rlkit.cli.evaluate",
     "export": "rlkit.cli.export",
     "generate": "rlkit.cli.generate",
     "push": "rlkit.cli.push",

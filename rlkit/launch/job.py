@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from rlkit.assembly.device import choose_threads
+from rlkit.assembly.init_from import started
 from rlkit.config import Config, ConfigError
 from rlkit.launch.content import Content, check_content, content_of, write_content
 from rlkit.launch.environment import hardware, versions
@@ -98,6 +99,7 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
 def _prepare(config: Config, run_dir: Path) -> tuple[Prepared, dict[str, Content], list[str]]:
     """Check and load everything, cheapest first; also what files there are and what changed."""
     check_run_dir(config)
+    config = started(config, say=_say)
     check_checkpoints(config, run_dir)
     content = content_of(config)
     changes = check_content(content, run_dir, accept=config.accept_changed_files)

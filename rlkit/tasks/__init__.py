@@ -1,9 +1,13 @@
 """A task has prompts to train on, others to evaluate on, and a way to judge answers.
 
 base                    what a task is
-config                  options of each
+config, more_config     options of each
 generated, synthetic    endless generated tasks with disjoint halves
 data, rows              GSM8K and data sets of your own
+pairs                   summaries and preferences
+countdown, reasoning    games and reasoning-gym's problems
+mix                     several tasks in one
+targets                 completions to imitate
 conversation            messages to text, with nothing lost
 survey                  every row rendered once before the first step
 order                   which examples a step sees
@@ -17,7 +21,6 @@ from typing import Any
 
 from rlkit.tasks.base import Example, Message, PromptStyle, Split, SplitName, Task
 from rlkit.tasks.config import (
-    SCHEMAS,
     BadRows,
     ChainSumConfig,
     CompareDecimalsConfig,
@@ -29,9 +32,22 @@ from rlkit.tasks.config import (
     RevWordsConfig,
     TaskConfig,
 )
+from rlkit.tasks.countdown import countdown
+from rlkit.tasks.mix import mix
+from rlkit.tasks.more_config import (
+    SCHEMAS,
+    CountdownConfig,
+    MixConfig,
+    PreferencesConfig,
+    ReasoningGymConfig,
+    TLDRConfig,
+)
 from rlkit.tasks.order import train_indices
+from rlkit.tasks.pairs import preferences, tldr
+from rlkit.tasks.reasoning import reasoning_gym
 from rlkit.tasks.rows import dataset, gsm8k
 from rlkit.tasks.synthetic import chain_sum, compare_decimals, echo, max_of_n, rev_words
+from rlkit.tasks.task_options import task_of
 
 __all__ = [
     "SCHEMAS",
@@ -45,6 +61,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "build_task",
+    "task_of",
     "train_indices",
 ]
 
@@ -56,6 +73,10 @@ _BUILDERS: Mapping[type[TaskConfig], Callable[[Any], Task]] = {
     CompareDecimalsConfig: compare_decimals,
     GSM8KConfig: gsm8k,
     DatasetConfig: dataset,
+    CountdownConfig: countdown,
+    TLDRConfig: tldr,
+    PreferencesConfig: preferences,
+    ReasoningGymConfig: reasoning_gym,
 }
 
 
@@ -64,6 +85,8 @@ def build_task(config: TaskConfig) -> Task:
 
     Raises ValueError with one line that names key, row and column.
     """
+    if isinstance(config, MixConfig):
+        return mix(config, build_task)
     if type(config) not in _BUILDERS:
         raise ValueError(f"task must be one of the group `task`, got {type(config).__name__}")
     return _BUILDERS[type(config)](config)

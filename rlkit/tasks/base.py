@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from rlkit.rewards import RewardSpec
+from rlkit.tasks.curriculum import Curriculum
 from rlkit.types import Completion
 
 
@@ -91,3 +92,10 @@ class Task:
     """The task's own criterion, whatever the rewards; None when the task cannot know."""
     gold_completion: Callable[[Example], str] | None
     """A completion that earns full marks, for the check before training."""
+    curriculum: Curriculum | None = None
+    """Chooses the training examples by success; None = each comes in its turn."""
+    answer: Callable[[Completion], str | None] | None = None
+    """What a completion gives as its answer, equal for equal answers, for a vote; None = nothing.
+    The whole field is None when the task cannot know."""
+    target: Callable[[Example], str] | None = None
+    """The completion to imitate; None where that is the gold one, or where there is none."""

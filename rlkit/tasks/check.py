@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlkit.rewards import RewardSpec
 from rlkit.rewards.golds import row_problem
+from rlkit.rewards.parts import OF_PART
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks.base import Split, Task
 from rlkit.tasks.render import place, render
@@ -136,7 +138,9 @@ def _check_gold(
     for k, spec in enumerate(pool.specs):
         if not (spec.weight > 0 and (spec.fn, spec.options) in recommended):
             continue
-        unpaid = [i for i, components in enumerate(gold) if not components[k] > 0]  # NaN included
+        # A part's reward says nothing of other parts; NaN from any other function is unpaid.
+        seen = [i for i, c in enumerate(gold) if spec.fn != OF_PART or not math.isnan(c[k])]
+        unpaid = [i for i in seen if not gold[i][k] > 0]
         if not unpaid:
             continue
         first = unpaid[0]
@@ -144,9 +148,9 @@ def _check_gold(
             f"reward.functions.{spec.name} must pay for gold answers, got {gold[first][k]:g} for "
             f"held-out example {first} of task {task.name}"
         )
-        if len(unpaid) == len(gold):
+        if len(unpaid) == len(seen):
             raise ValueError(got + (lost and f"; {lost}"))
-        notes.append(f"{got}; {len(gold) - len(unpaid)} others are paid, so the run goes on")
+        notes.append(f"{got}; {len(seen) - len(unpaid)} others are paid, so the run goes on")
     return notes
 
 

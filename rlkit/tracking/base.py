@@ -70,6 +70,8 @@ class RunInfo:
     group_size: int
     reward_names: tuple[str, ...]
     """In the order of the configuration."""
+    signal: str = "reward"
+    """The training metric to watch: `reward`, or the `loss` of a run without rewards."""
     config: Mapping[str, object] = field(default_factory=dict)
     """The resolved configuration, flat: `algorithm.clip_low` -> 0.2."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -127,6 +129,8 @@ class Measure(StrEnum):
     """The task's own criterion: 1 for a right answer, 0 for a wrong one."""
     reward = "reward"
     """The weighted reward, where the task cannot know what a right answer is."""
+    logp = "logp"
+    """The mean log-probability of a held-out target's tokens, nats, where nothing is sampled."""
 
 
 class Interval(NamedTuple):

@@ -71,7 +71,8 @@ def _check(sample: ScoredRollout, *, num_rewards: int) -> None:
         )
     if len(sample.components) != num_rewards:
         raise ValueError(f"{where}: {num_rewards} rewards expected, got {len(sample.components)}")
-    if not math.isfinite(sample.reward):
+    # Targets have no reward at all; a reward of some functions alone is the collector's to drop.
+    if not math.isfinite(sample.reward) and not all(map(math.isnan, sample.components)):
         raise ValueError(f"{where}: the reward must be finite, got {sample.reward}")
 
 

@@ -7,10 +7,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from rlkit.tracking.base import Phase
 from rlkit.training.clock import StepClock
+from rlkit.training.curriculum import PARTS
 from rlkit.types import (
     Completion,
     Generator,
@@ -70,8 +72,45 @@ class Rewards(Protocol):
 class PromptSource(Protocol):
     """The task's training prompts; which ones a step sees is a function of the step alone."""
 
-    def __call__(self, *, step: int, attempt: int) -> list[Prompt]:
-        """Return the prompts of a step; `attempt` > 0 asks for others after groups without use."""
+    def __call__(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
+        """Return the prompts of a step.
+
+        Args:
+            step: The step, >= 0.
+            attempt: Above 0 it asks for others, after groups without use.
+            success: How often each part of a mixture was right so far; empty without a curriculum.
+        """
+        ...
+
+
+class RolloutSource(Protocol):
+    """A source gives the trainer a step's rollouts, sampled or read from the task."""
+
+    @property
+    def rewards(self) -> Rewards: ...
+
+    @property
+    def sampling(self) -> SamplingConfig: ...
+
+    @property
+    def group_size(self) -> int: ...
+
+    def collect(
+        self,
+        step: int,
+        *,
+        policy_version: int,
+        clock: StepClock,
+        success: Mapping[str, float] = MappingProxyType({}),
+    ) -> Collection:
+        """Return the groups of `step`, a pure function of the step, the policy and `success`.
+
+        Args:
+            step: The step, >= 0.
+            policy_version: Updates that the policy has seen.
+            clock: It measures the phases.
+            success: How often each part of a mixture was right so far; empty without a curriculum.
+        """
         ...
 
 
@@ -99,13 +138,28 @@ class Collector:
     group_size: int
     resample: bool
     """Replace groups whose rewards are all equal by other prompts (DAPO's dynamic sampling)."""
+    is_right: Callable[[Completion], tuple[str, bool]] | None = None
+    """Tells a curriculum the part of a completion and whether it is right; None = there is none."""
     max_attempts: int = 4
     """Rounds of sampling before a step makes do with the groups it has; only with `resample`."""
 
-    def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
+    def collect(
+        self,
+        step: int,
+        *,
+        policy_version: int,
+        clock: StepClock,
+        success: Mapping[str, float] = MappingProxyType({}),
+    ) -> Collection:
         """Collect one batch of groups for `step`, with no group at all when no sample got a reward.
 
         A prompt that a step meets again is a group of its own: other samples, its own baseline.
+
+        Args:
+            step: The step, >= 0.
+            policy_version: Updates that the policy has seen.
+            clock: It measures the phases.
+            success: How often each part of a mixture was right so far; empty without a curriculum.
 
         Raises:
             RuntimeError: A rollout is older than `policy_version`, the policy that will learn.
@@ -117,7 +171,7 @@ class Collector:
         unrewarded: list[Group] = []
         wanted = 0
         for attempt in range(self.max_attempts if self.resample else 1):
-            prompts = self.prompts(step=step, attempt=attempt)
+            prompts = self.prompts(step=step, attempt=attempt, success=success)
             wanted = wanted or len(prompts)
             everything = self._sample(step, prompts, met, clock, counts)
             _check_fresh(everything, policy_version)
@@ -152,6 +206,11 @@ class Collector:
         with clock.phase(Phase.reward):
             scored, scoring = score_rollouts(rollouts, self.rewards, self.decode)
         counts["rollouts/sampled"] += sum(len(group) for group in rollouts)
+        if self.is_right is not None:
+            for rollout in (r for group in rollouts for r in group):
+                part, right = self.is_right(completion_of(rollout, self.decode))
+                counts[f"{PARTS}{part}/right"] += float(right)
+                counts[f"{PARTS}{part}/samples"] += 1.0
         for name, number in scoring.items():
             counts[name] += number
         return scored

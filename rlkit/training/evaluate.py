@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rlkit.tracking.base import EvalRecord, Measure, Phase, Tracker
-from rlkit.tracking.intervals import evaluate
+from rlkit.tracking.intervals import evaluate, mean_interval
+from rlkit.tracking.repeated import repeated_metrics
 from rlkit.training.collect import Decode, Group, Rewards, completion_of, score_rollouts
 from rlkit.training.metrics import mean, sample_row
+from rlkit.training.targets import TargetMeter
 from rlkit.types import Completion, Generator, Prompt, Rollout, SamplingConfig, ScoredRollout
+
+
+class SideTask(NamedTuple):
+    """Another task that is evaluated beside the one that is trained on."""
+
+    prompts: Sequence[Prompt]
+    sampling: SamplingConfig
+    success: Callable[[Completion], bool]
+    answer: Callable[[Completion], str | None] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,21 +40,27 @@ class Evaluator:
     success: Callable[[Completion], bool] | None
     """The task's own criterion, whatever the rewards; None = the reward itself is measured."""
     rewards: Rewards
+    answer: Callable[[Completion], str | None] | None = None
+    """What a completion votes for in maj@n; None = the task cannot know."""
+    side_tasks: Mapping[str, SideTask] = field(default_factory=dict)
+    """Further tasks by name; their numbers are metrics of the record."""
     divergence: Callable[[Sequence[Sequence[Rollout]]], dict[str, float]] | None = None
     """Measures `kl` and `entropy` of the samples; None = not measured."""
+    target_loss: TargetMeter | None = None
+    """Measures the loss of held-out targets; None = there are none."""
     tracker: Tracker
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
         """Run one evaluation; its interval treats the samples of a prompt as one cluster.
 
         Samples without a reward are not failures: where rewards are measured they are left out, and
-        counted as `unjudged`.
+        counted as `unjudged`. A run that imitates, without a criterion or a reward, samples
+        nothing: the likelihood of the held-out targets is measured.
         """
+        if self.target_loss is not None and self.success is None and not self.rewards.names:
+            return self._likelihood(self.target_loss, label, steps_done)
         self.tracker.progress(Phase.evaluate, 0, len(self.prompts))
-        seeds = [[self.seed(p.index, i) for i in range(self.num_samples)] for p in self.prompts]
-        rollouts = self.generator.generate(
-            self.prompts, num_samples=self.num_samples, sampling=self.sampling, seeds=seeds
-        )
+        rollouts = self._sample(self.prompts, self.sampling)
         groups, _ = score_rollouts(rollouts, self.rewards, self.decode)
         values = [[self._value(sample) for sample in group] for group in groups]
         judged = [[value for value in group if not math.isnan(value)] for group in values]
@@ -57,6 +75,8 @@ class Evaluator:
             samples_per_prompt=self.num_samples,
             metrics={
                 **self._metrics(groups, rollouts),
+                **self._repeated(rollouts, self.success, self.answer),
+                **self._beside(),
                 "judged": float(sum(map(len, judged))),
                 "unjudged": float(sum(map(len, values)) - sum(map(len, judged))),
             },
@@ -73,7 +93,62 @@ class Evaluator:
             "length": mean(len(s.rollout.completion_ids) for s in samples),
             "length_wrong": mean(len(s.rollout.completion_ids) for s in wrong),
         }
+        if self.target_loss is not None:
+            metrics |= self.target_loss().metrics()
         return metrics | (self.divergence(rollouts) if self.divergence else {})
+
+    def _sample(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig
+    ) -> Sequence[Sequence[Rollout]]:
+        seeds = [[self.seed(p.index, i) for i in range(self.num_samples)] for p in prompts]
+        return self.generator.generate(
+            prompts, num_samples=self.num_samples, sampling=sampling, seeds=seeds
+        )
+
+    def _repeated(
+        self,
+        rollouts: Sequence[Sequence[Rollout]],
+        success: Callable[[Completion], bool] | None,
+        answer: Callable[[Completion], str | None] | None,
+    ) -> dict[str, float]:
+        """Return pass@k and maj@n where a task knows what is right and there are samples."""
+        if success is None or self.num_samples < 2:
+            return {}
+        completions = [[completion_of(r, self.decode) for r in group] for group in rollouts]
+        values = [[float(success(c)) for c in group] for group in completions]
+        votes = None if answer is None else [[answer(c) for c in group] for group in completions]
+        return repeated_metrics(values, votes)
+
+    def _beside(self) -> dict[str, float]:
+        """Return the success on each further task, as `NAME/success` with its interval."""
+        metrics: dict[str, float] = {}
+        for name, task in self.side_tasks.items():
+            rollouts = self._sample(task.prompts, task.sampling)
+            completions = [[completion_of(r, self.decode) for r in group] for group in rollouts]
+            values = [mean(float(task.success(c)) for c in group) for group in completions]
+            found = mean_interval(values, samples_per_prompt=self.num_samples)
+            metrics |= {
+                f"{name}/success": found.mean,
+                f"{name}/success/low": found.low,
+                f"{name}/success/high": found.high,
+            }
+            more = self._repeated(rollouts, task.success, task.answer)
+            metrics |= {f"{name}/{key}": value for key, value in more.items()}
+        return metrics
+
+    def _likelihood(self, meter: TargetMeter, label: str, steps_done: int) -> EvalRecord:
+        found = meter()
+        prompts = [target.prompt for target in meter.targets]
+        return evaluate(
+            label=label,
+            step=steps_done,
+            prompt_indices=[p.index for p in prompts],
+            values=found.logps,
+            measure=Measure.logp,
+            prompt_keys=[p.key for p in prompts] if all(p.key for p in prompts) else (),
+            samples_per_prompt=1,
+            metrics=found.metrics(),
+        )
 
     def _value(self, sample: ScoredRollout) -> float:
         """Return 1 for success, 0 for failure by the task's criterion, else the reward or NaN."""

@@ -46,6 +46,8 @@ class RunProgress:
     loss_scale: LossScale = UNSCALED
     microbatch_divisor: int = 1
     """What the tokens of a micro-batch are divided by since memory ran out."""
+    success: dict[str, float] = field(default_factory=dict)
+    """How often each part of a mixture was right; empty without a curriculum."""
 
 
 def seal(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -49,6 +49,8 @@ class TrainState:
     """1 but for a policy that computes in float16."""
     microbatch_divisor: int = 1
     """What the tokens of a micro-batch are divided by since memory ran out; 1 = it never did."""
+    success: dict[str, float] = field(default_factory=dict)
+    """How often each part of a mixture was right, for a curriculum; empty without one."""
     updating: bool = False
     """True while a step's updates are under way: the parameters belong to no finished step."""
 
@@ -96,7 +98,6 @@ def score(
         batch, max_tokens=settings.tokens_per_microbatch, share_prompts=settings.share_prompts
     )
     wanted = OutputSpec(values=Column.values in algorithm.needs)
-    temperature = settings.temperature
     with torch.no_grad():
         for rows in plan:
             index = rows.to(batch.prompt_ids.device)
@@ -104,12 +105,12 @@ def score(
             found: dict[Column, Tensor | None] = {}
             if algorithm.needs & {Column.old_logps, Column.values}:
                 output = learner.forward(
-                    micro, adapter=learner.adapter, temperature=temperature, spec=wanted
+                    micro, adapter=learner.adapter, temperature=settings.temperature, spec=wanted
                 )
                 found |= {Column.old_logps: output.logps, Column.values: output.values}
             if Column.ref_logps in algorithm.needs:
                 reference = learner.forward(
-                    micro, adapter=None, temperature=temperature, spec=OutputSpec()
+                    micro, adapter=None, temperature=settings.temperature, spec=OutputSpec()
                 )
                 found[Column.ref_logps] = reference.logps
             for column in algorithm.needs:

@@ -15,6 +15,7 @@ from rlkit.types.algorithm import (
     OutputSpec,
     PolicyOutput,
     Prepare,
+    RolloutKind,
     Setting,
     Warmup,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "RewardFn",
     "Rollout",
     "RolloutBatch",
+    "RolloutKind",
     "SamplingConfig",
     "ScoredRollout",
     "Setting",

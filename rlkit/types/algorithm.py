@@ -110,6 +110,16 @@ class Loss(Protocol):
     def __call__(self, out: PolicyOutput, batch: TrainBatch, /) -> LossOutput: ...
 
 
+class RolloutKind(StrEnum):
+    """An algorithm learns from rollouts of one of these kinds."""
+
+    sampled = "sampled"
+    """The policy's own completions, with their rewards."""
+    targets = "targets"
+    """Completions that the task gives, one a prompt. Nothing is sampled or scored, the rewards are
+    NaN and so are the sampler's logps."""
+
+
 class Warmup(NamedTuple):
     """This is another loss for the first steps of a run, for example a critic's alone."""
 
@@ -144,6 +154,8 @@ class Algorithm(NamedTuple):
     """The loss of the first steps, if it is another one."""
     idle: Idle | None = None
     """The rows that need no gradient. None: there are none."""
+    rollouts: RolloutKind = RolloutKind.sampled
+    """Where the completions of a rollout batch come from."""
 
     def at(self, step: int) -> Algorithm:
         """Return the algorithm of the rollout batch number `step`, from 0 on: warm-up or itself."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tiny_models import tiny_config
@@ -35,7 +36,8 @@ from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, Step
 from rlkit.training.collect import Collector
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.optim import OptimConfig, build_optimizer
-from rlkit.training.trainer import RunSchedule, Trainer
+from rlkit.training.schedule import RunSchedule
+from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState, UpdateSettings
 from rlkit.types import Completion, Prompt, SamplingConfig, Setting
 
@@ -120,7 +122,9 @@ class Recorder:
         self.evaluations.append(record)
 
 
-def letter_prompts(*, step: int, attempt: int) -> list[Prompt]:
+def letter_prompts(
+    *, step: int, attempt: int, success: Mapping[str, float] = MappingProxyType({})
+) -> list[Prompt]:
     """Three prompts that share a prefix of two letters."""
     first = 3 * (step + 100 * attempt)
     texts = ["xy" + LETTERS[(first + i) % 26] * (1 + (first + i) % 3) for i in range(3)]
