@@ -46,7 +46,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
-    """T tokens of a batch with N completion tokens."""
+    """T tokens of a batch with N sampled tokens."""
 
     ids: Tensor
     """(T,)"""
@@ -58,7 +58,7 @@ class PackedRow:
     segments: tuple[Segment, ...]
     """Each token belongs to one segment; in order."""
     predictors: Tensor
-    """(N,) the token from whose state each completion token is predicted, row by row."""
+    """(N,) the token from whose state each sampled token is predicted, row by row."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,11 +67,13 @@ class PackedRow:
 def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     """Pack `batch`; with `share`, equal prompts and a common prefix occur once.
 
-    The last token of a row predicts nothing and is left out.
+    Tokens of an environment are there as context; only sampled tokens have a predictor. The last
+    token of a row predicts nothing and is left out.
     Raises ValueError when a prompt is empty: its first token has no state before it.
     """
     prompts = [tuple(row.tolist()) for row in _ragged(batch.prompt_ids, batch.prompt_mask)]
-    completions = _ragged(batch.completion_ids, batch.completion_mask)
+    completions = _ragged(batch.completion_ids, batch.exists)
+    sampled = _ragged(batch.completion_mask, batch.exists)
     if not all(prompts):
         raise ValueError("every prompt must have at least one token, got an empty one")
     users = Counter(prompts)
@@ -81,22 +83,21 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     prefix = _common_prefix(list(users)) if share else ()
     common = (builder.add(prefix, position=0, before=(), row=longest),) if prefix else ()
     ends: dict[tuple[int, ...], tuple[Span, ...]] = {}
-    for prompt, completion, own in zip(prompts, completions, rows, strict=True):
+    for prompt, completion, wanted, own in zip(prompts, completions, sampled, rows, strict=True):
         rest = prompt[len(prefix) :]
         row = longest if share else own
         if not share or users[prompt] == 1:
             span = builder.add(rest, completion[:-1], position=len(prefix), before=common, row=row)
-            builder.predict_from(span.start + len(rest) - 1, len(completion))
+            builder.predict_from(span.start + len(rest) - 1, wanted)
             continue
         if prompt not in ends:
             span = builder.add(rest, position=len(prefix), before=common, row=row)
             ends[prompt] = (*common, span)
         last = ends[prompt][-1]
-        if len(completion):
-            builder.predict_from(last.start + last.length - 1, 1)
+        builder.predict_from(last.start + last.length - 1, wanted[:1])
         if len(completion) > 1:
             span = builder.add(completion[:-1], position=len(prompt), before=ends[prompt], row=row)
-            builder.predict_from(span.start, span.length)
+            builder.predict_from(span.start, wanted[1:])
     return builder.build(batch.prompt_ids.device)
 
 
@@ -123,9 +124,9 @@ class _Builder:
         self.segments.append(Segment(span, before))
         return span
 
-    def predict_from(self, start: int, count: int) -> None:
-        """Predict `count` completion tokens from the tokens from `start` on."""
-        self.predictors.append(torch.arange(start, start + count))
+    def predict_from(self, start: int, sampled: Tensor) -> None:
+        """Predict those of the next tokens that are `sampled`, each from the token before it."""
+        self.predictors.append(start + sampled.nonzero().flatten())
 
     def build(self, device: torch.device) -> PackedRow:
         columns = (self.ids, self.positions, self.lengths, self.predictors)
@@ -140,7 +141,7 @@ class _Builder:
 
 
 def _ragged(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """Return the ids under `mask`, row by row, on the host."""
+    """Return the entries under `mask`, row by row, on the host."""
     ids, mask = ids.cpu(), mask.cpu()
     return torch.split(ids[mask], mask.sum(1).tolist())
 

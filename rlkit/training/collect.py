@@ -228,10 +228,13 @@ def score_rollouts(
 
 
 def completion_of(rollout: Rollout, decode: Decode) -> Completion:
-    """Return what a reward function sees of a rollout."""
+    """Return what a reward function sees of a rollout: of an episode, what was said last."""
+    start, stop = rollout.spans[-1]
+    ids = rollout.completion_ids[start:stop]
     return Completion(
         prompt=rollout.prompt,
-        text=decode(rollout.completion_ids),
-        ids=rollout.completion_ids,
+        text=decode(ids),
+        ids=ids,
         finish_reason=rollout.finish_reason,
+        episode=rollout.episode,
     )

@@ -70,8 +70,8 @@ class Evaluator:
         wrong = [s for s in samples if self._value(s) <= 0.0]
         metrics = {
             "reward": mean(s.reward for s in samples if not math.isnan(s.reward)),
-            "length": mean(len(s.rollout.completion_ids) for s in samples),
-            "length_wrong": mean(len(s.rollout.completion_ids) for s in wrong),
+            "length": mean(s.rollout.num_sampled for s in samples),
+            "length_wrong": mean(s.rollout.num_sampled for s in wrong),
         }
         return metrics | (self.divergence(rollouts) if self.divergence else {})
 

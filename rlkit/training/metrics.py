@@ -23,7 +23,7 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dic
     `rewards/{name}/...` are the raw values of one function over the samples where it applied.
     """
     samples = [sample for group in groups for sample in group]
-    lengths = [len(sample.rollout.completion_ids) for sample in samples]
+    lengths = [sample.rollout.num_sampled for sample in samples]
     truncated = [sample.rollout.finish_reason is FinishReason.length for sample in samples]
     rewards = [[sample.reward for sample in group] for group in groups]
     metrics = {
@@ -52,7 +52,7 @@ def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = No
         prompt=rollout.prompt.text,
         completion=sample.text,
         finish_reason=rollout.finish_reason.value,
-        num_tokens=len(rollout.completion_ids),
+        num_tokens=rollout.num_sampled,
         components=sample.components,
         reward=sample.reward,
         advantage=advantage,

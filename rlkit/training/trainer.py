@@ -152,7 +152,7 @@ class Trainer:
             **average([result.metrics for result in results]),
             **critic_metrics(train_batch),
         }
-        metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.completion_mask.sum())
+        metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.exists.sum())
         in_order = train_batch if algorithm.rows_per_unit == 1 else None
         rows = sample_rows(groups, step=state.step, batch=in_order)
         state.no_reward_in_row = 0
