@@ -22,6 +22,7 @@ REGISTRY: Mapping[str, str] = {
     "correctness": "rlkit.rewards.unsloth_2025:correctness",
     "cosine_length": "rlkit.rewards.length:cosine_length",
     "repetition": "rlkit.rewards.length:repetition",
+    "environment": "rlkit.rewards.episode:environment",
 }
 """Built-in functions by name. `math` needs the extra `rlkit-lm[math]`."""
 

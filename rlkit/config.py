@@ -28,6 +28,7 @@ from rlkit.algorithms import (
     RatioConfig,
     build,
 )
+from rlkit.environments import EnvironmentConfig
 from rlkit.generation import GeneratorConfig
 from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
@@ -128,6 +129,7 @@ class Config(Options):
     """auto = CUDA when there is a device."""
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     reward: RewardConfig = MISSING
     generator: GeneratorConfig = MISSING
     kl: KLConfig = MISSING

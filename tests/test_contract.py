@@ -46,7 +46,7 @@ CASES = (
     + [("algorithm=online_dpo", f"algorithm.pairs={rule}") for rule in ("ranked", "neighbours")]
     + [("algorithm=online_dpo", f"algorithm.loss={loss}") for loss in ("ipo", "hinge")]
 )
-EPISODE_CASES = [
+EPISODE_CASES: list[tuple[str, ...]] = [
     (
         f"algorithm={name}",
         f"algorithm.advantage.turns={turns}",
@@ -145,7 +145,7 @@ def test_padding_never_matters(case: tuple[str, ...], poison: float) -> None:
     check_poison(case, random_rollout(lengths=LENGTHS, group_size=GROUP), poison)
 
 
-@pytest.mark.parametrize("case", CASES + EPISODE_CASES, ids=",".join)
+@pytest.mark.parametrize("case", [*CASES, *EPISODE_CASES], ids=",".join)
 @pytest.mark.parametrize("poison", [1e4, float("nan")])
 def test_tokens_of_an_environment_are_context_and_nothing_else(
     case: tuple[str, ...], poison: float

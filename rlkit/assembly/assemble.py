@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from rlkit.assembly.device import resolve_device
+from rlkit.assembly.environments import environment_pool, new_splicer
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
@@ -17,6 +18,7 @@ from rlkit.assembly.model_run import ModelRun, render_prompts
 from rlkit.assembly.rows import tried_rewards, with_usable_rows
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
+from rlkit.environments.pool import EnvironmentPool
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
 from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.models.load import BaseModel
@@ -28,7 +30,7 @@ from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
-from rlkit.tasks import Task, build_task
+from rlkit.tasks import Task, build_task, with_environment
 from rlkit.types import Algorithm, Prompt, Setting
 
 _GENERATED_ROWS = 256
@@ -54,6 +56,7 @@ class _Start(NamedTuple):
     setting: Setting
     algorithm: Algorithm
     rewards: RewardPool
+    environment: EnvironmentPool | None
     resources: ExitStack
 
 
@@ -64,14 +67,17 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     if isinstance(config.generator, VLLMGeneratorConfig):
         require_vllm()
     config = replace(config, model=with_adapter_shape(config.model))
-    task = build_task(config.task)
+    task = with_environment(build_task(config.task), config.environment)
     setting, algorithm = setting_of(config), algorithm_of(config)
     rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
     resources = ExitStack()
     resources.callback(rewards.close)
-    start = _Start(config, device, task, setting, algorithm, rewards, resources)
+    pool = environment_pool(config, task, resources)
+    start = _Start(config, device, task, setting, algorithm, rewards, pool, resources)
     try:
         rewards.start()
+        if pool is not None:
+            pool.start()
         meter = Meter.start(device)
         longest = task.max_prompt_length, task.max_completion_length
         planned, loaded = plan_and_load(
@@ -109,6 +115,7 @@ def _with_model(
     decode = tried_rewards(config, task, start.rewards, base.tokenizer, ends=base.stop_ids, say=say)
     _say_what_is_known(base, stops, eval_prompts[0], say)
     _check_vocabulary(config, task, base)
+    splicer = new_splicer(start.environment, base.tokenizer, config.environment)
     critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
     policy = new_policy(
         base,
@@ -140,6 +147,8 @@ def _with_model(
         decode=decode,
         train=task.train,
         eval_prompts=eval_prompts,
+        environment=start.environment,
+        splicer=splicer,
     )
 
 

@@ -8,7 +8,7 @@ from rlkit.config import Config
 from rlkit.models.source import check
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
-from rlkit.tasks import build_task
+from rlkit.tasks import build_task, with_environment
 
 
 def check_inputs(config: Config) -> None:
@@ -18,6 +18,6 @@ def check_inputs(config: Config) -> None:
     columns, a function that cannot be imported, and weights that are cut off.
     """
     check(config.model)
-    task = build_task(config.task)
+    task = with_environment(build_task(config.task), config.environment)
     with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
         pool.start()

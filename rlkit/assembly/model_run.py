@@ -21,6 +21,9 @@ from rlkit.assembly.from_config import (
 )
 from rlkit.assembly.generators import new_generator
 from rlkit.config import Config, algorithm_name, flatten
+from rlkit.environments.pool import EnvironmentPool
+from rlkit.environments.rounds import EpisodeGenerator
+from rlkit.environments.splice import Splicer
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
 from rlkit.models.save import MODEL_FOLDER, save_model
@@ -84,6 +87,10 @@ class ModelRun:
     train: Split
     """The task's training split, without prompts that are too long if those are dropped."""
     eval_prompts: Sequence[Prompt]
+    environment: EnvironmentPool | None = None
+    """The workers that answer the model's turns; None = single turns."""
+    splicer: Splicer | None = None
+    """The text between two turns, where there are several."""
 
     def close(self) -> None:
         """End the generator, its engine and the reward processes; idempotent."""
@@ -209,7 +216,16 @@ class ModelRun:
             progress=report,
         )
         self.resources.callback(generator.close)
-        return generator
+        if self.environment is None or self.splicer is None:
+            return generator
+        return EpisodeGenerator(
+            generator,
+            self.environment,
+            self.splicer,
+            config=self.config.environment,
+            decode=self.decode,
+            max_prompt_length=self.task.max_prompt_length,
+        )
 
     def _evaluator(self, generator: Generator, tracker: Tracker) -> Evaluator:
         options = self.config.evaluation

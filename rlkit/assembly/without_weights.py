@@ -20,7 +20,7 @@ from rlkit.models.vocabulary import check_ids, vocabulary_notes, with_rows, with
 from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
 from rlkit.runtime.say import Say
-from rlkit.tasks import build_task
+from rlkit.tasks import build_task, with_environment
 from rlkit.tasks.render import render_all
 
 _LOOKED_AT = 256
@@ -41,7 +41,7 @@ def look_without_weights(config: Config, *, say: Say) -> None:
     tokenizer = load_tokenizer(config.model, say=say)
     hf_config = architecture_of(config.model, say=say)
     num_rows = int(hf_config.get_text_config().vocab_size)
-    task = build_task(config.task)
+    task = with_environment(build_task(config.task), config.environment)
     with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
         pool.start()
         task = usable_rows(config, task, tokenizer, say=say)

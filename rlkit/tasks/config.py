@@ -121,6 +121,36 @@ class CompareDecimalsConfig(TaskConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class CalculatorConfig(TaskConfig):
+    """Multiply with a calculator: call it in one turn, copy its answer in the next."""
+
+    name: str = "calculator"
+    max_completion_length: int = 96
+    digits: int = 3
+    """Digits of each factor, in [2, 6]; few models know a product of three digits each."""
+
+    def __post_init__(self) -> None:
+        super(CalculatorConfig, self).__post_init__()
+        _require_between("digits", 2, 6, self.digits)
+
+
+@dataclass(kw_only=True, slots=True)
+class GuessNumberConfig(TaskConfig):
+    """Find one of seven numbers in three guesses, each answered with higher or lower."""
+
+    name: str = "guess_number"
+    max_completion_length: int = 96
+
+
+@dataclass(kw_only=True, slots=True)
+class LookupConfig(TaskConfig):
+    """Search a directory whose numbers are drawn anew for each episode."""
+
+    name: str = "lookup"
+    max_completion_length: int = 96
+
+
+@dataclass(kw_only=True, slots=True)
 class DataConfig(TaskConfig):
     """Rows come from a file, a folder, or a data set of the Hugging Face hub."""
 
@@ -210,6 +240,9 @@ CONFIGS: tuple[type[TaskConfig], ...] = (
     MaxOfNConfig,
     ChainSumConfig,
     CompareDecimalsConfig,
+    CalculatorConfig,
+    GuessNumberConfig,
+    LookupConfig,
     GSM8KConfig,
     DatasetConfig,
 )

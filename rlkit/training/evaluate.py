@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rlkit.tracking.base import EvalRecord, Measure, Phase, Tracker
 from rlkit.tracking.intervals import evaluate
 from rlkit.training.collect import Decode, Group, Rewards, completion_of, score_rollouts
-from rlkit.training.metrics import mean, sample_row
+from rlkit.training.metrics import episode_metrics, mean, sample_row
 from rlkit.types import Completion, Generator, Prompt, Rollout, SamplingConfig, ScoredRollout
 
 
@@ -73,6 +73,7 @@ class Evaluator:
             "length": mean(s.rollout.num_sampled for s in samples),
             "length_wrong": mean(s.rollout.num_sampled for s in wrong),
         }
+        metrics |= episode_metrics([rollout for group in rollouts for rollout in group])
         return metrics | (self.divergence(rollouts) if self.divergence else {})
 
     def _value(self, sample: ScoredRollout) -> float:

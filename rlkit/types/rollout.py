@@ -47,6 +47,8 @@ class TurnRecord(NamedTuple):
     """The environment's, for this turn alone; None = it gave none."""
     info: Mapping[str, float] = MappingProxyType({})
     """The environment's numbers about this turn, such as calls of tools and their errors."""
+    text: str = ""
+    """Decoded sampled text; filled where a reward function looks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +61,10 @@ class Episode:
 
     @property
     def reward(self) -> float:
-        """Return the sum of the turns' rewards; NaN when the environment failed or gave none."""
-        given = [turn.reward for turn in self.turns if turn.reward is not None]
-        failed = self.end is EpisodeEnd.failed
-        return math.nan if failed or not given else math.fsum(given)
+        """Return the sum of the turns' rewards, 0 without any; NaN when the environment failed."""
+        if self.end is EpisodeEnd.failed:
+            return math.nan
+        return math.fsum(turn.reward for turn in self.turns if turn.reward is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +152,8 @@ class ScoredRollout:
     """Weighted sum of the components that are not NaN."""
     turn_rewards: tuple[float, ...] = ()
     """The part of each turn in `reward`, of an episode; they add up to it."""
+    passages: tuple[str, ...] = ()
+    """Decoded text of an episode: a turn, what the environment said, a turn, and so on."""
 
 
 class RewardFn(Protocol):
