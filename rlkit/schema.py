@@ -50,6 +50,7 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "environment.options": {},
     "environment.max_turns": 8,
     "environment.max_turn_tokens": None,
+    "environment.cut_turns": "end",
     "environment.history": "strict",
     "environment.timeout_s": 10.0,
     "environment.episode_timeout_s": 120.0,

@@ -20,6 +20,15 @@ class History(StrEnum):
     """All that was sampled stays, whatever the template would make of it in a later turn."""
 
 
+class CutTurn(StrEnum):
+    """This decides over a turn that met `environment.max_turn_tokens`."""
+
+    end = "end"
+    """The episode ends with it: what was cut short is not given to the environment."""
+    answer = "answer"
+    """The environment answers it as any other turn."""
+
+
 class EnvironmentSpec(NamedTuple):
     """This names an environment and its options."""
 
@@ -42,6 +51,8 @@ class EnvironmentConfig(Options):
     max_turn_tokens: int | None = None
     """Most tokens of a turn, >= 1; null = what is left of `task.max_completion_length`, which
     limits all tokens of an episode after its prompt."""
+    cut_turns: CutTurn = CutTurn.end
+    """end or answer: what becomes of a turn that met `max_turn_tokens`."""
     history: History = History.strict
     """strict or append: what becomes of a chat template that rewrites turns of the past."""
     timeout_s: float = 10.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from rlkit.environments.base import Action
-from rlkit.environments.config import EnvironmentConfig
+from rlkit.environments.config import CutTurn, EnvironmentConfig
 from rlkit.environments.pool import Answer, Begin, Continue, EnvironmentPool, Fault
 from rlkit.environments.splice import Splicer
 from rlkit.generation.base import environment_seed, turn_seed
@@ -49,8 +49,8 @@ class _Live:
     policy_version: int = 0
     end: EpisodeEnd | None = None
 
-    def take(self, rollout: Rollout) -> None:
-        """Append a turn as it was sampled."""
+    def take(self, rollout: Rollout, *, cut_at: int | None) -> None:
+        """Append a turn as it was sampled; one of `cut_at` tokens counts as complete."""
         if self.turns and rollout.policy_version != self.policy_version:
             raise RuntimeError(
                 f"an episode must have one policy, got versions {self.policy_version} and "
@@ -63,7 +63,7 @@ class _Live:
         self.policy_version = rollout.policy_version
         if self.state is None:
             self.end = EpisodeEnd.failed
-        elif rollout.finish_reason is FinishReason.length:
+        elif rollout.finish_reason is FinishReason.length and cut_at != rollout.num_sampled:
             self.end = EpisodeEnd.length
 
     def splice(self, ids: Sequence[int]) -> None:
@@ -115,6 +115,8 @@ class EpisodeGenerator:
         self._config = config
         self._decode = decode
         self._max_prompt_length = max_prompt_length
+        answered = config.cut_turns is CutTurn.answer
+        self._cut_at = config.max_turn_tokens if answered else None
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Sample with this adapter from now on; `version` tags the rollouts."""
@@ -159,7 +161,7 @@ class EpisodeGenerator:
         )
         every = [live for group in begun for live in group]
         for live, rollout in zip(every, [r for group in turns for r in group], strict=True):
-            live.take(rollout)
+            live.take(rollout, cut_at=self._cut_at)
         while True:
             going = self._answer([live for live in every if live.end is None], sampling)
             if not going:
@@ -257,7 +259,7 @@ class EpisodeGenerator:
         seeds = [[turn_seed(one.seed, len(one.turns))] for one in live]
         turns = self._inner.generate(prompts, num_samples=1, sampling=sampling, seeds=seeds)
         for one, (rollout,) in zip(live, turns, strict=True):
-            one.take(rollout)
+            one.take(rollout, cut_at=self._cut_at)
 
     def _limit(self, left: int) -> int:
         most = self._config.max_turn_tokens

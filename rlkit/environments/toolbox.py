@@ -31,11 +31,11 @@ def python(code: str) -> str:
     Args:
         code: The program; it has the standard library and an empty folder.
     """
-    # -I: neither the user's packages nor the folder of the run can be imported. Limits of time,
-    # memory and file sizes are inherited from the call; the network is not cut off.
+    # -I and -S: neither packages nor the folder of the run can be imported. Limits of time, memory
+    # and file sizes are inherited from the call; the network is not cut off.
     with tempfile.TemporaryDirectory(prefix="rlkit-python-") as folder:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", code],
+            [sys.executable, "-I", "-S", "-c", code],
             cwd=folder,
             env={"PATH": "/usr/bin:/bin"},
             stdin=subprocess.DEVNULL,

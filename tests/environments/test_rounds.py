@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlkit.environments import EnvironmentConfig, EnvironmentSpec, History, Message
+from rlkit.environments.config import CutTurn
 from rlkit.environments.pool import EnvironmentPool
 from rlkit.environments.rounds import EpisodeGenerator
 from rlkit.environments.splice import Splicer
@@ -281,6 +282,10 @@ def test_what_an_episode_may_use_is_limited_and_said(
             assert cut == (rollout.finish_reason is FinishReason.length)
             if cut:  # not given to the environment, so it earned nothing
                 assert lengths[-1] == 3 and rollout.episode.turns[-1].reward is None
+    with stage(module, model, tokenizer, max_turn_tokens=3, cut_turns=CutTurn.answer) as s:
+        rollouts = [r for g in s.play() for r in g]
+        assert {r.episode.end for r in rollouts if r.episode is not None} == {EpisodeEnd.done}
+        assert max(stop - start for r in rollouts for start, stop in r.spans) == 3
     with stage(module, model, tokenizer, {"turns": 9}) as s:
         tight = SAMPLING._replace(max_completion_length=40)
         rollouts = [r for g in s.play(sampling=tight) for r in g]
