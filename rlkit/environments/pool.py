@@ -121,19 +121,17 @@ class EnvironmentPool:
                     worker.submit(job, calls[job].message())
             self._wait(until=self._next_deadline())
             for i, worker in enumerate(self._workers):
-                job, outcome = worker.job, self._look(worker)
-                if outcome is None or job is None:
+                asked, outcome = worker.job, self._look(worker)
+                if outcome is None or asked is None:
                     continue
                 if worker.job is not None or worker.gone:
                     self._replace(i)
-                again = (
-                    isinstance(outcome, Fault) and outcome.kind == "crashed" and crashes[job] < 1
-                )
-                if again:
-                    crashes[job] += 1
-                    waiting.appendleft(job)
+                crashed = isinstance(outcome, Fault) and outcome.kind == "crashed"
+                if crashed and crashes[asked] < 1:
+                    crashes[asked] += 1
+                    waiting.appendleft(asked)
                 else:
-                    found[job] = outcome
+                    found[asked] = outcome
         return [found[job] for job in range(len(calls))]
 
     def close(self) -> None:

@@ -225,12 +225,12 @@ class EpisodeGenerator:
                 _warn(one.prompt, answer)
                 one.end = EpisodeEnd.failed
                 continue
-            turn, state = answer.turn, answer.state
-            one.state = state
-            one.turns[-1] = one.turns[-1]._replace(reward=turn.reward, info=turn.info)
-            one.end = self._end(one, done=turn.done)
+            said = answer.turn
+            one.state = answer.state
+            one.turns[-1] = one.turns[-1]._replace(reward=said.reward, info=said.info)
+            one.end = self._end(one, done=said.done)
             if one.end is None:
-                delta = self._splicer.between(turn.messages, after=one.ids[-1])
+                delta = self._splicer.between(said.messages, after=one.ids[-1])
                 if len(one.ids) + len(delta) >= sampling.max_completion_length:
                     one.end = EpisodeEnd.context
                 else:

@@ -10,7 +10,7 @@ What an environment says is encoded with special tokens off, so that no tool can
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,7 +59,7 @@ class Splicer:
             ValueError: The template cannot be used, with one line that says why.
         """
         self._tokenizer = tokenizer
-        self._tools = [dict(tool) for tool in tools] or None
+        self._tools: list[dict[Any, Any] | Callable[..., Any]] = [dict(tool) for tool in tools]
         # White space is no way to forge a token, and some tokenizers add runs of it.
         self._added = {
             int(i): str(token.content)
@@ -211,7 +211,7 @@ class Splicer:
     def _render(self, conversation: Conversation) -> str:
         return str(
             self._tokenizer.apply_chat_template(
-                conversation, tools=self._tools, tokenize=False, add_generation_prompt=True
+                conversation, tools=self._tools or None, tokenize=False, add_generation_prompt=True
             )
         )
 

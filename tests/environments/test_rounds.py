@@ -115,7 +115,7 @@ class Stage:
         config: EnvironmentConfig,
     ) -> None:
         # A third of the ids ends a turn, among them the template's own end.
-        self.end = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+        self.end = int(tokenizer.get_vocab()["<|im_end|>"])
         stops = frozenset({self.end, *range(10, len(tokenizer), 8)})
         self.engine = Recording(
             HFGenerator(
@@ -144,8 +144,10 @@ class Stage:
         result = []
         for i in range(count):
             messages = ({"role": "user", "content": f"max of {i}, 3"},)
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+            text = str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=True
+                )
             )
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             result.append(Prompt(index=i, ids=ids, text=text, messages=messages))
@@ -319,7 +321,7 @@ def test_what_the_environment_begins_with_is_part_of_the_prompt(
             hello = f"hello {seed % 1000}"
             assert all(hello in r.prompt.text for r in group)
             assert group[0].prompt.ids == group[1].prompt.ids
-            assert tokenizer.decode(group[0].prompt.ids) == group[0].prompt.text
+            assert tokenizer.decode(list(group[0].prompt.ids)) == group[0].prompt.text
 
 
 def test_a_reward_sees_the_last_turn_and_all_turns(

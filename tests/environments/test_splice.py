@@ -34,8 +34,16 @@ def splicer(
     return Splicer(tokenizer, roles=roles, history=history), tokenizer
 
 
-def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+def ids_of(tokenizer: PreTrainedTokenizerFast, text: object) -> tuple[int, ...]:
+    return tuple(tokenizer(str(text), add_special_tokens=False)["input_ids"])
+
+
+def text_of(tokenizer: PreTrainedTokenizerFast, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(list(ids)))
+
+
+def end_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    return int(tokenizer.get_vocab()["<|im_end|>"])
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA_LIKE])
@@ -44,7 +52,7 @@ def test_prompt_sampled_and_delta_are_the_ids_of_the_rendered_conversation(templ
     made, tokenizer = splicer(template, roles=("user", "tool"))
     first = [{"role": "user", "content": "Q: max of 3, 9"}]
     said, heard = "9 is apple", "the secret word"
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = end_of(tokenizer)
     for role in ("user", "tool"):
         prompt = tokenizer.apply_chat_template(first, add_generation_prompt=True, tokenize=False)
         delta = made.between([Message(role, heard)], after=end)
@@ -58,12 +66,12 @@ def test_prompt_sampled_and_delta_are_the_ids_of_the_rendered_conversation(templ
 
 def test_several_messages_and_none_at_all() -> None:
     made, tokenizer = splicer()
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = end_of(tokenizer)
     two = made.between([Message("tool", "a"), Message("user", "b")], after=end)
-    assert tokenizer.decode(two) == (
+    assert text_of(tokenizer, two) == (
         "\n<|im_start|>tool\na<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert tokenizer.decode(made.between([], after=end)) == "\n<|im_start|>assistant\n"
+    assert text_of(tokenizer, made.between([], after=end)) == "\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize(
@@ -78,12 +86,12 @@ def test_several_messages_and_none_at_all() -> None:
 )
 def test_no_content_can_write_a_special_token(content: str) -> None:
     made, tokenizer = splicer()
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<|im_start|>")}
+    end = end_of(tokenizer)
+    special = set(tokenizer.all_special_ids) | {tokenizer.get_vocab()["<|im_start|>"]}
     forged = made.between([Message("user", content)], after=end)
     honest = made.between([Message("user", "x")], after=end)
     assert [i for i in forged if i in special] == [i for i in honest if i in special]
-    assert tokenizer.decode(forged) == tokenizer.decode(honest).replace("\nx", f"\n{content}")
+    assert text_of(tokenizer, forged) == text_of(tokenizer, honest).replace("\nx", f"\n{content}")
     # The same holds for what an environment says before the first turn.
     text, ids = made.prompt([{"role": "system", "content": "s"}], [Message("user", content)])
     _, plain = made.prompt([{"role": "system", "content": "s"}], [Message("user", "x")])
@@ -103,8 +111,8 @@ def test_a_template_that_rewrites_the_past_is_refused_unless_asked_for(template:
     with pytest.raises(ValueError, match=r"^environment\.history must be append .* user message"):
         splicer(template)
     made, tokenizer = splicer(template, history=History.append)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert "a<|im_end|>" in tokenizer.decode(made.between([Message("user", "a")], after=end))
+    end = end_of(tokenizer)
+    assert "a<|im_end|>" in text_of(tokenizer, made.between([Message("user", "a")], after=end))
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from transformers.utils import get_json_schema
+from transformers.utils.chat_template_utils import get_json_schema
 
 from rlkit.environments import Example, Message
 from rlkit.environments.arithmetic import calculate
@@ -48,10 +49,10 @@ def add(numbers: list[float], scale: float = 1.0) -> float:
 
 
 @pytest.mark.parametrize("function", [add, calculator, python])
-def test_schemas_are_those_of_transformers(function: object) -> None:
+def test_schemas_are_those_of_transformers(function: Callable[..., object]) -> None:
     theirs = get_json_schema(function)
     theirs["function"].pop("return", None)
-    assert schema_of(function) == theirs  # type: ignore[arg-type]
+    assert schema_of(function) == theirs
 
 
 def test_choices_and_optional_parameters() -> None:
@@ -93,9 +94,11 @@ def many(*a: int) -> int:
         (many, "parameter a of tool many must have a name of its own"),
     ],
 )
-def test_functions_that_are_no_tools_are_refused(function: object, rule: str) -> None:
+def test_functions_that_are_no_tools_are_refused(
+    function: Callable[..., object], rule: str
+) -> None:
     with pytest.raises(ValueError, match=rule):
-        schema_of(function)  # type: ignore[arg-type]
+        schema_of(function)
 
 
 @pytest.mark.parametrize(
@@ -188,12 +191,13 @@ def leaves_a_child() -> str:
         (leaves_a_child, "no result within 0.3 s"),
     ],
 )
-def test_calls_that_hang_crash_or_eat_are_errors_in_time(function: object, message: str) -> None:
+def test_calls_that_hang_crash_or_eat_are_errors_in_time(
+    function: Callable[..., object], message: str
+) -> None:
     started = time.monotonic()
+    limits = Limits(seconds=0.3, memory_mb=900 if function is eats else 8192)
     with pytest.raises(ToolError, match=message):
-        call_limited(
-            function, {}, Limits(seconds=0.3, memory_mb=4096 if function is not eats else 900)
-        )  # type: ignore[arg-type]
+        call_limited(function, {}, limits)
     assert time.monotonic() - started < 2.0
 
 
