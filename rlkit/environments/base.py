@@ -1,15 +1,6 @@
 """An environment says what follows a turn of the model: two pure functions and a JSON state.
 
-    class SecondChance:
-        def start(self, example, seed):
-            return {"answer": example.columns["answer"], "tries": 0}, Turn()
-
-        def step(self, state, action):
-            if action.text.strip() == state["answer"]:
-                return state, Turn(reward=1.0, done=True)
-            tries = state["tries"] + 1
-            again = Message("user", "Try again.")
-            return {**state, "tries": tries}, Turn((again,), reward=0.0, done=tries == 3)
+`docs/environments.md` shows a whole one.
 
 The state is a value. So a worker that dies costs a repeated step, and an episode can be played
 again from its beginning. Samples of a group can share nothing by accident.

@@ -1,4 +1,4 @@
-"""`EpisodeGenerator`: a generator of episodes, over any generator of completions.
+"""`EpisodeGenerator` makes a generator of episodes of any generator of completions.
 
 It works in rounds. One call of the inner generator samples the next turn of all live episodes. Its
 prompts are the ids so far, so an engine with a prefix cache computes only what is new. Then the

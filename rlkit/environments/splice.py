@@ -28,7 +28,7 @@ Conversation = list[dict[str, Any]]
 
 
 class Delta(NamedTuple):
-    """The text between two turns, around the contents of the environment's messages."""
+    """A delta is the text between two turns, around the contents of the messages."""
 
     pieces: tuple[str, ...]
     """One more than there are messages."""
@@ -37,7 +37,7 @@ class Delta(NamedTuple):
 
 
 class Splicer:
-    """Turns messages of an environment into the ids that follow a turn."""
+    """A splicer makes ids that follow a turn of the messages of an environment."""
 
     def __init__(
         self,

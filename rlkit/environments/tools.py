@@ -28,7 +28,7 @@ class Columns(TypedDict):
 
 
 class ToolEnvironment:
-    """Calls `functions` for the model and lets `judge` pay for its answer."""
+    """It calls `functions` for the model, and `judge` pays for the model's answer."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
     """Functions with annotated parameters and a docstring."""

@@ -26,7 +26,7 @@ Word = tuple[int, bool, int]
 
 
 class Branch(NamedTuple):
-    """An episode, or the beginning of one."""
+    """A branch is an episode, or the beginning of one."""
 
     words: tuple[Word, ...] = ()
     chance: float = 1.0

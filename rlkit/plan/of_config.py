@@ -11,15 +11,13 @@ from transformers import PreTrainedConfig
 from rlkit.config import Config
 from rlkit.generation.demand import EngineChoice
 from rlkit.models.config import AdapterUse, Switch, TuningKind
-from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
+from rlkit.models.resolved import ResolvedModel
 from rlkit.models.rope import check_lengths
-from rlkit.models.source import architecture_of, with_adapter_shape
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request, parts_of
 from rlkit.plan.work import Work
-from rlkit.runtime.say import Say
 from rlkit.training.divergence import EvalKL
 from rlkit.types import Algorithm, Column
 
@@ -41,20 +39,18 @@ def planned(
     config: Config,
     algorithm: Algorithm,
     *,
-    device: torch.device,
+    model: ResolvedModel,
     budget: int | None,
-    say: Say,
     before: Choice | None = None,
     longest_prompt: int | None = None,
 ) -> Planned:
-    """Return the plan of `config` on `device`.
+    """Return the plan of `config` with `model`, on the device of that.
 
     Args:
         config: The user's configuration.
         algorithm: The algorithm that it describes.
-        device: The device of the policy.
+        model: What `config.model` was resolved to; its options are those that count.
         budget: Bytes; None is `memory.budget`, at most what is free.
-        say: Takes one line for the user.
         before: As in `make_plan`.
         longest_prompt: As in `Work`, tokens.
 
@@ -65,11 +61,10 @@ def planned(
         DoesNotFit: The run does not fit, said in one line.
         ValueError: The model's context or vLLM's adapter slots are too small for the run.
     """
-    config = replace(config, model=with_adapter_shape(config.model))
-    dtype, _ = resolve_dtype(config.model.dtype, device)
-    hf_config = architecture_of(config.model, say=say)
-    _check(config, hf_config)
-    work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
+    config, device = replace(config, model=model.config), model.device
+    _check(config, model.hf_config)
+    on_cuda = device.type == "cuda"
+    work = work_of(config, algorithm, model.hf_config, model.dtype, on_cuda=on_cuda)
     work = replace(work, longest_prompt=longest_prompt)
     if budget is None:
         budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))

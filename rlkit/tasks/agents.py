@@ -1,4 +1,4 @@
-"""Generated tasks of several turns, small enough for a 135M model on a CPU."""
+"""These generated tasks of several turns are small enough for a 135M model on a CPU."""
 
 from __future__ import annotations
 

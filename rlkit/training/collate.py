@@ -69,7 +69,7 @@ def collate(
 
 
 class _Turns(NamedTuple):
-    """The columns of a batch with episodes, (B, C) each."""
+    """These are the columns of a batch with episodes, (B, C) each."""
 
     sampled: Tensor
     ids: Tensor
