@@ -6,7 +6,7 @@ The work is that of `benchmarks.step` for rlkit alone: GRPO with LoRA, vLLM in t
 samples completions of N tokens. The other samples two turns of N/2 tokens each, with a reply of an
 environment in between. Both see the same prompts and sample the same number of tokens, so what is
 more is the price of an environment: a second call of the engine, the reply and its tokens. `--tiny`
-runs a small shape, and `--set generator=hf` does without vLLM.
+runs a small shape.
 """
 
 from __future__ import annotations
