@@ -1,4 +1,4 @@
-"""A bridge for environments with a memory of their own: Gymnasium's `reset` and `step`, and alike.
+"""This is a bridge for environments with a memory of their own, such as Gymnasium's.
 
 A session lives in a process and cannot be a value. What was said to it can. The state of an episode
 is its seed and the model's turns so far, and any worker can play them again to a new session. The
