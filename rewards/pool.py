@@ -6,7 +6,7 @@ import logging
 import selectors
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MAX_FALSE_STARTS = 3
+_CHECK_EVERY_S = 0.2
+"""Between two looks at whether the run is to stop, while functions are busy."""
 
 
 class RewardPool:
@@ -60,31 +62,36 @@ class RewardPool:
         """Return the process ids of the workers."""
         return tuple(worker.pid for worker in self._workers)
 
-    def start(self) -> None:
+    def start(self, *, check: Callable[[], None] = lambda: None) -> None:
         """Wait until every worker has loaded the functions.
 
-        Raises ValueError, naming the key, for a function that cannot be loaded.
+        Raises ValueError, naming the key, for a function that cannot be loaded; and what `check`
+        raises, which is called several times a second.
         """
         while any(worker.per_sample is None for worker in self._workers):
+            check()
             self._wait(until=time.monotonic() + 0.1)
             for worker in self._workers:
                 worker.read_output()
                 worker.read_replies()
                 self._check_start(worker)
 
-    def score(self, groups: Sequence[Sequence[Completion]]) -> Scores:
+    def score(
+        self, groups: Sequence[Sequence[Completion]], *, check: Callable[[], None] = lambda: None
+    ) -> Scores:
         """Score each group of one prompt's completions with every function.
 
         Ends within `reward.step_timeout_s`, whatever the functions do. Raises ValueError or
-        RuntimeError only when workers cannot be started any more.
+        RuntimeError only when workers cannot be started any more; and what `check` raises, which is
+        called several times a second.
         """
         start = time.perf_counter()
         for i, worker in enumerate(self._workers):
             if worker.units:  # an earlier call was interrupted
                 self._replace(i)
-        self.start()
+        self.start(check=check)
         sheet = ScoreSheet(self._specs, groups)
-        self._run(sheet, groups, self._units(groups))
+        self._run(sheet, groups, self._units(groups), check)
         self._log_printed()
         drop = self._config.on_failure is OnFailure.drop
         return sheet.scores(seconds=time.perf_counter() - start, drop_failed=drop)
@@ -127,7 +134,11 @@ class RewardPool:
         return units
 
     def _run(
-        self, sheet: ScoreSheet, groups: Sequence[Sequence[Completion]], units: Sequence[Unit]
+        self,
+        sheet: ScoreSheet,
+        groups: Sequence[Sequence[Completion]],
+        units: Sequence[Unit],
+        check: Callable[[], None],
     ) -> None:
         share = -(-len(units) // len(self._workers)) or 1
         queue = deque(list(units[i : i + share]) for i in range(0, len(units), share))
@@ -140,7 +151,9 @@ class RewardPool:
                     for g in needed - encoded.keys():
                         encoded[g] = encode_group(groups[g])
                     worker.submit(queue.popleft(), {g: encoded[g] for g in sorted(needed)})
-            self._wait(until=min([give_up, *self._deadlines()]))
+            check()
+            look = time.monotonic() + _CHECK_EVERY_S
+            self._wait(until=min([give_up, look, *self._deadlines()]))
             for i, worker in enumerate(self._workers):
                 worker.read_output()  # before the replies: what a call printed counts against it
                 for unit, reply in worker.read_replies():
