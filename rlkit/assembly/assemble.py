@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from rlkit.assembly.device import resolve_device
-from rlkit.assembly.environments import environment_pool, new_splicer
+from rlkit.assembly.environments import Stage, environment_pool, new_stage
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
@@ -18,8 +18,6 @@ from rlkit.assembly.model_run import ModelRun, render_prompts
 from rlkit.assembly.rows import held_out_prompts, tried_rewards, usable_rows
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
-from rlkit.environments.pool import EnvironmentPool
-from rlkit.environments.splice import Splicer
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
 from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.models.load import BaseModel
@@ -57,8 +55,7 @@ class _Start(NamedTuple):
     setting: Setting
     algorithm: Algorithm
     rewards: RewardPool
-    environment: EnvironmentPool | None
-    splicer: Splicer | None
+    stage: Stage | None
     resources: ExitStack
 
 
@@ -83,10 +80,8 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
         config = replace(config, model=model.config)
         # Before a weight is read: a row that cannot be used ends the run here.
         rows = usable_rows(config, task, model.tokenizer, say=say)
-        splicer = new_splicer(pool, model.tokenizer, config.environment)
-        start = _Start(
-            config, device, rows.task, setting, algorithm, rewards, pool, splicer, resources
-        )
+        stage = new_stage(pool, model.tokenizer, config.environment, task)
+        start = _Start(config, device, rows.task, setting, algorithm, rewards, stage, resources)
         longest = task.max_prompt_length, task.max_completion_length
         planned, loaded = plan_and_load(
             config,
@@ -154,8 +149,7 @@ def _with_model(
         decode=decode,
         train=task.train,
         eval_prompts=eval_prompts,
-        environment=start.environment,
-        splicer=start.splicer,
+        stage=start.stage,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlkit.assembly.environments import Stage
 from rlkit.assembly.from_config import (
     EVALUATION_SEED,
     new_state,
@@ -23,9 +24,6 @@ from rlkit.assembly.from_config import (
 from rlkit.assembly.generators import new_generator
 from rlkit.assembly.stoppable import StoppableRewards
 from rlkit.config import Config, algorithm_name, flatten, option_of
-from rlkit.environments.pool import EnvironmentPool
-from rlkit.environments.rounds import EpisodeGenerator
-from rlkit.environments.splice import Splicer
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
 from rlkit.models.save import MODEL_FOLDER, save_model
@@ -93,10 +91,8 @@ class ModelRun:
     train: Split
     """The task's training split, without prompts that are too long if those are dropped."""
     eval_prompts: Sequence[Prompt]
-    environment: EnvironmentPool | None = None
-    """The workers that answer the model's turns; None = single turns."""
-    splicer: Splicer | None = None
-    """The text between two turns, where there are several."""
+    stage: Stage | None = None
+    """The environment that answers the model's turns; None = single turns."""
 
     def close(self) -> None:
         """End the generator, its engine and the reward processes; idempotent.
@@ -196,7 +192,7 @@ class ModelRun:
 
     def base_samples(self, count: int) -> list[Group]:
         """Return at least `count` scored samples of the base model, on held-out prompts."""
-        generator = self._new_generator(lambda _: None)
+        generator = self._new_generator(lambda _: None, lambda: None)
         generator.load_adapter(self.policy.adapter, 0)
         prompts = self.eval_prompts[:count]
         each = -(-count // len(prompts))
@@ -214,9 +210,12 @@ class ModelRun:
         patience = self.config.stop.silence_seconds
         deadline = Deadline(seconds=patience, option="stop.silence_seconds")
 
-        def report(progress: Progress) -> None:
+        def pulse() -> None:
             deadline.alive()
             stop.check()
+
+        def report(progress: Progress) -> None:
+            pulse()
             if progress.rows_done == progress.rows:  # an engine is about to give its cache back
                 self.meter.note()
                 if progress.rows == self.planned.work.num_rows:  # of a step, not an evaluation
@@ -224,9 +223,13 @@ class ModelRun:
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
         name = option_of("generator", self.config.generator)
-        return TimedGenerator(self._new_generator(report), deadline, name=f"generator={name}")
+        return TimedGenerator(
+            self._new_generator(report, pulse), deadline, name=f"generator={name}"
+        )
 
-    def _new_generator(self, report: Callable[[Progress], None]) -> Generator:
+    def _new_generator(
+        self, report: Callable[[Progress], None], pulse: Callable[[], None]
+    ) -> Generator:
         generator = new_generator(
             self.planned.config.generator,
             replace(self.base, stop_ids=self.stop_ids),
@@ -236,16 +239,7 @@ class ModelRun:
             progress=report,
         )
         self.resources.callback(generator.close)
-        if self.environment is None or self.splicer is None:
-            return generator
-        return EpisodeGenerator(
-            generator,
-            self.environment,
-            self.splicer,
-            config=self.config.environment,
-            decode=self.decode,
-            max_prompt_length=self.task.max_prompt_length,
-        )
+        return generator if self.stage is None else self.stage.over(generator, self.decode, pulse)
 
     def _evaluator(
         self, generator: Generator, rewards: StoppableRewards, tracker: Tracker

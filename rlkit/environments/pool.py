@@ -6,7 +6,7 @@ import logging
 import selectors
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlkit.environments.base import Action, Message, Turn
@@ -15,6 +15,7 @@ from rlkit.environments.process import EnvironmentProcess
 
 _log = logging.getLogger(__name__)
 _MAX_FALSE_STARTS = 3
+_PULSE_SECONDS = 0.2
 
 
 class Begin(NamedTuple):
@@ -105,8 +106,13 @@ class EnvironmentPool:
                 worker.reply()
                 self._check_start(worker)
 
-    def run(self, calls: Sequence[Begin | Continue]) -> list[Answer | Fault]:
-        """Make calls, several at a time; return their answers in order."""
+    def run(
+        self, calls: Sequence[Begin | Continue], *, pulse: Callable[[], None] = lambda: None
+    ) -> list[Answer | Fault]:
+        """Make calls, several at a time; return their answers in order.
+
+        `pulse` is called several times a second; what it raises ends the wait.
+        """
         for i, worker in enumerate(self._workers):
             if worker.job is not None:  # an earlier call was interrupted
                 self._replace(i)
@@ -119,7 +125,8 @@ class EnvironmentPool:
                 if waiting and worker.idle:
                     job = waiting.popleft()
                     worker.submit(job, calls[job].message())
-            self._wait(until=self._next_deadline())
+            self._wait(until=min(self._next_deadline(), time.monotonic() + _PULSE_SECONDS))
+            pulse()
             for i, worker in enumerate(self._workers):
                 asked, outcome = worker.job, self._look(worker)
                 if outcome is None or asked is None:

@@ -98,6 +98,7 @@ class EpisodeGenerator:
         config: EnvironmentConfig,
         decode: Callable[[Sequence[int]], str],
         max_prompt_length: int,
+        pulse: Callable[[], None] = lambda: None,
     ) -> None:
         """Play episodes with `inner`'s turns and `pool`'s answers.
 
@@ -108,6 +109,7 @@ class EpisodeGenerator:
             config: The limits of an episode.
             decode: Sampled ids to the text that the environment sees.
             max_prompt_length: Most tokens of a first prompt.
+            pulse: Called while the environment works; what it raises ends `generate`.
         """
         self._inner = inner
         self._pool = pool
@@ -115,6 +117,7 @@ class EpisodeGenerator:
         self._config = config
         self._decode = decode
         self._max_prompt_length = max_prompt_length
+        self._pulse = pulse
         answered = config.cut_turns is CutTurn.answer
         self._cut_at = config.max_turn_tokens if answered else None
 
@@ -178,7 +181,9 @@ class EpisodeGenerator:
             for prompt, row in zip(prompts, seeds, strict=True)
         ]
         begun = []
-        for prompt, row, answer in zip(prompts, seeds, self._pool.run(calls), strict=True):
+        for prompt, row, answer in zip(
+            prompts, seeds, self._pool.run(calls, pulse=self._pulse), strict=True
+        ):
             state = answer.state if isinstance(answer, Answer) else None
             if isinstance(answer, Answer):
                 prompt = self._first_prompt(prompt, answer)
@@ -219,7 +224,7 @@ class EpisodeGenerator:
             ids = tuple(one.ids[turn.start : turn.stop])
             assert one.state is not None
             calls.append(Continue(one.state, Action(self._decode(ids), ids, len(one.turns) - 1)))
-        for one, answer in zip(live, self._pool.run(calls), strict=True):
+        for one, answer in zip(live, self._pool.run(calls, pulse=self._pulse), strict=True):
             one.seconds += answer.seconds
             if isinstance(answer, Fault):
                 _warn(one.prompt, answer)

@@ -22,8 +22,8 @@ _KEPT = 256
 """Sessions that a worker keeps."""
 
 
-class Session(Protocol):
-    """A session follows Gymnasium: equal seeds and actions must give equal answers."""
+class StatefulSession(Protocol):
+    """It follows Gymnasium: equal seeds and actions must give equal answers."""
 
     def reset(self, *, seed: int) -> tuple[object, Mapping[str, Any]]:
         """Begin; return the first observation and further facts."""
@@ -59,7 +59,7 @@ class SessionEnvironment:
         """Return the one role of the messages."""
         return (self.role,)
 
-    def open(self, columns: Mapping[str, Any]) -> Session:
+    def open(self, columns: Mapping[str, Any]) -> StatefulSession:
         """Return a new session for an example; overridden by every environment."""
         raise NotImplementedError("a SessionEnvironment must have open(columns)")
 

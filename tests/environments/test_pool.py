@@ -162,6 +162,24 @@ def test_files_that_leak_cost_a_fresh_process_and_then_the_call(module: Path) ->
         assert isinstance(good, Answer)
 
 
+def test_a_wait_can_be_ended_and_the_next_call_is_as_ever(module: Path) -> None:
+    class Asked(Exception):
+        pass
+
+    def stop() -> None:
+        if time.monotonic() > started + 0.5:
+            raise Asked
+
+    with pool(module, workers=1) as made:
+        made.start()
+        started = time.monotonic()
+        with pytest.raises(Asked):
+            made.run(said("hang"), pulse=stop)
+        assert time.monotonic() < started + 2.0
+        (answer,) = made.run(said("a"))
+        assert isinstance(answer, Answer)
+
+
 def test_floods_of_output_stop_nothing(module: Path) -> None:
     with pool(module, workers=1) as made:
         assert all(isinstance(a, Answer) for a in made.run(said("print", "print", "a")))
