@@ -42,7 +42,7 @@ class RewardPool:
         self._functions = [
             {"name": spec.name, "fn": spec.fn, "options": dict(spec.options)} for spec in specs
         ]
-        self._workers = [Worker(self._functions) for _ in range(config.workers)]
+        self._workers = [self._new_worker() for _ in range(config.workers)]
         self._false_starts = 0
 
     @property
@@ -208,7 +208,10 @@ class RewardPool:
     def _replace(self, i: int) -> None:
         self._workers[i].kill()
         _log_lines(self._workers[i])
-        self._workers[i] = Worker(self._functions)
+        self._workers[i] = self._new_worker()
+
+    def _new_worker(self) -> Worker:
+        return Worker(self._functions, max_memory_bytes=self._config.memory_of_a_worker)
 
     def _deadlines(self) -> list[float]:
         """Return the times at which a worker is looked at even if it says nothing."""

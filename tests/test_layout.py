@@ -21,6 +21,7 @@ ALLOWED = {
     "types": set(),
     "schema": set(),
     "runtime": set(),
+    "bounds": {"schema"},
     "functional": set(),
     "kernels": {"runtime"},
     "stats": set(),
@@ -36,9 +37,10 @@ ALLOWED = {
     "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
     "oracle": {"types", "schema", "algorithms", "training"},
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
+    "refusal": {"schema", "bounds", "generation", "runtime"},
     "config": {
-        *("schema", "algorithms", "environments", "generation", "models", "rewards", "tabular"),
-        *("tasks", "tracking", "training", "types"),
+        *("schema", "refusal", "algorithms", "environments", "generation", "models", "rewards"),
+        *("tabular", "tasks", "tracking", "training", "types"),
     },
     "plan": {
         *("types", "config", "generation", "kernels", "models", "policy", "runtime", "tracking"),
@@ -49,8 +51,8 @@ ALLOWED = {
         *("plan", "policy", "rewards", "runtime", "tabular", "tasks", "tracking", "training"),
     },
     "launch": {
-        *("schema", "config", "algorithms", "assembly", "report", "runtime", "tabular"),
-        *("tracking", "training"),
+        *("schema", "bounds", "refusal", "config", "algorithms", "assembly", "report", "runtime"),
+        *("tabular", "tracking", "training"),
     },
     "exports": {
         *("types", "assembly", "generation", "launch", "models", "policy", "rewards", "runtime"),

@@ -24,6 +24,8 @@ _BOOT = (
     "main(*map(int, sys.argv[2:]))"
 )
 _TAIL_BYTES = 2000
+_KEEPER_S = 2.0
+"""Seconds for `rlkit.rewards.keeper` to end what a worker has started."""
 
 
 class EnvironmentProcess:
@@ -134,11 +136,12 @@ class EnvironmentProcess:
             if self.gone:  # the socket closes a moment before the process has ended
                 self.join(seconds=0.5)
             self.drain()
+            os.close(self._lifeline)  # its keeper ends all of them, those in other sessions too
+            self.join(seconds=_KEEPER_S)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
             self._channel.close()
-            os.close(self._lifeline)
             os.close(self._output)
         code = self._process.returncode
         if code < 0:

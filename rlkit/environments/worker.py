@@ -11,12 +11,14 @@ import math
 import os
 import resource
 import socket
+import sys
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from rlkit.environments.base import Action, Example, Message, Turn
 from rlkit.environments.load import LoadedEnvironment, load
+from rlkit.rewards.keeper import work_under_a_keeper
 from rlkit.rewards.wire import frame, unframe
 from rlkit.runtime.lifeline import die_with_parent
 
@@ -28,6 +30,8 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
 
     `memory_bytes` bounds the address space; 0 = no limit.
     """
+    if sys.platform == "linux":
+        work_under_a_keeper(lifeline_fd, close=(channel_fd,))
     die_with_parent(lifeline_fd)
     channel = socket.socket(fileno=channel_fd)
     buffer = bytearray()
