@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from string import ascii_uppercase
 
 from rlkit.environments.base import Example, Message
 from rlkit.environments.config import EnvironmentSpec
@@ -28,22 +29,27 @@ def calculator(config: CalculatorConfig) -> Task:
     def question(a: int, b: int) -> Message:
         return Message("user", f"What is {a} * {b}?")
 
-    def draw(rng: random.Random) -> Problem:
-        a, b = rng.randrange(low, high), rng.randrange(low, high)
-        prompt = (*_shots(), question(a, b))
-        example = Example(prompt=prompt, columns={"answer": str(a * b)})
-        return Problem(",".join(map(str, sorted((a, b)))), example)
-
-    def _shots() -> tuple[Message, ...]:
+    def shot(a: int, b: int) -> tuple[Message, ...]:
         return (
-            Message("system", "Calculate with <calc></calc>. Answer with <answer></answer>."),
-            question(12, 34),
-            Message("assistant", "<calc>12 * 34</calc>"),
-            Message("user", "408"),
-            Message("assistant", "<answer>408</answer>"),
+            question(a, b),
+            Message("assistant", f"<calc>{a} * {b}</calc>"),
+            Message("user", str(a * b)),
+            Message("assistant", f"<answer>{a * b}</answer>"),
         )
 
-    return _task(config, draw, shots=("12,34",), environment="calculator")
+    def draw(rng: random.Random) -> Problem:
+        a, b = rng.randrange(low, high), rng.randrange(low, high)
+        example = Example(prompt=(*begun, question(a, b)), columns={"answer": str(a * b)})
+        return Problem(_product(a, b), example)
+
+    system = Message("system", "First write <calc></calc>. Then write <answer></answer>.")
+    begun = (system, *shot(127, 346), *shot(851, 209))
+    shots = (_product(127, 346), _product(851, 209))
+    return _task(config, draw, shots=shots, environment="calculator")
+
+
+def _product(a: int, b: int) -> str:
+    return ",".join(map(str, sorted((a, b))))
 
 
 def guess_number(config: GuessNumberConfig) -> Task:
@@ -79,19 +85,22 @@ def lookup(config: LookupConfig) -> Task:
         return Message("user", f"What is the number of {name}?")
 
     def draw(rng: random.Random) -> Problem:
-        names = rng.sample(_NAMES[1:], 4)
-        prompt = (*shot, question(names[0]))
-        example = Example(prompt=prompt, columns={"names": names})
-        return Problem(names[0], example)
+        names = [f"{name} {rng.choice(ascii_uppercase)}" for name in rng.sample(_NAMES, 4)]
+        prompt = (*begun, question(names[0]))
+        return Problem(names[0], Example(prompt=prompt, columns={"names": names}))
 
-    shot = (
-        Message("system", "Search with <search></search>. Answer with <answer></answer>."),
-        question(_NAMES[0]),
-        Message("assistant", f"<search>{_NAMES[0]}</search>"),
-        Message("user", f"{_NAMES[0]}: 512"),
-        Message("assistant", "<answer>512</answer>"),
-    )
-    return _task(config, draw, shots=(_NAMES[0],), environment="lookup")
+    def shot(name: str, number: int) -> tuple[Message, ...]:
+        return (
+            question(name),
+            Message("assistant", f"<search>{name}</search>"),
+            Message("user", f"{name}: {number}"),
+            Message("assistant", f"<answer>{number}</answer>"),
+        )
+
+    system = Message("system", "First write <search></search>. Then write <answer></answer>.")
+    shots = (f"{_NAMES[0]} K", f"{_NAMES[1]} T")
+    begun = (system, *shot(shots[0], 512), *shot(shots[1], 870))
+    return _task(config, draw, shots=shots, environment="lookup")
 
 
 def _task(config: TaskConfig, draw: Draw, *, shots: tuple[str, ...], environment: str) -> Task:

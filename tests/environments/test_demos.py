@@ -47,7 +47,7 @@ def halves(heard: list[str]) -> str:
 
 
 def searches(heard: list[str]) -> str:
-    (name,) = re.findall(r"number of (\w+)", heard[0])
+    (name,) = re.findall(r"number of ([\w ]+)\?", heard[0])
     number = heard[1].split(": ")[1] if len(heard) > 1 else ""
     return f"<answer>{number}</answer>" if number else f"<search>{name}</search>"
 
