@@ -36,6 +36,7 @@ REGISTRY: Mapping[str, str] = {
     "reasoning_gym": "rlkit.rewards.reasoning:reasoning_gym",
     "of_part": "rlkit.rewards.parts:of_part",
     "countdown": "rlkit.rewards.countdown:countdown",
+    "environment": "rlkit.rewards.episode:environment",
 }
 """Built-in functions by name. `math`, `json_schema` and `language` need extras of their names."""
 

@@ -25,6 +25,7 @@ from rlkit.algorithms import (
     RatioConfig,
     build,
 )
+from rlkit.environments import EnvironmentConfig
 from rlkit.generation import GeneratorConfig
 from rlkit.models import ModelConfig, QuantKind, TuningKind
 from rlkit.refusal import ConfigError as ConfigError
@@ -137,6 +138,7 @@ class Config(Options):
     """auto = CUDA when there is a device."""
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     reward: RewardConfig = MISSING
     generator: GeneratorConfig = MISSING
     kl: KLConfig = MISSING

@@ -47,6 +47,18 @@ def _read_only(options: Options, name: str) -> AttributeError:
 NAMES = ("algorithm.preset",)
 """Leaves that only say what others are called."""
 NEWER_OPTIONS: Mapping[str, object] = {
+    "algorithm.advantage.turns": "trajectory",
+    "environment.fn": "",
+    "environment.options": {},
+    "environment.max_turns": 8,
+    "environment.max_turn_tokens": None,
+    "environment.cut_turns": "end",
+    "environment.history": "strict",
+    "environment.timeout_s": 10.0,
+    "environment.episode_timeout_s": 120.0,
+    "environment.startup_timeout_s": 120.0,
+    "environment.workers": 2,
+    "environment.memory_mb": 2048,
     "model.adapter": None,
     "model.adapter_use": "train",
     "model.rope_length": None,

@@ -30,7 +30,8 @@ ALLOWED = {
     "models": {"types", "schema", "runtime", "kernels"},
     "generation": {"types", "schema", "runtime", "models"},
     "algorithms": {"types", "schema", "functional"},
-    "tasks": {"types", "schema", "runtime", "rewards"},
+    "environments": {"types", "schema", "runtime", "rewards", "generation"},
+    "tasks": {"types", "schema", "runtime", "rewards", "environments"},
     "policy": {"types", "runtime", "kernels", "models"},
     "report": {"schema", "stats", "tracking"},
     "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
@@ -38,16 +39,16 @@ ALLOWED = {
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
     "refusal": {"schema", "bounds", "generation", "runtime"},
     "config": {
-        *("schema", "refusal", "algorithms", "generation", "models", "rewards", "tabular", "tasks"),
-        *("tracking", "training", "types"),
+        *("schema", "refusal", "algorithms", "environments", "generation", "models", "rewards"),
+        *("tabular", "tasks", "tracking", "training", "types"),
     },
     "plan": {
         *("types", "config", "generation", "kernels", "models", "policy", "runtime", "tracking"),
         "training",
     },
     "assembly": {
-        *("types", "schema", "config", "algorithms", "generation", "models", "plan", "policy"),
-        *("rewards", "runtime", "tabular", "tasks", "tracking", "training"),
+        *("types", "schema", "config", "algorithms", "environments", "generation", "models"),
+        *("plan", "policy", "rewards", "runtime", "tabular", "tasks", "tracking", "training"),
     },
     "launch": {
         *("schema", "bounds", "refusal", "config", "algorithms", "assembly", "report", "runtime"),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from rlkit.assembly.device import resolve_device
+from rlkit.assembly.environments import Stage, environment_pool, new_stage
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
@@ -31,7 +32,7 @@ from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
 from rlkit.rewards.pool import RewardPool
-from rlkit.tasks import Task, build_task
+from rlkit.tasks import Task, build_task, with_environment
 from rlkit.types import Algorithm, Prompt, Setting
 
 _GENERATED_ROWS = 256
@@ -57,6 +58,7 @@ class _Start(NamedTuple):
     setting: Setting
     algorithm: Algorithm
     rewards: RewardPool
+    stage: Stage | None
     resources: ExitStack
 
 
@@ -66,13 +68,16 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     config = replace(config, generator=choose_generator(config, device, say=say))
     if isinstance(config.generator, VLLMGeneratorConfig):
         require_vllm()
-    task = build_task(config.task)
+    task = with_environment(build_task(config.task), config.environment)
     setting, algorithm = setting_of(config), algorithm_of(config)
     rewards = RewardPool(specs_of(config, task), config.reward)
     resources = ExitStack()
     resources.callback(rewards.close)
+    pool = environment_pool(config, task, resources)
     try:
         rewards.start()
+        if pool is not None:
+            pool.start()
         meter = Meter.start(device)
         model = resolve_model(config.model, device=device, say=say)
         config = replace(config, model=model.config)
@@ -80,7 +85,8 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
         rows = usable_rows(config, task, model.tokenizer, say=say)
         stops = stops_before_loading(config, task, model)
         imitated = imitated_by(config, rows.task, model.tokenizer, stops, say=say)
-        start = _Start(config, device, imitated, setting, algorithm, rewards, resources)
+        stage = new_stage(pool, model.tokenizer, config.environment, task)
+        start = _Start(config, device, imitated, setting, algorithm, rewards, stage, resources)
         longest = task.max_prompt_length, task.max_completion_length
         planned, loaded = plan_and_load(
             config,
@@ -149,6 +155,7 @@ def _with_model(
         eval_prompts=eval_prompts,
         imitated=with_held_out(start.imitated, eval_prompts),
         side_tasks=side_tasks(config, base, say=say),
+        stage=start.stage,
     )
 
 

@@ -9,7 +9,7 @@ from rlkit.assembly.targets import specs_of
 from rlkit.config import Config
 from rlkit.models.source import check
 from rlkit.rewards.pool import RewardPool
-from rlkit.tasks import build_task
+from rlkit.tasks import build_task, with_environment
 
 
 def check_inputs(config: Config) -> None:
@@ -20,6 +20,6 @@ def check_inputs(config: Config) -> None:
     """
     config = started(config, say=lambda _: None)
     check(config.model)
-    task = build_task(config.task)
+    task = with_environment(build_task(config.task), config.environment)
     with closing(RewardPool(specs_of(config, task), config.reward)) as pool:
         pool.start()

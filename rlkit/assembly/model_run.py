@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlkit.assembly.environments import Stage
 from rlkit.assembly.from_config import (
     EVALUATION_SEED,
     new_state,
@@ -102,6 +103,8 @@ class ModelRun:
     """The completions to imitate; none for a run that samples."""
     side_tasks: Mapping[str, SideTask] = field(default_factory=dict)
     """Further tasks of the evaluation, by name."""
+    stage: Stage | None = None
+    """The environment that answers the model's turns; None = single turns."""
 
     def close(self) -> None:
         """End the generator, its engine and the reward processes; idempotent.
@@ -218,7 +221,7 @@ class ModelRun:
 
     def base_samples(self, count: int) -> list[Group]:
         """Return at least `count` scored samples of the base model, on held-out prompts."""
-        generator = self._new_generator(lambda _: None)
+        generator = self._new_generator(lambda _: None, lambda: None)
         generator.load_adapter(self.policy.adapter, 0)
         prompts = self.eval_prompts[:count]
         each = -(-count // len(prompts))
@@ -236,9 +239,12 @@ class ModelRun:
         patience = self.config.stop.silence_seconds
         deadline = Deadline(seconds=patience, option="stop.silence_seconds")
 
-        def report(progress: Progress) -> None:
+        def pulse() -> None:
             deadline.alive()
             stop.check()
+
+        def report(progress: Progress) -> None:
+            pulse()
             if progress.rows_done == progress.rows:  # an engine is about to give its cache back
                 self.meter.note()
                 if progress.rows == self.planned.work.num_rows:  # of a step, not an evaluation
@@ -246,9 +252,13 @@ class ModelRun:
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
         name = option_of("generator", self.config.generator)
-        return TimedGenerator(self._new_generator(report), deadline, name=f"generator={name}")
+        return TimedGenerator(
+            self._new_generator(report, pulse), deadline, name=f"generator={name}"
+        )
 
-    def _new_generator(self, report: Callable[[Progress], None]) -> Generator:
+    def _new_generator(
+        self, report: Callable[[Progress], None], pulse: Callable[[], None]
+    ) -> Generator:
         generator = new_generator(
             self.planned.config.generator,
             replace(self.base, stop_ids=self.stop_ids),
@@ -258,7 +268,7 @@ class ModelRun:
             progress=report,
         )
         self.resources.callback(generator.close)
-        return generator
+        return generator if self.stage is None else self.stage.over(generator, self.decode, pulse)
 
     def evaluator(
         self, generator: Generator, rewards: StoppableRewards, tracker: Tracker

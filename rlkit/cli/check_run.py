@@ -27,7 +27,7 @@ from rlkit.plan.of_config import planned
 from rlkit.plan.parts import GB
 from rlkit.plan.run import place
 from rlkit.plan.table import lines
-from rlkit.tasks import build_task
+from rlkit.tasks import build_task, with_environment
 from rlkit.training.no_signal import what_the_base_model_earns
 
 
@@ -47,7 +47,12 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
     config = replace(config, generator=choose_generator(config, device, say=lambda _: None))
     model = resolve_model(config.model, device=device, say=print)
     said: list[str] = []
-    rows = usable_rows(config, build_task(config.task), model.tokenizer, say=said.append)
+    rows = usable_rows(
+        config,
+        with_environment(build_task(config.task), config.environment),
+        model.tokenizer,
+        say=said.append,
+    )
     made = planned(
         config,
         algorithm_of(config),

@@ -132,7 +132,9 @@ def named_files(config: Config) -> Iterator[tuple[str, Path]]:
             continue
         if key in (*_DATA, "model.source", "model.adapter") and Path(value).exists():
             yield key, Path(value)
-        elif _REWARD.fullmatch(key) and (file := source_file(value)) is not None:
+        elif (_REWARD.fullmatch(key) or key == "environment.fn") and (
+            file := source_file(value)
+        ) is not None:
             yield key, file
 
 

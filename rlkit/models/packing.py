@@ -47,7 +47,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
-    """This record holds the T tokens of a batch with N completion tokens."""
+    """This record holds the T tokens of a batch with N sampled tokens."""
 
     ids: Tensor
     """(T,)"""
@@ -59,7 +59,7 @@ class PackedRow:
     segments: tuple[Segment, ...]
     """Each token belongs to one segment; in order."""
     predictors: Tensor
-    """(N,) the token from whose state each completion token is predicted, row by row."""
+    """(N,) the token from whose state each sampled token is predicted, row by row."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,11 +68,13 @@ class PackedRow:
 def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     """Pack `batch`; with `share`, equal prompts and a common prefix occur once.
 
-    The last token of a row predicts nothing and is left out.
+    Tokens of an environment are there as context; only sampled tokens have a predictor. The last
+    token of a row predicts nothing and is left out.
     Raises ValueError when a prompt is empty: its first token has no state before it.
     """
     prompts = [tuple(row.tolist()) for row in _ragged(batch.prompt_ids, batch.prompt_mask)]
-    completions = _ragged(batch.completion_ids, batch.completion_mask)
+    completions = _ragged(batch.completion_ids, batch.exists)
+    sampled = _ragged(batch.completion_mask, batch.exists)
     if not all(prompts):
         raise ValueError("every prompt must have at least one token, got an empty one")
     users = Counter(prompts)
@@ -82,22 +84,21 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     prefix = _common_prefix(list(users)) if share else ()
     common = (builder.add(prefix, position=0, before=(), row=longest),) if prefix else ()
     ends: dict[tuple[int, ...], tuple[Span, ...]] = {}
-    for prompt, completion, own in zip(prompts, completions, rows, strict=True):
+    for prompt, completion, wanted, own in zip(prompts, completions, sampled, rows, strict=True):
         rest = prompt[len(prefix) :]
         row = longest if share else own
         if not share or users[prompt] == 1:
             span = builder.add(rest, completion[:-1], position=len(prefix), before=common, row=row)
-            builder.predict_from(span.start + len(rest) - 1, len(completion))
+            builder.predict_from(span.start + len(rest) - 1, wanted)
             continue
         if prompt not in ends:
             span = builder.add(rest, position=len(prefix), before=common, row=row)
             ends[prompt] = (*common, span)
         last = ends[prompt][-1]
-        if len(completion):
-            builder.predict_from(last.start + last.length - 1, 1)
+        builder.predict_from(last.start + last.length - 1, wanted[:1])
         if len(completion) > 1:
             span = builder.add(completion[:-1], position=len(prompt), before=ends[prompt], row=row)
-            builder.predict_from(span.start, span.length)
+            builder.predict_from(span.start, wanted[1:])
     return builder.build(batch.prompt_ids.device)
 
 
@@ -110,6 +111,13 @@ def ranges(spans: Sequence[tuple[int, int]]) -> Tensor:
     starts, counts = table[:, 0], table[:, 1]
     begins = np.cumsum(counts) - counts
     return torch.from_numpy(np.arange(counts.sum()) + np.repeat(starts - begins, counts))
+
+
+def _runs(flags: Tensor) -> list[tuple[int, int]]:
+    """Return (start, count) of each run of True; nearly always it is one run of all."""
+    found = np.asarray(flags, dtype=np.int8)
+    edges = np.flatnonzero(np.diff(found, prepend=0, append=0)).tolist()
+    return [(first, end - first) for first, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 class _Builder:
@@ -135,9 +143,9 @@ class _Builder:
         self.segments.append(Segment(span, before))
         return span
 
-    def predict_from(self, start: int, count: int) -> None:
-        """Predict `count` completion tokens from the tokens from `start` on."""
-        self.predictors.append((start, count))
+    def predict_from(self, start: int, sampled: Tensor) -> None:
+        """Predict those of the next tokens that are `sampled`, each from the token before it."""
+        self.predictors += [(start + first, count) for first, count in _runs(sampled)]
 
     def build(self, device: torch.device) -> PackedRow:
         ids = torch.from_numpy(np.concatenate([np.asarray(p, dtype=np.int64) for p in self.ids]))
@@ -153,7 +161,7 @@ class _Builder:
 
 
 def _ragged(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """Return the ids under `mask`, row by row, on the host."""
+    """Return the entries under `mask`, row by row, on the host."""
     ids, mask = ids.cpu(), mask.cpu()
     return torch.split(ids[mask], mask.sum(1).tolist())
 

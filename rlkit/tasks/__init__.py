@@ -3,6 +3,7 @@
 base                    what a task is
 config, more_config     options of each
 generated, synthetic    endless generated tasks with disjoint halves
+agents                  generated tasks of several turns
 data, rows              GSM8K and data sets of your own
 pairs                   summaries and preferences
 countdown, reasoning    games and reasoning-gym's problems
@@ -17,16 +18,23 @@ check                   do the rewards pay for right answers? asked before train
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from rlkit.environments.config import EnvironmentConfig
+from rlkit.rewards import RewardSpec
+from rlkit.tasks.agents import calculator, guess_number, lookup
 from rlkit.tasks.base import Example, Message, PromptStyle, Split, SplitName, Task
 from rlkit.tasks.config import (
     BadRows,
+    CalculatorConfig,
     ChainSumConfig,
     CompareDecimalsConfig,
     DatasetConfig,
     EchoConfig,
     GSM8KConfig,
+    GuessNumberConfig,
+    LookupConfig,
     MaxOfNConfig,
     Overlong,
     RevWordsConfig,
@@ -63,6 +71,7 @@ __all__ = [
     "build_task",
     "task_of",
     "train_indices",
+    "with_environment",
 ]
 
 _BUILDERS: Mapping[type[TaskConfig], Callable[[Any], Task]] = {
@@ -71,6 +80,9 @@ _BUILDERS: Mapping[type[TaskConfig], Callable[[Any], Task]] = {
     MaxOfNConfig: max_of_n,
     ChainSumConfig: chain_sum,
     CompareDecimalsConfig: compare_decimals,
+    CalculatorConfig: calculator,
+    GuessNumberConfig: guess_number,
+    LookupConfig: lookup,
     GSM8KConfig: gsm8k,
     DatasetConfig: dataset,
     CountdownConfig: countdown,
@@ -90,3 +102,21 @@ def build_task(config: TaskConfig) -> Task:
     if type(config) not in _BUILDERS:
         raise ValueError(f"task must be one of the group `task`, got {type(config).__name__}")
     return _BUILDERS[type(config)](config)
+
+
+def with_environment(task: Task, config: EnvironmentConfig) -> Task:
+    """Return `task` with the environment that it or `config` names, and its reward.
+
+    Raises ValueError when the options do not fit the task.
+    """
+    spec = config.spec(task.environment)
+    if spec is None:
+        return task
+    if task.style is PromptStyle.raw:
+        raise ValueError(
+            f"environment.fn must be empty with a task of plain text, whose turns have no end, got "
+            f"{spec.fn} with task {task.name}"
+        )
+    paid = RewardSpec("environment", "environment")
+    rewards = task.rewards if paid in task.rewards else (*task.rewards, paid)
+    return replace(task, environment=spec, rewards=rewards)

@@ -153,6 +153,36 @@ class CompareDecimalsConfig(TaskConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class CalculatorConfig(TaskConfig):
+    """Multiply with a calculator: call it in one turn, copy its answer in the next."""
+
+    name: str = "calculator"
+    max_completion_length: int = 96
+    digits: int = 3
+    """Digits of each factor, in [2, 6]; few models know a product of three digits each."""
+
+    def __post_init__(self) -> None:
+        super(CalculatorConfig, self).__post_init__()
+        _require_between("digits", 2, 6, self.digits)
+
+
+@dataclass(kw_only=True, slots=True)
+class GuessNumberConfig(TaskConfig):
+    """Find one of seven numbers in three guesses, each answered with higher or lower."""
+
+    name: str = "guess_number"
+    max_completion_length: int = 96
+
+
+@dataclass(kw_only=True, slots=True)
+class LookupConfig(TaskConfig):
+    """Search a directory whose numbers are drawn anew for each episode."""
+
+    name: str = "lookup"
+    max_completion_length: int = 96
+
+
+@dataclass(kw_only=True, slots=True)
 class DataConfig(TaskConfig):
     """Rows come from a file, a folder, or a data set of the Hugging Face hub."""
 
@@ -227,3 +257,18 @@ class DatasetConfig(DataConfig):
         super(DatasetConfig, self).__post_init__()
         if self.style is PromptStyle.raw and self.system:
             raise ValueError(f"task.system must be empty with style raw, got {self.system!r}")
+
+
+def _require_between(key: str, least: int, most: int, value: int) -> None:
+    """Raise ValueError unless `value` is in the range of an option.
+
+    Args:
+        key: The option below `task`.
+        least: Its smallest value.
+        most: Its largest value.
+        value: The value that it has.
+
+    Raises:
+        ValueError: `value` is below `least` or above `most`.
+    """
+    require(least <= value <= most, f"task.{key}", f"in [{least}, {most}]", value)

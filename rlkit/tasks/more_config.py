@@ -10,12 +10,15 @@ from typing import Annotated, Any
 from rlkit.schema import ANY_LENGTH, Schema, require
 from rlkit.tasks.base import PromptStyle
 from rlkit.tasks.config import (
+    CalculatorConfig,
     ChainSumConfig,
     CompareDecimalsConfig,
     DataConfig,
     DatasetConfig,
     EchoConfig,
     GSM8KConfig,
+    GuessNumberConfig,
+    LookupConfig,
     MaxOfNConfig,
     RevWordsConfig,
     TaskConfig,
@@ -121,6 +124,9 @@ CONFIGS: tuple[type[TaskConfig], ...] = (
     MaxOfNConfig,
     ChainSumConfig,
     CompareDecimalsConfig,
+    CalculatorConfig,
+    GuessNumberConfig,
+    LookupConfig,
     GSM8KConfig,
     DatasetConfig,
     CountdownConfig,

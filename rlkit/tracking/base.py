@@ -84,6 +84,16 @@ class RunInfo:
     """The warnings that came up while the run was being set up."""
 
 
+class Passage(NamedTuple):
+    """A passage is a part of an episode that one side said."""
+
+    text: str
+    sampled: bool
+    """False = the environment's."""
+    reward: float | None = None
+    """The part of a turn in the reward; None for the environment's passages."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRow:
     """This record is one sampled completion and what it earned."""
@@ -103,6 +113,8 @@ class SampleRow:
     """None where there is none: evaluations, samples that a filter dropped."""
     columns: Mapping[str, object] = field(default_factory=dict)
     """The task's columns of the row, such as the right `answer`."""
+    passages: tuple[Passage, ...] = ()
+    """The episode turn by turn; empty where there is one turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,8 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 Group = tuple[ScoredRollout, ...]
 """All scored samples of one prompt; never split."""
+ENVIRONMENT = "environment"
+"""The reward function that passes on what an environment paid, turn by turn."""
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text without special tokens."""
 
@@ -277,7 +280,7 @@ def score_rollouts(
         _log.warning(line)
     groups = [
         tuple(
-            ScoredRollout(rollout=r, text=c.text, components=tuple(parts), reward=reward)
+            _scored(r, c, tuple(parts), reward, rewards, decode)
             for r, c, parts, reward in zip(*group, strict=True)
         )
         for group in zip(rollouts, completions, scores.components, scores.rewards, strict=True)
@@ -286,11 +289,52 @@ def score_rollouts(
     return groups, {**scores.metrics(), **failures}
 
 
+def _scored(
+    rollout: Rollout,
+    completion: Completion,
+    components: tuple[float, ...],
+    reward: float,
+    rewards: Rewards,
+    decode: Decode,
+) -> ScoredRollout:
+    scored = ScoredRollout(
+        rollout=rollout, text=completion.text, components=components, reward=reward
+    )
+    if rollout.episode is None:
+        return scored
+    edges = [place for span in rollout.spans for place in span]
+    passages = tuple(decode(rollout.completion_ids[a:b]) for a, b in pairwise(edges))
+    # Every second passage is the environment's.
+    shown = [f"» {' '.join(p.split())}" if i % 2 else p.strip() for i, p in enumerate(passages)]
+    return replace(
+        scored,
+        text="\n".join(shown),
+        turn_rewards=_turn_rewards(rollout, reward, rewards),
+        passages=passages,
+    )
+
+
+def _turn_rewards(rollout: Rollout, reward: float, rewards: Rewards) -> tuple[float, ...]:
+    """Split a sample's reward: an environment pays turn by turn, all others at the end."""
+    assert rollout.episode is not None
+    weights = dict(zip(rewards.names, rewards.weights, strict=True))
+    weight = weights.get(ENVIRONMENT, 0.0)
+    paid = [weight * (turn.reward or 0.0) for turn in rollout.episode.turns]
+    return (*paid[:-1], reward - math.fsum(paid[:-1]))
+
+
 def completion_of(rollout: Rollout, decode: Decode) -> Completion:
-    """Return what a reward function sees of a rollout."""
+    """Return what a reward function sees of a rollout: of an episode, what was said last."""
+    texts = [decode(rollout.completion_ids[start:stop]) for start, stop in rollout.spans]
+    start, stop = rollout.spans[-1]
+    episode = rollout.episode
+    if episode is not None:
+        turns = zip(episode.turns, texts, strict=True)
+        episode = replace(episode, turns=tuple(t._replace(text=text) for t, text in turns))
     return Completion(
         prompt=rollout.prompt,
-        text=decode(rollout.completion_ids),
-        ids=rollout.completion_ids,
+        text=texts[-1],
+        ids=rollout.completion_ids[start:stop],
         finish_reason=rollout.finish_reason,
+        episode=episode,
     )

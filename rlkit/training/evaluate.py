@@ -11,7 +11,7 @@ from rlkit.tracking.base import EvalRecord, Measure, Phase, Tracker
 from rlkit.tracking.intervals import evaluate, mean_interval
 from rlkit.tracking.repeated import repeated_metrics
 from rlkit.training.collect import Decode, Group, Rewards, completion_of, score_rollouts
-from rlkit.training.metrics import mean, sample_row
+from rlkit.training.metrics import episode_metrics, mean, sample_row
 from rlkit.training.targets import TargetMeter
 from rlkit.types import Completion, Generator, Prompt, Rollout, SamplingConfig, ScoredRollout
 
@@ -90,9 +90,10 @@ class Evaluator:
         wrong = [s for s in samples if self._value(s) <= 0.0]
         metrics = {
             "reward": mean(s.reward for s in samples if not math.isnan(s.reward)),
-            "length": mean(len(s.rollout.completion_ids) for s in samples),
-            "length_wrong": mean(len(s.rollout.completion_ids) for s in wrong),
+            "length": mean(s.rollout.num_sampled for s in samples),
+            "length_wrong": mean(s.rollout.num_sampled for s in wrong),
         }
+        metrics |= episode_metrics([rollout for group in rollouts for rollout in group])
         if self.target_loss is not None:
             metrics |= self.target_loss().metrics()
         return metrics | (self.divergence(rollouts) if self.divergence else {})

@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from rlkit.functional import explained_variance
-from rlkit.tracking.base import SampleRow
+from rlkit.tracking.base import Passage, SampleRow
 from rlkit.training.collect import Group
-from rlkit.types import FinishReason, RolloutKind, ScoredRollout, TrainBatch
+from rlkit.types import (
+    EpisodeEnd,
+    FinishReason,
+    Rollout,
+    RolloutKind,
+    ScoredRollout,
+    TrainBatch,
+)
 
 
 def rollout_metrics(
@@ -26,7 +34,7 @@ def rollout_metrics(
 def _length_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Return lengths of completions, and the share of those that were cut."""
     samples = [sample for group in groups for sample in group]
-    lengths = [len(sample.rollout.completion_ids) for sample in samples]
+    lengths = [sample.rollout.num_sampled for sample in samples]
     truncated = [sample.rollout.finish_reason is FinishReason.length for sample in samples]
     return {
         "completions/mean_length": mean(lengths),
@@ -54,7 +62,28 @@ def _reward_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dic
         values = [s.components[i] for s in samples if not math.isnan(s.components[i])]
         metrics[f"rewards/{name}/mean"] = mean(values)
         metrics[f"rewards/{name}/std"] = _std(values)
-    return metrics
+    return metrics | episode_metrics([sample.rollout for sample in samples])
+
+
+def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Return means over episodes: turns, unsampled tokens, ends, and the environment's numbers."""
+    episodes = [rollout.episode for rollout in rollouts if rollout.episode is not None]
+    if not episodes:
+        return {}
+    count = len(episodes)
+    spliced = sum(len(r.completion_ids) - r.num_sampled for r in rollouts)
+    sums: Counter[str] = Counter()
+    for episode in episodes:
+        for turn in episode.turns:
+            sums.update(turn.info)
+    return {
+        "episodes/turns": sum(len(e.turns) for e in episodes) / count,
+        "episodes/spliced_tokens": spliced / count,
+        **{
+            f"episodes/end/{end}": sum(e.end is end for e in episodes) / count for end in EpisodeEnd
+        },
+        **{f"environment/{name}": value / count for name, value in sums.items()},
+    }
 
 
 def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = None) -> SampleRow:
@@ -67,11 +96,15 @@ def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = No
         prompt=rollout.prompt.text,
         completion=sample.text,
         finish_reason=rollout.finish_reason.value,
-        num_tokens=len(rollout.completion_ids),
+        num_tokens=rollout.num_sampled,
         components=sample.components,
         reward=sample.reward,
         advantage=advantage,
         columns=rollout.prompt.columns,
+        passages=tuple(
+            Passage(text, True, sample.turn_rewards[i // 2]) if i % 2 == 0 else Passage(text, False)
+            for i, text in enumerate(sample.passages)
+        ),
     )
 
 

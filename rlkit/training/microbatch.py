@@ -39,7 +39,7 @@ def microbatches(
         raise ValueError(f"{num_rows} rows do not split into units of {rows_per_unit}")
     if max_tokens == 0:
         return [torch.arange(num_rows)]
-    columns = (batch.prompt_mask.sum(1), batch.completion_mask.sum(1), batch.group_ids)
+    columns = (batch.prompt_mask.sum(1), batch.exists.sum(1), batch.group_ids)
     rows = torch.stack(columns, dim=1).tolist()
     units = [rows[i : i + rows_per_unit] for i in range(0, num_rows, rows_per_unit)]
     most = min(max_tokens, sum(prompt + completion for prompt, completion, _ in rows))

@@ -180,7 +180,7 @@ class Trainer:
             **critic_metrics(train_batch),
         }
         tokens = float(batch.completion_mask.sum())
-        metrics["num_tokens"] = float(batch.prompt_mask.sum()) + tokens
+        metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.exists.sum())
         in_order = train_batch if algorithm.rows_per_unit == 1 else None
         rows = sample_rows(groups, step=state.step, batch=in_order, kind=kind)
         state.no_reward_in_row = 0

@@ -22,6 +22,8 @@ from rlkit.types.algorithm import (
 from rlkit.types.batch import Column, RolloutBatch, TrainBatch
 from rlkit.types.rollout import (
     Completion,
+    Episode,
+    EpisodeEnd,
     FinishReason,
     Generator,
     Prompt,
@@ -29,12 +31,15 @@ from rlkit.types.rollout import (
     Rollout,
     SamplingConfig,
     ScoredRollout,
+    TurnRecord,
 )
 
 __all__ = [
     "Algorithm",
     "Column",
     "Completion",
+    "Episode",
+    "EpisodeEnd",
     "FinishReason",
     "FullKL",
     "Generator",
@@ -54,5 +59,6 @@ __all__ = [
     "ScoredRollout",
     "Setting",
     "TrainBatch",
+    "TurnRecord",
     "Warmup",
 ]

@@ -252,7 +252,7 @@ class VLLMServerGenerator:
             "model": self._adapter or self._model,
             "prompt": list(row.prompt.ids),
             "seed": row.seed,
-            "max_tokens": sampling.max_completion_length,
+            "max_tokens": row.most_tokens(sampling.max_completion_length),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
