@@ -36,6 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     # After the arguments: `--help` must not wait for torch and transformers.
     from rlkit.cli.session import open_session
     from rlkit.tasks import Message, PromptStyle
+    from rlkit.tracking.summary import printable
 
     session = open_session(options)
     raw = options.raw or (session.style is PromptStyle.raw and not options.system)
@@ -44,5 +45,5 @@ def run(arguments: Sequence[str]) -> int:
         rollouts = session.sample(asked, num_samples=options.num_samples)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    print("\n\n".join(session.text(rollout) for rollout in rollouts))
+    print("\n\n".join(printable(session.text(rollout)) for rollout in rollouts))
     return 0
