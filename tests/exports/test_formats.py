@@ -113,7 +113,7 @@ def test_a_run_that_trained_all_weights(
     model = ModelConfig(source="gone", tuning=TuningKind.full)
     folder = run_folder(tmp_path / "run", source, model=model)
     source.rename(folder / MODEL_FOLDER)
-    assert export(folder, "merged16,gguf:q8_0", tmp_path / "out") == 0, capsys.readouterr()
+    assert export(folder, "gguf:q8_0", tmp_path / "out") == 0, capsys.readouterr()
     for to in ("adapter", "gguf:lora"):
         assert export(folder, to, tmp_path / "other") == 2
         assert f"--to {to} must have a run that trained an adapter" in capsys.readouterr().err
@@ -252,6 +252,7 @@ def test_a_base_without_a_weight(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.nightly
 def test_the_letters_of_a_tokenizer_without_a_template(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,7 +265,7 @@ def test_the_letters_of_a_tokenizer_without_a_template(
     assert "llama.cpp must find the tokens of the run's tokenizer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("to", ["fp8", "w4a16"])
+@pytest.mark.parametrize("to", [pytest.param("fp8", marks=pytest.mark.nightly), "w4a16"])
 def test_compressed_layers_are_rounded_merged_weights(
     to: str, source: Path, trained: Path, tmp_path: Path
 ) -> None:
