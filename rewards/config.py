@@ -9,7 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rlkit.rewards.load import REGISTRY
+from rlkit.rewards.load import REGISTRY, SCORERS
 from rlkit.schema import Options, Schema
 
 
@@ -85,6 +85,9 @@ class RewardConfig(Options):
     """Worker processes, >= 1; about 15 MB each, and what the functions import."""
     max_output_bytes: int = 1 << 20
     """Most bytes that one call may print, >= 0; beyond that it is killed."""
+    max_failure_rate: float = 1.0
+    """Largest share of a batch's samples, in [0, 1], that a function with a weight may fail on. The
+    run stops beyond it and shows one of them. 1 = it never stops."""
 
     def __post_init__(self) -> None:
         for key in ("timeout_s", "step_timeout_s", "startup_timeout_s"):
@@ -95,6 +98,10 @@ class RewardConfig(Options):
             raise ValueError(f"reward.workers must be >= 1, got {self.workers}")
         if self.max_output_bytes < 0:
             raise ValueError(f"reward.max_output_bytes must be >= 0, got {self.max_output_bytes}")
+        if not 0 <= self.max_failure_rate <= 1:
+            raise ValueError(
+                f"reward.max_failure_rate must be in [0, 1], got {self.max_failure_rate}"
+            )
         functions = {name: _function(name, value) for name, value in self.functions.items()}
         # The field is set and read only by now; this replaces what YAML said by what it means.
         object.__setattr__(self, "functions", functions)
@@ -143,8 +150,9 @@ def _check_function(key: str, name: str, function: RewardFunctionConfig) -> None
         raise ValueError(f"{key}.weight must be finite, got {function.weight}")
     target = function.fn or name
     module, _, attribute = target.rpartition(":")
-    if target not in REGISTRY and not (module and attribute):
-        near = difflib.get_close_matches(target, REGISTRY, n=1)
+    known = (*REGISTRY, *SCORERS)
+    if target not in known and not (module and attribute):
+        near = difflib.get_close_matches(target, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
             f"{key}.fn must be a registered name, package.module:function or file.py:function, "

@@ -6,13 +6,15 @@ import logging
 import selectors
 import time
 from collections import deque
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.config import OnFailure, RewardConfig, RewardSpec
 from rlkit.rewards.process import Worker
-from rlkit.rewards.scores import Scores, ScoreSheet
+from rlkit.rewards.scorers import BatchReplies, BatchScorer, Threads
+from rlkit.rewards.scores import Scores, ScoreSheet, check_failures
 from rlkit.rewards.wire import WHOLE_GROUP, Failure, Unit, encode_group
 
 if TYPE_CHECKING:
@@ -34,14 +36,26 @@ class RewardPool:
     Not for several threads at once.
     """
 
-    def __init__(self, specs: Sequence[RewardSpec], config: RewardConfig) -> None:
+    def __init__(
+        self,
+        specs: Sequence[RewardSpec],
+        config: RewardConfig,
+        scorers: Mapping[str, BatchScorer] = MappingProxyType({}),
+    ) -> None:
+        """Start workers for the functions of `specs`; `scorers` compute those that they name."""
         self._specs = tuple(specs)
         self._config = config
+        self._places = [k for k, spec in enumerate(specs) if spec.name not in scorers]
+        by_place = {k: scorers[s.name] for k, s in enumerate(specs) if s.name in scorers}
+        self._beside = Threads(by_place)
         self._functions = [
-            {"name": spec.name, "fn": spec.fn, "options": dict(spec.options)} for spec in specs
+            {"name": spec.name, "fn": spec.fn, "options": dict(spec.options)}
+            for spec in (specs[k] for k in self._places)
         ]
-        self._workers = [Worker(self._functions) for _ in range(config.workers)]
+        num_workers = config.workers if self._functions else 0
+        self._workers = [Worker(self._functions) for _ in range(num_workers)]
         self._false_starts = 0
+        self._started = False
 
     @property
     def specs(self) -> tuple[RewardSpec, ...]:
@@ -61,10 +75,16 @@ class RewardPool:
         return tuple(worker.pid for worker in self._workers)
 
     def start(self) -> None:
-        """Wait until every worker has loaded the functions.
+        """Wait until every worker has loaded the functions, and every scorer is ready.
 
         Raises ValueError, naming the key, for a function that cannot be loaded.
         """
+        if not self._started:
+            self._beside.begin(lambda scorer: scorer.start())()
+            self._started = True
+        self._start_workers()
+
+    def _start_workers(self) -> None:
         while any(worker.per_sample is None for worker in self._workers):
             self._wait(until=time.monotonic() + 0.1)
             for worker in self._workers:
@@ -72,25 +92,57 @@ class RewardPool:
                 worker.read_replies()
                 self._check_start(worker)
 
+    @property
+    def num_functions(self) -> int:
+        """Return how many functions run in the pool's processes."""
+        return len(self._places)
+
+    def keep_in(self, run_dir: Path) -> None:
+        """Let the scorers keep what a resumed run needs in the run's folder."""
+        for scorer in self._beside.scorers.values():
+            scorer.keep_in(run_dir)
+
     def score(self, groups: Sequence[Sequence[Completion]]) -> Scores:
         """Score each group of one prompt's completions with every function.
 
-        Ends within `reward.step_timeout_s`, whatever the functions do. Raises ValueError or
-        RuntimeError only when workers cannot be started any more.
+        Ends within `reward.step_timeout_s` and the times of the scorers, whatever the functions do.
+
+        Raises:
+            ValueError: Workers cannot be started any more.
+            RuntimeError: The same, or more failed than `reward.max_failure_rate` allows, or a
+                judge's budget is spent.
         """
+        self.start()
+        scored = self._beside.begin(lambda scorer: scorer.score(groups))
+        scores = self._score(groups, scored)
+        check_failures(scores, self._specs, groups, max_rate=self._config.max_failure_rate)
+        return scores
+
+    def try_functions(self, groups: Sequence[Sequence[Completion]]) -> Scores:
+        """Score with the functions alone; what scorers would say is NaN."""
+        return self._score(groups, lambda: {})
+
+    def _score(
+        self,
+        groups: Sequence[Sequence[Completion]],
+        scored: Callable[[], Mapping[int, BatchReplies]],
+    ) -> Scores:
         start = time.perf_counter()
         for i, worker in enumerate(self._workers):
             if worker.units:  # an earlier call was interrupted
                 self._replace(i)
-        self.start()
+        self._start_workers()
         sheet = ScoreSheet(self._specs, groups)
         self._run(sheet, groups, self._units(groups))
         self._log_printed()
+        for place, replies in scored().items():
+            sheet.add_batch(place, replies)
         drop = self._config.on_failure is OnFailure.drop
         return sheet.scores(seconds=time.perf_counter() - start, drop_failed=drop)
 
     def close(self) -> None:
         """End the workers: idle ones are asked to, busy ones killed. At most 2 s; idempotent."""
+        self._beside.close()
         idle = [worker for worker in self._workers if worker.idle]
         for worker in idle:
             worker.hang_up()
@@ -111,9 +163,13 @@ class RewardPool:
     ) -> None:
         self.close()
 
+    def _placed(self, unit: Unit) -> Unit:
+        """Return a worker's call with its function's place among all of the run."""
+        return unit._replace(function=self._places[unit.function])
+
     def _units(self, groups: Sequence[Sequence[Completion]]) -> list[Unit]:
         """Return all calls of the batch, a group's calls adjacent."""
-        per_sample = self._workers[0].per_sample or []
+        per_sample = (self._workers[0].per_sample or []) if self._workers else []
         units = []
         for g, group in enumerate(groups):
             for f, one_by_one in enumerate(per_sample):
@@ -126,7 +182,7 @@ class RewardPool:
     def _run(
         self, sheet: ScoreSheet, groups: Sequence[Sequence[Completion]], units: Sequence[Unit]
     ) -> None:
-        share = -(-len(units) // len(self._workers)) or 1
+        share = -(-len(units) // max(1, len(self._workers))) or 1
         queue = deque(list(units[i : i + share]) for i in range(0, len(units), share))
         encoded: dict[int, Any] = {}
         give_up = time.monotonic() + self._config.step_timeout_s
@@ -141,7 +197,7 @@ class RewardPool:
             for i, worker in enumerate(self._workers):
                 worker.read_output()  # before the replies: what a call printed counts against it
                 for unit, reply in worker.read_replies():
-                    sheet.add(unit, reply)
+                    sheet.add(self._placed(unit), reply)
                 self._check_start(worker)
                 self._judge(i, sheet, queue)
             if time.monotonic() >= give_up:
@@ -164,7 +220,8 @@ class RewardPool:
             kind, message = Failure.output, f"printed more than {config.max_output_bytes} bytes"
         if blamed is not None:
             printed = f"; it printed: {worker.tail}" if worker.tail and not loud else ""
-            sheet.fail(units.pop(blamed), kind, message + printed, seconds=elapsed)
+            unit = self._placed(units.pop(blamed))
+            sheet.fail(unit, kind, message + printed, seconds=elapsed)
         elif units:  # it died between two batches: nobody's fault that we know of
             self._count_false_start(f"a reward worker {message} before its first call")
         if units:
@@ -180,7 +237,7 @@ class RewardPool:
                 self._replace(i)
         for units in queue:
             for unit in units:
-                sheet.fail(unit, Failure.timeout, message, seconds=0.0)
+                sheet.fail(self._placed(unit), Failure.timeout, message, seconds=0.0)
         queue.clear()
 
     def _log_printed(self) -> None:

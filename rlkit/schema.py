@@ -50,6 +50,7 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "model.rope_length": None,
     "model.chat_template_name": "",
     "model.chat_template_kwargs": {},
+    "reward.max_failure_rate": 1.0,
     "reward.special_tokens": "drop",
     "task.bad_rows": "error",
     "task.ignore_keys": [],

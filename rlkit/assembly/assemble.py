@@ -14,6 +14,7 @@ from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
+from rlkit.assembly.rewards import reward_pool
 from rlkit.assembly.rows import tried_rewards, with_usable_rows
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
@@ -26,7 +27,6 @@ from rlkit.models.vocabulary import without_rows
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
-from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Task, build_task
 from rlkit.types import Algorithm, Prompt, Setting
@@ -66,7 +66,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     config = replace(config, model=with_adapter_shape(config.model))
     task = build_task(config.task)
     setting, algorithm = setting_of(config), algorithm_of(config)
-    rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
+    rewards = reward_pool(config, task)
     resources = ExitStack()
     resources.callback(rewards.close)
     start = _Start(config, device, task, setting, algorithm, rewards, resources)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from rlkit.assembly.rewards import reward_pool
 from rlkit.config import Config
 from rlkit.models.source import check
-from rlkit.rewards import reward_specs
-from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import build_task
 
 
@@ -19,5 +18,5 @@ def check_inputs(config: Config) -> None:
     """
     check(config.model)
     task = build_task(config.task)
-    with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
+    with closing(reward_pool(config, task)) as pool:
         pool.start()

@@ -103,6 +103,7 @@ class ModelRun:
         """
         config = self.config
         record(self.planned.plan, run_dir)
+        self.rewards.keep_in(run_dir)
         generator = self._generator(tracker, stop)
         collector = Collector(
             generator=generator,

@@ -9,6 +9,7 @@ from contextlib import closing
 
 from transformers import GenerationConfig, PreTrainedConfig
 
+from rlkit.assembly.rewards import reward_pool
 from rlkit.assembly.rows import tried_rewards, usable_rows
 from rlkit.config import Config
 from rlkit.models.config import ModelConfig
@@ -17,8 +18,6 @@ from rlkit.models.source import architecture_of, load_options, locate
 from rlkit.models.special import describe_ids, stops_of
 from rlkit.models.tokenizer import load_tokenizer
 from rlkit.models.vocabulary import check_ids, vocabulary_notes, with_rows, without_rows
-from rlkit.rewards import reward_specs
-from rlkit.rewards.pool import RewardPool
 from rlkit.runtime.say import Say
 from rlkit.tasks import build_task
 from rlkit.tasks.render import render_all
@@ -42,7 +41,7 @@ def look_without_weights(config: Config, *, say: Say) -> None:
     hf_config = architecture_of(config.model, say=say)
     num_rows = int(hf_config.get_text_config().vocab_size)
     task = build_task(config.task)
-    with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
+    with closing(reward_pool(config, task)) as pool:
         pool.start()
         task = usable_rows(config, task, tokenizer, say=say)
         ends = stop_token_ids(tokenizer, _eos_of(config.model, hf_config, say))
