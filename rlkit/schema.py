@@ -45,6 +45,7 @@ def _read_only(options: Options, name: str) -> AttributeError:
 NAMES = ("algorithm.preset",)
 """Leaves that only say what others are called."""
 NEWER_OPTIONS: Mapping[str, object] = {
+    "algorithm.labels": "hard",
     "model.adapter": None,
     "model.adapter_use": "train",
     "model.rope_length": None,

@@ -14,7 +14,7 @@ _PAIR_VALUES = {"A": 1.0, "B": 0.0, "C": 0.5}
 _SHOWN = 80
 
 
-class Reading(NamedTuple):
+class VerdictReading(NamedTuple):
     """This is what a reply says."""
 
     value: float | None
@@ -23,7 +23,7 @@ class Reading(NamedTuple):
     """Why there is none, in one line."""
 
 
-def read_reply(choice: Mapping[str, Any], options: JudgeOptions) -> Reading:
+def read_reply(choice: Mapping[str, Any], options: JudgeOptions) -> VerdictReading:
     """Return the verdict in one choice of a reply, live or from the store."""
     if options.verdicts is VerdictSource.text:
         return _from_text(choice, options)
@@ -38,20 +38,20 @@ def _values(options: JudgeOptions) -> Mapping[str, float]:
     return {str(level): (level - 1) / best for level in range(1, options.levels + 1)}
 
 
-def _from_text(choice: Mapping[str, Any], options: JudgeOptions) -> Reading:
+def _from_text(choice: Mapping[str, Any], options: JudgeOptions) -> VerdictReading:
     text = _text(choice)
     values = _values(options)
     found = [word for word in _BRACKETS.findall(text) if word in values]
     if not found:
         wanted = "[[A]], [[B]] or [[C]]" if options.mode is JudgeMode.pairwise else "[[1]]"
-        return Reading(None, f"the reply must end with {wanted}, got {text[-_SHOWN:]!r}")
-    return Reading(values[found[-1]])
+        return VerdictReading(None, f"the reply must end with {wanted}, got {text[-_SHOWN:]!r}")
+    return VerdictReading(values[found[-1]])
 
 
-def _from_tokens(choice: Mapping[str, Any], options: JudgeOptions) -> Reading:
+def _from_tokens(choice: Mapping[str, Any], options: JudgeOptions) -> VerdictReading:
     content = (choice.get("logprobs") or {}).get("content") or []
     if not content:
-        return Reading(None, "the endpoint gives no logprobs: set verdicts=text")
+        return VerdictReading(None, "the endpoint gives no logprobs: set verdicts=text")
     values = _values(options)
     mass = dict.fromkeys(values, 0.0)
     for entry in content[0].get("top_logprobs") or content[:1]:
@@ -61,12 +61,12 @@ def _from_tokens(choice: Mapping[str, Any], options: JudgeOptions) -> Reading:
     total = math.fsum(mass.values())
     if total < max(options.min_mass, 1e-12):
         words = "/".join(values)
-        return Reading(
+        return VerdictReading(
             None,
             f"the reply's first token must be one of {words} with probability >= "
             f"{options.min_mass:g}, got {total:.2g}: {_text(choice)[:_SHOWN]!r}",
         )
-    return Reading(math.fsum(values[word] * p for word, p in mass.items()) / total)
+    return VerdictReading(math.fsum(values[word] * p for word, p in mass.items()) / total)
 
 
 def _text(choice: Mapping[str, Any]) -> str:

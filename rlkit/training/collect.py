@@ -79,7 +79,7 @@ class PromptSource(Protocol):
         ...
 
 
-class Scoring(NamedTuple):
+class ScoringNumbers(NamedTuple):
     """These are numbers about the scoring of one batch."""
 
     counts: Mapping[str, float]
@@ -225,7 +225,7 @@ def who_gave_no_reward(
 
 def score_rollouts(
     rollouts: Sequence[Sequence[Rollout]], rewards: Rewards, decode: Decode
-) -> tuple[list[Group], Scoring]:
+) -> tuple[list[Group], ScoringNumbers]:
     """Decode and score groups of rollouts; a sample without any reward has reward NaN."""
     completions = [[completion_of(r, decode) for r in group] for group in rollouts]
     scores = rewards.score(completions)
@@ -239,7 +239,7 @@ def score_rollouts(
         for group in zip(rollouts, completions, scores.components, scores.rewards, strict=True)
     ]
     failures = {f"rewards/failures/{kind}": float(n) for kind, n in scores.failures.items()}
-    return groups, Scoring({**scores.metrics(), **failures}, scores.shares())
+    return groups, ScoringNumbers({**scores.metrics(), **failures}, scores.shares())
 
 
 def completion_of(rollout: Rollout, decode: Decode) -> Completion:

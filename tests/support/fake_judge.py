@@ -70,6 +70,11 @@ def by_logit(logit: Logit) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     return reply
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256  # of connections that wait: with 5, a burst waits a second
+    daemon_threads = True
+
+
 @dataclass
 class FakeJudge:
     """A server in a thread; `faults` answer the first requests, `reply` the others."""
@@ -104,8 +109,7 @@ class FakeJudge:
 
             def log_message(self, format: str, *args: object) -> None: ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
