@@ -68,7 +68,7 @@ class RewardReport:
         metrics = {f"time/reward/{name}": s for name, s in self.function_seconds.items()}
         for name, count in self.not_applicable.items():
             metrics[f"rewards/{name}/not_applicable"] = float(count)
-        return metrics | self.counts
+        return {**metrics, **self.counts}
 
 
 class Scores(NamedTuple):

@@ -61,7 +61,7 @@ def test_share_of_wins_is_the_mean_over_opponents_and_orders() -> None:
     assert scored.counts == {"calls": 12.0, "cached": 0.0, "tokens": 1212.0}
     pairs = [(i, j) for n, i in enumerate(texts) for j in texts[n + 1 :]]
     slots = [sigmoid(s * (STRENGTH[i] - STRENGTH[j]) + BIAS) for i, j in pairs for s in (1, -1)]
-    assert scored.shares["first_slot"] == (pytest.approx(sum(slots)), 12.0)
+    assert scored.shares["first_slot"] == pytest.approx((sum(slots), 12.0))
     flips = sum(abs(STRENGTH[i] - STRENGTH[j]) < BIAS for i, j in pairs)
     assert scored.shares["flipped"] == (float(flips), 6.0)
     assert scored.shares["failed"] == (0.0, 6.0)
@@ -277,7 +277,8 @@ def test_judge_and_functions_in_one_pool() -> None:
             assert pool.num_functions == 1
             tried = pool.try_functions([group_of("good", "bad", answer="bad")])
     p = wins("good", "bad")
-    assert scores.components == [[(pytest.approx(p), 0.0), (pytest.approx(1 - p), 1.0)]]
+    first, second = scores.components[0]
+    assert first == pytest.approx((p, 0.0)) and second == pytest.approx((1 - p, 1.0))
     assert scores.rewards[0] == pytest.approx([2 * p, 2 * (1 - p) + 0.5])
     metrics = scores.metrics()
     assert metrics["rewards/judge/calls"] == 2.0 and metrics["time/reward/judge"] > 0.0

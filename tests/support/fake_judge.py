@@ -26,7 +26,9 @@ _ONE = re.compile(r"Answer:\n```\n(.*?)\n```", re.DOTALL)
 
 def tokens_reply(masses: Mapping[str, float], *, rest: float = 0.0) -> dict[str, Any]:
     """A chat completion of one token whose probabilities are these, and `rest` for others."""
-    tops = [{"token": t, "logprob": math.log(p)} for t, p in masses.items() if p > 0.0]
+    tops: list[dict[str, Any]] = [
+        {"token": t, "logprob": math.log(p)} for t, p in masses.items() if p > 0.0
+    ]
     tops += [{"token": "Well", "logprob": math.log(rest)}] if rest else []
     best = max(tops, key=lambda top: top["logprob"])
     entry = {**best, "top_logprobs": tops}
