@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.config import OnFailure, RewardConfig, RewardSpec
-from rlkit.rewards.process import Worker
+from rlkit.rewards.process import Worker, wait_for
 from rlkit.rewards.scorers import BatchReplies, BatchScorer, Threads
 from rlkit.rewards.scores import Scores, ScoreSheet, check_failures
 from rlkit.rewards.wire import WHOLE_GROUP, Failure, Unit, encode_group
@@ -55,7 +54,7 @@ class RewardPool:
         num_workers = config.workers if self._functions else 0
         self._workers = [Worker(self._functions) for _ in range(num_workers)]
         self._false_starts = 0
-        self._started = False
+        self._checked = self._started = False
 
     @property
     def specs(self) -> tuple[RewardSpec, ...]:
@@ -79,18 +78,30 @@ class RewardPool:
 
         Raises ValueError, naming the key, for a function that cannot be loaded.
         """
+        self.check()
         if not self._started:
             self._beside.begin(lambda scorer: scorer.start())()
             self._started = True
+
+    def check(self) -> None:
+        """Do as `start`, but let no scorer load its weights."""
+        if not self._checked:
+            self._beside.begin(lambda scorer: scorer.check())()
+            self._checked = True
         self._start_workers()
 
     def _start_workers(self) -> None:
         while any(worker.per_sample is None for worker in self._workers):
-            self._wait(until=time.monotonic() + 0.1)
+            wait_for(self._workers, until=time.monotonic() + 0.1)
             for worker in self._workers:
                 worker.read_output()
                 worker.read_replies()
                 self._check_start(worker)
+
+    @property
+    def scorers(self) -> Sequence[BatchScorer]:
+        """Return the scorers, in the order of their functions."""
+        return tuple(self._beside.scorers.values())
 
     @property
     def num_functions(self) -> int:
@@ -99,7 +110,7 @@ class RewardPool:
 
     def keep_in(self, run_dir: Path) -> None:
         """Let the scorers keep what a resumed run needs in the run's folder."""
-        for scorer in self._beside.scorers.values():
+        for scorer in self.scorers:
             scorer.keep_in(run_dir)
 
     def score(self, groups: Sequence[Sequence[Completion]]) -> Scores:
@@ -193,7 +204,7 @@ class RewardPool:
                     for g in needed - encoded.keys():
                         encoded[g] = encode_group(groups[g])
                     worker.submit(queue.popleft(), {g: encoded[g] for g in sorted(needed)})
-            self._wait(until=min([give_up, *self._deadlines()]))
+            wait_for(self._workers, until=min([give_up, *self._deadlines()]))
             for i, worker in enumerate(self._workers):
                 worker.read_output()  # before the replies: what a call printed counts against it
                 for unit, reply in worker.read_replies():
@@ -258,19 +269,6 @@ class RewardPool:
             w.clock + config.startup_timeout_s for w in self._workers if w.per_sample is None
         ]
         return starting + [w.clock + config.timeout_s for w in self._workers if w.units]
-
-    def _wait(self, *, until: float) -> None:
-        """Sleep until a worker says something, or until the deadline."""
-        with selectors.DefaultSelector() as selector:
-            for worker in self._workers:
-                channel, output = worker.fds
-                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.sending else 0)
-                selector.register(channel, events)
-                selector.register(output, selectors.EVENT_READ)
-            selector.select(timeout=max(0.0, until - time.monotonic()) + 0.001)
-        for worker in self._workers:
-            if worker.sending:
-                worker.flush()
 
     def _check_start(self, worker: Worker) -> None:
         if worker.load_error is not None:

@@ -34,8 +34,11 @@ class BatchReplies(NamedTuple):
 class BatchScorer(Protocol):
     """A scorer gives every completion of a batch a value, in this process or from elsewhere."""
 
+    def check(self) -> None:
+        """Raise ValueError with one line when it could not score; loads no weights."""
+
     def start(self) -> None:
-        """Be ready to score; raises ValueError with one line when that cannot be."""
+        """Be ready to score, after `check`; raises ValueError with one line."""
 
     def score(self, groups: Sequence[Sequence[Completion]], /) -> BatchReplies:
         """Score all groups, within a time that it bounds itself."""

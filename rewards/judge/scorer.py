@@ -50,7 +50,7 @@ class JudgeScorer:
         self.asking = Asking(key, self.options)
         self._needs_column = needs_column(self.options) or shows_reference(self.prompt)
 
-    def start(self) -> None:
+    def check(self) -> None:
         """Ask one easy question, so that a dead, closed or talkative judge is found at once.
 
         Raises ValueError with one line.
@@ -69,6 +69,9 @@ class JudgeScorer:
                 f"{self.asking.key}.model must give a verdict, got {self.options.model} "
                 f"({found.failure.value}): {found.message}"
             )
+
+    def start(self) -> None:
+        """Be ready: a checked judge is."""
 
     def score(self, groups: Sequence[Sequence[Completion]], /) -> BatchReplies:
         """Return the share of wins, or the level, of each completion.

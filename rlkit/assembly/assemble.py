@@ -71,7 +71,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     resources.callback(rewards.close)
     start = _Start(config, device, task, setting, algorithm, rewards, resources)
     try:
-        rewards.start()
+        rewards.check()
         meter = Meter.start(device)
         longest = task.max_prompt_length, task.max_completion_length
         planned, loaded = plan_and_load(
@@ -121,6 +121,7 @@ def _with_model(
     injector = bind_adapter(
         planned.config.generator, loaded.engine, base, policy, sampled=loaded.sampled, say=say
     )
+    start.rewards.start()
     return ModelRun(
         config=config,
         planned=planned,

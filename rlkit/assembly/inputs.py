@@ -19,4 +19,4 @@ def check_inputs(config: Config) -> None:
     check(config.model)
     task = build_task(config.task)
     with closing(reward_pool(config, task)) as pool:
-        pool.start()
+        pool.check()

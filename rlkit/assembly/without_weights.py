@@ -42,7 +42,7 @@ def look_without_weights(config: Config, *, say: Say) -> None:
     num_rows = int(hf_config.get_text_config().vocab_size)
     task = build_task(config.task)
     with closing(reward_pool(config, task)) as pool:
-        pool.start()
+        pool.check()
         task = usable_rows(config, task, tokenizer, say=say)
         ends = stop_token_ids(tokenizer, _eos_of(config.model, hf_config, say))
         for note in vocabulary_notes(tokenizer, num_rows, ends):

@@ -76,7 +76,7 @@ def test_a_judge_that_fails_stops_the_run_where_it_is_told_to(
         )
     assert result.returncode == 1
     said = json.loads((tmp_path / "stopped/status.json").read_text())["message"]
-    assert "reward.functions.judge failed on 8 of 8 samples" in said, said
+    assert "reward.functions.judge failed on 4 of 4 samples" in said, said
     assert "refused: status 500" in said and "for the completion" in said
 
 

@@ -161,14 +161,14 @@ def test_replies_are_kept_by_content_and_a_resumed_run_pays_nothing(tmp_path: Pa
     groups = [group_of(*STRENGTH)]
     with FakeJudge(by_logit(taste)) as fake:
         first = judge_of(fake.url)
-        first.start()
+        first.check()
         first.keep_in(tmp_path)
         before = first.score(groups)
         first.close()
         assert len(fake.bodies) == 12 + 2  # the question at the start, in both orders
         again = judge_of(fake.url)
         again.keep_in(tmp_path)
-        again.start()
+        again.check()
         after = again.score(groups)
         assert len(fake.bodies) == 14
         assert again.asking.spent() == (14, 1400, 14)
@@ -180,7 +180,7 @@ def test_replies_are_kept_by_content_and_a_resumed_run_pays_nothing(tmp_path: Pa
     assert after.counts == {"calls": 0.0, "cached": 12.0, "tokens": 0.0}
     offline = judge_of("http://127.0.0.1:1/v1", cache_only=True)
     offline.keep_in(tmp_path)
-    offline.start()
+    offline.check()
     assert offline.score(groups).groups[0].values == before.groups[0].values
     unknown = offline.score([group_of("new", "text")])
     assert [kind for _, kind, _ in unknown.groups[0].problems] == [Failure.not_cached] * 2
@@ -226,7 +226,7 @@ def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
 
 def test_bad_input_is_one_line_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=rf"{KEY}.url must be an endpoint that answers, got .*:1/"):
-        judge_of("http://127.0.0.1:1/v1").start()
+        judge_of("http://127.0.0.1:1/v1").check()
     with pytest.raises(ValueError, match=f"{KEY}.api_key must be env:NAME") as literal:
         judge_of("http://h", api_key="sk-very-secret")
     assert "very" not in str(literal.value)
@@ -236,12 +236,12 @@ def test_bad_input_is_one_line_before_training(monkeypatch: pytest.MonkeyPatch) 
     with FakeJudge(by_logit(taste), key="sk-right-key") as fake:
         wrong = judge_of(fake.url, api_key="env:JUDGE_KEY")
         with pytest.raises(ValueError, match=f"{KEY}.api_key must be one that .* got status 401"):
-            wrong.start()
+            wrong.check()
         scored = wrong.score([group_of("x", "y")])
         (_, kind, message), _ = scored.groups[0].problems
         assert kind is Failure.refused and "sk-wrong" not in message
         monkeypatch.setenv("JUDGE_KEY", "sk-right-key")  # resolved when a request is sent
-        wrong.start()
+        wrong.check()
     prose = tokens_reply({"A": 0.01}, rest=0.99)
     for reply, said in (
         (prose, f"{KEY}.model must give a verdict, got fake .no_verdict.: the reply's first token"),
@@ -250,7 +250,7 @@ def test_bad_input_is_one_line_before_training(monkeypatch: pytest.MonkeyPatch) 
         with FakeJudge(lambda body, reply=reply: reply) as fake:  # type: ignore[misc]
             judge = judge_of(fake.url)
             with pytest.raises(ValueError, match=said):
-                judge.start()
+                judge.check()
 
 
 def test_the_key_is_never_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def test_too_many_failures_stop_the_run_with_an_example() -> None:
         spec = RewardSpec("judge", "judge", 1.0, {})
         config = RewardConfig(max_failure_rate=0.5)
         with RewardPool([spec], config, {"judge": judge_of(fake.url, verdicts="text")}) as pool:
-            pool._started = True
+            pool._checked = True
             with pytest.raises(TooManyFailures) as stopped:
                 pool.score([group_of("first text", "other")])
     text = str(stopped.value)
