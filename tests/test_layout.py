@@ -31,6 +31,7 @@ ALLOWED = {
     "algorithms": {"types", "schema", "functional"},
     "tasks": {"types", "schema", "runtime", "rewards"},
     "policy": {"types", "runtime", "kernels", "models"},
+    "reward_models": {"types", "runtime", "models", "policy", "rewards"},
     "report": {"schema", "stats", "tracking"},
     "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
     "oracle": {"types", "schema", "algorithms", "training"},
@@ -45,7 +46,7 @@ ALLOWED = {
     },
     "assembly": {
         *("types", "schema", "config", "algorithms", "generation", "models", "plan", "policy"),
-        *("rewards", "runtime", "tabular", "tasks", "tracking", "training"),
+        *("reward_models", "rewards", "runtime", "tabular", "tasks", "tracking", "training"),
     },
     "launch": {
         *("schema", "config", "algorithms", "assembly", "report", "runtime", "tabular"),

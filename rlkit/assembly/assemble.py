@@ -14,7 +14,7 @@ from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
-from rlkit.assembly.rewards import reward_pool
+from rlkit.assembly.rewards import reward_pool, start_rewards
 from rlkit.assembly.rows import tried_rewards, with_usable_rows
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
@@ -66,7 +66,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     config = replace(config, model=with_adapter_shape(config.model))
     task = build_task(config.task)
     setting, algorithm = setting_of(config), algorithm_of(config)
-    rewards = reward_pool(config, task)
+    rewards = reward_pool(config, task, device)
     resources = ExitStack()
     resources.callback(rewards.close)
     start = _Start(config, device, task, setting, algorithm, rewards, resources)
@@ -121,7 +121,7 @@ def _with_model(
     injector = bind_adapter(
         planned.config.generator, loaded.engine, base, policy, sampled=loaded.sampled, say=say
     )
-    start.rewards.start()
+    start_rewards(start.rewards, policy, base)
     return ModelRun(
         config=config,
         planned=planned,

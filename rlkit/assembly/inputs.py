@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import closing
 
+import torch
+
 from rlkit.assembly.rewards import reward_pool
 from rlkit.config import Config
 from rlkit.models.source import check
@@ -18,5 +20,5 @@ def check_inputs(config: Config) -> None:
     """
     check(config.model)
     task = build_task(config.task)
-    with closing(reward_pool(config, task)) as pool:
+    with closing(reward_pool(config, task, torch.device("cpu"))) as pool:
         pool.check()

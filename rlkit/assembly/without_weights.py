@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
+import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
 from rlkit.assembly.rewards import reward_pool
@@ -41,7 +42,7 @@ def look_without_weights(config: Config, *, say: Say) -> None:
     hf_config = architecture_of(config.model, say=say)
     num_rows = int(hf_config.get_text_config().vocab_size)
     task = build_task(config.task)
-    with closing(reward_pool(config, task)) as pool:
+    with closing(reward_pool(config, task, torch.device("cpu"))) as pool:
         pool.check()
         task = usable_rows(config, task, tokenizer, say=say)
         ends = stop_token_ids(tokenizer, _eos_of(config.model, hf_config, say))
