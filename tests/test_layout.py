@@ -31,7 +31,7 @@ ALLOWED = {
     "algorithms": {"types", "schema", "functional"},
     "tasks": {"types", "schema", "runtime", "rewards"},
     "policy": {"types", "runtime", "kernels", "models"},
-    "reward_models": {"types", "runtime", "models", "policy", "rewards"},
+    "reward_models": {"types", "runtime", "models", "policy", "rewards", "tasks"},
     "report": {"schema", "stats", "tracking"},
     "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
     "oracle": {"types", "schema", "algorithms", "training"},
@@ -54,7 +54,8 @@ ALLOWED = {
     },
     "cli": {
         *("types", "schema", "config", "algorithms", "assembly", "generation", "launch"),
-        *("models", "plan", "policy", "report", "runtime", "tasks", "tracking", "training"),
+        *("models", "plan", "policy", "report", "reward_models", "rewards", "runtime", "tasks"),
+        *("tracking", "training"),
     },
     "__init__": {"config", "launch", "types"},
     "__main__": {"cli"},

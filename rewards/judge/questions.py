@@ -121,4 +121,5 @@ def _pair_verdict(asking: Asking, first: Asked, second: Asked) -> PairVerdict:
     if a.value is None or b.value is None:
         bad = a if a.value is None else b
         return PairVerdict(None, slots, bad.failure, bad.message, cached=cached)
-    return PairVerdict((a.value + 1.0 - b.value) / 2.0, slots, cached=cached)
+    # In this order of operations equal probabilities of slot A are a tie to the last bit.
+    return PairVerdict(0.5 + (a.value - b.value) / 2.0, slots, cached=cached)

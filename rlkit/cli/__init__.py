@@ -24,6 +24,7 @@ COMMANDS = {
     "env": "rlkit.cli.env",
     "export": "rlkit.cli.export",
     "generate": "rlkit.cli.generate",
+    "judge-check": "rlkit.cli.judge_check",
     "quantize": "rlkit.cli.quantize",
     "replay": "rlkit.cli.replay",
     "report": "rlkit.cli.report",

@@ -1,7 +1,7 @@
 """This module is a reward model without weights of its own: a second LoRA and a head.
 
-Both compute on the frozen base of the policy. The folder holds the adapter in PEFT's format, the
-head as safetensors, and a record with the score of one text, by which a wrong base is noticed.
+Both compute on the frozen base of the policy. The folder holds the adapter in PEFT's format and
+the head as safetensors. Its record has the score of one text, by which a wrong base is noticed.
 """
 
 from __future__ import annotations

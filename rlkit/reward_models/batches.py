@@ -1,7 +1,7 @@
 """This module scores rows of token ids in batches of a token budget.
 
-The place of a score is the last real token by the row's length, never by the pad token's id: with
-pad = end token, a search by id reads the wrong place. So a score depends on the row alone.
+The place of a score is the last real token by the row's length, never by the pad token's id.
+With pad = end token, a search by id reads the wrong place. So a score depends on the row alone.
 """
 
 from __future__ import annotations

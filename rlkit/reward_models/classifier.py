@@ -145,8 +145,8 @@ def _load(
 def _score_of(model: PreTrainedModel) -> ScoreBatch:
     """Return the forward pass: a float32 head at the last token of a decoder, else its own pooling.
 
-    Decoders of transformers all call their head `score`, and find the last token by the pad id; an
-    encoder pools at its first token, which padding on the right leaves in its place.
+    Decoders of transformers all call their head `score`, and find the last token by the pad id.
+    An encoder pools at its first token, which padding on the right leaves in its place.
     """
     head = getattr(model, "score", None)
     if isinstance(head, nn.Linear):

@@ -1,6 +1,6 @@
 """This module makes rows of token ids of completions, as the reward model was trained to see them.
 
-The template is the reward model's own, never the policy's; its text is tokenised without further
+The template is the reward model's own, never the policy's. Its text is tokenised without further
 special tokens, so that there is one beginning-of-sequence token and not two.
 """
 
