@@ -41,8 +41,8 @@ ALLOWED = {
         *("tracking", "training", "types"),
     },
     "plan": {
-        *("types", "config", "generation", "kernels", "models", "policy", "runtime", "tracking"),
-        "training",
+        *("types", "config", "generation", "kernels", "models", "policy", "reward_models"),
+        *("runtime", "tracking", "training"),
     },
     "assembly": {
         *("types", "schema", "config", "algorithms", "generation", "models", "plan", "policy"),

@@ -26,7 +26,7 @@ class GoldPair(NamedTuple):
 class Rate(NamedTuple):
     """This is a share of cases, with Wilson's 95% interval."""
 
-    count: float
+    hits: float
     """A tie counts one half."""
     total: int
     low: float
@@ -34,7 +34,7 @@ class Rate(NamedTuple):
 
     @property
     def share(self) -> float:
-        return self.count / self.total if self.total else float("nan")
+        return self.hits / self.total if self.total else float("nan")
 
 
 class JudgeReport(NamedTuple):
@@ -113,16 +113,16 @@ def check_judge(
     )
 
 
-def rate(count: float, total: int) -> Rate:
+def rate(hits: float, total: int) -> Rate:
     """Return a share with Wilson's 95% interval; (0, 1) of nothing."""
     if not total:
-        return Rate(count, 0, 0.0, 1.0)
-    z, share = 1.959963984540054, count / total
+        return Rate(hits, 0, 0.0, 1.0)
+    z, share = 1.959963984540054, hits / total
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = (
         z * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5 / (1 + z * z / total)
     )
-    return Rate(count, total, max(0.0, middle - half), min(1.0, middle + half))
+    return Rate(hits, total, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def report_lines(report: JudgeReport) -> Iterator[str]:
@@ -149,7 +149,7 @@ def _line(name: str, found: Rate) -> str:
     if not found.total:
         return f"{name:<30}-       of 0"
     return (
-        f"{name:<30}{found.share:.3f}   {found.count:g} of {found.total}, "
+        f"{name:<30}{found.share:.3f}   {found.hits:g} of {found.total}, "
         f"95% [{found.low:.2f}, {found.high:.2f}]"
     )
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "quantize": "rlkit.cli.quantize",
     "replay": "rlkit.cli.replay",
     "report": "rlkit.cli.report",
+    "reward-model": "rlkit.cli.reward_model",
 }
 
 

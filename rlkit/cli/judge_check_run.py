@@ -102,7 +102,7 @@ def _calls(scorer: JudgeScorer, group_size: int) -> int:
 def _require(
     spec: RewardSpec, report: JudgeReport, least_agreement: float, least_consistency: float
 ) -> None:
-    if report.failed.total == report.failed.count:
+    if report.failed.total == report.failed.hits:
         raise NotGoodEnough(f"judge {spec.name} must give verdicts, got none: {report.failure}")
     if report.agreement.share < least_agreement:
         raise NotGoodEnough(

@@ -46,14 +46,14 @@ def test_a_good_judge_that_obeys_orders() -> None:
     assert report.consistent[:2] == (8, 8) and report.first_slot == pytest.approx(0.5)
     assert report.obeyed[:2] == (8, 8)
     assert report.longer_wins == report.longer_is_gold == 0.5  # equal lengths are not longer
-    assert report.spent.calls == 32 and report.failed.count == 0
+    assert report.spent.calls == 32 and report.failed.hits == 0
 
 
 def test_a_judge_of_slot_a_and_one_of_prose() -> None:
     with FakeJudge(lambda body: tokens_reply({"A": 0.9, "B": 0.1})) as fake:
         report = report_of(fake)
     assert report.agreement[:2] == (4.0, 8)  # a tie everywhere
-    assert report.consistent is not None and report.consistent.count == 0
+    assert report.consistent is not None and report.consistent.hits == 0
     assert report.first_slot == pytest.approx(0.9)
     with FakeJudge(lambda body: tokens_reply({"A": 0.0}, rest=1.0)) as fake:
         report = report_of(fake)
