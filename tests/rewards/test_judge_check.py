@@ -11,7 +11,11 @@ import pytest
 from fake_judge import FakeJudge, by_logit, completion_of_question, pair_of, tokens_reply
 from scipy.stats import binomtest
 
+from rlkit.assembly.identity import identity_hash
 from rlkit.cli import run as main
+from rlkit.launch.composing import register
+from rlkit.launch.content import content_of
+from rlkit.launch.preflight import preflight
 from rlkit.rewards import RewardSpec
 from rlkit.rewards.judge.check import GoldPair, JudgeReport, check_judge, rate
 from rlkit.rewards.judge.scorer import JudgeScorer
@@ -91,3 +95,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         chosen = ["reward=judge", f"{OPTIONS}.url={fake.url}", f"{OPTIONS}.model=fake"]
         assert main(["judge-check", *chosen, "task=max_of_n", "count=4"]) == 1
         assert "must agree with gold on >= 0.6 of the pairs, got 0.50" in capsys.readouterr().err
+
+
+def test_the_prompt_file_is_part_of_a_run_and_the_address_is_not(tmp_path: Path) -> None:
+    register()
+    file = tmp_path / "mine.yaml"
+    file.write_text("user: '{prompt} {first} {second}'\n")
+    hashes, contents = [], []
+    for text in ("a", "b"):
+        with FakeJudge(lambda body: tokens_reply({"A": 0.5, "B": 0.5})) as fake:
+            chosen = ["reward=judge", f"{OPTIONS}.url={fake.url}", f"{OPTIONS}.model=fake"]
+            (config,) = preflight([*chosen, f"+{OPTIONS}.prompt={file}"])
+        hashes.append(identity_hash(config))
+        contents.append(content_of(config)[f"{OPTIONS}.prompt"].sha256)
+        file.write_text(f"user: '{text} {{first}} {{second}}'\n")
+    assert hashes[0] == hashes[1]
+    assert contents[0] != contents[1]

@@ -80,11 +80,11 @@ def test_what_it_said_comes_back_from_the_cache_bit_for_bit(url: str, tmp_path: 
 
 def test_the_default_mass_refuses_a_judge_that_wants_to_say_something_else(url: str) -> None:
     scorer = judge_of(url, min_mass=0.99)
-    with pytest.raises(ValueError, match="must give a verdict, got smollm2 .no_verdict.: the rep"):
+    with pytest.raises(ValueError, match=r"must give a verdict, got smollm2 .no_verdict.: the rep"):
         scorer.check()
 
 
 def test_prose_is_read_or_refused(url: str) -> None:
     scorer = judge_of(url, verdicts="text", max_tokens=8)
-    with pytest.raises(ValueError, match="must give a verdict, got smollm2 .no_verdict.: the rep"):
+    with pytest.raises(ValueError, match=r"must give a verdict, got smollm2 .no_verdict.: the rep"):
         scorer.check()
