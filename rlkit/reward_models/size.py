@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
@@ -52,8 +53,9 @@ def _bytes(key: str, options: RewardModelOptions, device: torch.device) -> int:
         return (Path(options.source).expanduser() / TENSORS).stat().st_size
     config = classifier_config(key, options)
     dtype, _ = resolve_dtype(options.dtype, device)
+    auto: Any = AutoModelForSequenceClassification
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = auto.from_config(config)
     weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     return int(weights) + batch_bytes(config, options, itemsize=dtype.itemsize)
 
