@@ -42,7 +42,7 @@ __all__ = [
 
 
 class Entry(NamedTuple):
-    """An algorithm of this repository."""
+    """This record names an algorithm of this repository."""
 
     name: str
     """Its option of the group `algorithm`."""

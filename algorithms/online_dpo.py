@@ -1,4 +1,4 @@
-"""Online DPO: preference pairs among fresh samples, labelled by the rewards.
+"""Online DPO learns from preference pairs among fresh samples, labelled by the rewards.
 
 Papers: arXiv:2402.04792, with the loss of arXiv:2305.18290. A pairwise judge is a reward function
 that returns each sample's share of wins. XPO (arXiv:2405.21046) is the option `xpo_alpha`.
@@ -53,7 +53,7 @@ from rlkit.types import (
 
 
 class PreferenceLoss(StrEnum):
-    """Loss of a pair's margin; formulas in `rlkit.functional.preference`."""
+    """This is the loss of a pair's margin; its formulas are in `rlkit.functional.preference`."""
 
     sigmoid = "sigmoid"
     ipo = "ipo"

@@ -41,7 +41,7 @@ _RULE = (
 
 @typing.runtime_checkable
 class Factory(typing.Protocol):
-    """Makes an algorithm from its objective and the facts of a run; pure.
+    """A factory makes an algorithm from its objective and the facts of a run; pure.
 
     It raises ValueError, `key must be RULE, got VALUE`, on combinations that cannot work.
 

@@ -35,7 +35,7 @@ from rlkit.types import (
 
 @dataclass(kw_only=True, slots=True)
 class PPOConfig(PolicyGradientConfig):
-    """Proximal policy optimisation."""
+    """These are the options of proximal policy optimisation."""
 
     aggregation: Aggregation = Aggregation.token_mean
     """The same values as elsewhere; also used for the value loss. TRL and verl: token_mean."""

@@ -1,8 +1,9 @@
 """RLOO: REINFORCE with the mean of the group's other rewards as baseline.
 
-Paper: arXiv:2402.14740, eq. 8. As in TRL: KL (k1) in the reward, before the baseline, and one ratio
-for the whole completion (`ratio=sequence`). `ratio=token` with `algorithm.aggregation=sequence_sum`
-has the same gradient on-policy. Everything but the baseline is GRPO's.
+Paper: arXiv:2402.14740, eq. 8. As in TRL, KL (k1) is in the reward, before the baseline, and one
+ratio is for the whole completion (`ratio=sequence`). `ratio=token` with
+`algorithm.aggregation=sequence_sum` has the same gradient on-policy. Everything but the baseline is
+GRPO's.
 """
 
 from __future__ import annotations

@@ -16,12 +16,21 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from benchmarks.generation_peers import trl_side, vllm_side
 from benchmarks.generation_sides import Work, rlkit_base_side, rlkit_side
-from benchmarks.random_model import SHAPES, write_random_model
-from benchmarks.side import Result, Side, hand_over, memory_folder, wait_for_turn, write_report
+from benchmarks.side import (
+    Result,
+    Side,
+    child_arguments,
+    failures,
+    hand_over,
+    memory_folder,
+    side_parser,
+    table_head,
+    wait_for_turn,
+    write_report,
+    write_shape,
+)
 from rlkit.generation.vllm.config import Compilation
 
 _MODULE = "benchmarks.generation"
@@ -40,11 +49,10 @@ def main() -> None:
         wait_for_turn()
         hand_over(SIDES[options.child](_work(Path(options.folder), options)))
         return
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     results: dict[str, Result] = {}
     with memory_folder() as root:
         folder = Path(root) / options.shape
-        write_random_model(folder, options.shape, dtype=dtype)
+        write_shape(folder, options.shape)
         for side in options.sides.split(","):
             name = f"{side} (cold)" if side == "rlkit" and options.cold else side
             results[name] = _run(side, folder, options)
@@ -65,16 +73,15 @@ def table(results: dict[str, Result]) -> str:
         ("GPU memory in use, GB", lambda r: _number(r.get("gpu_memory_bytes"), "{:.1f}", 1e-9)),
         ("start to first token, s", lambda r: _number(r.get("first_token_s"), "{:.1f}")),
     ]
-    lines = ["| | " + " | ".join(results) + " |", "| --- |" + " --- |" * len(results)]
+    lines = table_head("", results)
     for title, cell in rows:
         lines.append(f"| {title} | " + " | ".join(cell(r) for r in results.values()) + " |")
-    failed = [f"{name}: {r['error']}" for name, r in results.items() if "error" in r]
-    return "\n".join([*lines, *failed])
+    return "\n".join([*lines, *failures(results)])
 
 
 def _run(side: str, folder: Path, options: argparse.Namespace) -> Result:
     """One side in a fresh process."""
-    arguments = ["--child", side, "--folder", str(folder), *_passed_on(options)]
+    arguments = child_arguments(side, folder, options, [*_COUNTS, "compilation"])
     caches = ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
     environment = {name: str(folder.with_name(name.lower())) for name in caches}
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -99,23 +106,10 @@ def _work(folder: Path, options: argparse.Namespace) -> Work:
 _COUNTS = {"prompts": 8, "samples": 8, "new_tokens": 512, "rank": 16, "repeats": 3, "syncs": 20}
 
 
-def _passed_on(options: argparse.Namespace) -> list[str]:
-    names = [*_COUNTS, "compilation"]
-    return [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
-
-
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
-    parser.add_argument("--sides", default="rlkit,rlkit_base,vllm,trl")
+    parser = side_parser(_MODULE, SIDES, default="rlkit,rlkit_base,vllm,trl", counts=_COUNTS)
     parser.add_argument("--warm-only", dest="cold", action="store_false", help="rlkit once")
     parser.add_argument("--compilation", choices=list(Compilation), default=Compilation.auto)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--timeout-s", type=float, default=300.0, help="of each side")
-    for name, default in _COUNTS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--child", choices=sorted(SIDES), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -25,6 +25,7 @@ from rlkit.assembly.load import LoadedModels, load_base
 from rlkit.config import Config
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, Progress
 from rlkit.models.config import ModelConfig, QuantConfig, QuantKind
+from rlkit.models.resolved import resolve_model
 from rlkit.plan.choose import Plan
 from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.headline import Headline
@@ -143,7 +144,8 @@ class Row:
         self.meter = self.meter if on_cuda else Meter.start(self.device)
         self._end("context")
         self.algorithm = _algorithm(self.row)
-        made = planned(self.config, self.algorithm, device=self.device, budget=budget, say=self.say)
+        self.model = resolve_model(self.config.model, device=self.device, say=self.say)
+        made = planned(self.config, self.algorithm, model=self.model, budget=budget)
         self.plan, self.config = made.plan, made.config
         for line in lines(made.plan, where=f"target of {self.row.name}"):
             self.say(line)
@@ -160,7 +162,7 @@ class Row:
         start = self._now()
         row, config = self.row, self.config
         longest = (row.max_prompt, row.max_completion)
-        loaded = load_base(config, device=self.device, longest=longest, say=self.say)
+        loaded = load_base(config, model=self.model, longest=longest, say=self.say)
         self.loaded = loaded
         let_segments_grow(self.device)
         if loaded.engine is not None:

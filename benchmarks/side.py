@@ -1,17 +1,21 @@
-"""One side of a benchmark in a process of its own, and the report on all of them."""
+"""One side of a benchmark in a process of its own, its command line, and the report on all."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.random_model import SHAPES, write_random_model
 from rlkit.launch.environment import hardware, versions
 
 _MARK = "benchmarks.result "
@@ -89,6 +93,51 @@ def hand_over(result: Mapping[str, object]) -> None:
 def memory_folder() -> tempfile.TemporaryDirectory[str]:
     """A temporary folder, in memory where there is such a file system."""
     return tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+
+
+def write_shape(folder: Path, shape: str) -> None:
+    """Write a random model of a shape: in bfloat16 for a card, in float32 for a CPU."""
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    write_random_model(folder, shape, dtype=dtype)
+
+
+def side_parser(
+    module: str, sides: Iterable[str], *, default: str, counts: Mapping[str, int]
+) -> argparse.ArgumentParser:
+    """The command line of a benchmark of sides; `counts` become options with these defaults."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
+    parser.add_argument("--sides", default=default)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="of each side")
+    for name, count in counts.items():
+        parser.add_argument(_flag(name), type=int, default=count)
+    parser.add_argument("--child", choices=sorted(sides), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser
+
+
+def child_arguments(
+    side: str, folder: Path, options: argparse.Namespace, names: Iterable[str]
+) -> list[str]:
+    """The command line of the child that is `side`; it gets the options `names` as they are."""
+    passed_on = [f"{_flag(name)}={getattr(options, name)}" for name in names]
+    return ["--child", side, "--folder", str(folder), *passed_on]
+
+
+def table_head(title: str, names: Iterable[str]) -> list[str]:
+    """The first two lines of a table in Markdown with one column a side."""
+    columns = list(names)
+    return [f"| {title} | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+
+
+def failures(results: Mapping[str, Result]) -> list[str]:
+    """A line for each side that failed."""
+    return [f"{name}: {result['error']}" for name, result in results.items() if "error" in result]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def write_report(

@@ -19,8 +19,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.random_model import SHAPES, write_random_model
-from benchmarks.side import Result, Side, hand_over, memory_folder, wait_for_turn, write_report
+from benchmarks.side import (
+    Result,
+    Side,
+    child_arguments,
+    failures,
+    hand_over,
+    memory_folder,
+    side_parser,
+    table_head,
+    wait_for_turn,
+    write_report,
+    write_shape,
+)
 from benchmarks.step_sides import Work, medians, rlkit_side, write_prompts
 from benchmarks.step_trl import trl_side, trl_whole_side, unsloth_side
 
@@ -42,11 +53,10 @@ def main() -> int:
     options = _arguments()
     if options.child:
         return _child(options)
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     results: dict[str, Result] = {}
     with memory_folder() as root:
         work = _work(Path(root) / options.shape, options)
-        write_random_model(work.folder, options.shape, dtype=dtype)
+        write_shape(work.folder, options.shape)
         write_prompts(work)
         sides = options.sides.split(",")
         started = {side: _start(side, work.folder, options) for side in sides}
@@ -63,7 +73,7 @@ def table(results: dict[str, Result]) -> str:
     """One column a side; medians, and how many times rlkit's step fits into each."""
     good = {side: medians(r) for side, r in results.items() if "error" not in r}
     phases = ["generate", "score", "update", "sync", "reward", "other", "step"]
-    lines = ["| seconds | " + " | ".join(good) + " |", "| --- |" + " --- |" * len(good)]
+    lines = table_head("seconds", good)
     for phase in phases:
         cells = [f"{m[phase]:.3f}" if phase in m else "–" for m in good.values()]
         lines.append(f"| {phase} | " + " | ".join(cells) + " |")
@@ -72,8 +82,7 @@ def table(results: dict[str, Result]) -> str:
     if "rlkit" in good:
         times = [f"{m['step'] / good['rlkit']['step']:.2f}" for m in good.values()]
         lines.append("| times rlkit's step | " + " | ".join(times) + " |")
-    failed = [f"{side}: {r['error']}" for side, r in results.items() if "error" in r]
-    return "\n".join([*lines, *failed])
+    return "\n".join([*lines, *failures(results)])
 
 
 def _child(options: argparse.Namespace) -> int:
@@ -98,8 +107,7 @@ def _import_ahead(side: str) -> None:
 
 
 def _start(side: str, folder: Path, options: argparse.Namespace) -> Side:
-    arguments = ["--child", side, "--folder", str(folder)]
-    arguments += [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in _COUNTS]
+    arguments = child_arguments(side, folder, options, _COUNTS)
     arguments += [f"--set={override}" for override in options.set]
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -125,17 +133,9 @@ def _work(folder: Path, options: argparse.Namespace) -> Work:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
-    parser.add_argument("--sides", default="rlkit,trl,trl_whole")
+    parser = side_parser(_MODULE, SIDES, default="rlkit,trl,trl_whole", counts=_COUNTS)
     parser.add_argument("--tiny", action="store_true", help="a small shape: a test of this program")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--set", action="append", default=[], help="an option of rlkit")
-    parser.add_argument("--timeout-s", type=float, default=300.0, help="of each side")
-    for name, default in _COUNTS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--child", choices=sorted(SIDES), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.tiny:
         options.shape = "tiny"

@@ -59,12 +59,12 @@ def prompts_of(base: BaseModel) -> list[Prompt]:
 
 
 def text_of(rollout: Rollout, base: BaseModel) -> str:
-    """The completion without special tokens."""
+    """Return the completion without special tokens."""
     return str(base.tokenizer.decode(list(rollout.completion_ids), skip_special_tokens=True))
 
 
 def score(rollouts: Sequence[Sequence[Rollout]], base: BaseModel) -> list[list[ScoredRollout]]:
-    """Every sample with its text and its reward."""
+    """Return every sample with its text and its reward."""
     scored = []
     for word, group in zip(WORDS, rollouts, strict=True):
         texts = [text_of(rollout, base) for rollout in group]

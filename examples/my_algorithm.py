@@ -31,7 +31,7 @@ class ShareConfig(PolicyGradientConfig):
 
 
 def share_of_mean(objective: Objective[ShareConfig], setting: Setting) -> Algorithm:
-    """The algorithm for a run with these facts."""
+    """Return the algorithm for a run with these facts."""
     cfg = objective.algorithm
     policy = policy_gradient_loss(objective, setting)
 

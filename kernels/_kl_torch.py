@@ -36,7 +36,7 @@ def fused_chunk(
     reverse: bool,
     gradient: bool,
 ) -> KLChunk:
-    """Does what `chunk` does with one kernel, without `top_k`.
+    """Do what `chunk` does with one kernel, without `top_k`.
 
     Args:
         product: Float32 products h W^T (R, V) of the policy.

@@ -85,7 +85,7 @@ def chunk_rows(
 
 
 class LogpsChunk(NamedTuple):
-    """One chunk of rows and the anchors of its exponentials."""
+    """This record holds one chunk of rows and the anchors of its exponentials."""
 
     hidden: Tensor
     weight: Tensor

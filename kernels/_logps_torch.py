@@ -7,8 +7,9 @@ words, E_v = exp(z_v - m) for v != y and E_y = 0, S = sum_v E_v and delta = z_y 
     H = -logps + (1 - p_y) (delta - sum_v E_v (z_v - m) / S)
     dlogps/dh = gain (1 - p_y) (d_y W_y - sum_v E_v d_v W_v / S)
 
-with d the softcap's slope. Keeping the target out of every sum and 1 - p_y as a factor of its own
-makes both relatively accurate up to p_y -> 1, where W_y - sum_v p_v W_v cancels (docs/kernels.md).
+Here d is the softcap's slope. Keeping the target out of every sum and 1 - p_y as a factor of its
+own makes both relatively accurate up to p_y -> 1, where W_y - sum_v p_v W_v cancels
+(docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _forward_chunk(
 
 
 class Grads(NamedTuple):
-    """Gradients in the inputs' dtypes; None where not asked for."""
+    """These are gradients in the inputs' dtypes, None where not asked for."""
 
     hidden: Tensor | None
     weight: Tensor | None

@@ -53,7 +53,7 @@ def forward(
     workspace_bytes: int,
     tiling: Tiling | None = None,
 ) -> Forward:
-    """Does what `_logps_torch.forward` does, for bfloat16 and float16.
+    """Do what `_logps_torch.forward` does, for bfloat16 and float16.
 
     Args:
         hidden: Hidden states (N, D), D a multiple of 8.
@@ -189,7 +189,7 @@ def backward(
     workspace_bytes: int,
     tiling: Tiling | None = None,
 ) -> Grads:
-    """Does what `_logps_torch.backward` does: d loss / d z is E (alpha + beta log2 E) for others.
+    """Do what `_logps_torch.backward` does: d loss / d z is E (alpha + beta log2 E) for others.
 
     p_v = p_y E_v and log p_v = log E_v + logps, so that alpha = -p_y (g + g_H (logps + H)) and
     beta = -p_y g_H log 2. Rows that overflow, and float16, take the chunked path.

@@ -125,7 +125,7 @@ def _powers_of_two(product: Tensor) -> Tensor:
 
 
 class _KLCall(NamedTuple):
-    """The reference and the options of a call."""
+    """This record holds the reference and the options of a call."""
 
     ref_hidden: Tensor
     ref_weight: Tensor

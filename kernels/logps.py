@@ -1,6 +1,6 @@
 """`selected_logps` takes log-probs of words from hidden states, without the (N, V) logits.
 
-The method, its derivation and measurements: docs/kernels.md.
+docs/kernels.md holds the method, its derivation and measurements.
 """
 
 from __future__ import annotations

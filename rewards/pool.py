@@ -152,7 +152,10 @@ class RewardPool:
         return sheet.scores(seconds=time.perf_counter() - start, drop_failed=drop)
 
     def close(self) -> None:
-        """End the workers: idle ones are asked to, busy ones killed. At most 2 s; idempotent."""
+        """End the workers: idle ones are asked to, busy ones killed.
+
+        It takes at most 2 s and is idempotent.
+        """
         self._beside.close()
         idle = [worker for worker in self._workers if worker.idle]
         for worker in idle:

@@ -1,4 +1,4 @@
-"""Trainer and reward worker talk in length-prefixed JSON, without pickle or torch.
+"""Trainer and reward worker are joined by length-prefixed JSON, without pickle or torch.
 
 Token ids travel as base64 of little-endian int32 (a JSON list of numbers is ten times slower). The
 worker sees copies of `rlkit.types.Prompt` and `Completion` with the same fields, because importing

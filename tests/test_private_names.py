@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import pytest
 
-from rlkit.runtime.private_names import MissingName, find, require
+from rlkit.runtime.private_names import MissingName, find, require_names
 
 ROOT = Path(__file__).parent.parent
 
@@ -174,9 +174,9 @@ def test_the_search_finds_each_way_of_writing_one(source: str, found: list[str])
 def test_a_missing_name_is_one_line_that_names_library_version_and_name() -> None:
     assert find("torch:Tensor.no_such_name") is None
     assert find("no_such_library:name") is None
-    require("torch", "torch:Tensor")
+    require_names("torch", "torch:Tensor")
     with pytest.raises(MissingName) as caught:
-        require("torch", "torch:Tensor", "torch:Tensor._gone")
+        require_names("torch", "torch:Tensor", "torch:Tensor._gone")
     message = str(caught.value)
     assert "torch must have torch.Tensor._gone, got torch " in message
     assert "\n" not in message

@@ -1,4 +1,4 @@
-"""The advantage of a completion: baseline and scale, as two independent switches."""
+"""The advantage of a completion has two independent switches: baseline and scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The aggregation switch: from per-token losses to a scalar."""
+"""The aggregation switch says how per-token losses become a scalar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlkit.types import Setting, TrainBatch
 
 
 class Aggregation(StrEnum):
-    """From per-token losses to a scalar; formulas in `rlkit.functional.aggregation`."""
+    """This makes per-token losses a scalar; its formulas are in `rlkit.functional.aggregation`."""
 
     token_mean = "token_mean"
     sequence_mean = "sequence_mean"

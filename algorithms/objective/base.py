@@ -27,7 +27,7 @@ class GroupFilter(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class AlgorithmConfig(Options):
-    """Fields of every algorithm."""
+    """These are the fields of every algorithm."""
 
     preset: str = ""
     """The option of the group `algorithm` that was chosen; set by its own YAML."""

@@ -1,4 +1,4 @@
-"""The `correction` group: importance weights for the gap between generator and trainer."""
+"""The `correction` group weights the gap between generator and trainer by importance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlkit.schema import Options
 
 
 class CorrectionMode(StrEnum):
-    """The fate of a weight outside [low, high]."""
+    """This is the fate of a weight outside [low, high]."""
 
     none = "none"
     truncate = "truncate"

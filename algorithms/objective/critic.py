@@ -1,4 +1,4 @@
-"""The critic's loss and its metrics."""
+"""Compute the critic's loss and its metrics."""
 
 from __future__ import annotations
 

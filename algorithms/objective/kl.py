@@ -52,7 +52,7 @@ class KLGradient(StrEnum):
 
 
 class KLWeight(StrEnum):
-    """Importance weight pi / pi_old on a KL in the loss, for off-policy updates."""
+    """This is the importance weight pi / pi_old on a KL in the loss, for off-policy updates."""
 
     none = "none"
     old = "old"
@@ -81,7 +81,7 @@ ESTIMATORS: Mapping[tuple[KLDirection, KLEstimator], _Estimator] = {
 
 @dataclass(kw_only=True, slots=True)
 class KLConfig(Options):
-    """Divergence from the reference policy (the model with the adapter off)."""
+    """These options choose the divergence from the reference, the model with the adapter off."""
 
     direction: KLDirection = KLDirection.reverse
     """none; reverse = KL(policy || ref); forward = KL(ref || policy)."""

@@ -1,4 +1,4 @@
-"""A divergence of the `kl` group as a term of the loss, of the reward or of the advantage."""
+"""Add a divergence of the `kl` group as a term of the loss, of the reward or of the advantage."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ _RULES: Mapping[PairRule, Callable[[Tensor], Tensor]] = {
 
 
 def pair_rows(rule: PairRule, rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Return row indices chosen, rejected, chosen, ... of every group of adjacent rows.
+    """Return row indices of every group of adjacent rows, chosen and rejected in turn.
 
     A group of one row, whose others got no reward, gives that row twice. It is no pair to learn
     from, as `is_pair` tells, but a batch of such groups still has rows.

@@ -1,4 +1,4 @@
-"""The policy-gradient objective that GRPO, RLOO and PPO share: axes in, pure functions out."""
+"""GRPO, RLOO and PPO share this policy-gradient objective: axes in, pure functions out."""
 
 from __future__ import annotations
 

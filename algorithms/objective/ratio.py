@@ -18,7 +18,7 @@ class RatioLevel(StrEnum):
 
 
 class OldPolicy(StrEnum):
-    """The denominator of the ratio."""
+    """This is the denominator of the ratio."""
 
     auto = "auto"
     current = "current"
@@ -28,7 +28,7 @@ class OldPolicy(StrEnum):
 
 
 class Clip(StrEnum):
-    """The surrogate; formulas in `rlkit.functional.clips`."""
+    """This is the surrogate; its formulas are in `rlkit.functional.clips`."""
 
     none = "none"
     ppo = "ppo"
@@ -39,7 +39,7 @@ class Clip(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class RatioConfig(Options):
-    """Importance ratio pi / pi_old and its clip."""
+    """These options choose the importance ratio pi / pi_old and its clip."""
 
     level: RatioLevel = RatioLevel.token
     """token; sequence (product over tokens); sequence_mean (geometric mean, GSPO);

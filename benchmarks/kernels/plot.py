@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlkit.tracking.drawing import colour_of, new_figure, tidy
+
 
 def plot(record: Mapping[str, Any], floors: Mapping[str, float], target: Path) -> None:
     """Bars of the time in matmuls, one panel per shape; dashed: the fewest matmuls of each op."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shapes = list(record["shapes"])
-    figure, axes = plt.subplots(1, len(shapes), figsize=(6 * len(shapes), 4), squeeze=False)
+    figure = new_figure(width=6 * len(shapes), height=4)
+    axes = figure.subplots(1, len(shapes), squeeze=False)
     for axis, name in zip(axes[0], shapes, strict=True):
         measured = record["shapes"][name]
         results = measured["results"]
         peers = [p for p in results if "ms" in results[p].get("fwd+bwd", {})]
-        for offset, op, colour in ((-0.2, "forward", "tab:blue"), (0.2, "fwd+bwd", "tab:orange")):
+        for style, (offset, op) in enumerate(((-0.2, "forward"), (0.2, "fwd+bwd"))):
+            colour = colour_of(style)
             values = [results[p].get(op, {}).get("matmuls", 0.0) for p in peers]
             y = [i + offset for i in range(len(peers))]
             bars = axis.barh(y, values, 0.38, color=colour, label=op)
@@ -32,6 +31,6 @@ def plot(record: Mapping[str, Any], floors: Mapping[str, float], target: Path) -
         axis.set_xlabel("time in matmuls of 2 N V D operations (dashed: the floors)")
         axis.set_title(f"{name}: N, D, V = {tuple(measured['shape'])}", fontsize=10)
         axis.legend(loc="lower right")
+        tidy(axis)
     figure.suptitle(f"Per-token logps, {record['device']}, {record['date']}")
-    figure.tight_layout()
     figure.savefig(target, dpi=110)

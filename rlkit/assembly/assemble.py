@@ -15,13 +15,13 @@ from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun, render_prompts
 from rlkit.assembly.rewards import reward_pool, start_rewards
-from rlkit.assembly.rows import tried_rewards, with_usable_rows
+from rlkit.assembly.rows import held_out_prompts, tried_rewards, usable_rows
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
 from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.models.load import BaseModel
-from rlkit.models.source import with_adapter_shape
+from rlkit.models.resolved import resolve_model
 from rlkit.models.special import Stops, describe_ids, stops_of
 from rlkit.models.vocabulary import without_rows
 from rlkit.plan.device import Meter, let_segments_grow
@@ -63,24 +63,27 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     config = replace(config, generator=choose_generator(config, device, say=say))
     if isinstance(config.generator, VLLMGeneratorConfig):
         require_vllm()
-    config = replace(config, model=with_adapter_shape(config.model))
     task = build_task(config.task)
     setting, algorithm = setting_of(config), algorithm_of(config)
     rewards = reward_pool(config, task, device)
     resources = ExitStack()
     resources.callback(rewards.close)
-    start = _Start(config, device, task, setting, algorithm, rewards, resources)
     try:
         rewards.check()
         meter = Meter.start(device)
+        model = resolve_model(config.model, device=device, say=say)
+        config = replace(config, model=model.config)
+        # Before a weight is read: a row that cannot be used ends the run here.
+        rows = usable_rows(config, task, model.tokenizer, say=say)
+        start = _Start(config, device, rows.task, setting, algorithm, rewards, resources)
         longest = task.max_prompt_length, task.max_completion_length
         planned, loaded = plan_and_load(
             config,
             algorithm,
-            device=device,
+            model=model,
             longest=longest,
             say=say,
-            longest_prompt=longest_prompt(config, task, device, say=say),
+            longest_prompt=longest_prompt(config, rows, model),
         )
         if loaded.engine is not None:
             resources.callback(loaded.engine.close)
@@ -105,7 +108,7 @@ def _with_model(
     )
     stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
     sampling = sampling._replace(stop=stops.strings)
-    task, eval_prompts = with_usable_rows(config, task, base, say=say)
+    eval_prompts = held_out_prompts(config, task, base, say=say)
     decode = tried_rewards(config, task, start.rewards, base.tokenizer, ends=base.stop_ids, say=say)
     _say_what_is_known(base, stops, eval_prompts[0], say)
     _check_vocabulary(config, task, base)

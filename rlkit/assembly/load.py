@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from transformers import PreTrainedConfig
 
 from rlkit.config import Config, ConfigError
 from rlkit.generation import (
@@ -27,11 +26,11 @@ from rlkit.generation.vllm.config import (
     Weights,
     is_installed,
 )
-from rlkit.models.config import ModelConfig, QuantConfig, QuantKind, TuningKind
-from rlkit.models.load import BaseModel, load_model, resolve_dtype
+from rlkit.models.config import QuantConfig, QuantKind, TuningKind
+from rlkit.models.load import BaseModel, load_resolved
 from rlkit.models.nf4_folder import in_nf4
 from rlkit.models.quantize import meta_model, require_bitsandbytes
-from rlkit.models.source import architecture_of, locate, revision_of
+from rlkit.models.resolved import ResolvedModel, with_merged_adapter
 from rlkit.models.views import CannotShare
 from rlkit.plan.of_config import Planned
 from rlkit.plan.run import plan_run
@@ -72,7 +71,7 @@ def plan_and_load(
     config: Config,
     algorithm: Algorithm,
     *,
-    device: torch.device,
+    model: ResolvedModel,
     longest: tuple[int, int],
     say: Say,
     longest_prompt: int | None = None,
@@ -85,7 +84,7 @@ def plan_and_load(
     Args:
         config: The run's configuration.
         algorithm: It says what the plan must hold, such as a critic.
-        device: The run computes on it.
+        model: What `config.model` was resolved to.
         longest: Most tokens of a prompt and of a completion.
         say: It takes a line before each slow step.
         longest_prompt: Tokens of the longest prompt that is expected, where that is known.
@@ -96,30 +95,31 @@ def plan_and_load(
     Raises:
         ValueError: The run does not fit or cannot be loaded, with one line.
     """
-    plan = partial(plan_run, device=device, longest_prompt=longest_prompt, say=say)
+    plan = partial(plan_run, model=model, longest_prompt=longest_prompt, say=say)
     made = plan(config, algorithm)
+    model = with_merged_adapter(model, say=say)
     try:
-        return made, load_base(made.config, device=device, longest=longest, say=say)
+        return made, load_base(made.config, model=model, longest=longest, say=say)
     except CannotShare as error:
         generator = config.generator
         if not isinstance(generator, VLLMGeneratorConfig) or generator.weights is not Weights.auto:
             raise ValueError(f"{error}; set generator.weights=separate") from error
-        apart = Weights.sleep if device.type == "cuda" else Weights.separate
+        apart = Weights.sleep if model.device.type == "cuda" else Weights.separate
         say(f"generator.weights: {apart.value} (auto: {error})")
     # Not above: while the exception lives, its frames hold what the first engine held.
     config = replace(config, generator=replace(generator, weights=apart))
     made = plan(config, algorithm)
-    return made, load_base(made.config, device=device, longest=longest, say=say)
+    return made, load_base(made.config, model=model, longest=longest, say=say)
 
 
 def load_base(
-    config: Config, *, device: torch.device, longest: tuple[int, int], say: Say
+    config: Config, *, model: ResolvedModel, longest: tuple[int, int], say: Say
 ) -> LoadedModels:
     """Load the model, after the engine whose weights it shares if the generator is vLLM.
 
     Args:
-        config: The run's configuration.
-        device: The run computes on it.
+        config: The run's configuration, as planned.
+        model: What its model was resolved to, with its adapter merged where that is asked for.
         longest: Most tokens of a prompt and of a completion.
         say: It takes a line before each slow step.
 
@@ -139,84 +139,76 @@ def load_base(
                 f"--max-model-len of the server, got {sum(longest)}"
             )
         say(f"generator: vllm_server, {name} at {config.generator.url}")
+    model = replace(model, config=config.model)
     if isinstance(config.generator, VLLMGeneratorConfig):
-        return _with_engine(config, config.generator, device=device, longest=longest, say=say)
-    base = load_model(config.model, device=device, say=say, quant=config.memory.quant)
+        return _with_engine(config, config.generator, model, longest=longest, say=say)
+    base = load_resolved(model, say=say, quant=config.memory.quant)
     return LoadedModels(base=base, engine=None)
 
 
 def _with_engine(
     config: Config,
     generator: VLLMGeneratorConfig,
+    model: ResolvedModel,
     *,
-    device: torch.device,
     longest: tuple[int, int],
     say: Say,
 ) -> LoadedModels:
     from rlkit.generation.vllm.engine import start_engine
     from rlkit.generation.vllm.weights import weight_views
 
-    trained = _in_nf4(config, config.memory.quant, device=device, say=say)
-    sampled = trained
+    trained = sampled = _in_nf4(model, config.memory.quant, say=say)
     if generator.quantization is Quantization.nf4:
         quant = QuantConfig(kind=QuantKind.nf4, double_quant=config.memory.quant.double_quant)
-        sampled = _in_nf4(config, quant, device=device, say=say)
-    if sampled != trained and generator.weights is Weights.auto:
+        sampled = trained if quant == config.memory.quant else _in_nf4(model, quant, say=say)
+    is_apart = sampled.location != trained.location
+    if is_apart and generator.weights is Weights.auto:
         generator = replace(generator, weights=Weights.separate)
-    spec = _engine_spec(config, sampled, device=device, longest=longest, say=say)
+    spec = _engine_spec(config, sampled, longest)
     engine = start_engine(generator, spec, say=say)
     try:
         say(engine.summary)
-        is_apart, is_shared = sampled != trained, engine.weights is Weights.shared
+        is_shared = engine.weights is Weights.shared
         if engine.unshareable and is_shared:
             raise CannotShare(engine.unshareable)
         if engine.unshareable and (is_apart or config.model.tuning is TuningKind.full):
             raise ValueError(f"{engine.unshareable}; set generator=hf")
         views = weight_views(engine.llm) if is_shared or is_apart else None
         shared = views if is_shared else None
-        base = load_model(trained, device=device, say=say, weights=shared)
-        probe = load_model(sampled, device=device, say=say, weights=views) if is_apart else None
+        base = load_resolved(trained, say=say, weights=shared)
+        probe = load_resolved(sampled, say=say, weights=views) if is_apart else None
     except BaseException:
         engine.close()
         raise
     # An adapter belongs to the model that was asked for, not to a folder in the cache.
-    base = replace(base, location=locate(config.model, say=say))
+    base = replace(base, location=model.location)
     return LoadedModels(base=base, engine=engine, sampled=probe)
 
 
-def _in_nf4(config: Config, quant: QuantConfig, *, device: torch.device, say: Say) -> ModelConfig:
+def _in_nf4(model: ResolvedModel, quant: QuantConfig, *, say: Say) -> ResolvedModel:
     if quant.kind is QuantKind.none:
-        return config.model
+        return model
     require_bitsandbytes()
-    return in_nf4(config.model, quant, device=device, say=say)
+    return in_nf4(model, quant, say=say)
 
 
-def _engine_spec(
-    config: Config,
-    model: ModelConfig,
-    *,
-    device: torch.device,
-    longest: tuple[int, int],
-    say: Say,
-) -> EngineSpec:
+def _engine_spec(config: Config, model: ResolvedModel, longest: tuple[int, int]) -> EngineSpec:
     from rlkit.generation.vllm.spec import EngineSpec
 
-    location = locate(model, say=say)
-    hf_config = architecture_of(model, say=say)
-    slot = _adapter_slot(model, hf_config)
+    slot = _adapter_slot(model)
     max_prompt_length, max_completion_length = longest
     return EngineSpec(
-        location=location,
-        revision=revision_of(model),
-        hf_config=hf_config,
-        dtype=resolve_dtype(model.dtype, device)[0],
-        device=device,
+        location=model.location,
+        revision=model.revision,
+        hf_config=model.hf_config,
+        dtype=model.dtype,
+        device=model.device,
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length,
         rows=config.prompts_per_step * config.algorithm.group_size,
         lora_rank=slot.rank,
         lora_modules=slot.modules,
-        allow_remote_code=model.allow_remote_code,
+        allow_remote_code=model.config.allow_remote_code,
     )
 
 
@@ -228,12 +220,13 @@ class _AdapterSlot(NamedTuple):
     modules: tuple[str, ...]
 
 
-def _adapter_slot(model: ModelConfig, hf_config: PreTrainedConfig) -> _AdapterSlot:
-    if model.tuning is TuningKind.full:
+def _adapter_slot(model: ResolvedModel) -> _AdapterSlot:
+    config = model.config
+    if config.tuning is TuningKind.full:
         return _AdapterSlot(0, ())
-    layers = target_layers(meta_model(hf_config), model.lora)
+    layers = target_layers(meta_model(model.hf_config), config.lora)
     leaves = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    return _AdapterSlot(model.lora.rank, tuple(leaves))
+    return _AdapterSlot(config.lora.rank, tuple(leaves))
 
 
 def _with_extra(sampling: SamplingOptions) -> VLLMSamplingOptions:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,45 +16,25 @@ from rlkit.models.special import completion_decoder, tags_among
 from rlkit.rewards import SpecialTokens
 from rlkit.rewards.pool import RewardPool
 from rlkit.runtime.say import Say
-from rlkit.tasks import Split, Task
+from rlkit.tasks import Overlong, Split, Task
 from rlkit.tasks.check import check_golds, check_rewards
-from rlkit.tasks.survey import Survey, Usable, survey, usable
+from rlkit.tasks.survey import survey, usable
 from rlkit.training.collect import Decode
 from rlkit.types import Prompt
 
 
-def with_usable_rows(
-    config: Config, task: Task, base: BaseModel, *, say: Say
-) -> tuple[Task, list[Prompt]]:
-    """Render every row once and leave out what the task drops.
+class UsableRows(NamedTuple):
+    """This record holds a task over the rows that can become prompts."""
 
-    Args:
-        config: The run's configuration.
-        task: The task as its builder made it.
-        base: The model, for its tokenizer and chat template.
-        say: Gets a line for what was left out.
-
-    Returns:
-        The task with rows that can all be used, and the held-out prompts of the evaluation.
-
-    Raises:
-        ValueError: A row cannot become a prompt, or is too long, and the task does not drop it.
-    """
-    task = usable_rows(config, task, base.tokenizer, say=say)
-    wanted = config.evaluation.num_prompts
-    size = min(wanted, task.eval.size or wanted)
-    if size < wanted:
-        say(
-            f"evaluation.num_prompts={wanted}, but {size} prompts are held out: all {size} are "
-            f"used (at most task.eval_size={config.task.eval_size} are)"
-        )
-    return task, render_prompts(task, task.eval, range(size), base, config)
+    task: Task
+    lengths: Sequence[int] | None
+    """Tokens of each training prompt as it is used; None for an endless task."""
 
 
 def usable_rows(
     config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, *, say: Say
-) -> Task:
-    """Return `task` with the rows that can become prompts.
+) -> UsableRows:
+    """Look at every row of a task once and leave out what the task drops.
 
     Args:
         config: Says what becomes of rows that cannot be used.
@@ -62,52 +43,61 @@ def usable_rows(
         say: Gets progress and notes, a line each.
 
     Returns:
-        The task over the usable rows.
+        The task over the usable rows, with the lengths of its training prompts.
 
     Raises:
-        ConfigError: A row cannot be used and `config` drops none, or no row is left.
+        ValueError: A row cannot be used and `config` drops none, or no row is left.
     """
-    train, held_out = (_usable(split, config, tokenizer, say) for split in (task.train, task.eval))
-    return replace(task, train=train, eval=held_out)
+    train, lengths = _usable(task.train, config, tokenizer, say)
+    held_out, _ = _usable(task.eval, config, tokenizer, say)
+    return UsableRows(replace(task, train=train, eval=held_out), lengths)
 
 
-def _usable(split: Split, config: Config, tokenizer: PreTrainedTokenizerBase, say: Say) -> Split:
-    """Return the rows of one half that can become prompts; an endless half fits."""
-    if split.size is None:
-        return split
-    _, chosen = look_at(split, config, tokenizer, say=say)
-    for note in chosen.notes:
-        say(note)
-    return chosen.split
-
-
-def look_at(
-    split: Split, config: Config, tokenizer: PreTrainedTokenizerBase, *, say: Say
-) -> tuple[Survey, Usable]:
-    """Look at every row of a finite split.
+def held_out_prompts(config: Config, task: Task, base: BaseModel, *, say: Say) -> list[Prompt]:
+    """Return the prompts of the evaluation.
 
     Args:
-        split: The rows.
-        config: Says what becomes of rows that cannot be used.
-        tokenizer: The model's tokenizer, with its chat template.
-        say: Gets progress from 2 s on.
-
-    Returns:
-        What was found about each row, and the rows that can be used.
+        config: The run's configuration.
+        task: The task over its usable rows.
+        base: The model, for its tokenizer and chat template.
+        say: Gets a line where there are fewer than `config` asks for.
 
     Raises:
-        ValueError: A row cannot be used and may not be dropped.
+        ValueError: A prompt has a token that the model does not know.
     """
-    found = survey(split, tokenizer, cache=cache_root(config.model.cache_dir), say=say)
+    wanted = config.evaluation.num_prompts
+    size = min(wanted, task.eval.size or wanted)
+    if size < wanted:
+        say(
+            f"evaluation.num_prompts={wanted}, but {size} prompts are held out: all {size} are "
+            f"used (at most task.eval_size={config.task.eval_size} are)"
+        )
+    return render_prompts(task, task.eval, range(size), base, config)
+
+
+def _usable(
+    split: Split, config: Config, tokenizer: PreTrainedTokenizerBase, say: Say
+) -> tuple[Split, list[int] | None]:
+    """Return the rows of one half that can become prompts, and their lengths in tokens.
+
+    An endless half fits as it is.
+    """
+    if split.size is None:
+        return split, None
     options = config.task
+    found = survey(split, tokenizer, cache=cache_root(config.model.cache_dir), say=say)
+    most = options.max_prompt_length
     chosen = usable(
         split,
         found,
-        max_length=options.max_prompt_length,
+        max_length=most,
         overlong=options.overlong_prompts,
         bad_rows=options.bad_rows,
     )
-    return found, chosen
+    for note in chosen.notes:
+        say(note)
+    cut = options.overlong_prompts is Overlong.truncate_left
+    return chosen.split, [min(n, most) for n in found.lengths if cut or n <= most]
 
 
 def tried_rewards(

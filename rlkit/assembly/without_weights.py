@@ -8,44 +8,42 @@ from __future__ import annotations
 from contextlib import closing
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig
 
 from rlkit.assembly.rewards import reward_pool
-from rlkit.assembly.rows import tried_rewards, usable_rows
+from rlkit.assembly.rows import tried_rewards
 from rlkit.config import Config
-from rlkit.models.config import ModelConfig
 from rlkit.models.load import stop_token_ids
-from rlkit.models.source import architecture_of, load_options, locate
+from rlkit.models.resolved import ResolvedModel
+from rlkit.models.source import load_options
 from rlkit.models.special import describe_ids, stops_of
-from rlkit.models.tokenizer import load_tokenizer
 from rlkit.models.vocabulary import check_ids, vocabulary_notes, with_rows, without_rows
 from rlkit.runtime.say import Say
-from rlkit.tasks import build_task
+from rlkit.tasks import Task
 from rlkit.tasks.render import render_all
 
 _LOOKED_AT = 256
 """Prompts that are rendered; a run renders all of them."""
 
 
-def look_without_weights(config: Config, *, say: Say) -> None:
+def look_without_weights(config: Config, task: Task, model: ResolvedModel, *, say: Say) -> None:
     """Look at what a run would refuse or warn of before its first step, the weights excepted.
 
     Args:
         config: The run's configuration, with its generator chosen.
+        task: The task over its usable rows.
+        model: What `config.model` was resolved to.
         say: Gets a line for each thing that a user may not expect.
 
     Raises:
-        ValueError: A row cannot become a prompt, a stop string can never match, or a reward cannot
-            be earned; one line.
+        ValueError: The model does not know a token of a prompt, a stop string can never match, or
+            a reward cannot be earned.
     """
-    tokenizer = load_tokenizer(config.model, say=say)
-    hf_config = architecture_of(config.model, say=say)
-    num_rows = int(hf_config.get_text_config().vocab_size)
-    task = build_task(config.task)
+    tokenizer = model.tokenizer
+    num_rows = int(model.hf_config.get_text_config().vocab_size)
     with closing(reward_pool(config, task, torch.device("cpu"))) as pool:
         pool.check()
-        task = usable_rows(config, task, tokenizer, say=say)
-        ends = stop_token_ids(tokenizer, _eos_of(config.model, hf_config, say))
+        ends = stop_token_ids(tokenizer, _eos_of(model))
         for note in vocabulary_notes(tokenizer, num_rows, ends):
             say(note)
         strings = (*task.stop, *config.generator.sampling.stop)
@@ -66,11 +64,11 @@ def look_without_weights(config: Config, *, say: Say) -> None:
             check_ids(prompt.ids, num_rows, where=where, tokenizer=tokenizer)
 
 
-def _eos_of(config: ModelConfig, hf_config: PreTrainedConfig, say: Say) -> int | list[int] | None:
+def _eos_of(model: ResolvedModel) -> int | list[int] | None:
     """Return the end tokens of the generation config, which a model without one takes from its
     own config."""
     try:
-        found = GenerationConfig.from_pretrained(locate(config, say=say), **load_options(config))
+        found = GenerationConfig.from_pretrained(model.location, **load_options(model.config))
     except OSError:
-        return hf_config.eos_token_id  # type: ignore[no-any-return]
+        return model.hf_config.eos_token_id  # type: ignore[no-any-return]
     return found.eos_token_id  # type: ignore[no-any-return]

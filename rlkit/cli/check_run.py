@@ -13,11 +13,13 @@ from rlkit.assembly.assemble import assemble
 from rlkit.assembly.device import resolve_device
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import choose_generator
+from rlkit.assembly.rows import usable_rows
 from rlkit.assembly.without_weights import look_without_weights
 from rlkit.config import Config, DeviceChoice, algorithm_of
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.launch.prepare import is_tabular
+from rlkit.models.resolved import resolve_model
 from rlkit.plan.choose import DoesNotFit, make_plan
 from rlkit.plan.headline import ROWS
 from rlkit.plan.of_config import planned
@@ -41,18 +43,18 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
         raise ValueError("rlkit check takes a language model, got model=tabular, which needs none")
     device, budget = _device(config)
     config = replace(config, generator=choose_generator(config, device, say=lambda _: None))
-    longest = longest_prompt(config, build_task(config.task), device, say=print)
+    model = resolve_model(config.model, device=device, say=print)
+    said: list[str] = []
+    rows = usable_rows(config, build_task(config.task), model.tokenizer, say=said.append)
     made = planned(
         config,
         algorithm_of(config),
-        device=device,
+        model=model,
         budget=budget,
-        say=print,
-        longest_prompt=longest,
+        longest_prompt=longest_prompt(config, rows, model),
     )
     yield from lines(made.plan, where=place(config, device))
-    said: list[str] = []
-    look_without_weights(config, say=said.append)
+    look_without_weights(config, rows.task, model, say=said.append)
     yield from said
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from rlkit.assembly.device import resolve_device
 from rlkit.cli.run_folder import RunOptions, read_options
 from rlkit.models.config import DType, ModelConfig, TuningKind
-from rlkit.models.load import BaseModel, load_model, resolve_dtype
+from rlkit.models.load import BaseModel, load_model
 from rlkit.models.quantize_error import mean_kl, next_token_logps
+from rlkit.models.resolved import resolve_dtype
 from rlkit.models.save import MODEL_FOLDER, save_model
 from rlkit.policy.lora import attach
 from rlkit.policy.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config

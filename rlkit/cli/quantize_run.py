@@ -15,7 +15,7 @@ from rlkit.config import Config
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.models.config import DType, QuantConfig, QuantKind
-from rlkit.models.load import BaseModel, load_model
+from rlkit.models.load import BaseModel, load_model, load_resolved
 from rlkit.models.quantize import require_bitsandbytes, saved_quantization, tensors_of
 from rlkit.models.quantize_error import (
     UnitError,
@@ -25,7 +25,7 @@ from rlkit.models.quantize_error import (
     next_token_logps,
 )
 from rlkit.models.quiet import no_progress_bars
-from rlkit.models.source import architecture_of
+from rlkit.models.resolved import resolve_model
 from rlkit.tasks import build_task
 from rlkit.tasks.render import render_all
 from rlkit.training.memory_config import parse_bytes
@@ -55,12 +55,13 @@ def quantise(overrides: Sequence[str], out: str, budget: str, num_prompts: int) 
         raise ValueError(f"out must be a new folder, got {folder}")
     budget_bytes = parse_bytes(budget, name="budget")
     require_bitsandbytes()
-    if saved_quantization(architecture_of(config.model, say=print)) is not None:
+    device = resolve_device(config.device)
+    model = resolve_model(config.model, device=device, say=print)
+    if saved_quantization(model.hf_config) is not None:
         raise ValueError(
             f"model.source must hold 16- or 32-bit weights, got {config.model.source} in NF4"
         )
-    device = resolve_device(config.device)
-    base = load_model(config.model, device=device, say=print)
+    base = load_resolved(model, say=print)
     prompts = _prompts(config, base, 2 * num_prompts)
     calibration, held_out = prompts[:num_prompts], prompts[num_prompts:]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Advantages from rewards of whole completions: baselines, scales and their combinations.
+"""Compute advantages from rewards of whole completions: baselines, scales, combinations.
 
 Rewards are one number a row. NaN means not scored: such a row is left out of every statistic, and
 its advantage is 0. Rows of a group share an id, and groups may have any size. Groups are centred on
@@ -140,8 +140,11 @@ def _one_group(rewards: Tensor) -> Tensor:
 
 
 def _shifted(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rewards minus the group's first scored one (0 where NaN), validity, dense group index of
-    each row, number of scored rows of each group."""
+    """Return rewards minus the first scored one of their group, 0 where NaN, with three facts.
+
+    These are the validity and the dense group index of each row, and the number of scored rows of
+    each group.
+    """
     _, index = torch.unique(group_ids, return_inverse=True)
     num_groups = int(index.max()) + 1 if index.numel() else 0
     valid = ~rewards.isnan()

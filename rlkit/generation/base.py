@@ -58,7 +58,7 @@ class GeneratorConfig(Options):
 
 @dataclass(kw_only=True, slots=True)
 class HFGeneratorConfig(GeneratorConfig):
-    """Sampling with transformers on the trainer's own weights: no copy, no synchronisation."""
+    """This generator samples with transformers on the trainer's own weights, without a copy."""
 
     max_rows: int = 256
     """Most completions sampled at once. >= 1; beyond it a decoding step stops getting cheaper."""

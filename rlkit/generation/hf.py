@@ -1,4 +1,4 @@
-"""`HFGenerator`: samples from any transformers causal LM, in process, on the trainer's weights."""
+"""`HFGenerator` samples from any transformers causal LM, in process, on the trainer's weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WORTH_DROPPING = 8
 
 
 class HFGenerator:
-    """Implements `rlkit.types.Generator` with a decoding loop of its own over a key-value cache.
+    """This generator has a decoding loop of its own over a key-value cache.
 
     One call computes the longest token prefix that all prompts share once. It computes the rest of
     each distinct prompt once per batch, and expands both to the samples. All of it runs under the
@@ -139,7 +139,7 @@ class HFGenerator:
 
 
 class _Run:
-    """The work of one call of `generate`."""
+    """This object does the work of one call of `generate`."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Compute the sampling distribution and draw from it: pure functions of logits and seeds.
 
-The distribution p of the next token, from logits z of N rows over V words:
+The distribution p of the next token comes from logits z of N rows over V words:
 
 1. z / temperature;
 2. min_p: keep tokens with p >= min_p * max p;
@@ -112,7 +112,7 @@ def uniforms(seeds: Int[Tensor, " N"], position: int) -> Float[Tensor, " N"]:
         z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;  z = (z ^ z >> 27) * 0x94D049BB133111EB
         u = ((z ^ z >> 31) >> 11) * 2**-53
 
-    in arithmetic modulo 2**64. Source: Steele, Lea, Flood, Fast splittable pseudorandom number
+    The arithmetic is modulo 2**64. Source: Steele, Lea, Flood, Fast splittable pseudorandom number
     generators, OOPSLA 2014.
     """
     z = seeds + _signed((position + 1) * 0x9E3779B97F4A7C15)

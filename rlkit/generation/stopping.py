@@ -11,7 +11,7 @@ _CONTEXT = 8
 
 
 class StopRule:
-    """Finds the token that ends a completion.
+    """This watch finds the token that ends a completion.
 
     A stop string counts when it is part of the completion's text, special tokens left out, as the
     rewards see it. Only a tail of the text is decoded for each look. A token that is not special

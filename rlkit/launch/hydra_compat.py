@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlkit.runtime.private_names import find, require
+from rlkit.runtime.private_names import find, require_names
 
-require(
+require_names(
     "hydra-core",
     "hydra._internal.callbacks:Callbacks",
     "hydra._internal.core_plugins.basic_sweeper:BasicSweeper.split_arguments",

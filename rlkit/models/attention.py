@@ -96,8 +96,10 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 
 class _Flash(torch.autograd.Function):
-    """torch's own FlashAttention by its operators, which take what its public wrappers do not:
-    groups of queries, other numbers of keys than of queries, and a window, in all versions >= 2.5.
+    """This calls torch's own FlashAttention by its operators.
+
+    In all versions >= 2.5 they take what its public wrappers do not: groups of queries, other
+    numbers of keys than of queries, and a window.
     """
 
     @staticmethod

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.activations import SiLUActivation
 
-from rlkit.runtime.private_names import MissingName, lacking, require
+from rlkit.runtime.private_names import MissingName, lacking, require_names
 
-require(
+require_names(
     "transformers",
     "transformers.modeling_layers:GradientCheckpointingLayer",
     "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS",

@@ -16,7 +16,7 @@ _OURS = ("messages", "add_generation_prompt", "bos_token", "eos_token")
 
 
 class TuningKind(StrEnum):
-    """The part of the model that trains."""
+    """This is the part of the model that trains."""
 
     lora = "lora"
     """An adapter; the model is frozen, and can be quantised."""
@@ -26,7 +26,7 @@ class TuningKind(StrEnum):
 
 
 class AdapterUse(StrEnum):
-    """The use of the adapter that `model.adapter` names."""
+    """This is the use of the adapter that `model.adapter` names."""
 
     train = "train"
     """It trains on. The reference policy is the model with the adapter as it was."""
@@ -47,7 +47,7 @@ class DType(StrEnum):
 
 
 class AdapterDType(StrEnum):
-    """The dtype of the adapter, of its gradients and of AdamW's moments."""
+    """This is the dtype of the adapter, of its gradients and of AdamW's moments."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -97,7 +97,7 @@ class Checkpointing(StrEnum):
 
 
 class QuantKind(StrEnum):
-    """The format of the linear layers of the frozen base model."""
+    """This is the format of the linear layers of the frozen base model."""
 
     none = "none"
     """In `model.dtype`; a checkpoint that is NF4 already stays so."""

@@ -53,7 +53,7 @@ def prepare(
 def completion_states(backbone: nn.Module, scoring: Scoring) -> Tensor:
     """Return the (N, D) states from which the completion tokens are predicted, row by row.
 
-    Only inside `packed_attention`.
+    It works only inside `packed_attention`.
     """
     row, packing = scoring
     with row_lengths(backbone, row.lengths):

@@ -21,7 +21,7 @@ Joins = Callable[[Mapping[str, nn.Module]], Projection | None]
 
 
 class Frozen(NamedTuple):
-    """The weights of linear layers with one input; in 16 or 32 bits or bitsandbytes' 4."""
+    """These weights of linear layers with one input have 16 or 32 bits, or bitsandbytes' 4."""
 
     weights: tuple[Tensor, ...]
     """(out, in) each."""

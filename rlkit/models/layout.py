@@ -37,7 +37,7 @@ class Ragged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """B segments padded to Q queries and K keys."""
+    """A bucket holds B segments padded to Q queries and K keys."""
 
     query_tokens: Tensor
     """(B * Q,)"""
@@ -51,7 +51,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padded:
-    """All segments, in buckets."""
+    """A layout holds all segments in buckets."""
 
     buckets: tuple[Bucket, ...]
     places: Tensor

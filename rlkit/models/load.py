@@ -20,7 +20,6 @@ from rlkit.models.config import (
     AdapterUse,
     AttentionImpl,
     Checkpointing,
-    DType,
     ModelConfig,
     QuantConfig,
 )
@@ -35,23 +34,15 @@ from rlkit.models.quantize import (
     tensors_of,
 )
 from rlkit.models.quiet import no_progress_bars, slow_step
+from rlkit.models.resolved import ResolvedModel, resolve_model, with_merged_adapter
 from rlkit.models.rope import fix_all_rows
-from rlkit.models.source import (
-    SourceKind,
-    architecture_of,
-    kind_of,
-    load_options,
-    locate,
-    readable,
-)
+from rlkit.models.source import SourceKind, kind_of, load_options, readable
 from rlkit.models.special import describe_ids, end_of_turn_ids
-from rlkit.models.tokenizer import tokenizer_at
 from rlkit.models.views import model_on_views, shared_bytes
 from rlkit.models.vocabulary import check_ids, pad_id, vocabulary_notes, with_rows
 from rlkit.runtime.say import Say
 from rlkit.types import Prompt
 
-_TORCH_DTYPES = {DType.bf16: torch.bfloat16, DType.fp16: torch.float16, DType.fp32: torch.float32}
 RECOMPUTES_FROM = 1_000_000_000
 """Parameters from which activations, not weights, decide what fits (a rule of thumb)."""
 _NOT_QUANTISED = QuantConfig()
@@ -99,13 +90,35 @@ def load_model(
     device: torch.device,
     say: Say,
     quant: QuantConfig = _NOT_QUANTISED,
-    weights: Mapping[str, Tensor] | None = None,
 ) -> BaseModel:
-    """Load `config.source` with its tokenizer, frozen.
+    """Resolve and load `config.source` with its tokenizer, frozen.
 
     Args:
         config: The options of the model.
         device: The device to load on.
+        say: Takes a line before each slow step.
+        quant: As in `load_resolved`.
+
+    Returns:
+        The model, its tokenizer, and what was decided about them.
+
+    Raises:
+        ValueError: Something does not fit; the message names the key, the rule and the value.
+    """
+    return load_resolved(resolve_model(config, device=device, say=say), say=say, quant=quant)
+
+
+def load_resolved(
+    resolved: ResolvedModel,
+    *,
+    say: Say,
+    quant: QuantConfig = _NOT_QUANTISED,
+    weights: Mapping[str, Tensor] | None = None,
+) -> BaseModel:
+    """Load a model that a start has resolved already, frozen.
+
+    Args:
+        resolved: The model; an adapter that it still lacks is merged first.
         say: Takes a line before each slow step.
         quant: Quantises the model on the way; a checkpoint that is NF4 already stays as it is.
         weights: Tensors of another engine, by parameter name. The model is then built on them: no
@@ -117,38 +130,32 @@ def load_model(
     Raises:
         ValueError: Something does not fit; the message names the key, the rule and the value.
     """
-    location = locate(config, say=say)
-    hf_config, options = architecture_of(config, say=say), load_options(config)
-    dtype, dtype_note = resolve_dtype(config.dtype, device)
-    tokenizer, template_note = tokenizer_at(location, config)
+    resolved = with_merged_adapter(resolved, say=say)
+    config, tokenizer = resolved.config, resolved.tokenizer
     with readable(config), _loading(config, say):
-        model, quant_notes = _load_on(
-            device, location, hf_config, config, quant, weights, dtype=dtype, options=options
-        )
+        model, quant_notes = _load_on(resolved, quant, weights)
     model.requires_grad_(False).train(False)
     rope_notes = fix_all_rows(model, config.rope_length, source=config.source)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     generation = model.generation_config
     eos = None if generation is None else generation.eos_token_id
     stop_ids = stop_token_ids(tokenizer, eos)
     embedding: Any = model.get_input_embeddings()
     num_rows = int(embedding.weight.shape[0])
-    checkpointing, checkpointing_note = resolve_checkpointing(config, model, device)
+    checkpointing, checkpointing_note = resolve_checkpointing(config, model, resolved.device)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
-        location=location,
-        dtype=dtype,
+        location=resolved.location,
+        dtype=resolved.dtype,
         stop_ids=with_rows(stop_ids, num_rows),
         gradient_checkpointing=checkpointing,
         notes=(
-            dtype_note,
+            resolved.dtype_note,
             *quant_notes,
-            *_adapter_notes(config, location),
+            *_adapter_notes(config, resolved.location),
             *rope_notes,
             *vocabulary_notes(tokenizer, num_rows, stop_ids),
-            template_note,
+            resolved.template_note,
             f"stop tokens: {describe_ids(tokenizer, stop_ids)}",
             checkpointing_note,
         ),
@@ -160,21 +167,6 @@ def _loading(config: ModelConfig, say: Say) -> AbstractContextManager[None]:
     if kind_of(config.source) is not SourceKind.hub:
         return nullcontext()
     return slow_step(f"Loading {config.source} (from the hub, downloaded once)", say=say)
-
-
-def resolve_dtype(wanted: DType, device: torch.device) -> tuple[torch.dtype, str]:
-    """Return the torch dtype that `wanted` means on `device`, and one line that says why."""
-    if wanted is not DType.auto:
-        return _TORCH_DTYPES[wanted], f"dtype: {wanted.value} (model.dtype)"
-    if device.type != "cuda":
-        return torch.float32, f"dtype: fp32 (auto: {device.type})"
-    if not torch.cuda.is_available():
-        return torch.bfloat16, "dtype: bf16 (auto: there is no card here to ask)"
-    name = torch.cuda.get_device_name(device)
-    with torch.cuda.device(device):
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, f"dtype: bf16 (auto: {name} computes in bfloat16)"
-    return torch.float16, f"dtype: fp16 (auto: {name} has no bfloat16 units)"
 
 
 def resolve_checkpointing(
@@ -213,21 +205,18 @@ def _adapter_notes(config: ModelConfig, location: str) -> tuple[str, ...]:
 
 
 def _load_on(
-    device: torch.device,
-    location: str,
-    hf_config: PreTrainedConfig,
-    config: ModelConfig,
-    quant: QuantConfig,
-    weights: Mapping[str, Tensor] | None,
-    *,
-    dtype: torch.dtype,
-    options: dict[str, Any],
+    resolved: ResolvedModel, quant: QuantConfig, weights: Mapping[str, Tensor] | None
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Return the model on `device`, and a line on what of it is 4-bit, if anything is."""
+    """Return the model on its device, and a line on what of it is 4-bit, if anything is."""
+    hf_config, dtype, device = resolved.hf_config, resolved.dtype, resolved.device
     if weights is not None:
-        attention = _attention(config.attention, hf_config)
         model = model_on_views(
-            hf_config, weights, location, dtype=dtype, device=device, attention=attention
+            hf_config,
+            weights,
+            resolved.location,
+            dtype=dtype,
+            device=device,
+            attention=_attention(resolved.config.attention, hf_config),
         )
         size = shared_bytes(model, weights) / 1e9
         note = f"base: {size:.2f} GB of weights shared with vLLM, no second copy"
@@ -235,14 +224,14 @@ def _load_on(
             note += f"; {in_nf4} linear layers in NF4"
         return model, (note,)
     if not is_nf4(quant, hf_config):
-        model = _load_weights(location, hf_config, config, dtype=dtype, options=options)
+        model = _load_weights(resolved, options={})
         torch.nn.Module.to(model, device)
         return model, ()
     require_bitsandbytes()
     # Layer by layer on the device: the 16-bit model is never there as a whole.
     quantise = quantization_config(quant, hf_config, dtype)
-    options = options | {"device_map": {"": device}, "quantization_config": quantise}
-    model = _load_weights(location, hf_config, config, dtype=dtype, options=options)
+    options = {"device_map": {"": device}, "quantization_config": quantise}
+    model = _load_weights(resolved, options=options)
     in_nf4, total = settle(model, dtype), len(quantisable(model))
     kept = "" if in_nf4 == total else f", {total - in_nf4} kept in 16 bits"
     size = sum(t.nbytes for t in tensors_of(model)) / 1e9
@@ -253,23 +242,18 @@ def _load_on(
     return model, (note,)
 
 
-def _load_weights(
-    location: str,
-    hf_config: PreTrainedConfig,
-    config: ModelConfig,
-    *,
-    dtype: torch.dtype,
-    options: dict[str, Any],
-) -> PreTrainedModel:
+def _load_weights(resolved: ResolvedModel, *, options: dict[str, Any]) -> PreTrainedModel:
     """Return the model of safetensors files alone; a missing weight is an error, never random."""
+    config, hf_config = resolved.config, resolved.hf_config
     with no_progress_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            location,
+            resolved.location,
             config=hf_config,
-            dtype=dtype,
+            dtype=resolved.dtype,
             attn_implementation=_attention(config.attention, hf_config),
             use_safetensors=True,
             output_loading_info=True,
+            **load_options(config),
             **options,
         )
     model, report = loaded

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from rlkit.models.compat import commit_hash
-from rlkit.models.config import AdapterUse, ModelConfig, QuantConfig
+from rlkit.models.config import AdapterUse, QuantConfig
 from rlkit.models.convert import build_once
-from rlkit.models.load import load_model, resolve_dtype
+from rlkit.models.load import load_resolved
 from rlkit.models.quantize import (
     kept_layers,
     meta_model,
@@ -23,52 +23,56 @@ from rlkit.models.quantize import (
     saved_quantization,
 )
 from rlkit.models.quiet import no_progress_bars
-from rlkit.models.source import architecture_of, cache_root, load_options, locate
+from rlkit.models.resolved import ResolvedModel
+from rlkit.models.source import architecture_at, cache_root, load_options
 from rlkit.runtime.say import Say
 
 
-def in_nf4(
-    config: ModelConfig, quant: QuantConfig, *, device: torch.device, say: Say
-) -> ModelConfig:
+def in_nf4(model: ResolvedModel, quant: QuantConfig, *, say: Say) -> ResolvedModel:
     """Quantise a model into a folder of the cache, once for each model, dtype and `quant`.
 
     Args:
-        config: The options of the model.
+        model: The model, with its adapter merged where that is asked for.
         quant: Double quantisation and the layers that stay in 16 bits.
-        device: The device that quantises.
         say: Takes a line before each slow step.
 
     Returns:
-        `config` with the folder as its source; `config` itself where the model is NF4 already.
+        `model` at the folder; `model` itself where it is NF4 already.
 
     Raises:
         ValueError: `quant` does not fit the model.
     """
-    location = locate(config, say=say)
-    hf_config = architecture_of(config, say=say)
-    dtype, _ = resolve_dtype(config.dtype, device)
+    config, location, hf_config, dtype = model.config, model.location, model.hf_config, model.dtype
     quantization_config(quant, hf_config, dtype)  # refuses what does not fit
     if saved_quantization(hf_config) is not None:
-        return config
+        return model
     kept = sorted(kept_layers(quantisable(meta_model(hf_config)), quant.skip))
     identity = f"{_identity(location, hf_config)} {dtype} {quant.double_quant} {kept}"
     key = f"{Path(location).name[:60]}-nf4-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
     def build(folder: Path) -> None:
         say(f"Quantising {config.source} to NF4 (once) ...")
-        base = load_model(config, device=device, say=say, quant=quant)
-        tokenizer: Any = AutoTokenizer.from_pretrained(location, **load_options(config))
+        base = load_resolved(model, say=say, quant=quant)
+        # The model's own, without the chat template of this run: the next may choose another.
+        own: Any = AutoTokenizer.from_pretrained(location, config=hf_config, **load_options(config))
         with no_progress_bars():
             base.model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            own.save_pretrained(folder)
 
     folder = build_once(cache_root(config.cache_dir) / "models" / key, build)
     gc.collect()
-    if device.type == "cuda":
+    if model.device.type == "cuda":
         torch.cuda.empty_cache()
     if config.adapter_use is AdapterUse.merge:  # it is in the folder's weights
         config = replace(config, adapter=None, adapter_use=AdapterUse.train)
-    return replace(config, source=str(folder), revision=None)
+    config = replace(config, source=str(folder), revision=None)
+    return replace(
+        model,
+        config=config,
+        location=str(folder),
+        revision=None,
+        hf_config=architecture_at(str(folder), config),  # another one: it says how it is quantised
+    )
 
 
 def _identity(location: str, hf_config: PreTrainedConfig) -> str:

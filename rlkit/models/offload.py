@@ -84,7 +84,7 @@ class Kept:
 
 
 class Offload:
-    """Moves tensors to the host and back. One device, one thread.
+    """This object moves tensors of one device to the host and back, on one thread.
 
     Small models are bound by the host: a tensor on its way takes few calls, and one event.
     """

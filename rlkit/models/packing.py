@@ -26,7 +26,7 @@ _NOTHING = torch.empty(0, dtype=torch.long)
 
 
 class Span(NamedTuple):
-    """Adjacent tokens of a packed row."""
+    """A segment is adjacent tokens of a packed row."""
 
     start: int
     length: int
@@ -46,7 +46,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
-    """T tokens of a batch with N completion tokens."""
+    """This record holds the T tokens of a batch with N completion tokens."""
 
     ids: Tensor
     """(T,)"""
@@ -101,7 +101,7 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
 
 
 class _Builder:
-    """Collects segments."""
+    """A builder collects segments."""
 
     def __init__(self) -> None:
         self.length = 0

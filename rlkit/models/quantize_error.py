@@ -96,7 +96,7 @@ def mean_kl(reference: Iterable[Tensor], other: Iterable[Tensor]) -> float:
 
 
 class _Errors:
-    """Sums of squares of outputs and of their errors."""
+    """This record holds sums of squares of outputs and of their errors."""
 
     def __init__(self) -> None:
         self.error = self.output = 0.0

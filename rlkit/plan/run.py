@@ -9,6 +9,7 @@ import torch
 
 from rlkit.config import Config
 from rlkit.models.config import Checkpointing
+from rlkit.models.resolved import ResolvedModel
 from rlkit.plan.choose import Plan
 from rlkit.plan.of_config import Planned, planned
 from rlkit.plan.parts import Choice
@@ -24,7 +25,7 @@ def plan_run(
     config: Config,
     algorithm: Algorithm,
     *,
-    device: torch.device,
+    model: ResolvedModel,
     longest_prompt: int | None,
     say: Say,
 ) -> Planned:
@@ -33,7 +34,7 @@ def plan_run(
     Args:
         config: The user's configuration.
         algorithm: The algorithm that it describes.
-        device: The device of the policy.
+        model: What `config.model` was resolved to.
         longest_prompt: As in `rlkit.plan.work.Work`, tokens.
         say: Takes one line for the user.
 
@@ -47,13 +48,12 @@ def plan_run(
     made = planned(
         config,
         algorithm,
-        device=device,
+        model=model,
         budget=None,
-        say=say,
         before=before,
         longest_prompt=longest_prompt,
     )
-    for line in lines(made.plan, where=place(config, device)):
+    for line in lines(made.plan, where=place(config, model.device)):
         say(line)
     return made
 

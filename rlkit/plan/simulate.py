@@ -1,7 +1,7 @@
 """This module finds a micro-batch's activation memory from the model's code without storage.
 
-Two and three decoder layers, with adapters, recomputation and head, run forward and backward on the
-meta device. What the third layer adds, every further layer adds too, so
+It runs two and three decoder layers, with adapters, recomputation and head, forward and backward
+on the meta device. What the third layer adds, every further layer adds too, so
 
     peak(L) = peak(2) + (L - 2) (peak(3) - peak(2)).
 

@@ -1,4 +1,4 @@
-"""All weights of a model train as float32 masters, which an optimiser steps, with 16-bit copies.
+"""All weights of a model are trained as float32 masters with 16-bit copies.
 
 The model computes with copies in its own dtype. bfloat16 has 8 significant bits. Added to a weight
 in bfloat16, an update smaller than 1/512 of the weight is lost. At the learning rates of full

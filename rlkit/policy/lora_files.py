@@ -52,7 +52,7 @@ def save_adapter(
 def load_adapter(folder: Path, lora: LoRA, *, device: torch.device) -> dict[str, Tensor]:
     """Return the adapter in `folder` as leaves on `device`, in the key order and dtype of `lora`.
 
-    Warns when every lora_B of a layer is zero: such an adapter does nothing there. Raises
+    It warns when every lora_B of a layer is zero: such an adapter does nothing there. Raises
     ValueError, naming the file and what is wrong, when it does not fit `lora` exactly.
     """
     config = read_adapter_config(folder)

@@ -100,9 +100,9 @@ class Policy:
         """Compute the logps of the completion tokens, and what `spec` asks for beside them.
 
         logps[b, t] = log softmax(logits / temperature)[completion_ids[b, t]] given all before it.
-        Differentiable in `adapter` and `critic`. Equal rows in equal order give bitwise equal
-        logps, with and without gradients. So an adapter with B = 0 equals None: score policy and
-        reference in the same micro-batches.
+        They are differentiable in `adapter` and `critic`. Equal rows in equal order give bitwise
+        equal logps, with and without gradients. So an adapter with B = 0 equals None: score policy
+        and reference in the same micro-batches.
 
         Args:
             batch: The rows to score.
@@ -118,7 +118,7 @@ class Policy:
         """
         if spec.values and self.critic is None:
             raise ValueError("values need a critic, got a policy without one")
-        # Depends on neither grad mode nor adapter: policy and reference must take the same way.
+        # It depends on neither grad mode nor adapter: policy and reference must take the same way.
         lengths = batch.prompt_mask.sum(1) + batch.completion_mask.sum(1)
         share = self.shared_prefix is not Switch.off and one_set(self.model, lengths)
         scoring = prepare(self.model.config, batch, dtype=self.tuning.dtype, share=share)

@@ -9,12 +9,12 @@ from html import escape
 from typing import NamedTuple
 
 from rlkit.report import svg
-from rlkit.report.curves import AXIS_LABELS, Axis, Curve
+from rlkit.report.curves import AXIS_LABELS, KL_LABEL, MARKERS_A_CURVE, Axis, Curve
 from rlkit.report.rows import VariantRow
 from rlkit.report.text import fixed, with_range
 from rlkit.stats import Estimate
+from rlkit.tracking.drawing import marked
 
-_MARKERS_A_CURVE = 5
 _CELL_WIDTH, _CELL_HEIGHT = 150, 20
 _FAR = 10.0
 
@@ -56,8 +56,7 @@ def curves_chart(
     Returns:
         The chart as an `<svg>` element.
     """
-    xs = [float(x) for c in curves for xs in (c.x, *(t.x for t in c.traces)) for x in xs]
-    frame = svg.frame(xs, heights)
+    frame = svg.frame([x for c in curves for x in c.widths()], heights)
     body = [svg.axes(frame, x_label=AXIS_LABELS[axis])]
     body += [_group(c, _back(frame, c)) for c in curves]
     body += [_group(c, _front(frame, c)) for c in curves]
@@ -83,11 +82,11 @@ def frontier_chart(
     Returns:
         The chart as an `<svg>` element.
     """
-    seeds = {id(row): _seed_points(row) for row in rows}
+    seeds = {id(row): row.seed_points for row in rows}
     points = [p for found in seeds.values() for p in found]
     points += [p for way in ways for p in zip(way.kl, way.values, strict=True)]
     frame = svg.frame([p[0] for p in points], [p[1] for p in points])
-    body = [svg.axes(frame, x_label="KL(policy ‖ reference), nats a completion")]
+    body = [svg.axes(frame, x_label=KL_LABEL)]
     shown = [row for row in rows if row.final is not None and row.kl is not None]
     by_variant: dict[int, list[VariantRow]] = {}
     for row in shown:
@@ -171,14 +170,6 @@ def stack_cell(shares: Sequence[tuple[str, float]]) -> str:
     )
 
 
-def values_of(curve: Curve) -> list[float]:
-    """Return every height that is drawn of a curve."""
-    arrays = [curve.mean, *(t.y for t in curve.traces)]
-    if curve.low is not None and curve.high is not None:
-        arrays += [curve.low, curve.high]
-    return [float(y) for array in arrays for y in array]
-
-
 def _back(frame: svg.Frame, curve: Curve) -> str:
     style = curve.arm.style
     parts = [
@@ -193,10 +184,7 @@ def _back(frame: svg.Frame, curve: Curve) -> str:
 def _front(frame: svg.Frame, curve: Curve) -> str:
     style, xs, ys = curve.arm.style, curve.x.tolist(), curve.mean.tolist()
     parts = [svg.line(frame, xs, ys, style=style, thin=False)]
-    stride = max(1, math.ceil(len(xs) / _MARKERS_A_CURVE))
-    # Markers of different curves are shifted, so that curves on top of each other show theirs.
-    chosen = set(range((style * stride) // 4 % max(stride, 1), len(xs), stride))
-    for i in sorted(chosen | ({len(xs) - 1} if xs else set())):
+    for i in marked(style, len(xs), markers=MARKERS_A_CURVE):
         title = f"{curve.arm.variant}: {fixed(ys[i])} at {xs[i]:g}"
         parts.append(svg.marker(frame, xs[i], ys[i], style=style, title=title))
     return "".join(parts)
@@ -204,10 +192,6 @@ def _front(frame: svg.Frame, curve: Curve) -> str:
 
 def _group(curve: Curve, body: str) -> str:
     return f'<g data-v="{curve.arm.style}">{body}</g>' if body else ""
-
-
-def _seed_points(row: VariantRow) -> list[tuple[float, float]]:
-    return [(row.kls[seed], value) for seed, value in row.values.items() if seed in row.kls]
 
 
 def _mean_point(frame: svg.Frame, row: VariantRow) -> str:

@@ -34,6 +34,8 @@ AXIS_LABELS = {
     Axis.samples: "completions sampled",
     Axis.seconds: "training time [s]",
 }
+KL_LABEL = "KL(policy ‖ reference), nats a completion"
+MARKERS_A_CURVE = 5
 _EVAL_COST = {Axis.samples: "samples", Axis.seconds: "time/train"}
 
 
@@ -57,6 +59,17 @@ class Curve:
     """None with fewer than 5 seeds: then `traces` shows each of them."""
     traces: tuple[Trace, ...]
     """Every seed when there is no band, otherwise those not completed."""
+
+    def widths(self) -> list[float]:
+        """Return every x that is drawn of it."""
+        return [float(x) for xs in (self.x, *(t.x for t in self.traces)) for x in xs]
+
+    def heights(self) -> list[float]:
+        """Return every y that is drawn of it, its band included."""
+        arrays = [self.mean, *(t.y for t in self.traces)]
+        if self.low is not None and self.high is not None:
+            arrays += [self.low, self.high]
+        return [float(y) for array in arrays for y in array]
 
 
 def curve(arm: Arm, metric: str, axis: Axis) -> Curve | None:

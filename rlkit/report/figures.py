@@ -8,20 +8,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.report.curves import AXIS_LABELS, AXIS_OF, curve, num_evals
+from rlkit.report.curves import (
+    AXIS_LABELS,
+    AXIS_OF,
+    KL_LABEL,
+    MARKERS_A_CURVE,
+    curve,
+    num_evals,
+)
 from rlkit.report.results import Results
 from rlkit.report.rows import VariantRow
+from rlkit.tracking.axes import X_AIR, Y_AIR, axis_scale
 from rlkit.tracking.drawing import (
     colour_of,
     dash_of,
+    marked,
     marker_of,
     new_figure,
     save_figure,
+    set_scales,
     tidy,
 )
 
 _MAX_COLUMNS = 4
-# The size of a legend's text.
+# This is the size of a legend's text.
 _LETTER_INCH, _LINE_INCH = 0.07, 0.19
 
 
@@ -56,6 +66,7 @@ def _curves(results: Results) -> Any | None:
     if not any(panels.values()):
         return None
     figure, axes = _grid(len(panels), label)
+    up = axis_scale([y for cs in panels.values() for c in cs for y in c.heights()], air=Y_AIR)
     for axis, (panel, found) in zip(axes, panels.items(), strict=False):
         for c in found:
             style = c.arm.style
@@ -65,7 +76,9 @@ def _curves(results: Results) -> Any | None:
                 axis.fill_between(
                     c.x, c.low, c.high, color=colour_of(style), alpha=0.15, linewidth=0
                 )
-            axis.plot(c.x, c.mean, label=c.arm.variant, **_line(style, max(1, len(c.x) // 5)))
+            axis.plot(c.x, c.mean, label=c.arm.variant, **_line(style, len(c.x)))
+        across = axis_scale([x for c in found for x in c.widths()], air=X_AIR)
+        set_scales(axis, across=across, up=up)
         axis.set_title(panel, fontsize=9, parse_math=False)
         axis.set_xlabel(AXIS_LABELS[over])
     _legend(figure, axes)
@@ -77,6 +90,8 @@ def _frontier(results: Results) -> Any | None:
     if not charts:
         return None
     figure, axes = _grid(len(charts), results.metric_label)
+    seeds = {name: [p for row in rows for p in row.seed_points] for name, rows in charts.items()}
+    up = axis_scale([y for points in seeds.values() for _, y in points], air=Y_AIR)
     for axis, (name, found) in zip(axes, charts.items(), strict=False):
         by_variant: dict[str, list[VariantRow]] = {}
         for row in found:
@@ -84,14 +99,30 @@ def _frontier(results: Results) -> Any | None:
         for variant, points in by_variant.items():
             xs = [row.kl.mean for row in points if row.kl is not None]
             ys = [row.final.mean for row in points if row.final is not None]
-            drawn = _line(points[0].arm.style, 1)
-            if len(points) == 1:
+            drawn = _line(points[0].arm.style, len(points))
+            if not results.joined:
                 drawn |= {"linestyle": ""}
+            _spread(axis, points)
             axis.plot(xs, ys, label=variant, **drawn)
+        set_scales(axis, across=axis_scale([x for x, _ in seeds[name]], air=X_AIR), up=up)
         axis.set_title(name, fontsize=9, parse_math=False)
-        axis.set_xlabel("KL(policy ‖ reference), nats a completion")
+        axis.set_xlabel(KL_LABEL)
     _legend(figure, axes)
     return figure
+
+
+def _spread(axis: Any, points: Sequence[VariantRow]) -> None:
+    """Draw each seed as a small point and each interval as a bar, as the page does."""
+    for row in points:
+        colour, marker = colour_of(row.arm.style), marker_of(row.arm.style).matplotlib
+        kl, final = row.kl, row.final
+        assert kl is not None and final is not None
+        for x, y in row.seed_points:
+            axis.plot([x], [y], marker=marker, color=colour, markersize=2.5, alpha=0.6)
+        if kl.low is not None and kl.high is not None:
+            axis.plot([kl.low, kl.high], [final.mean, final.mean], color=colour, linewidth=1)
+        if final.low is not None and final.high is not None:
+            axis.plot([kl.mean, kl.mean], [final.low, final.high], color=colour, linewidth=1)
 
 
 def _differences(results: Results) -> Any | None:
@@ -102,6 +133,7 @@ def _differences(results: Results) -> Any | None:
     axis = figure.subplots()
     axis.axvspan(-results.margin, results.margin, color="#dfe6ec", linewidth=0)
     axis.axvline(0, color="#444444", linewidth=0.8)
+    shown = [-results.margin, results.margin]
     for place, row in enumerate(rows):
         assert row.comparison is not None
         mean, low, high, _ = row.comparison.difference
@@ -110,6 +142,10 @@ def _differences(results: Results) -> Any | None:
             axis.plot([low, high], [place, place], color=colour, linewidth=2)
         marker = marker_of(row.arm.style).matplotlib
         axis.plot([mean], [place], marker=marker, color=colour, markersize=6)
+        shown += [v for v in (mean, low, high) if v is not None]
+    across = axis_scale(shown, air=X_AIR)
+    axis.set_xlim(across.low, across.high)
+    axis.set_xticks(across.ticks, across.labels)
     names = [f"{r.arm.variant}  {r.arm.panel}".strip() for r in rows]
     axis.set_yticks(range(len(rows)), names, fontsize=8)
     axis.invert_yaxis()
@@ -159,12 +195,12 @@ def _legend(figure: Any, axes: Sequence[Any]) -> None:
             entry.set_parse_math(False)
 
 
-def _line(style: int, stride: int) -> dict[str, Any]:
+def _line(style: int, count: int) -> dict[str, Any]:
     return {
         "color": colour_of(style),
         "linestyle": dash_of(style).matplotlib,
         "marker": marker_of(style).matplotlib,
         "markersize": 4,
-        "markevery": stride,
+        "markevery": marked(style, count, markers=MARKERS_A_CURVE),
         "linewidth": 1.6,
     }

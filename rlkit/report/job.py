@@ -65,7 +65,10 @@ def is_run(folder: Path) -> bool:
 
 
 def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> JobRecord:
-    """Everything about one job. Never fails: a folder that cannot be read says so in `message`."""
+    """Return everything about one job.
+
+    It never fails: a folder that cannot be read says so in `message`.
+    """
     redactor = Redactor()
     shown = tuple(redactor.text(text) for text in overrides)
     seed = _seed({}, shown)

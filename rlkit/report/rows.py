@@ -38,6 +38,11 @@ class VariantRow:
         """Return the verdict of the comparison with the baseline."""
         return None if self.comparison is None else self.comparison.verdict
 
+    @property
+    def seed_points(self) -> list[tuple[float, float]]:
+        """Return (KL, final value) of each seed that has both."""
+        return [(self.kls[seed], found) for seed, found in self.values.items() if seed in self.kls]
+
 
 class Reading(NamedTuple):
     """This record names the metric that is read of every job of a panel, and the budget."""

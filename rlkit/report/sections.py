@@ -13,7 +13,6 @@ from rlkit.report.charts import (
     difference_cell,
     difference_scale,
     frontier_chart,
-    values_of,
 )
 from rlkit.report.curves import Axis, Curve, curve, num_evals
 from rlkit.report.load import StudyKind
@@ -170,7 +169,7 @@ def _group(
         for axis in axes
     }
     # Panels share the vertical axis: they are there to be compared.
-    heights = [y for curves in found.values() for c in curves for y in values_of(c)]
+    heights = [y for curves in found.values() for c in curves for y in c.heights()]
     drawn = []
     for panel in panels:
         name = f"{title}, {panel}" if panel else title

@@ -6,50 +6,35 @@ Sizes are CSS pixels of the viewBox; every text is escaped; nothing refers to an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from html import escape
-from itertools import pairwise
+from typing import NamedTuple
 
+from rlkit.tracking.axes import X_AIR, Y_AIR, AxisScale, axis_scale
 from rlkit.tracking.drawing import PALETTE, dash_of, marker_of
 
 WIDTH, HEIGHT = 440, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 40
 NUM_COLOURS = len(PALETTE)
 _RADIUS = 4.0
-_MAX_DIGITS = 6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """A frame is the data range of a chart and its place on the paper."""
+class Frame(NamedTuple):
+    """A frame is the two axes of a chart and their place on the paper."""
 
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
+    across: AxisScale
+    up: AxisScale
 
     def x(self, value: float) -> float:
-        share = (value - self.x_low) / (self.x_high - self.x_low)
-        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + self.across.share(value) * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        share = (value - self.y_low) / (self.y_high - self.y_low)
-        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
+        return HEIGHT - _BOTTOM - self.up.share(value) * (HEIGHT - _TOP - _BOTTOM)
 
 
-def frame(xs: Iterable[float], ys: Iterable[float], *, zero_x: bool = False) -> Frame:
+def frame(xs: Iterable[float], ys: Iterable[float]) -> Frame:
     """Return a frame around the finite values, with a little air."""
-    x_low, x_high = _extent(xs, start=0.0 if zero_x else None)
-    y_low, y_high = _extent(ys)
-    air = 0.05 * (y_high - y_low)
-    side = 0.02 * (x_high - x_low)
-    return Frame(
-        x_low=x_low - (0 if zero_x else side),
-        x_high=x_high + side,
-        y_low=y_low - air,
-        y_high=y_high + air,
-    )
+    return Frame(axis_scale(xs, air=X_AIR), axis_scale(ys, air=Y_AIR))
 
 
 def document(body: str, *, title: str, description: str) -> str:
@@ -64,12 +49,11 @@ def axes(frame: Frame, *, x_label: str) -> str:
     """Return grid, tick labels and the x axis' name; the figure's caption names the y axis."""
     parts = []
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
-    y_ticks, x_ticks = ticks(frame.y_low, frame.y_high), ticks(frame.x_low, frame.x_high)
-    for value, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
+    for value, label in frame.up.labelled():
         y = frame.y(value)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
         parts.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 4:.1f}">{label}</text>')
-    for value, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
+    for value, label in frame.across.labelled():
         x = frame.x(value)
         parts.append(f'<path class="grid" d="M{x:.1f} {bottom}v4"/>')
         parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 17}">{label}</text>')
@@ -183,43 +167,6 @@ def key(style: int) -> str:
     )
 
 
-def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
-    """Return about `count` round numbers within [low, high]."""
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [i * step + 0.0 for i in range(first, last + 1)]
-
-
-def tick_labels(values: Sequence[float]) -> list[str]:
-    """Write the values with the fewest digits that tell them apart."""
-    largest = max((abs(value) for value in values), default=0.0)
-    steps = [b - a for a, b in pairwise(values)]
-    near = 0.01 * min(steps, default=largest or 1.0)
-
-    def first_exact(write: Callable[[float, int], str], scale: float = 1.0) -> list[str] | None:
-        """Return the texts with the fewest digits that are the values; None when there are many."""
-        for digits in range(_MAX_DIGITS):
-            texts = [write(value / scale, digits) for value in values]
-            pairs = zip(texts, values, strict=True)
-            if all(abs(float(text) * scale - value) <= near for text, value in pairs):
-                return texts
-        return None
-
-    if largest >= 10_000:
-        found = first_exact(lambda value, digits: f"{value:.{digits}f}", 1000.0)
-        found = None if found is None else [f"{text}k" for text in found]
-    elif 0 < largest < 0.001:
-        found = first_exact(lambda value, digits: f"{value:.{digits}e}" if value else "0")
-    else:
-        found = first_exact(lambda value, digits: f"{value:.{digits}f}")
-    if found is None:  # the values differ in their last digits only: show how they differ
-        found = [f"{values[0]:.4g}", *(f"+{value - values[0]:.0e}" for value in values[1:])]
-    return [f"−{text[1:]}" if text.startswith("-") else text for text in found]
-
-
 def palette_css() -> str:
     """Return the colours as a style sheet's `--c0`, `--c1`, ..., for light and dark grounds."""
     light = " ".join(f"--c{i}: {colour.light};" for i, colour in enumerate(PALETTE))
@@ -234,16 +181,3 @@ def palette_css() -> str:
 def _path(frame: Frame, xs: Sequence[float], ys: Sequence[float]) -> str:
     points = [f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in zip(xs, ys, strict=True)]
     return "M" + "L".join(points)
-
-
-def _extent(values: Iterable[float], *, start: float | None = None) -> tuple[float, float]:
-    known = [value for value in values if math.isfinite(value)]
-    if start is not None:
-        known.append(start)
-    if not known:
-        return 0.0, 1.0
-    low, high = min(known), max(known)
-    if high - low < 1e-12 * max(1.0, abs(high)):
-        half = 0.05 * abs(high) or 0.5
-        return (low, high + 2 * half) if start is not None else (low - half, high + half)
-    return low, high

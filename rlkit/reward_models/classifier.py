@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from rlkit.models.convert import first_line
-from rlkit.models.load import resolve_dtype
 from rlkit.models.quiet import no_progress_bars
+from rlkit.models.resolved import resolve_dtype
 from rlkit.reward_models.batches import LinearHead, ScoreBatch, at_last_token
 from rlkit.reward_models.options import RewardModelOptions
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from rlkit.models.load import resolve_dtype
 from rlkit.models.peft_config import TENSORS
+from rlkit.models.resolved import resolve_dtype
 from rlkit.reward_models.classifier import classifier_config
 from rlkit.reward_models.options import Placement, RewardModelOptions, reward_model_options
 from rlkit.rewards import RewardFunctionConfig, RewardSpec

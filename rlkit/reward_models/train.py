@@ -59,7 +59,7 @@ class TrainedReward(NamedTuple):
     """Standard deviation of the scores of held-out answers."""
 
 
-class _Rows(NamedTuple):
+class _PairRows(NamedTuple):
     chosen: list[int]
     rejected: list[int]
 
@@ -81,7 +81,7 @@ def train_reward(
     train, held = _split(pairs, options)
     maker = row_maker(base.tokenizer, max_length=options.max_length)
     rows = [
-        _Rows(
+        _PairRows(
             maker.cut(maker.of_texts(pair.prompt, pair.chosen)),
             maker.cut(maker.of_texts(pair.prompt, pair.rejected)),
         )
@@ -123,7 +123,7 @@ def _accumulate(
     base: SharedBase,
     adapter: dict[str, Tensor],
     weight: Tensor,
-    rows: Sequence[_Rows],
+    rows: Sequence[_PairRows],
     options: RewardTraining,
 ) -> float:
     """Add the gradient of the mean loss over `rows`, in parts of a token budget."""

@@ -26,7 +26,7 @@ def find(place: str) -> Any | None:
         return None
 
 
-def require(distribution: str, *places: str) -> None:
+def require_names(distribution: str, *places: str) -> None:
     """Raise MissingName unless every `module:attribute` of `places` exists.
 
     `distribution`: what pip calls the library; the message names it and its version.

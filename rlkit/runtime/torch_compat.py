@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlkit.runtime.private_names import find, require
+from rlkit.runtime.private_names import find, require_names
 
-require(
+require_names(
     "torch",
     "torch.utils._python_dispatch:TorchDispatchMode",
     "torch.utils._pytree:tree_leaves",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
+from rlkit.runtime.files import published
 from rlkit.tasks.base import Example, Split
 from rlkit.tasks.config import BadRows, Overlong
 from rlkit.tasks.data import DROP_HINT, several
@@ -199,11 +199,10 @@ def _read(file: Path, size: int) -> Survey | None:
 def _write(file: Path, found: Survey) -> None:
     """Keep what was found; a cache that cannot be written costs the next run some seconds."""
     record = {"lengths": found.lengths, "problems": found.problems}
-    scratch = file.with_suffix(f".partial-{os.getpid()}")
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(record))
-        os.replace(scratch, file)  # readers see a whole file or none
+        with published(file) as scratch:
+            scratch.write_text(json.dumps(record))
 
 
 class _Bar:

@@ -57,7 +57,7 @@ def rev_words(config: RevWordsConfig) -> Task:
     def draw(rng: random.Random) -> QA:
         return _reverse_qa(rng.sample(WORDS, rng.randint(config.min_words, config.max_words)))
 
-    # Worked examples of every length in turn, from fixed words.
+    # The worked examples have every length in turn, from fixed words.
     spread = config.max_words - config.min_words + 1
     lengths = [config.min_words + i % spread for i in range(4)]
     shots = [_reverse_qa(WORDS[10 * i : 10 * i + n]) for i, n in enumerate(lengths)]

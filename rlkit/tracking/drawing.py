@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlkit.tracking.axes import AxisScale
 from rlkit.tracking.files import write_atomic
 
 Outline = Sequence[tuple[float, float]]
@@ -88,6 +90,24 @@ def marker_of(style: int) -> Marker:
     return MARKERS[(style + style // len(PALETTE)) % len(MARKERS)]
 
 
+def marked(style: int, count: int, *, markers: int) -> list[int]:
+    """Return which points of a line show its marker.
+
+    Those of different styles are shifted, so that curves on top of each other show theirs.
+
+    Args:
+        style: The number of the style, >= 0.
+        count: Points of the line, >= 0.
+        markers: About how many of them are marked, >= 1.
+
+    Returns:
+        Indices in order; the last point is always among them.
+    """
+    stride = max(1, math.ceil(count / markers))
+    chosen = set(range((style * stride) // 4 % stride, count, stride))
+    return sorted(chosen | ({count - 1} if count else set()))
+
+
 def new_figure(*, width: float, height: float) -> Any:
     """Return an empty figure of `width` x `height` inches."""
     # With a home that cannot be written it warns that its cache of fonts is elsewhere.
@@ -104,6 +124,14 @@ def tidy(axis: Any) -> None:
     """Give an axis the house's look: a faint grid, and no frame at the top and the right."""
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def set_scales(axis: Any, *, across: AxisScale, up: AxisScale) -> None:
+    """Give an axis of matplotlib the range, the ticks and the labels of both its scales."""
+    axis.set_xlim(across.low, across.high)
+    axis.set_xticks(across.ticks, across.labels)
+    axis.set_ylim(up.low, up.high)
+    axis.set_yticks(up.ticks, up.labels)
 
 
 def save_figure(figure: Any, folder: Path, name: str, *, dpi: int) -> list[Path]:

@@ -142,7 +142,8 @@ class Shared(NamedTuple):
 def change(before: EvalRecord, after: EvalRecord) -> Interval | None:
     """Return the mean paired difference after - before of one run, over the prompts both share.
 
-    The held-out prompts of a run stay the same, so their indices name them. None without any.
+    The held-out prompts of a run stay the same, so their indices name them. The answer is None
+    without any.
     """
     found = _paired(before, after, before.prompt_indices, after.prompt_indices)
     return None if found is None else found.difference

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkit.tracking.axes import X_AIR, Y_AIR, axis_scale
 from rlkit.tracking.drawing import (
     BLACK,
     PALETTE,
     colour_of,
     dash_of,
+    marked,
     marker_of,
     new_figure,
     save_figure,
+    set_scales,
     tidy,
 )
 from rlkit.tracking.read import read_metrics
@@ -42,21 +45,25 @@ def draw_curves(run_dir: Path, reward_names: Sequence[str], *, title: str) -> li
 
 def _figure(lines: Sequence[dict[str, float]], reward_names: Sequence[str], title: str) -> Any:
     figure = new_figure(width=10, height=6.5)
-    # Only now: `new_figure` has told matplotlib to be quiet.
-    from matplotlib.ticker import MaxNLocator
-
     figure.suptitle(title, fontsize=11, parse_math=False)
     axes = figure.subplots(2, 2, sharex=True).ravel()
     _draw_rewards(axes[0], lines, reward_names)
     for axis, (name, label) in zip(axes[1:], _PANELS, strict=True):
         _line(axis, lines, name, colour=colour_of(0))
         axis.set_ylabel(label)
+    across = axis_scale([line["step"] for line in lines], air=X_AIR, whole=True)
     for axis in axes:
         tidy(axis)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        set_scales(axis, across=across, up=axis_scale(_heights(axis), air=Y_AIR))
     for axis in axes[2:]:
         axis.set_xlabel("step")
     return figure
+
+
+def _heights(axis: Any) -> list[float]:
+    """Return the y of everything that was drawn on an axis, bands included."""
+    bands = [path.vertices[:, 1] for area in axis.collections for path in area.get_paths()]
+    return [float(y) for ys in (*(line.get_ydata() for line in axis.lines), *bands) for y in ys]
 
 
 def _draw_rewards(axis: Any, lines: Sequence[dict[str, float]], names: Sequence[str]) -> None:
@@ -98,7 +105,6 @@ def _line(
     values = [line.get(name, math.nan) for line in lines]
     finite = [value if math.isfinite(value) else math.nan for value in values]
     steps = [line["step"] for line in lines]
-    every = max(1, len(lines) // _MARKERS_A_LINE)
     axis.plot(
         steps,
         finite,
@@ -108,5 +114,5 @@ def _line(
         linewidth=width,
         marker=marker,
         markersize=3,
-        markevery=every,
+        markevery=marked(0, len(lines), markers=_MARKERS_A_LINE),
     )

@@ -16,7 +16,8 @@ _MIN_LENGTH = 6
 def is_secret_key(name: str) -> bool:
     """Return whether the last word of `name` says that its value is a secret.
 
-    True for `hf_token`, `WANDB_API_KEY`, `hub.apiKey`; False for `num_tokens`, `keys`, `key_dim`.
+    It is True for `hf_token`, `WANDB_API_KEY`, `hub.apiKey`; False for `num_tokens`, `keys`,
+    `key_dim`.
     """
     words = _WORD.findall(name.rsplit(".", 1)[-1])
     return bool(words) and words[-1].lower() in _SECRET_WORDS

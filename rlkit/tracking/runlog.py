@@ -24,7 +24,7 @@ class RunLog:
 
     It takes rlkit's records from INFO on and others' from WARNING on.
 
-    Appends, so that a resumed run keeps its past. A full disk silences the log, not the run.
+    It appends, so that a resumed run keeps its past. A full disk silences the log, not the run.
     """
 
     def __init__(self, path: Path, redactor: Redactor) -> None:

@@ -1,6 +1,6 @@
 """The clients of tracking services run in the child process of a `Mirror` and nowhere else.
 
-Tested with wandb 0.31.0, trackio 0.43.0 and tensorboard 2.21.0.
+They were tested with wandb 0.31.0, trackio 0.43.0 and tensorboard 2.21.0.
 """
 
 from __future__ import annotations

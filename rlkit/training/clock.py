@@ -12,7 +12,7 @@ from rlkit.tracking.base import Phase
 
 
 class StepClock:
-    """Adds up the seconds of each phase of one step.
+    """A clock adds up the seconds of each phase of one step.
 
     CUDA work is asynchronous, so each phase waits for the device at both ends. Otherwise the time
     of one phase would be booked on the next.

@@ -60,7 +60,7 @@ class RewardScores(Protocol):
 
 
 class Rewards(Protocol):
-    """The configured reward functions."""
+    """These are the configured reward functions."""
 
     @property
     def names(self) -> Sequence[str]: ...

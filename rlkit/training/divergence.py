@@ -22,7 +22,7 @@ from rlkit.types import FullKL, KLDirection, OutputSpec, Rollout, RolloutBatch, 
 
 
 class EvalKL(StrEnum):
-    """The estimator of KL(policy || reference) in held-out evaluation."""
+    """This is the estimator of KL(policy || reference) in held-out evaluation."""
 
     exact = "exact"
     """Summed over the vocabulary at every sampled prefix; costs a scoring pass of both policies."""
@@ -33,7 +33,7 @@ class EvalKL(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DivergenceMeter:
-    """Scores samples of the policy under the policy and under the reference."""
+    """A meter scores samples of the policy under the policy and under the reference."""
 
     learner: Learner
     estimator: EvalKL

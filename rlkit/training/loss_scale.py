@@ -14,7 +14,7 @@ _GROW_EVERY = 50
 
 
 class LossScale(NamedTuple):
-    """Shrinks when a gradient overflows, grows after updates in which none did; 1 at least."""
+    """It shrinks when a gradient overflows and grows after updates in which none did."""
 
     value: float = 1.0
     limit: float = 1.0

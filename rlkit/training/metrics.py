@@ -1,4 +1,4 @@
-"""Metrics of a batch of rollouts, under TRL's names."""
+"""Compute the metrics of a batch of rollouts, under TRL's names."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers a request to stop until the run reaches a point where stopping is safe."""
+    """It remembers a request to stop until the run reaches a point where stopping is safe."""
 
     def __init__(self) -> None:
         self._signal: str | None = None

@@ -90,7 +90,7 @@ class UpdateSettings(NamedTuple):
 
 
 class UpdateResult(NamedTuple):
-    """The report of one optimiser update."""
+    """This is the report of one optimiser update."""
 
     metrics: dict[str, float]
     logps: Float[Tensor, "B C"]

@@ -62,7 +62,7 @@ class LossOutput(NamedTuple):
 
 @runtime_checkable
 class Prepare(Protocol):
-    """Turns a rollout batch into the batch to learn from: advantages, pairs, KL in the reward.
+    """It turns a rollout batch into the batch to learn from: advantages, pairs, KL in the reward.
 
     It runs once per rollout batch, without gradients, and may drop or reorder rows.
 
@@ -79,7 +79,7 @@ class Prepare(Protocol):
 
 @runtime_checkable
 class Loss(Protocol):
-    """Turns the policy's outputs on some rows of a batch into a loss to minimise.
+    """This function turns the policy's outputs on some rows of a batch into a loss to minimise.
 
     Its value is a sum over the rows at hand divided by `num_tokens` or `num_sequences` of the whole
     batch. So the losses of micro-batches add up. It masks with `loss_mask` before anything else,
@@ -97,7 +97,7 @@ class Loss(Protocol):
 
 
 class Warmup(NamedTuple):
-    """Another loss for the first steps of a run, for example a critic's alone."""
+    """This is another loss for the first steps of a run, for example a critic's alone."""
 
     num_steps: int
     """Rollout batches at the start of the run that use it, >= 1."""

@@ -21,7 +21,10 @@ class Column(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RolloutBatch:
-    """Samples with their rewards, before any learning signal. Rows of a group are adjacent."""
+    """This batch holds samples with their rewards, before any learning signal.
+
+    Rows of a group are adjacent.
+    """
 
     prompt_ids: Int[Tensor, "B P"]
     prompt_mask: Bool[Tensor, "B P"]
@@ -62,7 +65,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainBatch:
-    """A rollout batch with its learning signal and the GLOBAL denominators of its loss.
+    """This is a rollout batch with its learning signal and the GLOBAL denominators of its loss.
 
     Losses of any partition of the rows add up to the loss of the whole batch: `num_tokens` and
     `num_sequences` describe the whole optimisation batch, and `rows` keeps them.

@@ -100,7 +100,7 @@ class SamplingConfig(NamedTuple):
 
 
 class Generator(Protocol):
-    """Samples completions: token ids in, token ids and sampling logps out."""
+    """A generator samples completions: token ids in, token ids and sampling logps out."""
 
     def generate(
         self,

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from cli_process import RunCLI
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_models import tiny_config
+from tiny_tokenizers import byte_tokenizer
+from transformers import GenerationConfig, LlamaForCausalLM
 from warm_cli import Forks
 
 TEMPLATE = (
@@ -22,34 +23,28 @@ TEMPLATE = (
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model in Hugging Face format, with a tokenizer of one token a byte."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {symbol: i for i, symbol in enumerate([*alphabet, "<pad>", "</s>"])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", chat_template=TEMPLATE
+    tokenizer = byte_tokenizer(
+        "<pad>", "</s>", pad_token="<pad>", eos_token="</s>", chat_template=TEMPLATE
     )
     torch.manual_seed(0)
-    stop, pad = vocabulary["</s>"], vocabulary["<pad>"]
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
+    stop, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config = tiny_config(
+        "llama",
+        vocab_size=len(tokenizer),
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=1024,
         eos_token_id=stop,
         pad_token_id=pad,
         bos_token_id=None,
+        tie_word_embeddings=False,
+        initializer_range=0.02,
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=stop, pad_token_id=pad
     )
     model.save_pretrained(folder)
-    fast.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

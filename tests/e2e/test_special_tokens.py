@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from cli_process import RunCLI
+from tiny_models import tiny_config
 from tiny_tokenizers import CHATML, byte_level_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 END = 3
 """The id of `<|im_end|>`."""
@@ -18,12 +19,10 @@ END = 3
 def save(folder: Path, tokenizer: PreTrainedTokenizerFast, *, end_logit: float, eos: int) -> Path:
     """Write a model that knows no context: the logit of `<|im_end|>` is given, all others are 0."""
     size = len(tokenizer)
-    config = LlamaConfig(
+    config = tiny_config(
+        "llama",
         vocab_size=size,
-        hidden_size=32,
-        intermediate_size=32,
         num_hidden_layers=1,
-        num_attention_heads=4,
         max_position_embeddings=1024,
         tie_word_embeddings=False,
         bos_token_id=None,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import tiny_config
 from tiny_tokenizers import byte_level_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from examples import loop
 from rlkit.algorithms import Objective, build
@@ -32,13 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     torch.manual_seed(0)
     tokenizer = byte_level_tokenizer()
-    config = LlamaConfig(
+    config = tiny_config(
+        "llama",
         vocab_size=len(tokenizer),
-        hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.02,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,

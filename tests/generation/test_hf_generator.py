@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from generation_models import CONFIGS, VOCAB, byte_tokenizer, tiny_model
+from generation_models import CONFIGS, VOCAB, tiny_model
+from tiny_tokenizers import byte_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -85,7 +86,7 @@ class Policy:
 
 @pytest.fixture
 def make_policy() -> Callable[[str], Policy]:
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(eos_token="<end>")
     return lambda family: Policy(tiny_model(family), tokenizer)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from generation_models import byte_tokenizer
+from tiny_tokenizers import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rlkit.generation.stopping import StopRule
@@ -13,7 +13,7 @@ from rlkit.generation.stopping import StopRule
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_tokenizer()
+    return byte_tokenizer(eos_token="<end>")
 
 
 def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

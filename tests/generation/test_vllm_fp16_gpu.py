@@ -18,7 +18,8 @@ from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm.config import is_installed
 from rlkit.generation.vllm.probe import mismatch_limit, random_factors
 from rlkit.models.config import DType, LoRAConfig, ModelConfig
-from rlkit.models.load import load_model
+from rlkit.models.load import load_resolved
+from rlkit.models.resolved import resolve_model
 from rlkit.plan.rehearse import full_batch
 from rlkit.policy.lora import attach
 from rlkit.policy.policy import Policy, new_policy
@@ -123,7 +124,7 @@ def policy(starter: str) -> Iterator[Policy]:
     engine = start_engine(VLLMGeneratorConfig(kv_cache_bytes=2**26), spec, say=print)
     config = ModelConfig(source=starter, dtype=DType.fp16)
     views = weight_views(engine.llm)
-    base = load_model(config, device=device, say=print, weights=views)
+    base = load_resolved(resolve_model(config, device=device, say=print), say=print, weights=views)
     yield new_policy(base, config, seed=0)
     engine.close()
 

@@ -28,6 +28,7 @@ from rlkit.generation.vllm.weights import kv_sleep, kv_wake, weight_views
 from rlkit.models.config import LoRAConfig, ModelConfig, QuantConfig, QuantKind
 from rlkit.models.nf4_folder import in_nf4
 from rlkit.models.quantize import settle, tensors_of
+from rlkit.models.resolved import resolve_model
 from rlkit.models.views import model_on_views, shared_bytes
 from rlkit.policy.lora import attach
 
@@ -57,7 +58,8 @@ def cuda(starter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cud
     device = torch.device("cuda", torch.cuda.current_device())
     cache = str(tmp_path_factory.mktemp("cache"))
     plain = ModelConfig(source=starter, cache_dir=cache)
-    folder = in_nf4(plain, QuantConfig(kind=QuantKind.nf4), device=device, say=print).source
+    model = resolve_model(plain, device=device, say=print)
+    folder = in_nf4(model, QuantConfig(kind=QuantKind.nf4), say=print).location
     spec = EngineSpec(
         location=folder,
         revision=None,

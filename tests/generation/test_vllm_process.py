@@ -78,6 +78,7 @@ from rlkit.launch.preflight import preflight
 from rlkit.policy.policy import new_policy
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.from_config import setting_of
+from rlkit.models.resolved import resolve_model
 
 packing = utils.dispatch_cpu_unquantized_gemm
 
@@ -96,7 +97,11 @@ algorithm = build(
     Objective(config.algorithm, config.kl, config.ratio, config.correction), setting_of(config)
 )
 made, loaded = plan_and_load(
-    config, algorithm, device=torch.device("cpu"), longest=(64, 32), say=print
+    config,
+    algorithm,
+    model=resolve_model(config.model, device=torch.device("cpu"), say=print),
+    longest=(64, 32),
+    say=print,
 )
 assert loaded.engine.weights is Weights.separate
 (own,) = [part for part in made.plan.parts if part.name == "vLLM: weights of its own"]

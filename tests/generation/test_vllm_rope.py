@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Phi3Config, PreTrainedModel
+from tiny_models import NO_SPECIAL_TOKENS, tiny_config
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from vllm_models import tiny_llm
 
 from rlkit.assembly.generators import policy_score
@@ -24,19 +25,15 @@ SWITCH, CONTEXT = 50, 256
 
 def save_longrope(folder: Path) -> str:
     torch.manual_seed(0)
-    config = Phi3Config(
+    config = tiny_config(
+        "phi3",
         vocab_size=203,
         hidden_size=128,
         intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         original_max_position_embeddings=SWITCH,
         initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
+        **NO_SPECIAL_TOKENS,
         rope_parameters={
             "rope_type": "longrope",
             "rope_theta": 10000.0,

@@ -29,7 +29,8 @@ from rlkit.generation.vllm.lora import LoRAInjector
 from rlkit.generation.vllm.probe import mean_difference, sample
 from rlkit.generation.vllm.weights import forget_prefixes, push_weights, weight_views
 from rlkit.models.config import DType, LoRAConfig, ModelConfig
-from rlkit.models.load import load_model
+from rlkit.models.load import load_model, load_resolved
+from rlkit.models.resolved import resolve_model
 from rlkit.models.views import model_on_views, shared_bytes
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
@@ -111,7 +112,7 @@ def test_families(family: Shared) -> None:
 def test_the_starter(engine: Any, starter: str, starter_hf: PreTrainedModel) -> None:
     views = weight_views(engine.llm)
     config = ModelConfig(source=starter, dtype=DType.fp32)
-    base = load_model(config, device=CPU, say=print, weights=views)
+    base = load_resolved(resolve_model(config, device=CPU, say=print), say=print, weights=views)
     assert shared_bytes(base.model, views) == 538_060_032
     assert torch.equal(logits(base.model), logits(starter_hf))
     # What load_model reads beside the weights is there as well.

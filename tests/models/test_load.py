@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from rlkit.models import AttentionImpl, ChatTemplate, DType, ModelConfig
 from rlkit.models.config import Checkpointing
-from rlkit.models.load import BaseModel, load_model, resolve_checkpointing, resolve_dtype
+from rlkit.models.load import BaseModel, load_model, resolve_checkpointing
+from rlkit.models.resolved import resolve_dtype
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([random_ids(7, seed=1)])

@@ -16,6 +16,7 @@ from rlkit.models.config import ChatTemplate
 from rlkit.models.load import load_model
 from rlkit.models.nf4_folder import in_nf4
 from rlkit.models.quantize import quantisable, tensors_of
+from rlkit.models.resolved import resolve_model
 
 CPU = torch.device("cpu")
 NF4 = QuantConfig(kind=QuantKind.nf4)
@@ -29,8 +30,10 @@ def config(folder: Path, tmp_path: Path) -> ModelConfig:
 def made(config: ModelConfig, quant: QuantConfig = NF4) -> tuple[ModelConfig, bool]:
     """The folder's config, and whether it was made now."""
     said: list[str] = []
-    found = in_nf4(config, quant, device=CPU, say=said.append)
-    return found, any("Quantising" in line for line in said)
+    model = resolve_model(config, device=CPU, say=print)
+    found = in_nf4(model, quant, say=said.append)
+    assert found.location == found.config.source
+    return found.config, any("Quantising" in line for line in said)
 
 
 @pytest.mark.parametrize("skip", [(), ("layers.0.mlp.up_proj",)])

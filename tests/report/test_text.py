@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from rlkit.report.svg import tick_labels, ticks
 from rlkit.report.text import count_of, duration, fixed, p_value
+from rlkit.tracking.axes import tick_labels, ticks
 
 
 @pytest.mark.parametrize(

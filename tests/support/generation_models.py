@@ -1,53 +1,27 @@
-"""Tiny random models of each family, float64 throughout, and a byte-level tokenizer."""
+"""Tiny random models of each family, float64 throughout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny_models import NO_SPECIAL_TOKENS, tiny_config
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    MistralConfig,
-    PhiConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 VOCAB = 300
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**SIZES),
-    "qwen2": lambda: Qwen2Config(**SIZES),
-    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=8),
-    "mistral_window_6": lambda: MistralConfig(**SIZES, sliding_window=6),
-    "phi": lambda: PhiConfig(**SIZES),
-    "gemma3_window_6": lambda: Gemma3TextConfig(
-        **SIZES,
-        head_dim=8,
-        sliding_window=6,
-        layer_types=["sliding_attention", "full_attention"],
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"tie_word_embeddings": False}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "mistral_window_6": ("mistral", {"head_dim": None, "sliding_window": 6}),
+    "phi": ("phi", {}),
+    "gemma3_window_6": (
+        "gemma3_text",
+        {"sliding_window": 6, "final_logit_softcapping": None, "query_pre_attn_scalar": 256},
     ),
 }
+"""The family of each, and how it differs from that of `tiny_models`."""
 
 
 class ExactNorm(nn.Module):
@@ -79,17 +53,10 @@ def _exact(norm: nn.Module) -> ExactNorm:
 def tiny_model(family: str) -> PreTrainedModel:
     """A random model whose every operation is float64."""
     torch.manual_seed(0)
-    config = CONFIGS[family]()
+    name, options = CONFIGS[family]
+    sizes = {"vocab_size": VOCAB, "max_position_embeddings": 128, **NO_SPECIAL_TOKENS}
+    config = tiny_config(name, **sizes, **options)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float64)  # type: ignore[no-untyped-call]
     _make_norms_exact(model)
     model.train(False)
     return model
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, ids 0 to 255, and the special `<end>`, 256."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>")  # type: ignore[no-untyped-call]

@@ -1,4 +1,7 @@
-"""Random models of every supported family, small enough for float64 on one core, and batches."""
+"""Random models of every supported family, small enough for float64 on one core, and batches.
+
+Every tiny model of the tests takes its shape from `tiny_config`, which tests change by option.
+"""
 
 from __future__ import annotations
 
@@ -57,13 +60,24 @@ _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+NO_SPECIAL_TOKENS: dict[str, Any] = {
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def tiny_config(family: str, **options: object) -> Any:
+    """The shape of a tiny model of `family`; `options` override it."""
+    return CONFIG_MAPPING[family](**{**_SIZES, **_FAMILY_OPTIONS[family], **options})
+
+
 def tiny_model(
     family: str, *, dtype: torch.dtype = torch.float64, **options: object
 ) -> PreTrainedModel:
     """A frozen random model of `family`; `options` override its config."""
-    values = {**_SIZES, **_FAMILY_OPTIONS[family], **options}
-    config = CONFIG_MAPPING[family](**values)
-    implementation = "eager" if values.get("attn_logit_softcapping") else "sdpa"
+    config = tiny_config(family, **options)
+    implementation = "eager" if config.to_dict().get("attn_logit_softcapping") else "sdpa"
     torch.manual_seed(hash_of(family))
     auto: Any = AutoModelForCausalLM
     model: PreTrainedModel = auto.from_config(config, attn_implementation=implementation)

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tiny_models import tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlkit.algorithms import (
     CorrectionConfig,
@@ -57,17 +58,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
     """Random but always the same."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = tiny_config(
+        "llama",
         vocab_size=28,
-        hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=64,
         tie_word_embeddings=False,
         eos_token_id=STOP,
         pad_token_id=PAD,
+        initializer_range=0.02,
     )
     model = LlamaForCausalLM(config)
     torch.nn.Module.to(model, dtype)

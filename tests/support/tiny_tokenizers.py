@@ -43,6 +43,17 @@ def byte_level_tokenizer(
     return tokenizer
 
 
+def byte_tokenizer(*specials: str, **options: str) -> PreTrainedTokenizerFast:
+    """One token a byte, ids 0 to 255, then `specials`; `options` name them: eos_token and so on."""
+    vocabulary = {
+        c: i for i, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *specials])
+    }
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **options)  # type: ignore[no-untyped-call]
+
+
 def letter_tokenizer() -> PreTrainedTokenizerFast:
     """Four special tokens and the bytes of ASCII letters: no merges, no template, no pad token."""
     specials = ["<unk>", "<s>", "</s>", "<end>"]

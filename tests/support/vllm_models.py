@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_models import NO_SPECIAL_TOKENS, tiny_config
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    LlamaConfig,
-    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
-    Qwen2Config,
-    Qwen3Config,
 )
 
 LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -26,21 +23,17 @@ _SIZES: dict[str, Any] = {
     "vocab_size": 203,  # padded to 256 in vLLM
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 32,
-    "max_position_embeddings": 256,
     "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
+    **NO_SPECIAL_TOKENS,
 }
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_SIZES, tie_word_embeddings=False),
-    "qwen2_tied": lambda: Qwen2Config(**_SIZES | {"hidden_size": 128}, tie_word_embeddings=True),
-    "qwen3": lambda: Qwen3Config(**_SIZES, tie_word_embeddings=False),
-    "phi3_fused": lambda: Phi3Config(**_SIZES | {"hidden_size": 128}),
+    "llama": lambda: tiny_config("llama", **_SIZES | {"tie_word_embeddings": False}),
+    "qwen2_tied": lambda: tiny_config(
+        "qwen2", **_SIZES | {"hidden_size": 128, "tie_word_embeddings": True}
+    ),
+    "qwen3": lambda: tiny_config("qwen3", **_SIZES | {"tie_word_embeddings": False}),
+    "phi3_fused": lambda: tiny_config("phi3", **_SIZES | {"hidden_size": 128}),
 }
 
 

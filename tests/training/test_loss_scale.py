@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from linear_learner import LinearLearner
 from tiny_models import make_batch
 from tiny_run import CPU, flat, tiny_run
 from torch import Tensor
@@ -18,14 +17,7 @@ from rlkit.training.optim import OptimConfig, build_optimizer
 from rlkit.training.stopping import StopRequest
 from rlkit.training.trainer import restore
 from rlkit.training.update import TrainState, UpdateSettings, train_step
-from rlkit.types import (
-    Algorithm,
-    LossOutput,
-    OutputSpec,
-    PolicyOutput,
-    RolloutBatch,
-    TrainBatch,
-)
+from rlkit.types import Algorithm, LossOutput, TrainBatch
 
 FEATURES = torch.tensor([[0.5, -1.5], [2.0, 0.25]])
 SETTINGS = UpdateSettings(
@@ -36,36 +28,15 @@ SETTINGS = UpdateSettings(
 )
 
 
-@dataclass
-class Half:
-    """Logps that are linear in a float32 leaf, computed in float16; counts its forward passes."""
-
-    leaf: Tensor
-    calls: int = 0
-
-    @property
-    def adapter(self) -> Mapping[str, Tensor]:
-        return {"w": self.leaf}
-
-    def named_parameters(self) -> dict[str, Tensor]:
-        return {"w": self.leaf}
-
-    def forward(
-        self,
-        batch: RolloutBatch,
-        *,
-        adapter: Mapping[str, Tensor] | None,
-        temperature: float,
-        spec: OutputSpec,
-    ) -> PolicyOutput:
-        self.calls += 1
-        features = FEATURES[batch.group_ids].half()
-        return PolicyOutput((self.leaf.half() * features).float())
-
-
-def step(weight: float, *, scale: LossScale = FLOAT16) -> tuple[TrainState, Half, Tensor, bool]:
+def step(
+    weight: float, *, scale: LossScale = FLOAT16
+) -> tuple[TrainState, LinearLearner, Tensor, bool]:
     """One update on weight x sum of logps, in two micro-batches: state, gradient, skipped."""
-    learner = Half(torch.zeros(2, requires_grad=True))
+    learner = LinearLearner(
+        torch.zeros(2, requires_grad=True),
+        lambda batch: FEATURES[batch.group_ids],
+        dtype=torch.float16,
+    )
     optimizer = build_optimizer(learner.named_parameters(), SETTINGS.optim)
     rollout = make_batch([[3], [3]], [[4, 5], [6, 7]])
     batch = TrainBatch.prepared(
@@ -90,7 +61,7 @@ def test_a_gradient_below_float16_vanishes_without_and_arrives_with_a_scale() ->
     assert not step(weight, scale=UNSCALED)[2].any()
     _, learner, gradient, skipped = step(weight)
     assert torch.equal(gradient, weight * FEATURES.sum(0))
-    assert learner.calls == 2 and not skipped
+    assert len(learner.rows) == 2 and not skipped
 
 
 def test_an_overflow_lowers_the_scale_and_keeps_the_update() -> None:
@@ -98,7 +69,7 @@ def test_an_overflow_lowers_the_scale_and_keeps_the_update() -> None:
     state, learner, gradient, skipped = step(weight)
     assert torch.equal(gradient, weight * FEATURES.sum(0))
     assert state.loss_scale.value == 2.0**10
-    assert learner.calls == 6 and not skipped
+    assert len(learner.rows) == 6 and not skipped
     assert state.updates == 1 and state.skipped_in_row == 0
 
 
@@ -111,7 +82,7 @@ def test_a_gradient_beyond_float16_is_skipped_and_the_scale_stays() -> None:
 
 def test_a_loss_that_is_not_finite_is_not_tried_again() -> None:
     state, learner, _, skipped = step(math.nan)
-    assert skipped and learner.calls == 2
+    assert skipped and len(learner.rows) == 2
     assert state.loss_scale == FLOAT16
 
 

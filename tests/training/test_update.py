@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 import pytest
 import torch
+from linear_learner import LinearLearner
 from tiny_models import make_batch
-from torch import Tensor
 
 from rlkit.training.optim import OptimConfig
 from rlkit.training.update import UpdateSettings, accumulate
-from rlkit.types import Algorithm, LossOutput, OutputSpec, PolicyOutput, RolloutBatch, TrainBatch
-
-
-@dataclass
-class Counting:
-    """Remembers how many rows each forward pass had."""
-
-    leaf: Tensor = field(default_factory=lambda: torch.ones((), requires_grad=True))
-    rows: list[int] = field(default_factory=list)
-
-    @property
-    def adapter(self) -> Mapping[str, Tensor]:
-        return {"w": self.leaf}
-
-    def named_parameters(self) -> dict[str, Tensor]:
-        return {"w": self.leaf}
-
-    def forward(
-        self,
-        batch: RolloutBatch,
-        *,
-        adapter: Mapping[str, Tensor] | None,
-        temperature: float,
-        spec: OutputSpec,
-    ) -> PolicyOutput:
-        self.rows.append(len(batch))
-        logps = self.leaf * batch.completion_ids.float()
-        return PolicyOutput(logps, values=logps if spec.values else None)
+from rlkit.types import Algorithm, LossOutput, OutputSpec, TrainBatch
 
 
 def rows_of_each_pass(*, values: bool, share_prompts: bool = True) -> list[int]:
@@ -66,7 +36,9 @@ def rows_of_each_pass(*, values: bool, share_prompts: bool = True) -> list[int]:
         tokens_per_microbatch=26,
         share_prompts=share_prompts,
     )
-    learner = Counting()
+    learner = LinearLearner(
+        torch.ones((), requires_grad=True), lambda micro: micro.completion_ids.float()
+    )
     metrics, _ = accumulate(learner, batch, algorithm, settings)
     assert metrics["loss"] == 4.0 * 16
     assert learner.leaf.grad == 4.0 * 16

@@ -1,4 +1,7 @@
-"""Options of the vLLM generators. Nothing here imports vLLM: composing a configuration is light."""
+"""This module holds the options of the vLLM generators.
+
+Nothing here imports vLLM: composing a configuration is light.
+"""
 
 from __future__ import annotations
 

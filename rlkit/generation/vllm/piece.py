@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Piece(NamedTuple):
-    """New tokens of one request."""
+    """This record holds new tokens of one request."""
 
     request_id: str
     token_ids: list[int]

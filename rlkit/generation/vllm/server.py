@@ -1,4 +1,4 @@
-"""`VLLMServerGenerator`: samples with a running `vllm serve`, on another device or machine.
+"""`VLLMServerGenerator` samples with a running `vllm serve`, on another device or machine.
 
 The server must have been started with
 

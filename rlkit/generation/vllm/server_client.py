@@ -17,7 +17,10 @@ class ServerError(Exception):
 
 
 class ServerClient:
-    """Keeps one pool of connections. Bodies and answers are JSON; plain text comes as a string."""
+    """A client keeps one pool of connections.
+
+    Bodies and answers are JSON; plain text comes as a string.
+    """
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         """Send nothing yet; `timeout_s` bounds the connecting and each wait for an answer."""

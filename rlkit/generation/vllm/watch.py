@@ -1,4 +1,4 @@
-"""Does vLLM still sample from the policy that the trainer scores? Asked while training."""
+"""Does vLLM still sample from the policy that the trainer scores? It is asked while training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base weights of a running vLLM engine, and the memory of its key-value cache."""
+"""Share the base weights of a running vLLM engine, and free the memory of its cache."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ALL = ("weights", *KV_CACHE, "default")
 def weight_views(llm: Any) -> dict[str, Tensor]:
     """Give the weights of a `vllm.LLM` under Hugging Face names, for the trainer to share.
 
-    Views, no copies; on a CPU only after `compat.cpu.prepare_cpu`. Whoever writes to them must call
-    `forget_prefixes` before the next request.
+    They are views, no copies; on a CPU that needs `compat.cpu.prepare_cpu`. Whoever writes to them
+    must call `forget_prefixes` before the next request.
     """
     views: dict[str, Tensor] = llm.collective_rpc("rlkit_parameters")[0]
     return views
@@ -65,8 +65,8 @@ def forget_prefixes(llm: Any) -> None:
 def kv_sleep(llm: Any) -> int:
     """Give the key-value cache's memory back to the device; the bytes freed.
 
-    Weights and adapters stay where they are, so that they can be shared with the trainer. CUDA
-    only, with enable_sleep_mode=True. No request may run until `kv_wake`.
+    Weights and adapters stay where they are, so that they can be shared with the trainer. It
+    needs CUDA and enable_sleep_mode=True. No request may run until `kv_wake`.
     """
     if llm.llm_engine.has_unfinished_requests():
         raise RuntimeError("the key-value cache must stay while requests are running")

@@ -1,4 +1,4 @@
-"""Faster paths through vLLM, all of them optional; `generator.accelerate=off` uses none.
+"""These faster paths through vLLM are optional; `generator.accelerate=off` uses none.
 
 find, burst, burst_*       decoding steps past vLLM's scheduler
 dense, dense_*, lora_*     plain matrix products for the adapter, and their Triton kernels

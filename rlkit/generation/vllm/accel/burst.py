@@ -32,7 +32,7 @@ at most 32 steps later. That costs nothing but the tail of the last one."""
 
 
 class _Burst(NamedTuple):
-    """Requests with room for `num_steps` more tokens, and the graph of a step."""
+    """A burst holds requests with room for `num_steps` more tokens, and the graph of a step."""
 
     requests: list[Any]
     num_steps: int
@@ -50,7 +50,7 @@ class _Flight:
 
 
 class Decoder:
-    """Runs bursts on an `EngineCore` in this process."""
+    """This decoder runs bursts on an `EngineCore` in this process."""
 
     def __init__(self, core: Any, runner: Any, line: VLLMLine) -> None:
         from vllm.v1.worker.gpu import input_batch

@@ -14,7 +14,7 @@ from rlkit.generation.vllm.compat.line import VLLMLine
 
 
 class BurstSampler:
-    """Draws one token a row as `vllm.v1.worker.gpu.sample.Sampler` does, with the same bits."""
+    """It draws one token a row as `vllm.v1.worker.gpu.sample.Sampler` does, with the same bits."""
 
     def __init__(self, runner: Any, line: VLLMLine) -> None:
         from vllm.v1.worker.gpu.sample import gumbel

@@ -66,7 +66,7 @@ class ActiveRows:
 
 
 class DenseLinear:
-    """`apply` of one of vLLM's layers wrapped for LoRA: base and update."""
+    """This is `apply` of one of vLLM's layers wrapped for LoRA: base and update."""
 
     def __init__(self, module: Any, rows: ActiveRows, *, fused: bool, gated: bool) -> None:
         """Move the LoRA buffers of `module`, if `fused` behind its weight.
@@ -193,9 +193,9 @@ class _Gate:
 def install(manager: Any, *, fused: bool) -> dict[str, DenseLinear]:
     """Replace Punica in the layers of vLLM's LoRA `manager`, before graphs are captured.
 
-    `fused`: with Triton's kernels, for CUDA. Gives the layers by vLLM's names. Each kind of layer
-    is tried against float64. Raises ValueError, with Punica in place as before, when there is more
-    than one slot or something is not understood.
+    `fused` takes Triton's kernels, for CUDA. The layers come back by vLLM's names. Each kind of
+    layer is tried against float64. Raises ValueError, with Punica in place as before, when there is
+    more than one slot or something is not understood.
     """
     modules = [*manager.modules.values()]
     wrappers = {id(wrapper): wrapper for wrapper in manager.punica_wrapper_mapping.values()}
@@ -264,7 +264,7 @@ def _check(module: Any, *, fused: bool) -> tuple[int, ...]:
 def _try(layer: DenseLinear) -> None:
     """Compare one layer with float64 on random factors, some rows active, few rows and many.
 
-    Raises ValueError when they differ by more than rounding. Overwrites factors and mask.
+    Raises ValueError when they differ by more than rounding. It overwrites factors and mask.
     """
     for num_rows in (1, 37, min(WIDE_ROWS + 5, len(layer.rows.mask))):
         x, active, bias = layer.random_inputs(num_rows)

@@ -24,7 +24,7 @@ else:
 
 
 class DenseWorker(_Worker, WorkerExtension):  # type: ignore[misc]
-    """Installs `dense` right after loading, before vLLM warms up and captures graphs."""
+    """It installs `dense` right after loading, before vLLM warms up and captures graphs."""
 
     def load_model(self, *arguments: Any, **options: Any) -> None:
         """Load the model; in vLLM's own memory pool, which sleeping needs, also install."""

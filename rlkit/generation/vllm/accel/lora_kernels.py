@@ -222,9 +222,9 @@ _KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 
 class CopyTable:
-    """Copies many small tensors to strided targets in one launch: target = source * (scale or 1).
+    """A table copies many small tensors to strided targets at once: target = source * (scale or 1).
 
-    Reads the sources where they lay at first; `reads` says whether they still do.
+    It reads the sources where they lay at first; `reads` says whether they still do.
     """
 
     def __init__(

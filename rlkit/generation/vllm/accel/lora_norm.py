@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
-"""One Triton kernel after a layer with an adapter: its update, the residual and the norm."""
+"""One Triton kernel follows a layer with an adapter: its update, the residual and the norm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The private names of vLLM that each feature of rlkit needs, for all supported lines.
+"""These are the private names of vLLM that each feature of rlkit needs, for all supported lines.
 
 What only some lines have is in the file of the line (`v0_24` and the others). The tables are read
 by `source`, and tests/generation/test_vllm_names.py holds the package to them.

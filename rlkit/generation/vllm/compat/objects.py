@@ -1,4 +1,4 @@
-"""The paths from a `vllm.LLM` or a worker to the objects behind them, alike in 0.24 to 0.33."""
+"""The paths from a `vllm.LLM` or a worker to the objects behind are the same in 0.24 to 0.33."""
 
 from __future__ import annotations
 
