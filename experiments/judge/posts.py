@@ -43,20 +43,29 @@ FILLER = (
 )
 
 
-def post(number: int, *, seed: int) -> dict[str, str]:
-    """Return post `number`: the prompt, and the reference summary as `answer`."""
+def words_of(number: int, *, seed: int) -> dict[str, str]:
+    """Return the facts of post `number` by one word each, and its age and filler."""
     draw = random.Random(f"{seed}:{number}")
     name, other = draw.sample(NAMES, 2)
-    relation = draw.choice(RELATIONS)
-    action, reason = draw.choice(list(ACTIONS)), draw.choice(list(REASONS))
     first, second = draw.sample(FILLER, 2)
+    return {
+        **{"name": name, "other": other, "relation": draw.choice(RELATIONS)},
+        **{"action": draw.choice(list(ACTIONS)), "reason": draw.choice(list(REASONS))},
+        **{"age": str(draw.randint(19, 60)), "first": first, "second": second},
+    }
+
+
+def post(number: int, *, seed: int) -> dict[str, str]:
+    """Return post `number`: the prompt, and the reference summary as `answer`."""
+    fact = words_of(number, seed=seed)
+    name, other, relation = fact["name"], fact["other"], fact["relation"]
+    action = ACTIONS[fact["action"]]
     text = (
-        f"I am {name}, {draw.randint(19, 60)}. {first} My {relation} {other} says that I should "
-        f"{ACTIONS[action]}. The trouble is that {REASONS[reason]}. {second} What should I do?"
+        f"I am {name}, {fact['age']}. {fact['first']} My {relation} {other} says that I should "
+        f"{action}. The trouble is that {REASONS[fact['reason']]}. {fact['second']} "
+        "What should I do?"
     )
-    summary = (
-        f"{name}'s {relation} {other} wants {name} to {ACTIONS[action]}, but {reason} matters."
-    )
+    summary = f"{name}'s {relation} {other} wants {name} to {action}, but {fact['reason']} matters."
     return {"prompt": f"Summarise this post in one short sentence.\n\n{text}", "answer": summary}
 
 
