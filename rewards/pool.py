@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.config import OnFailure, RewardConfig, RewardSpec
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MAX_FALSE_STARTS = 3
+_CHECK_EVERY_S = 0.2
+"""Between two looks at whether the run is to stop, while functions are busy."""
 
 
 class RewardPool:
@@ -54,7 +56,7 @@ class RewardPool:
         num_workers = config.workers if self._functions else 0
         self._workers = [Worker(self._functions) for _ in range(num_workers)]
         self._false_starts = 0
-        self._checked = self._started = False
+        self._verified = self._started = False
 
     @property
     def specs(self) -> tuple[RewardSpec, ...]:
@@ -73,25 +75,27 @@ class RewardPool:
         """Return the process ids of the workers."""
         return tuple(worker.pid for worker in self._workers)
 
-    def start(self) -> None:
+    def start(self, *, check: Callable[[], None] = lambda: None) -> None:
         """Wait until every worker has loaded the functions, and every scorer is ready.
 
-        Raises ValueError, naming the key, for a function that cannot be loaded.
+        Raises ValueError, naming the key, for a function that cannot be loaded; and what `check`
+        raises, which is called several times a second.
         """
-        self.check()
+        self.verify(check=check)
         if not self._started:
-            self._beside.begin(lambda scorer: scorer.start())()
+            self._beside.begin(lambda scorer: scorer.start())(check)
             self._started = True
 
-    def check(self) -> None:
+    def verify(self, *, check: Callable[[], None] = lambda: None) -> None:
         """Do as `start`, but let no scorer load its weights."""
-        if not self._checked:
-            self._beside.begin(lambda scorer: scorer.check())()
-            self._checked = True
-        self._start_workers()
+        if not self._verified:
+            self._beside.begin(lambda scorer: scorer.check())(check)
+            self._verified = True
+        self._start_workers(check)
 
-    def _start_workers(self) -> None:
+    def _start_workers(self, check: Callable[[], None]) -> None:
         while any(worker.per_sample is None for worker in self._workers):
+            check()
             wait_for(self._workers, until=time.monotonic() + 0.1)
             for worker in self._workers:
                 worker.read_output()
@@ -100,53 +104,49 @@ class RewardPool:
 
     @property
     def scorers(self) -> Sequence[BatchScorer]:
-        """Return the scorers, in the order of their functions."""
         return tuple(self._beside.scorers.values())
-
-    @property
-    def num_functions(self) -> int:
-        """Return how many functions run in the pool's processes."""
-        return len(self._places)
 
     def keep_in(self, run_dir: Path) -> None:
         """Let the scorers keep what a resumed run needs in the run's folder."""
         for scorer in self.scorers:
             scorer.keep_in(run_dir)
 
-    def score(self, groups: Sequence[Sequence[Completion]]) -> Scores:
+    def score(
+        self, groups: Sequence[Sequence[Completion]], *, check: Callable[[], None] = lambda: None
+    ) -> Scores:
         """Score each group of one prompt's completions with every function.
 
         Ends within `reward.step_timeout_s` and the times of the scorers, whatever the functions do.
+        What `check` raises ends it, too; it is called several times a second.
 
-        Raises:
-            ValueError: Workers cannot be started any more.
-            RuntimeError: The same, or more failed than `reward.max_failure_rate` allows, or a
-                judge's budget is spent.
+        Raises ValueError or RuntimeError when workers cannot be started any more, when more failed
+        than `reward.max_failure_rate` allows, or when a judge's budget is spent.
         """
-        self.start()
+        self.start(check=check)
         scored = self._beside.begin(lambda scorer: scorer.score(groups))
-        scores = self._score(groups, scored)
+        scores = self._score(groups, scored, check)
         check_failures(scores, self._specs, groups, max_rate=self._config.max_failure_rate)
         return scores
 
     def try_functions(self, groups: Sequence[Sequence[Completion]]) -> Scores:
         """Score with the functions alone; what scorers would say is NaN."""
-        return self._score(groups, lambda: {})
+        return self._score(groups, lambda check: {}, lambda: None)
 
     def _score(
         self,
         groups: Sequence[Sequence[Completion]],
-        scored: Callable[[], Mapping[int, BatchReplies]],
+        scored: Callable[[Callable[[], None]], Mapping[int, BatchReplies]],
+        check: Callable[[], None],
     ) -> Scores:
         start = time.perf_counter()
         for i, worker in enumerate(self._workers):
             if worker.units:  # an earlier call was interrupted
                 self._replace(i)
-        self._start_workers()
+        self._start_workers(check)
         sheet = ScoreSheet(self._specs, groups)
-        self._run(sheet, groups, self._units(groups))
+        self._run(sheet, groups, self._units(groups), check)
         self._log_printed()
-        for place, replies in scored().items():
+        for place, replies in scored(check).items():
             sheet.add_batch(place, replies)
         drop = self._config.on_failure is OnFailure.drop
         return sheet.scores(seconds=time.perf_counter() - start, drop_failed=drop)
@@ -169,12 +169,7 @@ class RewardPool:
     def __enter__(self) -> RewardPool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _placed(self, unit: Unit) -> Unit:
@@ -194,7 +189,11 @@ class RewardPool:
         return units
 
     def _run(
-        self, sheet: ScoreSheet, groups: Sequence[Sequence[Completion]], units: Sequence[Unit]
+        self,
+        sheet: ScoreSheet,
+        groups: Sequence[Sequence[Completion]],
+        units: Sequence[Unit],
+        check: Callable[[], None],
     ) -> None:
         share = -(-len(units) // max(1, len(self._workers))) or 1
         queue = deque(list(units[i : i + share]) for i in range(0, len(units), share))
@@ -207,7 +206,9 @@ class RewardPool:
                     for g in needed - encoded.keys():
                         encoded[g] = encode_group(groups[g])
                     worker.submit(queue.popleft(), {g: encoded[g] for g in sorted(needed)})
-            wait_for(self._workers, until=min([give_up, *self._deadlines()]))
+            check()
+            look = time.monotonic() + _CHECK_EVERY_S
+            wait_for(self._workers, until=min([give_up, look, *self._deadlines()]))
             for i, worker in enumerate(self._workers):
                 worker.read_output()  # before the replies: what a call printed counts against it
                 for unit, reply in worker.read_replies():

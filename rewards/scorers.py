@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rlkit.types import Completion
 
 _Result = TypeVar("_Result")
+_CHECK_EVERY_S = 0.25
 
 
 class BatchReplies(NamedTuple):
@@ -61,17 +62,26 @@ class Threads:
         """Take the scorers by their place among a run's reward functions."""
         self.scorers = dict(scorers)
 
-    def begin(self, work: Callable[[BatchScorer], _Result]) -> Callable[[], Mapping[int, _Result]]:
+    def begin(
+        self, work: Callable[[BatchScorer], _Result]
+    ) -> Callable[[Callable[[], None]], Mapping[int, _Result]]:
         """Begin `work` with every scorer; what is returned waits for the results.
 
-        Waiting raises the first exception of the scorers, in their order.
+        Waiting raises the first exception of the scorers, in their order. It raises what its
+        argument raises, which it calls several times a second.
         """
         futures: dict[int, Future[_Result]] = {}
         for place, scorer in self.scorers.items():
             futures[place] = Future()
             arguments = (futures[place], work, scorer)
             threading.Thread(target=_run, args=arguments, daemon=True).start()
-        return lambda: {place: future.result() for place, future in futures.items()}
+
+        def results(check: Callable[[], None]) -> Mapping[int, _Result]:
+            while wait(futures.values(), timeout=_CHECK_EVERY_S).not_done:
+                check()
+            return {place: future.result() for place, future in futures.items()}
+
+        return results
 
     def close(self) -> None:
         """End the scorers; idempotent."""

@@ -1,13 +1,35 @@
 """`rlkit` and `python -m rlkit`."""
 
+import contextlib
+import os
+import signal
 import sys
+
+INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from rlkit.cli import run
+    try:
+        from rlkit.cli import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # during the imports, or once more during the end
+        print("rlkit: stopped", file=sys.stderr)
+        code = INTERRUPTED
+    # What is left is the interpreter's own end, which would answer Ctrl-C with a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _flush()
+    sys.exit(code)
+
+
+def _flush() -> None:
+    """Flush standard output; where its reader is gone, nothing is left to say."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -57,9 +57,10 @@ class Resume(StrEnum):
     never = "never"
     """Refuse: a run folder is never shared or overwritten."""
     auto = "auto"
-    """Go on from its newest checkpoint; start afresh when the folder is new."""
+    """Go on from its newest checkpoint that is intact; start afresh when there was none yet. Refuse
+    when there are checkpoints and all of them are damaged."""
     must = "must"
-    """Go on from its newest checkpoint; refuse when there is none."""
+    """Go on from its newest checkpoint that is intact; refuse when there is none."""
 
 
 class DeviceChoice(StrEnum):
@@ -102,10 +103,13 @@ class CheckpointConfig(Options):
     """Steps between checkpoints, >= 1; the last step is always saved."""
     keep_last: int = 2
     """Checkpoints kept, >= 2: the newest may be the one a crash damaged."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this are kept for ever, >= 0; 0 = none."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", ">= 1", self.every)
         require(self.keep_last >= 2, "checkpoint.keep_last", ">= 2", self.keep_last)
+        require(self.keep_every >= 0, "checkpoint.keep_every", ">= 0", self.keep_every)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.models.config import TuningKind
 from rlkit.training import checkpoint
 from rlkit.training.optim import OptimConfig
+from rlkit.training.progress import restore
 from rlkit.training.stopping import StopRequest
-from rlkit.training.trainer import restore
 
 pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -52,8 +52,12 @@ ALLOWED = {
         *("schema", "config", "algorithms", "assembly", "report", "runtime", "tabular"),
         *("tracking", "training"),
     },
+    "exports": {
+        *("types", "assembly", "generation", "launch", "models", "policy", "rewards", "runtime"),
+        *("tasks", "tracking"),
+    },
     "cli": {
-        *("types", "schema", "config", "algorithms", "assembly", "generation", "launch"),
+        *("types", "schema", "config", "algorithms", "assembly", "exports", "generation", "launch"),
         *("models", "plan", "policy", "report", "reward_models", "rewards", "runtime", "tasks"),
         *("tracking", "training"),
     },

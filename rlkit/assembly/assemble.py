@@ -69,7 +69,7 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
     resources = ExitStack()
     resources.callback(rewards.close)
     try:
-        rewards.check()
+        rewards.verify()
         meter = Meter.start(device)
         model = resolve_model(config.model, device=device, say=say)
         config = replace(config, model=model.config)

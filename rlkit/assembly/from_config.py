@@ -7,9 +7,10 @@ from rlkit.assembly.identity import identity_hash
 from rlkit.config import Config
 from rlkit.generation import sample_seed
 from rlkit.models.config import Switch
+from rlkit.training.learner import Learner
 from rlkit.training.optim import build_optimizer
 from rlkit.training.trainer import RunSchedule
-from rlkit.training.update import Learner, TrainState, UpdateSettings
+from rlkit.training.update import TrainState, UpdateSettings
 from rlkit.types import Algorithm
 
 # Streams of seeds that must not meet: training samples use steps >= 0.
@@ -60,6 +61,7 @@ def schedule_of(config: Config) -> RunSchedule:
         evaluate_every=config.evaluation.every,
         checkpoint_every=config.checkpoint.every,
         keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
         config_hash=identity_hash(config),
     )
 

@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
 from typing import Any
 
 from rlkit.config import Config, flatten
@@ -49,6 +51,25 @@ def known_leaves(config: Config) -> dict[str, Any]:
         for key, value in flatten(config).items()
         if (key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]) and key not in NAMES
     }
+
+
+def before_it_was(config: Config, key: str) -> object:
+    """Return the value that an option has for runs whose version did not know it, as YAML has it.
+
+    It is the option's default, unless `NEWER_OPTIONS` says what those runs did; else None.
+    """
+    if key in NEWER_OPTIONS:
+        return NEWER_OPTIONS[key]
+    *groups, name = key.split(".")
+    node: object = config
+    for group in groups:
+        node = getattr(node, group, None)
+    for field in fields(node) if is_dataclass(node) else ():
+        if field.name == name:
+            made = field.default_factory() if field.default_factory is not MISSING else None
+            value = field.default if field.default is not MISSING else made
+            return value.name if isinstance(value, Enum) else value
+    return None
 
 
 def identity_hash(config: Config) -> str:

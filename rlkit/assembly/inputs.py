@@ -21,4 +21,4 @@ def check_inputs(config: Config) -> None:
     check(config.model)
     task = build_task(config.task)
     with closing(reward_pool(config, task, torch.device("cpu"))) as pool:
-        pool.check()
+        pool.verify()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ from rlkit.assembly.from_config import (
     update_settings,
 )
 from rlkit.assembly.generators import new_generator
-from rlkit.config import Config, algorithm_name, flatten
+from rlkit.assembly.stoppable import StoppableRewards
+from rlkit.config import Config, algorithm_name, flatten, option_of
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
 from rlkit.models.save import MODEL_FOLDER, save_model
@@ -36,6 +38,7 @@ from rlkit.tasks import Split, Task, train_indices
 from rlkit.tasks.render import render_all
 from rlkit.tracking.base import Phase, RunInfo, Tracker
 from rlkit.training.collect import Collector, Decode, Group, score_rollouts
+from rlkit.training.deadline import Deadline, Hung, TimedGenerator
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.loss_scale import FLOAT16
@@ -47,6 +50,9 @@ from rlkit.types import Algorithm, Generator, Prompt, SamplingConfig, Setting
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine
     from rlkit.generation.vllm.lora import Injector
+
+_CLOSE_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +92,16 @@ class ModelRun:
     eval_prompts: Sequence[Prompt]
 
     def close(self) -> None:
-        """End the generator, its engine and the reward processes; idempotent."""
-        self.resources.close()
+        """End the generator, its engine and the reward processes; idempotent.
+
+        What does not end in half a minute is left to the end of the process.
+        """
+        deadline = Deadline(seconds=_CLOSE_SECONDS, option="the time to end")
+        try:
+            with deadline.waiting("the generator and the reward processes to end"):
+                self.resources.close()
+        except Hung as error:
+            _log.warning("%s", error)
 
     def initial_state(self) -> TrainState:
         """Return the state before the first step."""
@@ -105,10 +119,11 @@ class ModelRun:
         record(self.planned.plan, run_dir)
         self.rewards.keep_in(run_dir)
         generator = self._generator(tracker, stop)
+        rewards = StoppableRewards(self.rewards, stop)
         collector = Collector(
             generator=generator,
             prompts=self.prompts,
-            rewards=self.rewards,
+            rewards=rewards,
             decode=self.decode,
             seed=partial(sample_seed, config.seed),
             sampling=self.sampling,
@@ -121,7 +136,7 @@ class ModelRun:
             schedule=schedule_of(config),
             collector=collector,
             generator=generator,
-            evaluate=self._evaluator(generator, tracker),
+            evaluate=self._evaluator(generator, rewards, tracker),
             tracker=tracker,
             shuffle_seed=partial(shuffle_seed, config),
             pad_token_id=self.base.pad_token_id,
@@ -190,7 +205,11 @@ class ModelRun:
     def _generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """Yield the configured generator, which `close` ends."""
 
+        patience = self.config.stop.silence_seconds
+        deadline = Deadline(seconds=patience, option="stop.silence_seconds")
+
         def report(progress: Progress) -> None:
+            deadline.alive()
             stop.check()
             if progress.rows_done == progress.rows:  # an engine is about to give its cache back
                 self.meter.note()
@@ -198,7 +217,8 @@ class ModelRun:
                     self.meter.sampled_tokens = max(self.meter.sampled_tokens, progress.tokens)
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
-        return self._new_generator(report)
+        name = option_of("generator", self.config.generator)
+        return TimedGenerator(self._new_generator(report), deadline, name=f"generator={name}")
 
     def _new_generator(self, report: Callable[[Progress], None]) -> Generator:
         generator = new_generator(
@@ -212,7 +232,9 @@ class ModelRun:
         self.resources.callback(generator.close)
         return generator
 
-    def _evaluator(self, generator: Generator, tracker: Tracker) -> Evaluator:
+    def _evaluator(
+        self, generator: Generator, rewards: StoppableRewards, tracker: Tracker
+    ) -> Evaluator:
         options = self.config.evaluation
         return Evaluator(
             generator=generator,
@@ -222,7 +244,7 @@ class ModelRun:
             seed=partial(sample_seed, EVALUATION_SEED, 0),
             decode=self.decode,
             success=self.task.success,
-            rewards=self.rewards,
+            rewards=rewards,
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
         )

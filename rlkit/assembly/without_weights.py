@@ -42,7 +42,7 @@ def look_without_weights(config: Config, task: Task, model: ResolvedModel, *, sa
     tokenizer = model.tokenizer
     num_rows = int(model.hf_config.get_text_config().vocab_size)
     with closing(reward_pool(config, task, torch.device("cpu"))) as pool:
-        pool.check()
+        pool.verify()
         ends = stop_token_ids(tokenizer, _eos_of(model))
         for note in vocabulary_notes(tokenizer, num_rows, ends):
             say(note)

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from rlkit.algorithms import AlgorithmConfig, Objective, build
 from rlkit.assembly.device import resolve_device
+from rlkit.assembly.saved_run import RunOptions, read_options
 from rlkit.cli import UsageError
-from rlkit.cli.run_folder import RunOptions, read_options
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.models.load import load_model

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlkit.assembly.saved_run import read_finished_run
 from rlkit.cli import UsageError
-from rlkit.cli.run_folder import read_options
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
-from rlkit.models import ModelConfig, QuantConfig, TuningKind
+from rlkit.models import ModelConfig, QuantConfig
 from rlkit.models.load import load_model
-from rlkit.models.save import MODEL_FOLDER
 from rlkit.models.vocabulary import check_ids
 from rlkit.policy.lora import LoRAConfig, attach
 from rlkit.policy.lora_files import ADAPTER_FOLDER, load_adapter, read_adapter_config
@@ -86,18 +85,10 @@ def open_session(options: argparse.Namespace) -> Session:
 
 def _of_run(run: Path) -> tuple[ModelConfig, Path | None, QuantConfig]:
     """Return its model and the adapter on it; after full training, the run's own model alone."""
-    options = read_options(run, key="--run")
-    if options.model.tuning is TuningKind.full:
-        # Its tokenizer was saved with the run's template, variables included.
-        model = ModelConfig(
-            source=str(run / MODEL_FOLDER),
-            dtype=options.model.dtype,
-            attention=options.model.attention,
-            rope_length=options.model.rope_length,
-            allow_remote_code=options.model.allow_remote_code,
-        )
-        return model, None, QuantConfig()
-    return options.model, run / ADAPTER_FOLDER, options.memory.quant
+    saved = read_finished_run(run, key="--run")
+    if not saved.has_adapter:
+        return saved.model, None, QuantConfig()
+    return saved.model, run / ADAPTER_FOLDER, saved.options.memory.quant
 
 
 def _load(

@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlkit.config import Config, ConfigError, flatten
+from rlkit.launch.sources import imported_files, source_file
+from rlkit.launch.weights import weights_digest
 from rlkit.tracking.files import write_atomic
 
 _FILE = "content.json"
 _REWARD = re.compile(r"reward\.functions\.[^.]+\.fn")
 _SCORERS = re.compile(r"reward\.functions\.[^.]+\.options\.(prompt|source)")
+_ALGORITHM = "algorithm.fn"
 _DATA = ("task.path", "task.eval_path")
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 _ADAPTER_SUFFIXES = (".json", ".safetensors")
@@ -38,9 +39,19 @@ class Content(NamedTuple):
 def content_of(config: Config) -> dict[str, Content]:
     """Return the local files that `config` names, by key.
 
-    Names of the hub and of packages have none.
+    Names of the hub and of packages have none. The weights of a model and the files that a user's
+    code imports have keys of their own, which records of older versions lack.
     """
-    return {key: Content(str(path), _digest(key, path)) for key, path in named_files(config)}
+    found = {}
+    for key, path in named_files(config):
+        found[key] = Content(str(path), _digest(key, path))
+        if key == "model.source" and (weights := _weights(path)):
+            found[f"{key} (weights)"] = Content(str(path), weights)
+    for key, file in code_files(config):
+        if imported := imported_files(file):
+            shown = ", ".join(path.name for path in imported)
+            found[f"{key} (imports)"] = Content(shown, _hash_imports(key, imported))
+    return found
 
 
 def check_content(now: Mapping[str, Content], run_dir: Path, *, accept: bool) -> list[str]:
@@ -58,7 +69,11 @@ def check_content(now: Mapping[str, Content], run_dir: Path, *, accept: bool) ->
         ConfigError: A file has changed and `accept` is False; the message names it.
     """
     changes = []
-    for key, before in read_content(run_dir).items():
+    try:
+        recorded = read_content(run_dir)
+    except ConfigError as error:
+        recorded, changes = {}, [str(error)]
+    for key, before in recorded.items():
         found = now.get(key)
         if found is not None and found.sha256 != before.sha256:
             changes.append(
@@ -73,8 +88,10 @@ def check_content(now: Mapping[str, Content], run_dir: Path, *, accept: bool) ->
 
 def write_content(run_dir: Path, content: Mapping[str, Content]) -> None:
     """Record what a run begins or goes on with, and the hashes that came before."""
-    earlier = _read(run_dir)
-    before = read_content(run_dir)
+    try:
+        earlier, before = _read(run_dir), read_content(run_dir)
+    except ConfigError:  # damaged, which `check_content` has said
+        earlier, before = {}, {}
     changed = {key: before[key].sha256 for key in before if before[key] != content.get(key)}
     record = {
         "version": 1,
@@ -87,7 +104,10 @@ def write_content(run_dir: Path, content: Mapping[str, Content]) -> None:
 def read_content(run_dir: Path) -> dict[str, Content]:
     """Return the content that the run in `run_dir` recorded; empty for runs of older versions."""
     files = _read(run_dir).get("files", {})
-    return {key: Content(str(f["path"]), str(f["sha256"])) for key, f in files.items()}
+    try:
+        return {key: Content(str(f["path"]), str(f["sha256"])) for key, f in files.items()}
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{run_dir / _FILE} must be the record of a run's files") from error
 
 
 def hash_files(files: Sequence[tuple[str, Path]]) -> str:
@@ -106,28 +126,6 @@ def hash_files(files: Sequence[tuple[str, Path]]) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def source_file(target: str) -> Path | None:
-    """Return the file behind `package.module:function` or `path/to/file.py:function`.
-
-    The module is not imported.
-
-    None when there is none, as for a registered name or a compiled module.
-    """
-    module, colon, _ = target.rpartition(":")
-    if not colon:
-        return None
-    if module.endswith(".py"):
-        return Path(module) if Path(module).is_file() else None
-    places: Sequence[str] | None = [*sys.path, str(Path.cwd())]
-    origin: str | None = None
-    for part in module.split("."):
-        spec = PathFinder.find_spec(part, places)
-        if spec is None:
-            return None
-        origin, places = spec.origin, spec.submodule_search_locations or []
-    return Path(origin) if origin and Path(origin).is_file() else None
-
-
 def named_files(config: Config) -> Iterator[tuple[str, Path]]:
     """Yield the key and path of every local file or folder that `config` names."""
     for key, value in flatten(config).items():
@@ -138,6 +136,15 @@ def named_files(config: Config) -> Iterator[tuple[str, Path]]:
             yield key, Path(value)
         elif _REWARD.fullmatch(key) and (file := source_file(value)) is not None:
             yield key, file
+
+
+def code_files(config: Config) -> Iterator[tuple[str, Path]]:
+    """Yield the key and file of a user's code; an algorithm's own file is hashed in its options."""
+    for key, value in flatten(config).items():
+        if _REWARD.fullmatch(key) or key == _ALGORITHM:
+            file = source_file(value) if isinstance(value, str) else None
+            if file is not None:
+                yield key, file
 
 
 def _digest(key: str, path: Path) -> str:
@@ -152,6 +159,20 @@ def _digest(key: str, path: Path) -> str:
         return hash_files([(p.relative_to(path).as_posix(), p) for p in found])
     except OSError as error:
         raise ConfigError(f"{key} must be readable, got {path}: {error.strerror}") from error
+
+
+def _weights(path: Path) -> str | None:
+    try:
+        return weights_digest(path)
+    except OSError as error:
+        raise ConfigError(f"model.source must be readable, got {path}: {error.strerror}") from error
+
+
+def _hash_imports(key: str, files: Sequence[Path]) -> str:
+    try:
+        return hash_files([(file.name, file) for file in files])
+    except OSError as error:
+        raise ConfigError(f"{key} must import readable files, got {error}") from error
 
 
 def _model_digest(path: Path) -> str:

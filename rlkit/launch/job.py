@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,22 +17,35 @@ import torch
 
 from rlkit.assembly.device import choose_threads
 from rlkit.config import Config, ConfigError, flatten
-from rlkit.launch.content import check_content, content_of, write_content
+from rlkit.launch.content import Content, check_content, content_of, write_content
 from rlkit.launch.environment import hardware, versions
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
-from rlkit.launch.run_folder import claim, write_outcome
+from rlkit.launch.run_folder import check_checkpoints, claim, write_outcome
+from rlkit.launch.since import changed_rate, changed_versions, planned_steps
 from rlkit.launch.sweep_folder import place_in_sweep
 from rlkit.report.build import write_page
-from rlkit.tracking import Level, Outcome, Redactor, Status, Tracker, TrackingError, build_tracker
+from rlkit.tracking import (
+    Level,
+    Outcome,
+    Redactor,
+    Status,
+    Tracker,
+    TrackingError,
+    build_tracker,
+    holes,
+    read_evals,
+)
 from rlkit.training import checkpoint
+from rlkit.training.progress import restore
 from rlkit.training.stopping import Interrupted, StopRequest, stop_on_signals
-from rlkit.training.trainer import Trainer, restore
+from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState
 
 EXIT_CODES = {Status.completed: 0, Status.failed: 1, Status.interrupted: 130}
 BAD_INPUT = 2
 _CLOSE_SECONDS = 25.0
+_HURRIED_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -60,79 +74,140 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
         Interrupted: a stop came before training began.
     """
     start = time.monotonic()
-    with stop_on_signals() as stop:
-        check_run_dir(config)
-        content = content_of(config)
-        changes = check_content(content, run_dir, accept=config.accept_changed_files)
-        config = _with_threads(config, run_dir)
-        torch.set_num_threads(config.memory.torch_threads)
-        with closing(prepare(config, say=print)) as prepared:
+    with stop_on_signals() as stop, ExitStack() as resources:
+        try:
+            with stop.anywhere():
+                prepared, content, changes = _prepare(config, run_dir)
+                resources.callback(prepared.close)
             stop.check()
-            config = prepared.config
-            with claim(config, run_dir), _tracker(config, run_dir) as tracker:
-                write_content(run_dir, content)
-                for change in changes:
-                    tracker.message(Level.warning, f"accepted: {change}")
-                outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start)
-                write_outcome(run_dir, outcome)
-                if config.tracker.report:
-                    write_page(run_dir)
-                tracker.finish(outcome)
-                return outcome
+        except KeyboardInterrupt as signal:
+            raise Interrupted(str(signal)) from signal
+        config, planned = prepared.config, planned_steps(run_dir)
+        with claim(config, run_dir) as notes, _tracker(config, run_dir, stop) as tracker:
+            write_content(run_dir, content)
+            for note in [*(f"accepted: {change}" for change in changes), *notes]:
+                tracker.message(Level.warning, note)
+            outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start, planned=planned)
+            _finish(config, tracker, stop, outcome, run_dir=run_dir)
+            return outcome
 
 
-def _with_threads(config: Config, run_dir: Path) -> Config:
-    """Return a copy with the number of CPU threads that the run computes with."""
+def _prepare(config: Config, run_dir: Path) -> tuple[Prepared, dict[str, Content], list[str]]:
+    """Check and load everything, cheapest first; also what files there are and what changed."""
+    check_run_dir(config)
+    check_checkpoints(config, run_dir)
+    content = content_of(config)
+    changes = check_content(content, run_dir, accept=config.accept_changed_files)
     threads = choose_threads(config.memory.torch_threads, run_dir)
-    return replace(config, memory=replace(config.memory, torch_threads=threads))
+    config = replace(config, memory=replace(config.memory, torch_threads=threads))
+    torch.set_num_threads(threads)
+    return prepare(config, say=_say), content, changes
 
 
 def _train(
-    prepared: Prepared, tracker: Tracker, stop: StopRequest, *, run_dir: Path, start: float
+    prepared: Prepared,
+    tracker: Tracker,
+    stop: StopRequest,
+    *,
+    run_dir: Path,
+    start: float,
+    planned: int | None,
 ) -> Outcome:
     """Fit, save what was learnt, and turn whatever happened into an outcome."""
     state = prepared.initial_state()
-    trainer = prepared.trainer(tracker, stop, run_dir=run_dir)
     status, message = Status.completed, ""
     try:
+        trainer = prepared.trainer(tracker, stop, run_dir=run_dir)
         state = _resume(state, trainer, tracker)
-        info = prepared.info(run_dir=run_dir, versions=versions(), first_step=state.step)
-        there = hardware(devices=info.device != "cpu")
-        place = place_in_sweep(run_dir)
-        info = replace(info, group=place.group, title=place.title)
-        tracker.start(replace(info, hardware=there, command=shlex.join(sys.argv)))
-        state = trainer.fit(state, stop=stop)
+        on_record = _start(prepared, tracker, run_dir=run_dir, step=state.step, planned=planned)
+        state = trainer.fit(state, stop=stop, on_record=on_record)
         prepared.save(run_dir)
     except Interrupted as interrupted:
         status = Status.interrupted
         message = f"{interrupted} after step {state.step}; resume=auto goes on from there"
+    except KeyboardInterrupt as hurry:
+        status = Status.interrupted
+        message = f"stopped at once ({hurry}); resume=auto goes on from the newest checkpoint"
     except Exception as error:
         # The one place that may catch everything: it logs the traceback and ends the run with 1.
         _log.exception("the run failed")
-        status, message = Status.failed, f"{type(error).__name__}: {_first_line(error)}"
+        status, message = Status.failed, f"{type(error).__name__}: {_cause(error, run_dir)}"
     return Outcome(status=status, message=message, wall_seconds=time.monotonic() - start)
 
 
+def _start(
+    prepared: Prepared, tracker: Tracker, *, run_dir: Path, step: int, planned: int | None
+) -> set[str]:
+    """Start the tracker; returns the labels of the evaluations on record at `step`."""
+    config, now = prepared.config, versions()
+    notes = changed_versions(run_dir, now) if step else []
+    notes += changed_rate(config, planned=planned, step=step)
+    notes += holes(
+        run_dir,
+        first_step=step,
+        metrics_every=config.tracker.metrics_every,
+        evaluate_every=config.evaluation.every,
+    )
+    info = prepared.info(run_dir=run_dir, versions=now, first_step=step)
+    there = hardware(devices=info.device != "cpu")
+    place = place_in_sweep(run_dir)
+    info = replace(info, group=place.group, title=place.title)
+    tracker.start(replace(info, hardware=there, command=shlex.join(sys.argv)))
+    for note in notes:
+        tracker.message(Level.warning, note)
+    return {record.label for record in read_evals(run_dir, samples=False) if record.step == step}
+
+
+def _finish(
+    config: Config, tracker: Tracker, stop: StopRequest, outcome: Outcome, *, run_dir: Path
+) -> None:
+    """Record how the run ended; then, unless it is to end at once, write what people look at."""
+    write_outcome(run_dir, outcome)
+    if stop.hurried:
+        tracker.message(Level.warning, outcome.message)
+        return
+    try:
+        if config.tracker.report:
+            write_page(run_dir)
+        tracker.finish(outcome)
+    except KeyboardInterrupt:
+        tracker.message(Level.warning, "stopped before the curves and the report were complete")
+
+
 def _resume(state: TrainState, trainer: Trainer, tracker: Tracker) -> TrainState:
-    """Return the newest checkpoint of the run folder, if there is one, put into `state`."""
+    """Return the newest checkpoint of the run folder, if there is one, put into `state`.
+
+    Raises CheckpointError when there are some and all are damaged: step 0 would overwrite a record.
+    """
     # To the host: beside the state that it replaces, all weights and moments might not fit.
     saved, problems = checkpoint.load_newest(
         trainer.run_dir / "checkpoints", device=torch.device("cpu")
     )
     for problem in problems:
-        tracker.message(Level.warning, problem)
+        tracker.message(Level.warning, f"{problem}; the checkpoint before it is used")
+    if saved is None and problems:
+        raise checkpoint.CheckpointError(problems[0])
     return state if saved is None else restore(state, saved)
 
 
 @contextmanager
-def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
+def _tracker(config: Config, run_dir: Path, stop: StopRequest) -> Iterator[Tracker]:
     redactor = Redactor.collect(environ=os.environ, argv=sys.argv, config=flatten(config))
     tracker = build_tracker(config.tracker, run_dir=run_dir, redactor=redactor)
     try:
         yield tracker
     finally:
-        tracker.close(_CLOSE_SECONDS)
+        tracker.close(_HURRIED_SECONDS if stop.hurried else _CLOSE_SECONDS)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+def _say(line: str) -> None:
+    """Print a line; a terminal that is gone must not end the run."""
+    with contextlib.suppress(OSError):
+        print(line)
+
+
+def _cause(error: Exception, run_dir: Path) -> str:
+    """Return one line; an error of the file system that names no file gets the run's folder."""
+    line = (str(error).splitlines() or [""])[0]
+    nameless = isinstance(error, OSError) and error.errno and error.filename is None
+    return f"{line}: below {run_dir}" if nameless else line

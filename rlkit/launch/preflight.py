@@ -21,6 +21,7 @@ from rlkit.config import Config, ConfigError, Resume, did_you_mean, flatten, loa
 from rlkit.launch.composing import Composer, compose_job
 from rlkit.launch.hydra_compat import expand_sweep, get_args_parser
 from rlkit.launch.outside import as_typed, offer_algorithms
+from rlkit.launch.place import check_place
 from rlkit.launch.sweep_folder import Job
 from rlkit.training.no_signal import STEPS_IN_A_SWEEP
 
@@ -115,8 +116,12 @@ def _without_retry(overrides: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def check_run_dir(config: Config) -> None:
-    """Raise ConfigError when `run_dir` is in use and `resume` does not allow it, or the reverse."""
+    """Raise ConfigError when `run_dir` is in use and `resume` does not allow it, or the reverse.
+
+    Or when nothing can be written there.
+    """
     folder = Path(config.run_dir)
+    check_place(folder)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run_dir must be a folder, got the file {folder}")
     used = folder.is_dir() and any(folder.iterdir())

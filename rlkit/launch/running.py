@@ -16,6 +16,7 @@ from rlkit.launch.processes import Processes
 from rlkit.launch.rows import JobRow
 from rlkit.launch.settings import IsolatedConfig
 from rlkit.launch.sweep_folder import Job
+from rlkit.training.stopping import signals_to_hear
 
 _SIGNS_OF_LIFE = (OUTPUT, "metrics.jsonl", "evals.jsonl", "log.txt", "status.json", "checkpoints")
 _LOOK_EVERY_S = 5.0
@@ -49,9 +50,9 @@ class RunningJob:
 class SweepStops:
     """This object asks jobs to end, and ends them.
 
-    The first Ctrl-C or SIGTERM sends each job SIGINT: it finishes its step, saves and ends. The
-    second sends another: it ends at once, and its newest checkpoint counts. The third, or the end
-    of the grace period, kills it with its process group.
+    The first Ctrl-C, SIGTERM or SIGHUP sends each job SIGINT: it finishes its step, saves and
+    ends. The second sends another: it ends at once, and its newest checkpoint counts. The third, or
+    the end of the grace period, kills it with its process group.
     """
 
     def __init__(self, settings: IsolatedConfig) -> None:
@@ -68,13 +69,13 @@ class SweepStops:
 
     @contextmanager
     def hear(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as requests to stop, each one more pressing."""
+        """Take SIGINT, SIGTERM and SIGHUP as requests to stop, each one more pressing."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.reason = self.reason or signal.Signals(number).name
             self._level += 1
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = signals_to_hear()
         previous = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield

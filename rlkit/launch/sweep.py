@@ -15,6 +15,7 @@ from rlkit.config import ConfigError
 from rlkit.launch.content import (
     Content,
     check_content,
+    code_files,
     content_of,
     named_files,
     read_content,
@@ -118,7 +119,7 @@ def _check_content(plan: LaunchPlan, sweep: Path) -> None:
         folder = job_folder(sweep, job.id)
         if not read_content(folder):
             continue
-        named = tuple(named_files(job.config))
+        named = (*named_files(job.config), *code_files(job.config))
         if named not in known:  # jobs share their files: each is read once
             known[named] = content_of(job.config)
         try:

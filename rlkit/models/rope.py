@@ -15,6 +15,7 @@ transformers, 5.17 to 5.24.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -140,6 +141,44 @@ def fix_factors(model: nn.Module, length: int) -> None:
                 module.rope_type = "default"
             else:
                 module.rope_type = {**module.rope_type, layer_type: "default"}
+
+
+def fixed_config(config: PreTrainedConfig, length: int | None) -> PreTrainedConfig:
+    """Return a copy of `config` with the rotary factors of a row of `length` at every length.
+
+    It says in a config what `fix_factors` does to a model, so that other libraries compute the
+    same. None leaves the factors as they are.
+    """
+    fixed = copy.deepcopy(config)
+    if length is None:
+        return fixed
+    for parameters in _parameters(fixed).values():
+        kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
+        if kind == "longrope":
+            # The attention factor is the same for both sets.
+            switch = _switch(fixed, kind, parameters)
+            chosen = parameters["long_factor" if length > switch else "short_factor"]
+            parameters["long_factor"] = parameters["short_factor"] = list(chosen)
+        elif kind == "dynamic":
+            parameters["rope_theta"] = _base_of_dynamic(fixed, parameters, length)
+            parameters["rope_type"] = "default"
+            parameters.pop("factor", None)
+            parameters.pop("type", None)
+    return fixed
+
+
+def _base_of_dynamic(config: Any, parameters: dict[str, Any], length: int) -> float:
+    """Return the base of dynamic NTK for a row of `length` tokens.
+
+    base' = base ((factor n / m) - (factor - 1))^(d / (d - 2)), n = max(length, m), m = the longest
+    row of the pretraining, d = the rotated dimensions.
+    """
+    most = int(config.max_position_embeddings)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotated = int(head * parameters.get("partial_rotary_factor", 1.0))
+    factor, base = float(parameters["factor"]), float(parameters["rope_theta"])
+    stretch = factor * max(length, most) / most - (factor - 1.0)
+    return float(base * stretch ** (rotated / (rotated - 2)))
 
 
 def _rotary_modules(model: nn.Module) -> list[Any]:

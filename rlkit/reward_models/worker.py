@@ -76,7 +76,7 @@ class IsolatedRewardModel:
     def check(self) -> None:
         """Look at the config and the tokenizer, and start the process."""
         self._inner.check()
-        self._pool.check()
+        self._pool.verify()
 
     def start(self) -> None:
         """Let the process load the weights; raises ValueError with one line."""

@@ -20,6 +20,8 @@ EXTRAS = {
     "wandb": "wandb",
     "trackio": "trackio",
     "tensorboard": "tensorboard",
+    "xllamacpp": "export",
+    "peft": "export",
 }
 """The optional modules that rlkit imports, and the extra that installs each."""
 _SUMMARY = "Reinforcement learning of language models on one GPU"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
+
+_SCRATCH = re.compile(r"\..+\.(\d+)\.partial")
 
 
 @contextlib.contextmanager
@@ -45,6 +48,36 @@ def remove_leftovers(path: Path) -> None:
     for found in path.parent.iterdir() if path.parent.is_dir() else ():
         if found.name.startswith(f".{path.name}.") and found.name.endswith("partial"):
             _remove(found)
+
+
+def remove_litter(folder: Path, *, subfolders: Container[str]) -> list[Path]:
+    """Delete what killed processes left half-written in `folder` and its `subfolders`.
+
+    Only for who holds the folder: in `subfolders` nobody else writes. What a process that lives
+    writes into `folder` itself, such as a report, stays.
+
+    Args:
+        folder: The folder; it must exist.
+        subfolders: The names of the folders in it to look into.
+
+    Returns:
+        What was deleted.
+    """
+    found = [path for path in folder.iterdir() if _is_left(path)]
+    for inner in folder.iterdir():
+        if inner.name in subfolders and inner.is_dir() and not inner.is_symlink():
+            found += [path for path in inner.iterdir() if _SCRATCH.fullmatch(path.name)]
+    for path in found:
+        _remove(path)
+    return found
+
+
+def _is_left(path: Path) -> bool:
+    match = _SCRATCH.fullmatch(path.name)
+    if match is None:
+        return False
+    pid = int(match.group(1))
+    return pid == os.getpid() or not Path(f"/proc/{pid}").exists()
 
 
 def sync(path: Path) -> None:

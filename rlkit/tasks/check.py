@@ -73,8 +73,10 @@ def check_rewards(
         groups.append([_completion(prompt, t, tokenizer, decode) for t in (*gold, *_OTHERS)])
         for before, after in zip(gold, groups[-1], strict=False):
             vanished |= {tag for tag in _TAG.findall(before) if tag not in after.text}
-    pool.check()
-    if not pool.num_functions:  # a judge has answered its own question, and others cost money
+    pool.verify()
+    if len(pool.scorers) == len(
+        pool.specs
+    ):  # a judge has answered its own question, and others cost money
         lost = _about_tags(vanished, tokenizer)
         return RewardCheck([], [], 0.0, (lost,) if lost else ())
     scores = pool.try_functions(groups)

@@ -33,6 +33,7 @@ from rlkit.tracking.files import comparable
 from rlkit.tracking.intervals import evaluate
 from rlkit.tracking.read import read_evals, read_metrics
 from rlkit.tracking.redact import Redactor
+from rlkit.tracking.salvage import holes
 
 __all__ = [
     "SCHEMAS",
@@ -58,6 +59,7 @@ __all__ = [
     "build_tracker",
     "comparable",
     "evaluate",
+    "holes",
     "read_evals",
     "read_metrics",
     "read_samples",

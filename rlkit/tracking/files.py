@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rlkit.runtime.files import published
@@ -92,11 +92,9 @@ def read_lines(path: Path) -> list[dict[str, object]]:
 class JsonLines:
     """This is an append-only file of one JSON object a line, durable after every `append`."""
 
-    def __init__(self, path: Path, *, keep: Callable[[Mapping[str, object]], bool]) -> None:
-        """Open `path`; records already there that fail `keep` are dropped atomically."""
+    def __init__(self, path: Path, *, kept: Sequence[Mapping[str, object]]) -> None:
+        """Open `path`, which holds the records `kept` from now on; other lines are dropped."""
         self._path = path
-        before = read_lines(path)
-        kept = [record for record in before if keep(record)]
         text = "".join(encode(record) + "\n" for record in kept).encode()
         if path.exists() and path.read_bytes() != text:
             write_atomic(path, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,13 @@ from rlkit.tracking.base import (
     TrackingError,
 )
 from rlkit.tracking.completions import eval_path, step_path, write_samples
-from rlkit.tracking.files import JsonLines, encode, number, read_lines, write_atomic
+from rlkit.tracking.files import JsonLines, encode, naming, number, write_atomic
 from rlkit.tracking.redact import Redactor
 from rlkit.tracking.runlog import LEVELS, MESSAGES, RunLog
+from rlkit.tracking.salvage import whole_evals, whole_metrics
 
 _LOG = logging.getLogger(__name__)
+_SAMPLES = re.compile(r"(?P<kind>step|eval)-(?:(?P<label>.+)-)?(?P<step>\d+)\.parquet")
 
 
 class LocalTracker:
@@ -69,17 +72,10 @@ class LocalTracker:
     def start(self, info: RunInfo) -> None:
         first = info.first_step
         self._info = info
-        self._metrics = JsonLines(
-            self._run_dir / "metrics.jsonl", keep=lambda line: number(line["step"]) < first
-        )
-        evals = read_lines(self._run_dir / "evals.jsonl")
-        self._evals = [line for line in evals if number(line["step"]) <= first]
-        self._write_evals()
-        for path in (self._run_dir / "completions").glob("step-*.parquet"):
-            if path.stem.removeprefix("step-").isdigit() and path >= step_path(
-                self._run_dir, first
-            ):
-                path.unlink()
+        kept = [x for x in whole_metrics(self._run_dir).lines if number(x["step"]) < first]
+        self._metrics = JsonLines(self._run_dir / "metrics.jsonl", kept=kept)
+        self._keep_evals(info)
+        self._drop_samples(info)
         resumed = f", resumed at step {first}" if first else ""
         write_atomic(
             self._run_dir / "run.json", (encode(_about(info, self._redactor)) + "\n").encode()
@@ -128,6 +124,36 @@ class LocalTracker:
             self._metrics.close()
             self._metrics = None
         self._log.close()
+
+    def _drop_samples(self, info: RunInfo) -> None:
+        """Delete the samples of steps and evaluations that come again."""
+        first = info.first_step
+        for path in (self._run_dir / "completions").glob("*.parquet"):
+            match = _SAMPLES.fullmatch(path.name)
+            if match is None:
+                continue
+            kind, label, step = match["kind"], match["label"], int(match["step"])
+            was_last = label == "after" and step < info.num_steps
+            if was_last or step >= (first if kind == "step" else first + 1):
+                with naming(path):
+                    path.unlink()
+
+    def _keep_evals(self, info: RunInfo) -> None:
+        """Keep the evaluations up to here; what was the last one of a shorter run is no longer."""
+        kept: dict[tuple[object, object], dict[str, object]] = {}
+        for line in whole_evals(self._run_dir).lines:
+            step = int(number(line["step"]))
+            if step > info.first_step:
+                continue
+            if line["label"] == "after" and step < info.num_steps:
+                old = eval_path(self._run_dir, "after", step)
+                line = {**line, "label": f"step {step}"}
+                if old.exists():
+                    with naming(old):
+                        old.replace(eval_path(self._run_dir, f"step {step}", step))
+            kept[line["label"], step] = line
+        self._evals = list(kept.values())
+        self._write_evals()
 
     def _draw(self, info: RunInfo) -> None:
         from rlkit.tracking.plot import draw_curves

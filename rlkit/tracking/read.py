@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,25 +22,33 @@ def read_evals(run_dir: Path, *, samples: bool = True) -> list[EvalRecord]:
     """Return the evaluations of a run in order, with their `samples` where they were kept."""
     records = []
     for line in read_lines(run_dir / "evals.jsonl"):
-        indices, values = line["prompt_indices"], line.get("values", line.get("success"))
-        keys = line.get("prompt_keys", [])
-        assert isinstance(indices, list) and isinstance(values, list) and isinstance(keys, list)
-        record = EvalRecord(
-            label=str(line["label"]),
-            step=int(number(line["step"])),
-            prompt_indices=tuple(indices),
-            values=tuple(number(value) for value in values),
-            measure=Measure(str(line.get("measure", Measure.success))),
-            prompt_keys=tuple(map(str, keys)),
-            samples_per_prompt=int(number(line["samples_per_prompt"])),
-            interval=Interval(*(number(line[key]) for key in ("mean", "low", "high"))),
-            metrics={k: number(v) for k, v in line.items() if k not in _EVAL_FIELDS},
-        )
+        record = eval_record(line)
         path = eval_path(run_dir, record.label, record.step)
         if samples and path.exists():
             record = replace(record, samples=tuple(read_samples(path)))
         records.append(record)
     return records
+
+
+def eval_record(line: Mapping[str, object]) -> EvalRecord:
+    """Return the evaluation that a line of `evals.jsonl` records, without its samples.
+
+    Raises KeyError, TypeError, ValueError or AssertionError when it records none.
+    """
+    indices, values = line["prompt_indices"], line.get("values", line.get("success"))
+    keys = line.get("prompt_keys", [])
+    assert isinstance(indices, list) and isinstance(values, list) and isinstance(keys, list)
+    return EvalRecord(
+        label=str(line["label"]),
+        step=int(number(line["step"])),
+        prompt_indices=tuple(indices),
+        values=tuple(number(value) for value in values),
+        measure=Measure(str(line.get("measure", Measure.success))),
+        prompt_keys=tuple(map(str, keys)),
+        samples_per_prompt=int(number(line["samples_per_prompt"])),
+        interval=Interval(*(number(line[key]) for key in ("mean", "low", "high"))),
+        metrics={k: number(v) for k, v in line.items() if k not in _EVAL_FIELDS},
+    )
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -3,18 +3,20 @@
     checkpoints/step-000004/{adapter.safetensors, optimizer.safetensors, state.json}
 
 `adapter.safetensors` holds what trains: an adapter, or the float32 masters of all weights, with a
-critic if there is one. `state.json` is written last and holds the SHA-256 of the other files.
-Nothing random is stored: every seed is a pure function of (run seed, step, prompt, sample), so a
-resumed run repeats itself.
+critic if there is one. `state.json` is written last and holds the SHA-256 of the other files and of
+what it says itself. Its step must be that of its folder. Nothing random is stored: every seed is a
+pure function of (run seed, step, prompt, sample), so a resumed run repeats itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,38 +26,35 @@ from torch import Tensor
 
 from rlkit.runtime.files import published
 from rlkit.schema import content_hash
-from rlkit.training.loss_scale import UNSCALED, LossScale
+from rlkit.tracking.files import naming
 from rlkit.training.optim import restore_state
+from rlkit.training.state_file import (
+    STATE_FILE,
+    STEP_FOLDER,
+    TENSOR_FILES,
+    CheckpointError,
+    RunProgress,
+    read_state,
+    seal,
+)
 
-_FILES = ("adapter.safetensors", "optimizer.safetensors")
-_NAME = re.compile(r"step-(\d{6,})")
-
-
-class CheckpointError(ValueError):
-    """A saved file is missing, incomplete or damaged; the message names it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunProgress:
-    """The place where a run stands between two steps."""
-
-    step: int
-    """Steps completed."""
-    updates: int
-    """Optimiser updates done: the policy version."""
-    skipped_in_row: int
-    """Consecutive updates skipped for a non-finite gradient."""
-    config_hash: str
-    """Hash of everything in the configuration that can change a number."""
-    no_reward_in_row: int = 0
-    """Last steps in a row in which no sample had a reward."""
-    no_signal_in_row: int = 0
-    """Last steps in a row in which no sample earned anything and no group's rewards differed."""
-    samples: int = 0
-    """Completions sampled so far."""
-    train_seconds: float = field(default=0.0, compare=False)
-    """Seconds of the steps so far."""
-    loss_scale: LossScale = UNSCALED
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "RunProgress",
+    "check_hash",
+    "discard",
+    "find_newest",
+    "is_complete",
+    "load",
+    "load_newest",
+    "read_tensors",
+    "restore_moments",
+    "save",
+    "step_folder",
+    "verify",
+    "write_tensors",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,26 +67,43 @@ class Checkpoint:
     progress: RunProgress
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int) -> Path:
-    """Write `checkpoint` under `folder`, delete all but the `keep_last` newest, return its path."""
+def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int, keep_every: int = 0) -> Path:
+    """Write a checkpoint, then delete those that are to stay no longer.
+
+    Args:
+        folder: The folder of all checkpoints of a run.
+        checkpoint: What to write.
+        keep_last: Newest checkpoints that stay, >= 1.
+        keep_every: Checkpoints whose step is a multiple of it stay as well, >= 0; 0 = none.
+
+    Returns:
+        The new checkpoint's folder.
+
+    Raises:
+        TrackingError: It cannot be written; the message names it, and the others are intact.
+    """
     target = step_folder(folder, checkpoint.progress.step)
-    folder.mkdir(parents=True, exist_ok=True)
-    with published(target) as scratch:
-        scratch.mkdir()
-        for name, tensors in zip(_FILES, (checkpoint.parameters, checkpoint.moments), strict=True):
-            write_tensors(scratch / name, tensors)
-        hashes = {name: content_hash(scratch / name) for name in _FILES}
-        state = {"progress": asdict(checkpoint.progress), "sha256": hashes}
-        (scratch / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    for _, old in sorted(_complete(folder))[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+    with naming(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        with published(target) as scratch:
+            scratch.mkdir()
+            tensors = (checkpoint.parameters, checkpoint.moments)
+            for name, part in zip(TENSOR_FILES, tensors, strict=True):
+                write_tensors(scratch / name, part)
+            hashes = {name: content_hash(scratch / name) for name in TENSOR_FILES}
+            state = seal({"progress": asdict(checkpoint.progress), "sha256": hashes})
+            (scratch / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+    complete = [(step, path) for step, path in _saved(folder) if is_complete(path)]
+    for step, old in sorted(complete)[:-keep_last]:
+        if not keep_every or step % keep_every:
+            discard(old)
     return target
 
 
 def load_newest(folder: Path, *, device: torch.device) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint that verifies, or None, and a line for each damaged one."""
     problems: list[str] = []
-    for _, path in sorted(_complete(folder), reverse=True):
+    for _, path in sorted(_saved(folder), reverse=True):
         try:
             return load(path, device=device), problems
         except CheckpointError as error:
@@ -95,20 +111,38 @@ def load_newest(folder: Path, *, device: torch.device) -> tuple[Checkpoint | Non
     return None, problems
 
 
+def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the folder of the checkpoint that `load_newest` would load, and a line as it does.
+
+    The tensors are hashed, not loaded.
+    """
+    problems: list[str] = []
+    for _, path in sorted(_saved(folder), reverse=True):
+        try:
+            verify(path)
+            return path, problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def verify(path: Path) -> RunProgress:
+    """Return the progress of the checkpoint at `path` when every file is as it was written.
+
+    Raises CheckpointError, which names the file that is not.
+    """
+    progress, hashes = read_state(path)
+    for name in TENSOR_FILES:
+        check_hash(path / name, expected=hashes[name], index=path / STATE_FILE)
+    return progress
+
+
 def load(path: Path, *, device: torch.device) -> Checkpoint:
     """Return the checkpoint at `path`, verified; a CheckpointError names the file that is wrong."""
-    state_file = path / "state.json"
-    try:
-        state = json.loads(state_file.read_text())
-        fields = state["progress"]
-        scale = LossScale(*fields.pop("loss_scale", ()))
-        progress = RunProgress(**fields, loss_scale=scale)
-        hashes: dict[str, str] = state["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{state_file} cannot be read: {error}") from error
+    progress, hashes = read_state(path)
     parameters, moments = (
-        read_tensors(path / name, expected=hashes.get(name), index=state_file, device=device)
-        for name in _FILES
+        read_tensors(path / name, expected=hashes[name], index=path / STATE_FILE, device=device)
+        for name in TENSOR_FILES
     )
     return Checkpoint(parameters=parameters, moments=moments, progress=progress)
 
@@ -132,12 +166,30 @@ def step_folder(folder: Path, step: int) -> Path:
 
 def is_complete(path: Path) -> bool:
     """Tell if a checkpoint was written to `path` to its end; it may be damaged since."""
-    return (path / "state.json").is_file()
+    return (path / STATE_FILE).is_file()
+
+
+def discard(path: Path) -> None:
+    """Delete a checkpoint so that a kill in between leaves none that looks complete.
+
+    What cannot be deleted stays.
+    """
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with contextlib.suppress(OSError):
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
+    """Write a safetensors file; raises OSError when it cannot be written."""
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
+    except SafetensorError as error:  # its own type hides the system's error number
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number.group(1))
+        raise OSError(code, os.strerror(code), str(file)) from error
 
 
 def read_tensors(
@@ -157,16 +209,26 @@ def read_tensors(
     Raises:
         CheckpointError: The file is damaged or cannot be read; the message names it.
     """
+    check_hash(file, expected=expected, index=index)
     try:
-        if content_hash(file) != expected:
-            raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in {index.name}")
         return load_file(file, device=str(device))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def _complete(folder: Path) -> Iterator[tuple[int, Path]]:
+def check_hash(file: Path, *, expected: str | None, index: Path) -> None:
+    """Raise CheckpointError unless `file` has the SHA-256 `expected`, by the file `index`."""
+    try:
+        found = content_hash(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if found != expected:
+        raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in {index.name}")
+
+
+def _saved(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield every checkpoint; one without its `state.json` is damaged, for it appeared whole."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if (match := _NAME.fullmatch(path.name)) and is_complete(path):
+            if (match := STEP_FOLDER.fullmatch(path.name)) and path.is_dir():
                 yield int(match.group(1)), path

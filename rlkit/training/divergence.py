@@ -16,8 +16,9 @@ from torch import Tensor
 from rlkit.functional import reverse_k3
 from rlkit.runtime.host_memory import return_free_pages
 from rlkit.training.collate import collate
+from rlkit.training.learner import Learner
 from rlkit.training.microbatch import microbatches
-from rlkit.training.update import Learner
+from rlkit.training.out_of_memory import within_memory
 from rlkit.types import FullKL, KLDirection, OutputSpec, Rollout, RolloutBatch, ScoredRollout
 
 
@@ -55,19 +56,26 @@ class DivergenceMeter:
         batch = _batch(groups, pad_token_id=self.pad_token_id, device=self.device)
         if on_cpu:
             return_free_pages()  # the update's, which are of other sizes
-        kl, entropy = self._measure(batch)
+        (kl, entropy), _ = within_memory(
+            lambda tokens: self._measure(batch, tokens),
+            budget=self.tokens_per_microbatch,
+            batch=batch,
+            divisor=1,
+        )
         if on_cpu:
             return_free_pages()
         return {"kl": float(kl.double().mean()), "entropy": float(entropy.double().mean())}
 
     @torch.no_grad()
-    def _measure(self, batch: RolloutBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, " N"]]:
+    def _measure(
+        self, batch: RolloutBatch, max_tokens: int
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " N"]]:
         exact = self.estimator is EvalKL.exact
         full_kl = FullKL(KLDirection.reverse) if exact else None
         spec = OutputSpec(entropy=True, full_kl=full_kl)
         kl: list[Tensor] = []
         entropy: list[Tensor] = []
-        for rows in microbatches(batch, max_tokens=self.tokens_per_microbatch):
+        for rows in microbatches(batch, max_tokens=max_tokens):
             micro = batch.rows(rows.to(self.device))
             adapter = self.learner.adapter
             out = self.learner.forward(

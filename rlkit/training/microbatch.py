@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from rlkit.types import RolloutBatch
+from rlkit.types import RolloutBatch, TrainBatch
 
 
 def microbatches(
@@ -75,3 +77,20 @@ def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
         if groups is not None:
             groups.add(group)
     return total
+
+
+def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:
+    """Split `batch` by whole groups into `num_minibatches` batches, shuffled by `seed`.
+
+    One minibatch is the batch itself, in its own order. Fewer groups than minibatches (a filter may
+    have dropped some) give one minibatch a group.
+    """
+    if num_minibatches == 1:
+        yield batch
+        return
+    ids = batch.rollout.group_ids
+    groups: Int[Tensor, " groups"] = torch.unique(ids)
+    shuffler = torch.Generator().manual_seed(seed)
+    order = groups[torch.randperm(len(groups), generator=shuffler).to(groups.device)]
+    for part in torch.tensor_split(order, min(num_minibatches, len(groups))):
+        yield batch.minibatch(torch.isin(ids, part).nonzero().flatten())

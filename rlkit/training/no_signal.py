@@ -23,6 +23,9 @@ class StopConfig(Options):
     no_signal_steps: int | None = None
     """Steps in a row in which the rewards of each group are equal and none is above 0, after which
     the run ends, >= 0; 0 = never. null = 20 in a sweep, never in a single run."""
+    silence_seconds: float = 900.0
+    """Seconds without a sign of life from the generator after which the run ends, in [0, 86400];
+    0 = never. It names what was awaited; the last finished step is saved."""
 
     def __post_init__(self) -> None:
         steps = self.no_signal_steps
@@ -32,6 +35,9 @@ class StopConfig(Options):
         ):
             if value < least:
                 raise ValueError(f"stop.{key} must be >= {least}, got {value}")
+        if not 0 <= self.silence_seconds <= 86_400:
+            rule = "stop.silence_seconds must be in [0, 86400]"
+            raise ValueError(f"{rule}, got {self.silence_seconds}")
 
 
 class NoRewards(RuntimeError):

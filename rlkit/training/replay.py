@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlkit.training.update import Learner, UpdateSettings, accumulate, score
+from rlkit.training.learner import Learner
+from rlkit.training.update import UpdateSettings, accumulate, score
 from rlkit.types import Algorithm, RolloutBatch
 
 _CHUNK = 1 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 
 from rlkit.functional import sampling_mismatch
-from rlkit.tracking.base import EvalRecord, Level, Phase, SampleRow, StepRecord, Tracker
+from rlkit.tracking.base import (
+    EvalRecord,
+    Level,
+    Phase,
+    SampleRow,
+    StepRecord,
+    Tracker,
+    TrackingError,
+)
 from rlkit.training import checkpoint, rollout_files
-from rlkit.training.checkpoint import Checkpoint, RunProgress
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
 from rlkit.training.collect import Collection, Collector, who_gave_no_reward
@@ -26,20 +33,22 @@ from rlkit.training.metrics import (
     sample_row,
     sample_rows,
 )
+from rlkit.training.microbatch import minibatches
 from rlkit.training.no_signal import (
     StopConfig,
     check_in_a_row,
     is_without_signal,
     what_the_base_model_earns,
 )
-from rlkit.training.optim import state_tensors
+from rlkit.training.out_of_memory import say_smaller
+from rlkit.training.progress import checkpoint_of
 from rlkit.training.rollout_files import SavedRollouts
 from rlkit.training.stopping import StopRequest
 from rlkit.training.update import (
     TrainState,
     UpdateResult,
     UpdateSettings,
-    minibatches,
+    fit_in_memory,
     score,
     train_step,
 )
@@ -55,6 +64,9 @@ class RunSchedule:
     """0 = only before and after."""
     checkpoint_every: int
     keep_last: int
+    """Newest checkpoints that stay."""
+    keep_every: int = 0
+    """Checkpoints of its multiples stay as well; 0 = none."""
     config_hash: str
 
 
@@ -81,15 +93,19 @@ class Trainer:
     planned_bytes: int = 0
     """Peak that the memory plan foresaw, for comparison; 0 = there was no plan."""
 
-    def fit(self, state: TrainState, *, stop: StopRequest) -> TrainState:
+    def fit(
+        self, state: TrainState, *, stop: StopRequest, on_record: Container[str] = ()
+    ) -> TrainState:
         """Train from `state` to the last step; raise Interrupted at a safe point when asked to.
 
         The last finished step is saved before the loop ends, for whatever reason. The exception is
-        an update under way: the parameters are no longer those of that step.
+        an update under way: the parameters are no longer those of that step. `on_record` has the
+        labels of evaluations of this policy; one that was due and is not there is made first.
         """
         self.generator.load_adapter(state.learner.adapter, state.updates)
-        if state.step == 0:
-            self._evaluate("before", state)
+        due = "before" if state.step == 0 else self._due(state)
+        if due and (due not in on_record or state.step == 0):
+            self._evaluate(due, state)
         saved = state.step
         try:
             while state.step < self.schedule.num_steps:
@@ -97,18 +113,32 @@ class Trainer:
                 state = self.run_step(state, stop)
                 done = state.step
                 # Before the checkpoint: a run killed in between repeats the step and evaluates.
-                every = self.schedule.evaluate_every
-                if every and done % every == 0 and done < self.schedule.num_steps:
-                    self._evaluate(f"step {done}", state)
+                if due := self._due(state):
+                    self._evaluate(due, state)
                 if done % self.schedule.checkpoint_every == 0 or done == self.schedule.num_steps:
                     self.save(state)
                     saved = done
         except Exception:
             if state.step > saved and not state.updating:
-                self.save(state)
+                self._save_all_the_same(state)
             raise
         self._evaluate("after", state)
         return state
+
+    def _due(self, state: TrainState) -> str:
+        """Return the label of the evaluation that belongs between this step and the next, or ""."""
+        every, done = self.schedule.evaluate_every, state.step
+        return (
+            f"step {done}" if every and done % every == 0 and done < self.schedule.num_steps else ""
+        )
+
+    def _save_all_the_same(self, state: TrainState) -> None:
+        """Save while an error is on its way; what stops this must not hide that error."""
+        try:
+            self.save(state)
+        except (OSError, TrackingError) as error:
+            text = f"step {state.step} is not saved, the checkpoint before it is: {error}"
+            self.tracker.message(Level.error, text)
 
     def run_step(self, state: TrainState, stop: StopRequest) -> TrainState:
         """Run one rollout batch, all its updates, one record. A stop takes effect before them."""
@@ -134,8 +164,10 @@ class Trainer:
         self._keep(batch, state.step)
         with clock.phase(Phase.score):
             self.tracker.progress(Phase.score, 0, len(batch))
-            algorithm = self.algorithm(state.step)
-            batch = score(state.learner, batch, algorithm, self.settings)
+            algorithm, divisor = self.algorithm(state.step), state.microbatch_divisor
+            batch = fit_in_memory(
+                state, batch, self.settings, lambda s: score(state.learner, batch, algorithm, s)
+            )
             with torch.no_grad():
                 train_batch = algorithm.prepare(batch)
             self.tracker.progress(Phase.score, len(batch), len(batch))
@@ -143,6 +175,9 @@ class Trainer:
         state.updating = True
         with clock.phase(Phase.update):
             results, mismatch = self._update(state, train_batch, algorithm)
+        if state.microbatch_divisor != divisor:
+            said = say_smaller(state.step, state.microbatch_divisor)
+            self.tracker.message(Level.warning, said)
         with clock.phase(Phase.sync):
             self.generator.load_adapter(state.learner.adapter, state.updates)
         metrics = {
@@ -231,26 +266,11 @@ class Trainer:
 
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint of `state`."""
-        parameters = state.learner.named_parameters()
-        progress = RunProgress(
-            step=state.step,
-            updates=state.updates,
-            skipped_in_row=state.skipped_in_row,
-            no_reward_in_row=state.no_reward_in_row,
-            no_signal_in_row=state.no_signal_in_row,
-            config_hash=self.schedule.config_hash,
-            samples=state.samples,
-            train_seconds=state.train_seconds,
-            loss_scale=state.loss_scale,
-        )
         path = checkpoint.save(
             self.run_dir / "checkpoints",
-            Checkpoint(
-                parameters=parameters,
-                moments=state_tensors(state.optimizer, parameters),
-                progress=progress,
-            ),
+            checkpoint_of(state, config_hash=self.schedule.config_hash),
             keep_last=self.schedule.keep_last,
+            keep_every=self.schedule.keep_every,
         )
         rollout_files.prune(self.run_dir)
         return path
@@ -277,24 +297,3 @@ class Trainer:
                 self.tracker.message(Level.warning, said)
         cost = {"samples": float(state.samples), "time/train": state.train_seconds}
         self.tracker.evaluation(replace(record, metrics={**record.metrics, **cost}))
-
-
-def restore(state: TrainState, saved: Checkpoint) -> TrainState:
-    """Put a checkpoint into a fresh state, in place; raises CheckpointError if names differ."""
-    leaves = state.learner.named_parameters()
-    if leaves.keys() != saved.parameters.keys():
-        odd = sorted(leaves.keys() ^ saved.parameters.keys())
-        raise checkpoint.CheckpointError(f"checkpoint and model differ in parameters: {odd[0]}")
-    with torch.no_grad():
-        for name, leaf in leaves.items():
-            leaf.copy_(saved.parameters[name])
-    checkpoint.restore_moments(state.optimizer, leaves, saved.moments)
-    state.step = saved.progress.step
-    state.updates = saved.progress.updates
-    state.skipped_in_row = saved.progress.skipped_in_row
-    state.no_reward_in_row = saved.progress.no_reward_in_row
-    state.no_signal_in_row = saved.progress.no_signal_in_row
-    state.samples = saved.progress.samples
-    state.train_seconds = saved.progress.train_seconds
-    state.loss_scale = saved.progress.loss_scale
-    return state

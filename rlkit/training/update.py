@@ -4,52 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from rlkit.runtime.garbage import garbage_waits
 from rlkit.runtime.torch_compat import scale_all_
 from rlkit.training.backward import backward
+from rlkit.training.learner import Learner
 from rlkit.training.loss_scale import UNSCALED, LossScale
 from rlkit.training.microbatch import microbatches
 from rlkit.training.optim import OptimConfig, learning_rate
-from rlkit.types import Algorithm, Column, OutputSpec, PolicyOutput, RolloutBatch, TrainBatch
+from rlkit.training.out_of_memory import Result, within_memory
+from rlkit.types import Algorithm, Column, OutputSpec, RolloutBatch, TrainBatch
 
-
-class Learner(Protocol):
-    """All that training needs of a policy: its logps, and what an optimiser may change."""
-
-    @property
-    def adapter(self) -> Mapping[str, Tensor]:
-        """Return the part of the policy that trains: an adapter or all weights."""
-        ...
-
-    def forward(
-        self,
-        batch: RolloutBatch,
-        *,
-        adapter: Mapping[str, Tensor] | None,
-        temperature: float,
-        spec: OutputSpec,
-    ) -> PolicyOutput:
-        """Return logps of the completion tokens and what `spec` asks for, differentiable.
-
-        Args:
-            batch: The rows.
-            adapter: The policy's own `adapter`; None is the reference policy.
-            temperature: Divides the logits, > 0.
-            spec: The outputs to compute beside the logps.
-        """
-        ...
-
-    def named_parameters(self) -> dict[str, Tensor]:
-        """Return every trainable leaf by a unique name: the policy's, then a critic's."""
-        ...
+Metrics = dict[str, float]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +47,8 @@ class TrainState:
     """Seconds of the steps so far, evaluations excluded."""
     loss_scale: LossScale = UNSCALED
     """1 but for a policy that computes in float16."""
+    microbatch_divisor: int = 1
+    """What the tokens of a micro-batch are divided by since memory ran out; 1 = it never did."""
     updating: bool = False
     """True while a step's updates are under way: the parameters belong to no finished step."""
 
@@ -98,7 +73,7 @@ class UpdateResult(NamedTuple):
 
 
 class NonFiniteGradients(RuntimeError):
-    """Too many updates in a row had a gradient that is not finite."""
+    """Too many updates in a row had a loss or a gradient that is not finite."""
 
 
 @garbage_waits()
@@ -158,7 +133,8 @@ def train_step(
     """Make one optimiser update on one optimisation batch.
 
     Micro-batch losses are sums over the batch's global denominators, so the accumulated gradient
-    does not depend on the split. A gradient that is not finite is dropped: no parameter changes.
+    does not depend on the split. Memory that runs out makes the split finer. A loss or a gradient
+    that is not finite is dropped: no parameter and no moment changes.
 
     Args:
         state: The learner, its optimiser, and the loss scale; it is changed in place.
@@ -174,12 +150,15 @@ def train_step(
     """
     scale = state.loss_scale
     while True:
-        state.optimizer.zero_grad(set_to_none=True)
-        metrics, logps = accumulate(
-            state.learner, batch, algorithm, settings, loss_scale=scale.value
-        )
-        norms = _clip(state.optimizer, settings.optim, loss_scale=scale.value)
-        finite = all(map(math.isfinite, norms))
+        factor = scale.value
+
+        def gradient(split: UpdateSettings, factor: float = factor) -> tuple[Metrics, Tensor]:
+            state.optimizer.zero_grad(set_to_none=True)
+            return accumulate(state.learner, batch, algorithm, split, loss_scale=factor)
+
+        metrics, logps = fit_in_memory(state, batch.rollout, settings, gradient)
+        norms = _clip(state.optimizer, settings.optim, loss_scale=factor)
+        finite = all(map(math.isfinite, [*norms, metrics["loss"]]))
         # Too large a scale costs another pass over the same batch, never the update.
         if finite or scale.value == 1.0 or not math.isfinite(metrics["loss"]):
             break
@@ -188,7 +167,37 @@ def train_step(
         state.loss_scale = scale.after_update()
     if scale.limit > 1.0:
         metrics["loss_scale"] = scale.value
-    return state, UpdateResult(metrics | _apply(state, settings, norms), logps)
+    return state, UpdateResult(metrics | _apply(state, settings, norms, finite=finite), logps)
+
+
+def fit_in_memory(
+    state: TrainState,
+    batch: RolloutBatch,
+    settings: UpdateSettings,
+    work: Callable[[UpdateSettings], Result],
+) -> Result:
+    """Return what `work` returns with micro-batches that fit; `state` keeps how small they got.
+
+    Args:
+        state: Its `microbatch_divisor` grows when memory runs out.
+        batch: The rows that `work` splits.
+        settings: The split that the plan allows.
+        work: It must start from nothing each time.
+
+    Returns:
+        The result of `work`.
+
+    Raises:
+        torch.OutOfMemoryError: Rows do not fit even one by one.
+    """
+    result, fitted = within_memory(
+        lambda tokens: work(settings._replace(tokens_per_microbatch=tokens)),
+        budget=settings.tokens_per_microbatch,
+        batch=batch,
+        divisor=state.microbatch_divisor,
+    )
+    state.microbatch_divisor = fitted.divisor
+    return result
 
 
 @garbage_waits()
@@ -262,11 +271,12 @@ def _clip(
     return norms
 
 
-def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) -> dict[str, float]:
+def _apply(
+    state: TrainState, settings: UpdateSettings, norms: Sequence[float], *, finite: bool
+) -> Metrics:
     """Guard and step; return `grad_norm`, `learning_rate` and `skipped_updates`."""
     optim = settings.optim
     rate = learning_rate(optim, update=state.updates, total_updates=settings.total_updates)
-    finite = all(map(math.isfinite, norms))
     if finite:
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
@@ -276,25 +286,8 @@ def _apply(state: TrainState, settings: UpdateSettings, norms: Sequence[float]) 
     state.skipped_in_row = 0 if finite else state.skipped_in_row + 1
     if state.skipped_in_row >= optim.max_skipped_updates:
         raise NonFiniteGradients(
-            f"the gradient was not finite in {state.skipped_in_row} updates in a row "
+            f"loss or gradient was not finite in {state.skipped_in_row} updates in a row "
             "(optim.max_skipped_updates); lower optim.learning_rate or check the rewards"
         )
     metrics = {"learning_rate": rate, "skipped_updates": float(not finite), "grad_norm": norms[0]}
     return metrics | {f"grad_norm/critic_{i}": norm for i, norm in enumerate(norms[1:])}
-
-
-def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:
-    """Split `batch` by whole groups into `num_minibatches` batches, shuffled by `seed`.
-
-    One minibatch is the batch itself, in its own order. Fewer groups than minibatches (a filter may
-    have dropped some) give one minibatch a group.
-    """
-    if num_minibatches == 1:
-        yield batch
-        return
-    ids = batch.rollout.group_ids
-    groups: Int[Tensor, " groups"] = torch.unique(ids)
-    shuffler = torch.Generator().manual_seed(seed)
-    order = groups[torch.randperm(len(groups), generator=shuffler).to(groups.device)]
-    for part in torch.tensor_split(order, min(num_minibatches, len(groups))):
-        yield batch.minibatch(torch.isin(ids, part).nonzero().flatten())

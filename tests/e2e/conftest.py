@@ -6,46 +6,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
+from byte_model import write_byte_model
 from cli_process import RunCLI
-from tiny_models import tiny_config
-from tiny_tokenizers import byte_tokenizer
-from transformers import GenerationConfig, LlamaForCausalLM
 from warm_cli import Forks
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model in Hugging Face format, with a tokenizer of one token a byte."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = byte_tokenizer(
-        "<pad>", "</s>", pad_token="<pad>", eos_token="</s>", chat_template=TEMPLATE
-    )
-    torch.manual_seed(0)
-    stop, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    config = tiny_config(
-        "llama",
-        vocab_size=len(tokenizer),
-        intermediate_size=64,
-        max_position_embeddings=1024,
-        eos_token_id=stop,
-        pad_token_id=pad,
-        bos_token_id=None,
-        tie_word_embeddings=False,
-        initializer_range=0.02,
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        eos_token_id=stop, pad_token_id=pad
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_byte_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

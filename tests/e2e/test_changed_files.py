@@ -72,4 +72,5 @@ def test_an_untouched_run_of_an_older_version_resumes(
     (tmp_path / "run/content.json").unlink()
     assert rlkit(*own, "run_dir=run", "steps=2", "resume=auto").returncode == 0
     record = json.loads((tmp_path / "run/content.json").read_text())
-    assert set(record["files"]) == {*("task.path", "reward.functions.length.fn", "model.source")}
+    model = ("model.source", "model.source (weights)")
+    assert set(record["files"]) == {*("task.path", "reward.functions.length.fn"), *model}

@@ -274,7 +274,7 @@ def test_judge_and_functions_in_one_pool() -> None:
         with pool:
             pool.start()
             scores = pool.score([group_of("good", "bad", answer="bad")])
-            assert pool.num_functions == 1
+            assert len(pool.scorers) == 1 and len(pool.pids) == 1
             tried = pool.try_functions([group_of("good", "bad", answer="bad")])
     p = wins("good", "bad")
     first, second = scores.components[0]
@@ -291,7 +291,7 @@ def test_too_many_failures_stop_the_run_with_an_example() -> None:
         spec = RewardSpec("judge", "judge", 1.0, {})
         config = RewardConfig(max_failure_rate=0.5)
         with RewardPool([spec], config, {"judge": judge_of(fake.url, verdicts="text")}) as pool:
-            pool._checked = True
+            pool._verified = True
             with pytest.raises(TooManyFailures) as stopped:
                 pool.score([group_of("first text", "other")])
     text = str(stopped.value)

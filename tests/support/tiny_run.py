@@ -6,7 +6,7 @@ Real generator, real policy, real algorithms; small enough for a second a run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,8 +29,8 @@ from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import TuningKind
 from rlkit.models.families import head_of
 from rlkit.policy.full_weights import FullWeights
-from rlkit.policy.lora import LoRAConfig, attach, init_adapter
-from rlkit.policy.policy import Policy
+from rlkit.policy.lora import LoRA, LoRAConfig, attach, init_adapter
+from rlkit.policy.policy import Policy, init_critic
 from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
 from rlkit.training.collect import Collector
 from rlkit.training.evaluate import Evaluator
@@ -141,18 +141,36 @@ def tiny_run(
     algorithm: AlgorithmConfig | None = None,
     kl: KLConfig | None = None,
     ratio: RatioConfig | None = None,
+    objective: Objective[AlgorithmConfig] | None = None,
     tokens_per_microbatch: int = 10_000,
     dtype: torch.dtype = torch.float32,
     resample: bool = False,
     tuning: TuningKind = TuningKind.lora,
     device: torch.device = CPU,
 ) -> tuple[Trainer, TrainState, Recorder]:
-    """A trainer, its fresh state and the tracker that sees what happens."""
+    """A trainer, its fresh state and the tracker that sees what happens.
+
+    `objective` stands for `algorithm`, `kl`, `ratio` and a correction together.
+    """
     optim = optim or OptimConfig(learning_rate=0.02)
-    algorithm = algorithm or GRPOConfig(group_size=4)
+    algorithm = objective.algorithm if objective else algorithm or GRPOConfig(group_size=4)
     model, tokenizer = tiny_model(dtype), tiny_tokenizer()
     torch.nn.Module.to(model, device)
+    setting = Setting(
+        group_size=algorithm.group_size,
+        max_completion_length=6,
+        updates_per_batch=optim.updates_per_batch,
+        microbatched=tokens_per_microbatch > 0,
+    )
+    objective = objective or Objective(
+        algorithm, kl or KLConfig(), ratio or RatioConfig(), CorrectionConfig()
+    )
+    algorithm_of_run = build(objective, setting)
     policy = tiny_policy(model, dtype, tuning)
+    if algorithm_of_run.outputs.values:
+        assert isinstance(policy.tuning, LoRA)
+        critic = init_critic(policy.tuning, num_hidden=32, seed=1, device=device)
+        policy = replace(policy, critic=critic)
     generator = HFGenerator(
         model,
         tokenizer,
@@ -162,12 +180,6 @@ def tiny_run(
     )
     sampling = SamplingConfig(max_completion_length=6)
     rewards, tracker = LetterReward(), Recorder()
-    setting = Setting(
-        group_size=algorithm.group_size,
-        max_completion_length=6,
-        updates_per_batch=optim.updates_per_batch,
-    )
-    objective = Objective(algorithm, kl or KLConfig(), ratio or RatioConfig(), CorrectionConfig())
     evaluator = Evaluator(
         generator=generator,
         prompts=letter_prompts(step=1000, attempt=0),
@@ -179,7 +191,6 @@ def tiny_run(
         rewards=rewards,
         tracker=tracker,
     )
-    algorithm_of_run = build(objective, setting)
     trainer = Trainer(
         algorithm=lambda step: algorithm_of_run,
         settings=UpdateSettings(

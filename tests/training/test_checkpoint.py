@@ -8,6 +8,7 @@ import torch
 
 from rlkit.runtime import files
 from rlkit.schema import content_hash
+from rlkit.tracking import TrackingError
 from rlkit.training import checkpoint
 from rlkit.training.checkpoint import Checkpoint, CheckpointError, RunProgress
 from rlkit.training.optim import (
@@ -45,6 +46,51 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
 
 
+def test_multiples_are_kept_as_well(tmp_path: Path) -> None:
+    for step in range(1, 9):
+        checkpoint.save(tmp_path, example(step), keep_last=2, keep_every=3)
+    kept = sorted(int(p.name.removeprefix("step-")) for p in tmp_path.iterdir())
+    assert kept == [3, 6, 7, 8]
+
+
+def test_every_flipped_bit_of_the_state_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, example(5), keep_last=2)
+    file = path / "state.json"
+    whole = file.read_bytes()
+    noticed = 0
+    for bit in range(len(whole) * 8):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+        try:
+            assert checkpoint.verify(path) == example(5).progress, f"bit {bit} is silent"
+        except CheckpointError as error:
+            assert "state.json" in str(error)
+            noticed += 1
+    assert noticed > 0.9 * len(whole) * 8  # the rest are blanks that became other blanks
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("step", None), ("step", 6), ("updates", -1), ("samples", 1.5), ("loss_scale", ["a"])],
+)
+def test_a_state_without_a_hash_must_make_sense(tmp_path: Path, field: str, value: object) -> None:
+    """Older versions wrote none: nonsense, or another step than the folder's, is damage."""
+    for step in (4, 5):
+        checkpoint.save(tmp_path, example(step), keep_last=2)
+    file = tmp_path / "step-000005/state.json"
+    state = json.loads(file.read_text())
+    del state["sha256_of_this"]
+    file.write_text(json.dumps(state))
+    assert checkpoint.load_newest(tmp_path, device=CPU)[1] == []
+    state["progress"][field] = value
+    file.write_text(json.dumps(state))
+    loaded, problems = checkpoint.load_newest(tmp_path, device=CPU)
+    assert loaded is not None and loaded.progress.step == 4
+    assert len(problems) == 1 and str(file) in problems[0]
+    assert checkpoint.find_newest(tmp_path) == (tmp_path / "step-000004", problems)
+
+
 FILES = ["adapter.safetensors", "optimizer.safetensors", "state.json"]
 
 
@@ -66,8 +112,7 @@ def test_damage_is_found_named_and_the_previous_one_is_used(
         file.write_bytes(content)
     loaded, problems = checkpoint.load_newest(tmp_path, device=CPU)
     assert loaded is not None and loaded.progress.step == 1
-    # A folder without state.json was never finished: it is not a damaged checkpoint.
-    assert (name == "state.json" and damage == "delete") or name in problems[0]
+    assert name in problems[0]
 
 
 def test_a_save_that_dies_leaves_the_previous_one_and_no_rubbish(
@@ -79,7 +124,7 @@ def test_a_save_that_dies_leaves_the_previous_one_and_no_rubbish(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "sync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrackingError, match=r"cannot write .*step-000002: No space left"):
         checkpoint.save(tmp_path, example(2), keep_last=2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
@@ -93,6 +138,7 @@ def test_a_payload_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     file = path / "adapter.safetensors"
     file.write_bytes(b"\x80\x04cposix\nsystem\n")
     state = json.loads((path / "state.json").read_text())
+    del state["sha256_of_this"]  # as older versions wrote it
     state["sha256"][file.name] = content_hash(file)
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors cannot be read"):

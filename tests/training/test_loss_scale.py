@@ -14,8 +14,8 @@ from torch import Tensor
 from rlkit.training import checkpoint
 from rlkit.training.loss_scale import FLOAT16, UNSCALED, LossScale
 from rlkit.training.optim import OptimConfig, build_optimizer
+from rlkit.training.progress import restore
 from rlkit.training.stopping import StopRequest
-from rlkit.training.trainer import restore
 from rlkit.training.update import TrainState, UpdateSettings, train_step
 from rlkit.types import Algorithm, LossOutput, TrainBatch
 

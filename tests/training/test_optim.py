@@ -12,8 +12,8 @@ from torch import Tensor
 from rlkit.training import checkpoint
 from rlkit.training.checkpoint import Checkpoint, CheckpointError, RunProgress
 from rlkit.training.optim import OptimConfig, OptimKind, build_optimizer, state_tensors
+from rlkit.training.progress import restore
 from rlkit.training.stopping import StopRequest
-from rlkit.training.trainer import restore
 
 DEVICES = [
     pytest.param(CPU, id="cpu"),

@@ -29,10 +29,10 @@ from rlkit.policy.policy import Policy, init_critic
 from rlkit.tracking.base import StepRecord
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.optim import OptimConfig
+from rlkit.training.progress import restore
 from rlkit.training.replay import Replayed, cosines, replay
 from rlkit.training.rollout_files import SavedRollouts
 from rlkit.training.stopping import StopRequest
-from rlkit.training.trainer import restore
 from rlkit.training.update import UpdateSettings
 from rlkit.types import Algorithm, Column, KLDirection, Setting
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CPU, flat, tiny_run
+from tiny_run import CPU, Recorder, flat, tiny_run
 
 from rlkit.algorithms import RatioConfig
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.models.config import TuningKind
 from rlkit.tracking import comparable
-from rlkit.tracking.base import StepRecord
+from rlkit.tracking.base import EvalRecord, StepRecord
 from rlkit.training import checkpoint
-from rlkit.training.optim import OptimConfig
+from rlkit.training.optim import OptimConfig, state_tensors
+from rlkit.training.progress import restore
 from rlkit.training.stopping import Interrupted, StopRequest
-from rlkit.training.trainer import restore
-from rlkit.training.update import NonFiniteGradients
+from rlkit.training.trainer import Trainer
+from rlkit.training.update import NonFiniteGradients, TrainState
+from rlkit.types import Algorithm, LossOutput, PolicyOutput, TrainBatch
 
 SEVERAL = OptimConfig(learning_rate=0.02, inner_epochs=2, minibatches=3)
 
@@ -135,6 +138,80 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(tmp_path: 
     trainer.fit(state, stop=StopRequest())
     assert torch.equal(flat(state.learner.named_parameters()), before)
     assert [r.metrics["skipped_updates"] for r in tracker.steps] == [1.0, 1.0]
+
+
+def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(tmp_path: Path) -> None:
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=2)
+
+    def algorithm(step: int) -> Algorithm:
+        plain = trainer.algorithm(step)
+
+        def loss(out: PolicyOutput, batch: TrainBatch) -> LossOutput:
+            value, metrics = plain.loss(out, batch)
+            return LossOutput(value + math.inf, metrics)
+
+        return plain._replace(loss=loss)
+
+    before = flat(state.learner.named_parameters()).clone()
+    replace(trainer, algorithm=algorithm).fit(state, stop=StopRequest())
+    assert torch.equal(flat(state.learner.named_parameters()), before)
+    assert not state_tensors(state.optimizer, state.learner.named_parameters())
+    assert [r.metrics["skipped_updates"] for r in tracker.steps] == [1.0, 1.0]
+    assert all(math.isfinite(r.metrics["grad_norm"]) for r in tracker.steps)
+
+
+@pytest.mark.parametrize("error", [Interrupted, RuntimeError, KeyError])
+def test_an_evaluation_that_was_broken_off_is_made_when_the_run_goes_on(
+    tmp_path: Path, error: type[Exception]
+) -> None:
+    def evaluated(tracker: Recorder) -> list[tuple[str, tuple[float, ...]]]:
+        return [(record.label, record.values) for record in tracker.evaluations]
+
+    def make(folder: Path) -> tuple[Trainer, TrainState, Recorder]:
+        trainer, state, tracker = tiny_run(folder, num_steps=4)
+        schedule = replace(trainer.schedule, evaluate_every=1)
+        return replace(trainer, schedule=schedule), state, tracker
+
+    whole, state, expected = make(tmp_path / "whole")
+    whole.fit(state, stop=StopRequest())
+    assert [label for label, _ in evaluated(expected)] == [
+        *("before", "step 1", "step 2", "step 3", "after")
+    ]
+    trainer, state, first = make(tmp_path / "parts")
+    evaluate = trainer.evaluate
+
+    def broken(label: str, step: int) -> EvalRecord:
+        if step == 1:
+            raise error("in an evaluation")
+        return evaluate(label, step)
+
+    with pytest.raises(error):
+        replace(trainer, evaluate=broken).fit(state, stop=StopRequest())
+    saved, _ = checkpoint.load_newest(tmp_path / "parts/checkpoints", device=CPU)
+    assert saved is not None and saved.progress.step == 1
+    trainer, state, second = make(tmp_path / "parts")
+    trainer.fit(restore(state, saved), stop=StopRequest(), on_record=())
+    assert evaluated(first) + evaluated(second) == evaluated(expected)
+    trainer, state, third = make(tmp_path / "parts")
+    trainer.fit(restore(state, saved), stop=StopRequest(), on_record={"step 1"})
+    assert evaluated(third) == evaluated(expected)[2:]
+
+
+def test_a_full_disk_at_the_last_save_does_not_hide_the_error(tmp_path: Path) -> None:
+    trainer, state, tracker = tiny_run(tmp_path, num_steps=4)
+    trainer = replace(trainer, schedule=replace(trainer.schedule, checkpoint_every=9))
+    step = tracker.step
+
+    def full(record: StepRecord) -> None:
+        step(record)
+        if len(tracker.steps) == 2:
+            (tmp_path / "checkpoints").write_text("a file where a folder should be")
+            stop.request("SIGTERM")
+
+    tracker.step = full  # type: ignore[method-assign]
+    stop = StopRequest()
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        trainer.fit(state, stop=stop)
 
 
 def test_too_many_such_gradients_stop_the_run(tmp_path: Path) -> None:

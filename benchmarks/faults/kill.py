@@ -1,0 +1,75 @@
+"""F1: SIGKILL at random instants of real runs, which the same command then brings to their end."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import psutil
+
+from benchmarks.faults.row import Row
+from benchmarks.faults.runs import differences, finish, leftovers, prepare, start, variants
+
+_MOST_KILLS_OF_A_RUN = 4
+
+
+def run(count: int, folder: Path) -> Row:
+    """Kill runs of eleven configurations `count` times altogether, in turn.
+
+    A kill is survived when its run ends with the numbers of an undisturbed one, no process of it
+    lives on and nothing half-written is left.
+    """
+    base, draw = prepare(folder), random.Random(0)
+    names = dict(variants())
+    used = list(names)[: max(1, min(len(names), count // 2))]
+    seconds: dict[str, float] = {}
+    injected = survived = orphans = 0
+    notes: list[str] = []
+    while injected < count:
+        name = used[len(seconds) % len(used)] if len(seconds) < len(used) else draw.choice(used)
+        overrides = [*base, *names[name]]
+        truth = f"truth {used.index(name)}".replace(" ", "_")
+        if name not in seconds:
+            begun = time.monotonic()
+            if problem := finish(folder, truth, overrides):
+                raise RuntimeError(f"{name}: {problem}")
+            seconds[name] = time.monotonic() - begun
+        victim = f"run_{injected}"
+        kills, left = _kill(
+            folder, victim, overrides, draw, seconds[name], most=min(4, count - injected)
+        )
+        problem = finish(folder, victim, overrides)
+        wrong = [problem] if problem else differences(folder / victim, folder / truth)
+        wrong += [str(path.name) for path in leftovers(folder / victim)]
+        injected += kills
+        orphans += left
+        survived += 0 if wrong or left else kills
+        notes += [f"{name}: {wrong[0]}"] if wrong else []
+    said = "; ".join(notes[:3]) or "all ended bitwise as undisturbed, nothing half-written left"
+    note = f"{len(used)} configurations, {orphans} processes left over; {said}"
+    return Row("F1 SIGKILL at a random instant", injected, survived, injected - survived, note)
+
+
+def _kill(
+    folder: Path,
+    name: str,
+    overrides: list[str],
+    draw: random.Random,
+    seconds: float,
+    *,
+    most: int,
+) -> tuple[int, int]:
+    """Start and kill a run up to `most` times; return the kills, and processes that lived on."""
+    kills = orphans = 0
+    for _ in range(draw.randint(1, min(most, _MOST_KILLS_OF_A_RUN))):
+        process = start(folder, name, overrides)
+        time.sleep(draw.uniform(0.0, seconds))
+        if process.poll() is not None:
+            break
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(9)
+        process.wait(60)
+        _, alive = psutil.wait_procs(children, timeout=5)
+        kills, orphans = kills + 1, orphans + len(alive)
+    return kills, orphans
