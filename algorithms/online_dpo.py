@@ -153,7 +153,7 @@ def pair_loss(cfg: OnlineDPOConfig, out: PolicyOutput, batch: TrainBatch) -> Los
         raise ValueError("online_dpo needs RolloutBatch.ref_logps")
     ref_logps, usable = rollout.ref_logps.detach(), mask.any(dim=1)
     pairs, num_pairs = usable[0::2], batch.num_sequences / 2
-    # The label of a pair travels as its advantage: 2 p - 1 on each token of the chosen row.
+    # The advantage of the chosen row holds the label: it is 2 p - 1 on each of its tokens.
     labels = (1.0 + batch.advantages[0::2].amax(dim=1)) / 2.0
     losses = _preference_loss(cfg, preference_margins(out.logps, ref_logps, mask), labels)
     total = losses.masked_fill(~pairs, 0.0).sum() / num_pairs
