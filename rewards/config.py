@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from rlkit.rewards.load import REGISTRY, SCORERS
-from rlkit.schema import Options, Schema
+from rlkit.schema import BYTES, Between, Options, Schema, require
+
+_SECONDS = Between(0.0, 1e6)
 
 
 class OnFailure(StrEnum):
@@ -53,8 +56,8 @@ class RewardFunctionConfig(Options):
     fn: str = ""
     """A registered name (`tag_answer`), `package.module:function`, or `path/to/file.py:function`.
     Empty = the registered name that equals the key."""
-    weight: float = 1.0
-    """Factor in the sum of rewards, any finite number. 0 = computed and logged only."""
+    weight: Annotated[float, Between(-1e6, 1e6)] = 1.0
+    """Factor in the sum of rewards, in [-1e6, 1e6]. 0 = computed and logged only."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function; unknown ones are errors."""
 
@@ -72,22 +75,32 @@ class RewardConfig(Options):
     """drop or ignore, for a sample of which a function with a weight raised, hung or crashed."""
     special_tokens: SpecialTokens = SpecialTokens.drop
     """drop or keep: whether tags that are special tokens are part of a completion's text."""
-    timeout_s: float = 10.0
-    """Seconds until a call is killed, > 0. A call is one sample for functions marked `per_sample`
-    (all built-in ones are), else one prompt's group."""
-    step_timeout_s: float = 300.0
-    """Seconds that scoring one batch may take in all, > 0. The rest of the batch then counts as
-    timed out. So a policy that hangs a function on every sample cannot stop the run.
+    timeout_s: Annotated[float, _SECONDS] = 10.0
+    """Seconds until a call is killed, > 0 and <= 1e6. A call is one sample for functions marked
+    `per_sample` (all built-in ones are), else one prompt's group."""
+    step_timeout_s: Annotated[float, _SECONDS] = 300.0
+    """Seconds that scoring one batch may take in all, > 0 and <= 1e6. The rest of the batch then
+    counts as timed out. So a policy that hangs a function on every sample cannot stop the run.
     """
-    startup_timeout_s: float = 120.0
-    """Seconds that importing the functions' modules may take, > 0."""
-    workers: int = 2
-    """Worker processes, >= 1; about 15 MB each, and what the functions import."""
-    max_output_bytes: int = 1 << 20
+    startup_timeout_s: Annotated[float, _SECONDS] = 120.0
+    """Seconds that importing the functions' modules may take, > 0 and <= 1e6."""
+    workers: Annotated[int, Between(1, 256)] = 2
+    """Worker processes, in [1, 256]; about 15 MB each, and what the functions import."""
+    max_output_bytes: Annotated[int, BYTES] = 1 << 20
     """Most bytes that one call may print, >= 0; beyond that it is killed."""
-    max_failure_rate: float = 1.0
+    max_failure_rate: Annotated[float, Between(0.0, 1.0)] = 1.0
     """Largest share of a batch's samples, in [0, 1], that a function with a weight may fail on. The
     run stops beyond it and shows one of them. 1 = it never stops."""
+    max_memory_bytes: Annotated[int, BYTES] = 0
+    """Most bytes that a worker, and each process that a function starts, may allocate, >= 0; beyond
+    that the call fails and is counted. 0 = half of the machine's memory divided by the workers, at
+    least 2 GiB."""
+
+    @property
+    def memory_of_a_worker(self) -> int:
+        """Return `max_memory_bytes`, chosen where it is 0."""
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return self.max_memory_bytes or max(2 << 30, machine // (2 * self.workers))
 
     def __post_init__(self) -> None:
         for key in ("timeout_s", "step_timeout_s", "startup_timeout_s"):
@@ -96,12 +109,12 @@ class RewardConfig(Options):
                 raise ValueError(f"reward.{key} must be > 0 and finite, got {value}")
         if self.workers < 1:
             raise ValueError(f"reward.workers must be >= 1, got {self.workers}")
+        least = self.max_memory_bytes == 0 or self.max_memory_bytes >= 1 << 27
+        require(least, "reward.max_memory_bytes", ">= 134217728, or 0", self.max_memory_bytes)
         if self.max_output_bytes < 0:
             raise ValueError(f"reward.max_output_bytes must be >= 0, got {self.max_output_bytes}")
-        if not 0 <= self.max_failure_rate <= 1:
-            raise ValueError(
-                f"reward.max_failure_rate must be in [0, 1], got {self.max_failure_rate}"
-            )
+        rate = self.max_failure_rate
+        require(0 <= rate <= 1, "reward.max_failure_rate", "in [0, 1]", rate)
         functions = {name: _function(name, value) for name, value in self.functions.items()}
         # The field is set and read only by now; this replaces what YAML said by what it means.
         object.__setattr__(self, "functions", functions)
@@ -144,8 +157,10 @@ def _function(name: str, value: object) -> RewardFunctionConfig:
 
 
 def _check_function(key: str, name: str, function: RewardFunctionConfig) -> None:
-    if not isinstance(function.weight, int | float) or not isinstance(function.options, dict):
-        raise ValueError(f"{key} must hold a number `weight` and a mapping `options`")
+    require(isinstance(function.fn, str), f"{key}.fn", "text", function.fn)
+    is_number = isinstance(function.weight, int | float) and not isinstance(function.weight, bool)
+    require(is_number, f"{key}.weight", "a number", function.weight)
+    require(isinstance(function.options, dict), f"{key}.options", "a mapping", function.options)
     if not abs(function.weight) < float("inf"):
         raise ValueError(f"{key}.weight must be finite, got {function.weight}")
     target = function.fn or name

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from rlkit.rewards.signature import adapted, is_trls, parameters_of, refusal
+from rlkit.runtime.redact import Redactor, resolved
 from rlkit.schema import import_code
 
 REGISTRY: Mapping[str, str] = {
@@ -41,6 +43,8 @@ class LoadedReward(NamedTuple):
     function: Callable[[Any], Any]
     per_sample: bool
     """It takes one completion, not a group: a hang costs one sample, not the group."""
+    redactor: Redactor
+    """Knows the secrets among its options and in the environment."""
 
 
 def per_sample(function: _Function) -> _Function:
@@ -70,8 +74,10 @@ def load(name: str, target: str, options: Mapping[str, Any]) -> LoadedReward:
     if rule := refusal(function, per_sample=one_by_one):
         raise ValueError(f"{key}.fn must {rule}")
     _check_options(function, options, key=f"{key}.options")
-    bound = functools.partial(function, **options) if options else function
-    return LoadedReward(name=name, function=adapted(bound), per_sample=one_by_one)
+    given = resolved(options, key=f"{key}.options")  # late: files and logs keep `env:NAME`
+    bound = functools.partial(function, **given) if given else function
+    redactor = Redactor.collect(environ=os.environ, config=given)
+    return LoadedReward(name, adapted(bound), one_by_one, redactor)
 
 
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any], *, key: str) -> None:

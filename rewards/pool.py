@@ -28,13 +28,11 @@ _CHECK_EVERY_S = 0.2
 class RewardPool:
     """The pool runs the reward functions of a run in processes of their own.
 
-    It is a context manager.
+    It is a context manager, and not for several threads at once.
 
     A call that raises, hangs, crashes or returns nonsense gives NaN for its samples and is counted
     by kind; the others go on. Construction starts the workers without waiting; `start` waits, and
     raises ValueError when a function cannot be loaded.
-
-    Not for several threads at once.
     """
 
     def __init__(
@@ -44,8 +42,7 @@ class RewardPool:
         scorers: Mapping[str, BatchScorer] = MappingProxyType({}),
     ) -> None:
         """Start workers for the functions of `specs`; `scorers` compute those that they name."""
-        self._specs = tuple(specs)
-        self._config = config
+        self._specs, self._config = tuple(specs), config
         self._places = [k for k, spec in enumerate(specs) if spec.name not in scorers]
         by_place = {k: scorers[s.name] for k, s in enumerate(specs) if s.name in scorers}
         self._beside = Threads(by_place)
@@ -54,7 +51,7 @@ class RewardPool:
             for spec in (specs[k] for k in self._places)
         ]
         num_workers = config.workers if self._functions else 0
-        self._workers = [Worker(self._functions) for _ in range(num_workers)]
+        self._workers = [self._new_worker() for _ in range(num_workers)]
         self._false_starts = 0
         self._verified = self._started = False
 
@@ -264,7 +261,10 @@ class RewardPool:
     def _replace(self, i: int) -> None:
         self._workers[i].kill()
         _log_lines(self._workers[i])
-        self._workers[i] = Worker(self._functions)
+        self._workers[i] = self._new_worker()
+
+    def _new_worker(self) -> Worker:
+        return Worker(self._functions, max_memory_bytes=self._config.memory_of_a_worker)
 
     def _deadlines(self) -> list[float]:
         """Return the times at which a worker is looked at even if it says nothing."""

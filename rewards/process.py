@@ -18,6 +18,7 @@ from typing import Any
 
 from rlkit.rewards.printed import Collected, without_marks
 from rlkit.rewards.wire import NOT_STARTED, PROGRESS, Failure, Reply, Unit, frame, unframe
+from rlkit.runtime.redact import Redactor
 
 # The worker imports what this process would, whichever way rlkit and the user's modules came onto
 # the path. It finds modules of the current folder after all others.
@@ -28,6 +29,8 @@ _BOOT = (
     "main(*map(int, sys.argv[2:]))"
 )
 _TAIL_BYTES = 2000
+_KEEPER_S = 2.0
+"""Seconds for `rlkit.rewards.keeper` to end what a worker has started."""
 
 
 class Worker:
@@ -37,13 +40,14 @@ class Worker:
     the functions are loaded.
     """
 
-    def __init__(self, functions: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, functions: Sequence[Mapping[str, Any]], *, max_memory_bytes: int) -> None:
         self.per_sample: list[bool] | None = None
         self.units: list[Unit] = []
         self.printed = 0
         self.gone = False
         self.load_error: str | None = None
         self.clock = time.monotonic()
+        self._redactor = Redactor.collect(environ=os.environ, config={"functions": list(functions)})
         self._num_units = 0
         self._outgoing = bytearray()
         self._incoming = bytearray()
@@ -69,7 +73,7 @@ class Worker:
             )
         os.close(lifeline)
         os.close(output)
-        self._send({"functions": list(functions)})
+        self._send({"functions": list(functions), "max_memory_bytes": max_memory_bytes})
 
     @property
     def fds(self) -> tuple[int, int]:
@@ -101,6 +105,7 @@ class Worker:
     def tail(self) -> str:
         """Return the end of what the functions printed, on one line."""
         text = without_marks(self._tail.decode("utf-8", errors="replace"))
+        text = self._redactor.text(text)  # before it is cut
         return " ".join(text.split())[-300:]
 
     def submit(self, units: Sequence[Unit], groups: Mapping[int, object]) -> None:
@@ -161,12 +166,13 @@ class Worker:
             if self.gone:  # the socket closes a moment before the process has ended
                 self.join(seconds=0.5)
             self.read_output()
+            os.close(self._lifeline)  # its keeper ends all of them, those in other sessions too
+            self.join(seconds=_KEEPER_S)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
             self._channel.close()
             self._progress.close()
-            os.close(self._lifeline)
             os.close(self._output)
         code = self._process.returncode
         if code < 0:

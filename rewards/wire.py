@@ -24,6 +24,9 @@ LENGTH = struct.Struct("<I")
 PROGRESS = struct.Struct("<i")
 NOT_STARTED = -1
 WHOLE_GROUP = -1
+MAX_REWARD = 1e6
+"""The largest absolute value of a reward. Advantages are float32: squares of 1e19 overflow there,
+and beside 1e8 a difference of 1 is lost. Gradients would be exactly 0, without a word."""
 
 
 class Failure(StrEnum):
@@ -43,6 +46,10 @@ class Failure(StrEnum):
     """It returned no sequence, or a value that is no number."""
     not_finite = "not_finite"
     """It returned NaN or an infinity."""
+    too_large = "too_large"
+    """It returned a number beyond `MAX_REWARD`."""
+    memory = "memory"
+    """It wanted more memory than `reward.max_memory`."""
     output = "output"
     """It was killed because it printed more than `reward.max_output_bytes`."""
     unreachable = "unreachable"

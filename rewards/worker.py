@@ -10,6 +10,7 @@ import fcntl
 import math
 import mmap
 import os
+import resource
 import select
 import socket
 import sys
@@ -18,9 +19,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, TextIO, cast
 
+from rlkit.rewards.keeper import work_under_a_keeper
 from rlkit.rewards.load import LoadedReward, load
 from rlkit.rewards.printed import MarkedStream
 from rlkit.rewards.wire import (
+    MAX_REWARD,
     PROGRESS,
     WHOLE_GROUP,
     Failure,
@@ -30,6 +33,7 @@ from rlkit.rewards.wire import (
     frame,
     unframe,
 )
+from rlkit.runtime.redact import Redactor
 
 _MAX_MESSAGE = 300
 _SEND_EVERY_S = 0.005
@@ -37,10 +41,15 @@ _SEND_EVERY_S = 0.005
 
 def main(channel_fd: int, lifeline_fd: int, progress_fd: int) -> None:
     """Load the functions of the first message, then serve requests until the socket closes."""
+    if sys.platform == "linux":
+        work_under_a_keeper(lifeline_fd, close=(channel_fd, progress_fd))
     _die_with_parent(lifeline_fd)
     channel = socket.socket(fileno=channel_fd)
     buffer = bytearray()
     hello = _receive(channel, buffer)
+    limit = hello["max_memory_bytes"]
+    # Of the heap and of private mappings; what a function wants beyond is a MemoryError there.
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     stream = MarkedStream(sys.stdout)
     # `print` and `warnings` of a reward function write to these.
     sys.stdout = sys.stderr = cast(TextIO, stream)
@@ -97,9 +106,11 @@ def evaluate(loaded: LoadedReward, samples: Sequence[WireCompletion]) -> list[An
         else:
             values, problems = _check_values(loaded.function(samples), num_samples=len(samples))
     except TimeoutError as error:  # a function with a time limit of its own
-        values, problems = [], [(WHOLE_GROUP, Failure.timeout, _describe(error))]
+        values, problems = [], [(WHOLE_GROUP, Failure.timeout, _describe(error, loaded.redactor))]
+    except MemoryError as error:
+        values, problems = [], [(WHOLE_GROUP, Failure.memory, _describe(error, loaded.redactor))]
     except BaseException as error:  # a SystemExit of a reward function must not end the worker
-        values, problems = [], [(WHOLE_GROUP, Failure.raised, _describe(error))]
+        values, problems = [], [(WHOLE_GROUP, Failure.raised, _describe(error, loaded.redactor))]
     return [time.perf_counter() - start, values, problems]
 
 
@@ -120,7 +131,8 @@ def _check_values(
         if value is not None:
             kind, number = _number(value)
             if kind is not None:
-                problems.append((position, kind, f"returned {_show(value)} for a sample"))
+                beyond = f", beyond +-{MAX_REWARD:.0e}" if kind is Failure.too_large else ""
+                problems.append((position, kind, f"returned {_show(value)} for a sample{beyond}"))
         values.append(number)
     return values, problems
 
@@ -132,7 +144,9 @@ def _number(value: Any) -> tuple[Failure | None, float | None]:
         number = float(value)
     except OverflowError:  # an int beyond the range of floats
         return Failure.not_finite, None
-    return (None, number) if math.isfinite(number) else (Failure.not_finite, None)
+    if not math.isfinite(number):
+        return Failure.not_finite, None
+    return (None, number) if abs(number) <= MAX_REWARD else (Failure.too_large, None)
 
 
 def _show(value: Any) -> str:
@@ -145,10 +159,11 @@ def _show(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-def _describe(error: BaseException) -> str:
+def _describe(error: BaseException, redactor: Redactor) -> str:
     """Return `Type: text (file:line)` on one line."""
     try:
-        text = str(error)[:_MAX_MESSAGE]
+        # Hidden before it is cut: half a secret is one too.
+        text = redactor.text(str(error))[:_MAX_MESSAGE]
     except Exception:  # an exception class of the user's with a broken __str__
         text = "(no text)"
     frames = traceback.extract_tb(error.__traceback__)

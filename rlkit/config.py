@@ -8,16 +8,13 @@ puts the schemas into Hydra's store, `load` turns a composed config into a check
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from rlkit import algorithms, generation, models, rewards, tabular, tasks, tracking
 from rlkit.algorithms import (
@@ -29,11 +26,13 @@ from rlkit.algorithms import (
     build,
 )
 from rlkit.generation import GeneratorConfig
-from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.models import ModelConfig, QuantKind, TuningKind
+from rlkit.refusal import ConfigError as ConfigError
+from rlkit.refusal import checked, refuse_unknown_keys
+from rlkit.refusal import did_you_mean as did_you_mean
+from rlkit.refusal import require as require
 from rlkit.rewards import RewardConfig
-from rlkit.schema import Options, Schema
-from rlkit.schema import require as value_require
+from rlkit.schema import Between, Options, Schema
 from rlkit.tasks import TaskConfig
 from rlkit.tracking import TrackerConfig
 from rlkit.training.divergence import EvalKL
@@ -42,13 +41,8 @@ from rlkit.training.no_signal import StopConfig
 from rlkit.training.optim import OptimConfig
 from rlkit.types import Algorithm, Setting
 
-
-class ConfigError(ValueError):
-    """The configuration breaks a rule; the message is one line that names key, rule and value."""
-
-
-require = partial(value_require, error=ConfigError)
-"""`rlkit.schema.require` for the rules that span several groups."""
+_MOST_COMPLETIONS = 1_000_000
+"""Completions of one batch: 1 GB of texts, which no device samples in an hour."""
 
 
 class Resume(StrEnum):
@@ -80,10 +74,10 @@ class EvaluationConfig(Options):
 
     every: int = 0
     """Steps between evaluations, >= 0; 0 = only before the first and after the last step."""
-    num_prompts: int = 64
-    """Held-out prompts, >= 1; the same ones each time, sampled with the same seeds."""
-    samples_per_prompt: int = 2
-    """Samples of each, >= 1; intervals treat a prompt's samples as one cluster."""
+    num_prompts: Annotated[int, Between(1, 100_000)] = 64
+    """Held-out prompts, in [1, 100000]; the same ones each time, sampled with the same seeds."""
+    samples_per_prompt: Annotated[int, Between(1, 10_000)] = 2
+    """Samples of each, in [1, 10000]; intervals treat a prompt's samples as one cluster."""
     kl: EvalKL = EvalKL.exact
     """exact, k3 or none: how KL(policy || reference) of these samples is measured, the same way for
     every objective. exact and k3 score the samples under both policies once more."""
@@ -93,6 +87,8 @@ class EvaluationConfig(Options):
         require(self.num_prompts >= 1, "evaluation.num_prompts", ">= 1", self.num_prompts)
         num_samples = self.samples_per_prompt
         require(num_samples >= 1, "evaluation.samples_per_prompt", ">= 1", num_samples)
+        both = "evaluation.num_prompts * evaluation.samples_per_prompt"
+        _check_completions(both, self.num_prompts, num_samples)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -120,8 +116,9 @@ class Config(Options):
     """Run seed, in [0, 2**31); with step, prompt and sample it determines every random number."""
     steps: int = 12
     """Rollout batches to train on, >= 1."""
-    prompts_per_step: int = 6
-    """Prompts of each rollout batch, >= 1; each is sampled `algorithm.group_size` times."""
+    prompts_per_step: Annotated[int, Between(1, 100_000)] = 6
+    """Prompts of each rollout batch, in [1, 100000]; each is sampled `algorithm.group_size` times,
+    and a step has at most 1000000 completions."""
     run_dir: str = MISSING
     """Folder of this run; must not exist, unless `resume` says otherwise."""
     resume: Resume = Resume.never
@@ -152,8 +149,16 @@ class Config(Options):
         minibatches = self.optim.minibatches
         rule = f"<= prompts_per_step ({self.prompts_per_step}): a group is never split"
         require(minibatches <= self.prompts_per_step, "optim.minibatches", rule, minibatches)
+        both = "prompts_per_step * algorithm.group_size"
+        _check_completions(both, self.prompts_per_step, self.algorithm.group_size)
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
+
+
+def _check_completions(key: str, num_prompts: int, num_samples: int) -> None:
+    """Raise ConfigError when a batch of completions is larger than a machine can mean."""
+    got = f"{num_prompts} * {num_samples}"
+    require(num_prompts * num_samples <= _MOST_COMPLETIONS, key, f"<= {_MOST_COMPLETIONS}", got)
 
 
 def _check_full(config: Config) -> None:
@@ -221,14 +226,8 @@ def option_of(group: str, chosen: object) -> str:
 
 def load(composed: DictConfig) -> Config:
     """Return the checked `Config` of a composed Hydra config; raises ConfigError with one line."""
-    for key, known in _unknown_keys(composed, prefix=""):
-        raise ConfigError(f"{key} is not an option{did_you_mean(key, known)}")
-    try:
-        config = OmegaConf.to_object(composed)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    refuse_unknown_keys(composed)
+    config = checked(composed)
     if not isinstance(config, Config):
         raise ConfigError(f"the root config must follow the schema `Config`, got {type(config)}")
     algorithm_of(config)
@@ -245,19 +244,6 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def did_you_mean(key: str, known: list[str]) -> str:
-    """Return ` (did you mean X?)` for the nearest of `known`, else the options beside `key`."""
-    parent, dot, leaf = key.rpartition(".")
-    for near in difflib.get_close_matches(key, known, n=5, cutoff=0.75):
-        its_parent, _, its_leaf = near.rpartition(".")
-        # A long common path makes all that is under it look alike.
-        if its_parent != parent or difflib.get_close_matches(leaf, [its_leaf]):
-            return f" (did you mean {near}?)"
-    beside = [k.removeprefix(parent + dot) for k in known if k.startswith(parent + dot)]
-    names = sorted({name.split(".")[0] for name in beside})
-    return f" ({parent} has {', '.join(names)})" if dot and names else ""
-
-
 def leaves(value: object, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (full key, value) of every leaf of nested mappings."""
     if isinstance(value, dict) and value:
@@ -265,22 +251,3 @@ def leaves(value: object, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(child, prefix=f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
-
-
-def _unknown_keys(node: DictConfig, *, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield keys of structured nodes that their dataclass lacks.
-
-    Hydra lets `+key=value` through.
-    """
-    schema = OmegaConf.get_type(node)
-    known = [f.name for f in fields(schema)] if is_dataclass(schema) else None
-    for key in map(str, node):
-        full_key = f"{prefix}{key}"
-        if known is not None and key not in known:
-            yield full_key, [f"{prefix}{name}" for name in (*known, *further_options(schema))]
-            continue
-        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
-            continue
-        child = node[key]
-        if isinstance(child, DictConfig):
-            yield from _unknown_keys(child, prefix=f"{full_key}.")

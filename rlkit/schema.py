@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from types import MemberDescriptorType, ModuleType
@@ -53,6 +55,7 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "model.chat_template_kwargs": {},
     "reward.max_failure_rate": 1.0,
     "reward.special_tokens": "drop",
+    "reward.max_memory_bytes": 0,
     "task.bad_rows": "error",
     "task.ignore_keys": [],
     "checkpoint.keep_every": 0,
@@ -67,6 +70,37 @@ class Schema(NamedTuple):
     group: str
     name: str
     node: type
+
+
+class Between(NamedTuple):
+    """This range bounds a leaf; of a text it bounds the length.
+
+    A field declares it as `rank: Annotated[int, Between(1, 4096)]`. A leaf without one has the
+    range of its type, `BETWEEN`.
+    """
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Return the rule, as a message has it."""
+        return f"in [{_number(self.low)}, {_number(self.high)}]"
+
+
+BETWEEN: Mapping[type, Between] = {
+    int: Between(-(2**31), 2**31 - 1),
+    float: Between(-1e9, 1e9),
+    str: Between(0, 4096),
+}
+"""The ranges of leaves that declare none: numbers that no run can mean are refused."""
+ANY_LENGTH = Between(0, 2**16)
+"""The length of texts such as a system message."""
+BYTES = Between(0, 2**50)
+"""Numbers of bytes."""
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def require(
@@ -85,7 +119,47 @@ def require(
         ValueError: `holds` is false.
     """
     if not holds:
-        raise error(f"{key} must be {rule}, got {value}")
+        raise error(f"{key} must be {rule}, got {shown(value)}")
+
+
+_WORD = re.compile(r"\S{161,}")
+_INTEGER_BITS = 256
+
+
+def shown(value: object) -> str:
+    """Return `value` for a message: on one line, of readable length, without control characters."""
+    if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+        return f"an integer of {value.bit_length()} bits"  # its digits may take minutes
+    return one_line(str(value))
+
+
+def one_line(text: str) -> str:
+    """Return `text` on one line: control characters escaped, words without end cut."""
+    visible = "".join(map(_escaped, " ".join(text.splitlines())))
+    return _WORD.sub(lambda m: f"{m[0][:80]}... ({len(m[0])} characters)", visible)
+
+
+def _escaped(character: str) -> str:
+    """Return a character that could steer a terminal, or cannot be encoded, as `\\x1b`."""
+    if is_control(character):
+        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return character
+
+
+_DIRECTIONS = frozenset(["LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"])
+
+
+def is_control(character: str) -> bool:
+    """Return whether a character steers terminals, turns the direction of text, or is a surrogate.
+
+    Tabs and line ends do not count.
+    """
+    if character in "\t\n\r":
+        return False
+    if " " <= character <= "~":
+        return False
+    steers = unicodedata.category(character) in ("Cc", "Cs")
+    return steers or unicodedata.bidirectional(character) in _DIRECTIONS
 
 
 def content_hash(file: Path) -> str:

@@ -21,6 +21,7 @@ ALLOWED = {
     "types": set(),
     "schema": set(),
     "runtime": set(),
+    "bounds": {"schema"},
     "functional": set(),
     "kernels": {"runtime"},
     "stats": set(),
@@ -36,8 +37,9 @@ ALLOWED = {
     "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
     "oracle": {"types", "schema", "algorithms", "training"},
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
+    "refusal": {"schema", "bounds", "generation", "runtime"},
     "config": {
-        *("schema", "algorithms", "generation", "models", "rewards", "tabular", "tasks"),
+        *("schema", "refusal", "algorithms", "generation", "models", "rewards", "tabular", "tasks"),
         *("tracking", "training", "types"),
     },
     "plan": {
@@ -49,8 +51,8 @@ ALLOWED = {
         *("reward_models", "rewards", "runtime", "tabular", "tasks", "tracking", "training"),
     },
     "launch": {
-        *("schema", "config", "algorithms", "assembly", "report", "runtime", "tabular"),
-        *("tracking", "training"),
+        *("schema", "bounds", "refusal", "config", "algorithms", "assembly", "report", "runtime"),
+        *("tabular", "tracking", "training"),
     },
     "exports": {
         *("types", "assembly", "generation", "launch", "models", "policy", "rewards", "runtime"),

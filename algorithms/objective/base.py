@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from rlkit.algorithms.objective.correction import CorrectionConfig
 from rlkit.algorithms.objective.kl import KLConfig
 from rlkit.algorithms.objective.ratio import RatioConfig
 from rlkit.functional import informative_groups, overlong_penalty
-from rlkit.schema import Options
+from rlkit.schema import Between, Options
 from rlkit.types import RolloutBatch, Setting
 
 
@@ -31,8 +31,8 @@ class AlgorithmConfig(Options):
 
     preset: str = ""
     """The option of the group `algorithm` that was chosen; set by its own YAML."""
-    group_size: int = 8
-    """Completions sampled per prompt, >= 1. DeepSeekMath 64, TRL 8."""
+    group_size: Annotated[int, Between(1, 10_000)] = 8
+    """Completions sampled per prompt, in [1, 10000]. DeepSeekMath 64, TRL 8."""
     group_filter: GroupFilter = GroupFilter.none
     """none; mask: groups of equal rewards leave the loss and its denominators; resample: the
     trainer samples other prompts in their place (DAPO's dynamic sampling)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from rlkit.functional import (
     sequence_log_ratio,
     truncate_weights,
 )
-from rlkit.schema import Options
+from rlkit.schema import Between, Options
 
 
 class CorrectionMode(StrEnum):
@@ -43,7 +45,7 @@ class CorrectionConfig(Options):
     """token: biased, bounded; sequence: product over the completion, unbiased until it is cut."""
     low: float = 0.0
     """Lower bound, >= 0."""
-    high: float = 2.0
+    high: Annotated[float, Between(0.0, math.inf)] = 2.0
     """Upper bound, > low; inf with mode=truncate gives plain importance sampling. TIS: 2."""
 
     def __post_init__(self) -> None:

@@ -15,6 +15,8 @@ from typing import Protocol, cast
 import rlkit
 from rlkit.runtime.distribution import other_project
 from rlkit.runtime.private_names import MissingName
+from rlkit.runtime.redact import Redactor
+from rlkit.schema import one_line
 
 # Modules are imported when called: `rlkit env` must not wait for torch and transformers.
 COMMANDS = {
@@ -59,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _command(module).run(rest)
     except (UsageError, MissingName) as error:
-        print(f"rlkit: {error}", file=sys.stderr)
+        print(f"rlkit: {one_line(Redactor.of_process().text(str(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("rlkit: stopped", file=sys.stderr)

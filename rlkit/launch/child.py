@@ -64,7 +64,10 @@ def run(packed: str, folder: Path) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception:
-        traceback.print_exc()  # to output.txt, whose last line becomes the reason
+        from rlkit.runtime.redact import Redactor
+
+        # To output.txt, whose last line becomes the reason.
+        print(Redactor.of_process().text(traceback.format_exc()), file=sys.stderr)
         return 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shlex
 import sys
 import time
@@ -16,19 +15,21 @@ from pathlib import Path
 import torch
 
 from rlkit.assembly.device import choose_threads
-from rlkit.config import Config, ConfigError, flatten
+from rlkit.config import Config, ConfigError
 from rlkit.launch.content import Content, check_content, content_of, write_content
 from rlkit.launch.environment import hardware, versions
+from rlkit.launch.masked import redactor_of
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
 from rlkit.launch.run_folder import check_checkpoints, claim, write_outcome
 from rlkit.launch.since import changed_rate, changed_versions, planned_steps
 from rlkit.launch.sweep_folder import place_in_sweep
 from rlkit.report.build import write_page
+from rlkit.runtime.redact import Redactor
+from rlkit.schema import one_line
 from rlkit.tracking import (
     Level,
     Outcome,
-    Redactor,
     Status,
     Tracker,
     TrackingError,
@@ -58,7 +59,7 @@ def run_job(config: Config, *, run_dir: Path) -> int:
         print(f"rlkit: {error}", file=sys.stderr)
         return BAD_INPUT
     except TrackingError as error:
-        print(f"rlkit: {error}", file=sys.stderr)
+        print(f"rlkit: {Redactor.of_process().text(str(error))}", file=sys.stderr)
         return EXIT_CODES[Status.failed]
     except Interrupted as interrupted:
         print(f"rlkit: stopped before training began ({interrupted})", file=sys.stderr)
@@ -88,6 +89,8 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
             for note in [*(f"accepted: {change}" for change in changes), *notes]:
                 tracker.message(Level.warning, note)
             outcome = _train(prepared, tracker, stop, run_dir=run_dir, start=start, planned=planned)
+            hidden = one_line(redactor_of(config).text(outcome.message))
+            outcome = replace(outcome, message=hidden)
             _finish(config, tracker, stop, outcome, run_dir=run_dir)
             return outcome
 
@@ -192,8 +195,7 @@ def _resume(state: TrainState, trainer: Trainer, tracker: Tracker) -> TrainState
 
 @contextmanager
 def _tracker(config: Config, run_dir: Path, stop: StopRequest) -> Iterator[Tracker]:
-    redactor = Redactor.collect(environ=os.environ, argv=sys.argv, config=flatten(config))
-    tracker = build_tracker(config.tracker, run_dir=run_dir, redactor=redactor)
+    tracker = build_tracker(config.tracker, run_dir=run_dir, redactor=redactor_of(config))
     try:
         yield tracker
     finally:

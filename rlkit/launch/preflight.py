@@ -23,6 +23,7 @@ from rlkit.launch.hydra_compat import expand_sweep, get_args_parser
 from rlkit.launch.outside import as_typed, offer_algorithms
 from rlkit.launch.place import check_place
 from rlkit.launch.sweep_folder import Job
+from rlkit.launch.words import composed_from
 from rlkit.training.no_signal import STEPS_IN_A_SWEEP
 
 # Flags that make Hydra print something instead of running jobs.
@@ -67,7 +68,7 @@ def plan(arguments: Sequence[str]) -> LaunchPlan:
         extra.append(f"hydra.searchpath=[file://{Path(parsed.config_dir).resolve()}]")
     with initialize_config_module("rlkit.conf", version_base="1.3"):
         if not parsed.multirun:
-            config = _check(overrides + extra, compose_job)
+            config = check_job(overrides + extra, compose_job)
             check_run_dir(config)
             rest = (a for a in arguments if _is_hydras(a) or a not in parsed.overrides)
             return LaunchPlan(
@@ -76,7 +77,7 @@ def plan(arguments: Sequence[str]) -> LaunchPlan:
         retry, overrides = _without_retry(overrides)
         hydra, expanded = _expand(overrides, extra)
         composer = Composer()
-        checked = [in_sweep(_check(job + extra, composer, job=job)) for job in expanded]
+        checked = [in_sweep(check_job(job + extra, composer, job=job)) for job in expanded]
     own = [[as_typed(o) for o in job if not _is_hydras(o)] for job in expanded]
     jobs = {job.id: job for job in map(Job.of, checked, own)}
     label = hydra.runtime.choices.get("experiment") or checked[0].task.name
@@ -133,15 +134,25 @@ def check_run_dir(config: Config) -> None:
         require(saved, "run_dir", "a run with checkpoints, as resume=must says", folder)
 
 
-def _check(
+def check_job(
     overrides: Sequence[str],
     composer: Callable[[Sequence[str]], DictConfig],
     *,
     job: Sequence[str] | None = None,
 ) -> Config:
+    """Return the checked configuration that `overrides` describe.
+
+    Args:
+        overrides: `key=value`, `group=option`, as after `rlkit`.
+        composer: Composes them.
+        job: The overrides of the sweep's job, for the message; None = no sweep.
+
+    Raises:
+        ConfigError: A rule is broken; the message is one line.
+    """
     where = "" if job is None else f"sweep not started; job [{', '.join(job)}]: "
     try:
-        return load(composer(overrides))
+        return load(composed_from(overrides, composer))
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -154,7 +165,7 @@ def _expand(overrides: Sequence[str], extra: Sequence[str]) -> tuple[DictConfig,
     try:
         parsed = parser.parse_overrides(list(overrides))
         fixed = [o.input_line for o in parsed if not o.is_sweep_override() and o.input_line]
-        whole = compose("config", overrides=[*fixed, *extra], return_hydra_config=True)
+        whole = composed_from([*fixed, *extra], _with_hydra)
         params: DictConfig | None = OmegaConf.select(whole, "hydra.sweeper.params")
         grid = offer_algorithms([f"{key!s}={value}" for key, value in (params or {}).items()])
         every = parser.parse_overrides([*grid, *overrides])
@@ -162,6 +173,10 @@ def _expand(overrides: Sequence[str], extra: Sequence[str]) -> tuple[DictConfig,
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"sweep not started: {_one_line(error, overrides)}") from error
     return whole.hydra, [list(job) for batch in batches for job in batch]
+
+
+def _with_hydra(overrides: Sequence[str]) -> DictConfig:
+    return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:

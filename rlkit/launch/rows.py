@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from rlkit.launch.sweep_folder import Job
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.files import number
 
 _TAIL_BYTES = 1 << 16
@@ -79,10 +80,11 @@ class JobRow:
 def labels(jobs: Sequence[Job]) -> list[str]:
     """Return for each job the overrides that not all share, or all of them for a single job."""
     seen = Counter(override for job in jobs for override in set(job.overrides))
+    redactor = Redactor.of_process()
     texts = []
     for job in jobs:
         own = [o for o in job.overrides if seen[o] < len(jobs)]
-        texts.append(" ".join(own or job.overrides) or "defaults")
+        texts.append(redactor.text(" ".join(own or job.overrides)) or "defaults")
     return texts
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import yaml
 
 from rlkit.assembly.identity import CURES, before_it_was, identity, identity_hash, is_identity
-from rlkit.config import Config, ConfigError, Resume, leaves, to_yaml
+from rlkit.config import Config, ConfigError, Resume, leaves
+from rlkit.launch.masked import masked_yaml, redactor_of
 from rlkit.runtime.files import remove_litter
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import Outcome, Status
 from rlkit.tracking.files import naming, write_atomic
 from rlkit.training import checkpoint
@@ -43,7 +45,7 @@ def claim(config: Config, run_dir: Path) -> Iterator[list[str]]:
             left = remove_litter(run_dir, subfolders=("checkpoints", "completions", "rollouts"))
         if left:
             notes.append(f"deleted {len(left)} half-written files or folders of a killed run")
-        write_atomic(run_dir / "config.yaml", to_yaml(config).encode())
+        write_atomic(run_dir / "config.yaml", masked_yaml(config).encode())
         write_status(run_dir, Status.running, message="")
         yield notes
 
@@ -86,11 +88,13 @@ def check_same_run(config: Config, run_dir: Path) -> list[str]:
         return _check_by_hash(config, run_dir, " ".join(str(error).split())[:200])
     if not saved.keys() & {"seed", "steps"}:
         return _check_by_hash(config, run_dir, "it holds no configuration")
-    now = dict(leaves(yaml.safe_load(to_yaml(config))))
+    now = dict(leaves(yaml.safe_load(masked_yaml(config))))
+    redactor = redactor_of(config)
     for key in dict.fromkeys([*identity(config), *filter(is_identity, saved)]):
         before, after = (
             values[key] if key in values else before_it_was(config, key) for values in (saved, now)
         )
+        before = redactor.leaf(key, before)  # older runs kept secrets as they were
         if before == after or after in CURES.get(key, ()):
             continue
         if _newest_hash(run_dir) == identity_hash(config):  # the file was cut, not the run another
@@ -125,5 +129,6 @@ def write_outcome(run_dir: Path, outcome: Outcome) -> None:
 
 def write_status(run_dir: Path, status: Status, *, message: str) -> None:
     """Write `status.json`: status, one line of why, process id and time."""
+    message = Redactor.of_process().text(message)
     record = {"status": status.value, "message": message, "pid": os.getpid(), "time": time.time()}
     write_atomic(run_dir / "status.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from rlkit.assembly.inputs import check_inputs
 from rlkit.config import ConfigError
@@ -29,6 +28,7 @@ from rlkit.launch.rows import FAILED, JobRow, JobStatus, labels
 from rlkit.launch.settings import BoardMode, IsolatedConfig
 from rlkit.launch.sweep_folder import hold, job_folder, sweep_name, write_sweep
 from rlkit.launch.sweep_view import SweepView
+from rlkit.refusal import checked
 from rlkit.tracking.build import Terminal
 
 _AUTO = "auto"
@@ -129,12 +129,7 @@ def _check_content(plan: LaunchPlan, sweep: Path) -> None:
 
 
 def _settings(hydra: DictConfig) -> IsolatedConfig:
-    try:
-        settings = OmegaConf.to_object(hydra.launcher)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    settings = checked(hydra.launcher, prefix="hydra.launcher.")
     assert isinstance(settings, IsolatedConfig)
     return settings
 

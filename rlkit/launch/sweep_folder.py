@@ -78,11 +78,17 @@ def write_sweep(sweep: Path, *, name: str, command: Sequence[str], jobs: Sequenc
     before = read_sweep(sweep)
     known = {job.id for job in jobs}
     kept = [entry for entry in before.get("jobs", []) if entry["id"] not in known]
-    entries = [
-        {"id": job.id, "overrides": list(job.overrides), "folder": f"jobs/{job.id}"} for job in jobs
-    ]
-    redactor = Redactor.collect(environ=os.environ, argv=command)
+    words = [word for job in jobs for word in job.overrides]
+    redactor = Redactor.collect(environ=os.environ, argv=[*command, *words])
     shown = [redactor.text(argument) for argument in command]
+    entries = [
+        {
+            "id": job.id,
+            "overrides": [redactor.text(word) for word in job.overrides],
+            "folder": f"jobs/{job.id}",
+        }
+        for job in jobs
+    ]
     commands = [*before.get("earlier_commands", []), *filter(None, [before.get("command")])]
     record = {
         "version": 1,

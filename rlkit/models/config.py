@@ -6,9 +6,9 @@ import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from rlkit.schema import Options, Schema
+from rlkit.schema import Between, Options, Schema
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 _OURS = ("messages", "add_generation_prompt", "bos_token", "eos_token")
@@ -132,10 +132,11 @@ class QuantConfig(Options):
 class LoRAConfig(Options):
     """Shape and scale of the adapter."""
 
-    rank: int = 16
-    """r >= 1. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."""
-    alpha: float = 32.0
-    """Numerator of the scale, > 0; the default doubles the update, as is usual with rank 16."""
+    rank: Annotated[int, Between(1, 8192)] = 16
+    """r in [1, 8192]. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."""
+    alpha: Annotated[float, Between(0.0, 1e6)] = 32.0
+    """Numerator of the scale, > 0 and <= 1e6; the default doubles the update, as is usual with
+    rank 16."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank, which keeps updates alike over ranks."""
     targets: list[str] = field(default_factory=list)

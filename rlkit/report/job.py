@@ -69,7 +69,7 @@ def read_job(folder: Path, *, job_id: str, overrides: Sequence[str] = ()) -> Job
 
     It never fails: a folder that cannot be read says so in `message`.
     """
-    redactor = Redactor()
+    redactor = Redactor.of_process()
     shown = tuple(redactor.text(text) for text in overrides)
     seed = _seed({}, shown)
     if not is_run(folder):

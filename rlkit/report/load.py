@@ -94,7 +94,7 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 def _sweep(folder: Path) -> Study:
     path = folder / "sweep.json"
-    redactor = Redactor()
+    redactor = Redactor.of_process()
 
     def said(command: Iterable[object]) -> str:
         return redactor.text(" ".join(map(str, command)))

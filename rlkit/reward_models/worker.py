@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rlkit.reward_models.scorer import RewardModelScorer
 
 _STEP_TIMEOUT_S = 3600.0
+_MEMORY_BYTES = 2**45
+"""The limit is out of reach: a model's weights may take what there is."""
 
 
 def scores(
@@ -69,6 +71,7 @@ class IsolatedRewardModel:
             workers=1,
             timeout_s=inner.options.timeout_s,
             step_timeout_s=_STEP_TIMEOUT_S,
+            max_memory_bytes=_MEMORY_BYTES,
         )
         there = spec._replace(fn=target, options=options, weight=1.0)
         self._pool = RewardPool([there], config)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from rlkit.generation import GeneratorConfig
 from rlkit.models import ModelConfig
-from rlkit.schema import Schema, require
+from rlkit.schema import Between, Schema, require
 from rlkit.tasks import TaskConfig
 
 _MAX_COMPLETIONS = 20_000
@@ -24,8 +25,8 @@ class TabularModelConfig(ModelConfig):
     """Fixed."""
     vocabulary: int = 4
     """Words, >= 2; word 0 ends a completion."""
-    reference_scale: float = 1.0
-    """Standard deviation of the reference's logits, >= 0. 0 = uniform over words."""
+    reference_scale: Annotated[float, Between(0.0, 1e6)] = 1.0
+    """Standard deviation of the reference's logits, in [0, 1e6]. 0 = uniform over words."""
     reference_seed: int = 0
     """Draws the reference's logits, >= 0; independent of the run seed."""
 
@@ -48,8 +49,8 @@ class TabularTaskConfig(TaskConfig):
     name: str = "tabular"
     max_completion_length: int = 4
     """T >= 1; a completion without an end has T words."""
-    num_prompts: int = 8
-    """>= 1."""
+    num_prompts: Annotated[int, Between(1, 100_000)] = 8
+    """In [1, 100000]."""
     densities: list[float] = field(default_factory=lambda: [0.25])
     """Share of completions with reward 1, each in (0, 1); prompt i has number i modulo their
     count, so several densities mix difficulties. Every prompt has at least one right answer."""
@@ -66,8 +67,9 @@ class TabularTaskConfig(TaskConfig):
 class TabularGeneratorConfig(GeneratorConfig):
     """Completions come from the table, or from one with fixed errors, as a quantised engine has."""
 
-    logit_noise: float = 0.0
-    """Standard deviation of errors added to the sampler's logits, >= 0; fixed over the run."""
+    logit_noise: Annotated[float, Between(0.0, 1e6)] = 0.0
+    """Standard deviation of errors added to the sampler's logits, in [0, 1e6]; the same over the
+    run."""
     noise_seed: int = 0
     """Draws the errors, >= 0; independent of the run seed."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Annotated
 
-from rlkit.schema import Options, Schema, require
+from rlkit.schema import ANY_LENGTH, Between, Options, Schema, require
 from rlkit.tasks.base import PromptStyle
 
 
@@ -38,12 +39,12 @@ class TaskConfig(Options):
     seed: int = 0
     """Determines which problems are held out and what the generated ones are; >= 0. Independent of
     the run seed, so that runs with different seeds are evaluated on the same prompts."""
-    eval_size: int = 128
-    """Most held-out prompts, >= 1; fewer when the task has fewer different problems."""
-    max_prompt_length: int = 512
-    """Tokens, >= 1."""
-    max_completion_length: int = 32
-    """Tokens, >= 1; sampling ends there with `finish_reason` length."""
+    eval_size: Annotated[int, Between(1, 20_000)] = 128
+    """Most held-out prompts, in [1, 20000]; fewer when the task has fewer different problems."""
+    max_prompt_length: Annotated[int, Between(1, 10_000_000)] = 512
+    """Tokens, in [1, 10000000]."""
+    max_completion_length: Annotated[int, Between(1, 10_000_000)] = 32
+    """Tokens, in [1, 10000000]; sampling ends there with `finish_reason` length."""
     overlong_prompts: Overlong = Overlong.error
     """What to do with longer prompts."""
     bad_rows: BadRows = BadRows.error
@@ -71,13 +72,13 @@ class RevWordsConfig(TaskConfig):
 
     name: str = "rev_words"
     min_words: int = 2
-    """Fewest words, >= 2."""
+    """Fewest words, in [2, 8]."""
     max_words: int = 2
     """Most words, >= min_words and <= 8; above `min_words`, completions differ in length."""
 
     def __post_init__(self) -> None:
         super(RevWordsConfig, self).__post_init__()
-        require(self.min_words >= 2, "task.min_words", ">= 2", self.min_words)
+        _require_between("min_words", 2, 8, self.min_words)
         _require_between("max_words", self.min_words, 8, self.max_words)
 
 
@@ -171,14 +172,14 @@ class DatasetConfig(DataConfig):
     solution}`. `prompt` is required; unnamed columns are left out."""
     style: PromptStyle = PromptStyle.chat
     """chat: text becomes a user message; raw: text goes to the model as it stands."""
-    system: str = ""
+    system: Annotated[str, ANY_LENGTH] = ""
     """System message before each prompt of style chat; empty = none."""
     ignore_keys: list[str] = field(default_factory=list)
     """Keys of messages that are left out, such as `name`. Any other key that the chat template does
     not use is refused, because it would be lost without a word."""
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion, beside the model's stop tokens."""
-    gold: str = ""
+    gold: Annotated[str, ANY_LENGTH] = ""
     """A completion with full marks, `{column}` standing for a column: `<answer>{answer}</answer>`.
     With it the check before training proves that the rewards can be earned. Empty = no check."""
     max_completion_length: int = 512

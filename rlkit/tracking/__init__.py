@@ -4,6 +4,7 @@
 `read_metrics`, `read_evals` and `read_samples` read a run's folder back.
 """
 
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import (
     EvalRecord,
     Interval,
@@ -32,7 +33,6 @@ from rlkit.tracking.config import (
 from rlkit.tracking.files import comparable
 from rlkit.tracking.intervals import evaluate
 from rlkit.tracking.read import read_evals, read_metrics
-from rlkit.tracking.redact import Redactor
 from rlkit.tracking.salvage import holes
 
 __all__ = [

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from rich.console import Console
 
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import Tracker
 from rlkit.tracking.config import (
     ConsoleMode,
@@ -23,7 +24,6 @@ from rlkit.tracking.console import LiveConsole, PlainConsole
 from rlkit.tracking.fanout import Fanout
 from rlkit.tracking.local import LocalTracker
 from rlkit.tracking.mirror import Mirror, Service
-from rlkit.tracking.redact import Redactor
 
 _PIPE_WIDTH = 120
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import (
     EvalRecord,
     Level,
@@ -16,7 +17,6 @@ from rlkit.tracking.base import (
     Tracker,
 )
 from rlkit.tracking.health import Health
-from rlkit.tracking.redact import Redactor
 
 
 class Fanout:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import (
     EvalRecord,
     Level,
@@ -23,7 +24,6 @@ from rlkit.tracking.base import (
 )
 from rlkit.tracking.completions import eval_path, step_path, write_samples
 from rlkit.tracking.files import JsonLines, encode, naming, number, write_atomic
-from rlkit.tracking.redact import Redactor
 from rlkit.tracking.runlog import LEVELS, MESSAGES, RunLog
 from rlkit.tracking.salvage import whole_evals, whole_metrics
 

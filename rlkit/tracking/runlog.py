@@ -6,9 +6,9 @@ import contextlib
 import logging
 from pathlib import Path
 
+from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import Level
 from rlkit.tracking.files import naming
-from rlkit.tracking.redact import Redactor
 
 MESSAGES = logging.getLogger("rlkit.run")
 """Carries `Tracker.message`; the console shows these itself."""

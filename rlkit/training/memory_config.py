@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from rlkit.models.config import QuantConfig, Switch
-from rlkit.schema import Options
+from rlkit.schema import Between, Options
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -30,8 +31,9 @@ class MemoryConfig(Options):
     """Most tokens of one forward and backward pass, >= 0; the memory plan takes fewer where
     these do not fit, and no gradient depends on it. 0 = never split a batch: for losses that a
     split would change (`algorithm=bnpo`)."""
-    torch_threads: int = 0
-    """CPU threads of torch, >= 0; 0 = one or all, whichever is faster when the run starts."""
+    torch_threads: Annotated[int, Between(0, 1024)] = 0
+    """CPU threads of torch, in [0, 1024]; 0 = one or all, whichever is faster when the run
+    starts."""
     budget: str = ""
     """The run may take this of the device's memory in all, such as 24GB; empty = what is free."""
     dry_run: Switch = Switch.auto

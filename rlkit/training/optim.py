@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from rlkit.runtime.distribution import how_to_install
-from rlkit.schema import Options, require
+from rlkit.schema import Between, Options, require
 
 _CONSTANTS = ("qmap1", "qmap2")
 """bitsandbytes' tables of the values that 8 bits stand for, the same for all parameters."""
@@ -45,24 +45,24 @@ class OptimConfig(Options):
 
     kind: OptimKind = OptimKind.adamw
     """Format of the moments; those of fewer than 4096 parameters are always float32."""
-    learning_rate: float = 1e-3
-    """Peak learning rate, > 0, for LoRA. All weights (model.tuning=full) want a hundredth or less:
-    1e-5 for 135M parameters, 1e-6 from 1B on."""
+    learning_rate: Annotated[float, Between(0.0, 10.0)] = 1e-3
+    """Peak learning rate, > 0 and <= 10, for LoRA. All weights (model.tuning=full) want a hundredth
+    or less: 1e-5 for 135M parameters, 1e-6 from 1B on."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Adam's two decay rates, each in [0, 1). Default 0.9, 0.999 (Kingma & Ba 2015)."""
-    eps: float = 1e-8
-    """Adam's denominator offset, > 0."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay, >= 0; pulls LoRA factors to zero, that is, to the base model, but all
-    weights (model.tuning=full) to zero itself."""
+    eps: Annotated[float, Between(0.0, 1.0)] = 1e-8
+    """Adam's denominator offset, > 0 and <= 1."""
+    weight_decay: Annotated[float, Between(0.0, 100.0)] = 0.0
+    """Decoupled weight decay, in [0, 100]; pulls LoRA factors to zero, that is, to the base model,
+    but all weights (model.tuning=full) to zero itself."""
     max_grad_norm: float = 1.0
     """Gradients with a larger 2-norm are scaled down to it, > 0."""
     warmup_steps: int = 0
     """Optimiser updates over which the rate rises linearly from 0, >= 0."""
     schedule: Schedule = Schedule.constant
     """The course of the rate after warm-up; linear and cosine end at 0 with the last update."""
-    inner_epochs: int = 1
-    """Passes over each rollout batch, >= 1 (mu in DeepSeekMath)."""
+    inner_epochs: Annotated[int, Between(1, 10_000)] = 1
+    """Passes over each rollout batch, in [1, 10000] (mu in DeepSeekMath)."""
     minibatches: int = 1
     """Optimiser updates per pass, >= 1; groups are split evenly among them."""
     max_skipped_updates: int = 5

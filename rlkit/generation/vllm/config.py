@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 from rlkit.generation.base import GeneratorConfig
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
 from rlkit.generation.vllm.sampling_options import VLLMSamplingOptions as VLLMSamplingOptions
 from rlkit.generation.vllm.sampling_options import is_installed as is_installed
-from rlkit.schema import Schema
+from rlkit.runtime.redact import is_reference
+from rlkit.schema import BYTES, Between, Schema
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Slot sizes that vLLM has LoRA kernels for (0.24 to 0.33)."""
@@ -96,7 +97,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
     sampling: VLLMSamplingOptions = field(default_factory=VLLMSamplingOptions)
     weights: Weights = Weights.auto
     quantization: Quantization = Quantization.none
-    kv_cache_bytes: int = 0
+    kv_cache_bytes: Annotated[int, BYTES] = 0
     """Bytes of the key-value cache. >= 0; 0 = what the completions of a step need, within a part
     of the free memory."""
     kv_cache_dtype: KVCacheDType = KVCacheDType.auto
@@ -202,16 +203,17 @@ class VLLMServerConfig(GeneratorConfig):
 
     sampling: VLLMSamplingOptions = field(default_factory=VLLMSamplingOptions)
     url: str = "http://127.0.0.1:8000"
-    """Address of the server, without `/v1`."""
+    """Address of the server, without `/v1`; `env:NAME` = the value of that variable, so that a
+    password in it reaches no file."""
     model: str = ""
     """Name that the server gives to the base model; empty = the only one that it lists."""
     adapter_folder: str = ""
     """Folder for adapters, seen by both machines under this path; empty = a temporary folder, for
     a server on this machine."""
-    timeout_s: float = 600.0
-    """Seconds without an answer after which a request counts as lost. > 0."""
-    connections: int = 64
-    """Requests in flight at once. >= 1."""
+    timeout_s: Annotated[float, Between(0.0, 1e6)] = 600.0
+    """Seconds without an answer after which a request counts as lost. > 0 and <= 1e6."""
+    connections: Annotated[int, Between(1, 10_000)] = 64
+    """Requests in flight at once, in [1, 10000]."""
 
     def check_full_weights(self) -> None:
         """Raise ValueError: only an adapter can travel to a server."""
@@ -220,7 +222,7 @@ class VLLMServerConfig(GeneratorConfig):
         )
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
+        if not (is_reference(self.url) or self.url.startswith(("http://", "https://"))):
             raise ValueError(f"generator.url must start with http:// or https://, got {self.url}")
         if not self.timeout_s > 0:
             raise ValueError(f"generator.timeout_s must be > 0, got {self.timeout_s}")

@@ -31,6 +31,7 @@ from rlkit.generation.base import Progress, ProgressCallback, check_request, che
 from rlkit.generation.batching import SamplingRow, make_rows
 from rlkit.generation.vllm.config import VLLMServerConfig
 from rlkit.generation.vllm.server_client import ServerClient, ServerError
+from rlkit.runtime.redact import resolved
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 _LOOK_SECONDS = 0.2
@@ -66,7 +67,9 @@ class AdapterFiles:
 
 def check_server(config: VLLMServerConfig) -> tuple[str, int]:
     """Ask for the base model's name and context; raises ValueError when it will not do."""
-    client = ServerClient(config.url, timeout_s=min(config.timeout_s, 30.0))
+    client = ServerClient(
+        resolved(config.url, key="generator.url"), timeout_s=min(config.timeout_s, 30.0)
+    )
     try:
         models = client.get("/v1/models")["data"]
         base = [m for m in models if m.get("parent") is None]
@@ -117,7 +120,9 @@ class VLLMServerGenerator:
         self._adapter: str | None = None
         self._version = 0
         self._num_loads = 0
-        self._client = ServerClient(config.url, timeout_s=config.timeout_s)
+        self._client = ServerClient(
+            resolved(config.url, key="generator.url"), timeout_s=config.timeout_s
+        )
         self._temporary: Path | None = None
         if not config.adapter_folder:
             self._temporary = Path(tempfile.mkdtemp(prefix="rlkit-adapters-"))

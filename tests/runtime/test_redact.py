@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlkit.tracking.redact import Redactor, is_secret_key
+from rlkit.runtime.redact import Redactor, is_secret_key
 
 
 @pytest.mark.parametrize(

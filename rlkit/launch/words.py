@@ -1,0 +1,96 @@
+"""The words of a command line are checked on both sides of Hydra, which forgives too much.
+
+Hydra ends in tracebacks on groups without a name and on deep nests, and takes -1 for true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from rlkit.bounds import DEPTH
+from rlkit.config import ConfigError, require
+
+_LONGEST_NAME = 200
+
+
+def composed_from(
+    words: Sequence[str], compose: Callable[[Sequence[str]], DictConfig]
+) -> DictConfig:
+    """Return what Hydra composes from `words`.
+
+    To be used while Hydra is initialised.
+
+    Raises:
+        ConfigError: A value has no name of an option, is nested too deep, or is no boolean.
+        HydraException, OmegaConfBaseException: Hydra refuses a word.
+    """
+    parsed = _parse(words)
+    for override in parsed:
+        _check_before(override)
+    composed = compose(words)
+    for override in parsed:
+        _check_booleans(override, composed)
+    return composed
+
+
+def _parse(words: Sequence[str]) -> list[Override]:
+    parser, parsed = OverridesParser.create(), []
+    for word in words:
+        try:
+            parsed += parser.parse_overrides([word])
+        except RecursionError:
+            raise ConfigError(_too_deep(word.partition("=")[0])) from None
+    return parsed
+
+
+def _check_before(override: Override) -> None:
+    key, value = _key(override), override.value()
+    if _depth(value) > DEPTH:
+        raise ConfigError(_too_deep(key))
+    repository = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+    if override.is_delete() or not repository.group_exists(key) or value in ({}, []):
+        return
+    is_name = isinstance(value, str | QuotedString | dict)
+    require(is_name, key, "the name of an option", value)
+    short = not isinstance(value, str) or len(value) <= _LONGEST_NAME
+    require(short, key, f"a name of at most {_LONGEST_NAME} characters", value)
+
+
+def _check_booleans(override: Override, composed: DictConfig) -> None:
+    """Refuse what OmegaConf has taken for a boolean: numbers, `yes`, `on`, quoted words."""
+    if override.is_delete() or override.is_sweep_override():
+        return
+    value, key = override.value(), _key(override)
+    refers = isinstance(value, str | QuotedString) and "${" in str(value)
+    if isinstance(value, bool) or refers or GlobalHydra.instance().hydra is None:
+        return
+    node = OmegaConf.select(
+        composed, key, throw_on_missing=False, throw_on_resolution_failure=False
+    )
+    require(not isinstance(node, bool), key, "true or false", value)
+
+
+def _key(override: Override) -> str:
+    return override.key_or_group.split("@")[0].replace("/", ".")
+
+
+def _depth(value: object) -> int:
+    """Return how deep lists and mappings are nested; the walk is no recursion."""
+    depth, level = 0, [value]
+    while level := [
+        inner
+        for item in level
+        if isinstance(item, list | dict)
+        for inner in (item.values() if isinstance(item, dict) else item)
+    ]:
+        depth += 1
+    return depth
+
+
+def _too_deep(key: str) -> str:
+    return f"{key} must be nested at most {DEPTH} deep, got more"
