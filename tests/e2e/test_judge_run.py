@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 from cli_process import RunCLI
-from fake_judge import FakeJudge, by_logit, pair_of, send, status, text_reply, tokens_reply
+from fake_judge import FakeJudge, pair_of, send, status, text_reply, tokens_reply
 from safetensors.torch import load_file
-
-from rlkit.rewards import RewardSpec
-from rlkit.rewards.judge.questions import PairQuestion, compare
-from rlkit.rewards.judge.scorer import JudgeScorer
-from rlkit.tracking.completions import eval_path, read_samples
 
 OPTIONS = "reward.functions.judge.options"
 
@@ -83,44 +78,6 @@ def test_a_judge_that_fails_stops_the_run_where_it_is_told_to(
     said = json.loads((tmp_path / "stopped/status.json").read_text())["message"]
     assert "reward.functions.judge failed on 4 of 4 samples" in said, said
     assert "refused: status 500" in said and "for the completion" in said
-
-
-def test_online_dpo_learns_what_the_judge_prefers(
-    rlkit: RunCLI, judged: list[str], tmp_path: Path
-) -> None:
-    """Answers after training against those before, same prompts and seeds, by two judges."""
-
-    def more_digits(a: str, b: str) -> float:
-        return 1.5 * (digits(a) - digits(b)) + 0.5
-
-    def larger_share(a: str, b: str) -> float:
-        return 6.0 * (digits(a) / (len(a) + 1) - digits(b) / (len(b) + 1)) + 0.5
-
-    def digits(text: str) -> int:
-        return sum(c.isdigit() for c in text)
-
-    changes = ("steps=30", "prompts_per_step=8", "optim.learning_rate=0.02", "checkpoint.every=30")
-    held_out = ("evaluation.num_prompts=32", "evaluation.samples_per_prompt=2")
-    options = [o for o in judged if o.split("=")[0] not in {c.split("=")[0] for c in changes}]
-    options = [o for o in options if not o.startswith("evaluation.")]
-    with FakeJudge(by_logit(more_digits)) as fake:
-        url = f"{OPTIONS}.url={fake.url}"
-        result = rlkit(*options, *changes, *held_out, "evaluation.kl=none", url, "run_dir=run")
-        assert result.returncode == 0, result.stderr
-    before = read_samples(eval_path(tmp_path / "run", "before", 0))
-    after = read_samples(eval_path(tmp_path / "run", "after", 30))
-    pairs = list(zip(before, after, strict=True))
-    questions = [PairQuestion(a.prompt, a.completion, b.completion) for b, a in pairs]
-    for taste in (more_digits, larger_share):
-        with FakeJudge(by_logit(taste)) as fake:
-            spec = RewardSpec("judge", "judge", 1.0, {"url": fake.url, "model": "fake"})
-            scorer = JudgeScorer(spec)
-            won = [v.p_first or 0.0 for v in compare(scorer.asking, scorer.prompt, questions)]
-        # The mean over the 32 prompts, less two standard errors.
-        means = [(x + y) / 2 for x, y in zip(won[0::2], won[1::2], strict=True)]
-        middle = sum(means) / len(means)
-        error = (sum((m - middle) ** 2 for m in means) / (len(means) - 1) / len(means)) ** 0.5
-        assert middle - 2 * error > 0.55, (taste.__name__, middle, error)
 
 
 def _good(handler: Any) -> None:
