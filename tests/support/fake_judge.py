@@ -133,18 +133,20 @@ class FakeJudge:
             self._now += 1
             self.peak = max(self.peak, self._now)
             fault = self.faults.pop(0) if self.faults else None
-        try:
-            if self.key and handler.headers.get("Authorization") != f"Bearer {self.key}":
-                seen = str(handler.headers.get("Authorization"))
-                send(handler, 401, {"error": f"bad key {seen}"})
-            elif fault is not None:
-                fault(handler)
-            else:
-                time.sleep(self.seconds)
-                send(handler, 200, self.reply(body))
-        finally:
-            with self._lock:
-                self._now -= 1
+        if self.key and handler.headers.get("Authorization") != f"Bearer {self.key}":
+            fault = _refuse
+        if fault is None:
+            time.sleep(self.seconds)
+        with self._lock:  # before the reply: the next request may come before this thread goes on
+            self._now -= 1
+        if fault is None:
+            send(handler, 200, self.reply(body))
+        else:
+            fault(handler)
+
+
+def _refuse(handler: BaseHTTPRequestHandler) -> None:
+    send(handler, 401, {"error": f"bad key {handler.headers.get('Authorization')}"})
 
 
 def send(
