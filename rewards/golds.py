@@ -47,7 +47,9 @@ def row_problem(spec: RewardSpec, columns: Mapping[str, object]) -> str | None:
         column = str(spec.options.get("column", "answer"))
     if function == "numeric_match":
         return number_problem(columns, column=column)
-    if function not in _COMPARES_TEXT:
+    if function == "judge" and str(spec.options.get("opponents")) != "column":
+        return None
+    if function not in (*_COMPARES_TEXT, "judge"):
         return None
     if problem := missing_column(columns, column):
         return problem

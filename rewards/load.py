@@ -40,6 +40,9 @@ REGISTRY: Mapping[str, str] = {
 }
 """Built-in functions by name. `math`, `json_schema` and `language` need extras of their names."""
 
+SCORERS = ("judge", "reward_model")
+"""Names of `fn` that score a whole batch at once, outside the pool's processes."""
+
 _PER_SAMPLE = "__rlkit_per_sample__"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -53,6 +53,18 @@ class Failure(StrEnum):
     """It wanted more memory than `reward.max_memory`."""
     output = "output"
     """It was killed because it printed more than `reward.max_output_bytes`."""
+    unreachable = "unreachable"
+    """A judge's endpoint could not be reached, or broke the connection."""
+    rate_limited = "rate_limited"
+    """It kept answering 429."""
+    refused = "refused"
+    """It answered with another status than 200."""
+    bad_reply = "bad_reply"
+    """It answered what is no chat completion."""
+    no_verdict = "no_verdict"
+    """The judge's reply holds no verdict."""
+    not_cached = "not_cached"
+    """Only the cache may be asked, and it has no reply."""
 
 
 class Unit(NamedTuple):

@@ -16,10 +16,11 @@ from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
 from rlkit.assembly.model_run import ModelRun
 from rlkit.assembly.prompts import render_prompts
+from rlkit.assembly.rewards import reward_pool, start_rewards
 from rlkit.assembly.rows import held_out_prompts, tried_rewards, usable_rows
 from rlkit.assembly.side_tasks import side_tasks
 from rlkit.assembly.stops import stops_before_loading
-from rlkit.assembly.targets import Imitated, imitated_by, specs_of, with_held_out
+from rlkit.assembly.targets import Imitated, imitated_by, with_held_out
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
@@ -70,12 +71,12 @@ def _assemble(config: Config, say: Callable[[str], None]) -> ModelRun:
         require_vllm()
     task = with_environment(build_task(config.task), config.environment)
     setting, algorithm = setting_of(config), algorithm_of(config)
-    rewards = RewardPool(specs_of(config, task), config.reward)
+    rewards = reward_pool(config, task, device)
     resources = ExitStack()
     resources.callback(rewards.close)
     pool = environment_pool(config, task, resources)
     try:
-        rewards.start()
+        rewards.verify()
         if pool is not None:
             pool.start()
         meter = Meter.start(device)
@@ -134,6 +135,7 @@ def _with_model(
     injector = bind_adapter(
         planned.config.generator, loaded.engine, base, policy, sampled=loaded.sampled, say=say
     )
+    start_rewards(start.rewards, policy, base)
     return ModelRun(
         config=config,
         planned=planned,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
@@ -20,6 +21,11 @@ _NOT_IDENTITY = (
     *("tracker", "checkpoint", "steps", "stop", "memory"),
 )
 _IDENTITY_AFTER_ALL = "memory.quant."
+_WHERE_SCORERS_RUN = re.compile(
+    r"reward\.functions\.[^.]+\.options\.(url|api_key|max_in_flight|timeout_s|step_timeout_s|retries"
+    r"|max_calls|max_total_tokens|cache|cache_only|device|max_tokens_per_batch)"
+)
+"""Options of judges and reward models that say where and how fast, not what, they judge."""
 CURES: Mapping[str, tuple[object, ...]] = {
     "task.overlong_prompts": ("drop",),
     "task.bad_rows": ("drop",),
@@ -35,7 +41,7 @@ def identity(config: Config) -> dict[str, Any]:
 def is_identity(key: str) -> bool:
     """Return whether the option `key` can change a number."""
     is_part = key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
-    return is_part and key not in NAMES
+    return is_part and key not in NAMES and _WHERE_SCORERS_RUN.fullmatch(key) is None
 
 
 def known_leaves(config: Config) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing
 
+import torch
+
 from rlkit.assembly.init_from import started
-from rlkit.assembly.targets import specs_of
+from rlkit.assembly.rewards import reward_pool
 from rlkit.config import Config
 from rlkit.models.source import check
-from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import build_task, with_environment
 
 
@@ -21,5 +22,5 @@ def check_inputs(config: Config) -> None:
     config = started(config, say=lambda _: None)
     check(config.model)
     task = with_environment(build_task(config.task), config.environment)
-    with closing(RewardPool(specs_of(config, task), config.reward)) as pool:
-        pool.start()
+    with closing(reward_pool(config, task, torch.device("cpu"))) as pool:
+        pool.verify()

@@ -132,6 +132,7 @@ class ModelRun:
         """
         config = self.config
         record(self.planned.plan, run_dir)
+        self.rewards.keep_in(run_dir)
         generator = self.generator(tracker, stop)
         rewards = StoppableRewards(self.rewards, stop)
         return Trainer(

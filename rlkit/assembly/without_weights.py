@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from contextlib import closing
 
+import torch
+
+from rlkit.assembly.rewards import reward_pool
 from rlkit.assembly.rows import tried_rewards
 from rlkit.assembly.stops import eos_of, stops_before_loading
-from rlkit.assembly.targets import imitated_by, specs_of
+from rlkit.assembly.targets import imitated_by
 from rlkit.config import Config
 from rlkit.models.load import stop_token_ids
 from rlkit.models.resolved import ResolvedModel
 from rlkit.models.special import describe_ids
 from rlkit.models.vocabulary import check_ids, vocabulary_notes, without_rows
-from rlkit.rewards.pool import RewardPool
 from rlkit.runtime.say import Say
 from rlkit.tasks import Task
 from rlkit.tasks.render import render_all
@@ -39,8 +41,8 @@ def look_without_weights(config: Config, task: Task, model: ResolvedModel, *, sa
     """
     tokenizer = model.tokenizer
     num_rows = int(model.hf_config.get_text_config().vocab_size)
-    with closing(RewardPool(specs_of(config, task), config.reward)) as pool:
-        pool.start()
+    with closing(reward_pool(config, task, torch.device("cpu"))) as pool:
+        pool.verify()
         ends = stop_token_ids(tokenizer, eos_of(model))
         for note in vocabulary_notes(tokenizer, num_rows, ends):
             say(note)

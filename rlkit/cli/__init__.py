@@ -27,10 +27,12 @@ COMMANDS = {
     "eval": "rlkit.cli.evaluate",
     "export": "rlkit.cli.export",
     "generate": "rlkit.cli.generate",
+    "judge-check": "rlkit.cli.judge_check",
     "push": "rlkit.cli.push",
     "quantize": "rlkit.cli.quantize",
     "replay": "rlkit.cli.replay",
     "report": "rlkit.cli.report",
+    "reward-model": "rlkit.cli.reward_model",
     "serve": "rlkit.cli.serve",
 }
 

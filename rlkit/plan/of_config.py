@@ -18,6 +18,7 @@ from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request, parts_of
 from rlkit.plan.work import Work
+from rlkit.reward_models.size import device_bytes
 from rlkit.training.divergence import EvalKL
 from rlkit.types import Algorithm, Column
 
@@ -65,7 +66,8 @@ def planned(
     _check(config, model.hf_config)
     on_cuda = device.type == "cuda"
     work = work_of(config, algorithm, model.hf_config, model.dtype, on_cuda=on_cuda)
-    work = replace(work, longest_prompt=longest_prompt)
+    scorers = device_bytes(config.reward.functions, device)
+    work = replace(work, longest_prompt=longest_prompt, reward_model_bytes=scorers)
     if budget is None:
         budget = min(config.memory.budget_bytes or sys.maxsize, available_bytes(device))
     plan = make_plan(work, request_of(config, work), budget=budget, before=before)

@@ -60,6 +60,8 @@ class Work:
     """Whether equal prompts of a micro-batch are computed once."""
     sampled_tokens: int | None = None
     """All completions of a step, once they are known; None = all have `max_completion`."""
+    reward_model_bytes: int = 0
+    """Reward models on the run's device, each with one batch."""
     eval_prompts: int = 0
     """Held-out prompts whose completions are scored for their KL; 0 = none."""
     eval_samples: int = 0

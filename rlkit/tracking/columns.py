@@ -96,6 +96,11 @@ def details(record: StepRecord, dropped: Sequence[TableColumn]) -> list[str]:
         "lr": small(metrics.get("learning_rate")),
         "memory": memory(metrics),
     }
+    values |= {
+        f"slot A of {key.split('/')[1]}": percent(share)
+        for key, share in metrics.items()
+        if key.endswith("/first_slot")
+    }
     values |= {c.title: c.cell(record) for c in dropped if c.title not in (_TIME, _SPLIT_TITLE)}
     total = seconds(metrics.get("time/step"))
     parts = [f"{name} {value}" for name, value in values.items() if value != _NONE]

@@ -59,6 +59,10 @@ class RewardScores(Protocol):
         """Return numbers about the scoring itself, which add up over the batches of a step."""
         ...
 
+    def shares(self) -> Mapping[str, tuple[float, float]]:
+        """Return (numerator, denominator) of means, of which both add up over the batches."""
+        ...
+
 
 class Rewards(Protocol):
     """These are the configured reward functions."""
@@ -117,6 +121,15 @@ class RolloutSource(Protocol):
         ...
 
 
+class ScoringNumbers(NamedTuple):
+    """These are numbers about the scoring of one batch."""
+
+    counts: Mapping[str, float]
+    """Failures by kind, seconds by function: they add up."""
+    shares: Mapping[str, tuple[float, float]]
+    """(numerator, denominator) of means."""
+
+
 class Collection(NamedTuple):
     """One batch of groups and how hard it was to get."""
 
@@ -168,6 +181,7 @@ class Collector:
             RuntimeError: A rollout is older than `policy_version`, the policy that will learn.
         """
         counts: dict[str, float] = defaultdict(float)
+        shares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         met: Counter[int] = Counter()
         groups: list[Group] = []
         spare: list[Group] = []
@@ -176,7 +190,7 @@ class Collector:
         for attempt in range(self.max_attempts if self.resample else 1):
             prompts = self.prompts(step=step, attempt=attempt, success=success)
             wanted = wanted or len(prompts)
-            everything = self._sample(step, prompts, met, clock, counts)
+            everything = self._sample(step, prompts, met, clock, counts, shares)
             _check_fresh(everything, policy_version)
             scored = _with_rewards(everything, counts)
             unrewarded += [] if scored else everything
@@ -189,6 +203,7 @@ class Collector:
             if len(groups) >= wanted:
                 break
         counts["rollouts/uninformative_groups"] += len(spare)
+        counts |= {name: above / below for name, (above, below) in shares.items() if below}
         # A step never aborts for want of signal: what is missing is filled up with zero-std groups.
         groups += spare[: max(0, wanted - len(groups))]
         return Collection(groups, dict(counts), [] if groups else unrewarded)
@@ -200,6 +215,7 @@ class Collector:
         met: Counter[int],
         clock: StepClock,
         counts: dict[str, float],
+        shares: dict[str, list[float]],
     ) -> list[Group]:
         seeds = self._seeds(step, prompts, met)
         with clock.phase(Phase.generate):
@@ -214,8 +230,10 @@ class Collector:
                 part, right = self.is_right(completion_of(rollout, self.decode))
                 counts[f"{PARTS}{part}/right"] += float(right)
                 counts[f"{PARTS}{part}/samples"] += 1.0
-        for name, number in scoring.items():
+        for name, number in scoring.counts.items():
             counts[name] += number
+        for name, (above, below) in scoring.shares.items():
+            shares[name] = [shares[name][0] + above, shares[name][1] + below]
         return scored
 
     def _seeds(self, step: int, prompts: Sequence[Prompt], met: Counter[int]) -> list[list[int]]:
@@ -269,11 +287,8 @@ def who_gave_no_reward(
 
 def score_rollouts(
     rollouts: Sequence[Sequence[Rollout]], rewards: Rewards, decode: Decode
-) -> tuple[list[Group], Mapping[str, float]]:
-    """Decode and score groups of rollouts; a sample without any reward has reward NaN.
-
-    The numbers beside the groups are about the scoring: failures by kind, seconds by function.
-    """
+) -> tuple[list[Group], ScoringNumbers]:
+    """Decode and score groups of rollouts; a sample without any reward has reward NaN."""
     completions = [[completion_of(r, decode) for r in group] for group in rollouts]
     scores = rewards.score(completions)
     for line in scores.describe():
@@ -286,7 +301,7 @@ def score_rollouts(
         for group in zip(rollouts, completions, scores.components, scores.rewards, strict=True)
     ]
     failures = {f"rewards/failures/{kind}": float(n) for kind, n in scores.failures.items()}
-    return groups, {**scores.metrics(), **failures}
+    return groups, ScoringNumbers({**scores.metrics(), **failures}, scores.shares())
 
 
 def _scored(

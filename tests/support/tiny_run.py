@@ -90,6 +90,9 @@ class LetterScores:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def shares(self) -> dict[str, tuple[float, float]]:
+        return {}
+
 
 class LetterReward:
     """Letters `a` in a completion, of the six it may have."""
