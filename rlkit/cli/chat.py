@@ -20,6 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     check_model(options)
     # After the arguments: `--help` must not wait for torch and transformers.
     from rlkit.cli.session import open_session
+    from rlkit.tracking.summary import printable
 
     session = open_session(options)
     start = [{"role": "system", "content": options.system}] if options.system else []
@@ -45,4 +46,4 @@ def run(arguments: Sequence[str]) -> int:
         reply = session.text(rollout)
         messages.append({"role": "assistant", "content": reply})
         turn += 1
-        print(reply)
+        print(printable(reply))

@@ -32,6 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     check_model(options)
     # After the arguments: `--help` must not wait for torch and transformers.
     from rlkit.cli.session import open_session
+    from rlkit.tracking.summary import printable
 
     session = open_session(options)
     messages = [{"role": "system", "content": options.system}] if options.system else []
@@ -42,5 +43,5 @@ def run(arguments: Sequence[str]) -> int:
         rollouts = session.sample(text, num_samples=options.num_samples)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    print("\n\n".join(session.text(rollout) for rollout in rollouts))
+    print("\n\n".join(printable(session.text(rollout)) for rollout in rollouts))
     return 0

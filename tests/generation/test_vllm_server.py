@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from benchmarks.random_model import write_random_model
 from rlkit.generation import VLLMServerConfig, sample_seed
 from rlkit.generation.vllm.config import is_installed
-from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator, check_server
+from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator
+from rlkit.generation.vllm.server_check import check_server
 from rlkit.generation.vllm.server_client import ServerClient, ServerError
 from rlkit.models.config import LoRAConfig
 from rlkit.policy.lora import LoRA, attach, init_adapter
