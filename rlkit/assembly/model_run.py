@@ -280,7 +280,7 @@ class ModelRun:
                 self.imitated,
                 learner=self.policy,
                 pad_token_id=self.base.pad_token_id,
-                tokens_per_microbatch=self.planned.config.memory.tokens_per_microbatch,
+                tokens_per_microbatch=self.planned.config.memory.tokens_per_microbatch or 0,
             ),
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
@@ -293,5 +293,5 @@ class ModelRun:
             temperature=self.sampling.temperature,
             pad_token_id=self.base.pad_token_id,
             device=self.device,
-            tokens_per_microbatch=self.config.memory.tokens_per_microbatch,
+            tokens_per_microbatch=self.planned.plan.choice.tokens_per_microbatch,
         )

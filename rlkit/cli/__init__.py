@@ -27,9 +27,11 @@ COMMANDS = {
     "eval": "rlkit.cli.evaluate",
     "export": "rlkit.cli.export",
     "generate": "rlkit.cli.generate",
+    "push": "rlkit.cli.push",
     "quantize": "rlkit.cli.quantize",
     "replay": "rlkit.cli.replay",
     "report": "rlkit.cli.report",
+    "serve": "rlkit.cli.serve",
 }
 
 
