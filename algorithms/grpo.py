@@ -57,7 +57,13 @@ def grpo(objective: Objective[GRPOConfig], setting: Setting) -> Algorithm:
             advantages = whiten_tokens(keep(advantages, mask), mask, eps=eps, bessel=bessel)
         return TrainBatch.prepared(rollout, loss_mask=mask, advantages=advantages)
 
-    return Algorithm(prepare=prepare, loss=policy.loss, needs=policy.needs, outputs=policy.outputs)
+    return Algorithm(
+        prepare=prepare,
+        loss=policy.loss,
+        needs=policy.needs,
+        outputs=policy.outputs,
+        idle=policy.idle,
+    )
 
 
 def _check_combine(objective: Objective[GRPOConfig]) -> None:

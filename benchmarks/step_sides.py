@@ -115,6 +115,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
         "allocator_peak_bytes": max(m.get("memory/cuda_peak_bytes", 0.0) for m in measured),
         "plan": plan,
         "kl": measured[-1].get("kl"),
+        "mismatch": {k: v for k, v in measured[-1].items() if k.startswith("sampling/")},
     }
 
 

@@ -182,7 +182,7 @@ def setting_of(config: Config) -> Setting:
         group_size=config.algorithm.group_size,
         max_completion_length=config.task.max_completion_length,
         updates_per_batch=config.optim.updates_per_batch,
-        microbatched=config.memory.tokens_per_microbatch > 0,
+        microbatched=config.memory.tokens_per_microbatch != 0,
     )
 
 

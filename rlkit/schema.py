@@ -62,6 +62,13 @@ NEWER_OPTIONS: Mapping[str, object] = {
 value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
 
 
+FORMER_DEFAULTS: Mapping[str, tuple[object, object]] = {
+    "memory.tokens_per_microbatch": (None, 8192),
+}
+"""Options whose default has changed, with the new and the former value, neither of which changes a
+number. The new one counts as the former in a run's identity, so that sweeps know their jobs."""
+
+
 class Schema(NamedTuple):
     """A schema is a config dataclass for Hydra; YAML finds it as `/schema/{group}/{name}`."""
 

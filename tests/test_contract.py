@@ -319,6 +319,23 @@ def test_gradient_only_where_the_mask_is(case: tuple[str, ...]) -> None:
 
 
 @every_case
+def test_idle_rows_have_no_gradient(case: tuple[str, ...]) -> None:
+    """Every second group has equal rewards; what is called idle must leave no trace."""
+    algorithm = algorithm_of(case, updates=2)
+    rollout = random_rollout(lengths=LENGTHS, group_size=GROUP)
+    equal = torch.arange(len(rollout)) // GROUP % 2 == 0
+    components = rollout.reward_components.masked_fill(equal[:, None], 0.5)
+    rewards = rollout.rewards.masked_fill(equal, 0.5)
+    rollout = replace(rollout, rewards=rewards, reward_components=components)
+    if algorithm.idle is None:
+        return
+    idle = algorithm.idle(algorithm.prepare(rollout))
+    assert idle.shape == (len(rollout),)
+    for gradient in run(algorithm, rollout)[1]:
+        assert float(gradient[idle].abs().sum()) == 0.0
+
+
+@every_case
 def test_float32_agrees_with_float64(case: tuple[str, ...]) -> None:
     algorithm = algorithm_of(case, updates=2)
     rollout = random_rollout(lengths=LENGTHS, group_size=GROUP)

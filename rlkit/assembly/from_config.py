@@ -44,12 +44,12 @@ def new_state(
 
 
 def update_settings(config: Config) -> UpdateSettings:
-    """Return how a batch is split and stepped on."""
+    """Return how a batch is split and stepped on; without a plan it stays whole."""
     return UpdateSettings(
         optim=config.optim,
         total_updates=config.steps * config.optim.updates_per_batch,
         temperature=config.generator.sampling.temperature,
-        tokens_per_microbatch=config.memory.tokens_per_microbatch,
+        tokens_per_microbatch=config.memory.tokens_per_microbatch or 0,
         share_prompts=config.model.shared_prefix is not Switch.off,
     )
 

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from rlkit.config import Config, flatten
-from rlkit.schema import NAMES, NEWER_OPTIONS
+from rlkit.schema import FORMER_DEFAULTS, NAMES, NEWER_OPTIONS
 
 # These options cannot change a number beyond its last bit. They say where a run lives, how it is
 # watched, how it is split to fit, and when it gives up. Everything else is its identity; of
@@ -39,12 +39,17 @@ def is_identity(key: str) -> bool:
 
 
 def known_leaves(config: Config) -> dict[str, Any]:
-    """Return `flatten` without the newer options that are left at what older runs did."""
+    """Return `flatten` as older runs would have it, where an option is left at what they did."""
     return {
-        key: value
+        key: _as_before(key, value)
         for key, value in flatten(config).items()
         if (key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]) and key not in NAMES
     }
+
+
+def _as_before(key: str, value: object) -> object:
+    now, before = FORMER_DEFAULTS.get(key, (value, value))
+    return before if value == now else value
 
 
 def before_it_was(config: Config, key: str) -> object:

@@ -255,7 +255,7 @@ class ModelRun:
             temperature=self.sampling.temperature,
             pad_token_id=self.base.pad_token_id,
             device=self.device,
-            tokens_per_microbatch=self.config.memory.tokens_per_microbatch,
+            tokens_per_microbatch=self.planned.plan.choice.tokens_per_microbatch,
         )
 
 

@@ -26,9 +26,11 @@ COMMANDS = {
     "env": "rlkit.cli.env",
     "export": "rlkit.cli.export",
     "generate": "rlkit.cli.generate",
+    "push": "rlkit.cli.push",
     "quantize": "rlkit.cli.quantize",
     "replay": "rlkit.cli.replay",
     "report": "rlkit.cli.report",
+    "serve": "rlkit.cli.serve",
 }
 
 

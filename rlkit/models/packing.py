@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from rlkit.types import RolloutBatch
 
 _MIN_PREFIX = 16
 """Shorter prefixes, common to different prompts, are computed with each prompt."""
-_NOTHING = torch.empty(0, dtype=torch.long)
+_NOTHING = np.empty(0, dtype=np.int64)
 
 
 class Span(NamedTuple):
@@ -100,16 +101,27 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     return builder.build(batch.prompt_ids.device)
 
 
+def ranges(spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the numbers start, start + 1 and so on of each (start, count), span after span.
+
+    A call of torch for each of some hundred spans would take longer than a layer.
+    """
+    table = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+    starts, counts = table[:, 0], table[:, 1]
+    begins = np.cumsum(counts) - counts
+    return torch.from_numpy(np.arange(counts.sum()) + np.repeat(starts - begins, counts))
+
+
 class _Builder:
     """A builder collects segments."""
 
     def __init__(self) -> None:
         self.length = 0
-        self.ids: list[Tensor] = [_NOTHING]
-        self.positions: list[Tensor] = [_NOTHING]
-        self.lengths: list[Tensor] = [_NOTHING]
+        self.ids: list[Any] = [_NOTHING]
+        self.positions: list[tuple[int, int]] = []
+        self.rows: list[int] = []
         self.segments: list[Segment] = []
-        self.predictors: list[Tensor] = [_NOTHING]
+        self.predictors: list[tuple[int, int]] = []
 
     def add(
         self, *parts: Sequence[int] | Tensor, position: int, before: tuple[Span, ...], row: int
@@ -117,25 +129,26 @@ class _Builder:
         """Append a segment of `parts` whose first token is at `position` of a row of `row`."""
         span = Span(self.length, sum(map(len, parts)))
         self.length += span.length
-        self.ids.extend(torch.as_tensor(part, dtype=torch.long) for part in parts)
-        self.positions.append(torch.arange(position, position + span.length))
-        self.lengths.append(torch.full((span.length,), row))
+        self.ids.extend(parts)
+        self.positions.append((position, span.length))
+        self.rows.append(row)
         self.segments.append(Segment(span, before))
         return span
 
     def predict_from(self, start: int, count: int) -> None:
         """Predict `count` completion tokens from the tokens from `start` on."""
-        self.predictors.append(torch.arange(start, start + count))
+        self.predictors.append((start, count))
 
     def build(self, device: torch.device) -> PackedRow:
-        columns = (self.ids, self.positions, self.lengths, self.predictors)
-        ids, positions, lengths, predictors = (torch.cat(c).to(device) for c in columns)
+        ids = torch.from_numpy(np.concatenate([np.asarray(p, dtype=np.int64) for p in self.ids]))
+        counts = [length for _, length in self.positions]
+        lengths = torch.from_numpy(np.repeat(np.asarray(self.rows, dtype=np.int64), counts))
         return PackedRow(
-            ids=ids,
-            positions=positions,
-            lengths=lengths,
+            ids=ids.to(device),
+            positions=ranges(self.positions).to(device),
+            lengths=lengths.to(device),
             segments=tuple(self.segments),
-            predictors=predictors,
+            predictors=ranges(self.predictors).to(device),
         )
 
 

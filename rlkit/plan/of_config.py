@@ -173,7 +173,7 @@ def request_of(config: Config, work: Work) -> Request:
 
 def with_plan(config: Config, plan: Plan) -> Config:
     """Return a copy of `config` that asks for exactly what `plan` gives."""
-    choice = plan.choice
+    choice, bound = plan.choice, config.memory.tokens_per_microbatch
     engine = EngineChoice(
         kv_cache_bytes=plan.kv_cache_bytes,
         at_once=choice.at_once,
@@ -186,8 +186,8 @@ def with_plan(config: Config, plan: Plan) -> Config:
         model=replace(config.model, gradient_checkpointing=choice.checkpointing),
         memory=replace(
             config.memory,
-            tokens_per_microbatch=min(
-                config.memory.tokens_per_microbatch, choice.tokens_per_microbatch
-            ),
+            tokens_per_microbatch=choice.tokens_per_microbatch
+            if bound is None
+            else min(bound, choice.tokens_per_microbatch),
         ),
     )

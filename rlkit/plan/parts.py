@@ -68,8 +68,8 @@ class Choice(NamedTuple):
 class Request:
     """The configuration asks the plan for these."""
 
-    tokens_per_microbatch: int
-    """Upper bound; 0 = the whole batch at once."""
+    tokens_per_microbatch: int | None
+    """Upper bound; 0 = the whole batch at once, None leaves it to the plan."""
     checkpointing: Checkpointing
     """`auto` leaves it to the plan."""
     kv_cache_bytes: int
@@ -93,6 +93,11 @@ def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
     """Return the peak while sampling; the activations of the update cost more to find."""
     kv = kv_bytes(work, request, choice.at_once)
     return sum(p.sampling for p in (*_static_parts(work), *_sampling_parts(work, kv, choice)))
+
+
+def update_bytes(work: Work, choice: Choice) -> int:
+    """Return what the update takes for itself at its peak."""
+    return _update(work, choice).training
 
 
 def _static_parts(work: Work) -> list[Part]:

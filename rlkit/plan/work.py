@@ -129,9 +129,19 @@ class Work:
     def num_trained(self) -> int:
         """Return trained parameters: of the model, or of the adapters of policy and critic."""
         if self.trains_all:
-            return sum(parameter.numel() for parameter in self.model.parameters())
+            return self.num_weights
         adapters = 2 if self.critic else 1
         return adapters * sizes.num_adapter_parameters(self.model, self.lora)
+
+    @property
+    def num_layers(self) -> int:
+        """Return decoder layers."""
+        return int(self.hf_config.get_text_config().num_hidden_layers)
+
+    @cached_property
+    def num_weights(self) -> int:
+        """Return entries of the model's tensors, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def trained_dtype(self) -> torch.dtype:

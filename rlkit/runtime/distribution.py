@@ -22,6 +22,7 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "xllamacpp": "export",
     "peft": "export",
+    "compressed_tensors": "export",
 }
 """The optional modules that rlkit imports, and the extra that installs each."""
 _SUMMARY = "Reinforcement learning of language models on one GPU"

@@ -108,12 +108,23 @@ def text_column(row: Mapping[str, Any], name: str, where: str) -> str:
 
 def json_value(value: Any, where: str) -> Any:
     """Return `value`, which JSON must be able to hold: rewards run in other processes."""
+    try:
+        checked = _json_value(value, where)
+        json.dumps(checked, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError(f"{where} must not be nested so deep, got more than 900 levels") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} must be text that UTF-8 can hold, got {error.reason}") from error
+    return checked
+
+
+def _json_value(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
-        return [json_value(item, where) for item in value]
+        return [_json_value(item, where) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: json_value(item, where) for key, item in value.items()}
+        return {key: _json_value(item, where) for key, item in value.items()}
     raise ValueError(f"{where} must be text, a number, or a list of these, got {value!r:.60}")
 
 
@@ -152,8 +163,10 @@ def read_file(path: Path) -> Rows:
         raise ValueError(f"task.path must end in {', '.join(_SUFFIXES)}, got {path}")
     try:
         rows = _READERS[path.suffix](path)
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (ValueError, OSError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = "it is nested too deep" if deep else str(error) or type(error).__name__
+        reason = reason.splitlines()[0]
         raise ValueError(f"task.path must be readable, got {path}: {reason}") from error
     for i, row in enumerate(rows):
         if not isinstance(row, dict):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rlkit.types import RolloutBatch, TrainBatch
+from rlkit.types import Algorithm, RolloutBatch, TrainBatch
 
 
 def microbatches(
@@ -77,6 +77,47 @@ def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
         if groups is not None:
             groups.add(group)
     return total
+
+
+def train_microbatches(
+    batch: TrainBatch, algorithm: Algorithm, *, max_tokens: int, share_prompts: bool
+) -> Iterator[tuple[Tensor, bool]]:
+    """Yield the rows of each micro-batch of an update, and whether a gradient comes from them.
+
+    Args:
+        batch: The prepared rows.
+        algorithm: The algorithm that learns from them.
+        max_tokens: As in `microbatches`.
+        share_prompts: As in `microbatches`.
+
+    Yields:
+        Indices of rows on the device of the batch; every row comes once.
+    """
+    # A critic keeps a graph of its own beside the policy's until both run backward.
+    num_graphs = 2 if algorithm.outputs.values else 1
+    for rows, with_gradient in zip(_busy_and_idle(batch, algorithm), (True, False), strict=True):
+        if len(rows) == 0:
+            continue
+        for part in microbatches(
+            batch.rollout if len(rows) == len(batch) else batch.rollout.rows(rows),
+            max_tokens=-(-max_tokens // num_graphs),
+            rows_per_unit=algorithm.rows_per_unit,
+            share_prompts=share_prompts,
+        ):
+            yield rows[part.to(rows.device)], with_gradient
+
+
+def _busy_and_idle(batch: TrainBatch, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
+    """Return the indices of rows that a gradient comes from, and of those that only are measured.
+
+    The usual idle ones are groups of equal rewards, without a KL term in the loss. Two thirds of
+    their work, and all of its memory, would be the gradient of nothing.
+    """
+    everything = torch.arange(len(batch), device=batch.advantages.device)
+    if algorithm.idle is None or algorithm.rows_per_unit > 1:
+        return everything, everything[:0]
+    idle = algorithm.idle(batch)
+    return everything[~idle], everything[idle]
 
 
 def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:

@@ -62,6 +62,9 @@ def read_state(path: Path) -> tuple[RunProgress, dict[str, str]]:
         CheckpointError: It is damaged, or belongs to another step; the message names it.
     """
     file = path / STATE_FILE
+    for part in (path, file):
+        if part.is_symlink():
+            raise CheckpointError(f"{part} is a symbolic link, which is not followed")
     try:
         state = json.loads(file.read_text())
         said = state.pop(_SEAL, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from rlkit.runtime.torch_compat import scale_all_
 from rlkit.training.backward import backward
 from rlkit.training.learner import Learner
 from rlkit.training.loss_scale import UNSCALED, LossScale
-from rlkit.training.microbatch import microbatches
+from rlkit.training.microbatch import microbatches, train_microbatches
 from rlkit.training.optim import OptimConfig, learning_rate
 from rlkit.training.out_of_memory import Result, within_memory
 from rlkit.types import Algorithm, Column, OutputSpec, RolloutBatch, TrainBatch
@@ -223,37 +223,34 @@ def accumulate(
     """
     logps = torch.zeros_like(batch.rollout.sampling_logps)
     sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
-    for index in _plan(batch, algorithm, settings):
+    learns = False
+    for index, with_gradient in train_microbatches(
+        batch,
+        algorithm,
+        max_tokens=settings.tokens_per_microbatch,
+        share_prompts=settings.share_prompts,
+    ):
         micro = batch.rows(index)
-        output = learner.forward(
-            micro.rollout,
-            adapter=learner.adapter,
-            temperature=settings.temperature,
-            spec=algorithm.outputs,
-        )
-        loss, metrics = algorithm.loss(output, micro)
-        scaled = loss if loss_scale == 1.0 else loss * loss_scale
-        backward(scaled)
+        with torch.set_grad_enabled(with_gradient):
+            output = learner.forward(
+                micro.rollout,
+                adapter=learner.adapter,
+                temperature=settings.temperature,
+                spec=algorithm.outputs,
+            )
+            loss, metrics = algorithm.loss(output, micro)
+        if with_gradient:
+            learns = True
+            backward(loss if loss_scale == 1.0 else loss * loss_scale)
         logps[index] = output.logps.detach().to(logps.dtype)
         for name, value in {**metrics, "loss": loss.detach()}.items():
             sums[name] += value
+    if not learns:  # an optimiser takes missing gradients for frozen parameters
+        for leaf in learner.named_parameters().values():
+            leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
     # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
     totals = torch.stack(list(sums.values())).tolist()
     return dict(zip(sums, totals, strict=True)), logps
-
-
-def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
-    # A critic keeps a graph of its own beside the policy's until both run backward.
-    num_graphs = 2 if algorithm.outputs.values else 1
-    max_tokens = -(-settings.tokens_per_microbatch // num_graphs)
-    plan = microbatches(
-        batch.rollout,
-        max_tokens=max_tokens,
-        rows_per_unit=algorithm.rows_per_unit,
-        share_prompts=settings.share_prompts,
-    )
-    for rows in plan:
-        yield rows.to(batch.advantages.device)
 
 
 def _clip(

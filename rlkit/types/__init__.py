@@ -8,6 +8,7 @@ is immutable. `rollout` describes single samples, `batch` tensors, `algorithm` p
 from rlkit.types.algorithm import (
     Algorithm,
     FullKL,
+    Idle,
     KLDirection,
     Loss,
     LossOutput,
@@ -36,6 +37,7 @@ __all__ = [
     "FinishReason",
     "FullKL",
     "Generator",
+    "Idle",
     "KLDirection",
     "Loss",
     "LossOutput",

@@ -17,6 +17,7 @@ COUNTS = {
     "damage": 100,
     "derived": 1,
     "kill": 1,
+    "leftovers": 9,
     "not_finite": 14,
     "resume": 1,
     "seeds": 1,

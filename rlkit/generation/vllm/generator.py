@@ -168,13 +168,13 @@ class VLLMGenerator:
 
 def _extend(row: SamplingRow, piece: Piece) -> None:
     """Append new tokens to their row."""
-    for offset, logp in enumerate(piece.logps):
-        if not math.isfinite(logp):
-            raise FloatingPointError(
-                f"logits must be finite, got NaN or inf for token {len(row.ids) + offset} of "
-                f"sample {row.sample_index} of prompt {row.prompt.index} "
-                f"({row.prompt.text[-60:]!r})"
-            )
+    if not all(map(math.isfinite, piece.logps)):
+        offset = next(n for n, logp in enumerate(piece.logps) if not math.isfinite(logp))
+        raise FloatingPointError(
+            f"logits must be finite, got NaN or inf for token {len(row.ids) + offset} of "
+            f"sample {row.sample_index} of prompt {row.prompt.index} "
+            f"({row.prompt.text[-60:]!r})"
+        )
     row.ids += piece.token_ids
     row.logps += piece.logps
     if piece.finish_reason is not None:
