@@ -39,17 +39,12 @@ from rlkit.policy.policy import CRITIC_PREFIX, Policy
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
 from rlkit.tracking.base import Phase, RunInfo, Tracker
-from rlkit.training.collect import (
-    Collector,
-    Decode,
-    Group,
-    RolloutSource,
-    score_rollouts,
-)
+from rlkit.training.collect import Collector, RolloutSource
 from rlkit.training.deadline import Deadline, Hung, TimedGenerator
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator, SideTask
 from rlkit.training.loss_scale import FLOAT16
+from rlkit.training.scoring import Decode, Group, score_rollouts
 from rlkit.training.stopping import StopRequest
 from rlkit.training.targets import Target, TargetCollector
 from rlkit.training.trainer import Trainer
@@ -188,11 +183,8 @@ class ModelRun:
 
     def prompts(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
         """Return the training prompts of a step, by what was right so far if a curriculum asks."""
-        seed, count, curriculum = (
-            self.config.seed,
-            self.config.prompts_per_step,
-            self.task.curriculum,
-        )
+        seed, count = self.config.seed, self.config.prompts_per_step
+        curriculum = self.task.curriculum
         if curriculum is None:
             indices = train_indices(seed, step, count, self.train.size, attempt=attempt)
         else:

@@ -19,7 +19,7 @@ from rlkit.runtime.say import Say
 from rlkit.tasks import Overlong, Split, Task
 from rlkit.tasks.check import check_golds, check_rewards
 from rlkit.tasks.survey import survey, usable
-from rlkit.training.collect import Decode
+from rlkit.training.scoring import Decode
 from rlkit.types import Prompt
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from rlkit.tracking.base import EvalRecord, Measure, Phase, Tracker
 from rlkit.tracking.intervals import evaluate, mean_interval
 from rlkit.tracking.repeated import repeated_metrics
-from rlkit.training.collect import Decode, Group, Rewards, completion_of, score_rollouts
 from rlkit.training.metrics import episode_metrics, mean, sample_row
+from rlkit.training.scoring import Decode, Group, Rewards, completion_of, score_rollouts
 from rlkit.training.targets import TargetMeter
 from rlkit.types import Completion, Generator, Prompt, Rollout, SamplingConfig, ScoredRollout
 

@@ -12,7 +12,7 @@ import torch
 
 from rlkit.functional import explained_variance
 from rlkit.tracking.base import Passage, SampleRow
-from rlkit.training.collect import Group
+from rlkit.training.scoring import Group
 from rlkit.types import (
     EpisodeEnd,
     FinishReason,

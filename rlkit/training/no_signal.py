@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rlkit.schema import Options
-from rlkit.training.collect import Group
+from rlkit.training.scoring import Group
 
 STEPS_IN_A_SWEEP = 20
 """The value of `stop.no_signal_steps` in a sweep, where nobody watches each job."""

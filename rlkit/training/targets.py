@@ -13,9 +13,10 @@ import torch
 from rlkit.tracking.base import Phase
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
-from rlkit.training.collect import Collection, Rewards
+from rlkit.training.collect import Collection
 from rlkit.training.learner import Learner
 from rlkit.training.microbatch import microbatches
+from rlkit.training.scoring import Rewards
 from rlkit.types import (
     FinishReason,
     OutputSpec,

@@ -23,7 +23,7 @@ from rlkit.tracking.base import (
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
-from rlkit.training.collect import Collection, RolloutSource, who_gave_no_reward
+from rlkit.training.collect import Collection, RolloutSource
 from rlkit.training.curriculum import success_after
 from rlkit.training.metrics import (
     average,
@@ -45,6 +45,7 @@ from rlkit.training.out_of_memory import say_smaller
 from rlkit.training.progress import checkpoint_of
 from rlkit.training.rollout_files import SavedRollouts
 from rlkit.training.schedule import RunSchedule
+from rlkit.training.scoring import who_gave_no_reward
 from rlkit.training.stopping import StopRequest
 from rlkit.training.update import (
     TrainState,

@@ -21,7 +21,7 @@ from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.base import environment_seed, turn_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.training.collate import collate
-from rlkit.training.collect import completion_of
+from rlkit.training.scoring import completion_of
 from rlkit.types import EpisodeEnd, FinishReason, Prompt, Rollout, SamplingConfig, ScoredRollout
 
 MODULE = '''
