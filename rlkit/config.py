@@ -25,13 +25,13 @@ from rlkit.algorithms import (
     RatioConfig,
     build,
 )
+from rlkit.checks.refusal import ConfigError as ConfigError
+from rlkit.checks.refusal import checked, refuse_unknown_keys
+from rlkit.checks.refusal import did_you_mean as did_you_mean
+from rlkit.checks.refusal import require as require
 from rlkit.environments import EnvironmentConfig
 from rlkit.generation import GeneratorConfig
 from rlkit.models import ModelConfig, QuantKind, TuningKind
-from rlkit.refusal import ConfigError as ConfigError
-from rlkit.refusal import checked, refuse_unknown_keys
-from rlkit.refusal import did_you_mean as did_you_mean
-from rlkit.refusal import require as require
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Between, Options, Schema
 from rlkit.tasks import TaskConfig, task_of

@@ -21,7 +21,6 @@ ALLOWED = {
     "types": set(),
     "schema": set(),
     "runtime": set(),
-    "bounds": {"schema"},
     "functional": set(),
     "kernels": {"runtime"},
     "stats": set(),
@@ -38,9 +37,9 @@ ALLOWED = {
     "training": {"types", "schema", "functional", "models", "runtime", "tracking"},
     "oracle": {"types", "schema", "algorithms", "training"},
     "tabular": {"types", "schema", "generation", "models", "oracle", "tasks", "tracking"},
-    "refusal": {"schema", "bounds", "generation", "runtime"},
+    "checks": {"schema", "generation", "runtime"},
     "config": {
-        *("schema", "refusal", "algorithms", "environments", "generation", "models", "rewards"),
+        *("schema", "checks", "algorithms", "environments", "generation", "models", "rewards"),
         *("tabular", "tasks", "tracking", "training", "types"),
     },
     "plan": {
@@ -53,7 +52,7 @@ ALLOWED = {
         "training",
     },
     "launch": {
-        *("schema", "bounds", "refusal", "config", "algorithms", "assembly", "report", "runtime"),
+        *("schema", "checks", "config", "algorithms", "assembly", "report", "runtime"),
         *("tabular", "tracking", "training"),
     },
     "exports": {
