@@ -41,7 +41,7 @@ test-versions: .venv/installed-test
 test-peers: .venv-peers/installed
 	.venv-peers/bin/python -m pytest -q -m peers tests/peers --peers-page docs/peers.md
 
-# Faults by hundreds, each in a real run: about an hour, and docs/faults.md. ARGS=--short takes a minute.
+# Faults in real runs, and docs/faults.md; ARGS=--short tries few of each kind.
 .PHONY: faults
 faults: .venv/installed-test
 	$(BIN)/python -m benchmarks.faults $(ARGS)

@@ -21,6 +21,7 @@ from rlkit.algorithms.online_dpo import online_dpo
 from rlkit.algorithms.outside import Factory, factory_of, options_of
 from rlkit.algorithms.ppo import ppo
 from rlkit.algorithms.rloo import rloo
+from rlkit.algorithms.sft import sft
 from rlkit.schema import Schema
 from rlkit.types import Algorithm, Setting
 
@@ -61,6 +62,7 @@ ALGORITHMS: tuple[Entry, ...] = (
     Entry.of("rloo", rloo),
     Entry.of("ppo", ppo),
     Entry.of("online_dpo", online_dpo),
+    Entry.of("sft", sft),
 )
 
 SCHEMAS: tuple[Schema, ...] = (

@@ -22,7 +22,14 @@ from rlkit.algorithms.objective.base import (
 )
 from rlkit.algorithms.objective.correction import CorrectionConfig
 from rlkit.algorithms.objective.kl_terms import kl_metric
-from rlkit.algorithms.objective.pairs import PairRule, TieRule, is_pair, pair_rows
+from rlkit.algorithms.objective.pairs import (
+    LabelRule,
+    PairRule,
+    TieRule,
+    is_pair,
+    label_probabilities,
+    pair_rows,
+)
 from rlkit.algorithms.objective.ratio import RatioConfig
 from rlkit.functional import (
     dpo_loss,
@@ -63,6 +70,9 @@ class OnlineDPOConfig(AlgorithmConfig):
     """sigmoid (DPO); ipo; hinge."""
     label_smoothing: float = 0.0
     """Probability that a label is wrong, in [0, 0.5); loss=sigmoid only (conservative DPO)."""
+    labels: LabelRule = LabelRule.hard
+    """hard; wins: a judge's probability is the label (`reward=judge`, exact with group_size=2);
+    bradley_terry: the sigmoid of a reward model's gap. The last two with loss=sigmoid only."""
     pairs: PairRule = PairRule.best_worst
     """best_worst: one pair a group; ranked: best with worst, second with second worst, ...;
     neighbours: rows 0 and 1, 2 and 3, ... (TRL, which has 2 rows)."""
@@ -90,6 +100,10 @@ class OnlineDPOConfig(AlgorithmConfig):
                 f"algorithm.label_smoothing has no effect with algorithm.loss={self.loss}; "
                 "set algorithm.loss=sigmoid or label_smoothing=0"
             )
+        if self.labels is not LabelRule.hard and self.loss is not PreferenceLoss.sigmoid:
+            raise ValueError(
+                f"algorithm.labels must be hard with algorithm.loss={self.loss}, got {self.labels}"
+            )
         for name in ("min_gap", "missing_eos_penalty", "xpo_alpha"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"algorithm.{name} must be >= 0, got {getattr(self, name)}")
@@ -107,7 +121,7 @@ def online_dpo(objective: Objective[OnlineDPOConfig], setting: Setting) -> Algor
     _check_axes(objective)
 
     def prepare(rollout: RolloutBatch) -> TrainBatch:
-        """Return rows as chosen, rejected, chosen, ...; the advantage is +1 or -1."""
+        """Return rows as chosen, rejected, chosen, ...; the advantage is +-(2 p - 1)."""
         rewards = shaped_rewards(cfg, setting, rollout)
         rewards = rewards - cfg.missing_eos_penalty * rollout.truncated.to(rewards.dtype)
         rows = pair_rows(cfg.pairs, rewards, rollout.group_ids)
@@ -118,7 +132,9 @@ def online_dpo(objective: Objective[OnlineDPOConfig], setting: Setting) -> Algor
         usable &= mask[0::2].any(dim=1) & mask[1::2].any(dim=1) & is_pair(rows)
         mask = mask & usable.repeat_interleave(2)[:, None]
         sign = torch.tensor([1.0, -1.0], dtype=rewards.dtype, device=rewards.device)
-        advantages = sign.repeat(len(rows) // 2)[:, None].expand(mask.shape)
+        surplus = 2.0 * label_probabilities(cfg.labels, gap.nan_to_num()) - 1.0
+        signed = sign.repeat(len(rows) // 2) * surplus.repeat_interleave(2)
+        advantages = signed[:, None].expand(mask.shape)
         return TrainBatch.prepared(paired, loss_mask=mask, advantages=advantages)
 
     return Algorithm(
@@ -137,7 +153,9 @@ def pair_loss(cfg: OnlineDPOConfig, out: PolicyOutput, batch: TrainBatch) -> Los
         raise ValueError("online_dpo needs RolloutBatch.ref_logps")
     ref_logps, usable = rollout.ref_logps.detach(), mask.any(dim=1)
     pairs, num_pairs = usable[0::2], batch.num_sequences / 2
-    losses = _preference_loss(cfg, preference_margins(out.logps, ref_logps, mask))
+    # The advantage of the chosen row holds the label: it is 2 p - 1 on each of its tokens.
+    labels = (1.0 + batch.advantages[0::2].amax(dim=1)) / 2.0
+    losses = _preference_loss(cfg, preference_margins(out.logps, ref_logps, mask), labels)
     total = losses.masked_fill(~pairs, 0.0).sum() / num_pairs
     rows = cfg.beta * (keep(out.logps, mask) - keep(ref_logps, mask)).detach().sum(dim=1)
     metrics = {
@@ -163,14 +181,18 @@ def pair_loss(cfg: OnlineDPOConfig, out: PolicyOutput, batch: TrainBatch) -> Los
     return LossOutput(total, metrics)
 
 
-def _preference_loss(cfg: OnlineDPOConfig, margins: Tensor) -> Tensor:
+def _preference_loss(cfg: OnlineDPOConfig, margins: Tensor, labels: Tensor) -> Tensor:
     match cfg.loss:
         case PreferenceLoss.ipo:
             return ipo_loss(margins, beta=cfg.beta)
         case PreferenceLoss.hinge:
             return hinge_loss(margins, beta=cfg.beta)
         case _:
-            return dpo_loss(margins, beta=cfg.beta, label_smoothing=cfg.label_smoothing)
+            smoothing = cfg.label_smoothing
+            if cfg.labels is LabelRule.hard:
+                return dpo_loss(margins, beta=cfg.beta, label_smoothing=smoothing)
+            wrong = (1.0 - labels) * (1.0 - smoothing) + labels * smoothing
+            return dpo_loss(margins, beta=cfg.beta, label_smoothing=wrong)
 
 
 def _check_axes(objective: Objective[OnlineDPOConfig]) -> None:

@@ -14,12 +14,12 @@ from rlkit.algorithms.objective.base import (
     Objective,
     check_setting,
     loss_mask_of,
-    shaped_rewards,
+    token_rewards,
 )
 from rlkit.algorithms.objective.critic import value_objective
 from rlkit.algorithms.objective.kl_terms import kl_per_token, with_advantage_kl
 from rlkit.algorithms.objective.policy_gradient import PolicyGradientConfig, policy_gradient_loss
-from rlkit.functional import gae, keep, terminal_rewards, whiten_tokens
+from rlkit.functional import gae, keep, whiten_tokens
 from rlkit.types import (
     Algorithm,
     Column,
@@ -40,7 +40,7 @@ class PPOConfig(PolicyGradientConfig):
     aggregation: Aggregation = Aggregation.token_mean
     """The same values as elsewhere; also used for the value loss. TRL and verl: token_mean."""
     gamma: float = 1.0
-    """Discount per token, in (0, 1]. TRL: 1."""
+    """Discount per sampled token, in (0, 1]. TRL: 1."""
     lam: float = 0.95
     """Trace decay of the advantage estimate, in [0, 1]. TRL: 0.95; 1 is unbiased."""
     whiten: bool = True
@@ -86,7 +86,7 @@ def ppo(objective: Objective[PPOConfig], setting: Setting) -> Algorithm:
             raise ValueError("ppo needs RolloutBatch.values")
         sampled, scored = rollout.completion_mask, ~rollout.rewards.isnan()
         mask = loss_mask_of(cfg, rollout) & scored[:, None]
-        rewards = terminal_rewards(shaped_rewards(cfg, setting, rollout), sampled)
+        rewards = token_rewards(cfg, setting, rollout)
         if kl.in_reward:
             rewards = rewards - kl_per_token(kl, rollout)
         estimate = gae(rewards, rollout.values, sampled, gamma=cfg.gamma, lam=cfg.lam)

@@ -52,7 +52,7 @@ class PeakMemory:
             self.mapped = max(self.mapped, 1024 * int(values["RssFile"].split()[0]))
 
 
-def make_run(folder: Path, shape: str) -> None:
+def make_run(folder: Path, shape: str, layers: int | None) -> None:
     """Write a run's folder with a random base and a random adapter of rank 16."""
     from rlkit.models import ModelConfig
     from rlkit.models.quantize import meta_model
@@ -60,6 +60,8 @@ def make_run(folder: Path, shape: str) -> None:
     from rlkit.policy.lora_files import ADAPTER_FOLDER, save_adapter
     from rlkit.training.memory_config import MemoryConfig
 
+    if layers is not None:
+        SHAPES[shape]["num_hidden_layers"] = layers
     config = write_random_model(folder / "base", shape, dtype=torch.bfloat16)
     lora = attach(meta_model(config), LoRAConfig(), dtype=torch.bfloat16)
     adapter = init_adapter(lora, seed=0, device=torch.device("cpu"))
@@ -103,6 +105,7 @@ def main() -> None:
     """Measure every shape and format, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", default="qwen2.5-1.5b,llama3.1-8b", help=", ".join(SHAPES))
+    parser.add_argument("--layers", type=int, help="of each model, in place of its own number")
     parser.add_argument("--formats", default=",".join(_FORMATS))
     parser.add_argument("--folder", type=Path, help="for models, 40 GB; default: a temporary one")
     parser.add_argument("--out", type=Path, default=Path("."))
@@ -111,7 +114,7 @@ def main() -> None:
     if options.child:
         what, value = options.child
         if what == "make":
-            make_run(options.folder, value)
+            make_run(options.folder, value, options.layers)
         else:
             print(json.dumps(write(options.folder, value)))
         return
@@ -119,11 +122,11 @@ def main() -> None:
     for shape in options.shapes.split(","):
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
             start = time.perf_counter()
-            _child(scratch, "make", shape)
+            _child(scratch, "make", shape, options.layers)
             print(f"{shape}: made in {time.perf_counter() - start:.0f} s", flush=True)
             for name in options.formats.split(","):
-                figures = json.loads(_child(scratch, "write", name).splitlines()[-1])
-                rows.append({"shape": shape, "format": name, **figures})
+                figures = json.loads(_child(scratch, "write", name, None).splitlines()[-1])
+                rows.append({"shape": shape, "layers": options.layers, "format": name, **figures})
                 print(
                     f"{shape:<14} {name:<12} {figures['seconds']:7.1f} s  "
                     f"{figures['size'] / 1e9:6.2f} GB written  {figures['own'] / 1e9:5.2f} GB own  "
@@ -134,17 +137,9 @@ def main() -> None:
     (options.out / "export.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _child(folder: str, what: str, value: str) -> str:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.export",
-        "--folder",
-        folder,
-        "--child",
-        what,
-        value,
-    ]
+def _child(folder: str, what: str, value: str, layers: int | None) -> str:
+    command = [sys.executable, "-m", "benchmarks.export", "--folder", folder]
+    command += ["--child", what, value] + ([] if layers is None else ["--layers", str(layers)])
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

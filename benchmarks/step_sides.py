@@ -32,6 +32,8 @@ class Work(NamedTuple):
     """Rows of TRL's and Unsloth's micro-batch; gradients are accumulated over the rest."""
     overrides: tuple[str, ...] = ()
     """Further options of rlkit's command line."""
+    run_name: str = "rlkit-run"
+    """The folder of rlkit's run, in `folder`."""
 
     @property
     def rows(self) -> int:
@@ -98,7 +100,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
     from rlkit.launch.composing import register
     from rlkit.launch.job import run_job
 
-    run_dir = work.folder / "rlkit-run"
+    run_dir = work.folder / work.run_name
     register()
     with initialize_config_module("rlkit.conf", version_base="1.3"):
         config = load(compose("config", overrides=rlkit_overrides(work, run_dir)))
@@ -115,6 +117,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
         "allocator_peak_bytes": max(m.get("memory/cuda_peak_bytes", 0.0) for m in measured),
         "plan": plan,
         "kl": measured[-1].get("kl"),
+        "mismatch": {k: v for k, v in measured[-1].items() if k.startswith("sampling/")},
     }
 
 

@@ -17,6 +17,8 @@ for each; marked `per_sample`, it gets one completion. Write one in any file and
     load                                names to functions
     pool, process, worker, wire         running them in processes that can be killed
     scores, config                      weighted sums, report, options
+    scorers                             judges and reward models, which see a whole batch at once
+    judge                               a language model that compares answers
 
 Nothing here imports torch: a worker starts in a tenth of a second.
 """

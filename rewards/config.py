@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
-from rlkit.rewards.load import REGISTRY
+from rlkit.rewards.load import REGISTRY, SCORERS
 from rlkit.schema import BYTES, Between, Options, Schema, require
 
 _SECONDS = Between(0.0, 1e6)
@@ -88,6 +88,9 @@ class RewardConfig(Options):
     """Worker processes, in [1, 256]; about 15 MB each, and what the functions import."""
     max_output_bytes: Annotated[int, BYTES] = 1 << 20
     """Most bytes that one call may print, >= 0; beyond that it is killed."""
+    max_failure_rate: Annotated[float, Between(0.0, 1.0)] = 1.0
+    """Largest share of a batch's samples, in [0, 1], that a function with a weight may fail on. The
+    run stops beyond it and shows one of them. 1 = it never stops."""
     max_memory_bytes: Annotated[int, BYTES] = 0
     """Most bytes that a worker, and each process that a function starts, may allocate, >= 0; beyond
     that the call fails and is counted. 0 = half of the machine's memory divided by the workers, at
@@ -110,6 +113,8 @@ class RewardConfig(Options):
         require(least, "reward.max_memory_bytes", ">= 134217728, or 0", self.max_memory_bytes)
         if self.max_output_bytes < 0:
             raise ValueError(f"reward.max_output_bytes must be >= 0, got {self.max_output_bytes}")
+        rate = self.max_failure_rate
+        require(0 <= rate <= 1, "reward.max_failure_rate", "in [0, 1]", rate)
         functions = {name: _function(name, value) for name, value in self.functions.items()}
         # The field is set and read only by now; this replaces what YAML said by what it means.
         object.__setattr__(self, "functions", functions)
@@ -160,8 +165,9 @@ def _check_function(key: str, name: str, function: RewardFunctionConfig) -> None
         raise ValueError(f"{key}.weight must be finite, got {function.weight}")
     target = function.fn or name
     module, _, attribute = target.rpartition(":")
-    if target not in REGISTRY and not (module and attribute):
-        near = difflib.get_close_matches(target, REGISTRY, n=1)
+    known = (*REGISTRY, *SCORERS)
+    if target not in known and not (module and attribute):
+        near = difflib.get_close_matches(target, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
             f"{key}.fn must be a registered name, package.module:function or file.py:function, "

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from rlkit.rewards.answers import number_problem
 from rlkit.rewards.config import RewardSpec
 from rlkit.rewards.numbers import missing_column
+from rlkit.rewards.parts import OF_PART, PART
 
+_HOLDS: Mapping[str, tuple[tuple[str, str, tuple[type, ...]], ...]] = {
+    "choice": (("column", "answer", (str, int)),),
+    "countdown": (("numbers", "numbers", (list,)), ("target", "target", (str, int, float))),
+    "code": (("column", "tests", (list,)),),
+    "reasoning_gym": (("column", "entry", (dict,)),),
+}
+"""What further functions need: the option that names a column, its default, and its types."""
+_NAMES = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
 _COMPARES_TEXT = ("tag_answer", "raw_exact", "correctness", "math")
 
 
@@ -26,6 +35,10 @@ def row_problem(spec: RewardSpec, columns: Mapping[str, object]) -> str | None:
         The fault of the row in a few words; None when there is none. It is also None when `spec`
         names a function of the user's, of which nothing is known here.
     """
+    if spec.fn == OF_PART:
+        return _part_problem(spec, columns)
+    if spec.fn in _HOLDS:
+        return _type_problem(spec, columns)
     function = spec.fn
     if function == "cosine_length":
         function = str(spec.options.get("grader", "tag_answer"))
@@ -34,7 +47,9 @@ def row_problem(spec: RewardSpec, columns: Mapping[str, object]) -> str | None:
         column = str(spec.options.get("column", "answer"))
     if function == "numeric_match":
         return number_problem(columns, column=column)
-    if function not in _COMPARES_TEXT:
+    if function == "judge" and str(spec.options.get("opponents")) != "column":
+        return None
+    if function not in (*_COMPARES_TEXT, "judge"):
         return None
     if problem := missing_column(columns, column):
         return problem
@@ -42,3 +57,26 @@ def row_problem(spec: RewardSpec, columns: Mapping[str, object]) -> str | None:
     if isinstance(value, (str, int, float)):
         return None
     return f"column {column} must hold text or a number, got {value!r:.60}"
+
+
+def _type_problem(spec: RewardSpec, columns: Mapping[str, object]) -> str | None:
+    for option, default, types in _HOLDS[spec.fn]:
+        column = str(spec.options.get(option, default))
+        if problem := missing_column(columns, column):
+            return problem
+        value = columns[column]
+        if not isinstance(value, types) or isinstance(value, bool):
+            allowed = " or ".join(dict.fromkeys(_NAMES[kind] for kind in types))
+            return f"column {column} must hold {allowed}, got {value!r:.60}"
+    return None
+
+
+def _part_problem(spec: RewardSpec, columns: Mapping[str, object]) -> str | None:
+    """Say why a part's function cannot judge a row; rows of other parts are none of its business.
+
+    A mixture is endless, so that only its held-out rows are looked at, each by its own part.
+    """
+    if columns.get(PART) != spec.options.get("part"):
+        return None
+    own = RewardSpec(spec.name, str(spec.options["fn"]), options=spec.options.get("options") or {})
+    return row_problem(own, columns)

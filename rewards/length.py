@@ -80,3 +80,32 @@ def repetition(completion: Completion, *, n: int = 3, max_penalty: float = -1.0)
     if not ngrams:
         return 0.0
     return max_penalty * (1 - len(set(ngrams)) / len(ngrams))
+
+
+@per_sample
+def overlong(completion: Completion, *, max_length: int, buffer: int) -> float:
+    """Return DAPO's soft penalty of long completions (arXiv:2503.14476, eq. 13).
+
+    It is 0 up to `max_length - buffer` tokens, falls linearly to -1 at `max_length`, and stays
+    there.
+
+    Args:
+        completion: The sample.
+        max_length: Tokens from which the penalty is whole, >= 1.
+        buffer: Tokens over which it grows, in [1, max_length].
+
+    Returns:
+        A number in [-1, 0].
+    """
+    if not 1 <= buffer <= max_length:
+        raise ValueError(f"buffer must be in [1, max_length={max_length}], got {buffer}")
+    excess = len(completion.ids) - (max_length - buffer)
+    return -min(1.0, max(0.0, excess / buffer))
+
+
+@per_sample
+def length_range(completion: Completion, *, min_length: int = 1, max_length: int) -> float:
+    """Return 1.0 when the completion has `min_length` to `max_length` tokens, else 0.0."""
+    if not 0 <= min_length <= max_length:
+        raise ValueError(f"min_length must be in [0, max_length={max_length}], got {min_length}")
+    return float(min_length <= len(completion.ids) <= max_length)

@@ -24,8 +24,24 @@ REGISTRY: Mapping[str, str] = {
     "correctness": "rlkit.rewards.unsloth_2025:correctness",
     "cosine_length": "rlkit.rewards.length:cosine_length",
     "repetition": "rlkit.rewards.length:repetition",
+    "overlong": "rlkit.rewards.length:overlong",
+    "length_range": "rlkit.rewards.length:length_range",
+    "choice": "rlkit.rewards.choice:choice",
+    "regex": "rlkit.rewards.format:regex",
+    "tags_in_order": "rlkit.rewards.format:tags_in_order",
+    "json_schema": "rlkit.rewards.format:json_schema",
+    "script": "rlkit.rewards.language:script",
+    "language": "rlkit.rewards.language:language",
+    "code": "rlkit.rewards.code:code",
+    "reasoning_gym": "rlkit.rewards.reasoning:reasoning_gym",
+    "of_part": "rlkit.rewards.parts:of_part",
+    "countdown": "rlkit.rewards.countdown:countdown",
+    "environment": "rlkit.rewards.episode:environment",
 }
-"""Built-in functions by name. `math` needs the extra `rlkit-lm[math]`."""
+"""Built-in functions by name. `math`, `json_schema` and `language` need extras of their names."""
+
+SCORERS = ("judge", "reward_model")
+"""Names of `fn` that score a whole batch at once, outside the pool's processes."""
 
 _PER_SAMPLE = "__rlkit_per_sample__"
 

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.load import per_sample
+from rlkit.rewards.math_text import plain_gold, plain_text, says, word_answer
 from rlkit.rewards.numbers import close, plain, whole_number
 from rlkit.runtime.distribution import lacks
 
@@ -32,8 +33,10 @@ def math_answer(
     alarm_s: int = 3,
     relative_tolerance: float = 0.0,
 ) -> float | None:
-    """Return 1.0 when the text's final formula is equivalent to the prompt's `column`, else 0.0.
+    """Return 1.0 when the text's final answer is equivalent to the prompt's `column`, else 0.0.
 
+    A currency sign and a unit in words do not matter; sets have no order, tuples do. A percentage
+    equals its number and its share: 50% is 50 and 0.5. A gold answer in words is compared as words.
     Two numbers are compared as exact rationals: math-verify itself rounds to six decimals, where
     0.0000001 and 0.0000002 are the same. All other formulas are compared by math-verify.
 
@@ -52,10 +55,14 @@ def math_answer(
     if alarm_s < 1:
         raise ValueError(f"alarm_s must be >= 1, got {alarm_s}")
     try:
-        gold = _parse_gold(plain(completion.prompt.columns[column]), alarm_s)
+        wanted = plain(completion.prompt.columns[column])
+        if word := word_answer(wanted):
+            return float(says(completion.text, word))
+        gold = _parse_gold(plain_gold(wanted), alarm_s)
         if not gold:
             return None
-        return _is_equivalent(gold, completion.text, alarm_s, relative_tolerance)
+        text = plain_text(completion.text, wanted)
+        return _is_equivalent(gold, text, alarm_s, relative_tolerance)
     except TimeoutException as error:  # not an Exception: it would pass for a crash
         raise TimeoutError(f"math-verify took more than {alarm_s} s") from error
 
@@ -65,7 +72,7 @@ def _is_equivalent(gold: list[Any], text: str, alarm_s: int, tolerance: float) -
         candidates = parse(text, parsing_timeout=alarm_s, raise_on_error=True)
     except Exception:  # whatever sympy makes of a model's formula: it is no answer
         return 0.0
-    pair = _number(gold), _number(candidates)
+    pair = _number(gold), None if _is_percentage(candidates, text) else _number(candidates)
     if pair[0] is not None and pair[1] is not None:
         return float(close(pair[0], pair[1], relative_tolerance=tolerance))
     for expected in gold:
@@ -76,6 +83,11 @@ def _is_equivalent(gold: list[Any], text: str, alarm_s: int, tolerance: float) -
             except Exception:  # incomparable
                 continue
     return 0.0
+
+
+def _is_percentage(parsed: list[Any], text: str) -> bool:
+    """Return whether a percent sign follows the number, which the kept text leaves out."""
+    return any(f"{item}%" in text.replace(" %", "%") for item in parsed if isinstance(item, str))
 
 
 def _number(parsed: list[Any]) -> Fraction | None:

@@ -103,6 +103,17 @@ def same_answer(text: str, gold: object) -> bool:
     return text.strip() == plain(gold).strip()
 
 
+def ballot(text: str | None) -> str | None:
+    """Return a text that is the same for equal answers: numbers as rationals, the rest folded.
+
+    None where there is nothing to vote for.
+    """
+    if text is None or not text.strip():
+        return None
+    number = whole_number(text)
+    return text.strip().casefold() if number is None else str(number)
+
+
 def missing_column(columns: Mapping[str, object], column: str) -> str | None:
     """Return what is wrong with a row without `column`, or None."""
     if column in columns:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import selectors
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.config import OnFailure, RewardConfig, RewardSpec
-from rlkit.rewards.process import Worker
-from rlkit.rewards.scores import Scores, ScoreSheet
+from rlkit.rewards.process import Worker, wait_for
+from rlkit.rewards.scorers import BatchReplies, BatchScorer, Threads
+from rlkit.rewards.scores import Scores, ScoreSheet, check_failures
 from rlkit.rewards.wire import WHOLE_GROUP, Failure, Unit, encode_group
 
 if TYPE_CHECKING:
@@ -27,23 +28,32 @@ _CHECK_EVERY_S = 0.2
 class RewardPool:
     """The pool runs the reward functions of a run in processes of their own.
 
-    It is a context manager.
+    It is a context manager, and not for several threads at once.
 
     A call that raises, hangs, crashes or returns nonsense gives NaN for its samples and is counted
     by kind; the others go on. Construction starts the workers without waiting; `start` waits, and
     raises ValueError when a function cannot be loaded.
-
-    Not for several threads at once.
     """
 
-    def __init__(self, specs: Sequence[RewardSpec], config: RewardConfig) -> None:
-        self._specs = tuple(specs)
-        self._config = config
+    def __init__(
+        self,
+        specs: Sequence[RewardSpec],
+        config: RewardConfig,
+        scorers: Mapping[str, BatchScorer] = MappingProxyType({}),
+    ) -> None:
+        """Start workers for the functions of `specs`; `scorers` compute those that they name."""
+        self._specs, self._config = tuple(specs), config
+        self._places = [k for k, spec in enumerate(specs) if spec.name not in scorers]
+        by_place = {k: scorers[s.name] for k, s in enumerate(specs) if s.name in scorers}
+        self._beside = Threads(by_place)
         self._functions = [
-            {"name": spec.name, "fn": spec.fn, "options": dict(spec.options)} for spec in specs
+            {"name": spec.name, "fn": spec.fn, "options": dict(spec.options)}
+            for spec in (specs[k] for k in self._places)
         ]
-        self._workers = [self._new_worker() for _ in range(config.workers)]
+        num_workers = config.workers if self._functions else 0
+        self._workers = [self._new_worker() for _ in range(num_workers)]
         self._false_starts = 0
+        self._verified = self._started = False
 
     @property
     def specs(self) -> tuple[RewardSpec, ...]:
@@ -63,36 +73,78 @@ class RewardPool:
         return tuple(worker.pid for worker in self._workers)
 
     def start(self, *, check: Callable[[], None] = lambda: None) -> None:
-        """Wait until every worker has loaded the functions.
+        """Wait until every worker has loaded the functions, and every scorer is ready.
 
         Raises ValueError, naming the key, for a function that cannot be loaded; and what `check`
         raises, which is called several times a second.
         """
+        self.verify(check=check)
+        if not self._started:
+            self._beside.begin(lambda scorer: scorer.start())(check)
+            self._started = True
+
+    def verify(self, *, check: Callable[[], None] = lambda: None) -> None:
+        """Do as `start`, but let no scorer load its weights."""
+        if not self._verified:
+            self._beside.begin(lambda scorer: scorer.check())(check)
+            self._verified = True
+        self._start_workers(check)
+
+    def _start_workers(self, check: Callable[[], None]) -> None:
         while any(worker.per_sample is None for worker in self._workers):
             check()
-            self._wait(until=time.monotonic() + 0.1)
+            wait_for(self._workers, until=time.monotonic() + 0.1)
             for worker in self._workers:
                 worker.read_output()
                 worker.read_replies()
                 self._check_start(worker)
+
+    @property
+    def scorers(self) -> Sequence[BatchScorer]:
+        return tuple(self._beside.scorers.values())
+
+    def keep_in(self, run_dir: Path) -> None:
+        """Let the scorers keep what a resumed run needs in the run's folder."""
+        for scorer in self.scorers:
+            scorer.keep_in(run_dir)
 
     def score(
         self, groups: Sequence[Sequence[Completion]], *, check: Callable[[], None] = lambda: None
     ) -> Scores:
         """Score each group of one prompt's completions with every function.
 
-        Ends within `reward.step_timeout_s`, whatever the functions do. Raises ValueError or
-        RuntimeError only when workers cannot be started any more; and what `check` raises, which is
-        called several times a second.
+        Ends within `reward.step_timeout_s` and the times of the scorers, whatever the functions do.
+        What `check` raises ends it, too; it is called several times a second.
+
+        Raises ValueError or RuntimeError when workers cannot be started any more, when more failed
+        than `reward.max_failure_rate` allows, or when a judge's budget is spent.
         """
+        self.start(check=check)
+        scored = self._beside.begin(lambda scorer: scorer.score(groups))
+        scores = self._score(groups, scored, check)
+        check_failures(scores, self._specs, groups, max_rate=self._config.max_failure_rate)
+        return scores
+
+    def try_functions(self, groups: Sequence[Sequence[Completion]]) -> Scores:
+        """Score with the functions alone; what scorers would say is NaN."""
+        return self._score(groups, lambda check: {}, lambda: None)
+
+    def _score(
+        self,
+        groups: Sequence[Sequence[Completion]],
+        scored: Callable[[Callable[[], None]], Mapping[int, BatchReplies]],
+        check: Callable[[], None],
+    ) -> Scores:
         start = time.perf_counter()
         for i, worker in enumerate(self._workers):
             if worker.units:  # an earlier call was interrupted
                 self._replace(i)
-        self.start(check=check)
+        self._start_workers(check)
         sheet = ScoreSheet(self._specs, groups)
         self._run(sheet, groups, self._units(groups), check)
         self._log_printed()
+        for place, replies in scored(check).items():
+            sheet.add_batch(place, replies)
         drop = self._config.on_failure is OnFailure.drop
         return sheet.scores(seconds=time.perf_counter() - start, drop_failed=drop)
 
@@ -101,6 +153,7 @@ class RewardPool:
 
         It takes at most 2 s and is idempotent.
         """
+        self._beside.close()
         idle = [worker for worker in self._workers if worker.idle]
         for worker in idle:
             worker.hang_up()
@@ -113,17 +166,16 @@ class RewardPool:
     def __enter__(self) -> RewardPool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _placed(self, unit: Unit) -> Unit:
+        """Return a worker's call with its function's place among all of the run."""
+        return unit._replace(function=self._places[unit.function])
 
     def _units(self, groups: Sequence[Sequence[Completion]]) -> list[Unit]:
         """Return all calls of the batch, a group's calls adjacent."""
-        per_sample = self._workers[0].per_sample or []
+        per_sample = (self._workers[0].per_sample or []) if self._workers else []
         units = []
         for g, group in enumerate(groups):
             for f, one_by_one in enumerate(per_sample):
@@ -140,7 +192,7 @@ class RewardPool:
         units: Sequence[Unit],
         check: Callable[[], None],
     ) -> None:
-        share = -(-len(units) // len(self._workers)) or 1
+        share = -(-len(units) // max(1, len(self._workers))) or 1
         queue = deque(list(units[i : i + share]) for i in range(0, len(units), share))
         encoded: dict[int, Any] = {}
         give_up = time.monotonic() + self._config.step_timeout_s
@@ -153,11 +205,11 @@ class RewardPool:
                     worker.submit(queue.popleft(), {g: encoded[g] for g in sorted(needed)})
             check()
             look = time.monotonic() + _CHECK_EVERY_S
-            self._wait(until=min([give_up, look, *self._deadlines()]))
+            wait_for(self._workers, until=min([give_up, look, *self._deadlines()]))
             for i, worker in enumerate(self._workers):
                 worker.read_output()  # before the replies: what a call printed counts against it
                 for unit, reply in worker.read_replies():
-                    sheet.add(unit, reply)
+                    sheet.add(self._placed(unit), reply)
                 self._check_start(worker)
                 self._judge(i, sheet, queue)
             if time.monotonic() >= give_up:
@@ -180,7 +232,8 @@ class RewardPool:
             kind, message = Failure.output, f"printed more than {config.max_output_bytes} bytes"
         if blamed is not None:
             printed = f"; it printed: {worker.tail}" if worker.tail and not loud else ""
-            sheet.fail(units.pop(blamed), kind, message + printed, seconds=elapsed)
+            unit = self._placed(units.pop(blamed))
+            sheet.fail(unit, kind, message + printed, seconds=elapsed)
         elif units:  # it died between two batches: nobody's fault that we know of
             self._count_false_start(f"a reward worker {message} before its first call")
         if units:
@@ -196,7 +249,7 @@ class RewardPool:
                 self._replace(i)
         for units in queue:
             for unit in units:
-                sheet.fail(unit, Failure.timeout, message, seconds=0.0)
+                sheet.fail(self._placed(unit), Failure.timeout, message, seconds=0.0)
         queue.clear()
 
     def _log_printed(self) -> None:
@@ -220,19 +273,6 @@ class RewardPool:
             w.clock + config.startup_timeout_s for w in self._workers if w.per_sample is None
         ]
         return starting + [w.clock + config.timeout_s for w in self._workers if w.units]
-
-    def _wait(self, *, until: float) -> None:
-        """Sleep until a worker says something, or until the deadline."""
-        with selectors.DefaultSelector() as selector:
-            for worker in self._workers:
-                channel, output = worker.fds
-                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.sending else 0)
-                selector.register(channel, events)
-                selector.register(output, selectors.EVENT_READ)
-            selector.select(timeout=max(0.0, until - time.monotonic()) + 0.001)
-        for worker in self._workers:
-            if worker.sending:
-                worker.flush()
 
     def _check_start(self, worker: Worker) -> None:
         if worker.load_error is not None:

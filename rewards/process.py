@@ -6,6 +6,7 @@ import contextlib
 import json
 import mmap
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -196,3 +197,17 @@ class Worker:
     def _send(self, message: object) -> None:
         self._outgoing += frame(message)
         self.flush()
+
+
+def wait_for(workers: Sequence[Worker], *, until: float) -> None:
+    """Sleep until a worker says something, or until the deadline (monotonic seconds)."""
+    with selectors.DefaultSelector() as selector:
+        for worker in workers:
+            channel, output = worker.fds
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.sending else 0)
+            selector.register(channel, events)
+            selector.register(output, selectors.EVENT_READ)
+        selector.select(timeout=max(0.0, until - time.monotonic()) + 0.001)
+    for worker in workers:
+        if worker.sending:
+            worker.flush()

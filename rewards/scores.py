@@ -5,14 +5,31 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlkit.rewards.config import RewardSpec
+from rlkit.rewards.scorers import BatchReplies
 from rlkit.rewards.wire import WHOLE_GROUP, Failure, Reply, Unit
 
 if TYPE_CHECKING:
     from rlkit.types import Completion
+
+_SHOWN = 200
+
+
+class FailedSample(NamedTuple):
+    """This is a sample that a function failed on."""
+
+    group: int
+    sample: int
+    """Position in its group; 0 when the whole group failed."""
+    kind: Failure
+    message: str
+
+
+class TooManyFailures(RuntimeError):
+    """A reward function failed on more of a batch than `reward.max_failure_rate` allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +46,12 @@ class RewardReport:
     """Time inside each function, summed over the workers."""
     seconds: float
     """Wall-clock time of the whole call."""
+    examples: Mapping[str, FailedSample] = field(default_factory=dict)
+    """The first sample that each function failed on."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of scorers that add up, such as `rewards/{name}/calls`."""
+    shares: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """(numerator, denominator) of means of scorers, such as `rewards/{name}/first_slot`."""
 
     def describe(self) -> list[str]:
         """Return one line for each kind of failure, for the log."""
@@ -45,7 +68,7 @@ class RewardReport:
         metrics = {f"time/reward/{name}": s for name, s in self.function_seconds.items()}
         for name, count in self.not_applicable.items():
             metrics[f"rewards/{name}/not_applicable"] = float(count)
-        return metrics
+        return {**metrics, **self.counts}
 
 
 class Scores(NamedTuple):
@@ -71,6 +94,10 @@ class Scores(NamedTuple):
         """Return the seconds of each function and the samples that it did not apply to."""
         return self.report.metrics()
 
+    def shares(self) -> Mapping[str, tuple[float, float]]:
+        """Return (numerator, denominator) of means, which add up apart over batches."""
+        return self.report.shares
+
 
 class ScoreSheet:
     """A sheet collects the answers of one batch, in any order."""
@@ -82,6 +109,9 @@ class ScoreSheet:
         self._failed = [[[False] * len(specs) for _ in group] for group in groups]
         self._failures: Counter[tuple[str, Failure]] = Counter()
         self._messages: dict[tuple[str, Failure], str] = {}
+        self._examples: dict[str, FailedSample] = {}
+        self._counts: dict[str, float] = {}
+        self._shares: dict[str, tuple[float, float]] = {}
         self._not_applicable: Counter[str] = Counter()
         self._seconds = dict.fromkeys((spec.name for spec in specs), 0.0)
 
@@ -119,7 +149,18 @@ class ScoreSheet:
             row[unit.function] = True
         self._failures[name, kind] += len(rows)
         self._messages.setdefault((name, kind), message)
+        example = FailedSample(unit.group, max(unit.sample, 0), kind, message)
+        self._examples.setdefault(name, example)
         self._seconds[name] += seconds
+
+    def add_batch(self, function: int, replies: BatchReplies) -> None:
+        """Enter what a scorer answered about all groups."""
+        name = self._specs[function].name
+        for group, reply in enumerate(replies.groups):
+            self.add(Unit(function, group), reply)
+        prefix = f"rewards/{name}/"
+        self._counts |= {prefix + key: value for key, value in replies.counts.items()}
+        self._shares |= {prefix + key: value for key, value in replies.shares.items()}
 
     def scores(self, *, seconds: float, drop_failed: bool) -> Scores:
         """Return the rewards: weighted sums over the values that are not NaN."""
@@ -139,9 +180,46 @@ class ScoreSheet:
             not_applicable=dict(self._not_applicable),
             function_seconds=dict(self._seconds),
             seconds=seconds,
+            examples=dict(self._examples),
+            counts=dict(self._counts),
+            shares=dict(self._shares),
         )
         components = [[tuple(values) for values in group] for group in self._values]
         return Scores(components, rewards, report)
+
+
+def check_failures(
+    scores: Scores,
+    specs: Sequence[RewardSpec],
+    groups: Sequence[Sequence[Completion]],
+    *,
+    max_rate: float,
+) -> None:
+    """Stop when a function with a weight failed on too large a share of a batch.
+
+    Args:
+        scores: What the functions answered.
+        specs: The functions, in the order of the components.
+        groups: The completions that were scored.
+        max_rate: Largest share that is allowed, in [0, 1].
+
+    Raises:
+        TooManyFailures: The share is larger; the one line shows a completion and what went wrong.
+    """
+    total = sum(map(len, groups))
+    for spec in specs:
+        failures = scores.report.failures
+        failed = sum(count for (name, _), count in failures.items() if name == spec.name)
+        if not spec.weight or failed <= max_rate * total:
+            continue
+        example = scores.report.examples[spec.name]
+        completion = groups[example.group][example.sample]
+        raise TooManyFailures(
+            f"reward.functions.{spec.name} failed on {failed} of {total} samples, more than "
+            f"reward.max_failure_rate={max_rate:g} allows; {example.kind.value}: "
+            f"{example.message}; for the completion {completion.text[:_SHOWN]!r} of the prompt "
+            f"that ends {completion.prompt.text[-_SHOWN:]!r}"
+        )
 
 
 def weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 import sys
 from array import array
@@ -52,6 +53,18 @@ class Failure(StrEnum):
     """It wanted more memory than `reward.max_memory`."""
     output = "output"
     """It was killed because it printed more than `reward.max_output_bytes`."""
+    unreachable = "unreachable"
+    """A judge's endpoint could not be reached, or broke the connection."""
+    rate_limited = "rate_limited"
+    """It kept answering 429."""
+    refused = "refused"
+    """It answered with another status than 200."""
+    bad_reply = "bad_reply"
+    """It answered what is no chat completion."""
+    no_verdict = "no_verdict"
+    """The judge's reply holds no verdict."""
+    not_cached = "not_cached"
+    """Only the cache may be asked, and it has no reply."""
 
 
 class Unit(NamedTuple):
@@ -120,6 +133,32 @@ class WirePrompt:
     columns: Mapping[str, Any]
     messages: Sequence[Mapping[str, Any]]
     key: str
+    limit: int | None
+
+
+class WireTurn(NamedTuple):
+    """This is the worker's copy of `rlkit.types.TurnRecord`."""
+
+    start: int
+    stop: int
+    reward: float | None
+    info: Mapping[str, float]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireEpisode:
+    """This is the worker's copy of `rlkit.types.Episode`; `end` is plain text."""
+
+    turns: tuple[WireTurn, ...]
+    end: str
+
+    @property
+    def reward(self) -> float:
+        """Return the sum of the turns' rewards, 0 without any; NaN when the environment failed."""
+        if self.end == "failed":
+            return math.nan
+        return math.fsum(turn.reward for turn in self.turns if turn.reward is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +169,7 @@ class WireCompletion:
     text: str
     ids: Sequence[int]
     finish_reason: str
+    episode: WireEpisode | None = None
 
 
 def frame(message: object) -> bytes:
@@ -166,8 +206,12 @@ def encode_group(group: Sequence[types.Completion]) -> dict[str, Any]:
             dict(prompt.columns),
             prompt.messages,
             prompt.key,
+            prompt.limit,
         ],
-        "samples": [[c.text, _encode_ids(c.ids), str(c.finish_reason)] for c in group],
+        "samples": [
+            [c.text, _encode_ids(c.ids), str(c.finish_reason), _encode_episode(c.episode)]
+            for c in group
+        ],
     }
 
 
@@ -175,14 +219,40 @@ def decode_group(message: Mapping[str, Any]) -> tuple[WireCompletion, ...]:
     """Undo `encode_group`; a tuple, so that no function can change the next one's input."""
     if not message["samples"]:
         return ()
-    index, ids, text, columns, messages, key = message["prompt"]
+    index, ids, text, columns, messages, key, limit = message["prompt"]
     prompt = WirePrompt(
-        index=index, ids=Ids(ids), text=text, columns=columns, messages=messages, key=key
+        index=index,
+        ids=Ids(ids),
+        text=text,
+        columns=columns,
+        messages=messages,
+        key=key,
+        limit=limit,
     )
     return tuple(
-        WireCompletion(prompt=prompt, text=sampled, ids=Ids(ids), finish_reason=finish_reason)
-        for sampled, ids, finish_reason in message["samples"]
+        WireCompletion(
+            prompt=prompt,
+            text=sampled,
+            ids=Ids(ids),
+            finish_reason=finish_reason,
+            episode=_decode_episode(episode),
+        )
+        for sampled, ids, finish_reason, episode in message["samples"]
     )
+
+
+def _encode_episode(episode: types.Episode | None) -> list[Any] | None:
+    if episode is None:
+        return None
+    turns = [[t.start, t.stop, t.reward, dict(t.info), t.text] for t in episode.turns]
+    return [str(episode.end), turns]
+
+
+def _decode_episode(message: list[Any] | None) -> WireEpisode | None:
+    if message is None:
+        return None
+    end, turns = message
+    return WireEpisode(turns=tuple(WireTurn._make(turn) for turn in turns), end=end)
 
 
 def _encode_ids(ids: Sequence[int]) -> str:

@@ -6,12 +6,10 @@ pipe that the parent drains, with the name of each function before its text.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import mmap
 import os
 import resource
-import select
 import socket
 import sys
 import time
@@ -33,6 +31,7 @@ from rlkit.rewards.wire import (
     frame,
     unframe,
 )
+from rlkit.runtime.lifeline import die_with_parent
 from rlkit.runtime.redact import Redactor
 
 _MAX_MESSAGE = 300
@@ -43,7 +42,7 @@ def main(channel_fd: int, lifeline_fd: int, progress_fd: int) -> None:
     """Load the functions of the first message, then serve requests until the socket closes."""
     if sys.platform == "linux":
         work_under_a_keeper(lifeline_fd, close=(channel_fd, progress_fd))
-    _die_with_parent(lifeline_fd)
+    die_with_parent(lifeline_fd)
     channel = socket.socket(fileno=channel_fd)
     buffer = bytearray()
     hello = _receive(channel, buffer)
@@ -179,18 +178,3 @@ def _receive(channel: socket.socket, buffer: bytearray) -> Any:
             return None
         buffer += data
     return messages[0]  # the parent sends one request at a time
-
-
-def _die_with_parent(lifeline_fd: int) -> None:
-    """Let the kernel end this process when the parent's end of the pipe closes, however it dies.
-
-    A watching thread would not do: a function stuck in C code that holds the GIL, such as a regular
-    expression, blocks every thread. SIGIO, left unhandled, ends the process from outside.
-    """
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
-    flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
-    poll = select.poll()
-    poll.register(lifeline_fd, select.POLLIN)
-    if poll.poll(0):  # the parent was gone before the signal was armed
-        raise SystemExit(1)

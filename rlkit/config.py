@@ -25,21 +25,22 @@ from rlkit.algorithms import (
     RatioConfig,
     build,
 )
+from rlkit.checks.refusal import ConfigError as ConfigError
+from rlkit.checks.refusal import checked, refuse_unknown_keys
+from rlkit.checks.refusal import did_you_mean as did_you_mean
+from rlkit.checks.refusal import require as require
+from rlkit.environments import EnvironmentConfig
 from rlkit.generation import GeneratorConfig
 from rlkit.models import ModelConfig, QuantKind, TuningKind
-from rlkit.refusal import ConfigError as ConfigError
-from rlkit.refusal import checked, refuse_unknown_keys
-from rlkit.refusal import did_you_mean as did_you_mean
-from rlkit.refusal import require as require
 from rlkit.rewards import RewardConfig
 from rlkit.schema import Between, Options, Schema
-from rlkit.tasks import TaskConfig
+from rlkit.tasks import TaskConfig, task_of
 from rlkit.tracking import TrackerConfig
 from rlkit.training.divergence import EvalKL
 from rlkit.training.memory_config import MemoryConfig
 from rlkit.training.no_signal import StopConfig
 from rlkit.training.optim import OptimConfig
-from rlkit.types import Algorithm, Setting
+from rlkit.types import Algorithm, RolloutKind, Setting
 
 _MOST_COMPLETIONS = 1_000_000
 """Completions of one batch: 1 GB of texts, which no device samples in an hour."""
@@ -78,6 +79,9 @@ class EvaluationConfig(Options):
     """Held-out prompts, in [1, 100000]; the same ones each time, sampled with the same seeds."""
     samples_per_prompt: Annotated[int, Between(1, 10_000)] = 2
     """Samples of each, in [1, 10000]; intervals treat a prompt's samples as one cluster."""
+    tasks: dict[str, Any] = field(default_factory=dict)
+    """Further tasks to evaluate on, by a name of yours: `{sums: {name: chain_sum, digits: 2}}`.
+    Each must know what a right answer is. Their numbers stand beside those of the own task."""
     kl: EvalKL = EvalKL.exact
     """exact, k3 or none: how KL(policy || reference) of these samples is measured, the same way for
     every objective. exact and k3 score the samples under both policies once more."""
@@ -89,6 +93,8 @@ class EvaluationConfig(Options):
         require(num_samples >= 1, "evaluation.samples_per_prompt", ">= 1", num_samples)
         both = "evaluation.num_prompts * evaluation.samples_per_prompt"
         _check_completions(both, self.num_prompts, num_samples)
+        for name, options in self.tasks.items():
+            task_of(options, key=f"evaluation.tasks.{name}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -123,15 +129,19 @@ class Config(Options):
     """Folder of this run; must not exist, unless `resume` says otherwise."""
     resume: Resume = Resume.never
     """What to do when `run_dir` exists."""
+    init_from: str | None = None
+    """Folder of a completed run to start from: its model and what it learnt. The reference policy
+    is the model at this start. None = start from `model` as it is."""
     accept_changed_files: bool = False
     """Go on with a run or a sweep although a data, reward or model file has changed since."""
     device: DeviceChoice = DeviceChoice.auto
     """auto = CUDA when there is a device."""
-    gpus: int = 1
+    gpus: Annotated[int, Between(1, 65_536)] = 1
     """Processes of this run, >= 1 and <= `prompts_per_step`: each has a device of its own, samples
     its share of the prompts and computes its share of the gradient."""
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     reward: RewardConfig = MISSING
     generator: GeneratorConfig = MISSING
     kl: KLConfig = MISSING
@@ -163,6 +173,16 @@ class Config(Options):
         _check_completions(both, self.prompts_per_step, self.algorithm.group_size)
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
+        if isinstance(self.algorithm, AlgorithmConfig) and self.algorithm.group_size != 1:
+            _check_group_size(self)
+
+
+def _check_group_size(config: Config) -> None:
+    """Raise ConfigError when an algorithm that samples nothing is given a group."""
+    rollouts = algorithm_of(config).rollouts
+    rule = f"1 with algorithm={algorithm_name(config)}, which samples nothing"
+    size = config.algorithm.group_size
+    require(rollouts is RolloutKind.sampled, "algorithm.group_size", rule, size)
 
 
 def _check_completions(key: str, num_prompts: int, num_samples: int) -> None:
@@ -192,7 +212,7 @@ def setting_of(config: Config) -> Setting:
         group_size=config.algorithm.group_size,
         max_completion_length=config.task.max_completion_length,
         updates_per_batch=config.optim.updates_per_batch,
-        microbatched=config.memory.tokens_per_microbatch > 0 or config.gpus > 1,
+        microbatched=config.memory.tokens_per_microbatch != 0 or config.gpus > 1,
     )
 
 

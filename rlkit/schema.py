@@ -47,20 +47,46 @@ def _read_only(options: Options, name: str) -> AttributeError:
 NAMES = ("algorithm.preset",)
 """Leaves that only say what others are called."""
 NEWER_OPTIONS: Mapping[str, object] = {
+    "algorithm.advantage.turns": "trajectory",
+    "environment.fn": "",
+    "environment.options": {},
+    "environment.max_turns": 8,
+    "environment.max_turn_tokens": None,
+    "environment.cut_turns": "end",
+    "environment.history": "strict",
+    "environment.timeout_s": 10.0,
+    "environment.episode_timeout_s": 120.0,
+    "environment.startup_timeout_s": 120.0,
+    "environment.workers": 2,
+    "environment.memory_mb": 2048,
+    "algorithm.labels": "hard",
     "gpus": 1,
     "model.adapter": None,
     "model.adapter_use": "train",
     "model.rope_length": None,
     "model.chat_template_name": "",
     "model.chat_template_kwargs": {},
+    "reward.max_failure_rate": 1.0,
     "reward.special_tokens": "drop",
     "reward.max_memory_bytes": 0,
     "task.bad_rows": "error",
     "task.ignore_keys": [],
+    "task.target": "",
+    "task.overlong_targets": "error",
+    "task.stream": False,
+    "init_from": None,
+    "evaluation.tasks": {},
     "checkpoint.keep_every": 0,
 }
 """Options that older runs did not have, with the value that means what those runs did. At this
 value an option is no part of a run's identity, so that older runs resume and sweeps skip them."""
+
+
+FORMER_DEFAULTS: Mapping[str, tuple[object, object]] = {
+    "memory.tokens_per_microbatch": (None, 8192),
+}
+"""Options whose default has changed, with the new and the former value, neither of which changes a
+number. The new one counts as the former in a run's identity, so that sweeps know their jobs."""
 
 
 class Schema(NamedTuple):

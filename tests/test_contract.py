@@ -12,6 +12,7 @@ from oracles import (
     as_outputs,
     filled,
     gradients,
+    in_turns,
     leaf_outputs,
     options,
     random_rollout,
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from rlkit.algorithms import ALGORITHMS, build
 from rlkit.algorithms.grpo import GRPOConfig
-from rlkit.algorithms.objective.advantage import Baseline
+from rlkit.algorithms.objective.advantage import Baseline, TurnCredit
 from rlkit.oracle.compose import composed
 from rlkit.types import (
     Algorithm,
@@ -45,6 +46,17 @@ CASES = (
     + [("algorithm=online_dpo", f"algorithm.pairs={rule}") for rule in ("ranked", "neighbours")]
     + [("algorithm=online_dpo", f"algorithm.loss={loss}") for loss in ("ipo", "hinge")]
 )
+EPISODE_CASES: list[tuple[str, ...]] = [
+    (
+        f"algorithm={name}",
+        f"algorithm.advantage.turns={turns}",
+        "ratio=token",
+        "algorithm.aggregation=token_mean",
+    )
+    for name in ("grpo", "rloo")
+    for turns in TurnCredit
+    if turns is not TurnCredit.trajectory
+]
 SPLITTABLE = [case for case in CASES if case != ("algorithm=bnpo",)]
 every_case = pytest.mark.parametrize("case", CASES, ids=",".join)
 
@@ -130,13 +142,29 @@ def test_every_configuration_adds_up(case: tuple[str, ...]) -> None:
 @every_case
 @pytest.mark.parametrize("poison", [1e4, float("nan")])
 def test_padding_never_matters(case: tuple[str, ...], poison: float) -> None:
+    check_poison(case, random_rollout(lengths=LENGTHS, group_size=GROUP), poison)
+
+
+@pytest.mark.parametrize("case", [*CASES, *EPISODE_CASES], ids=",".join)
+@pytest.mark.parametrize("poison", [1e4, float("nan")])
+def test_tokens_of_an_environment_are_context_and_nothing_else(
+    case: tuple[str, ...], poison: float
+) -> None:
+    """Poison between turns: no loss, no metric and no gradient of any algorithm changes."""
+    rollout = in_turns(random_rollout(lengths=LENGTHS, group_size=GROUP))
+    assert rollout.spliced is not None and int(rollout.spliced.sum()) > len(rollout) // 2
+    check_poison(case, rollout, poison)
+
+
+def check_poison(case: tuple[str, ...], clean: RolloutBatch, poison: float) -> None:
+    """Whatever stands outside `completion_mask` reaches neither loss nor metric nor gradient."""
     algorithm = algorithm_of(case, updates=2)
-    clean = random_rollout(lengths=LENGTHS, group_size=GROUP)
     padding = ~clean.completion_mask
-    columns = {
-        name: getattr(clean, name).masked_fill(padding, poison)
-        for name in ("sampling_logps", "old_logps", "ref_logps", "values")
-    }
+    names = ["sampling_logps", "old_logps", "ref_logps", "values"]
+    names += ["turn_rewards"] if clean.turn_rewards is not None else []
+    columns = {name: getattr(clean, name).masked_fill(padding, poison) for name in names}
+    if clean.turn_ids is not None:
+        columns["turn_ids"] = clean.turn_ids.masked_fill(padding, 99)
     want, want_gradients = run(algorithm, clean)
     batch = algorithm.prepare(replace(clean, **columns))
     padding = ~batch.rollout.completion_mask
@@ -171,7 +199,7 @@ def test_order_of_groups_does_not_matter(case: tuple[str, ...]) -> None:
 @every_case
 def test_inputs_are_not_modified_and_get_no_gradient(case: tuple[str, ...]) -> None:
     algorithm = algorithm_of(case, updates=2)
-    rollout = random_rollout(lengths=LENGTHS, group_size=GROUP)
+    rollout = in_turns(random_rollout(lengths=LENGTHS, group_size=GROUP))
     rollout = replace(
         rollout,
         **{
@@ -319,6 +347,23 @@ def test_gradient_only_where_the_mask_is(case: tuple[str, ...]) -> None:
 
 
 @every_case
+def test_idle_rows_have_no_gradient(case: tuple[str, ...]) -> None:
+    """Every second group has equal rewards; what is called idle must leave no trace."""
+    algorithm = algorithm_of(case, updates=2)
+    rollout = random_rollout(lengths=LENGTHS, group_size=GROUP)
+    equal = torch.arange(len(rollout)) // GROUP % 2 == 0
+    components = rollout.reward_components.masked_fill(equal[:, None], 0.5)
+    rewards = rollout.rewards.masked_fill(equal, 0.5)
+    rollout = replace(rollout, rewards=rewards, reward_components=components)
+    if algorithm.idle is None:
+        return
+    idle = algorithm.idle(algorithm.prepare(rollout))
+    assert idle.shape == (len(rollout),)
+    for gradient in run(algorithm, rollout)[1]:
+        assert float(gradient[idle].abs().sum()) == 0.0
+
+
+@every_case
 def test_float32_agrees_with_float64(case: tuple[str, ...]) -> None:
     algorithm = algorithm_of(case, updates=2)
     rollout = random_rollout(lengths=LENGTHS, group_size=GROUP)
@@ -327,7 +372,7 @@ def test_float32_agrees_with_float64(case: tuple[str, ...]) -> None:
         **{
             f.name: getattr(rollout, f.name).float()
             for f in fields(rollout)
-            if getattr(rollout, f.name).dtype == torch.float64
+            if getattr(getattr(rollout, f.name), "dtype", None) == torch.float64
         },
     )
     want, _ = run(algorithm, rollout)

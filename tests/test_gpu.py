@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_run import flat, tiny_run
 
+from benchmarks.faults.gpu import out_of_memory
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.models.config import TuningKind
 from rlkit.training import checkpoint
@@ -84,3 +85,10 @@ def test_memory_does_not_grow_over_steps(tmp_path: Path) -> None:
     trainer.fit(state, stop=StopRequest())
     peaks = [record.metrics["memory/cuda_peak_bytes"] for record in tracker.steps]
     assert max(peaks[10:]) <= 1.1 * max(peaks[:10])
+
+
+def test_memory_that_runs_out_makes_smaller_microbatches(tmp_path: Path) -> None:
+    """F9: the allocator itself refuses, at twenty sizes; the gradient stays within 1e-6."""
+    row = out_of_memory(20, tmp_path)
+    assert row.lost == 0, row.note
+    assert "memory ran out in 0 of" not in row.note

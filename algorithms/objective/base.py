@@ -12,7 +12,7 @@ from torch import Tensor
 from rlkit.algorithms.objective.correction import CorrectionConfig
 from rlkit.algorithms.objective.kl import KLConfig
 from rlkit.algorithms.objective.ratio import RatioConfig
-from rlkit.functional import informative_groups, overlong_penalty
+from rlkit.functional import informative_groups, keep, overlong_penalty, terminal_rewards
 from rlkit.schema import Between, Options
 from rlkit.types import RolloutBatch, Setting
 
@@ -115,6 +115,15 @@ def shaped_rewards(cfg: AlgorithmConfig, setting: Setting, rollout: RolloutBatch
         buffer=cfg.overlong_fraction * setting.max_completion_length,
         scale=cfg.overlong_scale,
     )
+
+
+def token_rewards(cfg: AlgorithmConfig, setting: Setting, rollout: RolloutBatch) -> Tensor:
+    """Return the shaped rewards at the last sampled token of each turn (B C), 0.0 elsewhere."""
+    mask, shaped = rollout.completion_mask, shaped_rewards(cfg, setting, rollout)
+    if rollout.turn_rewards is None:
+        return terminal_rewards(shaped, mask)
+    of_turns = keep(rollout.turn_rewards, mask).nan_to_num(nan=0.0)
+    return of_turns + terminal_rewards(shaped - rollout.rewards, mask)
 
 
 def loss_mask_of(cfg: AlgorithmConfig, rollout: RolloutBatch) -> Tensor:

@@ -26,6 +26,28 @@ class TieRule(StrEnum):
     first = "first"
 
 
+class LabelRule(StrEnum):
+    """The probability p that the chosen row of a pair is the better one, from its reward gap g."""
+
+    hard = "hard"
+    """p = 1."""
+    wins = "wins"
+    """p = (1 + g) / 2, at most 1: of shares of wins, where two rows have a judge's own p."""
+    bradley_terry = "bradley_terry"
+    """p = sigmoid(g): of a reward model's scores."""
+
+
+def label_probabilities(rule: LabelRule, gaps: Tensor) -> Tensor:
+    """Return (N) p for gaps >= 0 of N pairs; in [0.5, 1]."""
+    match rule:
+        case LabelRule.wins:
+            return ((1.0 + gaps) / 2.0).clamp(max=1.0)
+        case LabelRule.bradley_terry:
+            return gaps.sigmoid()
+        case _:
+            return torch.ones_like(gaps)
+
+
 _RULES: Mapping[PairRule, Callable[[Tensor], Tensor]] = {
     PairRule.best_worst: best_worst_pair,
     PairRule.ranked: ranked_pairs,

@@ -21,7 +21,16 @@ from rlkit.algorithms.objective.surrogate import (
     surrogate,
 )
 from rlkit.functional import high_entropy_mask, keep, token_mean
-from rlkit.types import Column, Loss, LossOutput, OutputSpec, PolicyOutput, Setting, TrainBatch
+from rlkit.types import (
+    Column,
+    Idle,
+    Loss,
+    LossOutput,
+    OutputSpec,
+    PolicyOutput,
+    Setting,
+    TrainBatch,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,6 +61,8 @@ class PolicyGradient(NamedTuple):
     loss: Loss
     needs: frozenset[Column]
     outputs: OutputSpec
+    idle: Idle | None
+    """Rows without an advantage, where nothing but the surrogate has a gradient."""
 
 
 def check_policy_gradient(objective: Objective[PolicyGradientConfig], old: OldPolicy) -> None:
@@ -112,7 +123,15 @@ def policy_gradient_loss(
     outputs = OutputSpec(
         entropy=True, entropy_grad=cfg.entropy_coef != 0.0, full_kl=full_kl_spec(kl)
     )
-    return PolicyGradient(loss, needs, outputs)
+    # A mean over the micro-batch's own tokens is another loss in another split.
+    splits = cfg.aggregation is not Aggregation.microbatch_token_mean
+    only_surrogate = not kl.in_loss and cfg.entropy_coef == 0.0
+    idle = _without_advantage if splits and only_surrogate else None
+    return PolicyGradient(loss, needs, outputs, idle)
+
+
+def _without_advantage(batch: TrainBatch) -> Tensor:
+    return (batch.advantages == 0.0).all(dim=1)
 
 
 def _policy_term(

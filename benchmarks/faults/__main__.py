@@ -41,11 +41,14 @@ FAMILIES = {
     "F6": Family("not_finite", 14, 14),
     "F7": Family("rewards", 28, 4),
     "F10": Family("trackers", 5, 2),
+    "F13": Family("bad_values", 100, 2),
+    "F16": Family("secrets", 8, 6),
     "F19": Family("splits", 500, 50),
     "F20": Family("sweeps", 50, 0),
     "F21": Family("seeds", 20, 2),
     "resume": Family("resume", 100_000, 4),
     "derived": Family("derived", 12, 2),
+    "leftovers": Family("leftovers", 50, 9),
     "soak": Family("soak", 2000, 0),
 }
 """The families of this table, by the names that `--only` takes."""

@@ -213,4 +213,4 @@ def run(count: int, folder: Path) -> Row:
     tried, wrong = problems({"": names})
     (folder / "bad_values.txt").write_text("\n".join(wrong))
     note = f"{len(leaves())} leaves x {len(names)} values, on the command line"
-    return Row("bad values on every config leaf", tried, tried - len(wrong), len(wrong), note)
+    return Row("F13 bad values on every config leaf", tried, tried - len(wrong), len(wrong), note)

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,18 +30,19 @@ def run(count: int, folder: Path) -> Row:
     if problem := finish(folder, "truth", base):
         raise RuntimeError(problem)
     size = sum(p.stat().st_size for p in (folder / "truth").rglob("*") if p.is_file())
-    injected, survived, notes = 0, 0, list[str]()
+    tried, survived, notes = Counter[str](), 0, list[str]()
     for number in range(count):
         kind = ("full", "inodes", "read-only", "immutable")[number % 4]
         share = 0.15 + 0.7 * (number // 4) / max(1, (count - 1) // 4)
         problem = _try(folder, base, kind, share=share, size=size, number=number)
         if problem == "not here":
             continue
-        injected += 1
+        tried[kind] += 1
         survived += not problem
         notes += [f"{kind}: {problem}"] if problem else []
     said = "; ".join(notes[:2]) or "each ended with one line that names a path and went on bitwise"
-    note = f"full, out of files, read-only, folder made immutable; {said}"
+    injected = tried.total()
+    note = f"{', '.join(f'{kind} {number}' for kind, number in tried.items())}; {said}"
     return Row(
         "F4 disk full or read-only in mid-run", injected, survived, injected - survived, note
     )

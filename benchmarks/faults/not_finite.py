@@ -12,6 +12,7 @@ from tiny_run import LetterScores, tiny_run
 from torch import Tensor
 
 from benchmarks.faults.row import Row
+from rlkit.training.collect import Collector
 from rlkit.training.optim import OptimConfig, state_tensors
 from rlkit.training.stopping import StopRequest
 from rlkit.training.trainer import Trainer
@@ -101,8 +102,10 @@ def _always(folder: Path, case: _Case) -> str:
 def _faulty(trainer: Trainer, state: TrainState, case: _Case, now: Callable[[], bool]) -> Trainer:
     """Return `trainer` with the fault in it, while `now()` says so."""
     if case.place == "reward":
-        rewards = _Rewards(trainer.collector.rewards, case, now)
-        return replace(trainer, collector=replace(trainer.collector, rewards=rewards))
+        collector = trainer.collector
+        assert isinstance(collector, Collector)
+        rewards = _Rewards(collector.rewards, case, now)
+        return replace(trainer, collector=replace(collector, rewards=rewards))
     if case.place == "gradient":
         leaves = list(state.learner.named_parameters().values())
         for leaf in leaves if case.everywhere else leaves[:1]:

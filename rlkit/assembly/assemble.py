@@ -10,11 +10,17 @@ from typing import NamedTuple
 import torch
 
 from rlkit.assembly.device import resolve_device
+from rlkit.assembly.environments import Stage, environment_pool, new_stage
 from rlkit.assembly.generators import bind_adapter
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import LoadedModels, choose_generator, plan_and_load
-from rlkit.assembly.model_run import ModelRun, render_prompts
+from rlkit.assembly.model_run import ModelRun
+from rlkit.assembly.prompts import render_prompts
+from rlkit.assembly.rewards import reward_pool, start_rewards
 from rlkit.assembly.rows import held_out_prompts, tried_rewards, usable_rows
+from rlkit.assembly.side_tasks import side_tasks
+from rlkit.assembly.stops import stops_before_loading
+from rlkit.assembly.targets import Imitated, imitated_by, with_held_out
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
@@ -27,9 +33,8 @@ from rlkit.plan.device import Meter, let_segments_grow
 from rlkit.plan.of_config import Planned
 from rlkit.policy.policy import CriticChoice, new_policy
 from rlkit.ranks import ALONE, Ranks
-from rlkit.rewards import reward_specs
 from rlkit.rewards.pool import RewardPool
-from rlkit.tasks import Task, build_task
+from rlkit.tasks import Task, build_task, with_environment
 from rlkit.types import Algorithm, Prompt, Setting
 
 _GENERATED_ROWS = 256
@@ -51,10 +56,11 @@ class _Start(NamedTuple):
 
     config: Config
     device: torch.device
-    task: Task
+    imitated: Imitated
     setting: Setting
     algorithm: Algorithm
     rewards: RewardPool
+    stage: Stage | None
     resources: ExitStack
     ranks: Ranks
 
@@ -65,19 +71,27 @@ def _assemble(config: Config, say: Callable[[str], None], ranks: Ranks) -> Model
     config = replace(config, generator=choose_generator(config, device, say=say))
     if isinstance(config.generator, VLLMGeneratorConfig):
         require_vllm()
-    task = build_task(config.task)
+    task = with_environment(build_task(config.task), config.environment)
     setting, algorithm = setting_of(config), algorithm_of(config)
-    rewards = RewardPool(reward_specs(config.reward, task.rewards), config.reward)
+    rewards = reward_pool(config, task, device)
     resources = ExitStack()
     resources.callback(rewards.close)
+    pool = environment_pool(config, task, resources)
     try:
-        rewards.start()
+        rewards.verify()
+        if pool is not None:
+            pool.start()
         meter = Meter.start(device)
         model = resolve_model(config.model, device=device, say=say)
         config = replace(config, model=model.config)
         # Before a weight is read: a row that cannot be used ends the run here.
         rows = usable_rows(config, task, model.tokenizer, say=say)
-        start = _Start(config, device, rows.task, setting, algorithm, rewards, resources, ranks)
+        stops = stops_before_loading(config, task, model)
+        imitated = imitated_by(config, rows.task, model.tokenizer, stops, say=say)
+        stage = new_stage(pool, model.tokenizer, config.environment, task)
+        start = _Start(
+            config, device, imitated, setting, algorithm, rewards, stage, resources, ranks
+        )
         longest = task.max_prompt_length, task.max_completion_length
         planned, loaded = plan_and_load(
             config,
@@ -103,14 +117,13 @@ def _assemble(config: Config, say: Callable[[str], None], ranks: Ranks) -> Model
 def _with_model(
     start: _Start, planned: Planned, loaded: LoadedModels, meter: Meter, say: Callable[[str], None]
 ) -> ModelRun:
-    config, task, base = start.config, start.task, loaded.base
+    config, task, base = start.config, start.imitated.task, loaded.base
     sampling = sampling_config(
         config.generator.sampling,
         max_completion_length=task.max_completion_length,
         stop=task.stop,
     )
     stops = stops_of(base.tokenizer, base.stop_ids, sampling.stop)
-    sampling = sampling._replace(stop=stops.strings)
     eval_prompts = held_out_prompts(config, task, base, say=say)
     decode = tried_rewards(config, task, start.rewards, base.tokenizer, ends=base.stop_ids, say=say)
     _say_what_is_known(base, stops, eval_prompts[0], say)
@@ -127,6 +140,7 @@ def _with_model(
     injector = bind_adapter(
         planned.config.generator, loaded.engine, base, policy, sampled=loaded.sampled, say=say
     )
+    start_rewards(start.rewards, policy, base)
     return ModelRun(
         config=config,
         planned=planned,
@@ -141,11 +155,14 @@ def _with_model(
         resources=start.resources,
         algorithm=start.algorithm,
         setting=start.setting,
-        sampling=sampling,
+        sampling=sampling._replace(stop=stops.strings),
         stop_ids=stops.ids,
         decode=decode,
         train=task.train,
         eval_prompts=eval_prompts,
+        imitated=with_held_out(start.imitated, eval_prompts),
+        side_tasks=side_tasks(config, base, say=say),
+        stage=start.stage,
         ranks=start.ranks,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlkit.algorithms import GroupFilter
 from rlkit.assembly.identity import identity_hash
-from rlkit.config import Config
+from rlkit.config import Config, algorithm_of
 from rlkit.generation import sample_seed
 from rlkit.models.config import Switch
 from rlkit.ranks import ALONE, Ranks
@@ -12,7 +12,7 @@ from rlkit.training.learner import Learner
 from rlkit.training.optim import build_optimizer
 from rlkit.training.schedule import RunSchedule
 from rlkit.training.update import TrainState, UpdateSettings
-from rlkit.types import Algorithm
+from rlkit.types import Algorithm, RolloutKind
 
 # Streams of seeds that must not meet: training samples use steps >= 0.
 EVALUATION_SEED = -1
@@ -45,15 +45,21 @@ def new_state(
 
 
 def update_settings(config: Config, ranks: Ranks = ALONE) -> UpdateSettings:
-    """Return how a batch is split and stepped on."""
+    """Return how a batch is split and stepped on; without a plan it stays whole."""
     return UpdateSettings(
         optim=config.optim,
         total_updates=config.steps * config.optim.updates_per_batch,
-        temperature=config.generator.sampling.temperature,
-        tokens_per_microbatch=config.memory.tokens_per_microbatch,
+        temperature=_temperature(config),
+        tokens_per_microbatch=config.memory.tokens_per_microbatch or 0,
         share_prompts=config.model.shared_prefix is not Switch.off,
         ranks=ranks,
     )
+
+
+def _temperature(config: Config) -> float:
+    """Return the temperature of the logps that train: the sampler's, or 1 for what is given."""
+    sampled = algorithm_of(config).rollouts is RolloutKind.sampled
+    return config.generator.sampling.temperature if sampled else 1.0
 
 
 def schedule_of(config: Config) -> RunSchedule:

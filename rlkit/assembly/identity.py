@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
 from rlkit.config import Config, flatten
-from rlkit.schema import NAMES, NEWER_OPTIONS
+from rlkit.schema import FORMER_DEFAULTS, NAMES, NEWER_OPTIONS
 
 # These options cannot change a number beyond its last bit. They say where a run lives, how it is
 # watched, how it is split to fit, and when it gives up. Everything else is its identity; of
@@ -20,6 +21,11 @@ _NOT_IDENTITY = (
     *("tracker", "checkpoint", "steps", "stop", "memory"),
 )
 _IDENTITY_AFTER_ALL = "memory.quant."
+_WHERE_SCORERS_RUN = re.compile(
+    r"reward\.functions\.[^.]+\.options\.(url|api_key|max_in_flight|timeout_s|step_timeout_s|retries"
+    r"|max_calls|max_total_tokens|cache|cache_only|device|max_tokens_per_batch)"
+)
+"""Options of judges and reward models that say where and how fast, not what, they judge."""
 CURES: Mapping[str, tuple[object, ...]] = {
     "task.overlong_prompts": ("drop",),
     "task.bad_rows": ("drop",),
@@ -35,16 +41,21 @@ def identity(config: Config) -> dict[str, Any]:
 def is_identity(key: str) -> bool:
     """Return whether the option `key` can change a number."""
     is_part = key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
-    return is_part and key not in NAMES
+    return is_part and key not in NAMES and _WHERE_SCORERS_RUN.fullmatch(key) is None
 
 
 def known_leaves(config: Config) -> dict[str, Any]:
-    """Return `flatten` without the newer options that are left at what older runs did."""
+    """Return `flatten` as older runs would have it, where an option is left at what they did."""
     return {
-        key: value
+        key: _as_before(key, value)
         for key, value in flatten(config).items()
         if (key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]) and key not in NAMES
     }
+
+
+def _as_before(key: str, value: object) -> object:
+    now, before = FORMER_DEFAULTS.get(key, (value, value))
+    return before if value == now else value
 
 
 def before_it_was(config: Config, key: str) -> object:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import closing
 
+import torch
+
+from rlkit.assembly.init_from import started
+from rlkit.assembly.rewards import reward_pool
 from rlkit.config import Config
 from rlkit.models.source import check
-from rlkit.rewards import reward_specs
-from rlkit.rewards.pool import RewardPool
-from rlkit.tasks import build_task
+from rlkit.tasks import build_task, with_environment
 
 
 def check_inputs(config: Config) -> None:
@@ -17,7 +19,8 @@ def check_inputs(config: Config) -> None:
     Raises ValueError with one line that names the key. Causes are a missing path, wrong rows or
     columns, a function that cannot be imported, and weights that are cut off.
     """
+    config = started(config, say=lambda _: None)
     check(config.model)
-    task = build_task(config.task)
-    with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
-        pool.start()
+    task = with_environment(build_task(config.task), config.environment)
+    with closing(reward_pool(config, task, torch.device("cpu"))) as pool:
+        pool.verify()

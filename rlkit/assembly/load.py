@@ -133,7 +133,7 @@ def load_base(
         ValueError: The model or its engine cannot be loaded, with one line.
     """
     if isinstance(config.generator, VLLMServerConfig):
-        from rlkit.generation.vllm.server import check_server
+        from rlkit.generation.vllm.server_check import check_server
 
         name, context = check_server(config.generator)
         if sum(longest) > context:

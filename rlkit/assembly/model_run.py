@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from rlkit.assembly.environments import Stage
 from rlkit.assembly.from_config import (
     EVALUATION_SEED,
     new_state,
@@ -21,7 +22,9 @@ from rlkit.assembly.from_config import (
     update_settings,
 )
 from rlkit.assembly.generators import new_generator
+from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.stoppable import StoppableRewards
+from rlkit.assembly.targets import Imitated, meter_of, targets_for
 from rlkit.config import Config, algorithm_name, flatten, option_of
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
@@ -36,14 +39,15 @@ from rlkit.policy.policy import CRITIC_PREFIX, Policy
 from rlkit.ranks import ALONE, Ranks
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
-from rlkit.tasks.render import render_all
 from rlkit.tracking.base import Phase, RunInfo, Tracker
-from rlkit.training.collect import Collector, Decode, score_rollouts
+from rlkit.training.collect import Collector, RolloutSource
 from rlkit.training.deadline import Deadline, Hung, TimedGenerator
 from rlkit.training.divergence import DivergenceMeter, EvalKL
-from rlkit.training.evaluate import Evaluator
+from rlkit.training.evaluate import Evaluator, SideTask
 from rlkit.training.loss_scale import FLOAT16
+from rlkit.training.scoring import Decode, score_rollouts
 from rlkit.training.stopping import StopRequest
+from rlkit.training.targets import Target, TargetCollector
 from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState
 from rlkit.types import Algorithm, Generator, Group, Prompt, SamplingConfig, Setting
@@ -91,7 +95,13 @@ class ModelRun:
     train: Split
     """The task's training split, without prompts that are too long if those are dropped."""
     eval_prompts: Sequence[Prompt]
+    imitated: Imitated
+    """The completions to imitate; none for a run that samples."""
+    side_tasks: Mapping[str, SideTask] = field(default_factory=dict)
+    """Further tasks of the evaluation, by name."""
     ranks: Ranks = ALONE
+    stage: Stage | None = None
+    """The environment that answers the model's turns; None = single turns."""
 
     def close(self) -> None:
         """End the generator, its engine and the reward processes; idempotent.
@@ -119,26 +129,16 @@ class ModelRun:
         """
         config = self.config
         record(self.planned.plan, run_dir)
-        generator = self._generator(tracker, stop)
+        self.rewards.keep_in(run_dir)
+        generator = self.generator(tracker, stop)
         rewards = StoppableRewards(self.rewards, stop)
-        collector = Collector(
-            generator=generator,
-            prompts=self.prompts,
-            rewards=rewards,
-            decode=self.decode,
-            seed=partial(sample_seed, config.seed),
-            sampling=self.sampling,
-            group_size=self.setting.group_size,
-            resample=resamples(config),
-            ranks=self.ranks,
-        )
         return Trainer(
             algorithm=self.algorithm.at,
             settings=update_settings(self.planned.config, self.ranks),
             schedule=schedule_of(config),
-            collector=collector,
+            collector=self._source(generator, rewards),
             generator=generator,
-            evaluate=self._evaluator(generator, rewards, tracker),
+            evaluate=self.evaluator(generator, rewards, tracker),
             tracker=tracker,
             shuffle_seed=partial(shuffle_seed, config),
             pad_token_id=self.base.pad_token_id,
@@ -169,6 +169,7 @@ class ModelRun:
             prompts_per_step=config.prompts_per_step,
             group_size=self.setting.group_size,
             reward_names=tuple(self.rewards.names),
+            signal="reward" if self.imitated.targets is None else "loss",
             config=flatten(config),
             versions=versions,
         )
@@ -183,17 +184,41 @@ class ModelRun:
             weights = tuning.copies(self.policy.adapter)
             save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
 
-    def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
-        """Return the training prompts of a step."""
-        config = self.config
-        indices = train_indices(
-            config.seed, step, config.prompts_per_step, self.train.size, attempt=attempt
-        )
-        return render_prompts(self.task, self.train, indices, self.base, config)
+    def prompts(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
+        """Return the training prompts of a step, by what was right so far if a curriculum asks."""
+        seed, count = self.config.seed, self.config.prompts_per_step
+        curriculum = self.task.curriculum
+        if curriculum is None:
+            indices = train_indices(seed, step, count, self.train.size, attempt=attempt)
+        else:
+            indices = curriculum.indices(seed, step, count, attempt=attempt, success=success)
+        return render_prompts(self.task, self.train, indices, self.base, self.config)
+
+    def _source(self, generator: Generator, rewards: StoppableRewards) -> RolloutSource:
+        """Return what gives the trainer its rollouts: the sampler, or the task's targets."""
+        config, targets = self.config, self.imitated.targets
+        if targets is None:
+            return Collector(
+                generator=generator,
+                prompts=self.prompts,
+                rewards=rewards,
+                decode=self.decode,
+                seed=partial(sample_seed, config.seed),
+                sampling=self.sampling,
+                group_size=self.setting.group_size,
+                resample=resamples(config),
+                ranks=self.ranks,
+                is_right=self.task.curriculum.is_right if self.task.curriculum else None,
+            )
+
+        def of_step(step: int) -> list[Target]:
+            return targets_for(self.prompts(step=step, attempt=0, success={}), self.train, targets)
+
+        return TargetCollector(targets=of_step, rewards=rewards, sampling=self.sampling)
 
     def base_samples(self, count: int) -> list[Group]:
         """Return at least `count` scored samples of the base model, on held-out prompts."""
-        generator = self._new_generator(lambda _: None)
+        generator = self._new_generator(lambda _: None, lambda: None)
         generator.load_adapter(self.policy.adapter, 0)
         prompts = self.eval_prompts[:count]
         each = -(-count // len(prompts))
@@ -205,15 +230,18 @@ class ModelRun:
         )
         return score_rollouts(rollouts, self.rewards, self.decode)[0]
 
-    def _generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
-        """Yield the configured generator, which `close` ends."""
+    def generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
+        """Return the configured generator, which `close` ends."""
 
         patience = self.config.stop.silence_seconds
         deadline = Deadline(seconds=patience, option="stop.silence_seconds")
 
-        def report(progress: Progress) -> None:
+        def pulse() -> None:
             deadline.alive()
             stop.check()
+
+        def report(progress: Progress) -> None:
+            pulse()
             if progress.rows_done == progress.rows:  # an engine is about to give its cache back
                 self.meter.note()
                 if progress.rows == self.planned.work.num_rows:  # of a step, not an evaluation
@@ -221,9 +249,13 @@ class ModelRun:
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
         name = option_of("generator", self.config.generator)
-        return TimedGenerator(self._new_generator(report), deadline, name=f"generator={name}")
+        return TimedGenerator(
+            self._new_generator(report, pulse), deadline, name=f"generator={name}"
+        )
 
-    def _new_generator(self, report: Callable[[Progress], None]) -> Generator:
+    def _new_generator(
+        self, report: Callable[[Progress], None], pulse: Callable[[], None]
+    ) -> Generator:
         generator = new_generator(
             self.planned.config.generator,
             replace(self.base, stop_ids=self.stop_ids),
@@ -233,11 +265,12 @@ class ModelRun:
             progress=report,
         )
         self.resources.callback(generator.close)
-        return generator
+        return generator if self.stage is None else self.stage.over(generator, self.decode, pulse)
 
-    def _evaluator(
+    def evaluator(
         self, generator: Generator, rewards: StoppableRewards, tracker: Tracker
     ) -> Evaluator:
+        """Return what judges the generator's policy on the held-out prompts."""
         options = self.config.evaluation
         return Evaluator(
             generator=generator,
@@ -247,7 +280,15 @@ class ModelRun:
             seed=partial(sample_seed, EVALUATION_SEED, 0),
             decode=self.decode,
             success=self.task.success,
+            answer=self.task.answer,
+            side_tasks=self.side_tasks,
             rewards=rewards,
+            target_loss=meter_of(
+                self.imitated,
+                learner=self.policy,
+                pad_token_id=self.base.pad_token_id,
+                tokens_per_microbatch=self.planned.config.memory.tokens_per_microbatch or 0,
+            ),
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
             ranks=self.ranks,
@@ -260,32 +301,6 @@ class ModelRun:
             temperature=self.sampling.temperature,
             pad_token_id=self.base.pad_token_id,
             device=self.device,
-            tokens_per_microbatch=self.config.memory.tokens_per_microbatch,
+            tokens_per_microbatch=self.planned.plan.choice.tokens_per_microbatch,
             ranks=self.ranks,
         )
-
-
-def render_prompts(
-    task: Task, split: Split, indices: Iterable[int], base: BaseModel, config: Config
-) -> list[Prompt]:
-    """Return examples `indices` of `split` as the model sees them.
-
-    Args:
-        task: The task of the examples.
-        split: One half of the task.
-        indices: Indices of examples, each >= 0.
-        base: The model, for its tokenizer and chat template.
-        config: It names the options of prompts.
-
-    Returns:
-        The prompts, in order.
-    """
-    prompts = render_all(
-        split,
-        indices,
-        base.tokenizer,
-        max_length=task.max_prompt_length,
-        overlong=config.task.overlong_prompts,
-    ).prompts
-    base.check_prompts(prompts)
-    return prompts

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from rlkit.assembly.model_run import render_prompts
+from rlkit.assembly.prompts import render_prompts
 from rlkit.config import Config
 from rlkit.models.load import BaseModel
 from rlkit.models.source import cache_root
@@ -19,7 +19,7 @@ from rlkit.runtime.say import Say
 from rlkit.tasks import Overlong, Split, Task
 from rlkit.tasks.check import check_golds, check_rewards
 from rlkit.tasks.survey import survey, usable
-from rlkit.training.collect import Decode
+from rlkit.training.scoring import Decode
 from rlkit.types import Prompt
 
 
@@ -127,6 +127,8 @@ def tried_rewards(
     """
     keep = config.reward.special_tokens is SpecialTokens.keep
     decode = completion_decoder(tokenizer, keep=keep, ends=ends)
+    if not rewards.specs:
+        return decode
     notes = [*check_rewards(task, rewards, tokenizer, decode).notes]
     for split in (task.train, task.eval):
         notes += check_golds(split, rewards.specs)

@@ -16,6 +16,7 @@ from rlkit.assembly.from_config import (
     shuffle_seed,
     update_settings,
 )
+from rlkit.assembly.targets import imitates
 from rlkit.config import (
     Config,
     ConfigError,
@@ -123,7 +124,7 @@ class TabularRun:
         folder.mkdir(exist_ok=True)
         checkpoint.write_tensors(folder / "table.safetensors", {LOGITS: self.policy.logits})
 
-    def prompts(self, *, step: int, attempt: int) -> list[Prompt]:
+    def prompts(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
         """Return the prompts of a step: every prompt once before any comes again."""
         count = self.policy.world.rewards.shape[0]
         config = self.config
@@ -141,11 +142,16 @@ def tabular_run(config: Config) -> TabularRun:
     if not isinstance(generator, TabularGeneratorConfig):
         got = option_of("generator", generator)
         raise ConfigError(f"generator must be tabular with model=tabular, got {got}")
+    if imitates(config):
+        name = algorithm_name(config)
+        raise ConfigError(f"algorithm must be one that samples with model=tabular, got {name}")
+    if config.init_from is not None:
+        raise ConfigError(f"init_from must be unset with model=tabular, got {config.init_from}")
     if config.reward.functions:
         named = ", ".join(config.reward.functions)
         raise ConfigError(f"reward.functions must be empty with model=tabular, got {named}")
     exact = EvaluationConfig(every=config.evaluation.every)
-    for key in ("num_prompts", "samples_per_prompt", "kl"):
+    for key in ("num_prompts", "samples_per_prompt", "kl", "tasks"):
         value = getattr(config.evaluation, key)
         if value != getattr(exact, key):
             why = "with model=tabular, whose evaluation is exact"

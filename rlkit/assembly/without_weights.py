@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from transformers import GenerationConfig
+import torch
 
+from rlkit.assembly.rewards import reward_pool
 from rlkit.assembly.rows import tried_rewards
+from rlkit.assembly.stops import eos_of, stops_before_loading
+from rlkit.assembly.targets import imitated_by
 from rlkit.config import Config
 from rlkit.models.load import stop_token_ids
 from rlkit.models.resolved import ResolvedModel
-from rlkit.models.source import load_options
-from rlkit.models.special import describe_ids, stops_of
-from rlkit.models.vocabulary import check_ids, vocabulary_notes, with_rows, without_rows
-from rlkit.rewards import reward_specs
-from rlkit.rewards.pool import RewardPool
+from rlkit.models.special import describe_ids
+from rlkit.models.vocabulary import check_ids, vocabulary_notes, without_rows
 from rlkit.runtime.say import Say
 from rlkit.tasks import Task
 from rlkit.tasks.render import render_all
@@ -41,14 +41,14 @@ def look_without_weights(config: Config, task: Task, model: ResolvedModel, *, sa
     """
     tokenizer = model.tokenizer
     num_rows = int(model.hf_config.get_text_config().vocab_size)
-    with closing(RewardPool(reward_specs(config.reward, task.rewards), config.reward)) as pool:
-        pool.start()
-        ends = stop_token_ids(tokenizer, _eos_of(model))
+    with closing(reward_pool(config, task, torch.device("cpu"))) as pool:
+        pool.verify()
+        ends = stop_token_ids(tokenizer, eos_of(model))
         for note in vocabulary_notes(tokenizer, num_rows, ends):
             say(note)
-        strings = (*task.stop, *config.generator.sampling.stop)
-        stops = stops_of(tokenizer, with_rows(ends, num_rows), strings)
+        stops = stops_before_loading(config, task, model)
         say(f"stop tokens: {describe_ids(tokenizer, stops.ids)}")
+        task = imitated_by(config, task, tokenizer, stops, say=say).task
         tried_rewards(config, task, pool, tokenizer, ends=ends, say=say)
     if without_rows(tokenizer, num_rows):
         size = min(_LOOKED_AT, task.train.size or _LOOKED_AT)
@@ -62,13 +62,3 @@ def look_without_weights(config: Config, task: Task, model: ResolvedModel, *, sa
         for prompt in rendered.prompts:
             where = f"prompt {prompt.index}"
             check_ids(prompt.ids, num_rows, where=where, tokenizer=tokenizer)
-
-
-def _eos_of(model: ResolvedModel) -> int | list[int] | None:
-    """Return the end tokens of the generation config, which a model without one takes from its
-    own config."""
-    try:
-        found = GenerationConfig.from_pretrained(model.location, **load_options(model.config))
-    except OSError:
-        return model.hf_config.eos_token_id  # type: ignore[no-any-return]
-    return found.eos_token_id  # type: ignore[no-any-return]

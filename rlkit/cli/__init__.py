@@ -24,11 +24,16 @@ COMMANDS = {
     "check": "rlkit.cli.check",
     "compare": "rlkit.cli.compare",
     "env": "rlkit.cli.env",
+    "eval": "rlkit.cli.evaluate",
     "export": "rlkit.cli.export",
     "generate": "rlkit.cli.generate",
+    "judge-check": "rlkit.cli.judge_check",
+    "push": "rlkit.cli.push",
     "quantize": "rlkit.cli.quantize",
     "replay": "rlkit.cli.replay",
     "report": "rlkit.cli.report",
+    "reward-model": "rlkit.cli.reward_model",
+    "serve": "rlkit.cli.serve",
 }
 
 

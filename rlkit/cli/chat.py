@@ -15,15 +15,16 @@ def run(arguments: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="rlkit chat", description=SUMMARY)
     add_arguments(parser)
-    parser.add_argument("--system", help="system message")
     options = parser.parse_args(arguments)
     check_model(options)
     # After the arguments: `--help` must not wait for torch and transformers.
     from rlkit.cli.session import open_session
+    from rlkit.tracking.summary import printable
 
     session = open_session(options)
-    start = [{"role": "system", "content": options.system}] if options.system else []
-    messages = list(start)
+    from rlkit.tasks import Message
+
+    messages = session.opening()
     print("Type a message; /reset starts over, an empty line ends.")
     turn = 0
     while True:
@@ -35,14 +36,14 @@ def run(arguments: Sequence[str]) -> int:
         if not line:
             return 0
         if line == "/reset":
-            messages = list(start)
+            messages = session.opening()
             continue
-        messages.append({"role": "user", "content": line})
+        messages.append(Message("user", line))
         try:
-            (rollout,) = session.sample(session.render(messages), num_samples=1, turn=turn)
+            (rollout,) = session.sample(messages, num_samples=1, turn=turn)
         except ValueError as error:
             raise UsageError(str(error)) from error
         reply = session.text(rollout)
-        messages.append({"role": "assistant", "content": reply})
+        messages.append(Message("assistant", reply))
         turn += 1
-        print(reply)
+        print(printable(reply))

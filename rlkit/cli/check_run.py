@@ -11,6 +11,7 @@ import torch
 
 from rlkit.assembly.assemble import assemble
 from rlkit.assembly.device import resolve_device
+from rlkit.assembly.init_from import started
 from rlkit.assembly.lengths import longest_prompt
 from rlkit.assembly.load import choose_generator
 from rlkit.assembly.rows import usable_rows
@@ -26,7 +27,7 @@ from rlkit.plan.of_config import planned
 from rlkit.plan.parts import GB
 from rlkit.plan.run import place
 from rlkit.plan.table import lines
-from rlkit.tasks import build_task
+from rlkit.tasks import build_task, with_environment
 from rlkit.training.no_signal import what_the_base_model_earns
 
 
@@ -41,11 +42,17 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
         raise ValueError("rlkit check takes one run, not a sweep")
     if is_tabular(config):
         raise ValueError("rlkit check takes a language model, got model=tabular, which needs none")
+    config = started(config, say=print)
     device, budget = _device(config)
     config = replace(config, generator=choose_generator(config, device, say=lambda _: None))
     model = resolve_model(config.model, device=device, say=print)
     said: list[str] = []
-    rows = usable_rows(config, build_task(config.task), model.tokenizer, say=said.append)
+    rows = usable_rows(
+        config,
+        with_environment(build_task(config.task), config.environment),
+        model.tokenizer,
+        say=said.append,
+    )
     made = planned(
         config,
         algorithm_of(config),
@@ -61,6 +68,7 @@ def plan_lines(arguments: Sequence[str]) -> Iterator[str]:
 def sample_lines(arguments: Sequence[str], count: int) -> Iterator[str]:
     """Yield what `count` samples of the base model earn; loads the model and starts the rewards."""
     (config,) = preflight(arguments)
+    config = started(config, say=lambda _: None)
     with closing(assemble(config, say=lambda _: None)) as run:
         groups = run.base_samples(count)
     samples = [sample for group in groups for sample in group]

@@ -16,8 +16,11 @@ def run(arguments: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="rlkit generate", description=SUMMARY)
     add_arguments(parser)
-    parser.add_argument("--system", help="system message")
-    parser.add_argument("--raw", action="store_true", help="no chat template: continue the text")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="no chat template: continue the text, as runs of such a task do",
+    )
     parser.add_argument("-n", "--num-samples", type=int, default=1)
     parser.add_argument("prompt", nargs="?", help="the prompt; - or nothing reads standard input")
     options = parser.parse_args(arguments)
@@ -32,15 +35,15 @@ def run(arguments: Sequence[str]) -> int:
     check_model(options)
     # After the arguments: `--help` must not wait for torch and transformers.
     from rlkit.cli.session import open_session
+    from rlkit.tasks import Message, PromptStyle
+    from rlkit.tracking.summary import printable
 
     session = open_session(options)
-    messages = [{"role": "system", "content": options.system}] if options.system else []
-    text = (
-        prompt if options.raw else session.render([*messages, {"role": "user", "content": prompt}])
-    )
+    raw = options.raw or (session.style is PromptStyle.raw and not options.system)
+    asked = prompt if raw else [*session.opening(), Message("user", prompt)]
     try:
-        rollouts = session.sample(text, num_samples=options.num_samples)
+        rollouts = session.sample(asked, num_samples=options.num_samples)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    print("\n\n".join(session.text(rollout) for rollout in rollouts))
+    print("\n\n".join(printable(session.text(rollout)) for rollout in rollouts))
     return 0

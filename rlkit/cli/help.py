@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
 
     print(_HEAD)
     for name in sorted(COMMANDS):
-        print(f"  rlkit {name:<10} {summary(name)}")
+        print(f"  rlkit {name:<12} {summary(name)}")
     print("\nGroups and their options:\n")
     for group, options in groups().items():
         print(_wrapped(group, options))

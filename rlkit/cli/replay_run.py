@@ -19,6 +19,7 @@ from rlkit.cli import UsageError
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.models.load import load_model
+from rlkit.plan.run import recorded
 from rlkit.policy.policy import CRITIC_PREFIX, CriticChoice, Policy, new_policy
 from rlkit.tracking.files import encode, write_atomic
 from rlkit.training import checkpoint, rollout_files
@@ -30,6 +31,8 @@ from rlkit.training.update import UpdateSettings
 from rlkit.types import Algorithm, Setting
 
 _PLAIN_WIDTH = 200
+_USUAL_TOKENS = 8192
+"""Tokens of a micro-batch where a run's folder has no record of its plan."""
 
 
 class Candidate(NamedTuple):
@@ -62,7 +65,7 @@ def compare(run_dir: Path, names: Sequence[str], *, step: int | None) -> None:
         optim=OptimConfig(),
         total_updates=1,
         temperature=rollouts.temperature,
-        tokens_per_microbatch=0 if unsplit else options.memory.tokens_per_microbatch,
+        tokens_per_microbatch=0 if unsplit else _bound(options.memory, run_dir),
     )
     results = replay(policy, rollouts.batch, algorithms, settings)
     matrix = cosines([result.gradient for result in results.values()]).tolist()
@@ -72,6 +75,14 @@ def compare(run_dir: Path, names: Sequence[str], *, step: int | None) -> None:
     file = run_dir / f"replay-step-{step:06d}.json"
     write_atomic(file, (encode(record) + "\n").encode())
     print(f"written to {file}")
+
+
+def _bound(memory: MemoryConfig, run_dir: Path) -> int:
+    """Return the tokens of a micro-batch: the user's bound, or what the run's plan chose."""
+    if memory.tokens_per_microbatch is not None:
+        return memory.tokens_per_microbatch
+    chosen = recorded(run_dir)
+    return _USUAL_TOKENS if chosen is None else chosen.tokens_per_microbatch
 
 
 def _record(
@@ -125,7 +136,7 @@ def _candidate(name: str, rollouts: SavedRollouts) -> Candidate:
         group_size=size,
         max_completion_length=rollouts.max_completion_length,
         updates_per_batch=1,
-        microbatched=config.memory.tokens_per_microbatch > 0,
+        microbatched=config.memory.tokens_per_microbatch != 0,
     )
     objective = Objective.of(config)
     try:

@@ -30,6 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     from rlkit.report.build import write_report
     from rlkit.report.load import StudyError
     from rlkit.tracking import TrackingError
+    from rlkit.tracking.summary import printable
 
     known = ("baseline", "panel", "metric", "margin", "at", "out", "figures")
     paths, options = parse(arguments, known=known)
@@ -40,6 +41,6 @@ def run(arguments: Sequence[str]) -> int:
     except (TrackingError, OSError) as error:
         print(f"rlkit: {error}", file=sys.stderr)
         return 1
-    print(headline)
+    print(printable(headline))
     print(page)
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that say which model to sample from, and how."""
-    parser.add_argument("--run", type=Path, help="a run's folder: what it learnt")
+    parser.add_argument("--run", type=Path, help="a run's folder: what it learnt, as it was asked")
     parser.add_argument("--model", help="starter, a hub id, a folder or a .gguf file")
     parser.add_argument("--adapter", type=Path, help="a folder in PEFT format")
     parser.add_argument(
@@ -19,10 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="variables of the chat template, with --model; a run brings its own",
     )
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest completion")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 = greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0, help="0 = off, 1 = greedy")
+    parser.add_argument("--system", help="system message (default: that of the run's task)")
+    of_run = "(default: the run's, else "
+    parser.add_argument("--max-tokens", type=int, help=f"longest completion {of_run}256)")
+    parser.add_argument("--temperature", type=float, help=f"0 = greedy {of_run}0.7)")
+    parser.add_argument("--top-p", type=float, help=f"in (0, 1], 1 = off {of_run}1)")
+    parser.add_argument("--top-k", type=int, help=f"0 = off, 1 = greedy {of_run}0)")
+    parser.add_argument("--min-p", type=float, help=f"in [0, 1), 0 = off {of_run}0)")
     parser.add_argument("--seed", type=int, default=0)
 
 

@@ -14,8 +14,9 @@ import torch
 from rlkit.assembly.device import resolve_device
 from rlkit.assembly.saved_run import read_finished_run
 from rlkit.exports.card import base_of, card
+from rlkit.exports.compressed import check_groups, require_compressed_tensors, write_compressed
 from rlkit.exports.disk import check_disk
-from rlkit.exports.formats import Format, Kind
+from rlkit.exports.formats import CARD, Format, Kind
 from rlkit.exports.gguf.ggml import require_xllamacpp
 from rlkit.exports.gguf.lora import write_lora
 from rlkit.exports.gguf.write import check_gguf, write_gguf
@@ -30,8 +31,6 @@ from rlkit.models.resolved import resolve_dtype
 from rlkit.runtime.distribution import how_to_install
 from rlkit.runtime.files import published, remove_leftovers
 from rlkit.runtime.say import Say
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +105,8 @@ def _check_request(request: ExportRequest) -> None:
             )
         if format.name == "merged4":
             require_bitsandbytes()
+        if format.name in ("fp8", "w4a16"):
+            require_compressed_tensors(f"--to {format.name}")
 
 
 def _check_format(format: Format, trained: TrainedPolicy) -> None:
@@ -117,6 +118,8 @@ def _check_format(format: Format, trained: TrainedPolicy) -> None:
         )
     if format.kind in (Kind.gguf, Kind.gguf_lora):
         check_gguf(trained)
+    if format.name == "w4a16":
+        check_groups(trained)
 
 
 def _one(
@@ -143,7 +146,7 @@ def _one(
             say(f"{format.name}: {size / 1e9:.3f} GB in {seconds:.1f} s; loading it again ...")
             proof = _prove(scratch, format, trained, reference, device)
             check(proof)
-            use = _use(format, folder, trained)
+            use = _use(format, trained)
             (scratch / CARD).write_text(card(trained, format, proof, use=use))
     except OSError as error:
         raise ValueError(
@@ -170,6 +173,8 @@ def _write(
     elif format.kind is Kind.gguf:
         write_gguf(folder / gguf_name(format), trained, wanted=format.gguf_type, name=name)
         (folder / "Modelfile").write_text(modelfile(trained, gguf=gguf_name(format)))
+    elif format.name in ("fp8", "w4a16"):
+        write_compressed(folder, trained, name=format.name, dtype=dtype)
     else:
         write = write_merged4 if format.name == "merged4" else write_merged16
         write(folder, trained, dtype=dtype)
@@ -197,13 +202,13 @@ def gguf_name(format: Format) -> str:
     return f"model-{format.gguf_type}.gguf"
 
 
-def _use(format: Format, folder: Path, trained: TrainedPolicy) -> str:
-    base = base_of(trained)
+def _use(format: Format, trained: TrainedPolicy) -> str:
+    """Return a command to be typed in the export's folder; it names no path of this machine."""
+    name, base = trained.run.folder.resolve().name, base_of(trained)
     if format.kind is Kind.adapter:
-        source = base.hub_id or str(trained.base)
-        return f"vllm serve {source} --enable-lora --lora-modules {folder.name}={folder}"
+        return f"vllm serve {base.name} --enable-lora --lora-modules {name}=."
     if format.kind is Kind.gguf_lora:
-        return f"llama-server -m BASE.gguf --lora {folder / 'adapter.gguf'}"
+        return "llama-server -m BASE.gguf --lora adapter.gguf"
     if format.kind is Kind.gguf:
-        return f"ollama create {folder.name} -f {folder / 'Modelfile'} && ollama run {folder.name}"
-    return f"vllm serve {folder}"
+        return f"ollama create {name} -f Modelfile && ollama run {name}"
+    return f"vllm serve . --served-model-name {name}"

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+CARD = "README.md"
+"""The name of the model card in the folder of an export."""
+
 
 class Loader(StrEnum):
     """The library that loads an export again, to prove that it is the run's policy."""
@@ -61,12 +64,14 @@ def _folder(name: str, bits: float, max_kl: float) -> Format:
     return Format(name=name, kind=Kind.folder, bits=bits, max_kl=max_kl, loader=Loader.transformers)
 
 
-# The bounds are a few times what SmolLM2-135M loses, which small models do more than large ones;
-# another model than the run's is whole nats away (docs/exports.md).
+# The bounds are a few times what SmolLM2-135M loses; larger models lose less. Another model than
+# the run's is whole nats away (docs/exports.md).
 FORMATS: tuple[Format, ...] = (
     Format(name="adapter", kind=Kind.adapter, bits=0.5, max_kl=0.01, loader=Loader.peft),
     _folder("merged16", 16.0, 0.02),
     _folder("merged4", 4.5, 0.4),
+    _folder("fp8", 8.1, 0.1),
+    _folder("w4a16", 4.5, 0.6),
     _gguf("f16", 16.0, 0.02),
     _gguf("q8_0", 8.5, 0.03),
     _gguf("q6_k", 6.6, 0.05),

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,8 @@ def prove_hf(
         ValueError: The library cannot load the folder.
     """
     try:
-        with no_progress_bars():
+        # compressed-tensors draws bars of its own while it loads.
+        with no_progress_bars(), redirect_stderr(StringIO()):
             load = _with_peft if format.kind is Kind.adapter else _with_transformers
             model, loader = load(folder, trained, device)
     except (OSError, ValueError, RuntimeError) as error:
@@ -230,9 +233,14 @@ def _with_transformers(
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", device_map={"": device}, **options
     )
-    if getattr(model.config, "quantization_config", None) is not None:
+    if _in_nf4(model):
         settle(model, model.dtype)  # bitsandbytes would repack the layers of some CPUs
     return model, _version("transformers")
+
+
+def _in_nf4(model: PreTrainedModel) -> bool:
+    saved = getattr(model.config, "quantization_config", None)
+    return getattr(saved, "quant_method", None) == "bitsandbytes"
 
 
 def _with_peft(folder: Path, trained: TrainedPolicy, device: torch.device) -> tuple[Any, str]:

@@ -69,6 +69,7 @@ from rlkit.functional.ratios import (
     sequence_log_ratio,
 )
 from rlkit.functional.shaping import high_entropy_mask, overlong_penalty
+from rlkit.functional.turns import spread_turns, turn_sums, turns_reached, turns_to_go
 from rlkit.functional.values import GAE, explained_variance, gae, terminal_rewards, value_loss
 
 __all__ = [
@@ -118,6 +119,7 @@ __all__ = [
     "sequence_log_ratio",
     "sequence_mean",
     "sequence_sum",
+    "spread_turns",
     "straight_through",
     "sum_to_go",
     "surrogate_loss",
@@ -125,6 +127,9 @@ __all__ = [
     "times_live_ratio",
     "token_mean",
     "truncate_weights",
+    "turn_sums",
+    "turns_reached",
+    "turns_to_go",
     "unsloth_forward",
     "unsloth_full_reverse",
     "unsloth_log_weighted",

@@ -24,11 +24,11 @@ def preference_margins(
     return rows[0::2] - rows[1::2]
 
 
-def dpo_loss(margin: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Pairs:
+def dpo_loss(margin: Pairs, *, beta: float, label_smoothing: float | Pairs = 0.0) -> Pairs:
     """Return -(1 - s) log sigmoid(beta h) - s log sigmoid(-beta h).
 
-    s is the probability in [0, 0.5) that the label is wrong; s > 0 is conservative DPO (Mitchell
-    2023). Source: DPO, arXiv:2305.18290, eq. 7.
+    s is the probability in [0, 0.5] that the label is wrong, one for all pairs or one for each.
+    s > 0 is conservative DPO (Mitchell 2023). Source: DPO, arXiv:2305.18290, eq. 7.
     """
     right, wrong = logsigmoid(beta * margin), logsigmoid(-beta * margin)
     return -(1.0 - label_smoothing) * right - label_smoothing * wrong

@@ -174,12 +174,15 @@ def check_request(
     for prompt in prompts:
         if not prompt.ids:
             raise ValueError(f"prompt {prompt.index} must have at least one token, got none")
-        needed = len(prompt.ids) + sampling.max_completion_length
+        longest = prompt.most_tokens(sampling.max_completion_length)
+        if longest < 1:
+            raise ValueError(f"prompt {prompt.index} must leave a token to sample, got {longest}")
+        needed = len(prompt.ids) + longest
         if context is not None and needed > context:
             raise ValueError(
                 f"sampling.max_completion_length must be <= {context - len(prompt.ids)} for prompt "
                 f"{prompt.index} ({len(prompt.ids)} tokens; the model's context is {context}), "
-                f"got {sampling.max_completion_length}"
+                f"got {longest}"
             )
 
 
@@ -210,6 +213,27 @@ def sample_seed(
         struct.error: An argument does not fit an int64.
     """
     place = [run_seed, step, prompt_index, sample_index, *([occurrence] if occurrence else [])]
-    key = struct.pack(f"<{len(place)}q", *place)
-    digest = hashlib.blake2b(key, digest_size=8, person=b"rlkit.sample").digest()
+    return _hashed(place, person=b"rlkit.sample")
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """Return the seed of a turn of an episode whose first turn has `seed`.
+
+    Turn 0 keeps the seed of a single completion. A later one hashes (seed, turn) as two int64 under
+    the person "rlkit.turn", so it is a function of run, step, prompt, sample and turn.
+    """
+    return seed if turn == 0 else _hashed([seed, turn], person=b"rlkit.turn")
+
+
+def environment_seed(seed: int) -> int:
+    """Return the environment's seed for a group whose first sample has `seed`.
+
+    All samples of a group meet the same environment, which lowers the spread of their differences.
+    """
+    return _hashed([seed], person=b"rlkit.env")
+
+
+def _hashed(numbers: Sequence[int], *, person: bytes) -> int:
+    key = struct.pack(f"<{len(numbers)}q", *numbers)
+    digest = hashlib.blake2b(key, digest_size=8, person=person).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -26,6 +26,10 @@ class SamplingRow:
     logps: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
+    def most_tokens(self, longest: int) -> int:
+        """Return the limit of the completion in a call that allows `longest` tokens."""
+        return self.prompt.most_tokens(longest)
+
     def rollout(self, policy_version: int) -> Rollout:
         """Return the finished completion."""
         assert self.finish_reason is not None

@@ -123,10 +123,10 @@ class HFGenerator:
         check_request(prompts, num_samples, sampling, seeds, context=context)
         if not prompts or num_samples == 0:
             return [[] for _ in prompts]
-        for prompt_length in {len(prompt.ids) for prompt in prompts}:
+        longest = sampling.max_completion_length
+        for length, more in {(len(p.ids), p.most_tokens(longest)) for p in prompts}:
             # The cache keeps keys as they were rotated: factors must not change on the way.
-            row_length = prompt_length + sampling.max_completion_length
-            check_row(self._model, prompt_length, row_length)
+            check_row(self._model, length, length + more)
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
         stop = StopRule(self._tokenizer, token_ids=self._stop_token_ids, strings=sampling.stop)
         with torch.no_grad(), _evaluating(self._model), self._activate(self._adapter):
@@ -173,7 +173,7 @@ class _Run:
         """Sample rows with the same rotary factors, batch after batch."""
         batches = split_rows(
             rows,
-            max_completion_length=self._sampling.max_completion_length,
+            max_completion_length=self._longest(rows),
             max_rows=self._config.max_rows,
             max_tokens=self._config.max_tokens,
         )
@@ -195,10 +195,11 @@ class _Run:
         pads, mask = plan.pads, plan.mask
         seeds = torch.tensor([row.seed for row in rows], device=device)
         draws: list[Draw] = []
-        for position in range(self._sampling.max_completion_length):
+        longest = self._longest(rows)
+        for position in range(longest):
             draws.append(sample(logits, seeds, position, self._sampling))
             next_ids = draws[-1].ids
-            steps_left = self._sampling.max_completion_length - position - 1
+            steps_left = longest - position - 1
             if steps_left == 0 or len(draws) == self._check_every:
                 self._settle(rows, draws)
                 draws = []
@@ -216,6 +217,10 @@ class _Run:
                 mask = torch.nn.functional.pad(mask, (0, 1), value=True)
             start = plan.num_columns + position
             logits = self._forward(cache, next_ids[:, None], start, pads, mask)
+
+    def _longest(self, rows: Sequence[SamplingRow]) -> int:
+        """Return the most tokens that one of `rows` may get."""
+        return max(row.most_tokens(self._sampling.max_completion_length) for row in rows)
 
     def _prefill(
         self, rows: Sequence[SamplingRow], prefix: Cache, prefix_length: int
@@ -266,11 +271,13 @@ class _Run:
         num_old = len(row.ids)
         row.ids += ids
         row.logps += logps
+        most = row.most_tokens(self._sampling.max_completion_length)
+        del row.ids[most:], row.logps[most:]  # drawn between two looks, for longer rows
         kept = self._stop.tokens_kept(row.ids, num_old)
         if kept is not None:
             row.finish_reason = FinishReason.stop
             del row.ids[kept:], row.logps[kept:]
-        elif len(row.ids) == self._sampling.max_completion_length:
+        elif len(row.ids) == most:
             row.finish_reason = FinishReason.length
         for offset, logp in enumerate(row.logps[num_old:]):
             if not math.isfinite(logp):

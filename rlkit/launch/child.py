@@ -40,7 +40,7 @@ def set_up_job_process(folder: Path, *, parent: int) -> None:
     with contextlib.suppress(OSError):  # rather this job than the launcher when memory runs out
         Path("/proc/self/oom_score_adj").write_text("500")
     null = os.open(os.devnull, os.O_RDONLY)
-    output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     for source, target in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
     os.close(null)

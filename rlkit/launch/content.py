@@ -20,6 +20,7 @@ from rlkit.tracking.files import write_atomic
 
 _FILE = "content.json"
 _REWARD = re.compile(r"reward\.functions\.[^.]+\.fn")
+_SCORERS = re.compile(r"reward\.functions\.[^.]+\.options\.(prompt|source)")
 _ALGORITHM = "algorithm.fn"
 _DATA = ("task.path", "task.eval_path")
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -130,9 +131,12 @@ def named_files(config: Config) -> Iterator[tuple[str, Path]]:
     for key, value in flatten(config).items():
         if not isinstance(value, str) or not value:
             continue
-        if key in (*_DATA, "model.source", "model.adapter") and Path(value).exists():
+        named = key in (*_DATA, "model.source", "model.adapter") or _SCORERS.fullmatch(key)
+        if named and Path(value).exists():
             yield key, Path(value)
-        elif _REWARD.fullmatch(key) and (file := source_file(value)) is not None:
+        elif (_REWARD.fullmatch(key) or key == "environment.fn") and (
+            file := source_file(value)
+        ) is not None:
             yield key, file
 
 
@@ -148,7 +152,7 @@ def code_files(config: Config) -> Iterator[tuple[str, Path]]:
 def _digest(key: str, path: Path) -> str:
     """Return the hash of one file, or of the files of a folder that matter."""
     try:
-        if key == "model.source":
+        if key == "model.source" or (key.endswith(".options.source") and path.is_dir()):
             return _model_digest(path)
         if path.is_file():
             return hash_files([("", path)])

@@ -19,6 +19,7 @@ import torch
 
 from rlkit.assembly.device import choose_threads
 from rlkit.assembly.identity import identity_hash
+from rlkit.assembly.init_from import started
 from rlkit.config import Config, ConfigError
 from rlkit.launch.content import Content, check_content, content_of, write_content
 from rlkit.launch.environment import hardware, versions
@@ -170,7 +171,7 @@ def _prepare(
 ) -> tuple[Prepared, dict[str, Content], list[str]]:
     """Check and load everything, cheapest first; also what files there are and what changed."""
     # All ranks look at the folder before the first one writes into it.
-    content, changes = ranks.together(partial(_check_folder, config, run_dir))
+    config, content, changes = ranks.together(partial(_check_folder, config, run_dir, ranks))
     threads = choose_threads(config.memory.torch_threads, run_dir)
     config = replace(config, memory=replace(config.memory, torch_threads=threads))
     torch.set_num_threads(threads)
@@ -179,11 +180,15 @@ def _prepare(
     return prepared, content, changes
 
 
-def _check_folder(config: Config, run_dir: Path) -> tuple[dict[str, Content], list[str]]:
+def _check_folder(
+    config: Config, run_dir: Path, ranks: Ranks
+) -> tuple[Config, dict[str, Content], list[str]]:
     check_run_dir(config)
+    config = started(config, say=_say if ranks.rank == 0 else _say_nothing)
     check_checkpoints(config, run_dir)
     content = content_of(config)
-    return content, check_content(content, run_dir, accept=config.accept_changed_files)
+    changes = check_content(content, run_dir, accept=config.accept_changed_files)
+    return config, content, changes
 
 
 def _train(job: _Job, tracker: Tracker) -> Outcome:

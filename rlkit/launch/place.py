@@ -7,7 +7,10 @@ import tempfile
 from pathlib import Path
 
 from rlkit.config import ConfigError, require
+from rlkit.runtime.files import first_link
 
+_OURS = ("checkpoints", "completions", "rollouts", "adapter", "model", "plots")
+"""Folders in a run's folder that rlkit alone writes; wandb makes links in its own."""
 _LONGEST_NAME = 255
 _LONGEST_PATH = 4096
 _INSIDE = 120
@@ -27,6 +30,8 @@ def check_place(run_dir: Path) -> None:
     )
     limit = _LONGEST_PATH - _INSIDE
     require(len(whole) <= limit, "run_dir", f"a path of <= {limit} bytes", f"{len(whole)} bytes")
+    link = first_link(run_dir, subfolders=_OURS)
+    require(link is None, "run_dir", "a folder without symbolic links in it", link)
     place = _nearest(run_dir.absolute())
     try:
         _try_to_write(place)

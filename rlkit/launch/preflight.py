@@ -195,7 +195,7 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         return f"{wrong} is not an option{did_you_mean(wrong, known)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         wrong = match.group(1)
-        for open_map in ("reward.functions", "task.columns"):
+        for open_map in ("reward.functions", "task.columns", "evaluation.tasks"):
             if wrong.startswith(f"{open_map}."):
                 return f"{wrong} is a new entry of {open_map}: write +{wrong}=..."
             if wrong == open_map:

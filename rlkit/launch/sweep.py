@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from rlkit.assembly.inputs import check_inputs
+from rlkit.checks.refusal import checked
 from rlkit.config import ConfigError
 from rlkit.launch.content import (
     Content,
@@ -28,7 +29,6 @@ from rlkit.launch.rows import FAILED, JobRow, JobStatus, labels
 from rlkit.launch.settings import BoardMode, IsolatedConfig
 from rlkit.launch.sweep_folder import hold, job_folder, sweep_name, write_sweep
 from rlkit.launch.sweep_view import SweepView
-from rlkit.refusal import checked
 from rlkit.tracking.build import Terminal
 
 _AUTO = "auto"

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from rlkit.bounds import DEPTH
+from rlkit.checks.bounds import DEPTH
 from rlkit.config import ConfigError, require
 
 _LONGEST_NAME = 200

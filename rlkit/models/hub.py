@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import ssl
-import urllib.error
-import urllib.request
 from functools import cache
+
+import httpx
 
 from rlkit.runtime.say import Say
 
@@ -60,14 +59,9 @@ def _ask(endpoint: str) -> None:
 
     Raises HubIsSilent, which is not remembered: the network may come back.
     """
-    request = urllib.request.Request(endpoint, method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=_WAIT_S):
+        httpx.head(endpoint, timeout=_WAIT_S)
+    except httpx.HTTPError as error:
+        if "ssl" in str(error).lower():  # that client may know other certificates
             return
-    except urllib.error.HTTPError:
-        return
-    except OSError as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, ssl.SSLError):  # that client may know other certificates
-            return
-        raise HubIsSilent(str(reason)) from error
+        raise HubIsSilent(str(error)) from error

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from rlkit.kernels.layers import Uses, uses_of
-from rlkit.models.packing import PackedRow, Segment
+from rlkit.models.packing import PackedRow, Segment, ranges
 from rlkit.runtime.torch_compat import has_flash_operators
 
 _ALONE_FROM = 256
@@ -97,7 +97,8 @@ def ragged_of(segments: Sequence[Segment], device: torch.device) -> Ragged:
     """Return all segments for FlashAttention."""
     key_tokens = key_uses = None
     if any(s.before for s in segments):
-        key_tokens = torch.cat([_key_tokens(s) for s in segments]).to(device)
+        spans = [span for s in segments for span in (*s.before, s.own)]
+        key_tokens = ranges(spans).to(device)
         key_uses = uses_of(key_tokens, sum(s.own.length for s in segments))
     queries, keys = [s.own.length for s in segments], [s.num_keys for s in segments]
     return Ragged(
@@ -192,7 +193,7 @@ def _size_class(index: int, segment: Segment) -> tuple[int, int]:
 
 def _key_tokens(segment: Segment) -> Tensor:
     """Return the tokens that the last token of `segment` sees, itself included, in their order."""
-    return torch.cat([torch.arange(s, s + n) for s, n in (*segment.before, segment.own)])
+    return ranges((*segment.before, segment.own))
 
 
 def _int32(values: Sequence[int], device: torch.device) -> Tensor:

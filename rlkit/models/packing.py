@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from rlkit.types import RolloutBatch
 
 _MIN_PREFIX = 16
 """Shorter prefixes, common to different prompts, are computed with each prompt."""
-_NOTHING = torch.empty(0, dtype=torch.long)
+_NOTHING = np.empty(0, dtype=np.int64)
 
 
 class Span(NamedTuple):
@@ -46,7 +47,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
-    """This record holds the T tokens of a batch with N completion tokens."""
+    """This record holds the T tokens of a batch with N sampled tokens."""
 
     ids: Tensor
     """(T,)"""
@@ -58,7 +59,7 @@ class PackedRow:
     segments: tuple[Segment, ...]
     """Each token belongs to one segment; in order."""
     predictors: Tensor
-    """(N,) the token from whose state each completion token is predicted, row by row."""
+    """(N,) the token from whose state each sampled token is predicted, row by row."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,11 +68,13 @@ class PackedRow:
 def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     """Pack `batch`; with `share`, equal prompts and a common prefix occur once.
 
-    The last token of a row predicts nothing and is left out.
+    Tokens of an environment are there as context; only sampled tokens have a predictor. The last
+    token of a row predicts nothing and is left out.
     Raises ValueError when a prompt is empty: its first token has no state before it.
     """
     prompts = [tuple(row.tolist()) for row in _ragged(batch.prompt_ids, batch.prompt_mask)]
-    completions = _ragged(batch.completion_ids, batch.completion_mask)
+    completions = _ragged(batch.completion_ids, batch.exists)
+    sampled = _ragged(batch.completion_mask, batch.exists)
     if not all(prompts):
         raise ValueError("every prompt must have at least one token, got an empty one")
     users = Counter(prompts)
@@ -81,23 +84,40 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     prefix = _common_prefix(list(users)) if share else ()
     common = (builder.add(prefix, position=0, before=(), row=longest),) if prefix else ()
     ends: dict[tuple[int, ...], tuple[Span, ...]] = {}
-    for prompt, completion, own in zip(prompts, completions, rows, strict=True):
+    for prompt, completion, wanted, own in zip(prompts, completions, sampled, rows, strict=True):
         rest = prompt[len(prefix) :]
         row = longest if share else own
         if not share or users[prompt] == 1:
             span = builder.add(rest, completion[:-1], position=len(prefix), before=common, row=row)
-            builder.predict_from(span.start + len(rest) - 1, len(completion))
+            builder.predict_from(span.start + len(rest) - 1, wanted)
             continue
         if prompt not in ends:
             span = builder.add(rest, position=len(prefix), before=common, row=row)
             ends[prompt] = (*common, span)
         last = ends[prompt][-1]
-        if len(completion):
-            builder.predict_from(last.start + last.length - 1, 1)
+        builder.predict_from(last.start + last.length - 1, wanted[:1])
         if len(completion) > 1:
             span = builder.add(completion[:-1], position=len(prompt), before=ends[prompt], row=row)
-            builder.predict_from(span.start, span.length)
+            builder.predict_from(span.start, wanted[1:])
     return builder.build(batch.prompt_ids.device)
+
+
+def ranges(spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the numbers start, start + 1 and so on of each (start, count), span after span.
+
+    A call of torch for each of some hundred spans would take longer than a layer.
+    """
+    table = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+    starts, counts = table[:, 0], table[:, 1]
+    begins = np.cumsum(counts) - counts
+    return torch.from_numpy(np.arange(counts.sum()) + np.repeat(starts - begins, counts))
+
+
+def _runs(flags: Tensor) -> list[tuple[int, int]]:
+    """Return (start, count) of each run of True; nearly always it is one run of all."""
+    found = np.asarray(flags, dtype=np.int8)
+    edges = np.flatnonzero(np.diff(found, prepend=0, append=0)).tolist()
+    return [(first, end - first) for first, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 class _Builder:
@@ -105,11 +125,11 @@ class _Builder:
 
     def __init__(self) -> None:
         self.length = 0
-        self.ids: list[Tensor] = [_NOTHING]
-        self.positions: list[Tensor] = [_NOTHING]
-        self.lengths: list[Tensor] = [_NOTHING]
+        self.ids: list[Any] = [_NOTHING]
+        self.positions: list[tuple[int, int]] = []
+        self.rows: list[int] = []
         self.segments: list[Segment] = []
-        self.predictors: list[Tensor] = [_NOTHING]
+        self.predictors: list[tuple[int, int]] = []
 
     def add(
         self, *parts: Sequence[int] | Tensor, position: int, before: tuple[Span, ...], row: int
@@ -117,30 +137,31 @@ class _Builder:
         """Append a segment of `parts` whose first token is at `position` of a row of `row`."""
         span = Span(self.length, sum(map(len, parts)))
         self.length += span.length
-        self.ids.extend(torch.as_tensor(part, dtype=torch.long) for part in parts)
-        self.positions.append(torch.arange(position, position + span.length))
-        self.lengths.append(torch.full((span.length,), row))
+        self.ids.extend(parts)
+        self.positions.append((position, span.length))
+        self.rows.append(row)
         self.segments.append(Segment(span, before))
         return span
 
-    def predict_from(self, start: int, count: int) -> None:
-        """Predict `count` completion tokens from the tokens from `start` on."""
-        self.predictors.append(torch.arange(start, start + count))
+    def predict_from(self, start: int, sampled: Tensor) -> None:
+        """Predict those of the next tokens that are `sampled`, each from the token before it."""
+        self.predictors += [(start + first, count) for first, count in _runs(sampled)]
 
     def build(self, device: torch.device) -> PackedRow:
-        columns = (self.ids, self.positions, self.lengths, self.predictors)
-        ids, positions, lengths, predictors = (torch.cat(c).to(device) for c in columns)
+        ids = torch.from_numpy(np.concatenate([np.asarray(p, dtype=np.int64) for p in self.ids]))
+        counts = [length for _, length in self.positions]
+        lengths = torch.from_numpy(np.repeat(np.asarray(self.rows, dtype=np.int64), counts))
         return PackedRow(
-            ids=ids,
-            positions=positions,
-            lengths=lengths,
+            ids=ids.to(device),
+            positions=ranges(self.positions).to(device),
+            lengths=lengths.to(device),
             segments=tuple(self.segments),
-            predictors=predictors,
+            predictors=ranges(self.predictors).to(device),
         )
 
 
 def _ragged(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """Return the ids under `mask`, row by row, on the host."""
+    """Return the entries under `mask`, row by row, on the host."""
     ids, mask = ids.cpu(), mask.cpu()
     return torch.split(ids[mask], mask.sum(1).tolist())
 

@@ -41,8 +41,10 @@ def read_adapter_config(folder: Path) -> LoRAConfig:
     path = folder / CONFIG
     try:
         values: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be a PEFT adapter_config.json: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold an object, got {type(values).__name__}")
     if values.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type must be LORA, got {values.get('peft_type')}")
     for key, value in values.items():
@@ -62,9 +64,14 @@ def read_adapter_config(folder: Path) -> LoRAConfig:
         targets = []
     if not isinstance(targets, list):
         raise ValueError(f"{path}: target_modules must be a list of names, got {targets}")
+    rank, alpha = values.get("r"), values.get("lora_alpha")
+    if not isinstance(rank, int) or not 1 <= rank <= 8192:
+        raise ValueError(f"{path}: r must be a whole number in [1, 8192], got {rank!r:.60}")
+    if not isinstance(alpha, int | float) or not 0 < alpha <= 1e6:
+        raise ValueError(f"{path}: lora_alpha must be a number in (0, 1e6], got {alpha!r:.60}")
     return LoRAConfig(
-        rank=int(values["r"]),
-        alpha=float(values["lora_alpha"]),
+        rank=rank,
+        alpha=float(alpha),
         rslora=bool(values.get("use_rslora", False)),
         targets=[str(target) for target in targets],
     )

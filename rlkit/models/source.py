@@ -7,7 +7,6 @@ cheaply what would make that fail later. Every problem is a ValueError naming `m
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,9 +15,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig
 from rlkit.models.convert import convert_gguf, first_line
 from rlkit.models.families import check_family
+from rlkit.models.folder import check_folder as check_folder
 from rlkit.models.hub import require_reachable
 from rlkit.models.peft_config import read_adapter_config
 from rlkit.models.starter import starter_folder
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+_BROKEN = (
+    *(OSError, TypeError, KeyError, AttributeError, IndexError, AssertionError, RecursionError),
+    *(ZeroDivisionError, OverflowError, ImportError, SafetensorError),
+)
+"""Errors of transformers where a file of the model holds something else than it should."""
 
 
 class SourceKind(StrEnum):
@@ -164,10 +173,12 @@ def architecture_at(location: str, config: ModelConfig) -> PreTrainedConfig:
 
 @contextlib.contextmanager
 def readable(config: ModelConfig) -> Iterator[None]:
-    """Turn an OSError of transformers into a ValueError of one line that names the source."""
+    """Turn what transformers raises on a broken model into one line that names the source."""
     try:
         yield
-    except OSError as error:
+    except ValueError:
+        raise  # ours, or one that says what is wrong
+    except _BROKEN as error:
         is_hub = kind_of(config.source) is SourceKind.hub
         rule = "an existing folder or a hub id that can be reached" if is_hub else "a model folder"
         raise ValueError(
@@ -180,61 +191,3 @@ def cache_root(cache_dir: str | None) -> Path:
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlkit"
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ValueError unless `folder` holds a supported model with intact safetensors files."""
-    name = str(folder)
-    config_file = folder / "config.json"
-    require(config_file.is_file(), "model.source", "a model folder (with config.json)", name)
-    try:
-        values = json.loads(config_file.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"model.source must have a valid config.json, got {name}: {error}"
-        ) from error
-    require(
-        isinstance(values, dict), "model.source", "a folder whose config.json holds an object", name
-    )
-    check_family(str(values.get("model_type")), source=name)
-    shards = _shards(folder)
-    if not shards and any(folder.glob("*.bin")):
-        raise ValueError(
-            "model.source must have safetensors weights (pickle files can run code and are never "
-            f"read), got {name} with .bin files; where you trust them, convert them once with "
-            "AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
-        )
-    require(bool(shards), "model.source", "a folder with *.safetensors weights", name)
-    for shard in shards:
-        _check_safetensors(shard)
-
-
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    for name in names:
-        require(
-            (folder / name).is_file(),
-            "model.source",
-            f"a folder with all its shards ({name})",
-            str(folder),
-        )
-    return [folder / name for name in names]
-
-
-def _check_safetensors(path: Path) -> None:
-    """The header must parse and its offsets must end where the file does: finds cut-off copies."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(min(header_size, size)))
-        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        ends = []
-    rule = f"a folder with intact weights ({path.name} is corrupt or cut off)"
-    require(
-        bool(ends) and 8 + header_size + max(ends) == size, "model.source", rule, str(path.parent)
-    )

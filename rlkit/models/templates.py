@@ -27,6 +27,7 @@ _CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _DEFAULT = "default"
+_MOST_CHARACTERS = 1_000_000
 
 
 class ChosenTemplate(NamedTuple):
@@ -49,6 +50,11 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> 
             not have, or a variable that the template does not read.
     """
     chosen = _choose(tokenizer, config)
+    if len(chosen.template) > _MOST_CHARACTERS:
+        raise ValueError(
+            f"model.source must have a chat template of at most {_MOST_CHARACTERS} characters, got "
+            f"{len(chosen.template)}"
+        )
     variables = config.chat_template_kwargs
     for name in variables:
         if not re.search(rf"\b{re.escape(name)}\b", chosen.template):

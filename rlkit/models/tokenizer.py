@@ -22,7 +22,7 @@ def tokenizer_at(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             location, config=hf_config, **load_options(config)
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises bare Exception on a broken file
         raise ValueError(
             f"model.source must hold a tokenizer, got {location}: {first_line(error)}"
         ) from error

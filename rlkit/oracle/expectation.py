@@ -48,6 +48,8 @@ class World(NamedTuple):
     """(S, V) log-probabilities that completions are drawn from; also the stored old policy."""
     rewards: Tensor
     """(N,)"""
+    turn_rewards: Tensor | None = None
+    """(N, T) the part of each turn at its last sampled word; None = there is one turn."""
 
     @property
     def table(self) -> Tensor:
@@ -62,12 +64,29 @@ def world(*, parametrisation: str, on_policy: bool, drift: float = 0.8) -> World
     `drift` is how far the behaviour policy's parameters are from the policy's, off-policy.
     """
     tree = enumerate_tree(vocabulary=3, max_length=3)
+    rewards = (waves(len(tree), phase=1.0, scale=1.0) > 0).to(torch.float64)
+    return world_over(
+        tree, rewards, parametrisation=parametrisation, on_policy=on_policy, drift=drift
+    )
+
+
+def world_over(
+    tree: Tree, rewards: Tensor, *, parametrisation: str, on_policy: bool, drift: float
+) -> World:
+    """Return a world whose completions are those of `tree`.
+
+    Args:
+        tree: All completions.
+        rewards: (N,) their rewards.
+        parametrisation: `tab` or `tied`.
+        on_policy: Whether the policy itself samples.
+        drift: The distance of the policy that samples, if it is another one.
+    """
     model = {"tab": tabular, "tied": tied}[parametrisation](tree)
     theta = waves(model.num_parameters, phase=0.1, scale=0.9)
     reference = model.table(theta + waves(model.num_parameters, phase=2.0, scale=0.5))
     step = waves(model.num_parameters, phase=4.0, scale=0.0 if on_policy else drift)
     behaviour = model.table(theta + step)
-    rewards = (waves(len(tree), phase=1.0, scale=1.0) > 0).to(torch.float64)
     return World(tree, model, theta, reference, behaviour, rewards)
 
 
@@ -220,6 +239,9 @@ def rollout_of(w: World, indices: Tensor, *, critic: Tensor | None = None) -> Ro
         old_logps=old,
         ref_logps=logps_of(w.tree, w.ref_table)[flat],
         values=torch.zeros_like(old) if critic is None else critic[w.tree.states[flat]],
+        spliced=None if w.tree.spliced is None else w.tree.spliced[flat],
+        turn_ids=None if w.tree.turn_ids is None else w.tree.turn_ids[flat],
+        turn_rewards=None if w.turn_rewards is None else w.turn_rewards[flat],
     )
 
 

@@ -146,3 +146,37 @@ at 0.5), the direction within a prompt is kept for binary rewards only. `sequenc
 gradient, `token_mean` by less, `sequence_sum` and `constant_length` not at all.
 """,
 }
+
+
+TURN_NOTES: Mapping[str, str] = {
+    "world": """
+An environment takes part here. A turn is at most W words, and one that begins with the end word
+ends the episode. To any other the environment says one of two replies, of one or two words. Their
+probabilities depend on every word before. Each turn earns a reward in [0, 1] that depends on all
+that was said. Everything is enumerated as above. The truth is the gradient of the expected sum of
+rewards. The environment's words are context and have no gradient of their own.
+""",
+    "credit": """
+The table measures `algorithm.advantage.turns` against -grad E[R], with the aggregation sequence_sum
+and eps 0. W is 1, and there are three turns for G = 2 and two for G = 3. The column sd is the
+standard deviation of a pair's gradient over the length of the truth.
+
+- `trajectory` and `to_go` are unbiased without a baseline and with `leave_one_out`. `to_go`
+  compares a turn with the same turn of those samples that reached it. A sample that reaches a turn
+  alone keeps its reward: an advantage of 0 there would be a bias.
+- `group_mean` shrinks `trajectory` by (G-1)/G and nothing else. In `to_go` it shrinks late turns
+  more than early ones, because fewer samples reach them. So it turns the gradient.
+- `centred_to_go` (rewards centred per turn, then summed to go) is biased: the samples that reach a
+  later turn are a choice that the policy made. `own_turn` forgets what a turn leads to.
+""",
+    "kl": """
+There are two turns of at most two words here, on-policy, and the columns are those of the first
+table. The environment's probabilities cancel in log pi/ref, so the KL of whole episodes is a sum
+over sampled words. Every option has the gradient here that it has in a single turn.
+""",
+    "ratio": """
+Rewards are raw here, and there are two turns of at most two words. Lengths and products run over
+sampled words only, so the table says what the one of single turns says. On-policy all but
+`no_detach` and `probability` are exact. Off-policy only W without a clip is, as the tests show.
+""",
+}

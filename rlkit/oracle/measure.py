@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -19,11 +20,14 @@ from rlkit.oracle import targets
 from rlkit.oracle.expectation import (
     Denominator,
     World,
+    all_groups,
+    derivatives,
     expected_gradient,
     expected_value,
     moments,
     world,
 )
+from rlkit.oracle.tree import logps_of, probabilities
 from rlkit.types import Algorithm, KLDirection, Setting
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -50,6 +54,15 @@ class GradientRow(NamedTuple):
     error: float
     cosine: float
     deviation: float
+
+
+class GroupRow(NamedTuple):
+    """This row is one way to compare the samples of a group, against -grad E[R]."""
+
+    error: float
+    length: float
+    """|E[g]| over the length of the truth."""
+    cosine: float
 
 
 def load(group: str, name: str, node: type[Config]) -> Config:
@@ -97,13 +110,12 @@ def algorithm(
     return build(objective, Setting(cfg.group_size, 3, updates, microbatched=False))
 
 
-def kl_row(name: str, parametrisation: str, *, on_policy: bool) -> KLRow:
+def kl_row(name: str, w: World, *, on_policy: bool) -> KLRow:
     """Return the row of `kl=name` alone: beta = 1, rewards 0, no clip.
 
     Off-policy, the completions are the old policy's.
     """
-    w = world(parametrisation=parametrisation, on_policy=on_policy)
-    w = w._replace(rewards=torch.zeros_like(w.rewards))
+    w = w._replace(rewards=torch.zeros_like(w.rewards), turn_rewards=None)
     cfg = load("kl", name, KLConfig)
     cfg = replace(cfg, beta=1.0, top_k=None if cfg.top_k is None else 1)
     unclipped = load("ratio", "no_clip", RatioConfig)
@@ -130,14 +142,14 @@ def gradient_row(w: World, one: Algorithm) -> GradientRow:
     )
 
 
-def ratio_row(name: str, parametrisation: str, *, on_policy: bool) -> GradientRow:
+def ratio_row(name: str, w: World, *, on_policy: bool) -> GradientRow:
     """Return `ratio=name` with raw rewards, summed over tokens (row by row for `sequence`)."""
     ratio = load("ratio", name, RatioConfig)
     whole = ratio.level is RatioLevel.sequence
     cfg = raw_reward(Aggregation.sequence_mean if whole else Aggregation.sequence_sum)
     updates = 1 if on_policy or not ratio.detach else 2
     one = algorithm(cfg, ratio=ratio, updates=updates)
-    return gradient_row(world(parametrisation=parametrisation, on_policy=on_policy), one)
+    return gradient_row(w, one)
 
 
 def correction_row(name: str, parametrisation: str) -> GradientRow:
@@ -147,24 +159,45 @@ def correction_row(name: str, parametrisation: str) -> GradientRow:
     return gradient_row(world(parametrisation=parametrisation, on_policy=False, drift=2.0), one)
 
 
-def group_row(parametrisation: str, group_size: int, **axes: Any) -> tuple[float, float]:
-    """Return the length and cosine of E[g] relative to -grad E[R].
+def group_row(w: World, group_size: int, **axes: Any) -> GroupRow:
+    """Return E[g] of a group against -grad E[R].
 
     `axes` are fields of the two configs.
     """
-    aggregation = axes.pop("aggregation", Aggregation.sequence_sum)
-    w = world(parametrisation=parametrisation, on_policy=True)
+    one, denominator = _grouped(group_size, axes)
+    got = expected_gradient(w, one, group_size=group_size, denominator=denominator)
+    truth: Tensor = -targets.gradient(w, targets.expected_reward(w))
+    return GroupRow(
+        targets.relative_error(got, truth),
+        float(got.norm() / truth.norm()),
+        targets.cosine(got, truth),
+    )
+
+
+def group_deviation(w: World, group_size: int, **axes: Any) -> float:
+    """Return the standard deviation of the gradient of a group over |grad E[R]|."""
+    one, denominator = _grouped(group_size, axes)
+    total = all_groups(w, one, group_size=group_size, denominator=denominator)
+    scores = torch.func.jacrev(lambda theta: logps_of(w.tree, w.model.table(theta)))(w.theta)
+    (cotangent,) = derivatives(w, one, total).values()  # of the logps: nothing else has a gradient
+    rows = torch.einsum("rt,rtd->rd", cotangent, scores[total.sequence])
+    groups = total.batch.rollout.group_ids
+    chance = probabilities(w.tree, w.behaviour)[total.sequence].view(-1, group_size).prod(dim=1)
+    weighted = total.row_weight[:, None] * rows
+    each = weighted.new_zeros(len(chance), rows.shape[1]).index_add_(0, groups, weighted)
+    # A row's weight has the probability of its group in it once.
+    variance = (each.square().sum(dim=1) / chance).sum() - each.sum(dim=0).square().sum()
+    truth = targets.gradient(w, targets.expected_reward(w))
+    return float(variance.clamp(min=0.0).sqrt() / truth.norm())
+
+
+def _grouped(group_size: int, axes: Mapping[str, Any]) -> tuple[Algorithm, Denominator]:
+    aggregation = axes.get("aggregation", Aggregation.sequence_sum)
+    of_advantage = {name: value for name, value in axes.items() if name != "aggregation"}
     cfg = GRPOConfig(
         group_size=group_size,
         aggregation=aggregation,
-        advantage=AdvantageConfig(eps=0.0, bessel=False, **axes),
+        advantage=AdvantageConfig(eps=0.0, bessel=False, **of_advantage),
     )
-    tokens = aggregation is Aggregation.token_mean
-    got = expected_gradient(
-        w,
-        algorithm(cfg),
-        group_size=group_size,
-        denominator=Denominator.tokens if tokens else Denominator.sequences,
-    )
-    truth: Tensor = -targets.gradient(w, targets.expected_reward(w))
-    return float(got.norm() / truth.norm()), targets.cosine(got, truth)
+    by_tokens = aggregation is Aggregation.token_mean
+    return algorithm(cfg), Denominator.tokens if by_tokens else Denominator.sequences

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from enum import StrEnum
 from pathlib import Path
@@ -19,30 +18,11 @@ from rlkit.algorithms import ALGORITHMS, CorrectionConfig, KLConfig, RatioConfig
 from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
 from rlkit.algorithms.objective.aggregation import Aggregation
 from rlkit.oracle import measure
+from rlkit.oracle.expectation import world
 from rlkit.oracle.formulas import INTRODUCTION, KL, NOTES, RATIO, Formula
+from rlkit.oracle.markdown import both, number, table
 from rlkit.oracle.measure import CONF, PARAMETRISATIONS
-
-EXACT = 1e-10
-
-
-def number(x: float) -> str:
-    """Return three significant digits; `0` for what is zero to 1e-10, `-` for NaN."""
-    if math.isnan(x):
-        return "-"
-    if abs(x) < EXACT:
-        return "0"
-    return f"{x:.3g}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def both(cells: Mapping[str, str]) -> str:
-    """Return the two parametrisations in one cell."""
-    return " ; ".join(cells[p] for p in PARAMETRISATIONS)
+from rlkit.oracle.turn_table import turn_sections
 
 
 def comment(group: str, name: str) -> str:
@@ -59,11 +39,12 @@ def check_complete(group: str, formulas: Mapping[str, Formula]) -> None:
 
 def kl_section(*, on_policy: bool) -> str:
     """Return the bias of every option of the kl group."""
+    worlds = {p: world(parametrisation=p, on_policy=on_policy) for p in PARAMETRISATIONS}
     rows = []
     for name, formula in KL.items():
         if name == "none":
             continue
-        cells = {p: measure.kl_row(name, p, on_policy=on_policy) for p in PARAMETRISATIONS}
+        cells = {p: measure.kl_row(name, w, on_policy=on_policy) for p, w in worlds.items()}
         errors = [both({p: number(cells[p].errors[k]) for p in cells}) for k in range(3)]
         rows.append(
             [
@@ -88,7 +69,12 @@ def ratio_section() -> str:
     for name, formula in RATIO.items():
         cells = []
         for on_policy in (True, False):
-            got = {p: measure.ratio_row(name, p, on_policy=on_policy) for p in PARAMETRISATIONS}
+            got = {
+                p: measure.ratio_row(
+                    name, world(parametrisation=p, on_policy=on_policy), on_policy=on_policy
+                )
+                for p in PARAMETRISATIONS
+            }
             cells += [
                 both({p: number(got[p].error) for p in got}),
                 both({p: number(got[p].cosine) for p in got}),
@@ -124,40 +110,28 @@ def group_section() -> str:
     for group_size in (2, 3):
         for baseline in Baseline:
             for scale in (Scale.none, Scale.group_std):
-                if baseline is Baseline.batch_mean:
-                    continue
-                got = {
-                    p: measure.group_row(p, group_size, baseline=baseline, scale=scale)
-                    for p in PARAMETRISATIONS
-                }
-                rows.append(
-                    _group_cells(group_size, baseline, scale, Aggregation.sequence_sum, got)
-                )
+                if baseline is not Baseline.batch_mean:
+                    rows.append(_group_cells(group_size, baseline, scale, Aggregation.sequence_sum))
     for aggregation in Aggregation:
-        if aggregation is Aggregation.microbatch_token_mean:
-            continue
-        got = {
-            p: measure.group_row(
-                p,
-                2,
-                baseline=Baseline.leave_one_out,
-                scale=Scale.none,
-                aggregation=aggregation,
-            )
-            for p in PARAMETRISATIONS
-        }
-        rows.append(_group_cells(2, Baseline.leave_one_out, Scale.none, aggregation, got))
+        if aggregation is not Aggregation.microbatch_token_mean:
+            rows.append(_group_cells(2, Baseline.leave_one_out, Scale.none, aggregation))
     return table(["G", "baseline", "scale", "aggregation", "length", "cosine"], rows)
 
 
 def _group_cells(
-    group_size: int,
-    baseline: Baseline,
-    scale: Scale,
-    aggregation: Aggregation,
-    got: Mapping[str, tuple[float, float]],
+    group_size: int, baseline: Baseline, scale: Scale, aggregation: Aggregation
 ) -> list[str]:
-    cells = [both({p: number(got[p][k]) for p in got}) for k in range(2)]
+    got = {
+        p: measure.group_row(
+            world(parametrisation=p, on_policy=True),
+            group_size,
+            baseline=baseline,
+            scale=scale,
+            aggregation=aggregation,
+        )
+        for p in PARAMETRISATIONS
+    }
+    cells = [both({p: number(got[p][k]) for p in got}) for k in (1, 2)]
     return [str(group_size), baseline, scale, aggregation, *cells]
 
 
@@ -218,6 +192,8 @@ def document() -> str:
         "## Baselines, scales and aggregation\n",
         group_section(),
         NOTES["groups"],
+        "## Several turns\n",
+        *turn_sections(),
         "## Presets\n",
         preset_section(),
         "\n## Every key\n",

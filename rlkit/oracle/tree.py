@@ -23,11 +23,22 @@ class Tree(NamedTuple):
     ids: Tensor
     """(N, T) words, 0 after the end."""
     mask: Tensor
-    """(N, T) True on words, the ending one included."""
+    """(N, T) True on sampled words, the ending one included."""
     states: Tensor
     """(N, T) index of the prefix before each word, 0 after the end."""
     prefixes: tuple[tuple[int, ...], ...]
     vocabulary: int
+    spliced: Tensor | None = None
+    """(N, T) True on words of an environment; None = there is none."""
+    turn_ids: Tensor | None = None
+    """(N, T) number of each sampled word's turn; None = there is one."""
+    chances: Tensor | None = None
+    """(N,) probability of what the environment says; None = it says nothing."""
+
+    @property
+    def turns(self) -> Tensor:
+        """Return `turn_ids`, 0 where there is one turn."""
+        return torch.zeros_like(self.ids) if self.turn_ids is None else self.turn_ids
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -98,7 +109,8 @@ def logps_of(tree: Tree, table: Tensor) -> Tensor:
 
 def probabilities(tree: Tree, table: Tensor) -> Tensor:
     """Return (N,) probability of each completion; they sum to 1."""
-    return logps_of(tree, table).sum(dim=1).exp()
+    sampled = logps_of(tree, table).sum(dim=1).exp()
+    return sampled if tree.chances is None else sampled * tree.chances
 
 
 def full_kl_of(tree: Tree, first: Tensor, second: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""This module fits a run into its device: the largest micro-batch and cache, or a line why not."""
+"""This module fits a run into its device: the fastest choice that fits, or a line why none does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 from rlkit.generation.demand import Sampler
-from rlkit.kernels.workspace import WORKSPACE_BYTES
-from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, Switch, TuningKind
+from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, TuningKind
+from rlkit.plan.candidates import candidates, least_choice
+from rlkit.plan.cost import explained
 from rlkit.plan.parts import (
     ENGINES,
     GB,
@@ -18,18 +18,11 @@ from rlkit.plan.parts import (
     kv_bytes,
     parts_of,
     sampling_bytes,
+    update_bytes,
 )
 from rlkit.plan.work import Work
 from rlkit.training.optim import OptimKind
 
-_WORKSPACES = (WORKSPACE_BYTES, 2**28, 2**26)
-_ENGINE_TOKENS = (8192, 2048, 1024)
-"""Tokens of one engine step, which bound its activations: the more, the faster prompts are read."""
-_BUSY_TOKENS = 4096
-"""Tokens of a micro-batch that keep a device busy. On an H200 and a model of 1.5B, forward and
-backward take 180 ms with all activations kept. With layers recomputed they take 280 ms
-(docs/memory/activations.md).
-"""
 _MARGIN = 0.03
 _MOST_MARGIN = 500_000_000
 """Left free of the budget, as a share and at most: allocators round up and leave holes."""
@@ -45,6 +38,8 @@ class Plan:
     """An engine in this process takes this; 0 = none."""
     budget: int
     """The device has this much for the run."""
+    why: str = ""
+    """The estimated seconds by which the choice was made."""
 
     @property
     def sampling(self) -> int:
@@ -72,7 +67,7 @@ class DoesNotFit(ValueError):
 
 
 def make_plan(work: Work, request: Request, *, budget: int, before: Choice | None = None) -> Plan:
-    """Return the first plan that fits, most generous first.
+    """Return the fastest plan that fits, by the estimates of `rlkit.plan.cost`.
 
     Args:
         work: The demands of the run.
@@ -95,80 +90,29 @@ def make_plan(work: Work, request: Request, *, budget: int, before: Choice | Non
     least = least_plan(work, request, budget=budget)
     if not least.fits:
         raise DoesNotFit(_refusal(work, request, least))
-    for choice in _choices(work, request):
+    too_large: dict[Checkpointing, int] = {}
+    for choice in candidates(work, request):
+        size, mode = choice.tokens_per_microbatch, choice.checkpointing
+        if size >= too_large.get(mode, size + 1):
+            continue
         if sampling_bytes(work, request, choice) > budget - _margin(budget):
             continue
         plan = _plan(work, request, choice, budget)
         if plan.fits:
             return plan
+        alone = update_bytes(work, choice._replace(workspace_bytes=0))
+        if alone > budget - _margin(budget):  # whatever else is chosen
+            too_large[mode] = min(size, too_large.get(mode, size))
     return least
 
 
 def least_plan(work: Work, request: Request, *, budget: int) -> Plan:
     """Return the plan that takes least: the smallest micro-batch, one completion at once."""
-    return _plan(work, request, list(_choices(work, request))[-1], budget)
+    return _plan(work, request, least_choice(work, request), budget)
 
 
 def _margin(budget: int) -> int:
     return int(min(_MARGIN * budget, _MOST_MARGIN))
-
-
-def _choices(work: Work, request: Request) -> Iterator[Choice]:
-    modes = [request.checkpointing]
-    if request.checkpointing is Checkpointing.auto:
-        modes = [Checkpointing.off, Checkpointing.on, Checkpointing.offload]
-    if not work.on_cuda:
-        modes = [m for m in modes if m is not Checkpointing.offload] or [Checkpointing.on]
-    at_once = _halves(min(work.num_rows, work.max_at_once), 1)
-    splits = [
-        (mode, size)
-        for mode in modes
-        for size in _token_budgets(work, request)
-        if len(modes) == 1 or mode is not Checkpointing.off or _is_busy(work, request, size)
-    ]
-    for n, engine, (mode, size), workspace in product(
-        at_once, _engine_choices(work, request), splits, _WORKSPACES
-    ):
-        yield Choice(size, mode, workspace, n, *engine)
-
-
-def _is_busy(work: Work, request: Request, num_tokens: int) -> bool:
-    """Return whether `num_tokens` keep the device busy.
-
-    Below, a larger micro-batch beats kept layers.
-    """
-    return not work.on_cuda or num_tokens >= min(_BUSY_TOKENS, _token_budgets(work, request)[0])
-
-
-def _engine_choices(work: Work, request: Request) -> list[tuple[int, bool]]:
-    """Return tokens of a step and whether by CUDA graphs, the fastest first."""
-    if work.sampler not in ENGINES:
-        return [(0, False)]
-    everything = work.num_rows * work.row_tokens
-    usual = _ENGINE_TOKENS if work.on_cuda else _ENGINE_TOKENS[1:2]
-    sizes = [request.engine_tokens] if request.engine_tokens else list(usual)
-    sizes = [n for n in sizes if n < everything] or sizes[-1:]
-    graphs = {Switch.on: [True], Switch.off: [False], Switch.auto: [True, False]}[request.graphs]
-    if not work.on_cuda:
-        graphs = [False]
-    # Reading prompts in smaller pieces costs less than decoding without graphs.
-    return [(n, by_graphs) for by_graphs in graphs for n in sizes]
-
-
-def _token_budgets(work: Work, request: Request) -> list[int]:
-    everything = work.num_rows * work.row_tokens
-    if request.tokens_per_microbatch == 0:
-        return [everything]
-    most = min(max(request.tokens_per_microbatch, work.unit_tokens), everything)
-    return _halves(most, min(work.unit_tokens, most))
-
-
-def _halves(most: int, least: int) -> list[int]:
-    """Return most, most / 2, ... down to `least`, which comes last."""
-    values = [most]
-    while values[-1] // 2 > least:
-        values.append(values[-1] // 2)
-    return values if values[-1] == least else [*values, least]
 
 
 def _plan(work: Work, request: Request, choice: Choice, budget: int) -> Plan:
@@ -177,6 +121,7 @@ def _plan(work: Work, request: Request, choice: Choice, budget: int) -> Plan:
         choice=choice,
         kv_cache_bytes=kv_bytes(work, request, choice.at_once) if work.sampler in ENGINES else 0,
         budget=budget,
+        why=explained(work, choice),
     )
 
 

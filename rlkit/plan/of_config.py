@@ -18,6 +18,7 @@ from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.device import available_bytes
 from rlkit.plan.parts import Choice, Request, parts_of
 from rlkit.plan.work import Work
+from rlkit.reward_models.size import device_bytes
 from rlkit.training.divergence import EvalKL
 from rlkit.types import Algorithm, Column
 
@@ -65,7 +66,8 @@ def planned(
     _check(config, model.hf_config)
     on_cuda = device.type == "cuda"
     work = work_of(config, algorithm, model.hf_config, model.dtype, on_cuda=on_cuda)
-    work = replace(work, longest_prompt=longest_prompt)
+    scorers = device_bytes(config.reward.functions, device)
+    work = replace(work, longest_prompt=longest_prompt, reward_model_bytes=scorers)
     if budget is None:
         budget = budget_of(config, device)
     plan = make_plan(work, request_of(config, work), budget=budget, before=before)
@@ -178,7 +180,7 @@ def request_of(config: Config, work: Work) -> Request:
 
 def with_plan(config: Config, plan: Plan) -> Config:
     """Return a copy of `config` that asks for exactly what `plan` gives."""
-    choice = plan.choice
+    choice, bound = plan.choice, config.memory.tokens_per_microbatch
     engine = EngineChoice(
         kv_cache_bytes=plan.kv_cache_bytes,
         at_once=choice.at_once,
@@ -191,8 +193,8 @@ def with_plan(config: Config, plan: Plan) -> Config:
         model=replace(config.model, gradient_checkpointing=choice.checkpointing),
         memory=replace(
             config.memory,
-            tokens_per_microbatch=min(
-                config.memory.tokens_per_microbatch, choice.tokens_per_microbatch
-            ),
+            tokens_per_microbatch=choice.tokens_per_microbatch
+            if bound is None
+            else min(bound, choice.tokens_per_microbatch),
         ),
     )

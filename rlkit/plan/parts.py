@@ -68,8 +68,8 @@ class Choice(NamedTuple):
 class Request:
     """The configuration asks the plan for these."""
 
-    tokens_per_microbatch: int
-    """Upper bound; 0 = the whole batch at once."""
+    tokens_per_microbatch: int | None
+    """Upper bound; 0 = the whole batch at once, None leaves it to the plan."""
     checkpointing: Checkpointing
     """`auto` leaves it to the plan."""
     kv_cache_bytes: int
@@ -95,6 +95,11 @@ def sampling_bytes(work: Work, request: Request, choice: Choice) -> int:
     return sum(p.sampling for p in (*_static_parts(work), *_sampling_parts(work, kv, choice)))
 
 
+def update_bytes(work: Work, choice: Choice) -> int:
+    """Return what the update takes for itself at its peak."""
+    return _update(work, choice).training
+
+
 def _static_parts(work: Work) -> list[Part]:
     context = (CONTEXT_BYTES + KERNEL_BYTES) if work.on_cuda else LIBRARY_BYTES
     name = "CUDA context and kernels" if work.on_cuda else "libraries"
@@ -102,6 +107,7 @@ def _static_parts(work: Work) -> list[Part]:
     return [
         Part(name, context, context),
         *_weight_parts(work),
+        Part("reward model", work.reward_model_bytes, work.reward_model_bytes),
         Part(f"optimiser ({work.optim.value})", moments, moments),
         Part(f"gradients ({_SHORT[work.trained_dtype]})", 0, gradients),
     ]

@@ -9,7 +9,7 @@ from rlkit.plan.parts import GB
 
 
 def lines(plan: Plan, *, where: str) -> Iterator[str]:
-    """Yield a table of the parts in GB (10^9 bytes), then what the plan decided."""
+    """Yield a table of the parts in GB (10^9 bytes), then what the plan decided and why."""
     width = max(len(part.name) for part in plan.parts)
     yield f"{'memory (GB)':<{width}}  sampling  training"
     for part in plan.parts:
@@ -17,6 +17,8 @@ def lines(plan: Plan, *, where: str) -> Iterator[str]:
     yield f"{'in all':<{width}}  {_gb(plan.sampling)}  {_gb(plan.training)}"
     yield f"{where}: {plan.budget / GB:.2f} GB, {(plan.budget - plan.peak) / GB:.2f} GB to spare"
     yield decisions(plan)
+    if plan.why:
+        yield plan.why
 
 
 def decisions(plan: Plan) -> str:

@@ -60,6 +60,8 @@ class Work:
     """Whether equal prompts of a micro-batch are computed once."""
     sampled_tokens: int | None = None
     """All completions of a step, once they are known; None = all have `max_completion`."""
+    reward_model_bytes: int = 0
+    """Reward models on the run's device, each with one batch."""
     eval_prompts: int = 0
     """Held-out prompts whose completions are scored for their KL; 0 = none."""
     eval_samples: int = 0
@@ -129,9 +131,19 @@ class Work:
     def num_trained(self) -> int:
         """Return trained parameters: of the model, or of the adapters of policy and critic."""
         if self.trains_all:
-            return sum(parameter.numel() for parameter in self.model.parameters())
+            return self.num_weights
         adapters = 2 if self.critic else 1
         return adapters * sizes.num_adapter_parameters(self.model, self.lora)
+
+    @property
+    def num_layers(self) -> int:
+        """Return decoder layers."""
+        return int(self.hf_config.get_text_config().num_hidden_layers)
+
+    @cached_property
+    def num_weights(self) -> int:
+        """Return entries of the model's tensors, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def trained_dtype(self) -> torch.dtype:

@@ -119,7 +119,7 @@ class Policy:
         if spec.values and self.critic is None:
             raise ValueError("values need a critic, got a policy without one")
         # It depends on neither grad mode nor adapter: policy and reference must take the same way.
-        lengths = batch.prompt_mask.sum(1) + batch.completion_mask.sum(1)
+        lengths = batch.prompt_mask.sum(1) + batch.exists.sum(1)
         share = self.shared_prefix is not Switch.off and one_set(self.model, lengths)
         scoring = prepare(self.model.config, batch, dtype=self.tuning.dtype, share=share)
         mask = batch.completion_mask

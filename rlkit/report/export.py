@@ -18,6 +18,7 @@ from rlkit.stats import Estimate
 from rlkit.tracking.files import write_atomic
 
 Record = Mapping[str, object]
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def export_tables(results: Results, folder: Path) -> list[Path]:
@@ -148,8 +149,15 @@ def _csv(records: Sequence[Record], columns: Sequence[str]) -> bytes:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n", restval="")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({k: _inert(v) for k, v in record.items()} for record in records)
     return buffer.getvalue().encode()
+
+
+def _inert(value: object) -> object:
+    """Return a text that no spreadsheet takes for a formula: an apostrophe says that it is text."""
+    if not isinstance(value, str):
+        return value
+    return (f"'{value}" if value.startswith(_FORMULAS) else value).replace("\r", " ")
 
 
 def _parquet(records: Sequence[Record], columns: Sequence[str]) -> bytes:

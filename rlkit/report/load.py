@@ -92,6 +92,13 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     raise StudyError("the same folder is named twice")
 
 
+def _inside(folder: Path, name: str) -> Path:
+    """Return the folder `name` of a sweep; raises StudyError when it lies outside."""
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise StudyError(f"{folder / 'sweep.json'} must name folders inside {folder}, got {name!r}")
+    return folder / name
+
+
 def _sweep(folder: Path) -> Study:
     path = folder / "sweep.json"
     redactor = Redactor.of_process()
@@ -105,7 +112,7 @@ def _sweep(folder: Path) -> Study:
             raise StudyError(f"{path} has version {record['version']}, this rlkit reads 1")
         jobs = tuple(
             read_job(
-                folder / str(job["folder"]),
+                _inside(folder, str(job["folder"])),
                 job_id=str(job["id"]),
                 overrides=[str(text) for text in job["overrides"]],
             )

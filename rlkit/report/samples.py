@@ -11,6 +11,7 @@ from rlkit.report.arms import Arm
 from rlkit.report.job import JobRecord
 from rlkit.report.text import fixed
 from rlkit.tracking import EvalRecord, SampleRow, read_samples
+from rlkit.tracking.base import Passage
 from rlkit.tracking.completions import eval_path
 from rlkit.tracking.summary import clip, tail
 
@@ -24,6 +25,8 @@ class Text:
 
     text: str
     caption: str
+    passages: tuple[Passage, ...] = ()
+    """The episode turn by turn; empty where there is one turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,4 +96,5 @@ def _text(row: SampleRow) -> Text:
     return Text(
         text=clip(row.completion),
         caption=f"{reward}, {row.num_tokens} tokens{cut}",
+        passages=tuple(p._replace(text=clip(p.text.strip())) for p in row.passages),
     )

@@ -17,11 +17,15 @@ EXTRAS = {
     "bitsandbytes": "quant",
     "math_verify": "math",
     "datasets": "data",
+    "jsonschema": "json",
+    "py3langid": "language",
+    "reasoning_gym": "reasoning",
     "wandb": "wandb",
     "trackio": "trackio",
     "tensorboard": "tensorboard",
     "xllamacpp": "export",
     "peft": "export",
+    "compressed_tensors": "export",
 }
 """The optional modules that rlkit imports, and the extra that installs each."""
 _SUMMARY = "Reinforcement learning of language models on one GPU"

@@ -72,6 +72,22 @@ def remove_litter(folder: Path, *, subfolders: Container[str]) -> list[Path]:
     return found
 
 
+def first_link(folder: Path, *, subfolders: Container[str]) -> Path | None:
+    """Return a symbolic link in `folder` or anywhere below its `subfolders`; None when it has none.
+
+    What is written or read through one may lie anywhere.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_symlink():
+            return path
+        if path.name in subfolders and path.is_dir():
+            for place, folders, files in os.walk(path):
+                for name in (*folders, *files):
+                    if (Path(place) / name).is_symlink():
+                        return Path(place) / name
+    return None
+
+
 def _is_left(path: Path) -> bool:
     match = _SCRATCH.fullmatch(path.name)
     if match is None:

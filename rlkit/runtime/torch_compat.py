@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlkit.runtime import flash3
 from rlkit.runtime.private_names import find, require_names
 
 require_names(
@@ -144,6 +145,32 @@ def flash_forward(
 
     Returns:
         Output (T, H, d), log-sum-exp, and two tensors of dropout's state for `flash_backward`.
+    """
+    third = flash3.forward_of(qkv[0], flash_two)
+    if third is None:
+        return flash_two(qkv, shape, scale=scale, left=left)
+    out, lse = third(qkv, shape, scale=scale, left=left)
+    # Without dropout the backward pass takes its state and does not look at it.
+    return out, lse, lse.new_empty(2, dtype=torch.uint64), lse.new_empty((), dtype=torch.uint64)
+
+
+def flash_two(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    shape: tuple[Tensor, Tensor, int, int],
+    *,
+    scale: float,
+    left: int,
+) -> tuple[Tensor, ...]:
+    """Return the same by FlashAttention 2, which torch has.
+
+    Args:
+        qkv: The argument of `flash_forward`.
+        shape: The argument of `flash_forward`.
+        scale: The argument of `flash_forward`.
+        left: The argument of `flash_forward`.
+
+    Returns:
+        The results of `flash_forward`.
     """
     found: tuple[Tensor, ...] = torch.ops.aten._flash_attention_forward(
         *qkv, *shape, 0.0, True, False,

@@ -27,6 +27,9 @@ class TableScores:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def shares(self) -> dict[str, tuple[float, float]]:
+        return {}
+
 
 @dataclass(frozen=True)
 class TableRewards:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from rlkit.environments.base import Example, Message
+from rlkit.environments.config import EnvironmentSpec
 from rlkit.rewards import RewardSpec
+from rlkit.tasks.curriculum import Curriculum
 from rlkit.types import Completion
 
-
-class Message(NamedTuple):
-    """A message is one turn of a conversation."""
-
-    role: str
-    """`system`, `developer`, `user`, `assistant` or `tool`."""
-    content: str
-    more: str = ""
-    """Further keys (`tool_calls`, `name`, ...) as one JSON object; empty = none. Text, because
-    messages are compared and hashed."""
+__all__ = ["Example", "Message", "PromptStyle", "Split", "SplitName", "Task"]
 
 
 class PromptStyle(StrEnum):
@@ -38,26 +30,6 @@ class SplitName(StrEnum):
 
     train = "train"
     eval = "eval"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """An example is a prompt and what its rewards need, in the shape of TRL's data sets.
-
-    Example: `Example(prompt="Q: max of 3, 9, 4\\nA:", columns={"answer": "9"})`.
-    """
-
-    prompt: str | tuple[Message, ...]
-    columns: Mapping[str, object] = field(default_factory=dict)
-    """JSON values: text, numbers, booleans, None, and lists and dicts of these."""
-    where: str = field(default="", compare=False)
-    """The row it came from, such as `row 3 of train.jsonl`, for messages; empty = none."""
-
-    @property
-    def key(self) -> str:
-        """Return sixteen hex digits, equal for equal prompts in whatever task or file they are."""
-        canonical = json.dumps(self.prompt, sort_keys=True, default=str)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class Split(NamedTuple):
@@ -91,3 +63,12 @@ class Task:
     """The task's own criterion, whatever the rewards; None when the task cannot know."""
     gold_completion: Callable[[Example], str] | None
     """A completion that earns full marks, for the check before training."""
+    curriculum: Curriculum | None = None
+    """Chooses the training examples by success; None = each comes in its turn."""
+    answer: Callable[[Completion], str | None] | None = None
+    """What a completion gives as its answer, equal for equal answers, for a vote; None = nothing.
+    The whole field is None when the task cannot know."""
+    target: Callable[[Example], str] | None = None
+    """The completion to imitate; None where that is the gold one, or where there is none."""
+    environment: EnvironmentSpec | None = None
+    """Answers the model's turns; None = there is one turn."""

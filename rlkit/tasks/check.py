@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlkit.rewards import RewardSpec
 from rlkit.rewards.golds import row_problem
+from rlkit.rewards.parts import OF_PART
 from rlkit.rewards.pool import RewardPool
 from rlkit.tasks.base import Split, Task
 from rlkit.tasks.render import place, render
@@ -73,8 +75,13 @@ def check_rewards(
         groups.append([_completion(prompt, t, tokenizer, decode) for t in (*gold, *_OTHERS)])
         for before, after in zip(gold, groups[-1], strict=False):
             vanished |= {tag for tag in _TAG.findall(before) if tag not in after.text}
-    pool.start()
-    scores = pool.score(groups)
+    pool.verify()
+    if len(pool.scorers) == len(
+        pool.specs
+    ):  # a judge has answered its own question, and others cost money
+        lost = _about_tags(vanished, tokenizer)
+        return RewardCheck([], [], 0.0, (lost,) if lost else ())
+    scores = pool.try_functions(groups)
     for (name, _), message in scores.report.messages.items():
         raise ValueError(f"reward.functions.{name} must score every completion, got: {message}")
     num_gold = 1 if task.gold_completion else 0
@@ -136,7 +143,11 @@ def _check_gold(
     for k, spec in enumerate(pool.specs):
         if not (spec.weight > 0 and (spec.fn, spec.options) in recommended):
             continue
-        unpaid = [i for i, components in enumerate(gold) if not components[k] > 0]  # NaN included
+        if spec.fn == "environment":  # it pays for what is done, not for a text
+            continue
+        # A part's reward says nothing of other parts; NaN from any other function is unpaid.
+        seen = [i for i, c in enumerate(gold) if spec.fn != OF_PART or not math.isnan(c[k])]
+        unpaid = [i for i in seen if not gold[i][k] > 0]
         if not unpaid:
             continue
         first = unpaid[0]
@@ -144,9 +155,9 @@ def _check_gold(
             f"reward.functions.{spec.name} must pay for gold answers, got {gold[first][k]:g} for "
             f"held-out example {first} of task {task.name}"
         )
-        if len(unpaid) == len(gold):
+        if len(unpaid) == len(seen):
             raise ValueError(got + (lost and f"; {lost}"))
-        notes.append(f"{got}; {len(gold) - len(unpaid)} others are paid, so the run goes on")
+        notes.append(f"{got}; {len(seen) - len(unpaid)} others are paid, so the run goes on")
     return notes
 
 

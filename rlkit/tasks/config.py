@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Annotated
 
-from rlkit.schema import ANY_LENGTH, Between, Options, Schema, require
+from rlkit.schema import ANY_LENGTH, Between, Options, require
 from rlkit.tasks.base import PromptStyle
 
 
@@ -30,6 +30,17 @@ class BadRows(StrEnum):
     """Leave it out, and name it."""
 
 
+class OverlongTargets(StrEnum):
+    """This decides over targets of more than `task.max_completion_length` tokens."""
+
+    error = "error"
+    """Refuse it, naming the row."""
+    drop = "drop"
+    """Leave the row out, and count it."""
+    truncate = "truncate"
+    """Keep its first tokens, without an end, and count it."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TaskConfig(Options):
     """Every task has these options."""
@@ -49,6 +60,11 @@ class TaskConfig(Options):
     """What to do with longer prompts."""
     bad_rows: BadRows = BadRows.error
     """error or drop: what to do with rows that cannot become prompts."""
+    target: Annotated[str, ANY_LENGTH] = ""
+    """For algorithm=sft: the column with the completion to imitate, or a text with `{column}` in
+    it. Empty = the task's own, such as GSM8K's solution with XML tags."""
+    overlong_targets: OverlongTargets = OverlongTargets.error
+    """error, drop or truncate: what to do with targets over `task.max_completion_length` tokens."""
 
     def __post_init__(self) -> None:
         own_name = next(f.default for f in fields(self) if f.name == "name")
@@ -57,6 +73,21 @@ class TaskConfig(Options):
         require(self.seed >= 0, "task.seed", ">= 0", self.seed)
         for key in ("eval_size", "max_prompt_length", "max_completion_length"):
             require(getattr(self, key) >= 1, f"task.{key}", ">= 1", getattr(self, key))
+
+
+def require_between(key: str, least: int, most: int, value: int) -> None:
+    """Raise ValueError unless `value` is in the range of an option.
+
+    Args:
+        key: The option below `task`.
+        least: Its smallest value.
+        most: Its largest value.
+        value: The value that it has.
+
+    Raises:
+        ValueError: `value` is below `least` or above `most`.
+    """
+    require(least <= value <= most, f"task.{key}", f"in [{least}, {most}]", value)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,8 +109,8 @@ class RevWordsConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(RevWordsConfig, self).__post_init__()
-        _require_between("min_words", 2, 8, self.min_words)
-        _require_between("max_words", self.min_words, 8, self.max_words)
+        require_between("min_words", 2, 8, self.min_words)
+        require_between("max_words", self.min_words, 8, self.max_words)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,7 +124,7 @@ class MaxOfNConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(MaxOfNConfig, self).__post_init__()
-        _require_between("n", 2, 8, self.n)
+        require_between("n", 2, 8, self.n)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -109,8 +140,8 @@ class ChainSumConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(ChainSumConfig, self).__post_init__()
-        _require_between("terms", 2, 8, self.terms)
-        _require_between("digits", 1, 6, self.digits)
+        require_between("terms", 2, 8, self.terms)
+        require_between("digits", 1, 6, self.digits)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,6 +150,36 @@ class CompareDecimalsConfig(TaskConfig):
 
     name: str = "compare_decimals"
     max_completion_length: int = 10
+
+
+@dataclass(kw_only=True, slots=True)
+class CalculatorConfig(TaskConfig):
+    """Multiply with a calculator: call it in one turn, copy its answer in the next."""
+
+    name: str = "calculator"
+    max_completion_length: int = 96
+    digits: int = 3
+    """Digits of each factor, in [2, 6]; few models know a product of three digits each."""
+
+    def __post_init__(self) -> None:
+        super(CalculatorConfig, self).__post_init__()
+        _require_between("digits", 2, 6, self.digits)
+
+
+@dataclass(kw_only=True, slots=True)
+class GuessNumberConfig(TaskConfig):
+    """Find one of seven numbers in three guesses, each answered with higher or lower."""
+
+    name: str = "guess_number"
+    max_completion_length: int = 96
+
+
+@dataclass(kw_only=True, slots=True)
+class LookupConfig(TaskConfig):
+    """Search a directory whose numbers are drawn anew for each episode."""
+
+    name: str = "lookup"
+    max_completion_length: int = 96
 
 
 @dataclass(kw_only=True, slots=True)
@@ -136,6 +197,9 @@ class DataConfig(TaskConfig):
     """Likewise, for the held-out rows. Rows whose prompt is held out are never trained on."""
     eval_path: str = ""
     """A file of held-out rows; empty = `eval_split` of `path`."""
+    stream: bool = False
+    """Read rows of .jsonl files when a step needs them, for files larger than memory. They are then
+    not looked at before the first step; the held-out rows are a file of their own."""
     eval_fraction: float = 0.0
     """Share of the rows to hold out when there is no file of them, in [0, 1). A hash of the prompt
     decides, so that equal prompts stay together. 0 = do not.
@@ -145,6 +209,11 @@ class DataConfig(TaskConfig):
         super(DataConfig, self).__post_init__()
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"task.eval_fraction must be in [0, 1), got {self.eval_fraction}")
+        if self.stream and self.eval_fraction:
+            raise ValueError(
+                f"task.eval_fraction must be 0 with task.stream=true, got {self.eval_fraction}: "
+                "name the held-out rows by task.eval_path"
+            )
         if self.eval_path and self.eval_fraction:
             raise ValueError(
                 "task.eval_fraction must be 0 when task.eval_path is given, "
@@ -203,16 +272,3 @@ def _require_between(key: str, least: int, most: int, value: int) -> None:
         ValueError: `value` is below `least` or above `most`.
     """
     require(least <= value <= most, f"task.{key}", f"in [{least}, {most}]", value)
-
-
-CONFIGS: tuple[type[TaskConfig], ...] = (
-    EchoConfig,
-    RevWordsConfig,
-    MaxOfNConfig,
-    ChainSumConfig,
-    CompareDecimalsConfig,
-    GSM8KConfig,
-    DatasetConfig,
-)
-
-SCHEMAS: tuple[Schema, ...] = tuple(Schema("task", config().name, config) for config in CONFIGS)

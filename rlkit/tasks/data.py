@@ -14,6 +14,7 @@ from rlkit.runtime.distribution import how_to_install
 from rlkit.tasks.base import Example, Split, SplitName
 from rlkit.tasks.config import BadRows, DataConfig
 from rlkit.tasks.generated import held_out
+from rlkit.tasks.stream import Lines, streamed
 
 DROP_HINT = " (task.bad_rows=drop leaves such rows out)"
 _SHOWN = 5
@@ -43,6 +44,8 @@ def data_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split
     """
     if not config.path:
         raise ValueError("task.path must name a file, a folder or a hub data set, got nothing")
+    if config.stream:
+        return _streamed_splits(config, to_example)
     train_rows, held_rows = _halves(config)
     train, held = (_examples(rows, to_example, config.bad_rows) for rows in (train_rows, held_rows))
     if config.eval_fraction:
@@ -57,13 +60,40 @@ def data_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split
     for name, examples in (("train on", kept), ("evaluate on", held)):
         if not examples:
             raise ValueError(f"task.path must hold rows to {name}, got none from {config.path}")
+    return Split(SplitName.train, kept.__getitem__, len(kept)), _eval_split(config, held)
+
+
+def _eval_split(config: DataConfig, held: Sequence[Example]) -> Split:
     chosen = random.Random(f"{config.seed}:{SplitName.eval.value}").sample(
         held, min(config.eval_size, len(held))
     )
-    return (
-        Split(SplitName.train, kept.__getitem__, len(kept)),
-        Split(SplitName.eval, chosen.__getitem__, len(chosen)),
+    return Split(SplitName.eval, chosen.__getitem__, len(chosen))
+
+
+def _streamed_splits(config: DataConfig, to_example: ToExample) -> tuple[Split, Split]:
+    """Return a training half that is read as it is needed, and a held-out half in memory."""
+    path = Path(config.path).expanduser()
+    files = [path] if path.is_file() else _folder_files(config, config.train_split)
+    if odd := [file for file in files if file.suffix != ".jsonl"]:
+        raise ValueError(f"task.path must hold .jsonl files with task.stream=true, got {odd[0]}")
+    if path.is_file() and not config.eval_path:
+        raise ValueError(f"task.eval_path must say what to hold out of {path}, got nothing")
+    held_rows = (
+        read_file(Path(config.eval_path).expanduser())
+        if config.eval_path
+        else _read_folder(config, config.eval_split)
     )
+    held = _examples(held_rows, to_example, config.bad_rows)
+    if not held:
+        raise ValueError(f"task.path must hold rows to evaluate on, got none from {path}")
+    get = streamed(
+        Lines(files),
+        to_example,
+        seed=config.seed,
+        held={example.key for example in held},
+        bad_rows=config.bad_rows,
+    )
+    return Split(SplitName.train, get, None), _eval_split(config, held)
 
 
 def _examples(rows: Rows, to_example: ToExample, bad_rows: BadRows) -> list[Example]:
@@ -108,12 +138,23 @@ def text_column(row: Mapping[str, Any], name: str, where: str) -> str:
 
 def json_value(value: Any, where: str) -> Any:
     """Return `value`, which JSON must be able to hold: rewards run in other processes."""
+    try:
+        checked = _json_value(value, where)
+        json.dumps(checked, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError(f"{where} must not be nested so deep, got more than 900 levels") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} must be text that UTF-8 can hold, got {error.reason}") from error
+    return checked
+
+
+def _json_value(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
-        return [json_value(item, where) for item in value]
+        return [_json_value(item, where) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: json_value(item, where) for key, item in value.items()}
+        return {key: _json_value(item, where) for key, item in value.items()}
     raise ValueError(f"{where} must be text, a number, or a list of these, got {value!r:.60}")
 
 
@@ -152,8 +193,10 @@ def read_file(path: Path) -> Rows:
         raise ValueError(f"task.path must end in {', '.join(_SUFFIXES)}, got {path}")
     try:
         rows = _READERS[path.suffix](path)
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (ValueError, OSError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = "it is nested too deep" if deep else str(error) or type(error).__name__
+        reason = reason.splitlines()[0]
         raise ValueError(f"task.path must be readable, got {path}: {reason}") from error
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -194,7 +237,7 @@ _READERS: Mapping[str, Callable[[Path], list[Any]]] = {
 }
 
 
-def _read_folder(config: DataConfig, split: str) -> Rows:
+def _folder_files(config: DataConfig, split: str) -> list[Path]:
     folder = Path(config.path).expanduser()
     if config.subset and (folder / config.subset).is_dir():
         folder = folder / config.subset
@@ -209,10 +252,14 @@ def _read_folder(config: DataConfig, split: str) -> Rows:
             f"task.path must hold files {split}*.jsonl, .json or .parquet to {purpose}, "
             f"got {folder}"
         )
-    parts = [read_file(file) for file in files]
+    return files
+
+
+def _read_folder(config: DataConfig, split: str) -> Rows:
+    parts = [read_file(file) for file in _folder_files(config, split)]
     if len(parts) == 1:
         return parts[0]
-    return Rows(str(folder), [row for part in parts for row in part.rows])
+    return Rows(config.path, [row for part in parts for row in part.rows])
 
 
 def _read_hub(config: DataConfig, split: str) -> Rows:

@@ -13,6 +13,8 @@ from rlkit.tasks.config import Overlong
 from rlkit.tasks.conversation import Conversation, render_conversation
 from rlkit.types import Prompt
 
+_MOST_CHARACTERS = 20_000_000
+
 
 class Rendered(NamedTuple):
     """These are prompts ready for the model, with the numbers of those that were too long."""
@@ -149,9 +151,13 @@ def _apply_template(
         )
 
     def apply(conversation: Conversation) -> str:
-        return str(
+        text = str(
             tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         )
+        # Tokenizing what a template has blown up would seem to have no end.
+        rule = f"must be at most {_MOST_CHARACTERS} characters as the chat template renders it"
+        _check(len(text) <= _MOST_CHARACTERS, where, f"{rule}, got {len(text)}")
+        return text
 
     template = str(tokenizer.chat_template)
     return render_conversation(messages, template, apply, where=where)

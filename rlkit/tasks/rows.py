@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from rlkit.rewards import RewardSpec
-from rlkit.rewards.numbers import plain
-from rlkit.rewards.unsloth_2025 import correctness
+from rlkit.rewards.numbers import ballot, plain
+from rlkit.rewards.unsloth_2025 import correctness, xml_answer
 from rlkit.tasks.base import Example, Message, PromptStyle, Task
 from rlkit.tasks.config import DatasetConfig, GSM8KConfig
 from rlkit.tasks.conversation import read_messages
@@ -36,6 +37,10 @@ _GSM8K_REWARDS = (
 )
 
 
+_CALCULATION = re.compile(r"<<[^<>]*>>")
+"""GSM8K writes each calculation a second time, for a calculator: 48/2 = <<48/2=24>>24."""
+
+
 def gsm8k(config: GSM8KConfig) -> Task:
     """Make a task of rows with `question` and `answer`; `####` may stand before the answer."""
 
@@ -60,6 +65,8 @@ def gsm8k(config: GSM8KConfig) -> Task:
         rewards=_GSM8K_REWARDS,
         success=_is_correct,
         gold_completion=_gsm8k_gold,
+        answer=_gsm8k_vote,
+        target=_gsm8k_target,
     )
 
 
@@ -99,6 +106,7 @@ def dataset(config: DatasetConfig) -> Task:
         rewards=(),
         success=None,
         gold_completion=gold if config.gold else None,
+        target=_own_completion if "completion" in config.columns else None,
     )
 
 
@@ -117,6 +125,22 @@ def _prompt(value: Any, config: DatasetConfig, where: str) -> str | tuple[Messag
 
 def _is_correct(completion: Completion) -> bool:
     return correctness(completion, as_numbers=True) > 0
+
+
+def _own_completion(example: Example) -> str:
+    return plain(example.columns["completion"])
+
+
+def _gsm8k_vote(completion: Completion) -> str | None:
+    return ballot(xml_answer(completion.text)) if "<answer>" in completion.text else None
+
+
+def _gsm8k_target(example: Example) -> str:
+    """Return the row's own solution, its calculator marks left out, inside the tags."""
+    solution = str(example.columns["solution"]).rpartition("####")[0] or "It is clear."
+    reasoning = _CALCULATION.sub("", solution).strip()
+    answer = example.columns["answer"]
+    return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>\n"
 
 
 def _gsm8k_gold(example: Example) -> str:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from rlkit.rewards import RewardSpec
 from rlkit.rewards.answers import raw_exact
-from rlkit.rewards.tags import tag_answer
+from rlkit.rewards.numbers import ballot
+from rlkit.rewards.tags import first_answer, tag_answer
 from rlkit.tasks.base import Example, Message, PromptStyle, Task
 from rlkit.tasks.config import (
     ChainSumConfig,
@@ -149,7 +150,7 @@ def _chat_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task
         for shot in shots
         for message in (Message("user", shot.question), Message("assistant", _tagged(shot.answer)))
     )
-    form = _Form(PromptStyle.chat, (), _TAG_REWARDS, _tag_success, _tag_gold)
+    form = _Form(PromptStyle.chat, (), _TAG_REWARDS, _tag_success, _tag_gold, _tag_vote)
     return _task(config, draw, form, shots, lambda question: (*prefix, Message("user", question)))
 
 
@@ -159,7 +160,7 @@ def _raw_task(config: TaskConfig, draw: DrawQA, *, shots: Sequence[QA]) -> Task:
     An empty line between examples raises the base success of sums (SmolLM2-135M: .16 to .26).
     """
     prefix = "".join(f"Q: {shot.question}\nA: {shot.answer}\n\n" for shot in shots)
-    form = _Form(PromptStyle.raw, ("\n",), _RAW_REWARDS, _raw_success, _raw_gold)
+    form = _Form(PromptStyle.raw, ("\n",), _RAW_REWARDS, _raw_success, _raw_gold, _raw_vote)
     return _task(config, draw, form, shots, lambda question: f"{prefix}Q: {question}\nA:")
 
 
@@ -171,6 +172,7 @@ class _Form(NamedTuple):
     rewards: tuple[RewardSpec, ...]
     success: Callable[[Completion], bool]
     gold: Callable[[Example], str]
+    answer: Callable[[Completion], str | None]
 
 
 def _task(
@@ -198,6 +200,7 @@ def _task(
         rewards=form.rewards,
         success=form.success,
         gold_completion=form.gold,
+        answer=form.answer,
     )
 
 
@@ -219,3 +222,11 @@ def _tag_success(completion: Completion) -> bool:
 
 def _raw_success(completion: Completion) -> bool:
     return raw_exact(completion) == 1.0
+
+
+def _tag_vote(completion: Completion) -> str | None:
+    return ballot(first_answer(completion.text))
+
+
+def _raw_vote(completion: Completion) -> str | None:
+    return ballot(completion.text.lstrip(" ").split("\n", 1)[0])

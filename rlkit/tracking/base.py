@@ -70,6 +70,8 @@ class RunInfo:
     group_size: int
     reward_names: tuple[str, ...]
     """In the order of the configuration."""
+    signal: str = "reward"
+    """The training metric to watch: `reward`, or the `loss` of a run without rewards."""
     config: Mapping[str, object] = field(default_factory=dict)
     """The resolved configuration, flat: `algorithm.clip_low` -> 0.2."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -80,6 +82,16 @@ class RunInfo:
     """The command line that started the run."""
     warnings: tuple[str, ...] = ()
     """The warnings that came up while the run was being set up."""
+
+
+class Passage(NamedTuple):
+    """A passage is a part of an episode that one side said."""
+
+    text: str
+    sampled: bool
+    """False = the environment's."""
+    reward: float | None = None
+    """The part of a turn in the reward; None for the environment's passages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +113,8 @@ class SampleRow:
     """None where there is none: evaluations, samples that a filter dropped."""
     columns: Mapping[str, object] = field(default_factory=dict)
     """The task's columns of the row, such as the right `answer`."""
+    passages: tuple[Passage, ...] = ()
+    """The episode turn by turn; empty where there is one turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +141,8 @@ class Measure(StrEnum):
     """The task's own criterion: 1 for a right answer, 0 for a wrong one."""
     reward = "reward"
     """The weighted reward, where the task cannot know what a right answer is."""
+    logp = "logp"
+    """The mean log-probability of a held-out target's tokens, nats, where nothing is sampled."""
 
 
 class Interval(NamedTuple):

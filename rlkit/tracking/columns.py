@@ -29,19 +29,31 @@ class TableColumn(NamedTuple):
     cell: Callable[[StepRecord], str]
 
 
-def columns(reward_names: Sequence[str]) -> list[TableColumn]:
+def columns(reward_names: Sequence[str], *, signal: str = "reward") -> list[TableColumn]:
     """Return all columns, left to right.
 
-    There is none for the loss: near 0 by design, it says nothing.
+    With rewards there is none for the loss: near 0 by design, it says nothing.
+
+    Args:
+        reward_names: The reward functions, in order.
+        signal: The metric of the second column, `reward` or `loss`.
+
+    Returns:
+        The columns.
     """
-    return [
-        TableColumn("step", 4, 0, lambda r: str(r.step)),
-        TableColumn("reward", 6, 0, lambda r: fixed(r.metrics.get("reward"))),
+    of_rewards = signal == "reward"
+    rewards = [
         *(_reward_column(name) for name in reward_names),
         TableColumn("std", 5, 3, lambda r: fixed(r.metrics.get("reward_std"), digits=2)),
         TableColumn("KL", 7, 2, lambda r: small(r.metrics.get("kl"))),
+    ]
+    no_std = TableColumn("no-std", 6, 4, lambda r: percent(r.metrics.get("frac_reward_zero_std")))
+    return [
+        TableColumn("step", 4, 0, lambda r: str(r.step)),
+        TableColumn(signal, 6, 0, lambda r: fixed(r.metrics.get(signal))),
+        *(rewards if of_rewards else []),
         TableColumn("length", 6, 1, lambda r: fixed(_length(r.metrics), digits=1)),
-        TableColumn("no-std", 6, 4, lambda r: percent(r.metrics.get("frac_reward_zero_std"))),
+        *([no_std] if of_rewards else []),
         TableColumn("grad", 7, 5, lambda r: small(r.metrics.get("grad_norm"))),
         TableColumn("tok/s", 6, 6, lambda r: count(r.metrics.get("speed/tokens_per_second"))),
         TableColumn(_TIME, 6, 8, lambda r: seconds(r.metrics.get("time/step"))),
@@ -83,6 +95,11 @@ def details(record: StepRecord, dropped: Sequence[TableColumn]) -> list[str]:
         "cut": percent(metrics.get("completions/clipped_ratio")),
         "lr": small(metrics.get("learning_rate")),
         "memory": memory(metrics),
+    }
+    values |= {
+        f"slot A of {key.split('/')[1]}": percent(share)
+        for key, share in metrics.items()
+        if key.endswith("/first_slot")
     }
     values |= {c.title: c.cell(record) for c in dropped if c.title not in (_TIME, _SPLIT_TITLE)}
     total = seconds(metrics.get("time/step"))

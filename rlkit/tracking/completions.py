@@ -8,11 +8,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlkit.tracking.base import SampleRow
+from rlkit.tracking.base import Passage, SampleRow
 from rlkit.tracking.files import write_atomic
 
 _PREFIX = "rewards/"
 _TASK = "task/"
+_PASSAGES = "passages"
 _ODD = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -30,7 +31,8 @@ def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[
     """Write `rows` atomically.
 
     The raw value of reward function `f` is in column `rewards/f`. The task's column `c`, such as
-    the right answer, is in `task/c`: text as it is, other values as JSON.
+    the right answer, is in `task/c`: text as it is, other values as JSON. Episodes have a column
+    `passages`, a JSON list of [text, sampled, reward].
 
     Raises:
         TrackingError: the file could not be written; nothing is left of it.
@@ -54,6 +56,8 @@ def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[
     columns["advantage"] = pa.array([r.advantage for r in rows], real)
     for name in dict.fromkeys(name for row in rows for name in row.columns):
         columns[_TASK + name] = pa.array([_shown(row.columns.get(name)) for row in rows], text)
+    if any(row.passages for row in rows):
+        columns[_PASSAGES] = pa.array([_encodable(json.dumps(r.passages)) for r in rows], text)
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
@@ -70,7 +74,8 @@ def read_samples(path: Path) -> list[SampleRow]:
     for record in table.to_pylist():
         components = tuple(float(record.pop(name)) for name in rewards)
         task = {name: record.pop(_TASK + name) for name in task_names}
-        rows.append(SampleRow(components=components, columns=task, **record))
+        passages = tuple(Passage(*p) for p in json.loads(record.pop(_PASSAGES, None) or "[]"))
+        rows.append(SampleRow(components=components, columns=task, passages=passages, **record))
     return rows
 
 

@@ -47,14 +47,15 @@ class PlainConsole:
         self._columns: list[TableColumn] = []
         self._info: RunInfo | None = None
         self._evals: list[EvalRecord] = []
-        self._rewards: list[float] = []
+        self._watched: list[float] = []
         self._lines = 0
+        self._signal = "reward"
         self._handler = _WarningsHandler(self)
 
     def start(self, info: RunInfo) -> None:
-        self._info = info
+        self._info, self._signal = info, info.signal
         self._evals = read_evals(info.run_dir) if info.first_step else []
-        self._columns = fit(columns(info.reward_names), _PLAIN_WIDTH)
+        self._columns = fit(columns(info.reward_names, signal=info.signal), _PLAIN_WIDTH)
         logging.getLogger().addHandler(self._handler)
         if not self._quiet:
             for line in header(info):
@@ -66,7 +67,7 @@ class PlainConsole:
         """Do nothing, for a pipe has no place for bars."""
 
     def step(self, record: StepRecord) -> None:
-        self._rewards.append(record.metrics.get("reward", float("nan")))
+        self._watched.append(record.metrics.get(self._signal, float("nan")))
         if self._quiet:
             return
         if self._lines % _PLAIN_HEADER_EVERY == 0:
@@ -88,7 +89,7 @@ class PlainConsole:
 
     def finish(self, outcome: Outcome) -> None:
         if self._info is not None:
-            print_summary(self.console, self._info, outcome, self._evals, self._rewards)
+            print_summary(self.console, self._info, outcome, self._evals, self._watched)
 
     def close(self, deadline_s: float) -> None:
         logging.getLogger().removeHandler(self._handler)
@@ -133,14 +134,14 @@ class LiveConsole(PlainConsole):
         now = time.monotonic()
         self._durations.append(now - self._step_started)
         self._step_started = now
-        self._rewards.append(record.metrics.get("reward", float("nan")))
+        self._watched.append(record.metrics.get(self._signal, float("nan")))
         self._recent.append(record)
         self._done = record.step + 1
 
     def finish(self, outcome: Outcome) -> None:
         self._phase = None
         self._live.stop()  # leaves the last frame, reward curve included
-        self._rewards.clear()
+        self._watched.clear()
         super().finish(outcome)
 
     def close(self, deadline_s: float) -> None:
@@ -155,14 +156,17 @@ class LiveConsole(PlainConsole):
         parts: list[RenderableType] = [Rule(style="dim")]
         recent = list(self._recent)[-max(2, height - _FIXED_LINES) :]
         if recent:
-            candidates = columns(self._info.reward_names)
+            candidates = columns(self._info.reward_names, signal=self._info.signal)
             shown = fit(candidates, width)
             parts.append(Text(header_line(shown), style="bold", no_wrap=True))
             for record in recent:
                 style = "bold cyan" if record is recent[-1] else ""
                 parts.append(Text(record_line(shown, record), style=style, no_wrap=True))
             dropped = [c for c in candidates if c not in shown]
-            parts += [Text(""), sparkline(self._rewards, width=min(60, width - 30))]
+            parts += [
+                Text(""),
+                sparkline(self._watched, width=min(60, width - 30), name=self._signal),
+            ]
             parts += [Text(line, style="dim") for line in details(recent[-1], dropped)]
         parts += [Text(""), self._bars(self._info, width)]
         return Group(*parts)

@@ -99,7 +99,8 @@ class JsonLines:
         if path.exists() and path.read_bytes() != text:
             write_atomic(path, text)
         with naming(path):
-            self._file = path.open("ab", buffering=0)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            self._file = open(os.open(path, flags, 0o666), "ab", buffering=0)  # noqa: SIM115
 
     def append(self, record: Mapping[str, object]) -> None:
         """Write one line, or nothing.

@@ -19,6 +19,7 @@ class ProblemKind(StrEnum):
     unrewarded = "no sample had a reward, so the step was skipped"
     missing = "a reward function gave no value for any sample"
     non_finite = "the gradient norm was not finite"
+    place = "a judge preferred another answer in the other order for more than half of the pairs"
 
 
 class Health:
@@ -76,7 +77,20 @@ class Health:
         norm = record.metrics.get("grad_norm", 0.0)
         if not math.isfinite(norm):
             found.append((ProblemKind.non_finite, f"the gradient norm is {norm}"))
-        return found
+        return found + self._places(record)
+
+    def _places(self, record: StepRecord) -> list[tuple[ProblemKind, str]]:
+        """Return a warning when a judge decides by the place of an answer, not by the answer."""
+        for name in self._names:
+            flipped = record.metrics.get(f"rewards/{name}/flipped", 0.0)
+            if flipped > 0.5:
+                slot = record.metrics.get(f"rewards/{name}/first_slot", math.nan)
+                text = (
+                    f"judge {name} prefers another answer in the other order for {flipped:.0%} of "
+                    f"the pairs (slot A has {slot:.0%} of its probability): mostly noise is left"
+                )
+                return [(ProblemKind.place, text)]
+        return []
 
     def _varying(self, group: Sequence[SampleRow]) -> set[str]:
         """Return names of the reward functions whose values differ within the group."""

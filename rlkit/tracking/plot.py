@@ -47,7 +47,11 @@ def _figure(lines: Sequence[dict[str, float]], reward_names: Sequence[str], titl
     figure = new_figure(width=10, height=6.5)
     figure.suptitle(title, fontsize=11, parse_math=False)
     axes = figure.subplots(2, 2, sharex=True).ravel()
-    _draw_rewards(axes[0], lines, reward_names)
+    if any("reward" in line for line in lines):
+        _draw_rewards(axes[0], lines, reward_names)
+    else:  # a run without rewards
+        _line(axes[0], lines, "loss", colour=BLACK, width=2.2)
+        axes[0].set_ylabel("loss [nats/token]")
     for axis, (name, label) in zip(axes[1:], _PANELS, strict=True):
         _line(axis, lines, name, colour=colour_of(0))
         axis.set_ylabel(label)

@@ -28,7 +28,7 @@ def print_summary(
     info: RunInfo,
     outcome: Outcome,
     evals: Sequence[EvalRecord],
-    rewards: Sequence[float],
+    watched: Sequence[float],
 ) -> None:
     """Print how the run ended, what it learnt and where its files are.
 
@@ -37,7 +37,7 @@ def print_summary(
         info: The facts about the run.
         outcome: The way it ended.
         evals: Its evaluations in order; may be empty.
-        rewards: The training reward of each step.
+        watched: `info.signal` of each step.
     """
     style = _STATUS_STYLES.get(outcome.status, "bold red")
     end = Text(f"{outcome.status.value} in {seconds(outcome.wall_seconds)}", style=style)
@@ -49,8 +49,8 @@ def print_summary(
     if len(evals) > 1:
         for panel in examples(evals[0], evals[-1]):
             console.print(panel)
-    if rewards:
-        console.print(sparkline(rewards, width=min(60, console.width - 30)))
+    if watched:
+        console.print(sparkline(watched, width=min(60, console.width - 30), name=info.signal))
     files = [("report", "report.html"), ("curves", "curves.png"), ("run folder", "")]
     if outcome.status is Status.failed:
         files.insert(0, ("traceback", "log.txt"))
@@ -106,8 +106,8 @@ def eval_line(record: EvalRecord) -> str:
     )
 
 
-def sparkline(values: Sequence[float], *, width: int) -> Text:
-    """Return the reward so far as a line of bars.
+def sparkline(values: Sequence[float], *, width: int, name: str = "reward") -> Text:
+    """Return the metric `name` so far as a line of bars.
 
     It has at most `width` characters, each the mean of its share of the steps.
     """
@@ -116,12 +116,12 @@ def sparkline(values: Sequence[float], *, width: int) -> Text:
     means = [_finite_mean(chunk) for chunk in chunks]
     known = [mean for mean in means if mean is not None]
     if not known:
-        return Text("reward  no finite value yet")
+        return Text(f"{name}  no finite value yet")
     low, high = min(known), max(known)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     bars = "".join(" " if m is None else _BLOCKS[round((m - low) * scale)] for m in means)
     return Text.assemble(
-        ("reward  ", "bold"), (bars, "cyan"), f"  {known[0]:.3f} → {known[-1]:.3f}"
+        (f"{name}  ", "bold"), (bars, "cyan"), f"  {known[0]:.3f} → {known[-1]:.3f}"
     )
 
 

@@ -218,6 +218,8 @@ def read_tensors(
 
 def check_hash(file: Path, *, expected: str | None, index: Path) -> None:
     """Raise CheckpointError unless `file` has the SHA-256 `expected`, by the file `index`."""
+    if file.is_symlink():
+        raise CheckpointError(f"{file} is a symbolic link, which is not followed")
     try:
         found = content_hash(file)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,13 +43,16 @@ def collate(
     completions = [sample.rollout.completion_ids for sample in samples]
     logps = [sample.rollout.sampling_logps for sample in samples]
     prompt_ids, prompt_mask = _pad_left(prompts, pad_token_id)
-    completion_ids, completion_mask = _pad_right(completions, pad_token_id)
+    completion_ids, exists = _pad_right(completions, pad_token_id)
+    turns = _turns(samples, exists)
     batch = RolloutBatch(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
         completion_ids=completion_ids,
-        completion_mask=completion_mask,
-        sampling_logps=_filled(logps, completion_mask, 0, torch.float32),
+        completion_mask=exists if turns is None else turns.sampled,
+        sampling_logps=_filled(logps, exists, 0, torch.float32)
+        if turns is None
+        else _filled(logps, exists, 0, torch.float32).masked_fill(~turns.sampled, 0.0),
         rewards=torch.tensor([sample.reward for sample in samples]),
         reward_components=torch.tensor([sample.components for sample in samples]),
         reward_weights=torch.tensor(list(reward_weights)),
@@ -57,8 +61,38 @@ def collate(
             [sample.rollout.finish_reason is FinishReason.length for sample in samples]
         ),
         policy_version=torch.tensor([sample.rollout.policy_version for sample in samples]),
+        spliced=None if turns is None else exists & ~turns.sampled,
+        turn_ids=None if turns is None else turns.ids,
+        turn_rewards=None if turns is None else turns.rewards,
     )
     return batch.to(device)
+
+
+class _Turns(NamedTuple):
+    """These are the columns of a batch with episodes, (B, C) each."""
+
+    sampled: Tensor
+    ids: Tensor
+    rewards: Tensor
+
+
+def _turns(samples: Sequence[ScoredRollout], exists: Tensor) -> _Turns | None:
+    """Return where each turn was sampled and what it earned; None when no sample has turns."""
+    if all(sample.rollout.episode is None for sample in samples):
+        return None
+    sampled = torch.zeros_like(exists)
+    ids = torch.zeros(exists.shape, dtype=torch.long)
+    rewards = torch.zeros(exists.shape)
+    for row, sample in enumerate(samples):
+        spans = sample.rollout.spans
+        earned = sample.turn_rewards or (*[0.0] * (len(spans) - 1), sample.reward)
+        for number, ((start, stop), reward) in enumerate(zip(spans, earned, strict=True)):
+            sampled[row, start:stop] = True
+            ids[row, start:stop] = number
+            if stop > start:
+                # A reward on a token that was not sampled would be lost to every recursion.
+                rewards[row, stop - 1] = reward
+    return _Turns(sampled, ids, rewards)
 
 
 def _check(sample: ScoredRollout, *, num_rewards: int) -> None:
@@ -69,9 +103,18 @@ def _check(sample: ScoredRollout, *, num_rewards: int) -> None:
             f"{where}: one sampling logp per completion token is needed, got "
             f"{len(rollout.sampling_logps)} for {len(rollout.completion_ids)} tokens"
         )
+    end = 0
+    for start, stop in rollout.spans if rollout.episode is not None else ():
+        if not end <= start < stop <= len(rollout.completion_ids):
+            raise ValueError(
+                f"{where}: turns must follow each other with a sampled token each, got "
+                f"{rollout.spans} for {len(rollout.completion_ids)} tokens"
+            )
+        end = stop
     if len(sample.components) != num_rewards:
         raise ValueError(f"{where}: {num_rewards} rewards expected, got {len(sample.components)}")
-    if not math.isfinite(sample.reward):
+    # Targets have no reward at all; a reward of some functions alone is the collector's to drop.
+    if not math.isfinite(sample.reward) and not all(map(math.isnan, sample.components)):
         raise ValueError(f"{where}: the reward must be finite, got {sample.reward}")
 
 

@@ -7,72 +7,68 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from rlkit.ranks import ALONE, Ranks
 from rlkit.tracking.base import Phase
 from rlkit.training.clock import StepClock
+from rlkit.training.curriculum import PARTS
 from rlkit.training.exchange import Sampled, sample_by_turns
+from rlkit.training.scoring import Decode, Rewards, completion_of, score_rollouts
 from rlkit.types import (
     Completion,
     Generator,
     Group,
     Prompt,
-    Rollout,
     SamplingConfig,
-    ScoredRollout,
 )
 
 _log = logging.getLogger(__name__)
-
-Decode = Callable[[Sequence[int]], str]
-"""Token ids to text without special tokens."""
-
-
-class RewardScores(Protocol):
-    """The reward functions' answers about a list of groups."""
-
-    @property
-    def components(self) -> Sequence[Sequence[Sequence[float]]]:
-        """Return raw values, [group][sample][function]; NaN = not applicable or failed."""
-        ...
-
-    @property
-    def rewards(self) -> Sequence[Sequence[float]]:
-        """Return weighted sums over the values that are not NaN; NaN when there is none."""
-        ...
-
-    @property
-    def failures(self) -> Mapping[str, int]:
-        """Count samples without a value, by `function/kind` of the failure."""
-        ...
-
-    def describe(self) -> Sequence[str]:
-        """Return one line for each kind of failure."""
-        ...
-
-    def metrics(self) -> Mapping[str, float]:
-        """Return numbers about the scoring itself, which add up over the batches of a step."""
-        ...
-
-
-class Rewards(Protocol):
-    """These are the configured reward functions."""
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
-    @property
-    def weights(self) -> Sequence[float]: ...
-
-    def score(self, groups: Sequence[Sequence[Completion]]) -> RewardScores: ...
 
 
 class PromptSource(Protocol):
     """The task's training prompts; which ones a step sees is a function of the step alone."""
 
-    def __call__(self, *, step: int, attempt: int) -> list[Prompt]:
-        """Return the prompts of a step; `attempt` > 0 asks for others after groups without use."""
+    def __call__(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
+        """Return the prompts of a step.
+
+        Args:
+            step: The step, >= 0.
+            attempt: Above 0 it asks for others, after groups without use.
+            success: How often each part of a mixture was right so far; empty without a curriculum.
+        """
+        ...
+
+
+class RolloutSource(Protocol):
+    """A source gives the trainer a step's rollouts, sampled or read from the task."""
+
+    @property
+    def rewards(self) -> Rewards: ...
+
+    @property
+    def sampling(self) -> SamplingConfig: ...
+
+    @property
+    def group_size(self) -> int: ...
+
+    def collect(
+        self,
+        step: int,
+        *,
+        policy_version: int,
+        clock: StepClock,
+        success: Mapping[str, float] = MappingProxyType({}),
+    ) -> Collection:
+        """Return the groups of `step`, a pure function of the step, the policy and `success`.
+
+        Args:
+            step: The step, >= 0.
+            policy_version: Updates that the policy has seen.
+            clock: It measures the phases.
+            success: How often each part of a mixture was right so far; empty without a curriculum.
+        """
         ...
 
 
@@ -100,29 +96,45 @@ class Collector:
     group_size: int
     resample: bool
     """Replace groups whose rewards are all equal by other prompts (DAPO's dynamic sampling)."""
-    max_attempts: int = 4
-    """Rounds of sampling before a step makes do with the groups it has; only with `resample`."""
     ranks: Ranks = ALONE
     """Each rank samples its share of the prompts, and gets all groups."""
+    is_right: Callable[[Completion], tuple[str, bool]] | None = None
+    """Tells a curriculum the part of a completion and whether it is right; None = there is none."""
+    max_attempts: int = 4
+    """Rounds of sampling before a step makes do with the groups it has; only with `resample`."""
 
-    def collect(self, step: int, *, policy_version: int, clock: StepClock) -> Collection:
+    def collect(
+        self,
+        step: int,
+        *,
+        policy_version: int,
+        clock: StepClock,
+        success: Mapping[str, float] = MappingProxyType({}),
+    ) -> Collection:
         """Collect one batch of groups for `step`, with no group at all when no sample got a reward.
 
         A prompt that a step meets again is a group of its own: other samples, its own baseline.
+
+        Args:
+            step: The step, >= 0.
+            policy_version: Updates that the policy has seen.
+            clock: It measures the phases.
+            success: How often each part of a mixture was right so far; empty without a curriculum.
 
         Raises:
             RuntimeError: A rollout is older than `policy_version`, the policy that will learn.
         """
         counts: dict[str, float] = defaultdict(float)
+        shares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         met: Counter[int] = Counter()
         groups: list[Group] = []
         spare: list[Group] = []
         unrewarded: list[Group] = []
         wanted = 0
         for attempt in range(self.max_attempts if self.resample else 1):
-            prompts = self.prompts(step=step, attempt=attempt)
+            prompts = self.prompts(step=step, attempt=attempt, success=success)
             wanted = wanted or len(prompts)
-            everything = self._sample(step, prompts, met, clock, counts)
+            everything = self._sample(step, prompts, met, clock, counts, shares)
             _check_fresh(everything, policy_version)
             scored = _with_rewards(everything, counts)
             unrewarded += [] if scored else everything
@@ -135,6 +147,7 @@ class Collector:
             if len(groups) >= wanted:
                 break
         counts["rollouts/uninformative_groups"] += len(spare)
+        counts |= {name: above / below for name, (above, below) in shares.items() if below}
         # A step never aborts for want of signal: what is missing is filled up with zero-std groups.
         groups += spare[: max(0, wanted - len(groups))]
         return Collection(groups, dict(counts), [] if groups else unrewarded)
@@ -146,6 +159,7 @@ class Collector:
         met: Counter[int],
         clock: StepClock,
         counts: dict[str, float],
+        shares: dict[str, list[float]],
     ) -> list[Group]:
         seeds = self._seeds(step, prompts, met)
 
@@ -162,8 +176,15 @@ class Collector:
 
         scored, scoring = sample_by_turns(self.ranks, prompts, sample)
         counts["rollouts/sampled"] += sum(len(group) for group in scored)
-        for name, number in scoring.items():
+        if self.is_right is not None:
+            for rollout in (s.rollout for group in scored for s in group):
+                part, right = self.is_right(completion_of(rollout, self.decode))
+                counts[f"{PARTS}{part}/right"] += float(right)
+                counts[f"{PARTS}{part}/samples"] += 1.0
+        for name, number in scoring.counts.items():
             counts[name] += number
+        for name, (above, below) in scoring.shares.items():
+            shares[name] = [shares[name][0] + above, shares[name][1] + below]
         return scored
 
     def _seeds(self, step: int, prompts: Sequence[Prompt], met: Counter[int]) -> list[list[int]]:
@@ -192,56 +213,3 @@ def _with_rewards(scored: Sequence[Group], counts: dict[str, float]) -> list[Gro
     groups = [tuple(s for s in group if not math.isnan(s.reward)) for group in scored]
     counts["rollouts/without_reward"] += sum(map(len, scored)) - sum(map(len, groups))
     return [group for group in groups if group]
-
-
-def who_gave_no_reward(
-    groups: Sequence[Group], rewards: Rewards, failed: Mapping[str, float]
-) -> str:
-    """Return which function left a whole batch without rewards, and how, in a few words.
-
-    Args:
-        groups: Samples that have no reward.
-        rewards: The reward functions.
-        failed: Samples of the batch that failed, by `function/kind`.
-    """
-    samples = [sample for group in groups for sample in group]
-    found = []
-    for k, (name, weight) in enumerate(zip(rewards.names, rewards.weights, strict=True)):
-        kinds = [key.partition("/")[2] for key in failed if key.partition("/")[0] == name]
-        silent = all(math.isnan(sample.components[k]) for sample in samples)
-        if weight and (kinds or silent):
-            how = " and ".join(kinds) if kinds else "None for every sample"
-            found.append(f"reward.functions.{name} ({how})")
-    return ", ".join(found)
-
-
-def score_rollouts(
-    rollouts: Sequence[Sequence[Rollout]], rewards: Rewards, decode: Decode
-) -> tuple[list[Group], Mapping[str, float]]:
-    """Decode and score groups of rollouts; a sample without any reward has reward NaN.
-
-    The numbers beside the groups are about the scoring: failures by kind, seconds by function.
-    """
-    completions = [[completion_of(r, decode) for r in group] for group in rollouts]
-    scores = rewards.score(completions)
-    for line in scores.describe():
-        _log.warning(line)
-    groups = [
-        tuple(
-            ScoredRollout(rollout=r, text=c.text, components=tuple(parts), reward=reward)
-            for r, c, parts, reward in zip(*group, strict=True)
-        )
-        for group in zip(rollouts, completions, scores.components, scores.rewards, strict=True)
-    ]
-    failures = {f"rewards/failures/{kind}": float(n) for kind, n in scores.failures.items()}
-    return groups, {**scores.metrics(), **failures}
-
-
-def completion_of(rollout: Rollout, decode: Decode) -> Completion:
-    """Return what a reward function sees of a rollout."""
-    return Completion(
-        prompt=rollout.prompt,
-        text=decode(rollout.completion_ids),
-        ids=rollout.completion_ids,
-        finish_reason=rollout.finish_reason,
-    )

@@ -31,7 +31,7 @@ def end_at_once(line: str) -> None:
 
 
 class Deadline:
-    """Watches one wait at a time, of the main thread; elsewhere it watches nothing.
+    """A deadline watches one wait at a time, of the main thread; elsewhere it watches nothing.
 
     Silence raises Hung in the wait. A wait inside a library's own code, which Python cannot
     interrupt, ends the process when it does not come back in a minute either.

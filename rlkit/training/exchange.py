@@ -6,17 +6,28 @@ What crosses is numbers and text, no pickle. The prompts stay at home: every ran
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rlkit.ranks import Ranks
-from rlkit.types import FinishReason, Group, Prompt, Rollout, ScoredRollout
+from rlkit.training.scoring import ScoringNumbers
+from rlkit.types import (
+    Episode,
+    EpisodeEnd,
+    FinishReason,
+    Group,
+    Prompt,
+    Rollout,
+    ScoredRollout,
+    TurnRecord,
+)
 
-Sampled = tuple[list[Group], Mapping[str, float]]
-"""Scored groups, and numbers about the sampling that add up over the ranks."""
+Sampled = tuple[list[Group], ScoringNumbers]
+"""Scored groups, and numbers about their scoring that add up over the ranks."""
 
 
 class Sample(Protocol):
@@ -46,20 +57,24 @@ def sample_by_turns(ranks: Ranks, prompts: Sequence[Prompt], sample: Sample) -> 
     mine = [place for place in range(len(prompts)) if ranks.is_mine(place)]
 
     def work() -> bytes:
-        groups, numbers = sample(mine) if mine else ([], {})
+        groups, numbers = sample(mine) if mine else ([], ScoringNumbers({}, {}))
         return encode(mine, groups, numbers)
 
     groups: dict[int, Group] = {}
-    total: dict[str, float] = {}
+    counts: dict[str, float] = defaultdict(float)
+    shares: dict[str, tuple[float, float]] = {}
     for part in ranks.share(work):
         found, numbers = decode(part, prompts)
         groups |= found
-        for name, value in numbers.items():
-            total[name] = total.get(name, 0.0) + value
-    return [groups[place] for place in range(len(prompts))], total
+        for name, value in numbers.counts.items():
+            counts[name] += value
+        for name, (above, below) in numbers.shares.items():
+            before = shares.get(name, (0.0, 0.0))
+            shares[name] = (before[0] + above, before[1] + below)
+    return [groups[place] for place in range(len(prompts))], ScoringNumbers(counts, shares)
 
 
-def encode(places: Sequence[int], groups: Sequence[Group], numbers: Mapping[str, float]) -> bytes:
+def encode(places: Sequence[int], groups: Sequence[Group], numbers: ScoringNumbers) -> bytes:
     """Return one message that holds the groups of the prompts at `places`.
 
     It is a line of JSON with all that is short, then token ids (int64), logps and rewards (both
@@ -69,12 +84,14 @@ def encode(places: Sequence[int], groups: Sequence[Group], numbers: Mapping[str,
     head = {
         "places": list(places),
         "sizes": [len(group) for group in groups],
-        "numbers": dict(numbers),
+        "counts": dict(numbers.counts),
+        "shares": dict(numbers.shares),
         "components": len(rows[0].components) if rows else 0,
         "samples": [
             [
                 *(row.rollout.sample_index, len(row.rollout.completion_ids)),
                 *(row.rollout.finish_reason.value, row.rollout.policy_version, row.text),
+                *(row.turn_rewards, row.passages, _of_episode(row.rollout.episode)),
             ]
             for row in rows
         ],
@@ -92,7 +109,7 @@ def encode(places: Sequence[int], groups: Sequence[Group], numbers: Mapping[str,
     )
 
 
-def decode(message: bytes, prompts: Sequence[Prompt]) -> tuple[dict[int, Group], dict[str, float]]:
+def decode(message: bytes, prompts: Sequence[Prompt]) -> tuple[dict[int, Group], ScoringNumbers]:
     """Return the groups of a message by the place of their prompt in `prompts`, and its numbers."""
     line, _, body = message.partition(b"\n")
     head = json.loads(line)
@@ -106,7 +123,8 @@ def decode(message: bytes, prompts: Sequence[Prompt]) -> tuple[dict[int, Group],
     groups: dict[int, Group] = {}
     for place, size in zip(head["places"], head["sizes"], strict=True):
         group = []
-        for index, length, reason, version, text in (next(samples) for _ in range(size)):
+        for index, length, reason, version, text, *more in (next(samples) for _ in range(size)):
+            turn_rewards, passages, episode = more
             reward, *components = rewards[number]
             rollout = Rollout(
                 prompt=prompts[place],
@@ -115,14 +133,38 @@ def decode(message: bytes, prompts: Sequence[Prompt]) -> tuple[dict[int, Group],
                 sampling_logps=tuple(logps[start : start + length]),
                 finish_reason=FinishReason(reason),
                 policy_version=version,
+                episode=_to_episode(episode),
             )
             scored = ScoredRollout(
-                rollout=rollout, text=text, components=tuple(components), reward=reward
+                rollout=rollout,
+                text=text,
+                components=tuple(components),
+                reward=reward,
+                turn_rewards=tuple(turn_rewards),
+                passages=tuple(passages),
             )
             group.append(scored)
             start, number = start + length, number + 1
         groups[place] = tuple(group)
-    return groups, head["numbers"]
+    shares = {name: (above, below) for name, (above, below) in head["shares"].items()}
+    return groups, ScoringNumbers(head["counts"], shares)
+
+
+def _of_episode(episode: Episode | None) -> list[object] | None:
+    """Return what JSON holds of the turns of an episode."""
+    if episode is None:
+        return None
+    return [
+        [turn._asdict() | {"info": dict(turn.info)} for turn in episode.turns],
+        episode.end.value,
+    ]
+
+
+def _to_episode(found: Sequence[Any] | None) -> Episode | None:
+    if found is None:
+        return None
+    turns, end = found
+    return Episode(turns=tuple(TurnRecord(**turn) for turn in turns), end=EpisodeEnd(end))
 
 
 class _Reader:

@@ -27,10 +27,10 @@ def parse_bytes(text: str, *, name: str) -> int:
 class MemoryConfig(Options):
     """Options that bound the memory of sampling, scoring and the update."""
 
-    tokens_per_microbatch: int = 8192
-    """Most tokens of one forward and backward pass, >= 0; the memory plan takes fewer where
-    these do not fit, and no gradient depends on it. 0 = never split a batch: for losses that a
-    split would change (`algorithm=bnpo`)."""
+    tokens_per_microbatch: int | None = None
+    """Most tokens of one forward and backward pass, >= 0; no gradient depends on it. null = as many
+    as are fastest of those that fit; the memory plan takes fewer than a number where these do not
+    fit. 0 = never split a batch: for losses that a split would change (`algorithm=bnpo`)."""
     torch_threads: Annotated[int, Between(0, 1024)] = 0
     """CPU threads of torch, in [0, 1024]; 0 = one or all, whichever is faster when the run
     starts."""
@@ -43,8 +43,9 @@ class MemoryConfig(Options):
 
     def __post_init__(self) -> None:
         for key in ("tokens_per_microbatch", "torch_threads"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"memory.{key} must be >= 0, got {getattr(self, key)}")
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise ValueError(f"memory.{key} must be >= 0, got {value}")
         if self.budget:
             parse_bytes(self.budget, name="memory.budget")
 

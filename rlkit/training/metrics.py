@@ -5,40 +5,85 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from rlkit.functional import explained_variance
-from rlkit.tracking.base import SampleRow
-from rlkit.types import FinishReason, Group, ScoredRollout, TrainBatch
+from rlkit.tracking.base import Passage, SampleRow
+from rlkit.types import (
+    EpisodeEnd,
+    FinishReason,
+    Group,
+    Rollout,
+    RolloutKind,
+    ScoredRollout,
+    TrainBatch,
+)
 
 
-def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
-    """Return rewards, lengths and the share of groups that teach nothing.
+def rollout_metrics(
+    groups: Sequence[Group], reward_names: Sequence[str], *, kind: RolloutKind
+) -> dict[str, float]:
+    """Return lengths; of samples also rewards and the share of groups that teach nothing."""
+    sampled = kind is RolloutKind.sampled
+    return _length_metrics(groups) | (_reward_metrics(groups, reward_names) if sampled else {})
+
+
+def _length_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Return lengths of completions, and the share of those that were cut."""
+    samples = [sample for group in groups for sample in group]
+    lengths = [sample.rollout.num_sampled for sample in samples]
+    truncated = [sample.rollout.finish_reason is FinishReason.length for sample in samples]
+    return {
+        "completions/mean_length": mean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": mean(float(t) for t in truncated),
+    }
+
+
+def _reward_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dict[str, float]:
+    """Return rewards and the share of groups that teach nothing.
 
     `reward_std` is the mean over groups of the standard deviation within a group (with Bessel's
     correction). `frac_reward_zero_std` is the share of groups whose rewards are all equal.
     `rewards/{name}/...` are the raw values of one function over the samples where it applied.
     """
     samples = [sample for group in groups for sample in group]
-    lengths = [len(sample.rollout.completion_ids) for sample in samples]
-    truncated = [sample.rollout.finish_reason is FinishReason.length for sample in samples]
     rewards = [[sample.reward for sample in group] for group in groups]
     metrics = {
         "reward": mean(sample.reward for sample in samples),
         "reward_std": mean(_std(group) for group in rewards),
         "frac_reward_zero_std": mean(float(len(set(group)) == 1) for group in rewards),
-        "completions/mean_length": mean(lengths),
-        "completions/min_length": float(min(lengths)),
-        "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": mean(float(t) for t in truncated),
     }
     for i, name in enumerate(reward_names):
         values = [s.components[i] for s in samples if not math.isnan(s.components[i])]
         metrics[f"rewards/{name}/mean"] = mean(values)
         metrics[f"rewards/{name}/std"] = _std(values)
-    return metrics
+    return metrics | episode_metrics([sample.rollout for sample in samples])
+
+
+def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Return means over episodes: turns, unsampled tokens, ends, and the environment's numbers."""
+    episodes = [rollout.episode for rollout in rollouts if rollout.episode is not None]
+    if not episodes:
+        return {}
+    count = len(episodes)
+    spliced = sum(len(r.completion_ids) - r.num_sampled for r in rollouts)
+    sums: Counter[str] = Counter()
+    for episode in episodes:
+        for turn in episode.turns:
+            sums.update(turn.info)
+    return {
+        "episodes/turns": sum(len(e.turns) for e in episodes) / count,
+        "episodes/spliced_tokens": spliced / count,
+        **{
+            f"episodes/end/{end}": sum(e.end is end for e in episodes) / count for end in EpisodeEnd
+        },
+        **{f"environment/{name}": value / count for name, value in sums.items()},
+    }
 
 
 def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = None) -> SampleRow:
@@ -51,19 +96,36 @@ def sample_row(sample: ScoredRollout, *, step: int, advantage: float | None = No
         prompt=rollout.prompt.text,
         completion=sample.text,
         finish_reason=rollout.finish_reason.value,
-        num_tokens=len(rollout.completion_ids),
+        num_tokens=rollout.num_sampled,
         components=sample.components,
         reward=sample.reward,
         advantage=advantage,
         columns=rollout.prompt.columns,
+        passages=tuple(
+            Passage(text, True, sample.turn_rewards[i // 2]) if i % 2 == 0 else Passage(text, False)
+            for i, text in enumerate(sample.passages)
+        ),
     )
 
 
-def sample_rows(groups: Sequence[Group], *, step: int, batch: TrainBatch | None) -> list[SampleRow]:
-    """Yield a table row a sample; the advantage is the mean over its tokens that the loss uses.
+def sample_rows(
+    groups: Sequence[Group],
+    *,
+    step: int,
+    batch: TrainBatch | None,
+    kind: RolloutKind = RolloutKind.sampled,
+) -> list[SampleRow]:
+    """Return a table row a sample; the advantage is the mean over its tokens that the loss uses.
 
-    An algorithm that reorders or drops rows (pairs) has none per sample: its `batch` is None.
+    Args:
+        groups: The samples of a step.
+        step: The step, >= 0.
+        batch: What was learnt from; None for an algorithm that reorders or drops rows (pairs),
+            which has no advantage per sample.
+        kind: Targets get no rows, for they are the data's.
     """
+    if kind is RolloutKind.targets:
+        return []
     samples = [sample for group in groups for sample in group]
     advantages: list[float | None] = [None] * len(samples)
     if batch is not None and len(batch) == len(samples) and batch.returns is None:

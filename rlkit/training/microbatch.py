@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlkit.ranks import ALONE, Ranks
-from rlkit.types import RolloutBatch, TrainBatch
+from rlkit.types import Algorithm, RolloutBatch, TrainBatch
 
 
 def microbatches(
@@ -47,7 +47,7 @@ def microbatches(
         raise ValueError(f"{num_rows} rows do not split into units of {rows_per_unit}")
     if max_tokens == 0 and ranks.size == 1:
         return [torch.arange(num_rows)]
-    columns = (batch.prompt_mask.sum(1), batch.completion_mask.sum(1), batch.group_ids)
+    columns = (batch.prompt_mask.sum(1), batch.exists.sum(1), batch.group_ids)
     rows = torch.stack(columns, dim=1).tolist()
     units = [rows[i : i + rows_per_unit] for i in range(0, num_rows, rows_per_unit)]
     total = sum(prompt + completion for prompt, completion, _ in rows)
@@ -61,6 +61,26 @@ def microbatches(
     )
     starts = _starts(units, least, share_prompts=share_prompts)
     return list(torch.arange(num_rows).tensor_split([i * rows_per_unit for i in starts[1:]]))
+
+
+def share_of(plan: Sequence[Tensor], batch: RolloutBatch, ranks: Ranks) -> list[Tensor]:
+    """Return the micro-batches of `plan` that this rank computes, in their order.
+
+    The longest go first, each to the rank that has the fewest tokens so far. All ranks find the
+    same shares, because they have the same batch.
+    """
+    if ranks.size == 1:
+        return list(plan)
+    lengths = batch.prompt_mask.sum(1) + batch.exists.sum(1)
+    tokens = [int(lengths[rows.to(lengths.device)].sum()) for rows in plan]
+    load = [0] * ranks.size
+    mine = []
+    for number in sorted(range(len(plan)), key=lambda i: (-tokens[i], i)):
+        rank = load.index(min(load))
+        load[rank] += tokens[number]
+        if rank == ranks.rank:
+            mine.append(number)
+    return [plan[number] for number in sorted(mine)]
 
 
 def _starts(units: list[list[list[int]]], max_tokens: int, *, share_prompts: bool) -> list[int]:
@@ -89,24 +109,54 @@ def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
     return total
 
 
-def share_of(plan: Sequence[Tensor], batch: RolloutBatch, ranks: Ranks) -> list[Tensor]:
-    """Return the micro-batches of `plan` that this rank computes, in their order.
+def train_microbatches(
+    batch: TrainBatch,
+    algorithm: Algorithm,
+    *,
+    max_tokens: int,
+    share_prompts: bool,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[Tensor, bool]]:
+    """Yield the rows of this rank's micro-batches of an update, and whether they have a gradient.
 
-    The longest go first, each to the rank that has the fewest tokens so far. All ranks find the
-    same shares, because they have the same batch.
+    Args:
+        batch: The prepared rows.
+        algorithm: The algorithm that learns from them.
+        max_tokens: As in `microbatches`.
+        share_prompts: As in `microbatches`.
+        ranks: The ranks of the run.
+
+    Yields:
+        Indices of rows on the device of the batch; over all ranks every row comes once.
     """
-    if ranks.size == 1:
-        return list(plan)
-    lengths = batch.prompt_mask.sum(1) + batch.completion_mask.sum(1)
-    tokens = [int(lengths[rows.to(lengths.device)].sum()) for rows in plan]
-    load = [0] * ranks.size
-    mine = []
-    for number in sorted(range(len(plan)), key=lambda i: (-tokens[i], i)):
-        rank = load.index(min(load))
-        load[rank] += tokens[number]
-        if rank == ranks.rank:
-            mine.append(number)
-    return [plan[number] for number in sorted(mine)]
+    # A critic keeps a graph of its own beside the policy's until both run backward.
+    num_graphs = 2 if algorithm.outputs.values else 1
+    for rows, with_gradient in zip(_busy_and_idle(batch, algorithm), (True, False), strict=True):
+        if len(rows) == 0:
+            continue
+        rollout = batch.rollout if len(rows) == len(batch) else batch.rollout.rows(rows)
+        plan = microbatches(
+            rollout,
+            max_tokens=-(-max_tokens // num_graphs),
+            rows_per_unit=algorithm.rows_per_unit,
+            share_prompts=share_prompts,
+            ranks=ranks,
+        )
+        for part in share_of(plan, rollout, ranks):
+            yield rows[part.to(rows.device)], with_gradient
+
+
+def _busy_and_idle(batch: TrainBatch, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
+    """Return the indices of rows that a gradient comes from, and of those that only are measured.
+
+    The usual idle ones are groups of equal rewards, without a KL term in the loss. Two thirds of
+    their work, and all of its memory, would be the gradient of nothing.
+    """
+    everything = torch.arange(len(batch), device=batch.advantages.device)
+    if algorithm.idle is None or algorithm.rows_per_unit > 1:
+        return everything, everything[:0]
+    idle = algorithm.idle(batch)
+    return everything[~idle], everything[idle]
 
 
 def minibatches(batch: TrainBatch, *, num_minibatches: int, seed: int) -> Iterator[TrainBatch]:

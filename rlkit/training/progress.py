@@ -24,6 +24,7 @@ def checkpoint_of(state: TrainState, *, config_hash: str) -> Checkpoint:
         train_seconds=state.train_seconds,
         loss_scale=state.loss_scale,
         microbatch_divisor=state.microbatch_divisor,
+        success=state.success,
     )
     moments = state_tensors(state.optimizer, parameters)
     return Checkpoint(parameters=parameters, moments=moments, progress=progress)
@@ -57,4 +58,5 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     state.train_seconds = saved.progress.train_seconds
     state.loss_scale = saved.progress.loss_scale
     state.microbatch_divisor = saved.progress.microbatch_divisor
+    state.success = dict(saved.progress.success)
     return state

@@ -1,4 +1,4 @@
-"""When the loop evaluates, saves and ends."""
+"""The schedule of a run says what happens between which steps."""
 
 from __future__ import annotations
 

@@ -46,6 +46,8 @@ class RunProgress:
     loss_scale: LossScale = UNSCALED
     microbatch_divisor: int = 1
     """What the tokens of a micro-batch are divided by since memory ran out."""
+    success: dict[str, float] = field(default_factory=dict)
+    """How often each part of a mixture was right; empty without a curriculum."""
 
 
 def seal(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +64,9 @@ def read_state(path: Path) -> tuple[RunProgress, dict[str, str]]:
         CheckpointError: It is damaged, or belongs to another step; the message names it.
     """
     file = path / STATE_FILE
+    for part in (path, file):
+        if part.is_symlink():
+            raise CheckpointError(f"{part} is a symbolic link, which is not followed")
     try:
         state = json.loads(file.read_text())
         said = state.pop(_SEAL, None)

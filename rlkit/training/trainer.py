@@ -24,7 +24,8 @@ from rlkit.tracking.base import (
 from rlkit.training import checkpoint, rollout_files
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
-from rlkit.training.collect import Collection, Collector, who_gave_no_reward
+from rlkit.training.collect import Collection, RolloutSource
+from rlkit.training.curriculum import success_after
 from rlkit.training.drift import check_same_adapter
 from rlkit.training.metrics import (
     average,
@@ -47,6 +48,7 @@ from rlkit.training.progress import checkpoint_of
 from rlkit.training.rollout_files import SavedRollouts
 from rlkit.training.schedule import RunSchedule
 from rlkit.training.score import score
+from rlkit.training.scoring import who_gave_no_reward
 from rlkit.training.stopping import StopRequest
 from rlkit.training.update import (
     TrainState,
@@ -55,7 +57,7 @@ from rlkit.training.update import (
     fit_in_memory,
     train_step,
 )
-from rlkit.types import Algorithm, Generator, RolloutBatch, TrainBatch
+from rlkit.types import Algorithm, Generator, RolloutBatch, RolloutKind, TrainBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class Trainer:
     """The algorithm of a step: nearly always the same one, but a critic may learn alone first."""
     settings: UpdateSettings
     schedule: RunSchedule
-    collector: Collector
+    collector: RolloutSource
     generator: Generator
     evaluate: Callable[[str, int], EvalRecord]
     """(label, steps done) to an evaluation of the current policy on held-out prompts."""
@@ -128,7 +130,10 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         clock = StepClock(self.device)
-        collection = self.collector.collect(state.step, policy_version=state.updates, clock=clock)
+        collection = self.collector.collect(
+            state.step, policy_version=state.updates, clock=clock, success=state.success
+        )
+        state.success = success_after(state.success, collection.counts)
         if collection.groups:
             return self._learn(state, collection, clock, stop)
         return self._skip(state, collection, clock)
@@ -144,10 +149,12 @@ class Trainer:
             device=self.device,
         )
         self.ranks.together(stop.check)
-        self._keep(batch, state.step)
+        algorithm, divisor = self.algorithm(state.step), state.microbatch_divisor
+        kind = algorithm.rollouts
+        if kind is RolloutKind.sampled:
+            self._keep(batch, state.step)
         with clock.phase(Phase.score):
             self.tracker.progress(Phase.score, 0, len(batch))
-            algorithm, divisor = self.algorithm(state.step), state.microbatch_divisor
             batch = fit_in_memory(
                 state, batch, self.settings, lambda s: score(state.learner, batch, algorithm, s)
             )
@@ -165,18 +172,20 @@ class Trainer:
         with clock.phase(Phase.sync):
             self.generator.load_adapter(state.learner.adapter, state.updates)
         metrics = {
-            **rollout_metrics(groups, self.collector.rewards.names),
+            **rollout_metrics(groups, self.collector.rewards.names, kind=kind),
             **collection.counts,
             **mismatch,
             **average([result.metrics for result in results]),
             **critic_metrics(train_batch),
         }
-        metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.completion_mask.sum())
+        tokens = float(batch.completion_mask.sum())
+        metrics["num_tokens"] = float(batch.prompt_mask.sum() + batch.exists.sum())
         in_order = train_batch if algorithm.rows_per_unit == 1 else None
-        rows = sample_rows(groups, step=state.step, batch=in_order)
+        rows = sample_rows(groups, step=state.step, batch=in_order, kind=kind)
         state.no_reward_in_row = 0
-        state.no_signal_in_row = state.no_signal_in_row + 1 if is_without_signal(groups) else 0
-        return self._record(state, metrics, rows, clock)
+        no_signal = kind is RolloutKind.sampled and is_without_signal(groups)
+        state.no_signal_in_row = state.no_signal_in_row + 1 if no_signal else 0
+        return self._record(state, metrics, rows, clock, tokens=tokens)
 
     def _skip(self, state: TrainState, collection: Collection, clock: StepClock) -> TrainState:
         """Skip a step without rewards: no parameter changes, and it counts as its updates would."""
@@ -197,7 +206,8 @@ class Trainer:
         metrics["num_tokens"] = float(sum(lengths) + prompts)
         state.no_reward_in_row += 1
         state.no_signal_in_row += 1
-        return self._record(state, metrics, rows, clock, blame=blame)
+        tokens = float(sum(lengths))
+        return self._record(state, metrics, rows, clock, tokens=tokens, blame=blame)
 
     def _record(
         self,
@@ -206,14 +216,14 @@ class Trainer:
         rows: list[SampleRow],
         clock: StepClock,
         *,
+        tokens: float,
         blame: str = "",
     ) -> TrainState:
         """Close a step: write its record and counts, and end a run that learns nothing."""
         timings = self.ranks.largest(clock.metrics())
-        state.samples += round(metrics["rollouts/sampled"])
+        state.samples += round(metrics.get("rollouts/sampled", 0.0))
         state.train_seconds += timings["time/step"]
-        sampled = float(sum(row.num_tokens for row in rows))
-        metrics |= timings | {"speed/tokens_per_second": sampled / timings["time/step"]}
+        metrics |= timings | {"speed/tokens_per_second": tokens / timings["time/step"]}
         metrics |= self.ranks.largest(memory_metrics(self.device))
         if self.planned_bytes:
             metrics["memory/planned_bytes"] = float(self.planned_bytes)
@@ -240,7 +250,7 @@ class Trainer:
             for part in minibatches(batch, num_minibatches=optim.minibatches, seed=seed):
                 self.tracker.progress(Phase.update, len(results), optim.updates_per_batch)
                 state, result = train_step(state, part, algorithm, self.settings)
-                if not results:
+                if not results and algorithm.rollouts is RolloutKind.sampled:
                     mismatch = sampling_mismatch(
                         result.logps, part.rollout.sampling_logps, part.rollout.completion_mask
                     )
@@ -277,7 +287,8 @@ class Trainer:
 
     def _evaluate(self, label: str, state: TrainState) -> None:
         record = self.evaluate(label, state.step)
-        if state.step == 0 and record.samples:
+        sampled = self.algorithm(state.step).rollouts is RolloutKind.sampled
+        if state.step == 0 and record.samples and sampled:
             said = what_the_base_model_earns(row.reward for row in record.samples)
             if said is not None:
                 self.tracker.message(Level.warning, said)

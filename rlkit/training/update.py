@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from rlkit.runtime.torch_compat import scale_all_
 from rlkit.training.backward import backward
 from rlkit.training.learner import Learner
 from rlkit.training.loss_scale import UNSCALED, LossScale
-from rlkit.training.microbatch import microbatches, share_of
+from rlkit.training.microbatch import train_microbatches
 from rlkit.training.optim import OptimConfig, learning_rate
 from rlkit.training.out_of_memory import Result, within_memory
 from rlkit.training.sums import whole_gradients
@@ -52,6 +52,8 @@ class TrainState:
     """1 but for a policy that computes in float16."""
     microbatch_divisor: int = 1
     """What the tokens of a micro-batch are divided by since memory ran out; 1 = it never did."""
+    success: dict[str, float] = field(default_factory=dict)
+    """How often each part of a mixture was right, for a curriculum; empty without one."""
     updating: bool = False
     """True while a step's updates are under way: the parameters belong to no finished step."""
 
@@ -202,38 +204,35 @@ def _own_gradient(
     """
     logps = torch.zeros_like(batch.rollout.sampling_logps)
     sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
-    for index in _plan(batch, algorithm, settings):
+    learns = False
+    for index, with_gradient in train_microbatches(
+        batch,
+        algorithm,
+        max_tokens=settings.tokens_per_microbatch,
+        share_prompts=settings.share_prompts,
+        ranks=settings.ranks,
+    ):
         micro = batch.rows(index)
-        output = learner.forward(
-            micro.rollout,
-            adapter=learner.adapter,
-            temperature=settings.temperature,
-            spec=algorithm.outputs,
-        )
-        loss, metrics = algorithm.loss(output, micro)
-        scaled = loss if loss_scale == 1.0 else loss * loss_scale
-        backward(scaled)
+        with torch.set_grad_enabled(with_gradient):
+            output = learner.forward(
+                micro.rollout,
+                adapter=learner.adapter,
+                temperature=settings.temperature,
+                spec=algorithm.outputs,
+            )
+            loss, metrics = algorithm.loss(output, micro)
+        if with_gradient:
+            learns = True
+            backward(loss if loss_scale == 1.0 else loss * loss_scale)
         logps[index] = output.logps.detach().to(logps.dtype)
         for name, value in {**metrics, "loss": loss.detach()}.items():
             sums[name] += value
+    if not learns:  # an optimiser takes missing gradients for frozen parameters
+        for leaf in learner.named_parameters().values():
+            leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
     # One transfer for all metrics: with a `float()` each, the host would wait for the device often.
     totals = torch.stack(list(sums.values())).tolist() if sums else []
     return dict(zip(sums, totals, strict=True)), logps
-
-
-def _plan(batch: TrainBatch, algorithm: Algorithm, settings: UpdateSettings) -> Iterator[Tensor]:
-    # A critic keeps a graph of its own beside the policy's until both run backward.
-    num_graphs = 2 if algorithm.outputs.values else 1
-    max_tokens = -(-settings.tokens_per_microbatch // num_graphs)
-    plan = microbatches(
-        batch.rollout,
-        max_tokens=max_tokens,
-        rows_per_unit=algorithm.rows_per_unit,
-        share_prompts=settings.share_prompts,
-        ranks=settings.ranks,
-    )
-    for rows in share_of(plan, batch.rollout, settings.ranks):
-        yield rows.to(batch.advantages.device)
 
 
 def _clip(

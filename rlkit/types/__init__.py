@@ -8,18 +8,22 @@ is immutable. `rollout` describes single samples, `batch` tensors, `algorithm` p
 from rlkit.types.algorithm import (
     Algorithm,
     FullKL,
+    Idle,
     KLDirection,
     Loss,
     LossOutput,
     OutputSpec,
     PolicyOutput,
     Prepare,
+    RolloutKind,
     Setting,
     Warmup,
 )
 from rlkit.types.batch import Column, RolloutBatch, TrainBatch
 from rlkit.types.rollout import (
     Completion,
+    Episode,
+    EpisodeEnd,
     FinishReason,
     Generator,
     Group,
@@ -28,16 +32,20 @@ from rlkit.types.rollout import (
     Rollout,
     SamplingConfig,
     ScoredRollout,
+    TurnRecord,
 )
 
 __all__ = [
     "Algorithm",
     "Column",
     "Completion",
+    "Episode",
+    "EpisodeEnd",
     "FinishReason",
     "FullKL",
     "Generator",
     "Group",
+    "Idle",
     "KLDirection",
     "Loss",
     "LossOutput",
@@ -48,9 +56,11 @@ __all__ = [
     "RewardFn",
     "Rollout",
     "RolloutBatch",
+    "RolloutKind",
     "SamplingConfig",
     "ScoredRollout",
     "Setting",
     "TrainBatch",
+    "TurnRecord",
     "Warmup",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlkit.types.batch import Column, RolloutBatch, TrainBatch
@@ -52,6 +52,20 @@ class PolicyOutput(NamedTuple):
     """Full-vocabulary KL of the direction asked for, nats."""
 
 
+@runtime_checkable
+class Idle(Protocol):
+    """This function tells which rows have a loss of gradient exactly 0, whatever the outputs are.
+
+    The trainer computes their outputs for the metrics, but no gradient. Example: rows without an
+    advantage, where the loss is a multiple of it.
+
+        def idle(batch: TrainBatch) -> Tensor:
+            return (batch.advantages == 0.0).all(dim=1)
+    """
+
+    def __call__(self, batch: TrainBatch, /) -> Bool[Tensor, " B"]: ...
+
+
 class LossOutput(NamedTuple):
     """A loss to minimise and its metrics; both add up over the micro-batches of a batch."""
 
@@ -96,6 +110,16 @@ class Loss(Protocol):
     def __call__(self, out: PolicyOutput, batch: TrainBatch, /) -> LossOutput: ...
 
 
+class RolloutKind(StrEnum):
+    """An algorithm learns from rollouts of one of these kinds."""
+
+    sampled = "sampled"
+    """The policy's own completions, with their rewards."""
+    targets = "targets"
+    """Completions that the task gives, one a prompt. Nothing is sampled or scored, the rewards are
+    NaN and so are the sampler's logps."""
+
+
 class Warmup(NamedTuple):
     """This is another loss for the first steps of a run, for example a critic's alone."""
 
@@ -128,12 +152,16 @@ class Algorithm(NamedTuple):
     """Learning rate of the critic's parameters, > 0. None: the algorithm has no critic."""
     warmup: Warmup | None = None
     """The loss of the first steps, if it is another one."""
+    idle: Idle | None = None
+    """The rows that need no gradient. None: there are none."""
+    rollouts: RolloutKind = RolloutKind.sampled
+    """Where the completions of a rollout batch come from."""
 
     def at(self, step: int) -> Algorithm:
         """Return the algorithm of the rollout batch number `step`, from 0 on: warm-up or itself."""
         if self.warmup is None or step >= self.warmup.num_steps:
             return self
-        return self._replace(loss=self.warmup.loss, outputs=self.warmup.outputs)
+        return self._replace(loss=self.warmup.loss, outputs=self.warmup.outputs, idle=None)
 
 
 class Setting(NamedTuple):

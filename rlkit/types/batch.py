@@ -30,7 +30,7 @@ class RolloutBatch:
     prompt_mask: Bool[Tensor, "B P"]
     completion_ids: Int[Tensor, "B C"]
     completion_mask: Bool[Tensor, "B C"]
-    """True on sampled tokens, the stop token included."""
+    """True on sampled tokens, the stop token included: all that loss, KL and ratios may see."""
     sampling_logps: Float[Tensor, "B C"]
     """Logps reported by the generator; 0.0 where `completion_mask` is False."""
     rewards: Float[Tensor, " B"]
@@ -49,6 +49,21 @@ class RolloutBatch:
     """Logps of the reference policy (adapter off)."""
     values: Float[Tensor, "B C"] | None = None
     """The critic's value of the state before each completion token, at the start of the updates."""
+    spliced: Bool[Tensor, "B C"] | None = None
+    """True on tokens that an environment wrote between turns; None = there are none. They are
+    context for what follows, and nothing else."""
+    turn_ids: Int[Tensor, "B C"] | None = None
+    """The number of each sampled token's turn, from 0 on, and 0 elsewhere; None = one turn."""
+    turn_rewards: Float[Tensor, "B C"] | None = None
+    """Each turn's reward at its last sampled token, 0.0 elsewhere: a row adds up to its reward.
+    None = the whole reward belongs to the last sampled token."""
+
+    @property
+    def exists(self) -> Bool[Tensor, "B C"]:
+        """Return the tokens of the row, sampled or not: context, positions and lengths."""
+        if self.spliced is None:
+            return self.completion_mask
+        return self.completion_mask | self.spliced
 
     def rows(self, index: Int[Tensor, " R"]) -> RolloutBatch:
         """Return the sub-batch of rows `index`, in that order."""

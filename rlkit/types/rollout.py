@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -15,6 +17,54 @@ class FinishReason(StrEnum):
 
     stop = "stop"
     length = "length"
+
+
+class EpisodeEnd(StrEnum):
+    """The reason why an episode of several turns ended."""
+
+    done = "done"
+    """The environment said so."""
+    length = "length"
+    """A turn met its limit of tokens; what was cut short is not given to the environment."""
+    context = "context"
+    """No token was left for another turn."""
+    turns = "turns"
+    """The last turn that is allowed was over."""
+    seconds = "seconds"
+    """The environment had used up the seconds of its episode."""
+    failed = "failed"
+    """The environment raised, hung or crashed: the episode has no reward."""
+
+
+class TurnRecord(NamedTuple):
+    """One turn of an episode: what was sampled, and what the environment said to it."""
+
+    start: int
+    """Place of its first sampled token in the completion."""
+    stop: int
+    """Place behind its last sampled token."""
+    reward: float | None = None
+    """The environment's, for this turn alone; None = it gave none."""
+    info: Mapping[str, float] = MappingProxyType({})
+    """The environment's numbers about this turn, such as calls of tools and their errors."""
+    text: str = ""
+    """Decoded sampled text; filled where a reward function looks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """The turns of a rollout; tokens of the completion outside them came from the environment."""
+
+    turns: tuple[TurnRecord, ...]
+    """In order, at least one."""
+    end: EpisodeEnd
+
+    @property
+    def reward(self) -> float:
+        """Return the sum of the turns' rewards, 0 without any; NaN when the environment failed."""
+        if self.end is EpisodeEnd.failed:
+            return math.nan
+        return math.fsum(turn.reward for turn in self.turns if turn.reward is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +86,13 @@ class Prompt:
     """The conversation of a chat, `role` and `content` of each turn; empty for plain text."""
     key: str = ""
     """Hash of what was asked, equal for equal questions under any template; empty = unknown."""
+    limit: int | None = None
+    """Most tokens of a completion where they are fewer than the run's, >= 1: what a row has left
+    for another turn. None = the run's."""
+
+    def most_tokens(self, longest: int) -> int:
+        """Return the limit of a completion in a run that allows `longest` tokens."""
+        return longest if self.limit is None else min(longest, self.limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +101,12 @@ class Completion:
 
     prompt: Prompt
     text: str
-    """Decoded completion without special tokens."""
+    """Decoded completion without special tokens; of an episode, its last turn."""
     ids: tuple[int, ...]
+    """The sampled ids that `text` is made of."""
     finish_reason: FinishReason
+    episode: Episode | None = None
+    """The turns, if an environment took part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +117,27 @@ class Rollout:
     sample_index: int
     """Position in its group, 0 <= sample_index < group_size."""
     completion_ids: tuple[int, ...]
-    """Sampled ids, the stop token included when there was one."""
+    """Sampled ids, the stop token included when there was one. Of an episode, all ids after the
+    prompt: `episode` says which of them were sampled."""
     sampling_logps: tuple[float, ...]
-    """Nats, under the sampling distribution; one per completion id."""
+    """Nats, under the sampling distribution; one per completion id, 0.0 where none was sampled."""
     finish_reason: FinishReason
     policy_version: int
     """Number of optimiser updates the sampling policy had seen."""
+    episode: Episode | None = None
+    """The turns, if an environment took part; None = everything was sampled in one go."""
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Return (start, stop) of each run of sampled ids, one a turn."""
+        if self.episode is None:
+            return ((0, len(self.completion_ids)),)
+        return tuple((turn.start, turn.stop) for turn in self.episode.turns)
+
+    @property
+    def num_sampled(self) -> int:
+        """Return the number of sampled ids."""
+        return sum(stop - start for start, stop in self.spans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +150,10 @@ class ScoredRollout:
     """Raw value of each reward function, unweighted; NaN = not applicable or failed."""
     reward: float
     """Weighted sum of the components that are not NaN."""
+    turn_rewards: tuple[float, ...] = ()
+    """The part of each turn in `reward`, of an episode; they add up to it."""
+    passages: tuple[str, ...] = ()
+    """Decoded text of an episode: a turn, what the environment said, a turn, and so on."""
 
 
 Group = tuple[ScoredRollout, ...]

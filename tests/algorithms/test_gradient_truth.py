@@ -31,6 +31,7 @@ from rlkit.algorithms.objective.kl import (
 )
 from rlkit.algorithms.objective.ratio import Clip, OldPolicy, RatioLevel
 from rlkit.oracle import targets
+from rlkit.oracle.episodes import episode_world
 from rlkit.oracle.expectation import (
     Denominator,
     World,
@@ -46,7 +47,15 @@ from rlkit.types import Algorithm, KLDirection
 
 TOLERANCE = 1e-10
 REVERSE, FORWARD = KLDirection.reverse, KLDirection.forward
-WORLDS = [(p, on) for p in ("tab", "tied") for on in (True, False)]
+KINDS = ("tab", "tied", "tab in turns", "tied in turns")
+WORLDS = [(kind, on) for kind in KINDS for on in (True, False)]
+
+
+def world_of(kind: str, *, on_policy: bool) -> World:
+    """A world of single completions, or of episodes in which an environment takes part."""
+    parametrisation, _, turns = kind.partition(" ")
+    make = episode_world if turns else world
+    return make(parametrisation=parametrisation, on_policy=on_policy)
 
 
 def reinforce(**changes: object) -> GRPOConfig:
@@ -70,7 +79,7 @@ def kl_only(kl: KLConfig, *, on_policy: bool) -> Algorithm:
 
 
 def kl_world(parametrisation: str, on_policy: bool) -> World:
-    w = world(parametrisation=parametrisation, on_policy=on_policy)
+    w = world_of(parametrisation, on_policy=on_policy)
     return w._replace(rewards=torch.zeros_like(w.rewards))
 
 
@@ -228,7 +237,7 @@ def test_claims_about_divergences_are_exact_and_sharp(
                 assert error > 1e-2, (kl, target)
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 def test_k1_in_the_loss_is_pure_noise_on_policy(parametrisation: str) -> None:
     w = kl_world(parametrisation, True)
     result = moments(w, kl_only(KLConfig(estimator=KLEstimator.k1, beta=1.0), on_policy=True))
@@ -250,7 +259,7 @@ def test_exact_kl_has_the_gradient_of_its_direction(
     assert abs(expected_value(w, algorithm) - claim(w)(w.table)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 def test_exact_kl_with_sequence_horizon_is_the_best_sequence_kl(parametrisation: str) -> None:
     w = kl_world(parametrisation, True)
     exact = KLConfig(estimator=KLEstimator.exact, horizon=KLHorizon.sequence, beta=1.0)
@@ -262,7 +271,7 @@ def test_exact_kl_with_sequence_horizon_is_the_best_sequence_kl(parametrisation:
     assert results[0].deviation < 0.6 * results[1].deviation
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 def test_values_of_unbiased_estimators_are_the_divergence(parametrisation: str) -> None:
     w = kl_world(parametrisation, True)
     reverse, forward = targets.reverse_sequence(w)(w.table), targets.forward_token(w)(w.table)
@@ -293,19 +302,19 @@ ON_POLICY_RATIOS = [
 ]
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 def test_every_token_ratio_is_the_policy_gradient_on_policy(parametrisation: str) -> None:
-    w = world(parametrisation=parametrisation, on_policy=True)
+    w = world_of(parametrisation, on_policy=True)
     for ratio in ON_POLICY_RATIOS:
         algorithm = build(objective(reinforce(), ratio=ratio), setting(group_size=1))
         got = expected_gradient(w, algorithm)
         assert targets.relative_error(got, policy_gradient(w)) <= TOLERANCE, ratio
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 def test_detach_false_has_exactly_no_policy_gradient(parametrisation: str) -> None:
     for on_policy in (True, False):
-        w = world(parametrisation=parametrisation, on_policy=on_policy)
+        w = world_of(parametrisation, on_policy=on_policy)
         ratio = RatioConfig(old=OldPolicy.current, detach=False)
         algorithm = build(objective(reinforce(), ratio=ratio), setting(group_size=1))
         result = moments(w, algorithm)
@@ -314,10 +323,10 @@ def test_detach_false_has_exactly_no_policy_gradient(parametrisation: str) -> No
         assert abs(float(expected_value(w, algorithm))) > 0.1
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 def test_detach_false_never_leaves_the_reference(parametrisation: str) -> None:
     """With beta > 0 and policy = reference, as at the start of a LoRA run, nothing moves at all."""
-    w = world(parametrisation=parametrisation, on_policy=True)
+    w = world_of(parametrisation, on_policy=True)
     w = w._replace(ref_table=w.table)
     ratio = RatioConfig(old=OldPolicy.current, detach=False)
     algorithm = build(objective(reinforce(), kl=KLConfig(), ratio=ratio), setting(group_size=1))
@@ -335,22 +344,22 @@ def test_probability_instead_of_ratio_weights_by_the_policy_twice() -> None:
     assert targets.relative_error(got, policy_gradient(w)) > 0.3
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 @pytest.mark.parametrize("on_policy", [True, False])
 def test_sequence_ratio_is_unbiased_on_and_off_policy(
     parametrisation: str, on_policy: bool
 ) -> None:
-    w = world(parametrisation=parametrisation, on_policy=on_policy)
+    w = world_of(parametrisation, on_policy=on_policy)
     ratio = RatioConfig(level=RatioLevel.sequence, old=OldPolicy.stored, clip=Clip.none)
     cfg = reinforce(aggregation=Aggregation.sequence_mean)
     got = moments(w, build(objective(cfg, ratio=ratio), setting(group_size=1, updates=2)))
     assert targets.relative_error(got.gradient, policy_gradient(w)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 def test_token_ratios_are_biased_off_policy_as_their_formula_says(parametrisation: str) -> None:
     """A = R >= 0, so a clip only acts above 1 + high; coefficients are written out by hand."""
-    w = world(parametrisation=parametrisation, on_policy=False)
+    w = world_of(parametrisation, on_policy=False)
     ratio = torch.exp(logps_of(w.tree, w.table) - logps_of(w.tree, w.behaviour))
     rewards = w.rewards[:, None]
     cases = [
@@ -372,9 +381,9 @@ def _slope(x: Tensor) -> Tensor:
     return torch.exp(-x) / (1 + torch.exp(-x)) ** 2
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 def test_gspo_and_gmpo_are_sequence_mean_grpo_on_policy(parametrisation: str) -> None:
-    w = world(parametrisation=parametrisation, on_policy=True)
+    w = world_of(parametrisation, on_policy=True)
     cfg = reinforce(aggregation=Aggregation.sequence_mean)
     reference = expected_gradient(w, build(objective(cfg), setting(group_size=1)))
     for ratio in (
@@ -387,11 +396,11 @@ def test_gspo_and_gmpo_are_sequence_mean_grpo_on_policy(parametrisation: str) ->
     assert targets.relative_error(reference, policy_gradient(w)) > 0.05
 
 
-@pytest.mark.parametrize("parametrisation", ["tab", "tied"])
+@pytest.mark.parametrize("parametrisation", KINDS)
 def test_sequence_correction_undoes_a_different_sampler(parametrisation: str) -> None:
     """The sampler draws from `behaviour`, the trainer is on-policy: plain sequence weights are
     unbiased, token weights and cut weights are not."""
-    w = world(parametrisation=parametrisation, on_policy=False)
+    w = world_of(parametrisation, on_policy=False)
     exact = CorrectionConfig(
         mode=CorrectionMode.truncate, level=CorrectionLevel.sequence, high=float("inf")
     )

@@ -19,7 +19,7 @@ from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
 from rlkit.algorithms.objective.aggregation import Aggregation
 from rlkit.algorithms.objective.kl import KLEstimator, KLPlacement
-from rlkit.algorithms.objective.pairs import PairRule, TieRule
+from rlkit.algorithms.objective.pairs import LabelRule, PairRule, TieRule
 from rlkit.algorithms.objective.ratio import RatioLevel
 from rlkit.algorithms.online_dpo import OnlineDPOConfig, PreferenceLoss
 from rlkit.algorithms.ppo import PPOConfig
@@ -302,6 +302,36 @@ def by_hand(loss: PreferenceLoss, h: Tensor, beta: float, smoothing: float) -> T
     if loss is PreferenceLoss.ipo:
         return (h - 0.5 / beta) ** 2
     return torch.relu(1 - beta * h)
+
+
+@pytest.mark.parametrize("labels", [LabelRule.wins, LabelRule.bradley_terry])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_online_dpo_with_soft_labels_is_the_cross_entropy_over_all_pairs(
+    labels: LabelRule, smoothing: float
+) -> None:
+    """Every ordered pair, its label from the rewards' gap by hand, without choosing a winner."""
+    w = world(parametrisation="tab", on_policy=False)
+    w = w._replace(rewards=torch.linspace(-0.4, 0.55, len(w.tree), dtype=torch.float64).sin())
+    beta, chance = 0.7, probabilities(w.tree, w.behaviour)
+
+    def objective_by_hand(table: Tensor) -> Tensor:
+        margin = (logps_of(w.tree, table) - logps_of(w.tree, w.ref_table)).sum(dim=1)
+        total = torch.zeros((), dtype=torch.float64)
+        for i in range(len(w.tree)):
+            for j in range(len(w.tree)):
+                gap = float(w.rewards[i] - w.rewards[j])
+                p = 0.5 + gap / 2 if labels is LabelRule.wins else 1 / (1 + math.exp(-gap))
+                p = p * (1 - smoothing) + (1 - p) * smoothing
+                h = beta * (margin[i] - margin[j])
+                cross_entropy = -p * torch.log(torch.sigmoid(h)) - (1 - p) * torch.log(
+                    torch.sigmoid(-h)
+                )
+                total = total + chance[i] * chance[j] * cross_entropy
+        return total
+
+    algorithm = dpo(beta=beta, labels=labels, ties=TieRule.first, label_smoothing=smoothing)
+    got = expected_gradient(w, algorithm, group_size=2)
+    assert targets.relative_error(got, targets.gradient(w, objective_by_hand)) <= TOLERANCE
 
 
 def test_xpo_bonus_is_the_reference_cross_entropy() -> None:

@@ -76,6 +76,10 @@ INVALID: list[Case] = [
         "algorithm=online_dpo algorithm.label_smoothing=0.1 algorithm.loss=ipo",
         "algorithm.label_smoothing has no effect with algorithm.loss=ipo",
     ),
+    (
+        "algorithm=online_dpo algorithm.labels=wins algorithm.loss=hinge",
+        "algorithm.labels must be hard with algorithm.loss=hinge, got wins",
+    ),
     ("algorithm=online_dpo algorithm.min_gap=-1", "algorithm.min_gap must be >= 0, got -1.0"),
     ("algorithm=online_dpo algorithm.missing_eos_penalty=-1", "missing_eos_penalty must be >= 0"),
     ("algorithm=xpo algorithm.xpo_alpha=-1", "algorithm.xpo_alpha must be >= 0, got -1.0"),

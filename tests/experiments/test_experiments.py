@@ -18,6 +18,8 @@ NAMES = (
     "adv_norm", "algorithms", "inner_epochs", "kl_detach", "kl_grid", "lora_rank", "loss_agg",
     "rollout_precision",
 )  # fmt: skip
+RECIPES = {"gsm8k": ("gsm8k_sft", "gsm8k_grpo")}
+"""Experiments of single runs, one after the other, and their presets."""
 NO_TABLE = ("lora_rank",)
 """A table of logits has no rank."""
 
@@ -35,8 +37,9 @@ def _in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_presets_are_those_of_the_experiments() -> None:
     found = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
     tabular = {f"{name}_tabular" for name in NAMES if name not in NO_TABLE}
-    assert found == set(NAMES) | {f"{name}_smoke" for name in NAMES} | tabular
-    for name in NAMES:
+    recipes = {preset for presets in RECIPES.values() for preset in presets}
+    assert found == set(NAMES) | {f"{name}_smoke" for name in NAMES} | tabular | recipes
+    for name in (*NAMES, *RECIPES):
         assert (ROOT / "experiments" / name / "README.md").is_file()
 
 
@@ -46,6 +49,17 @@ def test_the_gpu_sweep_composes(name: str) -> None:
     assert len({identity_hash(job) for job in jobs}) == len(jobs)
     assert "seed: range(5)" in (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
     assert {job.model.source for job in jobs} == {"starter"}
+
+
+def test_the_recipe_evaluates_both_runs_on_the_same_questions() -> None:
+    """The warm start's last evaluation must be the first of the run that starts from it."""
+    (sft,), (grpo,) = (
+        preflight([f"experiment={name}", "run_dir=new"]) for name in RECIPES["gsm8k"]
+    )
+    assert sft.evaluation == grpo.evaluation and sft.evaluation.num_prompts == 1319
+    assert sft.task.max_completion_length == grpo.task.max_completion_length
+    assert sft.steps * sft.prompts_per_step >= 3 * 7_400 - sft.prompts_per_step
+    assert grpo.kl.direction is KLDirection.none and grpo.algorithm.group_size == 16
 
 
 @pytest.mark.parametrize("name", NAMES)

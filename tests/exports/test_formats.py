@@ -34,7 +34,7 @@ LORA = LoRAConfig(rank=3, alpha=6.0, rslora=True)
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return random_model(tmp_path / "base", "qwen2", hidden_size=64)
+    return random_model(tmp_path / "base", "qwen2", hidden_size=64, intermediate_size=64)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_run_that_trained_all_weights(
     model = ModelConfig(source="gone", tuning=TuningKind.full)
     folder = run_folder(tmp_path / "run", source, model=model)
     source.rename(folder / MODEL_FOLDER)
-    assert export(folder, "merged16,gguf:q8_0", tmp_path / "out") == 0, capsys.readouterr()
+    assert export(folder, "gguf:q8_0", tmp_path / "out") == 0, capsys.readouterr()
     for to in ("adapter", "gguf:lora"):
         assert export(folder, to, tmp_path / "other") == 2
         assert f"--to {to} must have a run that trained an adapter" in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_a_disk_that_is_too_small(
     assert "--out must lie on a disk with 0.13 GB free for merged16, gguf:q8_0, got 0.01 GB" in line
 
 
-@pytest.mark.parametrize("to", ["merged16", "gguf:f16"])
+@pytest.mark.parametrize("to", ["merged16", pytest.param("gguf:f16", marks=pytest.mark.nightly)])
 def test_a_disk_that_fills_up_while_it_is_written(to: str, trained: Path, tmp_path: Path) -> None:
     """The system refuses to make a file longer than 30 kB, as a full disk would."""
     out = tmp_path / "out"
@@ -252,6 +252,7 @@ def test_a_base_without_a_weight(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.nightly
 def test_the_letters_of_a_tokenizer_without_a_template(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,3 +263,40 @@ def test_the_letters_of_a_tokenizer_without_a_template(
     code = export(folder, "gguf:f16", tmp_path / "out")
     assert code == 2 and not (tmp_path / "out").exists()
     assert "llama.cpp must find the tokens of the run's tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", [pytest.param("fp8", marks=pytest.mark.nightly), "w4a16"])
+def test_compressed_layers_are_rounded_merged_weights(
+    to: str, source: Path, trained: Path, tmp_path: Path
+) -> None:
+    """The truth is written here by hand: e4m3 by row, or 16 levels by group of 64 inputs."""
+    out = tmp_path / "out"
+    assert export(trained, to, out, "--max-kl", "9", "--dtype", "fp32") == 0
+    name = "model.layers.1.mlp.gate_proj"
+    weight = _merged(source, trained)[f"{name}.weight"].float()
+    groups = weight.reshape(len(weight), -1, 64)
+    largest = groups.abs().amax(-1, keepdim=True)
+    if to == "fp8":
+        scale = largest / 448.0
+        expected = (groups / scale).to(torch.float8_e4m3fn).float() * scale
+    else:
+        scale = largest / 7.5
+        expected = (groups / scale).round().clamp(-8, 7) * scale
+    model = AutoModelForCausalLM.from_pretrained(out)
+    model(torch.tensor([[1, 2]]))  # unpacks the layers where nothing computes in the format
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    found = model.get_submodule(name)(x)
+    truth = x @ expected.flatten(-2).T
+    error = (found - truth).norm() / truth.norm()
+    # With fp8 the input, too, has three bits behind the point.
+    assert error < (0.04 if to == "fp8" else 1e-3)
+    assert (truth - x @ weight.T).norm() / truth.norm() > (0.01 if to == "fp8" else 0.03)
+    assert type(model.lm_head).__name__ == "Linear"
+
+
+def test_groups_that_fit_no_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = random_model(tmp_path / "base", "qwen2", intermediate_size=40)
+    folder = run_folder(tmp_path / "run", source)
+    random_adapter(source, folder, LORA)
+    line = _refused((folder, "w4a16", tmp_path / "out"), capsys)
+    assert "--to w4a16 must have layers whose inputs are a multiple of 32, got 32, 40" in line

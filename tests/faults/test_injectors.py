@@ -10,12 +10,14 @@ import pytest
 from benchmarks.faults.page import rows_of, table
 from benchmarks.faults.row import Row
 
-# Those that start runs take seconds each; the counts keep the file under half a minute.
+# Those that start runs take seconds each. What other tests of `make test` ask for too is nightly.
+NIGHTLY = ("damage", "derived", "kill", "seeds")
 COUNTS = {
     "boundaries": 8,
     "damage": 100,
     "derived": 1,
     "kill": 1,
+    "leftovers": 9,
     "not_finite": 14,
     "resume": 1,
     "seeds": 1,
@@ -25,7 +27,10 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("family", COUNTS)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.nightly] if f in NIGHTLY else []) for f in COUNTS],
+)
 def test_nothing_is_lost(family: str, tmp_path: Path) -> None:
     row: Row = importlib.import_module(f"benchmarks.faults.{family}").run(COUNTS[family], tmp_path)
     assert row.lost == 0, row.note

@@ -19,7 +19,7 @@ import torch
 from benchmarks.random_model import write_random_model
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm import generator
-from rlkit.generation.vllm.accel.burst import _end
+from rlkit.generation.vllm.accel.burst import _end, _stops
 from rlkit.generation.vllm.accel.find import find_decoder
 from rlkit.generation.vllm.choice import describe
 from rlkit.generation.vllm.compat.check import Support, look_up
@@ -173,7 +173,19 @@ def test_where_a_completion_ends(ids: list[int], expected: tuple[int, str | None
     request = SimpleNamespace(
         num_output_tokens=5, max_tokens=10, sampling_params=SimpleNamespace(stop_token_ids=[7, 9])
     )
-    assert _end(request, np.array(ids)) == expected
+    (stop,) = _stops([request], np.array([ids]))
+    assert _end(request, len(ids), stop) == expected
+
+
+def test_rows_of_one_burst_may_have_different_stops() -> None:
+    def requests(*stops: list[int]) -> list[Any]:
+        return [
+            SimpleNamespace(sampling_params=SimpleNamespace(stop_token_ids=ids)) for ids in stops
+        ]
+
+    ids = np.array([[5, 7, 9], [7, 5, 5], [1, 2, 3]])
+    assert _stops(requests([5, 9], [5, 9], [5, 9]), ids) == [0, 1, None]
+    assert _stops(requests([9], [5], []), ids) == [2, 1, None]
 
 
 def test_graphs_are_captured_for_few_batch_sizes() -> None:
@@ -181,3 +193,4 @@ def test_graphs_are_captured_for_few_batch_sizes() -> None:
     assert capture_sizes(6) == [1, 2, 4, 6]
     assert capture_sizes(64) == [1, 2, 4, 8, 16, 32, 48, 64]
     assert capture_sizes(256) == [1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256]
+    assert capture_sizes(512)[-6:] == [224, 256, 320, 384, 448, 512]

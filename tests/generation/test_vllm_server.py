@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from vllm_serve import served
 
 from benchmarks.random_model import write_random_model
 from rlkit.generation import VLLMServerConfig, sample_seed
 from rlkit.generation.vllm.config import is_installed
-from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator, check_server
-from rlkit.generation.vllm.server_client import ServerClient, ServerError
+from rlkit.generation.vllm.server import AdapterFiles, VLLMServerGenerator
+from rlkit.generation.vllm.server_check import check_server
+from rlkit.generation.vllm.server_client import ServerClient
 from rlkit.models.config import LoRAConfig
 from rlkit.policy.lora import LoRA, attach, init_adapter
 from rlkit.types import Prompt, Rollout, SamplingConfig
@@ -30,7 +26,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not is_installed(), reason="vLLM is not installed"),
 ]
-_START_SECONDS = 240
 PROMPTS = [Prompt(index=n, ids=tuple(range(20 + n, 60 + n)), text="") for n in range(2)]
 
 
@@ -44,50 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server with the options that `VLLMServerConfig` names."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # The same as `vllm serve`, whose entry point looks for a package called vllm.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "128"]
-    command += ["--max-num-seqs", "8", "--block-size", "32", "--logprobs-mode"]
-    command += ["processed_logprobs", "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"]
-    settings = {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-    }
+    options = ["--served-model-name", "tiny", "--max-model-len", "128"]
+    options += ["--logprobs-mode", "processed_logprobs"]
+    options += ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"]
     log = tmp_path_factory.mktemp("log") / "server.txt"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command,
-            env=os.environ | settings,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait_for(address, server, log)
-            yield address
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    client, deadline = ServerClient(url, timeout_s=5), time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            client.get("/v1/models")
-            return
-        except ServerError:
-            time.sleep(1)
-    pytest.fail(f"the server did not start:\n{log.read_text()[-3000:]}")
+    with served(folder, *options, log=log) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

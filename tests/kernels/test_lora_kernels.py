@@ -102,6 +102,50 @@ def test_triton_expand_norm(width: int, rank: int, kind: torch.dtype) -> None:
     assert fits(1536, 16) and fits(4096, 16) and not fits(4096, 32)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("width", "rank"), [(32, 16), (64, 1), (128, 80)])
+def test_triton_rotary(width: int, rank: int, kind: torch.dtype) -> None:
+    """Queries rotated in float64, keys and values in their places, and nowhere else."""
+    from rlkit.generation.vllm.accel.lora_kernels import tiling
+    from rlkit.generation.vllm.accel.rotary_kernel import expand_rotate_store, fits
+
+    heads, kv_heads, rows, block = 3, 2, 19, 4
+    widths = (heads * width, kv_heads * width, kv_heads * width)
+    base, low, b, active, y = case(rows, widths, rank, kind)
+    positions = torch.randint(0, 50, (rows,))
+    angles = torch.randn(50, width // 2, dtype=torch.float64)
+    table = torch.cat([angles.cos(), angles.sin()], 1).to(kind)
+    # The last row is padding without a slot, the one before has none either.
+    slots = torch.randperm(8 * block)[: rows - 1]
+    slots[-1] = -1
+    kept = rows - 2
+    cosine, sine = table[positions].double()[:, None].chunk(2, -1)
+    q, k, v = (part.view(rows, -1, width) for part in torch.split(y.double(), [*widths], 1))
+
+    def turned(part: Tensor) -> Tensor:
+        first, second = part.chunk(2, -1)
+        both = first * cosine - second * sine, second * cosine + first * sine
+        return torch.cat(both, -1).to(kind)
+
+    early = not INTERPRETED and torch.cuda.get_device_capability()[0] >= 9
+    for is_early in {False, early}:
+        cache = torch.full((8, 2, block, kv_heads, width), -7.0, dtype=kind, device=DEVICE)
+        out = base.new_full((rows, widths[0]), float("nan"))
+        expand_rotate_store(
+            out, (cache[:, 0], cache[:, 1]), base, low, b, active, positions.to(DEVICE),
+            table.to(DEVICE), slots.to(DEVICE), (heads, kv_heads),
+            tiling(rows, widths, early=is_early),
+        )  # fmt: skip
+        assert_rounded_alike(out, turned(q).flatten(1))
+        stored = cache.transpose(0, 1).flatten(1, 2).cpu()
+        for found, truth in zip(stored, (turned(k), v.to(kind)), strict=True):
+            assert_rounded_alike(found[slots[:kept]].flatten(1), truth[:kept].flatten(1))
+            empty = torch.ones(8 * block, dtype=torch.bool)
+            empty[slots[:kept]] = False
+            assert (found[empty] == -7.0).all()
+    assert fits(64) and fits(128) and not fits(96) and not fits(16)
+
+
 @pytest.mark.parametrize("scale", [2.0, 0.3])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_triton_copy_is_foreach_bit_for_bit(kind: torch.dtype, scale: float) -> None:

@@ -32,8 +32,8 @@ def saved(folder: Path, config: Config, *, without: tuple[str, ...] = ()) -> Pat
     """The folder of a run whose version of rlkit did not have the options `without`."""
     values = yaml.safe_load(to_yaml(config))
     for key in without:
-        group, _, leaf = key.partition(".")
-        values[group].pop(leaf, None)
+        group, _, leaf = key.rpartition(".")
+        (values[group] if group else values).pop(leaf, None)
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     return folder
 

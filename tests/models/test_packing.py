@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,18 +75,24 @@ def test_without_sharing_every_row_is_a_segment() -> None:
     ).filter(lambda rows: any(n for _, n in rows)),
     st.booleans(),
     st.integers(0, 20),
+    st.sampled_from([0, 1, 7]),  # a third of the ids are an environment's, or none
 )
 def test_every_token_sees_its_own_row_at_its_own_place(
-    rows: list[tuple[list[int], int]], share: bool, prefix: int
+    rows: list[tuple[list[int], int]], share: bool, prefix: int, environment: int
 ) -> None:
-    """Whatever is shared: the keys of a token are the tokens before it in the batch."""
+    """Whatever is shared, and whoever said it: a sampled token's keys are all tokens before it."""
     prompts = [[5] * prefix + prompt for prompt, _ in rows]
     completions = [random_ids(n, seed=i) for i, (_, n) in enumerate(rows)]
-    row = pack(make_batch(prompts, completions), share=share)
+    batch = make_batch(prompts, completions)
+    theirs = batch.completion_mask & (batch.completion_ids % 3 == environment)
+    batch = replace(batch, completion_mask=batch.completion_mask & ~theirs, spliced=theirs)
+    row = pack(batch, share=share)
     visible = visible_tokens(row)
     found = iter(row.predictors.tolist())
-    for prompt, completion in zip(prompts, completions, strict=True):
-        for t in range(len(completion)):
+    for prompt, completion, sampled in zip(
+        prompts, completions, batch.completion_mask, strict=True
+    ):
+        for t in sampled.nonzero().flatten().tolist():
             token = next(found)
             seen = visible[token]
             assert row.ids[seen].tolist() == prompt + completion[:t]

@@ -20,7 +20,7 @@ from rlkit.generation import HFGeneratorConfig
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import Switch
 from rlkit.models.families import head_of
-from rlkit.models.rope import check_lengths, fix_all_rows, fix_factors, switches
+from rlkit.models.rope import check_lengths, fix_all_rows, fix_factors, fixed_config, switches
 from rlkit.policy.lora import LoRAConfig, attach, init_adapter
 from rlkit.policy.policy import Policy
 from rlkit.types import Prompt, RolloutBatch, SamplingConfig
@@ -241,3 +241,33 @@ def test_an_unknown_rope_type_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="got llama with rope type spiral"):
         switches(config)
     assert VOCAB == 67
+
+
+@pytest.mark.parametrize(("family", "kind"), [m for m in MODELS if m[1] in ("dynamic", "longrope")])
+@pytest.mark.parametrize("length", [20, 68])
+def test_a_fixed_config_says_what_fixed_factors_compute(
+    family: str, kind: str, length: int
+) -> None:
+    """A model that another library makes of the config has the logits of ours, row by row."""
+    ours = rope_model(family, kind)
+    config = fixed_config(ours.config, length)
+    # What transformers chooses by length must be the same at every length now.
+    theirs: Any = type(ours)(config)
+    theirs.load_state_dict(ours.state_dict())
+    theirs.to(torch.float64).requires_grad_(False).train(False)
+    fix_factors(ours, length)
+    for n in (5, 31, 60):
+        ids = torch.tensor([random_ids(n, seed=n)])
+        expected, found = ours(input_ids=ids).logits, theirs(input_ids=ids).logits
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    plain: Any = rope_model(family, kind)
+    if length > SWITCH:
+        ids = torch.tensor([random_ids(20, seed=1)])
+        assert (plain(input_ids=ids).logits - ours(input_ids=ids).logits).abs().max() > 1e-3
+
+
+def test_a_config_without_a_length_stays_as_it_is() -> None:
+    config = rope_model("llama", "dynamic").config
+    assert fixed_config(config, None).to_dict() == config.to_dict()
+    assert fixed_config(config, 68).rope_parameters["rope_type"] == "default"
+    assert config.rope_parameters["rope_type"] == "dynamic", "the original is left alone"

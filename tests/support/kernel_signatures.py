@@ -6,13 +6,19 @@ from typing import Any
 
 from triton import language as tl
 
-from rlkit.generation.vllm.accel import burst_kernel, lora_kernels, lora_norm
+from rlkit.generation.vllm.accel import burst_kernel, lora_kernels, lora_norm, rotary_kernel
 from rlkit.kernels import _kl_triton, _layers_triton, _logps_kernels, _rotary_triton
 
 _LORA = {"RANK": 16, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_R": 16, "EARLY": True, "launch_pdl": True}
 _HEADS = {"ROTATED": True, "QUERIES": 12, "KEYS": 2, "HALF": 64, "BLOCK": 64, "HEADS": 16}
 _PLAIN = {"BIAS": True, "SOFTCAP": True}
 CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
+    (
+        "rotary",
+        rotary_kernel._rotary_kernel,
+        "*half *half *half *half *half *half *i32 *i64 *half *i64" + 12 * " i32",
+        {"HALF": 64, "RANK": 16, "BLOCK_M": 32, "BLOCK_R": 16, "EARLY": True, "launch_pdl": True},
+    ),
     (
         "target_logits",
         _logps_kernels.target_logits,

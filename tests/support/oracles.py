@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -80,6 +81,41 @@ def random_rollout(
         old_logps=old,
         ref_logps=(old + near).masked_fill(~mask, 0.0),
         values=logps(),
+    )
+
+
+def in_turns(rollout: RolloutBatch) -> RolloutBatch:
+    """The same rows, of which an environment wrote tokens 1 and 4 where others follow.
+
+    A row of six tokens has three turns, of one, two and one sampled token.
+    """
+    sampled, width = rollout.completion_mask, rollout.completion_mask.shape[1]
+    place = torch.arange(width)
+    followed = place[None] < sampled.sum(dim=1, keepdim=True) - 1
+    spliced = followed & ((place == 1) | (place == 4))
+    mask = sampled & ~spliced
+    turn_ids = spliced.cumsum(dim=1) * mask
+    last = mask & ~torch.stack(
+        [
+            (mask[:, t + 1 :] & (turn_ids[:, t + 1 :] == turn_ids[:, t : t + 1])).any(dim=1)
+            for t in range(width)
+        ],
+        dim=1,
+    )
+    earned = torch.rand(mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    turn_rewards = earned * last
+    columns = {
+        name: getattr(rollout, name).masked_fill(~mask, 0.0)
+        for name in ("sampling_logps", "old_logps", "ref_logps", "values")
+    }
+    return replace(
+        rollout,
+        completion_mask=mask,
+        spliced=spliced,
+        turn_ids=turn_ids,
+        turn_rewards=turn_rewards,
+        rewards=turn_rewards.sum(dim=1),
+        **columns,
     )
 
 

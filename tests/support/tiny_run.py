@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tiny_models import tiny_config
@@ -90,6 +91,9 @@ class LetterScores:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def shares(self) -> dict[str, tuple[float, float]]:
+        return {}
+
 
 class LetterReward:
     """Letters `a` in a completion, of the six it may have."""
@@ -122,7 +126,9 @@ class Recorder:
         self.evaluations.append(record)
 
 
-def letter_prompts(*, step: int, attempt: int) -> list[Prompt]:
+def letter_prompts(
+    *, step: int, attempt: int, success: Mapping[str, float] = MappingProxyType({})
+) -> list[Prompt]:
     """Three prompts that share a prefix of two letters."""
     first = 3 * (step + 100 * attempt)
     texts = ["xy" + LETTERS[(first + i) % 26] * (1 + (first + i) % 3) for i in range(3)]

@@ -78,3 +78,13 @@ def test_truncation_missing_values_and_non_finite_gradients_are_said() -> None:
 
 def test_a_step_without_samples_says_nothing() -> None:
     assert Health(NAMES).observe(StepRecord(step=0, metrics={})) == []
+
+
+def test_a_judge_of_places_is_named_once() -> None:
+    health = Health(NAMES)
+    metrics = {"rewards/short/flipped": 0.75, "rewards/short/first_slot": 0.9, "grad_norm": 0.5}
+    judged = StepRecord(step=2, metrics=metrics, samples=record(2, [VARIED]).samples)
+    [text] = health.observe(judged)
+    assert text.startswith("step 2: judge short prefers another answer in the other order for 75%")
+    assert "slot A has 90%" in text
+    assert health.observe(judged) == []

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rlkit.training.collate import collate
-from rlkit.types import FinishReason, Prompt, Rollout, RolloutBatch, ScoredRollout
+from rlkit.types import (
+    Episode,
+    EpisodeEnd,
+    FinishReason,
+    Prompt,
+    Rollout,
+    RolloutBatch,
+    ScoredRollout,
+    TurnRecord,
+)
 
 
 def scored(
@@ -82,3 +93,51 @@ def test_an_empty_completion_has_no_mask() -> None:
 def test_refuses_what_cannot_be_trained_on(sample: ScoredRollout, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batch_of([sample])
+
+
+def episode(
+    *turns: TurnRecord, length: int, reward: float, parts: tuple[float, ...] = ()
+) -> ScoredRollout:
+    """Ids 10, 11, ... of which the turns were sampled."""
+    one = scored((1, 2), tuple(range(10, 10 + length)), reward=reward)
+    rollout = replace(one.rollout, episode=Episode(turns=turns, end=EpisodeEnd.done))
+    return replace(one, rollout=rollout, turn_rewards=parts)
+
+
+def test_turns_are_sampled_and_what_is_between_them_only_exists() -> None:
+    first = episode(TurnRecord(0, 2), TurnRecord(4, 5), length=5, reward=1.5, parts=(0.5, 1.0))
+    second = episode(TurnRecord(0, 3), length=3, reward=2.0)
+    batch = batch_of([first, second])
+    assert batch.completion_ids.tolist() == [[10, 11, 12, 13, 14], [10, 11, 12, 9, 9]]
+    assert batch.completion_mask.int().tolist() == [[1, 1, 0, 0, 1], [1, 1, 1, 0, 0]]
+    assert batch.exists.int().tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch.spliced is not None and batch.turn_ids is not None
+    assert batch.spliced.int().tolist() == [[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
+    assert batch.turn_ids.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+    assert batch.turn_rewards is not None
+    # At the last sampled token of each turn; an episode without parts has it all at its end.
+    assert batch.turn_rewards.tolist() == [[0.0, 0.5, 0.0, 0.0, 1.0], [0.0, 0.0, 2.0, 0.0, 0.0]]
+    assert torch.equal(batch.turn_rewards.sum(dim=1), batch.rewards)
+    assert batch.sampling_logps.tolist()[0] == [-0.5, -1.0, 0.0, 0.0, -2.5]
+    part = batch.rows(torch.tensor([1]))
+    assert part.exists.tolist() == batch.exists[1:].tolist()
+
+
+def test_a_batch_of_single_turns_has_no_column_of_turns() -> None:
+    batch = batch_of([scored((1,), (2, 3))])
+    assert batch.spliced is batch.turn_ids is batch.turn_rewards is None
+    assert batch.exists is batch.completion_mask
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        (TurnRecord(0, 2), TurnRecord(1, 3)),
+        (TurnRecord(0, 0),),
+        (TurnRecord(2, 3), TurnRecord(0, 1)),
+        (TurnRecord(0, 4),),
+    ],
+)
+def test_turns_that_overlap_or_hold_nothing_are_refused(turns: tuple[TurnRecord, ...]) -> None:
+    with pytest.raises(ValueError, match="turns must follow each other"):
+        batch_of([episode(*turns, length=3, reward=0.0)])

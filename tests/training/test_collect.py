@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +28,9 @@ class SameReward(LetterReward):
 def collector(folder: Path, prompts: list[Prompt], **options: object) -> Collector:
     """That of a tiny run, over the same prompts in every step and attempt."""
     whole = tiny_run(folder)[0].collector
+    assert isinstance(whole, Collector)
 
-    def source(*, step: int, attempt: int) -> list[Prompt]:
+    def source(*, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
         return prompts
 
     # Hot, as the tiny model is sharp: its own 16 samples could be equal by chance.

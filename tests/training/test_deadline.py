@@ -14,6 +14,7 @@ import torch
 from tiny_run import CPU, tiny_run
 
 from rlkit.training import checkpoint
+from rlkit.training.collect import Collector
 from rlkit.training.deadline import Deadline, Hung, TimedGenerator
 from rlkit.training.stopping import StopRequest
 from rlkit.types import Prompt, Rollout, SamplingConfig
@@ -105,6 +106,7 @@ class Stuck:
 def test_a_run_whose_engine_hangs_ends_and_keeps_its_last_step(tmp_path: Path) -> None:
     trainer, state, tracker = tiny_run(tmp_path, num_steps=4)
     engine = TimedGenerator(Stuck(trainer.generator, calls=3), deadline(1.0), name="generator=vllm")
+    assert isinstance(trainer.collector, Collector)
     collector = replace(trainer.collector, generator=engine)
     with pytest.raises(Hung, match="waiting for generator=vllm to sample 12 completions"):
         replace(trainer, generator=engine, collector=collector).fit(state, stop=StopRequest())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CPU, PAD, tiny_run
+from tiny_run import CPU, PAD, letter_prompts, tiny_run
 from torch import Tensor
 
 from rlkit.policy.policy import Policy
@@ -20,7 +20,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, list[list[
     """A policy after two steps, and samples of it with different lengths."""
     trainer, state, _ = tiny_run(tmp_path_factory.mktemp("run"), num_steps=2)
     trainer.fit(state, stop=StopRequest())
-    prompts = trainer.collector.prompts(step=50, attempt=0)
+    prompts = letter_prompts(step=50, attempt=0)
     rollouts = trainer.generator.generate(
         prompts,
         num_samples=4,
@@ -74,7 +74,7 @@ def test_exact_and_k3_match_a_softmax_over_the_vocabulary(
 
 def test_an_untrained_policy_has_no_divergence(tmp_path: Path) -> None:
     trainer, state, _ = tiny_run(tmp_path)
-    prompts = trainer.collector.prompts(step=0, attempt=0)
+    prompts = letter_prompts(step=0, attempt=0)
     sampling = SamplingConfig(max_completion_length=6)
     seeds = [[1, 2]] * len(prompts)
     rollouts = trainer.generator.generate(prompts, num_samples=2, sampling=sampling, seeds=seeds)

@@ -25,6 +25,8 @@ from rlkit.training.stopping import Interrupted, StopRequest
 
 GROUPS = ("algorithm", "kl", "ratio", "correction")
 PRESETS = [f"{group}={name}" for group in GROUPS for name in options(group)]
+EVERY_TIME = ("grpo", "dapo", "ppo", "online_dpo", "gspo", "bnpo", "reinforce_pp", "unsloth_2025")
+"""These bring each kind of state that a run has; the axes and the other presets shape a loss."""
 SEVERAL = OptimConfig(learning_rate=0.02, inner_epochs=2, minibatches=2)
 STEPS = 3
 
@@ -81,9 +83,7 @@ def _stopping(recorder: Recorder, steps: int, stop: StopRequest) -> object:
 
 
 def _case(number: int, preset: str) -> ParameterSet:
-    # The algorithms bring each kind of state that a run has; the axes only shape a loss.
-    every_time = preset.startswith("algorithm=")
-    marks = () if every_time else (pytest.mark.nightly,)
+    marks = () if preset.removeprefix("algorithm=") in EVERY_TIME else (pytest.mark.nightly,)
     return pytest.param(number, preset, marks=marks, id=preset)
 
 

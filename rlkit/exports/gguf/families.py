@@ -87,7 +87,7 @@ class Names:
         return tensor
 
     def _pairs(self, tensor: Tensor, leaf: str) -> Tensor:
-        """Return rows 0, d/2, 1, d/2 + 1, ... of each head of d rows."""
+        """Return the d rows of each head in the order 0, d/2, 1, d/2 + 1 and so on."""
         config = self._config
         heads = config.num_attention_heads if leaf == "q_proj" else config.num_key_value_heads
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])

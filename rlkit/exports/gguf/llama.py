@@ -64,9 +64,20 @@ def ask_llama(request: LlamaRequest) -> LlamaAnswer:
         question, answer = Path(scratch) / "in.json", Path(scratch) / "out.json"
         question.write_text(json.dumps(asdict(request)))
         command = [sys.executable, "-m", __name__, str(question), str(answer)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_WAIT_S, errors="replace"
-        )
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_WAIT_S,
+                errors="replace",
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(
+                f"llama.cpp must answer within {_WAIT_S:.0f} s (--prompts makes it less work), got "
+                f"no answer about {Path(request.model).name}"
+            ) from error
         if done.returncode != 0 or not answer.is_file():
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             telling = [line for line in lines if "error" in line.lower()] or lines or ["no word"]

@@ -35,7 +35,7 @@ _OUTPUT, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
 class TensorPlace(NamedTuple):
-    """The place of a tensor in its model."""
+    """A tensor has this place in its model."""
 
     name: str
     """Its GGUF name."""

@@ -18,7 +18,7 @@ from rlkit.schema import BYTES, Between, Schema
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Slot sizes that vLLM has LoRA kernels for (0.24 to 0.33)."""
-MAX_NUM_SEQS = 256
+MAX_NUM_SEQS = 1024
 """Completions that vLLM decodes at once unless told otherwise."""
 
 
@@ -104,8 +104,8 @@ class VLLMGeneratorConfig(GeneratorConfig):
     release_kv_cache: bool = False
     """Give the key-value cache back to the device between generations. CUDA only."""
     max_num_seqs: int = 0
-    """Most completions decoded at once. >= 0; 0 = those of a step, at most 256 on CUDA and 32 on a
-    CPU. More wait their turn; it bounds the memory of logits and log-probs."""
+    """Most completions decoded at once. >= 0; 0 = those of a step, at most 1024, where they fit.
+    More wait their turn; it bounds the memory of logits and log-probs."""
     max_num_batched_tokens: int = 0
     """Most tokens of one engine step. >= 0; 0 = 8192 on CUDA and 2048 on a CPU."""
     compilation: Compilation = Compilation.auto

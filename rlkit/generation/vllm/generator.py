@@ -116,7 +116,7 @@ class VLLMGenerator:
         call = next(self._engine.call_numbers)
         by_id = {f"{call}-{number}": row for number, row in enumerate(rows)}
         requests = {
-            request_id: (list(row.prompt.ids), self._sampling_params(sampling, row.seed))
+            request_id: (list(row.prompt.ids), self._sampling_params(sampling, row))
             for request_id, row in by_id.items()
         }
         num_done = num_tokens = 0
@@ -139,7 +139,7 @@ class VLLMGenerator:
         decoder = self._engine.decoder if takes_bursts(self._config.sampling) else None
         return through_core(llm, requests, lora, decoder)
 
-    def _sampling_params(self, sampling: SamplingConfig, seed: int) -> Any:
+    def _sampling_params(self, sampling: SamplingConfig, row: SamplingRow) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -150,8 +150,8 @@ class VLLMGenerator:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            max_tokens=sampling.max_completion_length,
-            seed=seed,
+            max_tokens=row.most_tokens(sampling.max_completion_length),
+            seed=row.seed,
             # The one set of stop tokens is rlkit's; vLLM knows one end-of-sequence token only.
             ignore_eos=True,
             stop_token_ids=stops,
@@ -168,13 +168,13 @@ class VLLMGenerator:
 
 def _extend(row: SamplingRow, piece: Piece) -> None:
     """Append new tokens to their row."""
-    for offset, logp in enumerate(piece.logps):
-        if not math.isfinite(logp):
-            raise FloatingPointError(
-                f"logits must be finite, got NaN or inf for token {len(row.ids) + offset} of "
-                f"sample {row.sample_index} of prompt {row.prompt.index} "
-                f"({row.prompt.text[-60:]!r})"
-            )
+    if not all(map(math.isfinite, piece.logps)):
+        offset = next(n for n, logp in enumerate(piece.logps) if not math.isfinite(logp))
+        raise FloatingPointError(
+            f"logits must be finite, got NaN or inf for token {len(row.ids) + offset} of "
+            f"sample {row.sample_index} of prompt {row.prompt.index} "
+            f"({row.prompt.text[-60:]!r})"
+        )
     row.ids += piece.token_ids
     row.logps += piece.logps
     if piece.finish_reason is not None:

@@ -43,7 +43,7 @@ def capture_sizes(max_num_seqs: int) -> list[int]:
     vLLM takes all multiples of 8, some 0.1 s each. Padding a batch by some rows costs far less than
     that over a run, as decoding reads the same weights for all rows.
     """
-    sizes = [1, 2, 4, 8, *range(16, 65, 16), *range(96, max_num_seqs, 32)]
+    sizes = [1, 2, 4, 8, *range(16, 65, 16), *range(96, 257, 32), *range(320, max_num_seqs, 64)]
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -30,12 +32,16 @@ from torch import Tensor
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import SamplingRow, make_rows
 from rlkit.generation.vllm.config import VLLMServerConfig
-from rlkit.generation.vllm.server_client import ServerClient, ServerError
+from rlkit.generation.vllm.server_check import check_server
+from rlkit.generation.vllm.server_client import ServerClient, ServerError, ServerGone
 from rlkit.runtime.redact import resolved
 from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
 
 _LOOK_SECONDS = 0.2
 """Between two calls of the progress callback while nothing finishes."""
+_RETURN_SECONDS = 300.0
+"""A server that died has so long to be there again."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,33 +69,6 @@ class AdapterFiles:
         (folder / "adapter_config.json").write_text(json.dumps(config))
         plain = {k: t.detach().to("cpu", dtype).contiguous() for k, t in tensors.items()}
         save_file(plain, folder / "adapter_model.safetensors")
-
-
-def check_server(config: VLLMServerConfig) -> tuple[str, int]:
-    """Ask for the base model's name and context; raises ValueError when it will not do."""
-    client = ServerClient(
-        resolved(config.url, key="generator.url"), timeout_s=min(config.timeout_s, 30.0)
-    )
-    try:
-        models = client.get("/v1/models")["data"]
-        base = [m for m in models if m.get("parent") is None]
-        names = [str(m["id"]) for m in base]
-        if config.model and config.model not in names:
-            raise ValueError(
-                f"generator.model must be one of {', '.join(names)}, got {config.model}"
-            )
-        if not config.model and len(names) != 1:
-            raise ValueError(f"generator.model must be set to one of {', '.join(names)}, got none")
-        name = config.model or names[0]
-        (context,) = (int(m["max_model_len"]) for m in base if m["id"] == name)
-        _check_logprobs(client, name)
-    except ServerError as error:
-        raise ValueError(
-            f"generator.url must be that of a running `vllm serve`, got {config.url}: {error}"
-        ) from error
-    finally:
-        client.close()
-    return name, context
 
 
 class VLLMServerGenerator:
@@ -181,11 +160,56 @@ class VLLMServerGenerator:
         check_sampling(sampling)
         check_request(prompts, num_samples, sampling, seeds, context=self._context)
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
-        self._sample(rows, sampling)
+        try:
+            self._sample_twice(rows, sampling)
+        except ServerError as error:
+            raise RuntimeError(f"the server at {self._config.url} failed: {error}") from error
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         for row in rows:
             rollouts[row.prompt_number].append(row.rollout(self._version))
         return rollouts
+
+    def _sample_twice(self, rows: Sequence[SamplingRow], sampling: SamplingConfig) -> None:
+        """Sample; a server that dies meanwhile may come back once, and goes on where it was.
+
+        Each sample has its seed, so those that were lost come out as they would have.
+        """
+        try:
+            self._sample(rows, sampling)
+        except ServerGone as error:
+            self._wait_until_back(error)
+            left = [row for row in rows if row.finish_reason is None]
+            for row in left:
+                row.ids.clear()
+                row.logps.clear()
+            self._sample(left, sampling)
+
+    def _wait_until_back(self, error: ServerGone) -> None:
+        """Wait for the server and give it the adapter again; raise `error` when it stays away."""
+        patience = min(self._config.timeout_s, _RETURN_SECONDS)
+        _log.warning(
+            "the server at %s is gone (%s): it has %.0f s to come back, once",
+            *(self._config.url, error, patience),
+        )
+        give_up = time.monotonic() + patience
+        while True:
+            if self._progress is not None:
+                self._progress(Progress(0, 1, 0))
+            try:
+                self._client.get("/v1/models")
+                break
+            except ServerError:
+                if time.monotonic() > give_up:
+                    raise error from None
+                time.sleep(_LOOK_SECONDS)
+        if self._adapter is not None:
+            again = f"{self._adapter}-again"
+            folder = (self._folder / self._adapter).rename(self._folder / again)
+            self._adapter = again
+            self._client.post(
+                "/v1/load_lora_adapter", {"lora_name": again, "lora_path": str(folder.resolve())}
+            )
+        _log.warning("the server at %s is back", self._config.url)
 
     def _sample(self, rows: Sequence[SamplingRow], sampling: SamplingConfig) -> None:
         num_done = num_tokens = 0
@@ -200,8 +224,10 @@ class VLLMServerGenerator:
                 num_tokens += sum(future.result() for future in done)
                 if self._progress is not None:
                     self._progress(Progress(num_done, len(rows), num_tokens))
-        except ServerError as error:
-            raise RuntimeError(f"the server at {self._config.url} failed: {error}") from error
+        except ServerGone:
+            # Requests in flight fail as well; none may write to a row that is sampled again.
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -226,7 +252,7 @@ class VLLMServerGenerator:
             "model": self._adapter or self._model,
             "prompt": list(row.prompt.ids),
             "seed": row.seed,
-            "max_tokens": sampling.max_completion_length,
+            "max_tokens": row.most_tokens(sampling.max_completion_length),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
@@ -248,14 +274,3 @@ class VLLMServerGenerator:
         with contextlib.suppress(ServerError):
             self._client.post("/v1/unload_lora_adapter", {"lora_name": name})
         shutil.rmtree(self._folder / name, ignore_errors=True)
-
-
-def _check_logprobs(client: ServerClient, model: str) -> None:
-    """Refuse raw logps: with one word left to draw from, only the processed one is 0."""
-    body = {"model": model, "prompt": [1], "max_tokens": 1, "top_k": 1, "logprobs": 0}
-    (choice,) = client.post("/v1/completions", body)["choices"]
-    if choice["logprobs"]["token_logprobs"][0] < -1e-6:
-        raise ValueError(
-            "the server must report the probabilities that it samples from: start `vllm serve` "
-            "with --logprobs-mode processed_logprobs"
-        )

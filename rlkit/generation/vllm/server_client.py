@@ -16,6 +16,10 @@ class ServerError(Exception):
     """The server could not be reached, or answered with an error; one line."""
 
 
+class ServerGone(ServerError):
+    """Nobody listens there, or a connection broke off: the server died, or is being restarted."""
+
+
 class ServerClient:
     """A client keeps one pool of connections.
 
@@ -53,6 +57,8 @@ class ServerClient:
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         try:
             answer = self._http.request(method, path, json=body)
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            raise ServerGone(f"{method} {path}: {error or type(error).__name__}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerError(f"{method} {path}: {error or type(error).__name__}") from error
         except RuntimeError as error:  # httpx says so when another thread has closed the client

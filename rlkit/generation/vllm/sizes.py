@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from rlkit.generation.vllm.config import VLLMGeneratorConfig
+from rlkit.generation.vllm.config import MAX_NUM_SEQS, VLLMGeneratorConfig
 from rlkit.generation.vllm.memory import (
     OVERHEAD_BYTES,
     Budget,
@@ -17,7 +17,7 @@ from rlkit.generation.vllm.memory import (
 from rlkit.generation.vllm.spec import EngineSpec
 
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16
-_MOST_SEQS = {"cuda": 256, "cpu": 32}
+_MOST_SEQS = {"cuda": MAX_NUM_SEQS, "cpu": 32}
 
 
 def max_model_len(spec: EngineSpec) -> int:

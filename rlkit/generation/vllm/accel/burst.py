@@ -143,15 +143,19 @@ class Decoder:
         if flight.landed is not None:
             flight.landed.synchronize()
         pieces: list[Piece] = []
-        rows = zip(flight.requests, flight.token_ids.numpy(), flight.logps.numpy(), strict=True)
-        for request, ids, logps in rows:
+        # Lists of all rows at once: a call of numpy for each row would take longer than the step.
+        stops = _stops(flight.requests, flight.token_ids.numpy())
+        rows = zip(
+            flight.requests, flight.token_ids.tolist(), flight.logps.tolist(), stops, strict=True
+        )
+        for request, ids, logps, stop in rows:
             if request.is_finished():
                 continue  # ended in the burst before
             # The tokens are here: none of this request is a placeholder of this burst any more.
             request.num_output_placeholders -= len(ids)
-            num_new, reason = _end(request, ids)
-            new, new_logps = ids[:num_new].tolist(), logps[:num_new].tolist()
-            pieces.append(Piece(request.request_id, new, new_logps, reason))
+            num_new, reason = _end(request, len(ids), stop)
+            new = ids[:num_new]
+            pieces.append(Piece(request.request_id, new, logps[:num_new], reason))
             if reason is None:
                 request.append_output_token_ids(new)
         # The scheduler frees the blocks of what has ended, and tells the runner in its next step.
@@ -266,10 +270,20 @@ def _tokens_left(request: Any) -> int:
     return int(request.max_tokens - known)
 
 
-def _end(request: Any, ids: np.ndarray[Any, Any]) -> tuple[int, str | None]:
-    """Count the new `ids` that belong to the completion, and say why it ends with them."""
-    stops = np.isin(ids, request.sampling_params.stop_token_ids).nonzero()[0]
-    if len(stops):
-        return int(stops[0]) + 1, "stop"
-    ends = request.num_output_tokens + len(ids) >= request.max_tokens
-    return len(ids), "length" if ends else None
+def _stops(requests: Sequence[Any], ids: np.ndarray[Any, Any]) -> list[int | None]:
+    """Find the first token of each row of `ids` that ends its request; None where none does."""
+    wanted = [request.sampling_params.stop_token_ids for request in requests]
+    if any(stop_ids != wanted[0] for stop_ids in wanted):
+        hits = np.stack([np.isin(row, stop) for row, stop in zip(ids, wanted, strict=True)])
+    else:
+        hits = np.isin(ids, wanted[0])
+    # A column of hits behind the others says that there is none.
+    first = np.pad(hits, ((0, 0), (0, 1)), constant_values=True).argmax(axis=1).tolist()
+    return [place if place < ids.shape[1] else None for place in first]
+
+
+def _end(request: Any, count: int, stop: int | None) -> tuple[int, str | None]:
+    """Count the new tokens, `count` at most, of the completion, and say why it ends with them."""
+    if stop is not None:
+        return stop + 1, "stop"
+    return count, "length" if request.num_output_tokens + count >= request.max_tokens else None

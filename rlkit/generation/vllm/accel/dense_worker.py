@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from rlkit.generation.vllm import life
-from rlkit.generation.vllm.accel import dense, dense_norm
+from rlkit.generation.vllm.accel import dense, dense_norm, dense_rotary
 from rlkit.generation.vllm.worker import WorkerExtension
 from rlkit.runtime.distribution import lacks
 
@@ -54,4 +54,8 @@ def _install(manager: Any) -> str | None:
             dense_norm.install_norms(manager.model, layers)
         except Exception as error:  # likewise, and the layers work without
             _log.warning("vLLM's norms stay as they are: they need %s", life.reason(error))
+        try:
+            dense_rotary.install_rotary(manager.model, layers)
+        except Exception as error:  # likewise
+            _log.warning("vLLM's rotations stay as they are: they need %s", life.reason(error))
     return None

@@ -10,7 +10,7 @@ from functools import partial
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlkit.bounds import check_ranges, check_shape
+from rlkit.checks.bounds import check_ranges, check_shape
 from rlkit.generation.vllm.sampling_options import further_options
 from rlkit.runtime.redact import Redactor
 from rlkit.schema import one_line

@@ -1,0 +1,129 @@
+"""A step with an environment against a step of single turns with the same sampled tokens.
+
+    python -m benchmarks.episodes [--shape qwen2.5-1.5b] [--out FILE]
+
+The work is that of `benchmarks.step` for rlkit alone: GRPO with LoRA, vLLM in the process. One side
+samples completions of N tokens. The other samples two turns of N/2 tokens each, with a reply of an
+environment in between. Both see the same prompts and sample the same number of tokens, so what is
+more is the price of an environment: a second call of the engine, the reply and its tokens. `--tiny`
+runs a small shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.random_model import SHAPES, write_random_model
+from benchmarks.side import Result, Side, hand_over, memory_folder, wait_for_turn, write_report
+from benchmarks.step_sides import PROMPT_TOKENS, Work, medians, rlkit_side, write_prompts
+
+_MODULE = "benchmarks.episodes"
+_REPLY = 96
+"""Tokens that the reply may take with the template's text around it."""
+_COUNTS = {"prompts": 8, "samples": 8, "new_tokens": 512, "warmup": 2, "steps": 5}
+_TINY = {"prompts": 2, "samples": 2, "new_tokens": 8, "warmup": 1, "steps": 2}
+SIDES = ("one_turn", "two_turns")
+
+
+def main() -> int:
+    """Run both sides, or, as their child, one of them."""
+    options = _arguments()
+    if options.child:
+        import rlkit.assembly.assemble  # noqa: F401  # while the other side has the device
+
+        wait_for_turn()
+        hand_over(rlkit_side(_work(Path(options.folder), options, options.child)))
+        return 0
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    results: dict[str, Result] = {}
+    with memory_folder() as root:
+        folder = Path(root) / options.shape
+        write_random_model(folder, options.shape, dtype=dtype)
+        for name in SIDES:
+            write_prompts(_work(folder, options, name))
+            results[name] = _start(name, folder, options).finish(timeout_s=options.timeout_s)
+            if options.out:
+                said = _work(folder, options, name)._asdict() | {"folder": options.shape}
+                write_report(options.out, _MODULE, said, results)
+    print(table(results))
+    return 1 if any("error" in result for result in results.values()) else 0
+
+
+def table(results: dict[str, Result]) -> str:
+    """One column a side, medians, and how many times the single turn's each is."""
+    good = {side: medians(r) for side, r in results.items() if "error" not in r}
+    phases = ["generate", "score", "update", "sync", "reward", "other", "step"]
+    lines = ["| seconds | " + " | ".join(good) + " | times |", "| --- |" + " --- |" * len(good)]
+    lines[1] += " --- |"
+    for phase in phases:
+        cells = [m.get(phase, 0.0) for m in good.values()]
+        times = f"{cells[-1] / cells[0]:.2f}" if len(cells) == 2 and cells[0] else "–"
+        lines.append(f"| {phase} | " + " | ".join(f"{c:.3f}" for c in cells) + f" | {times} |")
+    failed = [f"{side}: {r['error']}" for side, r in results.items() if "error" in r]
+    return "\n".join([*lines, *failed])
+
+
+def overrides(side: str, new_tokens: int) -> tuple[str, ...]:
+    """Return what differs from the options of `benchmarks.step`."""
+    chat = (
+        "task.style=chat",
+        "model.chat_template=rlkit_plain",
+        f"task.max_prompt_length={PROMPT_TOKENS + 64}",
+    )
+    if side == "one_turn":
+        return chat
+    return (
+        *chat,
+        f"task.max_completion_length={new_tokens + _REPLY}",
+        "environment.fn=benchmarks.episodes_reply:TwoTurns",
+        f"environment.max_turn_tokens={new_tokens // 2}",
+        "environment.cut_turns=answer",
+    )
+
+
+def _work(folder: Path, options: argparse.Namespace, side: str) -> Work:
+    return Work(
+        folder=folder,
+        num_prompts=options.prompts,
+        num_samples=options.samples,
+        new_tokens=options.new_tokens,
+        warmup=options.warmup,
+        steps=options.steps,
+        trl_rows=1,
+        overrides=(*overrides(side, options.new_tokens), *options.set),
+        run_name=f"{side}-run",
+    )
+
+
+def _start(name: str, folder: Path, options: argparse.Namespace) -> Side:
+    arguments = ["--child", name, "--folder", str(folder)]
+    arguments += [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in _COUNTS]
+    arguments += [f"--set={override}" for override in options.set]
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    return Side(name, _MODULE, arguments, log=folder / f"{name}.log", environment=environment)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
+    parser.add_argument("--tiny", action="store_true", help="a small shape: a test of this program")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--set", action="append", default=[], help="an option of rlkit")
+    parser.add_argument("--timeout-s", type=float, default=110.0, help="of each side")
+    for name, default in _COUNTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.tiny:
+        options.shape = "tiny"
+        vars(options).update(_TINY)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""This room refuses in one line what no run can mean, before anything is loaded."""

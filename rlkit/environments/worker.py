@@ -1,0 +1,122 @@
+"""An environment's worker is the process in which it runs, so that it can be killed.
+
+It reads one call at a time from a socket and answers on the same socket. What the environment
+prints goes to a pipe that the parent drains.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from rlkit.environments.base import Action, Example, Message, Turn
+from rlkit.environments.load import LoadedEnvironment, load
+from rlkit.rewards.keeper import work_under_a_keeper
+from rlkit.rewards.wire import frame, unframe
+from rlkit.runtime.lifeline import die_with_parent
+
+_MAX_MESSAGE = 300
+
+
+def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
+    """Load the environment of the first message, then serve calls until the socket closes.
+
+    `memory_bytes` bounds the address space; 0 = no limit.
+    """
+    if sys.platform == "linux":
+        work_under_a_keeper(lifeline_fd, close=(channel_fd,))
+    die_with_parent(lifeline_fd)
+    channel = socket.socket(fileno=channel_fd)
+    buffer = bytearray()
+    hello = _receive(channel, buffer)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    try:
+        loaded = load(hello["fn"], hello["options"])
+    except ValueError as error:
+        channel.sendall(frame({"error": str(error)}))
+        return
+    channel.sendall(frame({"roles": loaded.roles, "tools": loaded.tools}))
+    pid = os.getpid()
+    while (call := _receive(channel, buffer)) is not None:
+        reply = answer(loaded, call)
+        if os.getpid() != pid:  # the environment forked, and this is the copy
+            os._exit(0)
+        channel.sendall(frame(reply))
+
+
+def answer(loaded: LoadedEnvironment, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one call of `start` or `step`; say what came of it, whatever it raises or returns."""
+    try:
+        if "example" in call:
+            returned = loaded.environment.start(_example(call["example"]), call["seed"])
+        else:
+            text, ids, number = call["action"]
+            action = Action(text, tuple(ids), number)
+            returned = loaded.environment.step(json.loads(call["state"]), action)
+        return _checked(returned)
+    except MemoryError:
+        return {"raised": "MemoryError: environment.memory_mb is used up", "spent": True}
+    except OSError as error:  # out of files, as after a leak: another process may have some
+        return {"raised": _describe(error), "spent": True}
+    except BaseException as error:  # a SystemExit of the environment must not end the worker
+        return {"raised": _describe(error)}
+
+
+def _example(message: Mapping[str, Any]) -> Example:
+    prompt = message["prompt"]
+    if not isinstance(prompt, str):
+        prompt = tuple(Message(str(m["role"]), str(m["content"])) for m in prompt)
+    return Example(prompt=prompt, columns=message["columns"])
+
+
+def _checked(returned: Any) -> dict[str, Any]:
+    """Return the state as text and the turn as JSON; raise TypeError for anything else."""
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Turn)):
+        raise TypeError(f"must return (state, Turn), got {returned!r:.80}")
+    state, turn = returned
+    messages = tuple(turn.messages)
+    for message in messages:
+        text = isinstance(message, Message) and isinstance(message.content, str)
+        if not text or message.role not in ("user", "tool"):
+            raise TypeError(f"messages must be Message of role user or tool, got {message!r:.80}")
+    info = {str(key): float(value) for key, value in turn.info.items()}
+    numbers = [*info.values(), *([] if turn.reward is None else [float(turn.reward)])]
+    if not all(map(math.isfinite, numbers)):
+        raise TypeError(f"reward and info must be finite, got {turn.reward!r} and {info!r:.80}")
+    return {
+        "state": json.dumps(state, allow_nan=False),
+        "messages": [[message.role, message.content] for message in messages],
+        "reward": None if turn.reward is None else float(turn.reward),
+        "done": bool(turn.done),
+        "info": info,
+    }
+
+
+def _describe(error: BaseException) -> str:
+    """Return `Type: text (file:line)` on one line."""
+    try:
+        text = str(error)[:_MAX_MESSAGE]
+    except Exception:  # an exception class of the user's with a broken __str__
+        text = "(no text)"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {text}".split()) + where
+
+
+def _receive(channel: socket.socket, buffer: bytearray) -> Any:
+    """Return the next message, or None when the parent has closed the socket."""
+    while not (messages := unframe(buffer)):
+        data = channel.recv(1 << 20)
+        if not data:
+            return None
+        buffer += data
+    return messages[0]  # the parent sends one call at a time
