@@ -30,12 +30,11 @@ from rlkit.launch.environment import hardware, versions  # noqa: E402
 from rlkit.tracking.files import read_lines  # noqa: E402
 from rlkit.training.clock import StepClock  # noqa: E402
 from rlkit.training.collate import collate  # noqa: E402
-from rlkit.training.score import score
+from rlkit.training.score import score  # noqa: E402
 from rlkit.training.update import (  # noqa: E402
     UpdateSettings,
     accumulate,
     fit_in_memory,
-    score,
 )
 
 _MOST_ERROR = 1e-6

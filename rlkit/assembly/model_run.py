@@ -23,18 +23,15 @@ from rlkit.assembly.from_config import (
 )
 from rlkit.assembly.generators import new_generator
 from rlkit.assembly.prompts import render_prompts
+from rlkit.assembly.save import save_trained
 from rlkit.assembly.stoppable import StoppableRewards
 from rlkit.assembly.targets import Imitated, meter_of, targets_for
 from rlkit.config import Config, algorithm_name, flatten, option_of
 from rlkit.generation import Progress, sample_seed
 from rlkit.models.load import BaseModel
-from rlkit.models.save import MODEL_FOLDER, save_model
 from rlkit.plan.device import Meter
 from rlkit.plan.of_config import Planned
 from rlkit.plan.run import record
-from rlkit.policy.full_weights import FullWeights
-from rlkit.policy.lora import LoRA
-from rlkit.policy.lora_files import ADAPTER_FOLDER, save_adapter
 from rlkit.policy.policy import CRITIC_PREFIX, Policy
 from rlkit.ranks import ALONE, Ranks
 from rlkit.rewards.pool import RewardPool
@@ -176,13 +173,7 @@ class ModelRun:
 
     def save(self, run_dir: Path) -> None:
         """Write what was learnt: `adapter/` in PEFT's format, or the whole `model/`."""
-        tuning, base = self.policy.tuning, self.base
-        if isinstance(tuning, LoRA):
-            folder = run_dir / ADAPTER_FOLDER
-            save_adapter(folder, tuning, self.policy.adapter, base_model=base.location)
-        elif isinstance(tuning, FullWeights):
-            weights = tuning.copies(self.policy.adapter)
-            save_model(run_dir / MODEL_FOLDER, base.model, base.tokenizer, weights)
+        save_trained(run_dir, self.policy, self.base)
 
     def prompts(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
         """Return the training prompts of a step, by what was right so far if a curriculum asks."""

@@ -151,7 +151,7 @@ def _claimed(
 
 def _assist(job: _Job) -> Outcome:
     """Train as a rank that computes its share and writes only a log."""
-    job.ranks.together(_nothing)  # the first rank claims the folder
+    job.ranks.share(bytes)  # the first rank claims the folder
     redactor = redactor_of(job.prepared.config)
     tracker = Bystander(job.run_dir, redactor, rank=job.ranks.rank)
     try:
@@ -160,10 +160,6 @@ def _assist(job: _Job) -> Outcome:
         return outcome
     finally:
         tracker.close(_CLOSE_SECONDS)
-
-
-def _nothing() -> None:
-    """Do nothing while the first rank does something."""
 
 
 def _prepare(
