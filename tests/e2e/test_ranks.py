@@ -1,0 +1,95 @@
+"""`rlkit gpus=2` on two CPU processes: what one rank learns, how it ends, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from cli_process import RunCLI
+from safetensors.torch import load_file
+
+FLOAT32 = ["device=cpu", "model.dtype=fp32", "generator=hf", "prompts_per_step=4"]
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_learns_and_one_goes_on_where_two_were(
+    rlkit: RunCLI, small: list[str], tmp_path: Path
+) -> None:
+    alone = rlkit(*small, *FLOAT32, "steps=4", "run_dir=one")
+    first = rlkit(*small, *FLOAT32, "steps=2", "run_dir=two", "gpus=2")
+    then = rlkit(*small, *FLOAT32, "steps=4", "run_dir=two", "resume=auto")
+    assert [alone.returncode, first.returncode, then.returncode] == [0, 0, 0], first.stderr
+    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    assert max(float(t.abs().max()) for t in one.values()) > 1e-2
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-5, rtol=0)
+    rewards = [
+        [json.loads(line)["reward"] for line in (tmp_path / run / "metrics.jsonl").open()]
+        for run in ("one", "two")
+    ]
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-9)
+
+
+def test_what_cannot_be_split_is_refused_before_a_rank_starts(
+    rlkit: RunCLI, small: list[str], tmp_path: Path
+) -> None:
+    for extra, line in (
+        (["gpus=5"], "gpus must be in [1, prompts_per_step (4)]: a group is never split, got 5"),
+        (["gpus=0"], "gpus must be"),
+        (
+            ["gpus=2", "algorithm.entropy_fraction=0.5", "algorithm.entropy_coef=0.1"],
+            "algorithm.entropy_fraction must be 1",
+        ),
+    ):
+        done = rlkit(*small, *FLOAT32, "run_dir=none", *extra)
+        assert done.returncode == 2
+        assert line in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_with_its_last_checkpoint_whole(
+    small: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "rlkit", *small, *FLOAT32, "steps=500", "gpus=2"]
+    process = subprocess.Popen(
+        [*command, "run_dir=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, text=True
+    )
+    folder = tmp_path / "killed"
+    try:
+        while not list((folder / "checkpoints").glob("step-*/state.json")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        ranks = [c for c in children if "rank_process" in " ".join(c.cmdline())]
+        assert len(ranks) == 2
+        os.kill(ranks[1].pid, signal.SIGKILL)
+        assert process.wait(timeout=60) == 1
+    finally:
+        process.kill()
+    status = json.loads((folder / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert "rank 1 ended without a word" in status["message"]
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not [c for c in alive if c.status() != psutil.STATUS_ZOMBIE]
+    again = subprocess.run(
+        [*command, "run_dir=killed", "resume=must", "steps=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
