@@ -154,7 +154,7 @@ def agree(ranks: Ranks, facts: Mapping[str, object]) -> None:
 
 
 class _Connect:
-    """Makes connections to the store that all ranks meet at; it lives as long as this object."""
+    """This object makes connections to the store of all ranks, which lives as long as it does."""
 
     def __init__(self, place: RankPlace) -> None:
         self._place = place

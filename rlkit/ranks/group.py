@@ -1,6 +1,6 @@
 """Several processes of one run speak over groups of their own, which vLLM never sees.
 
-torch has one default group a process. vLLM takes it for its own and destroys it at its end, so a
+torch has one default group a process. vLLM takes it for its own and destroys it at its end. So a
 run's ranks use none: their groups are made from a store directly. Small messages go over gloo on
 the host, where the death of a rank is noticed at once. Sums of tensors on a GPU go over NCCL, and
 only after all ranks have said over gloo that they are there.

@@ -31,7 +31,7 @@ Sampled = tuple[list[Group], ScoringNumbers]
 
 
 class Sample(Protocol):
-    """Sampling and scoring of some of a list of prompts."""
+    """A function that samples and scores some of a list of prompts is called like this."""
 
     def __call__(self, places: Sequence[int]) -> Sampled:
         """Return the groups of the prompts at `places`, in that order."""
@@ -168,7 +168,7 @@ def _to_episode(found: Sequence[Any] | None) -> Episode | None:
 
 
 class _Reader:
-    """Reads arrays from the front of a message."""
+    """This object reads arrays from the front of a message."""
 
     def __init__(self, body: bytes) -> None:
         self._body = memoryview(body)
