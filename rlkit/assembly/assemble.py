@@ -128,12 +128,11 @@ def _with_model(
     decode = tried_rewards(config, task, start.rewards, base.tokenizer, ends=base.stop_ids, say=say)
     _say_what_is_known(base, stops, eval_prompts[0], say)
     _check_vocabulary(config, task, base)
-    critic = CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none
     policy = new_policy(
         base,
         config.model,
         seed=config.seed,
-        critic=critic,
+        critic=CriticChoice.lora if start.algorithm.outputs.values else CriticChoice.none,
         holds_reference=planned.work.holds_reference,
         workspace_bytes=planned.plan.choice.workspace_bytes,
     )

@@ -25,7 +25,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from rlkit.config import load
-from rlkit.launch.fork_server import boot
+from rlkit.launch.birth import boot
 from rlkit.launch.hydra_compat import Callbacks
 from rlkit.launch.outcome import JobState, cause_of_death, read_status, settle, state_of
 from rlkit.launch.packed import pack

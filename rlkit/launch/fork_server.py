@@ -23,14 +23,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rlkit.launch.child import INTERRUPTED, STOP_SIGNALS, die_with, run, set_up_job_process
+from rlkit.launch.birth import INTERRUPTED, STOP_SIGNALS, boot, die_with, set_up_job_process
+from rlkit.launch.child import run
 
 MESSAGE_BYTES = 1 << 20
-# A fork server or a fresh job imports what the launcher would, however rlkit came onto its path.
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from {module} import main; main(*sys.argv[2:])"
-)
 
 
 class Preload(StrEnum):
@@ -53,12 +49,6 @@ _MODULES = {
     Preload.tables: _TABLES,
     Preload.models: (*_TABLES, "rlkit.assembly.assemble"),
 }
-
-
-def boot(module: str, *arguments: str) -> list[str]:
-    """Return the command of a new interpreter that runs `main` of a module."""
-    code = _BOOT.format(module=module)
-    return [sys.executable, "-c", code, json.dumps(sys.path), *arguments]
 
 
 def main(descriptor: str, parent: str, preload: str) -> None:

@@ -26,7 +26,7 @@ from rlkit.launch.environment import hardware, versions
 from rlkit.launch.masked import redactor_of
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
-from rlkit.launch.rank_process import leave
+from rlkit.launch.rank_place import leave
 from rlkit.launch.ranks import agree, meet, must_be_started, start_ranks
 from rlkit.launch.run_folder import check_checkpoints, claim, write_outcome
 from rlkit.launch.since import changed_rate, changed_versions, planned_steps

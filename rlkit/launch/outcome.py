@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from rlkit.launch.child import OUTPUT
+from rlkit.launch.birth import OUTPUT
 from rlkit.launch.run_folder import write_status
 from rlkit.tracking import Status
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlkit.launch.fork_server import MESSAGE_BYTES, Preload, boot
+from rlkit.launch.birth import boot
+from rlkit.launch.fork_server import MESSAGE_BYTES, Preload
 from rlkit.launch.leases import Lease
 
 

@@ -1,75 +1,26 @@
-"""This is one process of a run on several devices, from its birth to `run_job` and its exit code.
+"""This is one process of a run on several devices, from its birth to its exit code.
 
-torchrun's agent starts it: `rlkit gpus=2 ...` does that on one machine, and `torchrun --nnodes`
-on several. torchrun's variables say which rank it is. They are read once and taken away, so that no
-library of this process takes the run's ranks for its own.
+torchrun's agent starts it for `rlkit gpus=2 ...`; with `torchrun --nnodes` the command line itself
+is such a process.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
-from collections.abc import MutableMapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from rlkit.launch.child import die_with
-
-_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_", "LOCAL_WORLD_")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankPlace:
-    """The place of this process among the ranks of its run, as torchrun gave it."""
-
-    rank: int
-    size: int
-    local: int
-    """The number of this process on its machine."""
-    host: str
-    port: int
-    hosts_store: bool
-    """Whether the store that all ranks meet at is this process's to start."""
-
-
-def place_from(environ: MutableMapping[str, str]) -> RankPlace | None:
-    """Take torchrun's variables out of `environ`; None when they are not there."""
-    if not all(name in environ for name in _VARIABLES):
-        return None
-    rank, local, size, host, port = (environ.pop(name) for name in _VARIABLES)
-    by_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    for name in [name for name in environ if name.startswith(_PREFIXES)]:
-        del environ[name]
-    return RankPlace(
-        rank=int(rank),
-        size=int(size),
-        local=int(local),
-        host=host,
-        port=int(port),
-        hosts_store=int(rank) == 0 and not by_agent,
-    )
-
-
-def use_card(environ: MutableMapping[str, str], local: int) -> None:
-    """Let this process see one card alone, before anything asks CUDA; without cards do nothing."""
-    from rlkit.launch.devices import find_gpus
-
-    cards = find_gpus(environ)
-    if cards:
-        environ["CUDA_VISIBLE_DEVICES"] = cards[local % len(cards)].name
+from rlkit.launch.birth import die_with
+from rlkit.launch.job import exit_code_of
+from rlkit.launch.packed import unpack
+from rlkit.launch.rank_place import leave
 
 
 def main(file: str, parent: str) -> None:
     """Run the job of the packed configuration in `file`; rank 0 leaves its exit code beside it."""
     die_with(int(parent))
     sys.argv = ["rlkit"]
-    from rlkit.launch.job import exit_code_of
-    from rlkit.launch.packed import unpack
-
     packed = json.loads(Path(file).read_text())
     sys.argv = packed["argv"]
     config = unpack(packed["config"])
@@ -78,11 +29,3 @@ def main(file: str, parent: str) -> None:
     if rank == "0":
         Path(file).with_name("exit_code").write_text(str(code))
     leave(code)
-
-
-def leave(code: int) -> NoReturn:
-    """End this process at once: gloo would wait at its end for a rank that is frozen."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    logging.shutdown()
-    os._exit(code)

@@ -24,12 +24,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from rlkit.config import Config, ConfigError, DeviceChoice, require
-from rlkit.launch.child import INTERRUPTED
+from rlkit.launch.birth import INTERRUPTED, boot
 from rlkit.launch.devices import find_gpus
-from rlkit.launch.fork_server import boot
 from rlkit.launch.outcome import last_line, read_status, settle
 from rlkit.launch.packed import pack
-from rlkit.launch.rank_process import RankPlace, place_from, use_card
+from rlkit.launch.rank_place import RankPlace, place_from, use_card
 from rlkit.ranks import ALONE, Ranks
 from rlkit.ranks.group import Group
 from rlkit.tracking import Status

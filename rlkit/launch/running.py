@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from rlkit.launch.child import OUTPUT
+from rlkit.launch.birth import OUTPUT
 from rlkit.launch.leases import Lease
 from rlkit.launch.processes import Processes
 from rlkit.launch.rows import JobRow

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rlkit.launch.child import OUTPUT
+from rlkit.launch.birth import OUTPUT
 from rlkit.launch.rows import FAILED, OVER, JobRow, JobStatus, seconds_left
 from rlkit.tracking.columns import fixed, seconds
 

@@ -121,7 +121,7 @@ class Forks:
 
 
 def _serve(parent: int) -> None:
-    from rlkit.launch.child import die_with
+    from rlkit.launch.birth import die_with
 
     die_with(parent)
     for module in _PRELOAD:
