@@ -39,7 +39,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "sequence_ratio": {
         "algorithm": GRPOConfig(group_size=4, aggregation=Aggregation.sequence_mean),
         "ratio": RatioConfig(level=RatioLevel.sequence),
-        "optim": OptimConfig(learning_rate=0.02, inner_epochs=2),
+        "optim": OptimConfig(learning_rate=0.002, inner_epochs=2),
     },
     "kl_in_reward": {
         "algorithm": RLOOConfig(group_size=4),
@@ -50,7 +50,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "kl": KLConfig(direction=KLDirection.none),
     },
     "resampled": {"resample": True},
-    "minibatches": {"optim": OptimConfig(learning_rate=0.02, minibatches=2, inner_epochs=2)},
+    "minibatches": {"optim": OptimConfig(learning_rate=0.002, minibatches=2, inner_epochs=2)},
 }
 
 
@@ -121,7 +121,7 @@ def run(case: str, ranks: Ranks, num_steps: int = 4) -> dict[str, Any]:
             num_steps=num_steps,
             tokens_per_microbatch=40,
             ranks=ranks,
-            **CASES[case],
+            **({"optim": OptimConfig(learning_rate=0.002)} | dict(CASES[case])),
         )
         state = trainer.fit(state, stop=StopRequest())
     return {
