@@ -115,7 +115,7 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
 def test_a_failing_job_says_one_line_and_keeps_the_traceback(
     rlkit: RunCLI, small: list[str], tmp_path: Path
 ) -> None:
-    result = rlkit("run_dir=run", *small, "optim.learning_rate=1e30", "optim.max_skipped_updates=1")
+    result = rlkit("run_dir=run", *small, "optim.learning_rate=10", "optim.max_skipped_updates=1")
     status: dict[str, Any] = json.loads((tmp_path / "run/status.json").read_text())
     assert result.returncode == 1
     assert status["status"] == "failed"

@@ -134,7 +134,7 @@ def test_a_sweep_with_a_bad_path_or_reward_does_not_start(
 def test_a_second_launch_names_the_cause_of_failed_jobs(
     rlkit: RunCLI, small: list[str], tmp_path: Path
 ) -> None:
-    bad = ["optim.learning_rate=1e30", "optim.max_skipped_updates=1", "seed=0,1"]
+    bad = ["optim.learning_rate=10", "optim.max_skipped_updates=1", "seed=0,1"]
     sweep = ["-m", *small, *bad, "hydra.sweep.dir=sweep"]
     assert rlkit(*sweep).returncode == 1
     again = rlkit(*sweep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_check_prints_the_plan_or_the_way_out(
     assert run(["check", f"model.source={source}", "memory.budget=3GB"]) == 0
     text = capsys.readouterr().out
     assert "CUDA context" in text  # a card of that size, though there is none here
-    assert "memory plan: 8192 tokens a micro-batch" in text
+    assert re.search(r"memory plan: [1-9]\d+ tokens a micro-batch", text)
     assert run(["check", f"model.source={source}", "memory.budget=100MB"]) == 1
     assert "memory must be at least" in capsys.readouterr().err
     for override, message in (
