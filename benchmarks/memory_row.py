@@ -283,6 +283,8 @@ def row_config(row: Headline, folder: Path, generator: GeneratorConfig) -> Confi
         task=TaskConfig(max_prompt_length=row.max_prompt, max_completion_length=row.max_completion),
         generator=generator,
         kl=KLConfig(),
+        ratio=RatioConfig(),
+        correction=CorrectionConfig(),
         algorithm=GRPOConfig(group_size=row.rows),
         optim=OptimConfig(kind=row.optim, learning_rate=1e-4),
         memory=MemoryConfig(quant=QuantConfig(kind=QuantKind.nf4)),

@@ -1,4 +1,4 @@
-"""The birth of a process of rlkit: its command, its parent, its signals, its output.
+"""This module gives a new process of rlkit its command, its parent, its signals and its output.
 
 It is light to import, and imports nothing of rlkit.
 """

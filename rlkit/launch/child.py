@@ -34,7 +34,7 @@ def run(packed: str, folder: Path) -> int:
         from rlkit.runtime.redact import Redactor
 
         # To output.txt, whose last line becomes the reason.
-        print(Redactor.of_process().text(traceback.format_exc()), file=sys.stderr)
+        print(Redactor.of_process().text(traceback.format_exc()).rstrip(), file=sys.stderr)
         return 1
 
 

@@ -32,8 +32,13 @@ def saved(folder: Path, config: Config, *, without: tuple[str, ...] = ()) -> Pat
     """The folder of a run whose version of rlkit did not have the options `without`."""
     values = yaml.safe_load(to_yaml(config))
     for key in without:
-        group, _, leaf = key.rpartition(".")
-        (values[group] if group else values).pop(leaf, None)
+        *groups, leaf = key.split(".")
+        node = values
+        for group in groups:
+            node = node.get(group) or {}
+        node.pop(leaf, None)
+        if groups and not node:  # a whole group of options is newer
+            values.pop(groups[0])
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     return folder
 

@@ -217,7 +217,7 @@ def test_words_are_different_single_words() -> None:
         (config.MaxOfNConfig, {"n": 9}, r"task.n must be in \[2, 8\], got 9"),
         (config.ChainSumConfig, {"digits": 0}, r"task.digits must be in \[1, 6\], got 0"),
         (config.ChainSumConfig, {"terms": 1}, r"task.terms must be in \[2, 8\], got 1"),
-        (config.RevWordsConfig, {"min_words": 1}, r"task.min_words must be >= 2, got 1"),
+        (config.RevWordsConfig, {"min_words": 1}, r"task.min_words must be in \[2, 8\], got 1"),
         (config.RevWordsConfig, {"min_words": 4}, r"task.max_words must be in \[4, 8\], got 2"),
         (config.GSM8KConfig, {"eval_fraction": 1.0}, r"task.eval_fraction must be in \[0, 1\)"),
     ],

@@ -27,12 +27,12 @@ _TRIED_ROWS, _TRIED_BLOCK = 37, 16
 class RotaryAttention:
     """This replaces `forward` of an attention layer."""
 
-    def __init__(self, module: Any, layer: DenseLinear) -> None:
-        self._original = module.forward
-        self._module, self.layer = module, layer
-        self.heads = module.attn.num_heads, module.attn.num_kv_heads
+    def __init__(self, attention: Any, layer: DenseLinear) -> None:
+        self._original = attention.forward
+        self._module, self.layer = attention, layer
+        self.heads = attention.attn.num_heads, attention.attn.num_kv_heads
         self._failed = False
-        self._table: Tensor = module.rotary_emb.cos_sin_cache.to(layer.b)
+        self._table: Tensor = attention.rotary_emb.cos_sin_cache.to(layer.b)
 
     def __call__(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
         is_decoding = self.layer.rows.some and len(hidden_states) <= WIDE_ROWS
@@ -116,7 +116,7 @@ def install_rotary(model: Any, layers: Mapping[str, DenseLinear]) -> int:
     The first of each kind is tried against vLLM's own kernels. Raises ValueError, with nothing
     changed, when it is off by more than rounding.
     """
-    found = [RotaryAttention(module, layer) for module, layer in _attentions(model, layers)]
+    found = [RotaryAttention(attention, layer) for attention, layer in _attentions(model, layers)]
     for one in {(f.layer.a.shape, f.heads): f for f in found}.values():
         try:
             _try(one)
@@ -138,11 +138,11 @@ def _attentions(model: Any, layers: Mapping[str, DenseLinear]) -> Iterator[tuple
 
     for name, layer in layers.items():
         parent, _, leaf = name.rpartition(".")
-        module = model.get_submodule(parent)
-        children = dict(module.named_children()).keys()
-        if leaf != "qkv_proj" or type(module).__name__ not in _KNOWN or children != _CHILDREN:
+        attention = model.get_submodule(parent)
+        children = dict(attention.named_children()).keys()
+        if leaf != "qkv_proj" or type(attention).__name__ not in _KNOWN or children != _CHILDREN:
             continue
-        rotary, attn = module.rotary_emb, module.attn
+        rotary, attn = attention.rotary_emb, attention.attn
         plain_rotary = (
             isinstance(rotary, RotaryEmbedding)
             and type(rotary).forward_cuda is RotaryEmbedding.forward_cuda
@@ -160,7 +160,7 @@ def _attentions(model: Any, layers: Mapping[str, DenseLinear]) -> Iterator[tuple
             and attn.kv_cache_dtype in ("auto", "bfloat16", "float16")
         )
         if plain_rotary and plain_attention and layer.wide is not None and fits(attn.head_size):
-            yield module, layer
+            yield attention, layer
 
 
 def _try(one: RotaryAttention) -> None:
@@ -168,10 +168,10 @@ def _try(one: RotaryAttention) -> None:
 
     Raises ValueError when they differ by more than rounding. It overwrites factors and mask.
     """
-    layer, module = one.layer, one._module
+    layer, attention = one.layer, one._module
     x, _, bias = layer.random_inputs(_TRIED_ROWS)
     num_heads, num_kv_heads = one.heads
-    width = module.attn.head_size
+    width = attention.attn.head_size
     generator = torch.Generator().manual_seed(2)
     most = min(1000, len(one._table))
     positions = torch.randint(0, most, (_TRIED_ROWS,), generator=generator).to(x.device)
@@ -180,7 +180,7 @@ def _try(one: RotaryAttention) -> None:
     got = one.forward(positions, x, (cache[0], cache[1]), slots)
     parts = [num_heads * width, num_kv_heads * width, num_kv_heads * width]
     q, k, v = torch.split(layer.forward(x, bias), parts, 1)
-    q, k = module.rotary_emb.forward_cuda(positions, q.contiguous(), k.contiguous())
+    q, k = attention.rotary_emb.forward_cuda(positions, q.contiguous(), k.contiguous())
     stored = (part.flatten(0, 1)[slots].flatten(1) for part in cache)
     for name, value, truth in zip("qkv", (got, *stored), (q, k, v), strict=True):
         error = float((value.float() - truth.float()).abs().max() / truth.float().abs().max())
