@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import signal
 import subprocess
 import termios
 import threading
@@ -25,6 +26,12 @@ OPTIONS = (
 )
 
 
+def _own_terminal() -> None:
+    """Take the terminal; under nohup, which these tests may run, SIGHUP would be ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """The command line in a session of its own on a pseudo-terminal."""
 
@@ -38,7 +45,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_own_terminal,
         )
         os.close(slave)
         self.shown = b""

@@ -12,6 +12,8 @@ from rlkit.training.stopping import STOP_SIGNALS, Interrupted, StopRequest, stop
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_waits_the_second_does_not_the_third_is_too_late(number: signal.Signals) -> None:
+    if signal.getsignal(number) is signal.SIG_IGN:  # under nohup, which a run respects
+        signal.signal(number, signal.SIG_DFL)
     with stop_on_signals() as stop:
         stop.check()
         os.kill(os.getpid(), number)
