@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rlkit.rewards.config import OnFailure, RewardConfig, RewardSpec
-from rlkit.rewards.process import Worker, wait_for
+from rlkit.rewards.kept_process import wait_for
+from rlkit.rewards.process import Worker
 from rlkit.rewards.scorers import BatchReplies, BatchScorer, Threads
 from rlkit.rewards.scores import Scores, ScoreSheet, check_failures
 from rlkit.rewards.wire import WHOLE_GROUP, Failure, Unit, encode_group
@@ -50,8 +51,7 @@ class RewardPool:
             {"name": spec.name, "fn": spec.fn, "options": dict(spec.options)}
             for spec in (specs[k] for k in self._places)
         ]
-        num_workers = config.workers if self._functions else 0
-        self._workers = [self._new_worker() for _ in range(num_workers)]
+        self._workers = [self._new_worker() for _ in range(config.workers * bool(self._functions))]
         self._false_starts = 0
         self._verified = self._started = False
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
+import socket
 import struct
 import sys
+import traceback
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -25,6 +28,7 @@ LENGTH = struct.Struct("<I")
 PROGRESS = struct.Struct("<i")
 NOT_STARTED = -1
 WHOLE_GROUP = -1
+_MAX_MESSAGE = 300
 MAX_REWARD = 1e6
 """The largest absolute value of a reward. Advantages are float32: squares of 1e19 overflow there,
 and beside 1e8 a difference of 1 is lost. Gradients would be exactly 0, without a word."""
@@ -191,6 +195,28 @@ def unframe(buffer: bytearray) -> list[Any]:
         position = end
     del buffer[:position]
     return messages
+
+
+def receive(channel: socket.socket, buffer: bytearray) -> Any:
+    """Return the next message, or None when the parent has closed the socket."""
+    while not (messages := unframe(buffer)):
+        data = channel.recv(1 << 20)
+        if not data:
+            return None
+        buffer += data
+    return messages[0]  # the parent sends one request at a time
+
+
+def describe(error: BaseException, hide: Callable[[str], str]) -> str:
+    """Return `Type: text (file:line)` on one line, its text after `hide`, which masks secrets."""
+    try:
+        # Hidden before it is cut: half a secret is one too.
+        text = hide(str(error))[:_MAX_MESSAGE]
+    except Exception:  # an exception class of the user's with a broken __str__
+        text = "(no text)"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {text}".split()) + where
 
 
 def encode_group(group: Sequence[types.Completion]) -> dict[str, Any]:

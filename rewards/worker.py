@@ -13,7 +13,6 @@ import resource
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from typing import Any, TextIO, cast
 
@@ -28,13 +27,12 @@ from rlkit.rewards.wire import (
     Unit,
     WireCompletion,
     decode_group,
+    describe,
     frame,
-    unframe,
+    receive,
 )
 from rlkit.runtime.lifeline import die_with_parent
-from rlkit.runtime.redact import Redactor
 
-_MAX_MESSAGE = 300
 _SEND_EVERY_S = 0.005
 
 
@@ -45,7 +43,7 @@ def main(channel_fd: int, lifeline_fd: int, progress_fd: int) -> None:
     die_with_parent(lifeline_fd)
     channel = socket.socket(fileno=channel_fd)
     buffer = bytearray()
-    hello = _receive(channel, buffer)
+    hello = receive(channel, buffer)
     limit = hello["max_memory_bytes"]
     # Of the heap and of private mappings; what a function wants beyond is a MemoryError there.
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -59,7 +57,7 @@ def main(channel_fd: int, lifeline_fd: int, progress_fd: int) -> None:
         return
     channel.sendall(frame({"per_sample": [f.per_sample for f in functions]}))
     with mmap.mmap(progress_fd, PROGRESS.size) as progress:
-        while (request := _receive(channel, buffer)) is not None:
+        while (request := receive(channel, buffer)) is not None:
             _serve(request, functions, channel, progress, stream)
 
 
@@ -98,6 +96,7 @@ def _serve(
 def evaluate(loaded: LoadedReward, samples: Sequence[WireCompletion]) -> list[Any]:
     """Call one function; return the fields of a `Reply`, whatever it raises or returns."""
     start = time.perf_counter()
+    hide = loaded.redactor.text
     try:
         # Values are looked at inside the guard: their types are the user's, with the user's bugs.
         if loaded.per_sample:
@@ -105,11 +104,11 @@ def evaluate(loaded: LoadedReward, samples: Sequence[WireCompletion]) -> list[An
         else:
             values, problems = _check_values(loaded.function(samples), num_samples=len(samples))
     except TimeoutError as error:  # a function with a time limit of its own
-        values, problems = [], [(WHOLE_GROUP, Failure.timeout, _describe(error, loaded.redactor))]
+        values, problems = [], [(WHOLE_GROUP, Failure.timeout, describe(error, hide))]
     except MemoryError as error:
-        values, problems = [], [(WHOLE_GROUP, Failure.memory, _describe(error, loaded.redactor))]
+        values, problems = [], [(WHOLE_GROUP, Failure.memory, describe(error, hide))]
     except BaseException as error:  # a SystemExit of a reward function must not end the worker
-        values, problems = [], [(WHOLE_GROUP, Failure.raised, _describe(error, loaded.redactor))]
+        values, problems = [], [(WHOLE_GROUP, Failure.raised, describe(error, hide))]
     return [time.perf_counter() - start, values, problems]
 
 
@@ -156,25 +155,3 @@ def _show(value: Any) -> str:
     elif not isinstance(value, (int, float)) and value is not None:
         return f"a value of type {type(value).__name__}"
     return f"{value!r} ({type(value).__name__})"
-
-
-def _describe(error: BaseException, redactor: Redactor) -> str:
-    """Return `Type: text (file:line)` on one line."""
-    try:
-        # Hidden before it is cut: half a secret is one too.
-        text = redactor.text(str(error))[:_MAX_MESSAGE]
-    except Exception:  # an exception class of the user's with a broken __str__
-        text = "(no text)"
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return " ".join(f"{type(error).__name__}: {text}".split()) + where
-
-
-def _receive(channel: socket.socket, buffer: bytearray) -> Any:
-    """Return the next message, or None when the parent has closed the socket."""
-    while not (messages := unframe(buffer)):
-        data = channel.recv(1 << 20)
-        if not data:
-            return None
-        buffer += data
-    return messages[0]  # the parent sends one request at a time

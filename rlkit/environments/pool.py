@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import selectors
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from rlkit.environments.base import Action, Message, Turn
 from rlkit.environments.config import EnvironmentConfig, EnvironmentSpec
 from rlkit.environments.process import EnvironmentProcess
+from rlkit.rewards.kept_process import wait_for
 
 _log = logging.getLogger(__name__)
 _MAX_FALSE_STARTS = 3
@@ -100,9 +100,9 @@ class EnvironmentPool:
         Raises ValueError, naming the key, when it cannot be loaded.
         """
         while any(worker.hello is None for worker in self._workers):
-            self._wait(until=time.monotonic() + 0.1)
+            wait_for(self._workers, until=time.monotonic() + 0.1)
             for worker in self._workers:
-                worker.drain()
+                worker.read_output()
                 worker.reply()
                 self._check_start(worker)
 
@@ -125,7 +125,9 @@ class EnvironmentPool:
                 if waiting and worker.idle:
                     job = waiting.popleft()
                     worker.submit(job, calls[job].message())
-            self._wait(until=min(self._next_deadline(), time.monotonic() + _PULSE_SECONDS))
+            wait_for(
+                self._workers, until=min(self._next_deadline(), time.monotonic() + _PULSE_SECONDS)
+            )
             pulse()
             for i, worker in enumerate(self._workers):
                 asked, outcome = worker.job, self._look(worker)
@@ -154,7 +156,7 @@ class EnvironmentPool:
 
     def _look(self, worker: EnvironmentProcess) -> Answer | Fault | None:
         """Return what came of a worker's call; None while it is under way, or there was none."""
-        worker.drain()
+        worker.read_output()
         job = worker.job
         reply = worker.reply()
         if job is None:
@@ -208,19 +210,6 @@ class EnvironmentPool:
         starting = [w.clock + self._config.startup_timeout_s for w in self._workers if not w.hello]
         busy = [w.clock + self._config.timeout_s for w in self._workers if w.job is not None]
         return min([*starting, *busy], default=time.monotonic())
-
-    def _wait(self, *, until: float) -> None:
-        """Sleep until a worker says something, or until the deadline."""
-        with selectors.DefaultSelector() as selector:
-            for worker in self._workers:
-                channel, output = worker.fds
-                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.sending else 0)
-                selector.register(channel, events)
-                selector.register(output, selectors.EVENT_READ)
-            selector.select(timeout=max(0.0, until - time.monotonic()) + 0.001)
-        for worker in self._workers:
-            if worker.sending:
-                worker.flush()
 
     def _check_start(self, worker: EnvironmentProcess) -> None:
         """Raise when a worker cannot load the environment; replace one that died while idle."""

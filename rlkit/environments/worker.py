@@ -12,17 +12,14 @@ import os
 import resource
 import socket
 import sys
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from rlkit.environments.base import Action, Example, Message, Turn
 from rlkit.environments.load import LoadedEnvironment, load
 from rlkit.rewards.keeper import work_under_a_keeper
-from rlkit.rewards.wire import frame, unframe
+from rlkit.rewards.wire import describe, frame, receive
 from rlkit.runtime.lifeline import die_with_parent
-
-_MAX_MESSAGE = 300
 
 
 def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
@@ -35,7 +32,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
     die_with_parent(lifeline_fd)
     channel = socket.socket(fileno=channel_fd)
     buffer = bytearray()
-    hello = _receive(channel, buffer)
+    hello = receive(channel, buffer)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -46,7 +43,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
         return
     channel.sendall(frame({"roles": loaded.roles, "tools": loaded.tools}))
     pid = os.getpid()
-    while (call := _receive(channel, buffer)) is not None:
+    while (call := receive(channel, buffer)) is not None:
         reply = answer(loaded, call)
         if os.getpid() != pid:  # the environment forked, and this is the copy
             os._exit(0)
@@ -66,9 +63,9 @@ def answer(loaded: LoadedEnvironment, call: Mapping[str, Any]) -> dict[str, Any]
     except MemoryError:
         return {"raised": "MemoryError: environment.memory_mb is used up", "spent": True}
     except OSError as error:  # out of files, as after a leak: another process may have some
-        return {"raised": _describe(error), "spent": True}
+        return {"raised": describe(error, str), "spent": True}
     except BaseException as error:  # a SystemExit of the environment must not end the worker
-        return {"raised": _describe(error)}
+        return {"raised": describe(error, str)}
 
 
 def _example(message: Mapping[str, Any]) -> Example:
@@ -99,24 +96,3 @@ def _checked(returned: Any) -> dict[str, Any]:
         "done": bool(turn.done),
         "info": info,
     }
-
-
-def _describe(error: BaseException) -> str:
-    """Return `Type: text (file:line)` on one line."""
-    try:
-        text = str(error)[:_MAX_MESSAGE]
-    except Exception:  # an exception class of the user's with a broken __str__
-        text = "(no text)"
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return " ".join(f"{type(error).__name__}: {text}".split()) + where
-
-
-def _receive(channel: socket.socket, buffer: bytearray) -> Any:
-    """Return the next message, or None when the parent has closed the socket."""
-    while not (messages := unframe(buffer)):
-        data = channel.recv(1 << 20)
-        if not data:
-            return None
-        buffer += data
-    return messages[0]  # the parent sends one call at a time

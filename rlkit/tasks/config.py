@@ -163,7 +163,7 @@ class CalculatorConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(CalculatorConfig, self).__post_init__()
-        _require_between("digits", 2, 6, self.digits)
+        require_between("digits", 2, 6, self.digits)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -257,18 +257,3 @@ class DatasetConfig(DataConfig):
         super(DatasetConfig, self).__post_init__()
         if self.style is PromptStyle.raw and self.system:
             raise ValueError(f"task.system must be empty with style raw, got {self.system!r}")
-
-
-def _require_between(key: str, least: int, most: int, value: int) -> None:
-    """Raise ValueError unless `value` is in the range of an option.
-
-    Args:
-        key: The option below `task`.
-        least: Its smallest value.
-        most: Its largest value.
-        value: The value that it has.
-
-    Raises:
-        ValueError: `value` is below `least` or above `most`.
-    """
-    require(least <= value <= most, f"task.{key}", f"in [{least}, {most}]", value)
