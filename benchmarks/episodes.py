@@ -15,10 +15,19 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from benchmarks.random_model import SHAPES, write_random_model
-from benchmarks.side import Result, Side, hand_over, memory_folder, wait_for_turn, write_report
+from benchmarks.side import (
+    Result,
+    Side,
+    child_arguments,
+    failures,
+    hand_over,
+    memory_folder,
+    side_parser,
+    table_head,
+    wait_for_turn,
+    write_report,
+    write_shape,
+)
 from benchmarks.step_sides import PROMPT_TOKENS, Work, medians, rlkit_side, write_prompts
 
 _MODULE = "benchmarks.episodes"
@@ -38,12 +47,11 @@ def main() -> int:
         wait_for_turn()
         hand_over(rlkit_side(_work(Path(options.folder), options, options.child)))
         return 0
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     results: dict[str, Result] = {}
     with memory_folder() as root:
         folder = Path(root) / options.shape
-        write_random_model(folder, options.shape, dtype=dtype)
-        for name in SIDES:
+        write_shape(folder, options.shape)
+        for name in options.sides.split(","):
             write_prompts(_work(folder, options, name))
             results[name] = _start(name, folder, options).finish(timeout_s=options.timeout_s)
             if options.out:
@@ -57,14 +65,12 @@ def table(results: dict[str, Result]) -> str:
     """One column a side, medians, and how many times the single turn's each is."""
     good = {side: medians(r) for side, r in results.items() if "error" not in r}
     phases = ["generate", "score", "update", "sync", "reward", "other", "step"]
-    lines = ["| seconds | " + " | ".join(good) + " | times |", "| --- |" + " --- |" * len(good)]
-    lines[1] += " --- |"
+    lines = table_head("seconds", [*good, "times"])
     for phase in phases:
         cells = [m.get(phase, 0.0) for m in good.values()]
         times = f"{cells[-1] / cells[0]:.2f}" if len(cells) == 2 and cells[0] else "–"
         lines.append(f"| {phase} | " + " | ".join(f"{c:.3f}" for c in cells) + f" | {times} |")
-    failed = [f"{side}: {r['error']}" for side, r in results.items() if "error" in r]
-    return "\n".join([*lines, *failed])
+    return "\n".join([*lines, *failures(results)])
 
 
 def overrides(side: str, new_tokens: int) -> tuple[str, ...]:
@@ -100,24 +106,17 @@ def _work(folder: Path, options: argparse.Namespace, side: str) -> Work:
 
 
 def _start(name: str, folder: Path, options: argparse.Namespace) -> Side:
-    arguments = ["--child", name, "--folder", str(folder)]
-    arguments += [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in _COUNTS]
+    arguments = child_arguments(name, folder, options, _COUNTS)
     arguments += [f"--set={override}" for override in options.set]
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     return Side(name, _MODULE, arguments, log=folder / f"{name}.log", environment=environment)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-1.5b")
+    parser = side_parser(_MODULE, SIDES, default=",".join(SIDES), counts=_COUNTS)
+    parser.set_defaults(timeout_s=110.0)
     parser.add_argument("--tiny", action="store_true", help="a small shape: a test of this program")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--set", action="append", default=[], help="an option of rlkit")
-    parser.add_argument("--timeout-s", type=float, default=110.0, help="of each side")
-    for name, default in _COUNTS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.tiny:
         options.shape = "tiny"

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import preflight
 from rlkit.launch.prepare import Prepared, prepare
-from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
+from rlkit.tracking.quiet import QuietTracker
 from rlkit.training.stopping import StopRequest
 
 ADAPTER = Path("adapter", "adapter_model.safetensors")
@@ -34,19 +33,6 @@ OPTIONS = [
     "correction=none", "seed=0", "memory.torch_threads=1", "memory.dry_run=off",
     "reward.workers=1", "tracker.plot=false",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Silent:
-    """A tracker that nobody reads."""
-
-    def start(self, info: RunInfo) -> None: ...
-    def progress(self, phase: Phase, done: int, total: int) -> None: ...
-    def step(self, record: StepRecord) -> None: ...
-    def evaluation(self, record: EvalRecord) -> None: ...
-    def message(self, level: Level, text: str) -> None: ...
-    def finish(self, outcome: Outcome) -> None: ...
-    def close(self, deadline_s: float) -> None: ...
 
 
 def finished(sweeps: list[str]) -> Iterator[tuple[dict[str, str], Path]]:
@@ -63,7 +49,7 @@ def finished(sweeps: list[str]) -> Iterator[tuple[dict[str, str], Path]]:
 def measure(run: Prepared, sweeps: list[str]) -> Iterator[dict[str, Any]]:
     """One row for the base model, then one a finished job."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = run.trainer(Silent(), StopRequest(), run_dir=Path(folder))
+        trainer = run.trainer(QuietTracker(), StopRequest(), run_dir=Path(folder))
         adapter: Mapping[str, Tensor] = run.initial_state().learner.adapter
         trainer.generator.load_adapter(adapter, 0)
         yield {"sweep": "", **values(trainer.evaluate("base", 0))}

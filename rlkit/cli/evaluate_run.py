@@ -31,9 +31,10 @@ from rlkit.models.config import AdapterUse, TuningKind
 from rlkit.rewards import RewardConfig
 from rlkit.tasks import TaskConfig
 from rlkit.tasks.config import DataConfig
-from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
+from rlkit.tracking.base import EvalRecord
 from rlkit.tracking.files import encode, write_atomic
 from rlkit.tracking.intervals import change
+from rlkit.tracking.quiet import QuietTracker
 from rlkit.tracking.summary import result_table
 from rlkit.training.stopping import StopRequest
 
@@ -153,7 +154,7 @@ def _records(config: Config, name: str, *, paired: bool) -> list[EvalRecord]:
 def _evaluated(config: Config, labels: Mapping[str, _Adapter]) -> list[EvalRecord]:
     """Load a model once, and evaluate it with its adapter as each label says."""
     with closing(assemble(config, say=print)) as run:
-        watcher, stop = _Quiet(), StopRequest()
+        watcher, stop = QuietTracker(), StopRequest()
         generator = run.generator(watcher, stop)
         evaluator = run.evaluator(generator, StoppableRewards(run.rewards, stop), watcher)
         learnt = {key: leaf.detach().clone() for key, leaf in run.policy.adapter.items()}
@@ -216,15 +217,3 @@ def _as_json(records: Sequence[EvalRecord], config: Config) -> dict[str, Any]:
     if len(records) > 1 and (paired := change(records[0], records[1])) is not None:
         found["change"] = paired._asdict()
     return found
-
-
-class _Quiet:
-    """This tracker keeps nothing: `rlkit eval` has no run folder."""
-
-    def start(self, info: RunInfo) -> None: ...
-    def progress(self, phase: Phase, done: int, total: int) -> None: ...
-    def step(self, record: StepRecord) -> None: ...
-    def evaluation(self, record: EvalRecord) -> None: ...
-    def message(self, level: Level, text: str) -> None: ...
-    def finish(self, outcome: Outcome) -> None: ...
-    def close(self, deadline_s: float) -> None: ...

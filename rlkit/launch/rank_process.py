@@ -20,7 +20,6 @@ from rlkit.launch.rank_place import leave
 def main(file: str, parent: str) -> None:
     """Run the job of the packed configuration in `file`; rank 0 leaves its exit code beside it."""
     die_with(int(parent))
-    sys.argv = ["rlkit"]
     packed = json.loads(Path(file).read_text())
     sys.argv = packed["argv"]
     config = unpack(packed["config"])

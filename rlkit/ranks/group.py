@@ -128,7 +128,8 @@ class Group:
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Put into each of `tensors` the sum over the ranks, in one message for each dtype."""
-        self.share(bytes)  # so that nobody waits in NCCL for a rank that is gone
+        if self._cards is not None:
+            self.share(bytes)  # so that nobody waits in NCCL for a rank that is gone
         for dtype in dict.fromkeys(t.dtype for t in tensors):
             same = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in same])

@@ -5,27 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlkit.runtime.redact import Redactor
-from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, StepRecord
+from rlkit.tracking.base import Level, Outcome
+from rlkit.tracking.quiet import QuietTracker
 from rlkit.tracking.runlog import LEVELS, MESSAGES, RunLog
 
 
-class Bystander:
+class Bystander(QuietTracker):
     """This tracker writes `log.rank1.txt` and nothing else."""
 
     def __init__(self, run_dir: Path, redactor: Redactor, *, rank: int) -> None:
         self._log = RunLog(run_dir / f"log.rank{rank}.txt", redactor)
-
-    def start(self, info: RunInfo) -> None:
-        """Do nothing: the first rank records the start."""
-
-    def progress(self, phase: Phase, done: int, total: int) -> None:
-        """Do nothing: the first rank shows its own progress."""
-
-    def step(self, record: StepRecord) -> None:
-        """Do nothing: the record is that of all ranks."""
-
-    def evaluation(self, record: EvalRecord) -> None:
-        """Do nothing: the record is that of all ranks."""
 
     def message(self, level: Level, text: str) -> None:
         """Log the message."""

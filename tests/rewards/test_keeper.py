@@ -11,54 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import reward_leftovers
+from reward_leftovers import ENDS, LEAVES, MODULE, batch, processes_with
 
 from rlkit.rewards import Failure, RewardConfig, RewardSpec
 from rlkit.rewards.pool import RewardPool
 from rlkit.types import Completion, FinishReason, Prompt
-
-# Each leaves a process that a kill of the worker's group misses, and writes down its id.
-LEAVES = {
-    "a session of its own": "subprocess.Popen(sleep, start_new_session=True)",
-    "a daemon by two forks": (
-        "os.waitpid(p, 0) if (p := os.fork()) else "
-        "(os.setsid(), os._exit(0) if os.fork() else os.execvp('sleep', sleep))"
-    ),
-    "a child that ignores signals": (
-        "subprocess.Popen(['sh', '-c', 'trap \"\" TERM HUP INT; sleep 600'], "
-        "start_new_session=True)"
-    ),
-    "a tree of sessions": (
-        "subprocess.Popen(['sh', '-c', 'setsid sleep 600 & setsid sleep 600 & wait'], "
-        "start_new_session=True)"
-    ),
-}
-MODULE = """
-import os, subprocess
-sleep = ["sleep", "600"]
-os.environ["RLKIT_CANARY"] = {canary!r}
-def f(group):
-    {body}
-    {then}
-    return [1.0] * len(group)
-"""
-ENDS = {"by itself": "pass", "a crash": "os.abort()", "a hang": "import time; time.sleep(600)"}
-
-
-def batch() -> list[list[Completion]]:
-    prompt = Prompt(index=0, ids=(1,), text="q")
-    return [[Completion(prompt=prompt, text="a", ids=(1,), finish_reason=FinishReason.stop)]]
-
-
-def processes_with(canary: str) -> list[int]:
-    """Processes whose environment has the canary, by /proc."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"RLKIT_CANARY={canary}".encode() in (path / "environ").read_bytes():
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -84,13 +42,13 @@ def test_nothing_is_left_when_the_trainer_is_killed(tmp_path: Path) -> None:
     body = LEAVES["a session of its own"]
     file.write_text(MODULE.format(body=body, then="pass", canary=canary))
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[2]); from test_keeper import batch; "
+        "import sys, time; sys.path.insert(0, sys.argv[2]); from reward_leftovers import batch; "
         "from rlkit.rewards import RewardConfig, RewardSpec; "
         "from rlkit.rewards.pool import RewardPool; "
         "pool = RewardPool([RewardSpec('f', sys.argv[1] + ':f')], RewardConfig(workers=1)); "
         "pool.score(batch()); print('scored', flush=True); time.sleep(600)"
     )
-    arguments = [sys.executable, "-c", code, str(file), str(Path(__file__).parent)]
+    arguments = [sys.executable, "-c", code, str(file), str(Path(reward_leftovers.__file__).parent)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None and trainer.stdout.readline() == "scored\n"
         assert processes_with(canary)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tiny_run import PAD, flat, tiny_run
-from torch import Tensor
 
 from rlkit.algorithms import KLConfig, RatioConfig
 from rlkit.algorithms.grpo import GRPOConfig
@@ -20,6 +19,7 @@ from rlkit.algorithms.objective.ratio import RatioLevel
 from rlkit.algorithms.online_dpo import OnlineDPOConfig
 from rlkit.algorithms.rloo import RLOOConfig
 from rlkit.ranks import Ranks
+from rlkit.ranks.base import Alone
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
 from rlkit.training.optim import OptimConfig
@@ -28,7 +28,6 @@ from rlkit.training.stopping import StopRequest
 from rlkit.training.update import accumulate
 from rlkit.types import KLDirection
 
-T = TypeVar("T")
 CPU = torch.device("cpu")
 
 CASES: Mapping[str, Mapping[str, Any]] = {
@@ -55,30 +54,11 @@ CASES: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Alone):
     """One of several ranks in this process: it keeps its share, and adds nobody else's."""
-
-    rank: int
-    size: int
 
     def is_mine(self, index: int) -> bool:
         return index % self.size == self.rank
-
-    def together(self, work: Callable[[], T]) -> T:
-        return work()
-
-    def share(self, work: Callable[[], bytes]) -> list[bytes]:
-        return [work()]
-
-    def add(self, tensors: Sequence[Tensor]) -> None: ...
-
-    def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        return dict(numbers)
-
-    def largest(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        return dict(numbers)
-
-    def close(self) -> None: ...
 
 
 def gradient(case: str, ranks: Ranks, *, computes: Ranks | None = None) -> dict[str, Any]:
