@@ -19,7 +19,7 @@ _HOLDS: Mapping[str, tuple[tuple[str, str, tuple[type, ...]], ...]] = {
     "code": (("column", "tests", (list,)),),
     "reasoning_gym": (("column", "entry", (dict,)),),
 }
-"""What further functions need: the option that names a column, its default, and its types."""
+"""Further functions need these: the option that names a column, its default, and its types."""
 _NAMES = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
 _COMPARES_TEXT = ("tag_answer", "raw_exact", "correctness", "math")
 

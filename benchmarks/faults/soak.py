@@ -15,7 +15,7 @@ from benchmarks.faults.runs import prepare, start
 from rlkit.tracking.files import read_lines
 
 _MOST_GROWTH = 0.05
-"""Of the memory after the first tenth of the run."""
+"""The growth may be this share of the memory after the first tenth of the run."""
 _REPORT_S = 1.0
 
 

@@ -59,7 +59,7 @@ class JudgeReport(NamedTuple):
     cached: int
     """Replies that the store had."""
     spent: Spent
-    """What the others took."""
+    """The others took this much."""
 
 
 class _Judged(NamedTuple):

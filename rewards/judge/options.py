@@ -59,7 +59,7 @@ class JudgeOptions:
     prompt: str = ""
     """YAML file with `system` and `user`; empty = the built-in question."""
     temperature: float = 0.0
-    """Of the judge's sampling, >= 0."""
+    """The judge samples at this temperature, >= 0."""
     max_tokens: int = 512
     """Longest reply with `verdicts: text`; `tokens` asks for one token."""
     top_logprobs: int = 20

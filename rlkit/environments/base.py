@@ -62,8 +62,8 @@ class Turn(NamedTuple):
     """A turn is the environment's answer: what it says, what it pays, and whether that was all."""
 
     messages: tuple[Message, ...] = ()
-    """What the model reads next, of the roles `user` or `tool`. Of `start`: what follows the
-    example's own prompt. Ignored when `done`."""
+    """The model reads them next; their roles are `user` or `tool`. Those of `start` follow the
+    example's own prompt. They are ignored when `done`."""
     reward: float | None = None
     """The reward of the model's turn, any finite number; None = it earns nothing by itself."""
     done: bool = False

@@ -33,7 +33,7 @@ class Base:
     hub_id: str
     """Empty = it is not on the hub, as far as the run knows."""
     licence: str
-    """As its model card says; empty = unknown."""
+    """The licence that its model card names; empty = unknown."""
 
 
 def base_of(trained: TrainedPolicy) -> Base:

@@ -42,7 +42,7 @@ class ExportRequest:
     out: Path
     """The folder of one format, or the parent of the folders of several."""
     dtype: DType
-    """Of weights in 16 bits."""
+    """The type of weights in 16 bits."""
     num_prompts: int
     """Held-out prompts that the proof answers, >= 1."""
     max_kl: float | None

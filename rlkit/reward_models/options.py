@@ -55,7 +55,7 @@ class RewardModelOptions:
     """Branch, tag or commit of a hub id."""
     device: Placement = Placement.auto
     dtype: DType = DType.auto
-    """Of the backbone; the head is always float32."""
+    """The backbone has this type; the head is always float32."""
     max_tokens_per_batch: int = 16384
     """Most tokens of one forward pass, padding included, >= 1; one row may have more."""
     max_length: int = 2048

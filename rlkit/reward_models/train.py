@@ -34,7 +34,7 @@ class RewardTraining(NamedTuple):
     pairs_per_update: int = 32
     """Pairs of one optimiser update, >= 1."""
     learning_rate: float = 1e-3
-    """Of AdamW on adapter and head, > 0."""
+    """The rate of AdamW on adapter and head, > 0."""
     max_grad_norm: float = 1.0
     """Larger gradients are scaled down to this 2-norm, > 0."""
     max_length: int = 2048

@@ -66,7 +66,7 @@ class Task:
     curriculum: Curriculum | None = None
     """Chooses the training examples by success; None = each comes in its turn."""
     answer: Callable[[Completion], str | None] | None = None
-    """What a completion gives as its answer, equal for equal answers, for a vote; None = nothing.
+    """Returns the answer that a completion votes for, equal for equal answers; None = no vote.
     The whole field is None when the task cannot know."""
     target: Callable[[Example], str] | None = None
     """The completion to imitate; None where that is the gold one, or where there is none."""

@@ -43,7 +43,7 @@ class Evaluator:
     """The task's own criterion, whatever the rewards; None = the reward itself is measured."""
     rewards: Rewards
     answer: Callable[[Completion], str | None] | None = None
-    """What a completion votes for in maj@n; None = the task cannot know."""
+    """Returns the vote of a completion in maj@n; None = the task cannot know."""
     side_tasks: Mapping[str, SideTask] = field(default_factory=dict)
     """Further tasks by name; their numbers are metrics of the record."""
     divergence: Callable[[Sequence[Sequence[Rollout]]], dict[str, float]] | None = None

@@ -45,7 +45,7 @@ class RunProgress:
     """Seconds of the steps so far."""
     loss_scale: LossScale = UNSCALED
     microbatch_divisor: int = 1
-    """What the tokens of a micro-batch are divided by since memory ran out."""
+    """Tokens of a micro-batch are divided by this since memory ran out."""
     success: dict[str, float] = field(default_factory=dict)
     """How often each part of a mixture was right; empty without a curriculum."""
 

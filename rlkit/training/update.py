@@ -51,7 +51,7 @@ class TrainState:
     loss_scale: LossScale = UNSCALED
     """1 but for a policy that computes in float16."""
     microbatch_divisor: int = 1
-    """What the tokens of a micro-batch are divided by since memory ran out; 1 = it never did."""
+    """Tokens of a micro-batch are divided by this since memory ran out; 1 = it never did."""
     success: dict[str, float] = field(default_factory=dict)
     """How often each part of a mixture was right, for a curriculum; empty without one."""
     updating: bool = False

@@ -155,7 +155,7 @@ class Algorithm(NamedTuple):
     idle: Idle | None = None
     """The rows that need no gradient. None: there are none."""
     rollouts: RolloutKind = RolloutKind.sampled
-    """Where the completions of a rollout batch come from."""
+    """The completions of a rollout batch come from here."""
 
     def at(self, step: int) -> Algorithm:
         """Return the algorithm of the rollout batch number `step`, from 0 on: warm-up or itself."""

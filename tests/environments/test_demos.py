@@ -30,7 +30,7 @@ CONFIGS: dict[str, TaskConfig] = {
     "lookup": LookupConfig(),
 }
 Player = Callable[[list[str]], str]
-"""What was asked and heard so far, to what is said."""
+"""A player hears what was said so far, and returns its next words."""
 
 
 def calculates(heard: list[str]) -> str:

@@ -219,7 +219,7 @@ def test_ids_are_those_of_the_engine_run_again_from_text(
 def test_one_forward_pass_over_the_whole_row_gives_the_sampling_logps(
     module: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """What is trained on is what was sampled: context, positions and all."""
+    """Training sees the tokens that were sampled, with their context and positions."""
     with stage(module, model, tokenizer) as s:
         groups = s.play()
     scored = [

@@ -48,7 +48,7 @@ def end_of(tokenizer: PreTrainedTokenizerFast) -> int:
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA_LIKE])
 def test_prompt_sampled_and_delta_are_the_ids_of_the_rendered_conversation(template: str) -> None:
-    """Where the sampled text survives decoding, all together is what the template would render."""
+    """All parts together are what the template renders, if the sampled text survives decoding."""
     made, tokenizer = splicer(template, roles=("user", "tool"))
     first = [{"role": "user", "content": "Q: max of 3, 9"}]
     said, heard = "9 is apple", "the secret word"

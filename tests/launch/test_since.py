@@ -1,4 +1,4 @@
-"""What has changed since a run began is noticed: weights, imports, versions, learning rates."""
+"""A run notices what has changed since it began: weights, imports, versions, learning rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks tell each other about samples arrives as it was, bit for bit."""
+"""Samples arrive on other ranks as they were, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `rlkit judge-check` measures, on judges whose faults are known."""
+"""`rlkit judge-check` measures judges whose faults are known."""
 
 from __future__ import annotations
 

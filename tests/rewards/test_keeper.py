@@ -1,4 +1,4 @@
-"""What a reward function leaves behind ends with its worker, and memory has a limit."""
+"""Processes that a reward function starts end with its worker, and memory has a limit."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def attend(
 
 @dataclass
 class Library:
-    """What is used of `vllm.vllm_flash_attn`, with an error of one's choice."""
+    """It stands for `vllm.vllm_flash_attn`, with an error of one's choice."""
 
     off: float = 0.0
     looks_back: int = 0

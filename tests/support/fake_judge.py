@@ -84,7 +84,7 @@ class FakeJudge:
     reply: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     faults: list[Fault] = field(default_factory=list)
     key: str = ""
-    """What the Authorization header must hold; empty = anything."""
+    """The Authorization header must hold this; empty = anything."""
     seconds: float = 0.0
     """A good reply takes this long."""
     bodies: list[Mapping[str, Any]] = field(default_factory=list)

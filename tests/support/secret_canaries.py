@@ -65,7 +65,7 @@ def overrides(model: Path) -> list[str]:
 
 
 def leaks(*texts: str, folder: Path) -> Iterator[str]:
-    """What of which canary is found where."""
+    """Yield a line for each place where a part of a canary is found."""
     places = {f"text {i}": text.encode() for i, text in enumerate(texts)}
     places |= {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     for name, value in CANARIES.items():
