@@ -62,13 +62,7 @@ _log = logging.getLogger(__name__)
 
 def run_job(config: Config, *, run_dir: Path) -> int:
     """Train. 0 = completed, 1 = failed, 2 = bad input and nothing written, 130 = interrupted."""
-    try:
-        if must_be_started(config):
-            return start_ranks(config)
-    except ConfigError as error:
-        print(f"rlkit: {error}", file=sys.stderr)
-        return BAD_INPUT
-    is_rank = config.gpus > 1
+    is_rank = config.gpus > 1 and not must_be_started(config)
     code = exit_code_of(config, run_dir=run_dir)
     if is_rank:
         leave(code)
@@ -76,8 +70,10 @@ def run_job(config: Config, *, run_dir: Path) -> int:
 
 
 def exit_code_of(config: Config, *, run_dir: Path) -> int:
-    """Train in this process and return its exit code."""
+    """Train in this process, or in ranks that it starts, and return the exit code."""
     try:
+        if must_be_started(config):
+            return start_ranks(config)
         return EXIT_CODES[train_run(config, run_dir=run_dir).status]
     except ConfigError as error:
         print(f"rlkit: {error}", file=sys.stderr)
