@@ -220,11 +220,11 @@ class Trainer:
         blame: str = "",
     ) -> TrainState:
         """Close a step: write its record and counts, and end a run that learns nothing."""
-        timings = self.ranks.largest(clock.metrics())
+        most = self.ranks.largest(clock.metrics() | memory_metrics(self.device))
         state.samples += round(metrics.get("rollouts/sampled", 0.0))
-        state.train_seconds += timings["time/step"]
-        metrics |= timings | {"speed/tokens_per_second": tokens / timings["time/step"]}
-        metrics |= self.ranks.largest(memory_metrics(self.device)) | self.ranks.costs()
+        state.train_seconds += most["time/step"]
+        metrics |= most | self.ranks.costs()
+        metrics["speed/tokens_per_second"] = tokens / most["time/step"]
         if self.planned_bytes:
             metrics["memory/planned_bytes"] = float(self.planned_bytes)
         self.tracker.step(StepRecord(step=state.step, metrics=metrics, samples=rows))
