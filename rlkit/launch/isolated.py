@@ -142,18 +142,20 @@ class _Launch:
         """Fill the free slots, in the order of the sweep."""
         while self._queue and not self._stops.reason and len(self._running) < self.slots:
             job = self._queue[0]
-            taken: tuple[leases.Lease, ...] | None = ()
-            if self._on_gpu(job.config):
-                taken = leases.take_cards(
-                    self._gpus,
-                    count=job.config.gpus,
-                    jobs_per_gpu=self._settings.jobs_per_gpu,
-                    folder=leases.store(),
-                )
-                if taken is None:  # other jobs or another sweep have them
-                    return
+            taken = self._cards(job.config)
+            if taken is None:  # other jobs or another sweep have them
+                return
             self._queue.popleft()
             self._send(job, taken, processes)
+
+    def _cards(self, config: Config) -> tuple[leases.Lease, ...] | None:
+        """Return leases of the cards that a job needs; None = not now."""
+        if not self._on_gpu(config):
+            return ()
+        share = self._settings.jobs_per_gpu
+        return leases.take_cards(
+            self._gpus, count=config.gpus, jobs_per_gpu=share, folder=leases.store()
+        )
 
     def _send(self, job: Job, taken: tuple[leases.Lease, ...], processes: Processes) -> None:
         folder = job_folder(self._sweep, job.id)

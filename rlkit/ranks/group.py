@@ -12,7 +12,7 @@ import ctypes
 import json
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -38,6 +38,8 @@ _SHORT = 4096
 _LOOK_S = 1.0
 _NCCL_S = 20.0
 """Ranks begin a sum on their cards together, so that more than this means a dead card."""
+_BUCKET_BYTES = 1 << 28
+"""Small tensors are summed together; a copy of all gradients at once would not fit beside them."""
 _START_S = 120.0
 
 
@@ -128,20 +130,26 @@ class Group:
         return next(kinds, len(self._relayed) + 1)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Put into each of `tensors` the sum over the ranks, in one message for each dtype.
-
-        On cards it must follow a call of `together` or `share`. Those say over gloo who is there,
-        so that nobody waits in NCCL for a rank that is gone.
-        """
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            same = [t for t in tensors if t.dtype == dtype]
+        """Put into each of `tensors` the sum over the ranks, in few messages for each dtype."""
+        if self._cards is not None:
+            # A message waits for the ranks, and NCCL's time is then that of the sum alone.
+            torch.cuda.current_stream().synchronize()
+            self.share(bytes)
+        for same in _buckets(tensors):
             on_card = self._cards is not None and same[0].is_cuda
             with self._spans.on_card() if on_card else self._spans.on_host():
+                if len(same) == 1 and same[0].is_contiguous():
+                    self._sum(same[0].view(-1))
+                    continue
                 flat = torch.cat([t.reshape(-1) for t in same])
                 self._sum(flat)
                 parts = torch.split(flat, [t.numel() for t in same])
                 for tensor, part in zip(same, parts, strict=True):
                     tensor.copy_(part.view(tensor.shape))
+        if self._cards is not None:
+            # A rank that died on the way here would keep the sums of the others waiting. Its
+            # connection tells at once, NCCL's own clock only after half a minute.
+            self.share(bytes)
 
     def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Return the sum over the ranks for each name, added in the order of ranks."""
@@ -158,6 +166,13 @@ class Group:
             for name, value in part.items():
                 most[name] = max(most.get(name, value), value)
         return most
+
+    def _lose(self) -> None:
+        """End the sums that wait on the card for a rank that is gone."""
+        self._lost = True
+        cards, self._cards = self._cards, None
+        if cards is not None:
+            cards.abort()
 
     def costs(self) -> dict[str, float]:
         """Return the seconds of messages and of waiting since the last call."""
@@ -229,12 +244,26 @@ class Group:
                     self._pulse.miss()
             work.wait()
         except RankError:
-            self._lost = True
+            self._lose()
             raise
         except RuntimeError as error:
-            self._lost = True
+            self._lose()
             name = f"rank {1 - self.rank}" if self.size == 2 else "another rank"
             raise RankError(f"{name} ended without a word") from error
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield lists of tensors of one dtype, in order, as large as a message should be."""
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
+        bucket: list[Tensor] = []
+        held = 0
+        for tensor in (t for t in tensors if t.dtype == dtype):
+            if bucket and held + tensor.nbytes > _BUCKET_BYTES:
+                yield bucket
+                bucket, held = [], 0
+            bucket.append(tensor)
+            held += tensor.nbytes
+        yield bucket
 
 
 def _nccl(store: Store, rank: int, size: int) -> Any:
