@@ -46,8 +46,8 @@ def progress_of(jobs: Sequence[JobRecord]) -> list[JobProgress]:
 
 
 def _progress(job: JobRecord) -> JobProgress:
-    steps = job.steps.get("step", ())
-    done = int(steps[-1]) + 1 if len(steps) else 0
+    steps = job.steps.get("step")
+    done = int(steps[-1]) + 1 if steps is not None and len(steps) else 0
     asked = job.config.get("steps")
     total = asked if isinstance(asked, int) else 0
     seconds = _recent(job, "time/step")

@@ -53,8 +53,8 @@ def test_curves_move_and_the_readers_choices_stay(tab: Tab, tmp_path: Path) -> N
             growing.end()
             tab.until("!document.getElementById('ended').hidden")
             assert "completed, 8 steps" in tab.run("document.getElementById('ended').textContent")
-    assert tab.run("window.hacked") is None
-    assert tab.errors == []
+            assert tab.run("window.hacked") is None
+            assert tab.errors == []
     tab.until("document.body.classList.contains('lost')")  # the server is gone, and it says so
     assert "has stopped" in tab.run("document.getElementById('live-state').textContent")
     tab.errors.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ _MOST_FILES = 2000
 
 
 class Order(StrEnum):
-    """Rows of a file come in this order."""
+    """This is the order of the rows of a file."""
 
     sampled = "sampled"
     highest = "highest"
@@ -60,13 +60,13 @@ class SampleShelf:
 
         A query names jobs and files by what was offered: no path is made of it.
         """
-        files = {job.id: found for job in self._jobs() if (found := _files(job.folder))}
+        files = {job.id: have for job in self._jobs() if (have := _files(job.folder))}
         names = {job.id: " ".join(job.overrides) or job.id for job in self._jobs()}
         job = query.job if query.job in files else next(iter(files), "")
         offered = files.get(job, {})
         file = query.file if query.file in offered else next(reversed(offered), "")
-        rows = self._read(offered[file]) if file else []
-        found = _chosen(rows, query)
+        read = self._read(offered[file]) if file else []
+        found = _chosen(read, query)
         pages = max(1, math.ceil(len(found) / PER_PAGE))
         page = min(max(0, query.page), pages - 1)
         first = page * PER_PAGE
@@ -75,7 +75,7 @@ class SampleShelf:
             "job": job,
             "files": [{"id": name, "name": _label(name)} for name in reversed(offered)],
             "file": file,
-            "total": len(rows),
+            "total": len(read),
             "found": len(found),
             "page": page,
             "pages": pages,
@@ -95,7 +95,7 @@ class SampleShelf:
             return self._last[1]
 
 
-def _files(folder: Path) -> Mapping[str, Path]:
+def _files(folder: Path) -> dict[str, Path]:
     """Return the newest files of completions by name, the newest last."""
     try:
         inside = [path for path in (folder / "completions").iterdir() if _FILE.fullmatch(path.name)]
