@@ -27,6 +27,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 from rlkit.ranks.base import RankError
 from rlkit.ranks.pulse import Pulse
 from rlkit.ranks.spans import Spans, costs
+from rlkit.runtime.torch_compat import copy_all
 
 T = TypeVar("T")
 
@@ -144,8 +145,8 @@ class Group:
                 flat = torch.cat([t.reshape(-1) for t in same])
                 self._sum(flat)
                 parts = torch.split(flat, [t.numel() for t in same])
-                for tensor, part in zip(same, parts, strict=True):
-                    tensor.copy_(part.view(tensor.shape))
+                shaped = [part.view_as(tensor) for tensor, part in zip(same, parts, strict=True)]
+                copy_all(same, shaped)  # a loop would launch a kernel for each leaf
         if self._cards is not None:
             # A rank that died on the way here would keep the sums of the others waiting. Its
             # connection tells at once, NCCL's own clock only after half a minute.
