@@ -21,7 +21,7 @@ from rlkit.assembly.from_config import (
     shuffle_seed,
     update_settings,
 )
-from rlkit.assembly.generators import new_generator
+from rlkit.assembly.generators import new_generator, prompts_at_once
 from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.save import save_trained
 from rlkit.assembly.stoppable import StoppableRewards
@@ -200,6 +200,7 @@ class ModelRun:
                 group_size=self.setting.group_size,
                 resample=resamples(config),
                 ranks=self.ranks,
+                at_once=prompts_at_once(self.planned.config.generator, self.setting.group_size),
                 is_right=self.task.curriculum.is_right if self.task.curriculum else None,
             )
 
@@ -284,6 +285,7 @@ class ModelRun:
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
             ranks=self.ranks,
+            at_once=prompts_at_once(self.planned.config.generator, options.samples_per_prompt),
         )
 
     def _divergence(self, estimator: EvalKL) -> DivergenceMeter:

@@ -98,6 +98,8 @@ class Collector:
     """Replace groups whose rewards are all equal by other prompts (DAPO's dynamic sampling)."""
     ranks: Ranks = ALONE
     """Each rank samples its share of the prompts, and gets all groups."""
+    at_once: int = 0
+    """Prompts that a rank samples in one call; 0 = its whole share."""
     is_right: Callable[[Completion], tuple[str, bool]] | None = None
     """Tells a curriculum the part of a completion and whether it is right; None = there is none."""
     max_attempts: int = 4
@@ -174,7 +176,7 @@ class Collector:
             with clock.phase(Phase.reward):
                 return score_rollouts(rollouts, self.rewards, self.decode)
 
-        scored, scoring = sample_by_turns(self.ranks, prompts, sample)
+        scored, scoring = sample_by_turns(self.ranks, prompts, sample, at_once=self.at_once)
         counts["rollouts/sampled"] += sum(len(group) for group in scored)
         if self.is_right is not None:
             for rollout in (s.rollout for group in scored for s in group):
