@@ -39,7 +39,7 @@ _BASES: dict[str, type] = {
 """Groups whose options share fields; each of their options adds some."""
 
 
-class Leaf(NamedTuple):
+class OptionRow(NamedTuple):
     """A leaf is one key that a user can set."""
 
     key: str
@@ -49,7 +49,7 @@ class Leaf(NamedTuple):
     meaning: str
 
 
-def leaves(key: str, config: type) -> Iterator[Leaf]:
+def leaves(key: str, config: type) -> Iterator[OptionRow]:
     """Yield every leaf of a config dataclass, those of nested ones included.
 
     Args:
@@ -69,7 +69,7 @@ def leaves(key: str, config: type) -> Iterator[Leaf]:
                 yield from leaves(full, hint)
         else:
             meaning = docs.get(field.name) or _meaning_of_values(hint)
-            yield Leaf(full, kind_of(hint), default_of(field), meaning)
+            yield OptionRow(full, kind_of(hint), default_of(field), meaning)
 
 
 def kind_of(hint: Any) -> str:
@@ -150,9 +150,9 @@ def _is_group(config: type) -> bool:
     return any(issubclass(s.node, config) or issubclass(config, s.node) for s in schemas())
 
 
-def every_leaf() -> dict[str, list[Leaf]]:
+def every_leaf() -> dict[str, list[OptionRow]]:
     """Return the leaves by section: `run`, `model`, `task`, `task=gsm8k`, ..."""
-    found: dict[str, list[Leaf]] = {"run": []}
+    found: dict[str, list[OptionRow]] = {"run": []}
     for leaf in leaves("", Config):
         part = leaf.key.partition(".")[0] if "." in leaf.key else "run"
         found.setdefault(part, []).append(leaf)
@@ -206,7 +206,7 @@ def document() -> str:
     return "\n".join(parts)
 
 
-def _table(found: Sequence[Leaf]) -> str:
+def _table(found: Sequence[OptionRow]) -> str:
     lines = ["| key | type and range | default | meaning |", "| --- | --- | --- | --- |"]
     for leaf in found:
         cells = (f"`{leaf.key}`", leaf.kind, f"`{leaf.default}`", leaf.meaning)

@@ -64,7 +64,7 @@ def blocks(text: str) -> Iterator[tuple[str, bool]]:
         if not bare or SECTION.fullmatch(bare) or item or entry:
             yield "\n".join(block), runs
             block, runs = [], not item and section is None
-        if bare.startswith(("#", "|", "<")):
+        if bare.startswith(("#", "|", "<", ":::")):
             continue
         if bare and not SECTION.fullmatch(bare):
             block.append(bare)
