@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+REFERENCE = re.compile(r"\[\w+\]: \S+")  # where a link of the page leads
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Examples?|Notes?|References?):")
 ENTRY = re.compile(r"\*{0,2}\w[\w.\[\], ]*( \([^)]*\))?:(\s|$)")
 ITEM = re.compile(r"([-*+]|\d+[.)])\s")
@@ -53,7 +54,7 @@ def blocks(text: str) -> Iterator[tuple[str, bool]]:
     for line in text.splitlines():
         bare = line.strip()
         indent = len(line) - len(line.lstrip())
-        if bare.startswith((">>>", "$ ")):
+        if bare.startswith((">>>", "$ ")) or REFERENCE.fullmatch(bare):
             continue
         if SECTION.fullmatch(bare):
             section = indent
