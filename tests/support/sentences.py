@@ -23,6 +23,7 @@ ITEM = re.compile(r"([-*+]|\d+[.)])\s")
 ROW = re.compile(r"\S+( \S+)*\s{2,}\S")
 SENTENCE_END = re.compile(r"(?<=[.?!])[)\"'*]*\s+|(?<=:)\n")
 FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
+FRONT_MATTER = re.compile(r"\A---\n.*?^---$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"``.+?``|`[^`]+`|\$[^$]+\$", re.DOTALL)
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 WORD = re.compile(r"[a-z]*[a-z]{2}[a-z]*|\b[ai]\b", re.IGNORECASE)
@@ -74,7 +75,9 @@ def blocks(text: str) -> Iterator[tuple[str, bool]]:
 
 def sentences(text: str) -> Iterator[tuple[str, bool]]:
     """Yield the sentences of a text without its code, and whether each is of running text."""
-    plain = CODE.sub("0", LINK.sub(r"\1", FENCE.sub("", inspect.cleandoc(text))))
+    plain = CODE.sub(
+        "0", LINK.sub(r"\1", FENCE.sub("", FRONT_MATTER.sub("", inspect.cleandoc(text))))
+    )
     plain = ABBREVIATION.sub(lambda match: match[0].replace(".", ""), plain)
     for block, runs in blocks(plain):
         for sentence in SENTENCE_END.split(block):
