@@ -173,7 +173,8 @@ class ModelRun:
 
     def save(self, run_dir: Path) -> None:
         """Write what was learnt: `adapter/` in PEFT's format, or the whole `model/`."""
-        save_trained(run_dir, self.policy, self.base)
+        length = self.config.model.rope_length
+        save_trained(run_dir, self.policy, self.base, rope_length=length)
 
     def prompts(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
         """Return the training prompts of a step, by what was right so far if a curriculum asks."""
