@@ -69,7 +69,7 @@ def export(request: ExportRequest, *, say: Say) -> list[Exported]:
     device = resolve_device(run.options.device)
     trained = open_trained(run, device=device, say=say)
     for format in request.formats:
-        check_format(format, trained)
+        check_format(format, trained, device)
         check_vllm(request, format, device)
     check_disk(request.out, request.formats, trained)
     calibrates = any(format.name in CALIBRATED for format in request.formats)

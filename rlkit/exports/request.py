@@ -78,7 +78,7 @@ def check_vllm(request: ExportRequest, format: Format, device: torch.device) -> 
         )
 
 
-def check_format(format: Format, trained: TrainedPolicy) -> None:
+def check_format(format: Format, trained: TrainedPolicy, device: torch.device) -> None:
     """Refuse what cannot be written in a format, before a model is loaded."""
     if format.kind in (Kind.adapter, Kind.gguf_lora) and trained.adapter is None:
         raise ValueError(
@@ -89,6 +89,11 @@ def check_format(format: Format, trained: TrainedPolicy) -> None:
         check_gguf(trained)
     if format.name in ("w4a16", *CALIBRATED):
         check_groups(trained, format.name)
+    if format.name == "awq" and device.type == "cpu":
+        raise ValueError(
+            "--to awq must be made on a GPU (device=cuda in the run), which llmcompressor's AWQ "
+            "needs, got a CPU (--to gptq works there)"
+        )
     if format.name in CALIBRATED and trained.task is None:
         raise ValueError(
             f"--to {format.name} must have a run whose folder names its task, which gives the "
