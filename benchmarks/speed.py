@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed [--rows W1,W2,W3,W4,Q1,Q2] [--sides rlkit,trl] [--out FILE]
 
-Each row of `benchmarks.workloads` is measured by `benchmarks.step`, in processes of its own; rows
-with options of rlkit's (Q1, Q2) are rlkit's alone. The file is written after each row, so what has
+Each row of `benchmarks.workloads` is measured by `benchmarks.step`, in processes of its own. Q1 and
+Q2 have a base in 4 bits on all sides. The file is written after each row, so what has
 been measured stays when the time is up.
 """
 
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _measured(work: Workload, options: argparse.Namespace) -> Result:
-    sides = ["rlkit"] if work.overrides else options.sides.split(",")
+    sides = options.sides.split(",")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.json"
         command = [
@@ -47,7 +47,7 @@ def _measured(work: Workload, options: argparse.Namespace) -> Result:
             *(f"--prompts={work.prompts}", f"--samples={work.samples}"),
             *(f"--new-tokens={work.new_tokens}", f"--timeout-s={options.timeout_s}"),
             *(f"--warmup={options.warmup}", f"--steps={options.steps}"),
-            *(f"--set={override}" for override in work.overrides),
+            *(["--four-bit"] if work.four_bit else []),
         ]
         subprocess.run(command, check=False)
         if not out.exists():

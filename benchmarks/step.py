@@ -109,6 +109,7 @@ def _import_ahead(side: str) -> None:
 def _start(side: str, folder: Path, options: argparse.Namespace) -> Side:
     arguments = child_arguments(side, folder, options, _COUNTS)
     arguments += [f"--set={override}" for override in options.set]
+    arguments += ["--four-bit"] if options.four_bit else []
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "TRL_EXPERIMENTAL_SILENCE": "1",
@@ -128,7 +129,8 @@ def _work(folder: Path, options: argparse.Namespace) -> Work:
         warmup=options.warmup,
         steps=options.steps,
         trl_rows=options.trl_rows,
-        overrides=tuple(options.set),
+        overrides=(*(["memory=qlora"] if options.four_bit else []), *options.set),
+        four_bit=options.four_bit,
     )
 
 
@@ -136,6 +138,7 @@ def _arguments() -> argparse.Namespace:
     parser = side_parser(_MODULE, SIDES, default="rlkit,trl,trl_whole", counts=_COUNTS)
     parser.add_argument("--tiny", action="store_true", help="a small shape: a test of this program")
     parser.add_argument("--set", action="append", default=[], help="an option of rlkit")
+    parser.add_argument("--four-bit", action="store_true", help="QLoRA on a base in NF4")
     options = parser.parse_args()
     if options.tiny:
         options.shape = "tiny"

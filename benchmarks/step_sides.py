@@ -32,6 +32,8 @@ class Work(NamedTuple):
     """Rows of TRL's and Unsloth's micro-batch; gradients are accumulated over the rest."""
     overrides: tuple[str, ...] = ()
     """Further options of rlkit's command line."""
+    four_bit: bool = False
+    """QLoRA on a base in NF4; rlkit's option for it is among the overrides."""
     run_name: str = "rlkit-run"
     """The folder of rlkit's run, in `folder`."""
     processes: int = 1

@@ -97,10 +97,23 @@ def _trl_trainer(work: Work, micro: int, watch: Any) -> Any:
         args=GRPOConfig(**_trainer_arguments(work, micro), model_init_kwargs={"dtype": dtype}),
         processing_class=AutoTokenizer.from_pretrained(work.folder, padding_side="left"),
         callbacks=[watch],
+        quantization_config=_nf4() if work.four_bit else None,
         peft_config=LoraConfig(
             r=RANK, lora_alpha=int(ALPHA), target_modules="all-linear", task_type="CAUSAL_LM"
         ),
         **_trainer_data(work),
+    )
+
+
+def _nf4() -> Any:
+    """Return the quantisation of QLoRA, as rlkit's `memory=qlora` has it."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
 
 
@@ -226,7 +239,7 @@ def _unsloth_trainer(work: Work, micro: int, watch: Any) -> Any:
         str(work.folder),
         max_seq_length=PROMPT_TOKENS + work.new_tokens,
         dtype=torch.bfloat16,
-        load_in_4bit=False,
+        load_in_4bit=work.four_bit,
         fast_inference=True,
         gpu_memory_utilization=_VLLM_SHARE,
         max_lora_rank=RANK,
