@@ -22,6 +22,9 @@ class Workload(NamedTuple):
     None = not computed."""
     four_bit: bool = False
     """QLoRA on a base in NF4, on all sides."""
+    ends_itself: bool = False
+    """Completions end by themselves, after at most `new_tokens`; `benchmarks.speed --model --data`
+    gives a trained model and its questions."""
 
 
 WORKLOADS = {
@@ -31,5 +34,6 @@ WORKLOADS = {
     "W4": Workload("smollm2-135m", 32, 8, 214, 0.15),
     "Q1": Workload("qwen2.5-1.5b", 8, 8, 512, None, four_bit=True),
     "Q2": Workload("llama3.1-8b", 8, 8, 512, None, four_bit=True),
+    "R1": Workload("smollm2-135m", 32, 8, 512, None, ends_itself=True),
     "tiny": Workload("tiny", 2, 2, 8, 0.0),
 }
