@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlkit.generation.vllm.accel.narrow_kernel import NarrowProduct, NarrowTiling
+from benchmarks.kernels.narrow_kernel import NarrowProduct, NarrowTiling
 
 ROWS = 64
 BYTES = 400_000_000

@@ -13,7 +13,7 @@ pytestmark = MARKS
 @pytest.mark.parametrize(("splits", "block_n"), [(1, 32), (3, 16), (6, 64)], ids=str)
 @pytest.mark.parametrize("rows", [1, 37, 64])
 def test_triton_narrow(rows: int, splits: int, block_n: int, has_bias: bool) -> None:
-    from rlkit.generation.vllm.accel.narrow_kernel import NarrowProduct, NarrowTiling
+    from benchmarks.kernels.narrow_kernel import NarrowProduct, NarrowTiling
 
     torch.manual_seed(0)
     kind = torch.bfloat16
@@ -32,7 +32,7 @@ def test_triton_narrow(rows: int, splits: int, block_n: int, has_bias: bool) -> 
 
 
 def test_triton_narrow_wants_whole_steps() -> None:
-    from rlkit.generation.vllm.accel.narrow_kernel import NarrowProduct, NarrowTiling
+    from benchmarks.kernels.narrow_kernel import NarrowProduct, NarrowTiling
 
     weight = torch.zeros(16, 96, dtype=torch.bfloat16, device=DEVICE)
     with pytest.raises(ValueError, match="must be a multiple of 64, got 96"):

@@ -6,13 +6,7 @@ from typing import Any
 
 from triton import language as tl
 
-from rlkit.generation.vllm.accel import (
-    burst_kernel,
-    lora_kernels,
-    lora_norm,
-    narrow_kernel,
-    rotary_kernel,
-)
+from rlkit.generation.vllm.accel import burst_kernel, lora_kernels, lora_norm, rotary_kernel
 from rlkit.kernels import _kl_triton, _layers_triton, _logps_kernels, _rotary_triton
 
 _LORA = {"RANK": 16, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_R": 16, "EARLY": True, "launch_pdl": True}
@@ -24,13 +18,6 @@ CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
         rotary_kernel._rotary_kernel,
         "*half *half *half *half *half *half *i32 *i64 *half *i64" + 12 * " i32",
         {"HALF": 64, "RANK": 16, "BLOCK_M": 32, "BLOCK_R": 16, "EARLY": True, "launch_pdl": True},
-    ),
-    (
-        "narrow",
-        narrow_kernel._narrow_kernel,
-        "*half *half *half *half *fp32 *i32 i32 i32 i32 i32",
-        {"K": 1536, "SPLITS": 4, "BIAS": True, "BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 128}
-        | {"EARLY": True, "launch_pdl": True},
     ),
     (
         "target_logits",

@@ -19,7 +19,7 @@ MOST_ROWS = 64
 
 
 class NarrowTiling(NamedTuple):
-    """The cut of one product into programs."""
+    """This record cuts one product into programs."""
 
     block_n: int
     """Outputs of a program."""
