@@ -199,6 +199,7 @@ class ModelRun:
                 sampling=self.sampling,
                 group_size=self.setting.group_size,
                 resample=resamples(config),
+                rounds_at_once=config.generator.rounds_at_once,
                 ranks=self.ranks,
                 is_right=self.task.curriculum.is_right if self.task.curriculum else None,
             )
