@@ -17,7 +17,7 @@ from rlkit.exports.calibrated import (
     write_calibrated,
 )
 from rlkit.exports.card import base_of, card
-from rlkit.exports.compare import Loaded, check
+from rlkit.exports.compare import Loaded, Proof, check
 from rlkit.exports.compressed import write_compressed
 from rlkit.exports.disk import check_disk
 from rlkit.exports.formats import CARD, Format, Kind, WithVLLM

@@ -93,8 +93,8 @@ def test_rounds_at_once_change_no_group(tmp_path: Path, rounds: int) -> None:
         seen.append(completion.text)
         return "letters", completion.prompt.index % 2 == 1
 
-    whole = replace(collector(tmp_path, []), prompts=source, resample=True, is_right=is_right)
-    whole = replace(whole, rewards=SomeReward())
+    some = collector(tmp_path, [], rewards=SomeReward(), resample=True)
+    whole = replace(some, prompts=source, is_right=is_right)
 
     def collected(at_once: int) -> tuple[list[list[tuple[int, ...]]], dict[str, float], list[str]]:
         seen.clear()
