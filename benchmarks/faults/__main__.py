@@ -37,7 +37,7 @@ FAMILIES = {
     "F2": Family("boundaries", 100_000, 12),
     "F3": Family("damage", 100_000, 200),
     "F4": Family("disk", 20, 2),
-    "F5": Family("signals", 40, 2),
+    "F5": Family("signals", 60, 6),
     "F6": Family("not_finite", 14, 14),
     "F7": Family("rewards", 28, 4),
     "F10": Family("trackers", 5, 2),

@@ -21,7 +21,7 @@ COUNTS = {
     "not_finite": 14,
     "resume": 1,
     "seeds": 1,
-    "signals": 1,
+    "signals": 3,
     "splits": 42,
     "trackers": 1,
 }

@@ -151,6 +151,9 @@ def _become(order: dict[str, Any]) -> None:
 
     code: object = 1
     try:
+        # A shell's background job, or one under nohup, ignores these, and so would its forks.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         files = [os.open(os.devnull, os.O_RDONLY), *(os.open(p, flags) for p in order["outputs"])]
         for target, file in enumerate(files):
