@@ -40,7 +40,7 @@ FAMILIES = {
     "F5": Family("signals", 60, 6),
     "F6": Family("not_finite", 14, 14),
     "F7": Family("rewards", 28, 4),
-    "F10": Family("trackers", 5, 2),
+    "F10": Family("trackers", 10, 2),
     "F13": Family("bad_values", 100, 2),
     "F16": Family("secrets", 8, 6),
     "F19": Family("splits", 500, 50),

@@ -115,8 +115,8 @@ def run(count: int, folder: Path) -> Row:
         "; ".join(wrong[:3]) or "no evaluation lost, no traceback, exit 130, bitwise after resume"
     )
     note = (
-        f"{hanging} while a reward hangs, {len(outcomes) - hanging} at random instants; slowest end "
-        f"{slowest:.1f} s (goal 30); {said}"
+        f"{hanging} while a reward hangs, {len(outcomes) - hanging} at random instants; slowest "
+        f"end {slowest:.1f} s (goal 30); {said}"
     )
     return Row("F5 signals", len(outcomes), len(outcomes) - len(wrong), len(wrong), note)
 
