@@ -11,7 +11,8 @@ import psutil
 from benchmarks.faults.row import Row
 from benchmarks.faults.runs import differences, finish, leftovers, prepare, start, variants
 
-_MOST_KILLS_OF_A_RUN = 4
+_KILLS_OF_A_RUN = (4, 8)
+"""The fewest and the most."""
 
 
 def run(count: int, folder: Path) -> Row:
@@ -24,10 +25,10 @@ def run(count: int, folder: Path) -> Row:
     names = dict(variants())
     used = list(names)[: max(1, min(len(names), count // 2))]
     seconds: dict[str, float] = {}
-    injected = survived = orphans = 0
+    injected = survived = orphans = runs = 0
     notes: list[str] = []
     while injected < count:
-        name = used[len(seconds) % len(used)] if len(seconds) < len(used) else draw.choice(used)
+        name = used[runs] if runs < len(used) else draw.choice(used)
         overrides = [*base, *names[name]]
         truth = f"truth {used.index(name)}".replace(" ", "_")
         if name not in seconds:
@@ -35,10 +36,9 @@ def run(count: int, folder: Path) -> Row:
             if problem := finish(folder, truth, overrides):
                 raise RuntimeError(f"{name}: {problem}")
             seconds[name] = time.monotonic() - begun
-        victim = f"run_{injected}"
-        kills, left = _kill(
-            folder, victim, overrides, draw, seconds[name], most=min(4, count - injected)
-        )
+        victim = f"run_{runs}"
+        runs += 1
+        kills, left = _kill(folder, victim, overrides, draw, seconds[name], most=count - injected)
         problem = finish(folder, victim, overrides)
         wrong = [problem] if problem else differences(folder / victim, folder / truth)
         wrong += [str(path.name) for path in leftovers(folder / victim)]
@@ -47,7 +47,7 @@ def run(count: int, folder: Path) -> Row:
         survived += 0 if wrong or left else kills
         notes += [f"{name}: {wrong[0]}"] if wrong else []
     said = "; ".join(notes[:3]) or "all ended bitwise as undisturbed, nothing half-written left"
-    note = f"{len(used)} configurations, {orphans} processes left over; {said}"
+    note = f"{runs} runs of {len(used)} configurations, {orphans} processes left over; {said}"
     return Row("F1 SIGKILL at a random instant", injected, survived, injected - survived, note)
 
 
@@ -62,7 +62,7 @@ def _kill(
 ) -> tuple[int, int]:
     """Start and kill a run up to `most` times; return the kills, and processes that lived on."""
     kills = orphans = 0
-    for _ in range(draw.randint(1, min(most, _MOST_KILLS_OF_A_RUN))):
+    for _ in range(min(most, draw.randint(*_KILLS_OF_A_RUN))):
         process = start(folder, name, overrides)
         time.sleep(draw.uniform(0.0, seconds))
         if process.poll() is not None:

@@ -66,7 +66,8 @@ def start(folder: Path, name: str, overrides: Sequence[str]) -> Run:
 def finish(folder: Path, name: str, overrides: Sequence[str], *, timeout_s: float = 300.0) -> str:
     """Run to the end; return what went wrong, or an empty text."""
     done = start(folder, name, overrides).finish(timeout_s)
-    return "" if done.returncode == 0 else f"exit {done.returncode}: {done.stderr[-300:]}"
+    said = " ".join(done.stderr.split())[-300:]
+    return "" if done.returncode == 0 else f"exit {done.returncode}: {said}"
 
 
 def differences(run: Path, truth: Path) -> list[str]:
