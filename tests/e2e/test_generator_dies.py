@@ -45,7 +45,7 @@ def get_output(self):
 def run(name):
     global looks
     looks = 0
-    print("run", name, flush=True)
+    print("=== run", name, flush=True)
     config = rlkit.compose(*sys.argv[1:], f"run_dir={name}")
     return run_job(config, run_dir=Path(config.run_dir))
 
@@ -86,7 +86,7 @@ def test_it_is_started_once_more_and_the_numbers_stay(folder: Path) -> None:
     )
     assert done.stdout.rstrip().endswith("codes [0, 0, 1]"), done.stderr[-2000:]
     said = "vLLM died while sampling (RuntimeError: the engine core is gone)"
-    whole, parts, again = f"\n{done.stdout}".split("\nrun ")[1:]
+    whole, parts, again = done.stdout.split("=== run ")[1:]
     assert "died" not in whole and f"{said}; it is started once more" in parts
     assert [text.count("starting vLLM") for text in (whole, parts, again)] == [1, 2, 2]
     one, other = (
