@@ -40,8 +40,8 @@ def _as(*ids: int, cut: bool = False) -> Callable[[Rollout, int], Rollout]:
     def change(rollout: Rollout, _number: int) -> Rollout:
         # Rough logps of a policy that is almost flat over 28 words.
         logps = (-math.log(28),) * len(ids)
-        return rollout._replace(
-            completion_ids=tuple(ids), sampling_logps=logps, finish_reason=finish
+        return replace(
+            rollout, completion_ids=tuple(ids), sampling_logps=logps, finish_reason=finish
         )
 
     return change

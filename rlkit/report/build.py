@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.resources
 import logging
 import re
@@ -115,7 +117,9 @@ def build_page(results: Results, *, command: str = "") -> str:
     pages.filters["soft"] = soft
     template = pages.get_template("report.html.j2")
     main, more = curve_groups(results)
+    script = page.joinpath("script.js").read_text(encoding="utf-8")
     return template.render(
+        policy=_policy(script),
         study=study,
         results=results,
         single=study.kind is StudyKind.run,
@@ -141,7 +145,16 @@ def build_page(results: Results, *, command: str = "") -> str:
         stack_cell=charts.stack_cell,
         text=text,
         style=svg.palette_css() + page.joinpath("style.css").read_text(encoding="utf-8"),
-        script=page.joinpath("script.js").read_text(encoding="utf-8"),
+        script=script,
+    )
+
+
+def _policy(script: str) -> str:
+    """Return what a browser may do for the page: run this one script, and load nothing."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 
