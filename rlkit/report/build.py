@@ -131,9 +131,8 @@ def build_page(results: Results, *, command: str = "", live: LivePage | None = N
     pages.filters["soft"] = soft
     template = pages.get_template("report.html.j2")
     main, more = curve_groups(results)
-    script = "".join(map(_read, ["script.js", *(["live.js"] * bool(live))]))
     return template.render(
-        policy=_policy(script, asks=live is not None),
+        policy=policy_of_page(live=live is not None),
         study=study,
         results=results,
         single=study.kind is StudyKind.run,
@@ -160,26 +159,26 @@ def build_page(results: Results, *, command: str = "", live: LivePage | None = N
         text=text,
         live=live,
         style=svg.palette_css() + "".join(map(_read, ["style.css", *(["live.css"] * bool(live))])),
-        script=script,
+        script=_script(live=live is not None),
     )
 
 
-def _policy(script: str, *, asks: bool) -> str:
-    """Return what a browser may do for the page: run its own script, and load nothing.
+def policy_of_page(*, live: bool) -> str:
+    """Return what a browser may do for a page: run the script that it came with, load nothing.
 
-    A page that renews itself asks the server that it came from.
+    A live page asks the server that it came from.
     """
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    connect = "; connect-src 'self'" if asks else ""
+    digest = base64.b64encode(hashlib.sha256(_script(live=live).encode()).digest()).decode()
+    connect = "connect-src 'self'; " if live else ""
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        f"img-src data:; base-uri 'none'; form-action 'none'{connect}"
+        f"img-src data:; {connect}base-uri 'none'; form-action 'none'"
     )
 
 
-def script_of_live_page() -> str:
-    """Return the text between the script tags of a live page."""
-    return f"\n{''.join(map(_read, ('script.js', 'live.js')))}\n"
+def _script(*, live: bool) -> str:
+    """Return the text between the script tags of a page."""
+    return "".join(map(_read, ("script.js", *(["live.js"] * live))))
 
 
 def _read(name: str) -> str:
