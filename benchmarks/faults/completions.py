@@ -12,8 +12,10 @@ from tiny_run import STOP, tiny_run
 from torch import Tensor
 
 from benchmarks.faults.row import Row
+from rlkit.algorithms import KLConfig
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.algorithms.objective.base import AlgorithmConfig
+from rlkit.algorithms.objective.kl import KLDirection
 from rlkit.algorithms.online_dpo import OnlineDPOConfig
 from rlkit.algorithms.ppo import PPOConfig
 from rlkit.algorithms.rloo import RLOOConfig
@@ -129,7 +131,9 @@ def run(count: int, folder: Path) -> Row:
 def _train(folder: Path, algorithm: AlgorithmConfig, case: Case, name: str) -> tuple[str, bool]:
     """Return what went wrong, and whether the first gradient was exactly 0."""
     try:
-        trainer, state, tracker = tiny_run(folder, num_steps=2, algorithm=algorithm)
+        # One of pairs has a strength of its own in place of a KL term.
+        kl = KLConfig(direction=KLDirection.none, beta=0.0) if name == "online_dpo" else KLConfig()
+        trainer, state, tracker = tiny_run(folder, num_steps=2, algorithm=algorithm, kl=kl)
     except ValueError as error:
         return ("" if case.group_size == 1 else str(error)), False
     collector = trainer.collector

@@ -9,27 +9,35 @@ from pathlib import Path
 import psutil
 
 from benchmarks.faults.row import Row
-from benchmarks.faults.runs import differences, finish, leftovers, prepare, start, variants
+from benchmarks.faults.runs import (
+    differences,
+    finish,
+    leftovers,
+    prepare,
+    start,
+    tables,
+    variants,
+)
 
 _KILLS_OF_A_RUN = (4, 8)
 """The fewest and the most."""
 
 
 def run(count: int, folder: Path) -> Row:
-    """Kill runs of eleven configurations `count` times altogether, in turn.
+    """Kill runs `count` times altogether: each configuration once, then those on tables.
 
     A kill is survived when its run ends with the numbers of an undisturbed one, no process of it
     lives on and nothing half-written is left.
     """
     base, draw = prepare(folder), random.Random(0)
-    names = dict(variants())
-    used = list(names)[: max(1, min(len(names), count // 2))]
+    names = {name: [*base, *words] for name, words in variants()} | dict(tables())
+    used, quick = list(names)[: max(1, count // 4)], [name for name, _ in tables()]
     seconds: dict[str, float] = {}
-    injected = survived = orphans = runs = 0
+    injected = survived = orphans = runs = on_tables = 0
     notes: list[str] = []
     while injected < count:
-        name = used[runs] if runs < len(used) else draw.choice(used)
-        overrides = [*base, *names[name]]
+        name = used[runs] if runs < len(used) else draw.choice(quick)
+        overrides = names[name]
         truth = f"truth {used.index(name)}".replace(" ", "_")
         if name not in seconds:
             begun = time.monotonic()
@@ -43,11 +51,15 @@ def run(count: int, folder: Path) -> Row:
         wrong = [problem] if problem else differences(folder / victim, folder / truth)
         wrong += [str(path.name) for path in leftovers(folder / victim)]
         injected += kills
+        on_tables += kills if name in quick else 0
         orphans += left
         survived += 0 if wrong or left else kills
         notes += [f"{name}: {wrong[0]}"] if wrong else []
     said = "; ".join(notes[:3]) or "all ended bitwise as undisturbed, nothing half-written left"
-    note = f"{runs} runs of {len(used)} configurations, {orphans} processes left over; {said}"
+    note = (
+        f"{runs} runs of {len(used)} configurations, {on_tables} of the kills in runs on tables; "
+        f"{orphans} processes left over; {said}"
+    )
     return Row("F1 SIGKILL at a random instant", injected, survived, injected - survived, note)
 
 
