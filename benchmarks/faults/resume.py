@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 from fake_judge import FakeJudge, pair_of, tokens_reply
+from warm_cli import Run
 
 from benchmarks.faults.row import Row
 from benchmarks.faults.runs import STEPS, TABLES, differences, finish, prepare, start, wait_for
@@ -51,6 +53,7 @@ _JUDGED = [
 ]
 _HALF = 4
 """Steps of the short run; a run of all steps has an evaluation there as well."""
+_STEPS_ON_TABLES, _HALF_ON_TABLES = 20, 10
 
 
 def cases() -> Iterator[tuple[str, list[str]]]:
@@ -159,6 +162,14 @@ def _compare_plain(
     return _compare(folder, number, [*rewarded, *overrides], draw, killed=killed)
 
 
+def _wait_for_step(run: Path, step: int, process: Run) -> None:
+    """Wait until `step` steps are on record, or the run has ended."""
+    metrics = run / "metrics.jsonl"
+    wait_for(metrics, process)
+    while process.poll() is None and metrics.read_bytes().count(b"\n") < step:
+        time.sleep(0.005)
+
+
 def _compare_judged(folder: Path, number: int, base: list[str], draw: random.Random) -> str:
     """Compare two runs with a judge: the second must take its old judgments from its cache."""
     taste = _Taste()
@@ -184,13 +195,15 @@ def _compare(
     reached: Callable[[str], None] = lambda place: None,
 ) -> str:
     truth, parts = f"whole_{number}", f"parts_{number}"
+    tables = "model=tabular" in overrides
     if problem := finish(folder, truth, overrides):
         return problem
     reached("whole")
     if killed:
         process = start(folder, parts, overrides)
-        step = draw.randrange(STEPS)
-        wait_for(folder / parts / f"completions/step-{step:06d}.parquet", process)
+        _wait_for_step(
+            folder / parts, draw.randrange(_STEPS_ON_TABLES if tables else STEPS), process
+        )
         process.send_signal(9)
         process.wait(60)
     else:
@@ -202,7 +215,9 @@ def _compare(
             wait_for(folder / parts / "checkpoints/step-000002", process)
             process.send_signal(15)
             process.wait(60)
-        elif problem := finish(folder, parts, [*half, f"steps={_HALF}"]):
+        elif problem := finish(
+            folder, parts, [*half, f"steps={_HALF_ON_TABLES if tables else _HALF}"]
+        ):
             return problem
     reached("interrupted")
     if problem := finish(folder, parts, overrides):
