@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig
@@ -35,7 +36,7 @@ _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 _BROKEN = (
     *(OSError, TypeError, KeyError, AttributeError, IndexError, AssertionError, RecursionError),
-    *(ZeroDivisionError, OverflowError, ImportError, SafetensorError),
+    *(ZeroDivisionError, OverflowError, ImportError, SafetensorError, StrictDataclassError),
 )
 """Errors of transformers where a file of the model holds something else than it should."""
 
