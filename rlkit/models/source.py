@@ -182,9 +182,10 @@ def readable(config: ModelConfig) -> Iterator[None]:
     except _BROKEN as error:
         is_hub = kind_of(config.source) is SourceKind.hub
         rule = "an existing folder or a hub id that can be reached" if is_hub else "a model folder"
-        raise ValueError(
-            f"model.source must be {rule}, got {config.source}: {first_line(error)}"
-        ) from error
+        # Its own first line names a validator; the reason is the error of that.
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+        reason = first_line(cause or error)
+        raise ValueError(f"model.source must be {rule}, got {config.source}: {reason}") from error
 
 
 def cache_root(cache_dir: str | None) -> Path:
