@@ -15,13 +15,12 @@ from benchmarks.faults.row import Row
 from rlkit.algorithms import KLConfig
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.algorithms.objective.base import AlgorithmConfig
-from rlkit.algorithms.objective.kl import KLDirection
 from rlkit.algorithms.online_dpo import OnlineDPOConfig
 from rlkit.algorithms.ppo import PPOConfig
 from rlkit.algorithms.rloo import RLOOConfig
 from rlkit.training.collect import Collector
 from rlkit.training.stopping import StopRequest
-from rlkit.types import FinishReason, Generator, Prompt, Rollout, SamplingConfig
+from rlkit.types import FinishReason, Generator, KLDirection, Prompt, Rollout, SamplingConfig
 
 _A, _B = 0, 1
 _LETTERS = 6

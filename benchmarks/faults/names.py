@@ -88,14 +88,14 @@ def _command(
         own = [o for o in common if not o.startswith("task=")]
         words = [*data, *own, f"task.name={quoted}", f"+reward.functions.f.fn={reward}"]
         return [*words, "task.eval_fraction=0.2"], cwd / "runs"
-    run_dir = ["run_dir=runs/x"]
+    named = ["run_dir=runs/x"]
     if place == "a reward's name":
         table = f"+reward.functions={{{quoted}: {{fn: {_quoted(reward)}}}}}"
-        return [*run_dir, table, *common], cwd / "runs/x"
+        return [*named, table, *common], cwd / "runs/x"
     sides = f"+evaluation.tasks={{{quoted}: {{name: max_of_n, num_prompts: 2}}}}"
     own = [o for o in common if "evaluation" not in o]
     more = ["evaluation.num_prompts=2", f"+reward.functions.f.fn={reward}"]
-    return [*run_dir, sides, *own, *more], cwd / "runs/x"
+    return [*named, sides, *own, *more], cwd / "runs/x"
 
 
 def _quoted(name: str) -> str:

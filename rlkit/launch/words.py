@@ -78,7 +78,7 @@ def _strict_booleans() -> Iterator[None]:
             raise ValidationError("$FULL_KEY must be true or false, got $VALUE")
         return lenient(node, value)
 
-    BooleanNode.validate_and_convert = strict  # type: ignore[method-assign]
+    BooleanNode.validate_and_convert = strict  # type: ignore[method-assign, assignment]
     try:
         yield
     except Exception as error:

@@ -96,6 +96,7 @@ class Forks:
         self._server.stdin.write(json.dumps(order).encode() + b"\n")
         while (reply := self._reply(60.0)) is None or "started" not in reply:
             assert self._server.poll() is None
+        self._codes.pop(reply["started"], None)  # of an earlier run, whose number it has again
         return Run(self, reply["started"], outputs)
 
     def code_of(self, pid: int, *, timeout: float) -> int | None:
