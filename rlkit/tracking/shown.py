@@ -1,4 +1,4 @@
-"""What a terminal is told holds no control character: those could steer it."""
+"""A terminal is told no control character: those could steer it."""
 
 from __future__ import annotations
 
