@@ -17,7 +17,17 @@ from types import ModuleType
 
 import pytest
 import yaml
-from code_blocks import LANGUAGES, NEEDS, ROOT, Block, blocks, commands, pages, rlkit_arguments
+from code_blocks import (
+    LANGUAGES,
+    NEEDS,
+    ROOT,
+    Block,
+    blocks,
+    commands,
+    experiments,
+    pages,
+    rlkit_arguments,
+)
 
 from rlkit.cli import COMMANDS
 from rlkit.launch.composing import register
@@ -82,6 +92,17 @@ def test_commands_exist_and_compose(page: Path, folder: Path) -> None:
                 without = block.needs == "ray"  # its launcher is no part of the test tools
                 check_rlkit([a for a in arguments if not (without and "hydra" in a)])
                 check_names(words, must_exist=page.parent.name == "lessons")
+
+
+@pytest.mark.parametrize("page", experiments(), ids=name_of)
+def test_commands_of_the_experiments_compose(page: Path, folder: Path) -> None:
+    register()
+    for block in blocks(page):
+        for words in commands(block):
+            arguments = rlkit_arguments(words)
+            # A variable of the shell stands for options of another line.
+            if arguments is not None and not any("$" in word for word in words):
+                check_rlkit(arguments)
 
 
 def check_rlkit(arguments: list[str]) -> None:
