@@ -26,6 +26,8 @@ from rlkit.types import Completion, FinishReason, Prompt
 
 _NEW_TOKENS = 256
 _AT_ONCE = 512
+_SETTLED_S = 1.0
+"""A file that has not changed for so long is whole."""
 
 
 def prompts_of(data: str, location: str, most: int) -> list[Prompt]:
@@ -55,6 +57,9 @@ def main(options: argparse.Namespace) -> None:
     greedy = SamplingParams(temperature=0.0, max_tokens=_NEW_TOKENS)
     found: dict[str, object] = {}
     for number, (name, folder) in enumerate(options.folders, start=1):
+        if folder and not _there(Path(folder), time.monotonic() + options.wait):
+            print(f"{name}: no adapter at {folder}", flush=True)
+            continue
         start = time.perf_counter()
         lora = LoRARequest(name, number, str(folder)) if folder else None
         rows = {"greedy": llm.generate(asked, greedy, lora_request=lora, use_tqdm=False)}
@@ -70,13 +75,26 @@ def main(options: argparse.Namespace) -> None:
         options.out.write_text(json.dumps(found) + "\n")
 
 
+def _there(folder: Path, give_up: float) -> bool:
+    """Wait for an adapter that a run writes at its end."""
+    file = folder / "adapter_model.safetensors"
+    while not (file.is_file() and time.time() - file.stat().st_mtime > _SETTLED_S):
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.5)
+    return True
+
+
 def _judged(prompts: list[Prompt], outputs: list) -> dict:
     right, lengths, cut, shown = [], [], 0, []
     for prompt, output in zip(prompts, outputs, strict=True):
         hits = 0
         for sample in output.outputs:
             completion = Completion(
-                prompt, sample.text, tuple(sample.token_ids), FinishReason(sample.finish_reason)
+                prompt=prompt,
+                text=sample.text,
+                ids=tuple(sample.token_ids),
+                finish_reason=FinishReason(sample.finish_reason),
             )
             hits += correctness(completion, as_numbers=True) > 0
             lengths.append(len(sample.token_ids))
@@ -103,6 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=1319)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for an adapter")
     parser.add_argument("--share", type=float, default=0.2)
     return parser.parse_args()
 
