@@ -1,10 +1,10 @@
-"""Ask runs and adapters all held-out questions of GSM8K: greedily, and k times at temperature 1.
+"""Ask adapters all held-out questions of GSM8K: greedily, and k times at temperature 1.
 
-    python experiments/gsm8k/evaluate.py MODEL DATA OUT.json NAME=FOLDER... [--samples 4]
+    python -m experiments.gsm8k.evaluate DATA OUT.json NAME=FOLDER... [--samples 4] [OVERRIDES]
 
-One vLLM holds the base model, and each FOLDER is an adapter in PEFT's format, whoever trained it.
-So rlkit's runs and a peer's are asked by the same program, with the same prompts and seeds. OUT has
-the number of right samples of each question.
+Each FOLDER is a LoRA adapter in PEFT's format, whoever trained it; an empty one is the base model.
+One engine of rlkit asks for all of them, with the same prompts and seeds. OUT has how often each
+question was answered rightly, how often by a right calculation, and what a guess would earn.
 """
 
 from __future__ import annotations
@@ -12,67 +12,102 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer
+import torch
+from safetensors.torch import load_file
 
-from rlkit.models import ModelConfig
-from rlkit.models.source import locate
-from rlkit.rewards.unsloth_2025 import correctness
-from rlkit.tasks.config import GSM8KConfig
-from rlkit.tasks.render import render
-from rlkit.tasks.rows import gsm8k
-from rlkit.types import Completion, FinishReason, Prompt
+from experiments.gsm8k.chains import answer_of, equations, guess_level
+from rlkit.assembly.assemble import assemble
+from rlkit.assembly.stoppable import StoppableRewards
+from rlkit.launch.composing import register
+from rlkit.launch.preflight import preflight
+from rlkit.tracking.base import EvalRecord
+from rlkit.tracking.quiet import QuietTracker
+from rlkit.training.evaluate import Evaluator
+from rlkit.training.stopping import StopRequest
 
-_NEW_TOKENS = 256
-_AT_ONCE = 512
 _SETTLED_S = 1.0
 """A file that has not changed for so long is whole."""
 
 
-def prompts_of(data: str, location: str, most: int) -> list[Prompt]:
-    """Return the held-out questions as the model reads them."""
-    split = gsm8k(GSM8KConfig(path=data, eval_size=most)).eval
-    tokenizer = AutoTokenizer.from_pretrained(location)
-    return [render(split.get(i), tokenizer, index=i) for i in range(split.size or 0)]
+def overrides(options: argparse.Namespace) -> list[str]:
+    """Return the configuration of a run that would train on GSM8K, of which one part is used."""
+    fn = "experiments/gsm8k/chains.py:derived"
+    return [
+        *("algorithm=reinforce", f"algorithm.group_size={options.samples}", "prompts_per_step=128"),
+        *("task=gsm8k", f"task.path={options.data}", "task.max_prompt_length=288"),
+        *("task.max_completion_length=256", f"task.eval_size={options.prompts}"),
+        *(f"evaluation.num_prompts={options.prompts}", "evaluation.kl=none"),
+        *(f"evaluation.samples_per_prompt={options.samples}", "run_dir=evaluation-of-nothing"),
+        f"+reward.functions.derived.fn={fn}",
+        *options.overrides,
+    ]
 
 
 def main(options: argparse.Namespace) -> None:
     """Evaluate every folder, and write what was right."""
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
+    register()
+    (config,) = preflight(overrides(options))
+    torch.set_num_threads(max(1, config.memory.torch_threads))
+    found: dict[str, Any] = {}
+    with closing(assemble(config, say=print)) as run:
+        watcher, stop = QuietTracker(), StopRequest()
+        generator = run.generator(watcher, stop)
+        sampled = run.evaluator(generator, StoppableRewards(run.rewards, stop), watcher)
+        greedy = replace(sampled, num_samples=1, sampling=replace(sampled.sampling, top_k=1))
+        for version, (name, folder) in enumerate(options.folders, start=1):
+            if folder and not _there(Path(folder), time.monotonic() + options.wait):
+                print(f"{name}: no adapter at {folder}", flush=True)
+                continue
+            tensors = load_file(Path(folder) / "adapter_model.safetensors") if folder else {}
+            with torch.no_grad():
+                for key, leaf in run.policy.adapter.items():
+                    leaf.copy_(tensors[key] if folder else torch.zeros_like(leaf))
+            generator.load_adapter(run.policy.adapter, version)
+            found[name] = _both({"greedy": greedy, "sampled": sampled}, name)
+            options.out.write_text(json.dumps(found) + "\n")
 
-    location = locate(ModelConfig(source=options.model), say=print)
-    prompts = prompts_of(options.data, location, options.prompts)
-    llm = LLM(
-        location,
-        enable_lora=True,
-        max_lora_rank=options.rank,
-        max_model_len=768,
-        max_num_seqs=_AT_ONCE,
-        gpu_memory_utilization=options.share,
-        seed=0,
-    )
-    asked = [{"prompt_token_ids": list(prompt.ids)} for prompt in prompts]
-    greedy = SamplingParams(temperature=0.0, max_tokens=_NEW_TOKENS)
-    found: dict[str, object] = {}
-    for number, (name, folder) in enumerate(options.folders, start=1):
-        if folder and not _there(Path(folder), time.monotonic() + options.wait):
-            print(f"{name}: no adapter at {folder}", flush=True)
-            continue
+
+def _both(evaluators: dict[str, Evaluator], name: str) -> dict[str, Any]:
+    found = {}
+    for kind, evaluator in evaluators.items():
         start = time.perf_counter()
-        lora = LoRARequest(name, number, str(folder)) if folder else None
-        rows = {"greedy": llm.generate(asked, greedy, lora_request=lora, use_tqdm=False)}
-        if options.samples:
-            sampled = SamplingParams(
-                temperature=1.0, max_tokens=_NEW_TOKENS, n=options.samples, seed=1
-            )
-            rows["sampled"] = llm.generate(asked, sampled, lora_request=lora, use_tqdm=False)
-        found[name] = {kind: _judged(prompts, outputs) for kind, outputs in rows.items()}
-        said = ", ".join(f"{k} {v['mean']:.4f} ({v['length']:.0f} tokens, {v['cut']:.2f} cut)"
-                         for k, v in found[name].items())  # fmt: skip
-        print(f"{name}: {said} in {time.perf_counter() - start:.0f} s", flush=True)
-        options.out.write_text(json.dumps(found) + "\n")
+        record = evaluator(kind, 0)
+        found[kind] = summary(record)
+        said = ", ".join(f"{k} {v:.4f}" for k, v in found[kind].items() if isinstance(v, float))
+        print(f"{name} {kind}: {said} ({time.perf_counter() - start:.0f} s)", flush=True)
+    return found
+
+
+def summary(record: EvalRecord) -> dict[str, Any]:
+    """Return the numbers of one evaluation; `right` has the share of right samples by question."""
+    rows = record.samples
+    chains = [equations(row.completion) for row in rows]
+    golds = [str(row.columns["answer"]) for row in rows]
+    written = [equation.right for chain in chains for equation in chain]
+    return {
+        "mean": record.interval.mean,
+        "low": record.interval.low,
+        "high": record.interval.high,
+        "derived": _mean([row.components[0] for row in rows]),
+        "guess": guess_level([answer_of(row.completion) for row in rows], golds),
+        "equations": len(written) / len(rows),
+        "equations_right": _mean(written),
+        "length": record.metrics["length"],
+        "cut": _mean([row.finish_reason == "length" for row in rows]),
+        "samples": record.samples_per_prompt,
+        "right": list(record.values),
+        "first": [row.completion for row in rows[:4]],
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
 
 
 def _there(folder: Path, give_up: float) -> bool:
@@ -85,45 +120,19 @@ def _there(folder: Path, give_up: float) -> bool:
     return True
 
 
-def _judged(prompts: list[Prompt], outputs: list) -> dict:
-    right, lengths, cut, shown = [], [], 0, []
-    for prompt, output in zip(prompts, outputs, strict=True):
-        hits = 0
-        for sample in output.outputs:
-            completion = Completion(
-                prompt=prompt,
-                text=sample.text,
-                ids=tuple(sample.token_ids),
-                finish_reason=FinishReason(sample.finish_reason),
-            )
-            hits += correctness(completion, as_numbers=True) > 0
-            lengths.append(len(sample.token_ids))
-            cut += sample.finish_reason == "length"
-        right.append(hits)
-        if len(shown) < 6:
-            shown.append(output.outputs[0].text)
-    return {
-        "mean": sum(right) / len(lengths),
-        "length": sum(lengths) / len(lengths),
-        "cut": cut / len(lengths),
-        "samples": len(lengths) // len(prompts),
-        "right": right,
-        "first": shown,
-    }
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
-    parser.add_argument("folders", nargs="+", type=lambda text: tuple(text.split("=", 1)))
+    parser.add_argument("words", nargs="+", help="NAME=FOLDER, or an override with a dot")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=1319)
-    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for an adapter")
-    parser.add_argument("--share", type=float, default=0.2)
-    return parser.parse_args()
+    options = parser.parse_intermixed_args()
+    pairs = [tuple(word.split("=", 1)) for word in options.words]
+    options.overrides = [f"{k}={v}" for k, v in pairs if "." in k or k == "generator"]
+    options.folders = [(k, v) for k, v in pairs if "." not in k and k != "generator"]
+    return options
 
 
 if __name__ == "__main__":

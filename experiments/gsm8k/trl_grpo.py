@@ -1,9 +1,9 @@
-"""TRL's GRPO on GSM8K, from the same warm start, with the same prompts, reward and sizes as rlkit's.
+"""TRL's GRPO on GSM8K, from the same warm start, with rlkit's prompts, reward and sizes.
 
-    python experiments/gsm8k/trl_grpo.py MODEL ADAPTER DATA OUT --seed 0 --steps 40 [--seconds S]
+    python -m experiments.gsm8k.trl_grpo MODEL ADAPTER DATA OUT --seed 0 --steps 40 [--seconds S]
 
-OUT/samples/adapter is what it learnt after all steps. OUT/seconds/adapter is what it had learnt when
-the seconds of its steps passed S, if they did; OUT/metrics.jsonl has a line a step.
+OUT/samples/adapter is what it learnt after all steps. OUT/seconds/adapter is what it had learnt
+when the seconds of its steps passed S, if they did; OUT/metrics.jsonl has a line a step.
 """
 
 from __future__ import annotations
@@ -20,20 +20,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from experiments.gsm8k.chains import is_derived
 from rlkit.models import ModelConfig
 from rlkit.models.source import locate
-from rlkit.rewards.numbers import same_answer
-from rlkit.rewards.unsloth_2025 import xml_answer
 from rlkit.tasks.config import GSM8KConfig
 from rlkit.tasks.rows import gsm8k
 
 
 def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-    """Return 2 for the right number in the tags, as the reward `correctness` of rlkit does."""
+    """Return what the reward `derived` of rlkit's runs pays."""
     texts = [completion[0]["content"] for completion in completions]
-    return [
-        2.0 * same_answer(xml_answer(text), gold) for text, gold in zip(texts, answer, strict=True)
-    ]
+    return [float(is_derived(text, gold)) for text, gold in zip(texts, answer, strict=True)]
 
 
 class Watch(TrainerCallback):
@@ -132,11 +129,11 @@ def _options() -> argparse.Namespace:
         parser.add_argument(name)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument(
         "--seconds", type=float, default=0.0, help="save once after so many; 0 = no"
     )
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--loss", default="dr_grpo")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--group", type=int, default=16)

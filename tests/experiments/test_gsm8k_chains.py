@@ -1,0 +1,57 @@
+"""Calculations in a solution are found and checked; luck is what shuffled questions give."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+
+import pytest
+
+from experiments.gsm8k.chains import Equation, derived, equations, guess_level
+from rlkit.types import Completion, FinishReason, Prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("He has 3 * $4 = $12.", [(12, True)]),
+        ("so 20 x 2 = 40 and 40 - 5 = 36", [(40, True), (36, False)]),
+        ("(2+3)*4=20", [(20, True)]),
+        ("1,000 / 3 = 333.33", [(Fraction(33333, 100), True)]),
+        ("1/4 * 44 = 11 seniors", [(11, True)]),
+        ("It is 12 = 12; 5 of 6; x + 1 = 2", []),
+        ("7 / 0 = 0", []),
+    ],
+)
+def test_calculations(text: str, found: list[tuple[Fraction | int, bool]]) -> None:
+    assert equations(text) == [Equation(Fraction(n), right) for n, right in found]
+
+
+def earned(text: str, gold: str = "12") -> float:
+    prompt = Prompt(index=0, ids=(1,), text="q", columns={"answer": gold})
+    value = derived(Completion(prompt=prompt, text=text, ids=(1,), finish_reason=FinishReason.stop))
+    assert isinstance(value, float)
+    return value
+
+
+def test_a_right_answer_must_be_calculated() -> None:
+    assert earned("<reasoning>\n3 * 4 = 12\n</reasoning>\n<answer>\n12\n</answer>\n") == 1.0
+    assert earned("<reasoning>\n3 * 4 = 12.\n</reasoning>\n<answer>\n12.0\n</answer>\n") == 1.0
+    assert earned("<reasoning>\nIt is 12.\n</reasoning>\n<answer>\n12\n</answer>\n") == 0.0
+    assert earned("<reasoning>\n3 * 5 = 12\n</reasoning>\n<answer>\n12\n</answer>\n") == 0.0
+    assert earned("<reasoning>\n3 * 4 = 12\n</reasoning>\n<answer>\n13\n</answer>\n") == 0.0
+    assert earned("3 * 4 = 12") == 0.0
+    assert earned("<answer>3 * 4 = 12</answer><answer>12</answer>") == 1.0
+
+
+def test_the_guess_level_is_the_mean_over_shuffled_questions() -> None:
+    golds = ["1", "1", "2", "3", "5", "8"]
+    answers = ["1", "2", "1", "", "8.0", "x"]
+    rng = random.Random(0)
+    shuffled = [
+        sum(a.removesuffix(".0") == g for a, g in zip(answers, rng.sample(golds, 6), strict=True))
+        / 6
+        for _ in range(20_000)
+    ]
+    assert guess_level(answers, golds) == pytest.approx(sum(shuffled) / 20_000, abs=0.005)
+    assert guess_level(["4"] * 4, ["4", "4", "5", "6"]) == 0.5
