@@ -1,7 +1,8 @@
 """Put the arms of GSM8K side by side: python -m experiments.gsm8k.analyse WORK OUT.
 
-OUT has `policies-*.json` of `evaluate`; WORK has the runs. OUT/summary.json has accuracy of each arm
-over its seeds, and the paired change against the warm start. Seeds and questions are both resampled.
+OUT has `policies-*.json` of `evaluate`; WORK has the runs. OUT/summary.json has the accuracy of
+each arm over its seeds, and the paired change against the warm start. Seeds and questions are both
+resampled.
 OUT/curves.json has the reward, the length and the seconds of every step.
 """
 
@@ -61,7 +62,7 @@ def summary(policies: dict[str, Any]) -> dict[str, Any]:
             if arm == WARM:
                 row["low"], row["high"] = each[0]["low"], each[0]["high"]
             elif WARM in policies:
-                row["change"] = change([e["right"] for e in each], policies[WARM][kind]["right"])
+                row["change"] = change([e["share"] for e in each], policies[WARM][kind]["share"])
             found.setdefault(arm, {})[kind] = row
     return found
 

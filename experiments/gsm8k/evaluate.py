@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from experiments.gsm8k.chains import answer_of, equations, guess_level
+from experiments.gsm8k.chains import described
 from rlkit.assembly.assemble import assemble
 from rlkit.assembly.stoppable import StoppableRewards
 from rlkit.launch.composing import register
@@ -85,29 +84,20 @@ def _both(evaluators: dict[str, Evaluator], name: str) -> dict[str, Any]:
 
 
 def summary(record: EvalRecord) -> dict[str, Any]:
-    """Return the numbers of one evaluation; `right` has the share of right samples by question."""
+    """Return the numbers of one evaluation; `share` has that of right samples by question."""
     rows = record.samples
-    chains = [equations(row.completion) for row in rows]
-    golds = [str(row.columns["answer"]) for row in rows]
-    written = [equation.right for chain in chains for equation in chain]
+    texts = [row.completion for row in rows]
     return {
         "mean": record.interval.mean,
         "low": record.interval.low,
         "high": record.interval.high,
-        "derived": _mean([row.components[0] for row in rows]),
-        "guess": guess_level([answer_of(row.completion) for row in rows], golds),
-        "equations": len(written) / len(rows),
-        "equations_right": _mean(written),
+        **described(texts, [str(row.columns["answer"]) for row in rows]),
         "length": record.metrics["length"],
-        "cut": _mean([row.finish_reason == "length" for row in rows]),
+        "cut": sum(row.finish_reason == "length" for row in rows) / len(rows),
         "samples": record.samples_per_prompt,
-        "right": list(record.values),
-        "first": [row.completion for row in rows[:4]],
+        "share": list(record.values),
+        "first": texts[:4],
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
 
 
 def _there(folder: Path, give_up: float) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from fractions import Fraction
 
 import pytest
 
+from experiments.gsm8k.analyse import arm_of, change
 from experiments.gsm8k.chains import Equation, derived, equations, guess_level
+from experiments.gsm8k.easy import kept
 from rlkit.types import Completion, FinishReason, Prompt
 
 
@@ -21,6 +24,11 @@ from rlkit.types import Completion, FinishReason, Prompt
         ("1/4 * 44 = 11 seniors", [(11, True)]),
         ("It is 12 = 12; 5 of 6; x + 1 = 2", []),
         ("7 / 0 = 0", []),
+        ("90 snakes * 12 beetles/snake = 1080 beetles", [(1080, True)]),
+        ("2 liters * 20% = .4 liters", [(Fraction(2, 5), True)]),
+        ("1 / 4 = 25%, 5 - 7 = -2", [(25, True), (-2, True)]),
+        ("spent $40 − $4 = $36, 4 hats × 3 = 12", [(36, True), (12, True)]),
+        ("2 boxes x 3 = 7 eggs", [(7, False)]),
     ],
 )
 def test_calculations(text: str, found: list[tuple[Fraction | int, bool]]) -> None:
@@ -55,3 +63,26 @@ def test_the_guess_level_is_the_mean_over_shuffled_questions() -> None:
     ]
     assert guess_level(answers, golds) == pytest.approx(sum(shuffled) / 20_000, abs=0.005)
     assert guess_level(["4"] * 4, ["4", "4", "5", "6"]) == 0.5
+
+
+def test_the_change_is_resampled_over_seeds_and_questions() -> None:
+    warm = [0.0, 1.0] * 50
+    same = change([warm, warm, warm], warm)
+    assert same == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    better = change([[1.0] * 100] * 3, warm)  # half of all questions gain 1, in every seed
+    assert better["mean"] == 0.5
+    # The spread of the mean of 100 draws of 0 and 1 is .05, and 1.96 of these are half an interval.
+    assert better["low"] == pytest.approx(0.402, abs=0.02)
+    assert better["high"] == pytest.approx(0.598, abs=0.02)
+    apart = change([[1.0] * 100, [0.0] * 100], [0.0] * 100)  # only the seeds differ
+    assert (apart["mean"], apart["low"], apart["high"]) == (0.5, 0.0, 1.0)
+
+
+def test_policies_are_put_into_arms() -> None:
+    assert [arm_of(n) for n in ("warm", "ppo-3", "trl-0-seconds")] == ["warm", "ppo", "trl-seconds"]
+
+
+def test_few_calculations() -> None:
+    rows = [{"answer": text} for text in ("<<1=1>>1", "none", "<<1=1>><<2=2>><<3=3>>", "<<" * 4)]
+    lines = [json.dumps(row) for row in rows]
+    assert kept(lines, 3) == [lines[0], lines[2]]
