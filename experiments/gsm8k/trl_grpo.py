@@ -45,7 +45,8 @@ class Watch(TrainerCallback):
         self.begun = self.begun or time.perf_counter()
 
     def on_step_end(self, *_: Any, model: Any = None, state: Any = None, **__: Any) -> None:
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.spent = time.perf_counter() - self.begun
         if not self.saved and self.spent >= self.most:
             model.save_pretrained(self.out / "seconds" / "adapter")
@@ -74,7 +75,9 @@ def main(options: argparse.Namespace) -> None:
         ]
     )
     options.out.mkdir(parents=True)
-    base = AutoModelForCausalLM.from_pretrained(location, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(
+        location, dtype=torch.bfloat16 if torch.cuda.is_available() else None
+    )
     model = PeftModel.from_pretrained(base, options.adapter, is_trainable=True)
     tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
     watch = Watch(options.out, options.seconds)
@@ -92,7 +95,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _arguments(options: argparse.Namespace) -> GRPOConfig:
-    rows = options.prompts * options.group
+    rows, on_cuda = options.prompts * options.group, torch.cuda.is_available()
     return GRPOConfig(
         output_dir=str(options.out / "trl"),
         seed=options.seed,
@@ -100,7 +103,7 @@ def _arguments(options: argparse.Namespace) -> GRPOConfig:
         per_device_train_batch_size=options.micro,
         gradient_accumulation_steps=rows // options.micro,
         num_generations=options.group,
-        max_completion_length=256,
+        max_completion_length=options.tokens,
         temperature=1.0,
         beta=0.0,
         loss_type=options.loss,
@@ -110,9 +113,10 @@ def _arguments(options: argparse.Namespace) -> GRPOConfig:
         warmup_steps=2,
         max_grad_norm=1.0,
         weight_decay=0.0,
-        bf16=True,
+        bf16=on_cuda,
+        use_cpu=not on_cuda,
         gradient_checkpointing=False,
-        use_vllm=True,
+        use_vllm=on_cuda,
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=options.share,
         vllm_max_model_length=768,
@@ -137,6 +141,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--loss", default="dr_grpo")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--group", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--micro", type=int, default=64)
     parser.add_argument("--share", type=float, default=0.06)
     return parser.parse_args()
