@@ -64,12 +64,14 @@ def start_ranks(config: Config) -> int:
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
-            shutdown_timeout=_GRACE_S,
             # What the others print would be the same lines; their logs are in the run's folder.
             logs_specs=DefaultLogsSpecs(
                 log_dir=scratch, redirects=dict.fromkeys(range(1, config.gpus), Std.ALL)
             ),
         )
+        # torch before 2.12 has no such field; its agent waits 30 s.
+        if hasattr(launch, "shutdown_timeout"):
+            launch.shutdown_timeout = _GRACE_S
         try:
             elastic_launch(launch, command[0])(*command[1:])
         except SignalException:

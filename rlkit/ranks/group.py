@@ -29,6 +29,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 )
 
 from rlkit.ranks.base import RankError
+from rlkit.ranks.spans import Spans, costs
 
 T = TypeVar("T")
 
@@ -71,6 +72,7 @@ class Group:
         self.size = size
         self._relayed = relayed
         self._lost = False
+        self._spans = Spans()
         # A connection of its own: one that waits for the other ranks would hold up the pulse.
         self._pulse = _Pulse(PrefixStore("pulse", connect()), rank, size)
         store = connect()
@@ -109,7 +111,8 @@ class Group:
             # Whatever it is, the others must hear of it before it goes on.
             own = error
             status, payload = self._status_of(error), _one_line(error).encode()
-        replies = self._exchange(status, payload)
+        with self._spans.on_host():
+            replies = self._exchange(status, payload)
         worst = max(code for code, _ in replies)
         if worst == _OK:
             return [part for _, part in replies]
@@ -132,12 +135,13 @@ class Group:
             self.share(bytes)  # so that nobody waits in NCCL for a rank that is gone
         for dtype in dict.fromkeys(t.dtype for t in tensors):
             same = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in same])
-            self._sum(flat)
-            for tensor, part in zip(
-                same, torch.split(flat, [t.numel() for t in same]), strict=True
-            ):
-                tensor.copy_(part.view(tensor.shape))
+            on_card = self._cards is not None and same[0].is_cuda
+            with self._spans.on_card() if on_card else self._spans.on_host():
+                flat = torch.cat([t.reshape(-1) for t in same])
+                self._sum(flat)
+                parts = torch.split(flat, [t.numel() for t in same])
+                for tensor, part in zip(same, parts, strict=True):
+                    tensor.copy_(part.view(tensor.shape))
 
     def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Return the sum over the ranks for each name, added in the order of ranks."""
@@ -155,9 +159,19 @@ class Group:
                 most[name] = max(most.get(name, value), value)
         return most
 
+    def costs(self) -> dict[str, float]:
+        """Return the seconds of messages and of waiting since the last call."""
+        own = self._spans.take()
+        found = costs([json.loads(part) for part in self.share(lambda: json.dumps(own).encode())])
+        self._spans.take()  # the message about the messages
+        return found
+
     def close(self) -> None:
         """Leave the groups; the others notice it when they next wait for this rank."""
         self._pulse.stop()
+        if self._cards is not None:
+            # Unlike a shutdown it waits for nobody; without it NCCL warns at the process's end.
+            self._cards.abort()
         if self._lost:
             # The end of gloo's object waits for a rank that is frozen. So it never ends: the
             # process does, see `rlkit.launch.rank_process.leave`.

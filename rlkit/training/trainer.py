@@ -224,7 +224,7 @@ class Trainer:
         state.samples += round(metrics.get("rollouts/sampled", 0.0))
         state.train_seconds += timings["time/step"]
         metrics |= timings | {"speed/tokens_per_second": tokens / timings["time/step"]}
-        metrics |= self.ranks.largest(memory_metrics(self.device))
+        metrics |= self.ranks.largest(memory_metrics(self.device)) | self.ranks.costs()
         if self.planned_bytes:
             metrics["memory/planned_bytes"] = float(self.planned_bytes)
         self.tracker.step(StepRecord(step=state.step, metrics=metrics, samples=rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,3 +115,13 @@ def run(case: str, ranks: Ranks, num_steps: int = 4) -> dict[str, Any]:
 def runs(ranks: Ranks) -> dict[str, Any]:
     """`run` of every case."""
     return {case: run(case, ranks) for case in CASES}
+
+
+def slow_second(ranks: Ranks) -> dict[str, float]:
+    """The costs of messages when the second rank is 0.4 s late."""
+    ranks.together(lambda: None)
+    ranks.costs()
+    time.sleep(0.4 * ranks.rank)
+    ranks.add([torch.ones(3)])
+    ranks.add_numbers({"a": 1.0})
+    return ranks.costs()
