@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
 from experiments.gsm8k.analyse import arm_of, change
-from experiments.gsm8k.chains import Equation, derived, equations, guess_level
+from experiments.gsm8k.chains import Equation, derived, equations, guess_level, is_derived
 from experiments.gsm8k.easy import kept
+from rlkit.tasks.config import GSM8KConfig
+from rlkit.tasks.rows import gsm8k
 from rlkit.types import Completion, FinishReason, Prompt
 
 
@@ -86,3 +90,17 @@ def test_few_calculations() -> None:
     rows = [{"answer": text} for text in ("<<1=1>>1", "none", "<<1=1>><<2=2>><<3=3>>", "<<" * 4)]
     lines = [json.dumps(row) for row in rows]
     assert kept(lines, 3) == [lines[0], lines[2]]
+
+
+def test_the_check_before_training_sees_that_the_data_earns_it() -> None:
+    """Gold completions are the data's own solutions, so a reward of the reasoning can be tried."""
+    row = {"question": "q?", "answer": "He pays 3 * $4 = $<<3*4=12>>12.\n#### 12"}
+    other = {"question": "other?", "answer": "none\n#### 1"}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, rows in (("train", [other]), ("test", [row])):
+            (Path(folder) / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        task = gsm8k(GSM8KConfig(path=folder))
+    assert task.gold_completion is not None
+    gold = task.gold_completion(task.eval.get(0))
+    assert gold == "<reasoning>\nHe pays 3 * $4 = $12.\n</reasoning>\n<answer>\n12\n</answer>\n"
+    assert is_derived(gold, "12")
