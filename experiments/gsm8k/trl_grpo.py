@@ -44,7 +44,7 @@ class Watch(TrainerCallback):
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.begun = self.begun or time.perf_counter()
 
-    def on_step_end(self, *_: Any, model: Any = None, state: Any = None, **__: Any) -> None:
+    def on_step_end(self, *_: Any, model: Any = None, **__: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.spent = time.perf_counter() - self.begun
@@ -52,7 +52,7 @@ class Watch(TrainerCallback):
             model.save_pretrained(self.out / "seconds" / "adapter")
             self.saved = True
 
-    def on_log(self, *_: Any, logs: Any = None, state: Any = None, **__: Any) -> None:
+    def on_log(self, _: Any, state: Any, *__: Any, logs: Any = None, **___: Any) -> None:
         with (self.out / "metrics.jsonl").open("a") as lines:
             kept = {k: v for k, v in logs.items() if isinstance(v, (int, float))}
             lines.write(
