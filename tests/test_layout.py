@@ -21,7 +21,7 @@ ALLOWED = {
     "types": set(),
     "schema": set(),
     "runtime": set(),
-    "ranks": set(),
+    "ranks": {"runtime"},
     "functional": set(),
     "kernels": {"runtime"},
     "stats": set(),

@@ -119,13 +119,17 @@ class Run:
 
 def _has_mark(process: psutil.Process, mark: str) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_CANARY) == mark
+        alive: bool = (
+            process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_CANARY) == mark
+        )
+        return alive
     except psutil.Error:
         return False
 
 
 def _command_of(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        words: list[str] = process.cmdline()
+        return words
     except psutil.Error:
         return []

@@ -76,7 +76,8 @@ def _run(phase: str, victim: str, overrides: list[str]) -> int:
     from rlkit.cli import run
 
     os.environ[_VARIABLE] = f"{phase} {victim}"
-    ranks.boot = lambda _module, *arguments: boot("benchmarks.faults.rank_victim", *arguments)
+    patched: Any = ranks
+    patched.boot = lambda _module, *arguments: boot("benchmarks.faults.rank_victim", *arguments)
     return run(overrides)
 
 

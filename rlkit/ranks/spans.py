@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -25,7 +26,8 @@ class Spans:
     @contextmanager
     def on_card(self) -> Iterator[None]:
         """Measure the body's work on the current stream, which goes on after the body ends."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        make: Any = torch.cuda.Event
+        start, end = (make(enable_timing=True) for _ in range(2))
         start.record()
         yield
         end.record()
@@ -59,4 +61,4 @@ def _seconds(span: float | tuple[torch.cuda.Event, torch.cuda.Event]) -> float:
         return span
     start, end = span
     end.synchronize()
-    return start.elapsed_time(end) / 1000.0
+    return float(start.elapsed_time(end)) / 1000.0
