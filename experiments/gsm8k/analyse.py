@@ -106,6 +106,8 @@ def main(work: Path, out: Path) -> None:
     policies: dict[str, Any] = {}
     for file in sorted(out.glob("policies-*.json")):
         policies |= json.loads(file.read_text())
+    if not policies:
+        raise SystemExit(f"{out} must hold policies-*.json, got none: {work}/*.log say why")
     arms = summary(policies)
     (out / "summary.json").write_text(json.dumps(arms, indent=1) + "\n")
     (out / "curves.json").write_text(json.dumps(curves(work)) + "\n")
