@@ -9,6 +9,7 @@ after all ranks have said over gloo that they are there.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import struct
 import time
@@ -77,6 +78,8 @@ class Group:
         # A connection of its own: one that waits for the other ranks would hold up the pulse.
         self._pulse = Pulse(PrefixStore("pulse", connect()), rank, size)
         store = connect()
+        self._store = PrefixStore("turns", connect())
+        self._counters = itertools.count()
         try:
             self._host: Any | None = ProcessGroupGloo(
                 PrefixStore("host", store), rank, size, timedelta(seconds=_START_S)
@@ -91,6 +94,11 @@ class Group:
     def is_mine(self, index: int) -> bool:
         """Return whether item `index` falls to this rank: they take turns."""
         return index % self.size == self.rank
+
+    def turns(self) -> Callable[[], int]:
+        """Return a counter in the store; no rank waits for another there."""
+        name = f"turn {next(self._counters)}"
+        return lambda: int(self._store.add(name, 1)) - 1
 
     def together(self, work: Callable[[], T]) -> T:
         """Return what `work` returns here, once it has returned on all ranks."""
