@@ -58,7 +58,7 @@ def main(options: argparse.Namespace) -> None:
         watcher, stop = QuietTracker(), StopRequest()
         generator = run.generator(watcher, stop)
         sampled = run.evaluator(generator, StoppableRewards(run.rewards, stop), watcher)
-        greedy = replace(sampled, num_samples=1, sampling=replace(sampled.sampling, top_k=1))
+        greedy = replace(sampled, num_samples=1, sampling=sampled.sampling._replace(top_k=1))
         for version, (name, folder) in enumerate(options.folders, start=1):
             if folder and not _there(Path(folder), time.monotonic() + options.wait):
                 print(f"{name}: no adapter at {folder}", flush=True)
