@@ -11,11 +11,11 @@ What an environment says is encoded with special tokens off, so that no tool can
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlkit.environments.base import Message
 from rlkit.environments.config import History
+from rlkit.environments.encode import SafeEncoder, joined, split_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,13 +60,11 @@ class Splicer:
         """
         self._tokenizer = tokenizer
         self._tools: list[dict[Any, Any] | Callable[..., Any]] = [dict(tool) for tool in tools]
-        # White space is no way to forge a token, and some tokenizers add runs of it.
-        self._added = {
-            int(i): str(token.content)
-            for i, token in tokenizer.added_tokens_decoder.items()
-            if token.special or str(token.content).strip()
-        }
+        self._encoder = SafeEncoder(tokenizer)
         self._deltas: dict[tuple[str, ...], Delta] = {}
+        self.opening = ""
+        """What the template begins a turn with that it takes for the model's own words: `<think>`
+        in some. Filled for `History.branch`."""
         if not tokenizer.chat_template:
             raise ValueError(f"{_KEY} must be given with an environment: the tokenizer has none")
         if tools:
@@ -74,6 +72,8 @@ class Splicer:
         for role in roles:
             self._check_history(role, history)
             self._delta((role,))
+        if history is History.branch:
+            self.opening = self._opening(roles[0])
 
     def between(self, messages: Sequence[Message], *, after: int) -> tuple[int, ...]:
         """Return the ids from the end of a turn to the beginning of the next.
@@ -86,13 +86,43 @@ class Splicer:
         Raises:
             ValueError: The template cannot follow with messages of these roles.
         """
-        delta = self._delta(tuple(message.role for message in messages))
-        contents = [
-            message.content.strip() if trims else message.content
-            for message, trims in zip(messages, delta.trims, strict=True)
-        ]
-        ids = self._encode(delta.pieces, contents)
+        ids = self._encoder.encode(*self._parts(messages))
         return ids[1:] if ids[0] == after else ids
+
+    def text_between(self, messages: Sequence[Message]) -> str:
+        """Return the text from the end of a turn to the beginning of the next."""
+        return joined(*self._parts(messages))
+
+    def conversation(
+        self, own: Sequence[Mapping[str, object]], since: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, tuple[int, ...]]:
+        """Return text and ids of a conversation as the template renders it, for another turn.
+
+        Args:
+            own: The example's messages, which are trusted.
+            since: What was said since. Words in it that would be read as special tokens become the
+                ordinary tokens of their letters.
+
+        Raises:
+            ValueError: The template shows a text more than once.
+        """
+        mark = "rlkit-cut-"
+        while any(mark in str(message["content"]) for message in (*own, *since)):
+            mark = f"x{mark}"  # somebody wants to be taken for a mark
+        cut: list[str] = []
+        marked = [
+            {**message, "content": self._encoder.marked(message, mark, cut)} for message in since
+        ]
+        text = self._render([*map(dict, own), *marked])
+        marks = [f"{mark}{i}-" for i in range(len(cut))]
+        # A template may leave out what was thought, and marks with it.
+        kept = [i for i, mark in enumerate(marks) if mark in text]
+        pieces = split_at(text, [marks[i] for i in kept])
+        if pieces is None:
+            raise ValueError(f"{_KEY} must show each text once, in order, with history=branch")
+        contents = [cut[i] for i in kept]
+        whole = joined(pieces, contents)
+        return whole, self._encoder.encode(pieces, contents)
 
     def prompt(
         self, conversation: Sequence[Mapping[str, object]], messages: Sequence[Message]
@@ -106,13 +136,30 @@ class Splicer:
         marks = [_HEARD.format(i) for i in range(len(messages))]
         marked = [{"role": m.role, "content": k} for m, k in zip(messages, marks, strict=True)]
         text = self._render([*map(dict, conversation), *marked])
-        pieces = _split(text, marks)
+        pieces = split_at(text, marks)
         if pieces is None:
             roles = ", ".join(message.role for message in messages)
             raise ValueError(f"{_KEY} must show messages of role {roles} after a prompt")
         contents = [message.content for message in messages]
-        whole = "".join(map("".join, zip(pieces, [*contents, ""], strict=True)))
-        return whole, self._encode(pieces, contents)
+        whole = joined(pieces, contents)
+        return whole, self._encoder.encode(pieces, contents)
+
+    def _parts(self, messages: Sequence[Message]) -> tuple[tuple[str, ...], list[str]]:
+        delta = self._delta(tuple(message.role for message in messages))
+        contents = [
+            message.content.strip() if trims else message.content
+            for message, trims in zip(messages, delta.trims, strict=True)
+        ]
+        return delta.pieces, contents
+
+    def _opening(self, role: str) -> str:
+        """Return what a generation prompt has beyond the beginning of a past turn."""
+        begun = _histories(())[0]
+        past = self._render(
+            [*begun, {"role": "assistant", "content": _SAID}, {"role": role, "content": "x"}]
+        )
+        now, before = self._render(begun), past.partition(_SAID)[0]
+        return now[len(before) :] if now.startswith(before) else ""
 
     def _delta(self, roles: tuple[str, ...]) -> Delta:
         if roles not in self._deltas:
@@ -132,7 +179,7 @@ class Splicer:
                     continue  # it knows no system role, or no earlier tool
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 raise ValueError(f"{_KEY} must let {name} follow a turn, got {reason}") from error
-            pieces = _split(text, marks)
+            pieces = split_at(text, marks)
             if pieces is None:
                 raise ValueError(
                     f"{_KEY} must show what {name} says after a turn, got {text[:80]!r}"
@@ -145,8 +192,8 @@ class Splicer:
                 f"{''.join(found[0])!r} and {''.join(other)!r} around {name}"
             )
         trims = tuple(self._trims(roles, i) for i in range(len(roles)))
-        ids = self._ids("".join(found[0]))
-        if not ids or ids[0] not in self._added:
+        ids = self._encoder.ids("".join(found[0]))
+        if not ids or ids[0] not in self._encoder.added:
             raise ValueError(
                 f"{_KEY} must end a turn with a token of its own, got {found[0][0][:40]!r}, whose "
                 "tokens could merge with what was sampled"
@@ -177,7 +224,7 @@ class Splicer:
 
     def _check_history(self, role: str, history: History) -> None:
         """Refuse a template that shows the model's turns otherwise than they were sampled."""
-        if history is History.append:
+        if history is not History.strict:
             return
         begun = _histories((role,))[0]
         heard = {"role": role, "content": "x"}
@@ -194,8 +241,8 @@ class Splicer:
         if not (kept and plain.startswith(before + _SAID)):
             what = "strips the thinking" if _THOUGHT not in thinking else "rewrites the beginning"
             raise ValueError(
-                f"environment.history must be append with this chat template, which {what} of a "
-                f"turn once a {role} message follows, got {history.value}"
+                f"environment.history must be append or branch with this chat template, which "
+                f"{what} of a turn once a {role} message follows, got {history.value}"
             )
 
     def _check_tools(self) -> None:
@@ -215,39 +262,6 @@ class Splicer:
             )
         )
 
-    def _encode(self, pieces: Sequence[str], contents: Sequence[str]) -> tuple[int, ...]:
-        """Encode as one text, as templates are meant to be, unless a content forges a token."""
-        whole = "".join(map("".join, zip(pieces, [*contents, ""], strict=True)))
-        ids = self._ids(whole)
-        own = [self._ids(piece) for piece in pieces]
-        if self._added_in(ids) == [i for part in own for i in self._added_in(part)]:
-            return ids
-        parts = list(own[0])
-        for content, piece in zip(contents, own[1:], strict=True):
-            parts += [*self._plain(content), *piece]
-        return tuple(parts)
-
-    def _plain(self, text: str) -> list[int]:
-        """Encode text in which no added token may appear: each such text is cut in two."""
-        cuts = {0, len(text)}
-        for token in self._added.values():
-            start = text.find(token)
-            while start >= 0:
-                cuts.add(start + 1)
-                start = text.find(token, start + 1)
-        places = sorted(cuts)
-        parts = [text[a:b] for a, b in pairwise(places)]
-        ids = [i for part in parts for i in self._ids(part)]
-        if self._added_in(ids):
-            raise ValueError(f"the tokenizer must encode {text[:80]!r} without special tokens")
-        return ids
-
-    def _added_in(self, ids: Sequence[int]) -> list[int]:
-        return [i for i in ids if i in self._added]
-
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
-
 
 def _histories(roles: Sequence[str]) -> list[Conversation]:
     """Return conversations after which the model speaks, the plainest first."""
@@ -262,14 +276,3 @@ def _histories(roles: Sequence[str]) -> list[Conversation]:
         [ask, thought, ask],
         *([[ask, said, *heard], [ask, said, *heard, thought, *heard]] if heard else []),
     ]
-
-
-def _split(text: str, marks: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the text around `marks`, None unless each is there once, in order."""
-    pieces = []
-    for mark in marks:
-        if text.count(mark) != 1:
-            return None
-        piece, _, text = text.partition(mark)
-        pieces.append(piece)
-    return (*pieces, text)
