@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlkit.environments.base import Message
-from rlkit.environments.splice import Splicer
+from rlkit.environments.splice import Splicer, message_of
 from rlkit.types import Prompt
 
 
@@ -59,7 +59,7 @@ def follow(
         ValueError: The template cannot render the conversation.
     """
     turn = {"role": "assistant", "content": splicer.opening + said}
-    heard = [{"role": message.role, "content": message.content} for message in messages]
+    heard = [message_of(message) for message in messages]
     since = (*shown.since, turn, *heard)
     text, ids = splicer.conversation(shown.own, since)
     following = Shown(shown.own, since, text)

@@ -10,7 +10,9 @@ What an environment says is encoded with special tokens off, so that no tool can
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlkit.environments.base import Message
@@ -24,7 +26,28 @@ _SAID, _HEARD, _THOUGHT = "rlkit-said", "rlkit-heard-{}-", "rlkit-thought"
 _PROBE = 'rlkit "probe"\n<é> & \\n'
 _KEY = "model.chat_template"
 
+_ALSO_ENDS = ("<|eom_id|>",)
+"""Llama 3.1 ends a turn that waits for a tool with this token, in place of the template's own."""
+_CALL_ID = "rlkit0000"
+"""Mistral's templates ask for the id of a call, of nine letters and digits."""
+
 Conversation = list[dict[str, Any]]
+
+
+class Written(StrEnum):
+    """This is how a template writes the content of a message."""
+
+    plain = "plain"
+    stripped = "stripped"
+    """Without white space around it."""
+    json = "json"
+    """As a text of JSON, between quotes: Llama 3.1 and 3.2 do so with what a tool says."""
+
+    def of(self, content: str) -> str:
+        """Return what stands in the conversation for `content`."""
+        if self is Written.stripped:
+            return content.strip()
+        return _as_json(content) if self is Written.json else content
 
 
 class Delta(NamedTuple):
@@ -32,8 +55,8 @@ class Delta(NamedTuple):
 
     pieces: tuple[str, ...]
     """One more than there are messages."""
-    trims: tuple[bool, ...]
-    """Whether the template strips white space off the content of each message."""
+    written: tuple[Written, ...]
+    """How the template writes the content of each message."""
 
 
 class Splicer:
@@ -87,7 +110,8 @@ class Splicer:
             ValueError: The template cannot follow with messages of these roles.
         """
         ids = self._encoder.encode(*self._parts(messages))
-        return ids[1:] if ids[0] == after else ids
+        ended = ids[0] == after or self._encoder.added.get(after) in _ALSO_ENDS
+        return ids[1:] if ended else ids
 
     def text_between(self, messages: Sequence[Message]) -> str:
         """Return the text from the end of a turn to the beginning of the next."""
@@ -147,8 +171,8 @@ class Splicer:
     def _parts(self, messages: Sequence[Message]) -> tuple[tuple[str, ...], list[str]]:
         delta = self._delta(tuple(message.role for message in messages))
         contents = [
-            message.content.strip() if trims else message.content
-            for message, trims in zip(messages, delta.trims, strict=True)
+            written.of(message.content)
+            for message, written in zip(messages, delta.written, strict=True)
         ]
         return delta.pieces, contents
 
@@ -156,7 +180,7 @@ class Splicer:
         """Return what a generation prompt has beyond the beginning of a past turn."""
         begun = _histories(())[0]
         past = self._render(
-            [*begun, {"role": "assistant", "content": _SAID}, {"role": role, "content": "x"}]
+            [*begun, {"role": "assistant", "content": _SAID}, message_of(Message(role, "x"))]
         )
         now, before = self._render(begun), past.partition(_SAID)[0]
         return now[len(before) :] if now.startswith(before) else ""
@@ -191,33 +215,32 @@ class Splicer:
                 f"{_KEY} must write the same between two turns after any history, got "
                 f"{''.join(found[0])!r} and {''.join(other)!r} around {name}"
             )
-        trims = tuple(self._trims(roles, i) for i in range(len(roles)))
+        written = tuple(self._written(roles, i) for i in range(len(roles)))
         ids = self._encoder.ids("".join(found[0]))
         if not ids or ids[0] not in self._encoder.added:
             raise ValueError(
                 f"{_KEY} must end a turn with a token of its own, got {found[0][0][:40]!r}, whose "
                 "tokens could merge with what was sampled"
             )
-        return Delta(found[0], trims)
+        return Delta(found[0], written)
 
     def _after(self, history: Conversation, roles: Sequence[str], contents: Sequence[str]) -> str:
         """Return what the template writes after a turn: messages, and the next one's beginning."""
-        heard = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        heard = [message_of(Message(r, c)) for r, c in zip(roles, contents, strict=True)]
         text = self._render([*history, {"role": "assistant", "content": _SAID}, *heard])
         _, said, rest = text.rpartition(_SAID)
         if not said:
             raise ValueError("it leaves out what the model said")
         return rest
 
-    def _trims(self, roles: tuple[str, ...], place: int) -> bool:
-        """Tell whether the template strips a content; refuse one that writes it in another way."""
+    def _written(self, roles: tuple[str, ...], place: int) -> Written:
+        """Find how the template writes a content; refuse one that does so in another way."""
         contents = ["x"] * len(roles)
         contents[place] = f" {_PROBE} "
         text = self._after(_histories(roles)[0], roles, contents)
-        if f" {_PROBE} " in text:
-            return False
-        if _PROBE in text:
-            return True
+        for written in Written:
+            if written.of(contents[place]) in text:
+                return written
         raise ValueError(
             f"{_KEY} must show the content of a {roles[place]} message as it is, got {text[:80]!r}"
         )
@@ -227,7 +250,7 @@ class Splicer:
         if history is not History.strict:
             return
         begun = _histories((role,))[0]
-        heard = {"role": role, "content": "x"}
+        heard = message_of(Message(role, "x"))
         try:
             before = self._render(begun)
             thought = f"<think>\n{_THOUGHT}\n</think>\n\n{_SAID}"
@@ -263,12 +286,23 @@ class Splicer:
         )
 
 
+def message_of(message: Message) -> dict[str, Any]:
+    """Return a message as templates take it."""
+    more = {"tool_call_id": _CALL_ID} if message.role == "tool" else {}
+    return {"role": message.role, "content": message.content, **more}
+
+
+def _as_json(content: str) -> str:
+    """Return the inside of a text of JSON, as the filter `tojson` of transformers writes it."""
+    return json.dumps(content, ensure_ascii=False)[1:-1]
+
+
 def _histories(roles: Sequence[str]) -> list[Conversation]:
     """Return conversations after which the model speaks, the plainest first."""
     ask = {"role": "user", "content": "question"}
     said = {"role": "assistant", "content": "answer"}
     thought = {"role": "assistant", "content": "<think>\nwhy\n</think>\n\nanswer"}
-    heard = [{"role": role, "content": "reply"} for role in roles]
+    heard = [message_of(Message(role, "reply")) for role in roles]
     return [
         [ask],
         [{"role": "system", "content": "rules"}, ask],

@@ -133,8 +133,8 @@ def gradient(policy: Policy, value: Tensor) -> list[Tensor]:
 
 
 def error(got: list[Tensor], truth: list[Tensor]) -> float:
-    difference = sum(float((a - b).square().sum()) for a, b in zip(got, truth, strict=True))
-    return (difference / sum(float(b.square().sum()) for b in truth)) ** 0.5
+    flat, right = (torch.cat([x.flatten() for x in part]) for part in (got, truth))
+    return float((flat - right).norm() / right.norm())
 
 
 @pytest.mark.parametrize("credit", [TurnCredit.trajectory, TurnCredit.to_go])
