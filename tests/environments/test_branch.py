@@ -53,7 +53,7 @@ def test_contexts_are_those_of_the_template_and_sampled_from(
             for rollout in group:
                 assert rollout.episode is not None
                 seed = sample_seed(7, 0, rollout.prompt.index, rollout.sample_index)
-                talk = [dict(m) for m in rollout.prompt.messages]
+                talk = [{k: str(v) for k, v in m.items()} for m in rollout.prompt.messages]
                 context = rollout.prompt.ids
                 stop = 0
                 for number, turn in enumerate(rollout.episode.turns):
