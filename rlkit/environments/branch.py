@@ -1,10 +1,10 @@
 """`environment.history=branch` follows chat templates that rewrite turns of the past.
 
 Before each turn the template renders the whole conversation. Where the text goes on as the model
-has read it, ids only grow, as ever. Where it does not, the model reads the new text: its ids stand
-in the row behind the turn before, and the context begins afresh with them. Training packs each
-context as a sequence of its own, so the log-probs are those of what was read. The row stays one
-episode: rewards, advantages, ratios and averages never learn of it.
+has read it, ids only grow, as ever. Where it does not, the model reads the new text. Its ids stand
+in the row behind the turn before, and the context begins afresh with them. Training
+packs each context as a sequence of its own, so the log-probs are those of what was read. The row
+stays one episode: rewards, advantages, ratios and averages never learn of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlkit.environments.base import Message
-from rlkit.environments.splice import Splicer, message_of
+from rlkit.environments.messages import message_of
+from rlkit.environments.splice import Splicer
 from rlkit.types import Prompt
 
 

@@ -10,14 +10,13 @@ What an environment says is encoded with special tokens off, so that no tool can
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlkit.environments.base import Message
 from rlkit.environments.config import History
 from rlkit.environments.encode import SafeEncoder, joined, split_at
+from rlkit.environments.messages import Written, message_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,26 +27,8 @@ _KEY = "model.chat_template"
 
 _ALSO_ENDS = ("<|eom_id|>",)
 """Llama 3.1 ends a turn that waits for a tool with this token, in place of the template's own."""
-_CALL_ID = "rlkit0000"
-"""Mistral's templates ask for the id of a call, of nine letters and digits."""
 
 Conversation = list[dict[str, Any]]
-
-
-class Written(StrEnum):
-    """This is how a template writes the content of a message."""
-
-    plain = "plain"
-    stripped = "stripped"
-    """Without white space around it."""
-    json = "json"
-    """As a text of JSON, between quotes: Llama 3.1 and 3.2 do so with what a tool says."""
-
-    def of(self, content: str) -> str:
-        """Return what stands in the conversation for `content`."""
-        if self is Written.stripped:
-            return content.strip()
-        return _as_json(content) if self is Written.json else content
 
 
 class Delta(NamedTuple):
@@ -284,17 +265,6 @@ class Splicer:
                 conversation, tools=self._tools or None, tokenize=False, add_generation_prompt=True
             )
         )
-
-
-def message_of(message: Message) -> dict[str, Any]:
-    """Return a message as templates take it."""
-    more = {"tool_call_id": _CALL_ID} if message.role == "tool" else {}
-    return {"role": message.role, "content": message.content, **more}
-
-
-def _as_json(content: str) -> str:
-    """Return the inside of a text of JSON, as the filter `tojson` of transformers writes it."""
-    return json.dumps(content, ensure_ascii=False)[1:-1]
 
 
 def _histories(roles: Sequence[str]) -> list[Conversation]:

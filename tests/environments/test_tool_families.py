@@ -62,7 +62,7 @@ def test_what_the_template_writes_as_a_call_is_read_as_that_call(family: str) ->
     before = rendered(tokenizer, [ask])
     text = rendered(tokenizer, [ask, {"role": "assistant", "content": "", "tool_calls": [call]}])
     ids = tokenizer(text[len(before) :], add_special_tokens=False)["input_ids"]
-    said = tokenizer.decode(ids, skip_special_tokens=True)
+    said = str(tokenizer.decode(ids, skip_special_tokens=True))
     (found,) = calls_in(
         said.removesuffix("assistant\n\n").removesuffix("assistant\n"), FORMS[family]
     )
@@ -79,7 +79,7 @@ def test_from_a_call_to_the_next_turn_ids_are_those_of_the_template(
     splicer, tokenizer = made(family)
     ask: dict[str, object] = {"role": "user", "content": "q"}
     call = '{"name":"calculator",  "arguments":{"expression":"1"}}'
-    talk = [
+    talk: list[dict[str, object]] = [
         ask,
         {"role": "assistant", "content": call},
         {"role": "tool", "content": result, "tool_call_id": "rlkit0000"},
