@@ -1,8 +1,8 @@
 """The sandbox runs Python that a model wrote, apart from the rest of the machine.
 
 Namespaces of Linux give the code no network, no environment variables and no process but its own.
-It can read Python's and the system's files and change none of them; it sees no others. Its folder is
-empty and in memory. Time, memory, files and processes are limited. When the first process of a
+It can read Python's and the system's files and change none of them; it sees no others. Its folder
+is empty and in memory. Time, memory, files and processes are limited. When the first process of a
 namespace ends, the kernel kills its children, whatever they did to get away.
 """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_tokenizers import byte_tokenizer
@@ -45,7 +46,7 @@ def made(family: str) -> tuple[Splicer, PreTrainedTokenizerFast]:
     return made, tokenizer
 
 
-def rendered(tokenizer: PreTrainedTokenizerFast, talk: list[dict[str, object]]) -> str:
+def rendered(tokenizer: PreTrainedTokenizerFast, talk: list[dict[str, Any]]) -> str:
     return str(
         tokenizer.apply_chat_template(
             talk, tools=[schema_of(calculator)], tokenize=False, add_generation_prompt=True
@@ -57,7 +58,7 @@ def rendered(tokenizer: PreTrainedTokenizerFast, talk: list[dict[str, object]]) 
 def test_what_the_template_writes_as_a_call_is_read_as_that_call(family: str) -> None:
     splicer, tokenizer = made(family)
     arguments = {"expression": '347 * (26 - "é")'}
-    ask: dict[str, object] = {"role": "user", "content": "q"}
+    ask: dict[str, Any] = {"role": "user", "content": "q"}
     call = {"type": "function", "function": {"name": "calculator", "arguments": arguments}}
     before = rendered(tokenizer, [ask])
     text = rendered(tokenizer, [ask, {"role": "assistant", "content": "", "tool_calls": [call]}])
@@ -77,9 +78,9 @@ def test_from_a_call_to_the_next_turn_ids_are_those_of_the_template(
 ) -> None:
     """A call that nobody would write twice in the same way: its ids stay as they were sampled."""
     splicer, tokenizer = made(family)
-    ask: dict[str, object] = {"role": "user", "content": "q"}
+    ask: dict[str, Any] = {"role": "user", "content": "q"}
     call = '{"name":"calculator",  "arguments":{"expression":"1"}}'
-    talk: list[dict[str, object]] = [
+    talk: list[dict[str, Any]] = [
         ask,
         {"role": "assistant", "content": call},
         {"role": "tool", "content": result, "tool_call_id": "rlkit0000"},
