@@ -13,11 +13,13 @@ def batch(write: Writer) -> None:
     given = write.given
     group = given("num_generations")
     prompts, updates = prompts_and_updates(given)
-    keys = ("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps")
-    keys = (*keys, "generation_batch_size", "num_generations")
+    rows = (
+        *("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps"),
+        "generation_batch_size",
+    )
     write.set("algorithm.group_size", group, "num_generations")
-    write.set("prompts_per_step", prompts, *keys)
-    write.set("optim.minibatches", min(updates, prompts), *keys[:4])
+    write.set("prompts_per_step", prompts, *rows, "num_generations")
+    write.set("optim.minibatches", min(updates, prompts), *rows)
     write.set("optim.inner_epochs", given("num_iterations"), "num_iterations")
     write.note("prompts_per_step is that of one process: multiply it by the number of yours")
     if updates > prompts:
