@@ -137,7 +137,7 @@ def two_jobs(arguments: list[str]) -> list[list[str]]:
 
 def check_other_program(words: list[str]) -> None:
     """Check that a program is one that readers are told about, and what `make` and `python` run."""
-    program = words[0].rsplit("/", 1)[-1]
+    program = words[0].rsplit("/", 1)[-1].rstrip("3")
     assert program in OTHER_PROGRAMS or "=" in words[0], words
     if program == "make" and len(words) > 1:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +59,9 @@ def commands(block: Block) -> Iterator[list[str]]:
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         kept = [word for word in words if not _PLACEHOLDER.fullmatch(word)]
-        if kept:
-            yield kept
+        for joined, part in groupby(kept, key="&&".__eq__):
+            if not joined:
+                yield list(part)
 
 
 def rlkit_arguments(words: list[str]) -> list[str] | None:
