@@ -37,7 +37,7 @@ test-gpu: .venv/installed-test
 # The site, below site/: a dead link or a missing reference is an error. The variable silences an
 # advertisement of the theme.
 docs: .venv/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'site/index.html is the first page'
 
 # Other versions of transformers, torch, Hydra, bitsandbytes and vLLM, each in a venv of its own below
