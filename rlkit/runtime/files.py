@@ -11,7 +11,7 @@ import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-_SCRATCH = re.compile(r"\..+?\.(?:([^@]*)@)?(\d+)\.partial")
+_SCRATCH = re.compile(r"\..+\.(?:@(.*)@)?(\d+)\.partial")
 """A hidden name with the machine and the process; older versions left the machine out."""
 _ABANDONED_S = 3600.0
 """What a process of another machine has not touched for this long, nobody finishes."""
@@ -52,7 +52,7 @@ def scratch_of(path: Path) -> Path:
     It is in the same folder: a rename across file systems would be a copy. Machine and process keep
     two writers of one file apart.
     """
-    return path.with_name(f".{path.name}.{platform.node()[:40]}@{os.getpid()}.partial")
+    return path.with_name(f".{path.name}.@{platform.node()[:40]}@{os.getpid()}.partial")
 
 
 def remove_leftovers(path: Path) -> None:

@@ -99,8 +99,8 @@ def test_what_a_process_of_another_machine_writes_is_litter_only_when_it_is_old(
     mine = scratch_of(tmp_path / "report.html")
     assert mine.parent == tmp_path and str(os.getpid()) in mine.name
     here = tmp_path / mine.name.replace(str(os.getpid()), str(dead_here))
-    fresh = tmp_path / f".report.html.node7@{dead_here}.partial"
-    old = tmp_path / f".curves.png.node7.cluster.org@{os.getpid()}.partial"
+    fresh = tmp_path / f".report.html.@node7@{dead_here}.partial"
+    old = tmp_path / f".curves.png.@node7.cluster.org@{os.getpid()}.partial"
     for file in (here, fresh, old):
         file.write_text("half")
     os.utime(old, (time.time() - 4000,) * 2)
