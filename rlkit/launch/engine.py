@@ -7,6 +7,7 @@ The sweep folder must be on a file system that all machines see.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from hydra.types import RunMode
 from rlkit.config import ConfigError
 from rlkit.launch.code_of_jobs import CodeOfJobs, ContextWithCode
 from rlkit.launch.engine_job import engine_job
-from rlkit.launch.engines import SLURM, chosen_engine
+from rlkit.launch.engines import SLURM, chosen_engine, needed_overrides
 from rlkit.launch.hydra_compat import Callbacks
 from rlkit.launch.outcome import JobState, read_status, state_of
 from rlkit.launch.rows import OVER, JobRow, JobStatus
@@ -77,7 +78,8 @@ def _plugin(
 ) -> Callable[[], Exception | None]:
     """Return a function that submits the jobs, waits for them and returns why that failed."""
     quoted = str(sweep.absolute()).replace("'", r"\'")
-    overrides = [*hydra_overrides, f"hydra.sweep.dir='{quoted}'"]
+    more = needed_overrides(hydra_overrides, os.environ)
+    overrides = [*hydra_overrides, *more, f"hydra.sweep.dir='{quoted}'"]
 
     def launch() -> Exception | None:
         with initialize_config_module("rlkit.conf", version_base="1.3"):

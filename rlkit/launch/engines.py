@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rlkit.config import ConfigError
 
 _CHOICE = "hydra/launcher="
-SLURM = "submitit_slurm"
+SLURM, RAY = "submitit_slurm", "ray"
+_RAY_INIT = "hydra.launcher.ray.init"
 
 
 class _Engine(NamedTuple):
@@ -21,7 +22,7 @@ class _Engine(NamedTuple):
 
 _SUBMITIT = "hydra_submitit_launcher"
 _ENGINES = {
-    "ray": _Engine("ray", "hydra_ray_launcher"),
+    RAY: _Engine("ray", "hydra_ray_launcher"),
     "submitit_local": _Engine("slurm", _SUBMITIT),
     SLURM: _Engine("slurm", _SUBMITIT, ("sbatch", "srun", "squeue", "scontrol")),
 }
@@ -50,6 +51,23 @@ def check_engine(overrides: Sequence[str]) -> None:
             f"{_CHOICE}{name} must be started on a machine with Slurm's commands, got none of "
             f"{', '.join(missing)} on PATH"
         )
+
+
+def needed_overrides(overrides: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """Return what the plugin of the chosen launcher needs to be told beside the user's words.
+
+    hydra-ray-launcher 1.2.2 always gives Ray the size of an object store, and Ray refuses that
+    where it joins a cluster that exists.
+    """
+    given = [o.lstrip("+").partition("=")[::2] for o in overrides]
+    keys = {key for key, _ in given}
+    joins = "RAY_ADDRESS" in environ or any(
+        key == f"{_RAY_INIT}.address" and value not in ("", "null", "local") for key, value in given
+    )
+    size = f"{_RAY_INIT}.object_store_memory"
+    return (
+        [f"+{size}=null"] if chosen_engine(overrides) == RAY and joins and size not in keys else []
+    )
 
 
 def _is_installed(plugin: str) -> bool:

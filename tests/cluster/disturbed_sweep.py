@@ -17,7 +17,7 @@ from rlkit.tracking import comparable, read_metrics
 
 HERE = Path(__file__).parent
 STEPS = 40
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 
 
 class Sweep:
@@ -26,13 +26,15 @@ class Sweep:
     def __init__(self, folder: Path, *engine: str, environ: Mapping[str, str], nap: float) -> None:
         self.folder = folder
         self._environ = {**environment(), "CUDA_VISIBLE_DEVICES": "", **environ}
-        self._options = [
-            *engine,
-            *(f"algorithm.fn={HERE / 'slow_algorithm.py'}:slow", f"algorithm.nap={nap}"),
-            *("model=tabular", "kl=none", f"steps={STEPS}", "seed=0,1", "evaluation.every=0"),
+        self.single = [
+            f"algorithm.fn={HERE / 'slow_algorithm.py'}:slow",
+            *("model=tabular", "kl=none", f"steps={STEPS}", "evaluation.every=0"),
             *("checkpoint.every=1000", "tracker.metrics_every=1", "tracker.plot=false"),
-            *("tracker.report=false", f"hydra.sweep.dir={folder}"),
+            "tracker.report=false",
         ]
+        """The options of one run, without its seed."""
+        several = ("seed=0,1", f"algorithm.nap={nap}", f"hydra.sweep.dir={folder}")
+        self._options = [*engine, *self.single, *several]
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         """The command that runs what is left of the sweep."""

@@ -81,8 +81,8 @@ class Slurm:
     def start_node(self, node: str) -> None:
         """Start a node, which has a host name and a process space of its own."""
         apart = ("--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
-        # The shell stays: it is the first process there, and takes leave of orphans.
-        script = f"hostname {node}; slurmd -D -N {node}; exit $?"
+        # The shell is the first process there: with it all others end. So it outlives slurmd.
+        script = f"hostname {node}; slurmd -D -N {node}; sleep infinity"
         self._daemon("unshare", *apart, "sh", "-c", script, name=node)
 
     def kill_node(self, node: str) -> None:
@@ -101,8 +101,7 @@ class Slurm:
         """Bring back every node that is not there, and wait until all have nothing to do."""
         for node in NODES:
             if node not in self._daemons:
-                for pid in _pids(f"unshare .* hostname {node};"):
-                    os.kill(pid, signal.SIGKILL)
+                _end_all(f"unshare .* slurmd -D -N {node};")
                 self.start_node(node)
         self.ask("scancel", "--me")
         _until(lambda: self.states() == dict.fromkeys(NODES, "idle"), "the nodes")
@@ -130,16 +129,14 @@ class Slurm:
 
     def stop(self) -> None:
         """End everything: the nodes first, so that no job outlives the cluster."""
+        for node in NODES:
+            _end_all(f"unshare .* slurmd -D -N {node};")
         for process in reversed(self._daemons.values()):
             process.terminate()
             try:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 process.kill()
-        for node in NODES:
-            for pid in _pids(f"slurmd -D -N {node}"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
     def _daemon(self, *command: str, name: str = "", **extra: str) -> None:
         environ = {**os.environ, **self.environ, **extra}
@@ -164,6 +161,12 @@ def cluster(folder: Path) -> Iterator[Slurm]:
 def _pids(command: str) -> list[int]:
     found = subprocess.run(["pgrep", "-f", f"^{command}"], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]
+
+
+def _end_all(command: str) -> None:
+    for pid in _pids(command):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _quietly(*command: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import signal
 import tempfile
@@ -9,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_process import command
 from cluster.disturbed_sweep import STEPS, Sweep, ended
 from cluster.slurm_here import NODES, Slurm, cluster, missing
+
+from rlkit.tracking import read_metrics
 
 pytestmark = [
     pytest.mark.cluster,
@@ -71,7 +76,7 @@ def test_a_sweep_runs_on_both_nodes_and_its_jobs_are_recorded(
 def test_a_job_out_of_time_saves_and_slurm_runs_it_again(
     sweep: Sweep, truth: dict[int, list[dict[str, object]]]
 ) -> None:
-    output = sweep.run(*SHORT, "hydra.launcher.max_num_timeout=5", "algorithm.nap=1.5")
+    output = sweep.run(*SHORT, "hydra.launcher.max_num_timeout=5", "algorithm.nap=1.0")
     assert "2 done" in output and sweep.metrics() == truth
     assert all(len(sweep.starts(seed)) >= 2 for seed in (0, 1))
 
@@ -79,11 +84,11 @@ def test_a_job_out_of_time_saves_and_slurm_runs_it_again(
 def test_a_job_out_of_time_that_is_not_to_run_again_saves(
     sweep: Sweep, truth: dict[int, list[dict[str, object]]]
 ) -> None:
-    output = sweep.run(*SHORT, "algorithm.nap=1.5", code=130)
+    output = sweep.run(*SHORT, "algorithm.nap=1.0", code=130)
     assert "2 interrupted" in output
     for seed in (0, 1):
         status = sweep.status(seed)
-        assert status["status"] == "interrupted" and "SIGUSR2 after step" in status["message"]
+        assert status["status"] == "interrupted" and "after step" in status["message"]
         assert len(list(sweep.jobs()[seed].glob("checkpoints/step-*"))) == 1
     finishes(sweep, truth, left=2)
 
@@ -116,7 +121,7 @@ def test_jobs_of_a_node_that_loses_power_go_on_elsewhere(
 def test_a_node_that_is_cut_off_and_works_on_is_waited_for(
     slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
 ) -> None:
-    launcher = sweep.start(LONG, "algorithm.nap=1.5")
+    launcher = sweep.start(LONG, "algorithm.nap=1.0")
     sweep.until(lambda: min(sweep.step(0), sweep.step(1)) > 3, launcher)
     slurm.cut_off(sweep.status(0)["host"])
     output = ended(launcher, 0)
@@ -127,11 +132,11 @@ def test_a_node_that_is_cut_off_and_works_on_is_waited_for(
 def test_a_launcher_that_is_killed_leaves_its_jobs_and_the_next_one_watches_them(
     slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
 ) -> None:
-    launcher = sweep.start(LONG)
+    launcher = sweep.start(LONG, "algorithm.nap=1.5")
     sweep.until(lambda: min(sweep.step(0), sweep.step(1)) > 3, launcher)
     launcher.send_signal(signal.SIGKILL)
     launcher.communicate()
-    output = sweep.run(LONG)
+    output = sweep.run(LONG, "algorithm.nap=1.5")
     assert "2 running" in output and "2 done" in output
     assert sweep.metrics() == truth and all(len(sweep.starts(seed)) == 1 for seed in (0, 1))
 
@@ -166,6 +171,24 @@ def test_a_cluster_without_accounts_does_not_keep_the_launcher_waiting(
             slurm.ask("scancel", sweep.status(seed)["cluster_job"].removeprefix("Slurm job "))
         assert "2 interrupted" in ended(launcher, 130)
     finishes(sweep, truth, left=2)
+
+
+def test_a_single_run_in_a_script_of_ones_own_is_queued_until_it_is_complete(
+    slurm: Slurm, sweep: Sweep, tmp_path: Path
+) -> None:
+    run, script = tmp_path / "run", tmp_path / "job.sh"
+    words = [*sweep.single, "algorithm.nap=1.0", f"run_dir={run}", "resume=auto"]
+    script.write_text(
+        f"#!/bin/bash\nsrun {shlex.join(command(*words))}\n"
+        'if [ $? -eq 130 ]; then scontrol requeue "$SLURM_JOB_ID"; fi\n'
+    )
+    options = ["--time=1", "--signal=USR1@10", "--requeue", f"--output={tmp_path / 'out'}"]
+    assert slurm.ask("sbatch", "--open-mode=append", *options, str(script))
+    sweep.until(lambda: slurm.ask("squeue", "--noheader") == "done", None)
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "completed", (tmp_path / "out").read_text()
+    assert len(read_metrics(run)) == STEPS
+    assert (tmp_path / "out").read_text().count("SIGUSR1 after step") >= 1
 
 
 def test_what_slurm_refuses_is_one_line(sweep: Sweep) -> None:

@@ -22,6 +22,8 @@ import sys
 import cloudpickle
 from hydra import initialize_config_module
 from rlkit.launch.code_of_jobs import CodeOfJobs
+from rlkit.launch.composing import compose_job, register
+from rlkit.launch.outside import offer_algorithms
 register()
 words = ["model=tabular", f"algorithm.fn={sys.argv[1]}", "algorithm.share=0.5"]
 with initialize_config_module("rlkit.conf", version_base="1.3"):
