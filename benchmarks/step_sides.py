@@ -34,6 +34,8 @@ class Work(NamedTuple):
     """Further options of rlkit's command line."""
     run_name: str = "rlkit-run"
     """The folder of rlkit's run, in `folder`."""
+    processes: int = 1
+    """Processes of TRL that share the rows, each on a device of its own."""
 
     @property
     def rows(self) -> int:
@@ -107,6 +109,11 @@ def rlkit_side(work: Work) -> dict[str, object]:
     code = run_job(config, run_dir=run_dir)
     if code != 0:
         raise RuntimeError(f"rlkit ended with {code}")
+    return result_of(work, run_dir)
+
+
+def result_of(work: Work, run_dir: Path) -> dict[str, object]:
+    """Return the numbers of a finished run of rlkit, all of them from its own metrics."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     measured = lines[-work.steps :]
     check_tokens([m["completions/mean_length"] for m in measured], work)

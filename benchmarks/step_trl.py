@@ -111,7 +111,7 @@ def _trainer_arguments(work: Work, micro: int) -> dict[str, Any]:
         "output_dir": str(work.folder / f"trl-{micro}"),
         "max_steps": work.total_steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": work.rows // micro,
+        "gradient_accumulation_steps": work.rows // micro // work.processes,
         "num_generations": work.num_samples,
         "max_completion_length": work.new_tokens,
         "beta": BETA,

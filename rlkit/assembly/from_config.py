@@ -6,7 +6,7 @@ from rlkit.algorithms import GroupFilter
 from rlkit.assembly.identity import identity_hash
 from rlkit.config import Config, algorithm_of
 from rlkit.generation import sample_seed
-from rlkit.models.config import Switch
+from rlkit.models.config import Switch, TuningKind
 from rlkit.ranks import ALONE, Ranks
 from rlkit.training.learner import Learner
 from rlkit.training.optim import build_optimizer
@@ -20,7 +20,12 @@ _SHUFFLE_PROMPT = -1
 
 
 def new_state(
-    learner: Learner, config: Config, algorithm: Algorithm, *, critic_prefix: str
+    learner: Learner,
+    config: Config,
+    algorithm: Algorithm,
+    *,
+    critic_prefix: str,
+    ranks: Ranks = ALONE,
 ) -> TrainState:
     """Return the state before the first step.
 
@@ -29,6 +34,7 @@ def new_state(
         config: The run's configuration.
         algorithm: It says at which rate its critic learns, if it has one.
         critic_prefix: The names of the critic's leaves begin with it.
+        ranks: The ranks of the run; they share the moments where all weights train.
 
     Returns:
         The state of step 0, with fresh optimiser moments.
@@ -40,6 +46,8 @@ def new_state(
         learner.named_parameters(),
         config.optim,
         rate_factor=lambda name: factor if name.startswith(critic_prefix) else 1.0,
+        # An adapter's are small: to hold them all saves a message in each update.
+        spread_over=ranks if config.model.tuning is TuningKind.full else ALONE,
     )
     return TrainState(learner=learner, optimizer=optimizer)
 

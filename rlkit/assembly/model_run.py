@@ -114,7 +114,8 @@ class ModelRun:
 
     def initial_state(self) -> TrainState:
         """Return the state before the first step."""
-        state = new_state(self.policy, self.config, self.algorithm, critic_prefix=CRITIC_PREFIX)
+        policy, config, algorithm = self.policy, self.config, self.algorithm
+        state = new_state(policy, config, algorithm, critic_prefix=CRITIC_PREFIX, ranks=self.ranks)
         if self.base.dtype is torch.float16:
             state.loss_scale = FLOAT16
         return state

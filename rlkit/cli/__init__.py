@@ -34,6 +34,7 @@ COMMANDS = {
     "report": "rlkit.cli.report",
     "reward-model": "rlkit.cli.reward_model",
     "serve": "rlkit.cli.serve",
+    "watch": "rlkit.cli.watch",
 }
 
 

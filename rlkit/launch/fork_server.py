@@ -26,6 +26,8 @@ from typing import Any
 from rlkit.launch.birth import INTERRUPTED, STOP_SIGNALS, boot, die_with, set_up_job_process
 from rlkit.launch.child import run
 
+_MOST_DESCRIPTORS = 253
+"""Linux passes no more in one message; each is the lease of a card."""
 MESSAGE_BYTES = 1 << 20
 
 
@@ -86,7 +88,9 @@ class _ForkServer:
                 os.read(bell, 4096)
                 self._reap()
             if self._channel.fileno() in ready:
-                message, descriptors, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 4)
+                message, descriptors, _, _ = socket.recv_fds(
+                    self._channel, MESSAGE_BYTES, _MOST_DESCRIPTORS
+                )
                 if not message:
                     sys.exit(0)
                 self._handle_order(json.loads(message), descriptors)

@@ -119,9 +119,10 @@ class _Launch:
         if self._settings.jobs:
             return self._settings.jobs
         if any(self._on_gpu(job.config) for job in jobs):
-            return len(self._gpus) * self._settings.jobs_per_gpu
-        threads = max((job.config.memory.torch_threads for job in jobs), default=0)
-        return max(1, self._cores // max(1, threads))
+            fewest = min(job.config.gpus for job in jobs)
+            return max(1, len(self._gpus) * self._settings.jobs_per_gpu // fewest)
+        busy = (max(1, job.config.memory.torch_threads) * job.config.gpus for job in jobs)
+        return max(1, self._cores // max(busy, default=1))
 
     def _on_gpu(self, config: Config) -> bool:
         return bool(self._gpus) and config.device is not DeviceChoice.cpu
@@ -141,45 +142,56 @@ class _Launch:
         """Fill the free slots, in the order of the sweep."""
         while self._queue and not self._stops.reason and len(self._running) < self.slots:
             job = self._queue[0]
-            lease = None
-            if self._on_gpu(job.config):
-                share = self._settings.jobs_per_gpu
-                lease = leases.take(self._gpus, jobs_per_gpu=share, folder=leases.store())
-                if lease is None:  # another sweep has them
-                    return
+            taken = self._cards(job.config)
+            if taken is None:  # other jobs or another sweep have them
+                return
             self._queue.popleft()
-            self._send(job, lease, processes)
+            self._send(job, taken, processes)
 
-    def _send(self, job: Job, lease: leases.Lease | None, processes: Processes) -> None:
+    def _cards(self, config: Config) -> tuple[leases.Lease, ...] | None:
+        """Return leases of the cards that a job needs; None = not now."""
+        if not self._on_gpu(config):
+            return ()
+        share = self._settings.jobs_per_gpu
+        return leases.take_cards(
+            self._gpus, count=config.gpus, jobs_per_gpu=share, folder=leases.store()
+        )
+
+    def _send(self, job: Job, taken: tuple[leases.Lease, ...], processes: Processes) -> None:
         folder = job_folder(self._sweep, job.id)
         folder.mkdir(parents=True, exist_ok=True)
-        environ = {"CUDA_VISIBLE_DEVICES": lease.gpu.name if lease else ""} if self._gpus else {}
+        cards = ",".join(lease.gpu.name for lease in taken)
+        environ = {"CUDA_VISIBLE_DEVICES": cards} if self._gpus else {}
         row = self._rows[job.id]
         row.status, row.began = JobStatus.running, time.monotonic()
-        row.gpu = lease.gpu.label if lease else ""
+        row.gpu = ",".join(lease.gpu.label for lease in taken)
         self._attempts[job.id] += 1
-        self._running[job.id] = RunningJob(job=job, folder=folder, row=row, lease=lease)
+        self._running[job.id] = RunningJob(job=job, folder=folder, row=row, leases=taken)
         processes.start(
             job.id,
-            packed=pack(self._share(job.config, lease, folder)),
+            packed=pack(self._share(job.config, taken, folder)),
             folder=folder.absolute(),
             environ=environ,
             fresh=self._fresh(job.config),
-            lease=lease,
+            leases=taken,
         )
         self._view.started(row)
 
-    def _share(self, config: Config, lease: leases.Lease | None, folder: Path) -> Config:
+    def _share(self, config: Config, taken: Sequence[leases.Lease], folder: Path) -> Config:
         """Return the configuration with the job's part of the machine where it leaves that open."""
         memory = config.memory
         resumed = (folder / "config.yaml").exists()  # then it keeps the number it had
-        if lease is None and memory.torch_threads == 0 and not resumed:
+        if not taken and memory.torch_threads == 0 and not resumed:
             # choose_threads would measure a machine that the other jobs keep busy.
-            memory = replace(memory, torch_threads=max(1, self._cores // self.slots))
-        if lease is not None and self._settings.jobs_per_gpu > 1 and not memory.budget:
-            part = lease.gpu.bytes // self._settings.jobs_per_gpu
+            memory = replace(memory, torch_threads=self._threads(config))
+        if taken and self._settings.jobs_per_gpu > 1 and not memory.budget:
+            part = min(lease.gpu.bytes for lease in taken) // self._settings.jobs_per_gpu
             memory = replace(memory, budget=str(part) if part else "")
         return replace(config, memory=memory)
+
+    def _threads(self, config: Config) -> int:
+        """Return the CPU threads of each process of a job."""
+        return max(1, self._cores // (self.slots * config.gpus))
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Started):
@@ -222,5 +234,5 @@ class _Launch:
 
     def _release(self, run: RunningJob) -> None:
         del self._running[run.job.id]
-        if run.lease:
-            run.lease.close()
+        for lease in run.leases:
+            lease.close()

@@ -77,6 +77,35 @@ def take(gpus: Sequence[GPU], *, jobs_per_gpu: int, folder: Path) -> Lease | Non
     return None
 
 
+def take_cards(
+    gpus: Sequence[GPU], *, count: int, jobs_per_gpu: int, folder: Path
+) -> tuple[Lease, ...] | None:
+    """Return shares of `count` different cards, or None when not so many have one free.
+
+    What it took on the way is given back: a job never holds some cards while it waits for others.
+
+    Args:
+        gpus: The cards to choose from.
+        count: Cards that the job needs, >= 1.
+        jobs_per_gpu: The share of each is 1 / `jobs_per_gpu`.
+        folder: The store of all leases.
+
+    Returns:
+        The leases, in the order in which the job numbers its cards; None = come again.
+    """
+    found: list[Lease] = []
+    while len(found) < count:
+        held = {lease.gpu for lease in found}
+        left = [gpu for gpu in gpus if gpu not in held]
+        lease = take(left, jobs_per_gpu=jobs_per_gpu, folder=folder)
+        if lease is None:
+            for taken in found:
+                taken.close()
+            return None
+        found.append(lease)
+    return tuple(sorted(found, key=lambda lease: gpus.index(lease.gpu)))
+
+
 def used(card: Path) -> int:
     """Return millionths of the card with this folder that valid leases hold."""
     with _mutex(card):

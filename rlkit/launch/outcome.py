@@ -96,6 +96,13 @@ def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Record
     return Recorded(otherwise, message, pid)
 
 
+def sign_for(folder: Path, *, pid: int) -> None:
+    """Make the record that process `pid` left in `folder` this process's, which had started it."""
+    recorded = read_status(folder)
+    if recorded.pid == pid and recorded.status is not None:
+        write_status(folder, recorded.status, message=recorded.message)
+
+
 def cause_of_death(folder: Path, code: int) -> str:
     """Return one line on a process that wrote no outcome; `code` is negative for a signal."""
     if code < 0:

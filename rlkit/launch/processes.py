@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,9 +65,9 @@ class Processes:
         folder: Path,
         environ: Mapping[str, str],
         fresh: bool,
-        lease: Lease | None,
+        leases: Sequence[Lease] = (),
     ) -> None:
-        """Ask for the process of a job; a Started or Refused answers. It shares the lease.
+        """Ask for the process of a job; a Started or Refused answers. It shares the leases.
 
         Args:
             job: The id of the job.
@@ -75,7 +75,7 @@ class Processes:
             folder: Its folder; it must exist.
             environ: Environment variables to set.
             fresh: Whether a new interpreter replaces the fork.
-            lease: The share of a card that the process holds as well.
+            leases: The shares of cards that the process holds as well.
         """
         order = {
             "id": job,
@@ -84,8 +84,7 @@ class Processes:
             "environ": dict(environ),
             "fresh": fresh,
         }
-        descriptors = [lease.descriptor] if lease else []
-        self._send(order, descriptors)
+        self._send(order, [lease.descriptor for lease in leases])
 
     def signal(self, pid: int, number: signal.Signals, *, group: bool) -> None:
         """Signal a job, or its whole process group; nothing happens when it is gone."""

@@ -15,6 +15,8 @@ from typing import NoReturn
 
 from rlkit.launch.devices import find_gpus
 
+END = "end.json"
+"""The file in which the first rank tells its launcher its exit code and its process id."""
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_", "LOCAL_WORLD_")
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from rlkit.launch.birth import die_with
 from rlkit.launch.job import exit_code_of
 from rlkit.launch.packed import unpack
-from rlkit.launch.rank_place import leave
+from rlkit.launch.rank_place import END, leave
 
 
 def main(file: str, parent: str) -> None:
-    """Run the job of the packed configuration in `file`; rank 0 leaves its exit code beside it."""
+    """Run the job of the packed configuration in `file`; rank 0 leaves its end beside it."""
     die_with(int(parent))
     packed = json.loads(Path(file).read_text())
     sys.argv = packed["argv"]
@@ -26,5 +26,6 @@ def main(file: str, parent: str) -> None:
     rank = os.environ["RANK"]
     code = exit_code_of(config, run_dir=Path(config.run_dir))
     if rank == "0":
-        Path(file).with_name("exit_code").write_text(str(code))
+        end = {"code": code, "pid": os.getpid()}
+        Path(file).with_name(END).write_text(json.dumps(end))
     leave(code)

@@ -26,9 +26,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from rlkit.config import Config, ConfigError, DeviceChoice, require
 from rlkit.launch.birth import INTERRUPTED, boot
 from rlkit.launch.devices import find_gpus
-from rlkit.launch.outcome import last_line, read_status, settle
+from rlkit.launch.outcome import last_line, read_status, settle, sign_for
 from rlkit.launch.packed import pack
-from rlkit.launch.rank_place import RankPlace, place_from, use_card
+from rlkit.launch.rank_place import END, RankPlace, place_from, use_card
 from rlkit.ranks import ALONE, Ranks
 from rlkit.ranks.group import Group
 from rlkit.tracking import Status
@@ -53,7 +53,7 @@ def start_ranks(config: Config) -> int:
     check_cards(config, here=config.gpus)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="rlkit-ranks-") as scratch:
-        file, code = Path(scratch, "job.json"), Path(scratch, "exit_code")
+        file, run_dir = Path(scratch, "job.json"), Path(config.run_dir)
         file.write_text(json.dumps({"config": pack(config), "argv": sys.argv}))
         command = boot("rlkit.launch.rank_process", str(file), str(os.getpid()))
         launch = LaunchConfig(
@@ -64,25 +64,41 @@ def start_ranks(config: Config) -> int:
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
-            shutdown_timeout=_GRACE_S,
             # What the others print would be the same lines; their logs are in the run's folder.
             logs_specs=DefaultLogsSpecs(
                 log_dir=scratch, redirects=dict.fromkeys(range(1, config.gpus), Std.ALL)
             ),
         )
+        # torch before 2.12 has no such field; its agent waits 30 s.
+        if hasattr(launch, "shutdown_timeout"):
+            launch.shutdown_timeout = _GRACE_S
         try:
             elastic_launch(launch, command[0])(*command[1:])
         except SignalException:
-            return int(code.read_text()) if code.exists() else INTERRUPTED
+            code = _end(Path(scratch), run_dir)
+            return INTERRUPTED if code is None else code
         except ChildFailedError as error:
-            if code.exists():
-                return int(code.read_text())
+            code = _end(Path(scratch), run_dir)
+            if code is not None:
+                return code
             rank, failure = error.get_first_failure()
             reason = _cause_of_death(Path(scratch), rank, failure.exitcode)
             print(f"rlkit: {reason}", file=sys.stderr)
-            _settle(Path(config.run_dir), reason)
+            _settle(run_dir, reason)
             return 1
-        return int(code.read_text())
+        code = _end(Path(scratch), run_dir)
+        return 1 if code is None else code
+
+
+def _end(scratch: Path, run_dir: Path) -> int | None:
+    """Return the exit code of the first rank, whose record becomes this process's; None = none."""
+    file = scratch / END
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text())
+    # A sweep started this process, and believes the record of no other.
+    sign_for(run_dir, pid=found["pid"])
+    return int(found["code"])
 
 
 def _cause_of_death(scratch: Path, rank: int, code: int) -> str:

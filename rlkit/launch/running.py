@@ -30,7 +30,7 @@ class RunningJob:
     job: Job
     folder: Path
     row: JobRow
-    lease: Lease | None
+    leases: tuple[Lease, ...]
     pid: int = 0
     """0 until the fork server has answered."""
     stopped: str = ""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from rlkit.assembly.inputs import check_inputs
 from rlkit.checks.refusal import checked
-from rlkit.config import ConfigError
+from rlkit.config import ConfigError, DeviceChoice
 from rlkit.launch.content import (
     Content,
     check_content,
@@ -47,6 +47,9 @@ def run_sweep(plan: LaunchPlan, arguments: Sequence[str]) -> int:
         raise ConfigError(f"hydra/sweeper must be basic: grids are expanded first, got {sweeper}")
     sweep = sweep_folder_of(plan)
     settings = _settings(plan.hydra) if choices.get("hydra/launcher") == "isolated" else None
+    gpus = _gpus(settings) if settings else []
+    if settings:
+        _check_cards(plan, gpus)
     _check_inputs(plan)
     with hold(sweep):
         _check_content(plan, sweep)
@@ -61,7 +64,7 @@ def run_sweep(plan: LaunchPlan, arguments: Sequence[str]) -> int:
         view = SweepView(console, rows, live=live)
         try:
             if settings:
-                run_isolated(sweep, plan.jobs, settings, view, gpus=_gpus(settings))
+                run_isolated(sweep, plan.jobs, settings, view, gpus=gpus)
             else:
                 overrides, retry = plan.hydra_overrides, plan.retry_failed
                 run_on_engine(sweep, plan.jobs, overrides, view, retry=retry)
@@ -126,6 +129,17 @@ def _check_content(plan: LaunchPlan, sweep: Path) -> None:
             check_content(known[named], folder, accept=job.config.accept_changed_files)
         except ConfigError as error:
             raise ConfigError(f"sweep not started; job [{text}]: {error}") from error
+
+
+def _check_cards(plan: LaunchPlan, gpus: Sequence[GPU]) -> None:
+    """Raise ConfigError when a job needs more cards than the sweep has: it would wait for ever."""
+    for job, text in zip(plan.jobs, labels(plan.jobs), strict=True):
+        fits = job.config.gpus <= max(1, len(gpus))
+        if not fits and job.config.device is not DeviceChoice.cpu:
+            raise ConfigError(
+                f"sweep not started; job [{text}]: gpus must be <= {len(gpus)}, the CUDA devices "
+                f"of this sweep, unless device=cpu, got {job.config.gpus}"
+            )
 
 
 def _settings(hydra: DictConfig) -> IsolatedConfig:

@@ -147,6 +147,7 @@ def work_of(
         kv_value_bytes=demand.kv_value_bytes or dtype.itemsize,
         engine_in_nf4=demand.in_nf4,
         num_prompts=config.prompts_per_rank,
+        ranks=config.gpus,
         group_size=config.algorithm.group_size,
         max_prompt=task.max_prompt_length,
         max_completion=task.max_completion_length,

@@ -16,6 +16,7 @@ from rlkit.models.quantize import is_nf4, meta_model
 from rlkit.plan import sizes
 from rlkit.plan.simulate import Peaks, TrainingWork, peaks
 from rlkit.policy.lora import stored_dtype
+from rlkit.ranks.deal import fullest
 from rlkit.training.optim import OptimKind
 
 
@@ -54,6 +55,8 @@ class Work:
     """Whether anything scores the reference policy, which `TuningKind.full` must keep for it."""
     keeps_first_adapter: bool = False
     """Whether the reference policy is an adapter that trains on, kept as it was."""
+    ranks: int = 1
+    """Processes of the run, each with a device of its own."""
     longest_prompt: int | None = None
     """The prompts that the run has, on a CPU; None = `max_prompt`."""
     shares_prompts: bool = True
@@ -165,8 +168,11 @@ class Work:
 
     @property
     def moment_bytes(self) -> int:
-        """Return the bytes of the optimiser's moments."""
-        return sizes.moment_bytes(self.num_trained, self.optim, dtype=self.trained_dtype)
+        """Return the bytes of the optimiser's moments, of one rank where they are spread."""
+        trained = self.num_trained
+        if self.trains_all and self.ranks > 1:
+            trained = fullest([p.numel() for p in self.model.parameters()], self.ranks)
+        return sizes.moment_bytes(trained, self.optim, dtype=self.trained_dtype)
 
     @property
     def num_adapter(self) -> int:

@@ -60,6 +60,10 @@ class Ranks(Protocol):
         """Return the largest value over the ranks for each name."""
         ...
 
+    def costs(self) -> dict[str, float]:
+        """Return metrics of what the ranks' messages took since the last call; none for one."""
+        ...
+
     def close(self) -> None:
         """Let go of the other ranks; idempotent."""
         ...
@@ -94,6 +98,10 @@ class Alone:
     def largest(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Return `numbers`."""
         return dict(numbers)
+
+    def costs(self) -> dict[str, float]:
+        """Return nothing: there are no messages."""
+        return {}
 
     def close(self) -> None:
         """Do nothing."""

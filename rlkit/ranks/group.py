@@ -2,21 +2,17 @@
 
 torch has one default group a process. vLLM takes it for its own and destroys it at its end. So a
 run's ranks use none: their groups are made from a store directly. Small messages go over gloo on
-the host, where the death of a rank is noticed at once. Sums of tensors on a GPU go over NCCL, and
-only after all ranks have said over gloo that they are there.
+the host, where the death of a rank is noticed at once. Sums of tensors on a GPU go over NCCL, right
+after all ranks have said over gloo that they are there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
-import os
-import platform
-import signal
-import threading
+import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -29,16 +25,21 @@ from torch.distributed import (  # type: ignore[attr-defined]
 )
 
 from rlkit.ranks.base import RankError
+from rlkit.ranks.pulse import Pulse
+from rlkit.ranks.spans import Spans, costs
 
 T = TypeVar("T")
 
 _OK = 0
-_PULSE_S = 2.0
-_SILENCE_S = 20.0
-"""A rank whose pulse is this old is taken for dead: its process is frozen, or its machine is."""
+_HEAD = struct.Struct("<qq")
+"""The status and the length of what a rank says."""
+_SHORT = 4096
+"""Bytes that go along with the head; only what is longer takes a second message."""
 _LOOK_S = 1.0
 _NCCL_S = 20.0
 """Ranks begin a sum on their cards together, so that more than this means a dead card."""
+_BUCKET_BYTES = 1 << 28
+"""Small tensors are summed together; a copy of all gradients at once would not fit beside them."""
 _START_S = 120.0
 
 
@@ -71,8 +72,9 @@ class Group:
         self.size = size
         self._relayed = relayed
         self._lost = False
+        self._spans = Spans()
         # A connection of its own: one that waits for the other ranks would hold up the pulse.
-        self._pulse = _Pulse(PrefixStore("pulse", connect()), rank, size)
+        self._pulse = Pulse(PrefixStore("pulse", connect()), rank, size)
         store = connect()
         try:
             self._host: Any | None = ProcessGroupGloo(
@@ -109,7 +111,8 @@ class Group:
             # Whatever it is, the others must hear of it before it goes on.
             own = error
             status, payload = self._status_of(error), _one_line(error).encode()
-        replies = self._exchange(status, payload)
+        with self._spans.on_host():
+            replies = self._exchange(status, payload)
         worst = max(code for code, _ in replies)
         if worst == _OK:
             return [part for _, part in replies]
@@ -127,17 +130,26 @@ class Group:
         return next(kinds, len(self._relayed) + 1)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Put into each of `tensors` the sum over the ranks, in one message for each dtype."""
+        """Put into each of `tensors` the sum over the ranks, in few messages for each dtype."""
         if self._cards is not None:
-            self.share(bytes)  # so that nobody waits in NCCL for a rank that is gone
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            same = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in same])
-            self._sum(flat)
-            for tensor, part in zip(
-                same, torch.split(flat, [t.numel() for t in same]), strict=True
-            ):
-                tensor.copy_(part.view(tensor.shape))
+            # A message waits for the ranks, and NCCL's time is then that of the sum alone.
+            torch.cuda.current_stream().synchronize()
+            self.share(bytes)
+        for same in _buckets(tensors):
+            on_card = self._cards is not None and same[0].is_cuda
+            with self._spans.on_card() if on_card else self._spans.on_host():
+                if len(same) == 1 and same[0].is_contiguous():
+                    self._sum(same[0].view(-1))
+                    continue
+                flat = torch.cat([t.reshape(-1) for t in same])
+                self._sum(flat)
+                parts = torch.split(flat, [t.numel() for t in same])
+                for tensor, part in zip(same, parts, strict=True):
+                    tensor.copy_(part.view(tensor.shape))
+        if self._cards is not None:
+            # A rank that died on the way here would keep the sums of the others waiting. Its
+            # connection tells at once, NCCL's own clock only after half a minute.
+            self.share(bytes)
 
     def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Return the sum over the ranks for each name, added in the order of ranks."""
@@ -155,9 +167,26 @@ class Group:
                 most[name] = max(most.get(name, value), value)
         return most
 
+    def _lose(self) -> None:
+        """End the sums that wait on the card for a rank that is gone."""
+        self._lost = True
+        cards, self._cards = self._cards, None
+        if cards is not None:
+            cards.abort()
+
+    def costs(self) -> dict[str, float]:
+        """Return the seconds of messages and of waiting since the last call."""
+        own = self._spans.take()
+        found = costs([json.loads(part) for part in self.share(lambda: json.dumps(own).encode())])
+        self._spans.take()  # the message about the messages
+        return found
+
     def close(self) -> None:
         """Leave the groups; the others notice it when they next wait for this rank."""
         self._pulse.stop()
+        if self._cards is not None:
+            # Unlike a shutdown it waits for nobody; without it NCCL warns at the process's end.
+            self._cards.abort()
         if self._lost:
             # The end of gloo's object waits for a rank that is frozen. So it never ends: the
             # process does, see `rlkit.launch.rank_process.leave`.
@@ -178,19 +207,23 @@ class Group:
 
     def _exchange(self, status: int, payload: bytes) -> list[tuple[int, bytes]]:
         """Return the status and the payload of every rank."""
-        head = torch.tensor([status, len(payload)])
-        heads = [torch.zeros_like(head) for _ in range(self.size)]
-        self._wait(self._gloo.allgather([heads], [head]))
-        known = [(int(s), int(n)) for s, n in (h.tolist() for h in heads)]
-        longest = max(n for _, n in known)
-        if longest == 0:
-            return [(s, b"") for s, _ in known]
-        body = torch.zeros(longest, dtype=torch.uint8)
-        if payload:
-            body[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        bodies = [torch.zeros_like(body) for _ in range(self.size)]
-        self._wait(self._gloo.allgather([bodies], [body]))
-        return [(s, part[:n].numpy().tobytes()) for (s, n), part in zip(known, bodies, strict=True)]
+        heads = self._all(_HEAD.pack(status, len(payload)) + payload[:_SHORT], _HEAD.size + _SHORT)
+        known = [_HEAD.unpack_from(head) for head in heads]
+        parts = [head[_HEAD.size :] for head in heads]
+        longest = max(count for _, count in known)
+        if longest > _SHORT:
+            rest = self._all(payload[_SHORT:], longest - _SHORT)
+            parts = [part + more for part, more in zip(parts, rest, strict=True)]
+        return [(s, part[:count]) for (s, count), part in zip(known, parts, strict=True)]
+
+    def _all(self, own: bytes, size: int) -> list[bytes]:
+        """Return `own` of every rank, filled up to `size` bytes."""
+        sent = torch.zeros(size, dtype=torch.uint8)
+        if own:
+            sent[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+        found = [torch.empty_like(sent) for _ in range(self.size)]
+        self._wait(self._gloo.allgather([found], [sent]))
+        return [part.numpy().tobytes() for part in found]
 
     @property
     def _gloo(self) -> Any:
@@ -200,77 +233,37 @@ class Group:
 
     def _wait(self, work: Any) -> None:
         """Wait for a message over gloo, in Python: signals are heard, and the dead are missed."""
-        pause, looked = 2e-5, time.monotonic()
+        began = looked = now = time.monotonic()
         try:
             while not work.is_completed():
-                time.sleep(pause)
-                pause = min(2 * pause, 2e-3)
-                if time.monotonic() > looked + _LOOK_S:
-                    looked = time.monotonic()
+                # Sleeping late costs all ranks at the next message: at most 2% of what has passed.
+                time.sleep(min(2e-5 + 0.02 * (now - began), 2e-3))
+                now = time.monotonic()
+                if now > looked + _LOOK_S:
+                    looked = now
                     self._pulse.miss()
             work.wait()
         except RankError:
-            self._lost = True
+            self._lose()
             raise
         except RuntimeError as error:
-            self._lost = True
+            self._lose()
             name = f"rank {1 - self.rank}" if self.size == 2 else "another rank"
             raise RankError(f"{name} ended without a word") from error
 
 
-class _Pulse:
-    """A thread counts in the store as long as its process runs, and others read the count."""
-
-    def __init__(self, store: Store, rank: int, size: int) -> None:
-        self._store = store
-        self._rank = rank
-        self._others = [r for r in range(size) if r != rank]
-        self._heard: dict[int, tuple[int, float]] = {}
-        self._over = threading.Event()
-        self._store.add(str(rank), 1)
-        self._store.set(f"process {rank}", f"{platform.node()} {os.getpid()}")
-        self._thread = threading.Thread(target=self._beat, name="rank-pulse", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join(timeout=5.0)
-
-    def miss(self) -> None:
-        """Raise RankError when another rank gave no sign of life for too long."""
-        lost = self.missing()
-        if lost:
-            self._end(lost[0])
-            raise RankError(f"rank {lost[0]} gave no sign of life for {_SILENCE_S:g} s")
-
-    def missing(self) -> list[int]:
-        """Return the ranks whose pulse has stopped."""
-        now, lost = time.monotonic(), []
-        for rank in self._others:
-            try:
-                count = self._store.add(str(rank), 0)
-            except RuntimeError:  # the store lives in rank 0's launcher, which is gone
-                return [0]
-            before, since = self._heard.get(rank, (-1, now))
-            if count != before:
-                self._heard[rank] = (count, now)
-            elif now - since > _SILENCE_S:
-                lost.append(rank)
-        return lost
-
-    def _end(self, rank: int) -> None:
-        """Kill a frozen rank of this machine: it would hold its device, and the launcher's end."""
-        host, pid = self._store.get(f"process {rank}").decode().rsplit(" ", 1)
-        if host == platform.node():
-            with contextlib.suppress(OSError):
-                os.kill(int(pid), signal.SIGKILL)
-
-    def _beat(self) -> None:
-        while not self._over.wait(_PULSE_S):
-            try:
-                self._store.add(str(self._rank), 1)
-            except RuntimeError:
-                return
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield lists of tensors of one dtype, in order, as large as a message should be."""
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
+        bucket: list[Tensor] = []
+        held = 0
+        for tensor in (t for t in tensors if t.dtype == dtype):
+            if bucket and held + tensor.nbytes > _BUCKET_BYTES:
+                yield bucket
+                bucket, held = [], 0
+            bucket.append(tensor)
+            held += tensor.nbytes
+        yield bucket
 
 
 def _nccl(store: Store, rank: int, size: int) -> Any:

@@ -25,6 +25,7 @@ from rlkit.report.figures import draw_figures
 from rlkit.report.job import State
 from rlkit.report.load import Study, StudyKind, load_study
 from rlkit.report.measure import SUCCESS, At
+from rlkit.report.progress import JobProgress
 from rlkit.report.results import Results, analyse
 from rlkit.report.samples import galleries
 from rlkit.report.sections import curve_groups, frontiers, result_tables
@@ -64,6 +65,18 @@ class ReportOptions:
         return [] if self.panel == "none" else [key.strip() for key in self.panel.split(",")]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivePage:
+    """This record makes a page that `rlkit watch` serves: it asks for newer ones by itself."""
+
+    every: float
+    """Seconds between two questions of the browser, > 0."""
+    progress: Sequence[JobProgress]
+    """The jobs that run now."""
+    ended: str
+    """One line that says that nothing runs any more; empty while something does."""
+
+
 def write_report(paths: Sequence[Path], options: ReportOptions) -> tuple[Path, str]:
     """Write `report.html` and, if asked, `report/` with figures and data.
 
@@ -83,7 +96,7 @@ def write_report(paths: Sequence[Path], options: ReportOptions) -> tuple[Path, s
         export_tables(results, beside)
         draw_figures(results, beside)
     page = folder / PAGE
-    write_atomic(page, build_page(results, command=_command(paths, options)).encode())
+    write_atomic(page, build_page(results, command=report_command(paths, options)).encode())
     return page, headline(results)
 
 
@@ -99,14 +112,15 @@ def write_page(run_dir: Path) -> Path | None:
         return None
 
 
-def build_page(results: Results, *, command: str = "") -> str:
-    """Return the page as one string: no scripts, styles, fonts or images from anywhere else."""
+def build_page(results: Results, *, command: str = "", live: LivePage | None = None) -> str:
+    """Return the page as one string: no scripts, styles, fonts or images from anywhere else.
+
+    With `live` it has a bar, a progress table and a browser of completions besides.
+    """
     study = results.study
     arms = [row.arm for row in results.rows]
-    page = importlib.resources.files("rlkit.report").joinpath("page")
-    loader = jinja2.FunctionLoader(lambda name: page.joinpath(name).read_text(encoding="utf-8"))
     pages = jinja2.Environment(
-        loader=loader,
+        loader=jinja2.FunctionLoader(_read),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -119,7 +133,7 @@ def build_page(results: Results, *, command: str = "") -> str:
         study=study,
         results=results,
         single=study.kind is StudyKind.run,
-        headline=headline(results),
+        headline=_headline(results, live),
         counts=counts(study),
         legend=_legend(arms),
         tables=result_tables(results),
@@ -140,9 +154,28 @@ def build_page(results: Results, *, command: str = "") -> str:
         key=svg.key,
         stack_cell=charts.stack_cell,
         text=text,
-        style=svg.palette_css() + page.joinpath("style.css").read_text(encoding="utf-8"),
-        script=page.joinpath("script.js").read_text(encoding="utf-8"),
+        live=live,
+        style=svg.palette_css() + "".join(map(_read, ["style.css", *(["live.css"] * bool(live))])),
+        script="".join(map(_read, ["script.js", *(["live.js"] * bool(live))])),
     )
+
+
+def script_of_live_page() -> str:
+    """Return the text between the script tags of a live page."""
+    return f"\n{''.join(map(_read, ('script.js', 'live.js')))}\n"
+
+
+def _read(name: str) -> str:
+    """Return a file of the page."""
+    page = importlib.resources.files("rlkit.report").joinpath("page")
+    return page.joinpath(name).read_text(encoding="utf-8")
+
+
+def _headline(results: Results, live: LivePage | None) -> str:
+    """Return the sentence at the top; of a single run that goes on, how far it is."""
+    if live is not None and live.progress and results.study.kind is StudyKind.run:
+        return live.progress[0].sentence
+    return headline(results)
 
 
 def soft(name: str) -> Markup:
@@ -161,7 +194,8 @@ def analyse_with(study: Study, options: ReportOptions) -> Results:
     )
 
 
-def _command(paths: Sequence[Path], options: ReportOptions) -> str:
+def report_command(paths: Sequence[Path], options: ReportOptions) -> str:
+    """Return the command that makes the page of `paths` with these options."""
     default = ReportOptions()
     chosen = {
         "baseline": (options.baseline, default.baseline),

@@ -159,6 +159,20 @@ def _state(folder: Path, evals: Sequence[EvalRecord]) -> tuple[State, str]:
     return State.interrupted, "there is no status.json"
 
 
+def is_over(folder: Path) -> bool:
+    """Return whether nothing is written to a run's folder any more, unless the run is resumed.
+
+    A folder without a run counts as over.
+    """
+    if (folder / "DONE").exists():
+        return True
+    try:
+        ended = str(_json(folder / "status.json").get("status", State.running))
+    except (OSError, ValueError):  # cut, or no object: the report says so
+        return True
+    return ended != State.running or not is_held(folder)
+
+
 def _json(path: Path) -> dict[str, object]:
     if not path.exists():
         return {}

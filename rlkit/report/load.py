@@ -155,6 +155,29 @@ def _runs(paths: Sequence[Path]) -> Study:
     )
 
 
+def job_folders(paths: Sequence[Path]) -> list[Path]:
+    """Return the folders of the jobs below `paths`, without reading what the jobs wrote.
+
+    Raises:
+        StudyError: as `load_study`.
+    """
+    found: list[Path] = []
+    for path in paths:
+        record = path / "sweep.json"
+        if not path.is_dir():
+            raise StudyError(f"there is no folder {path}")
+        if not record.exists():
+            found += _run_folders(path, depth=_DEPTH)
+            continue
+        try:
+            found += [
+                _inside(path, str(j["folder"])) for j in json.loads(record.read_text())["jobs"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"{record} cannot be read: {type(error).__name__}: {error}") from error
+    return found
+
+
 def _run_folders(folder: Path, *, depth: int) -> list[Path]:
     """Run folders at or below `folder`, in the order of their names."""
     if is_run(folder):

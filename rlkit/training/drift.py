@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from rlkit.ranks import RankError, Ranks
+from rlkit.ranks.bits import as_integers
 from rlkit.training.update import TrainState
 
 _LOOK_EVERY = 25
 """Updates between two looks, as with the comparison of vLLM and the trainer."""
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def check_same_adapter(state: TrainState, ranks: Ranks) -> None:
@@ -31,8 +31,5 @@ def check_same_adapter(state: TrainState, ranks: Ranks) -> None:
 
 def bit_sum(tensors: Mapping[str, Tensor]) -> int:
     """Return the sum, modulo 2^64, of the numbers that the bits of all elements are."""
-    sums = [
-        t.detach().contiguous().view(_BITS[t.element_size()]).sum(dtype=torch.int64).reshape(1)
-        for t in tensors.values()
-    ]
+    sums = [as_integers(t).sum(dtype=torch.int64).reshape(1) for t in tensors.values()]
     return int(torch.cat(sums).sum()) if sums else 0

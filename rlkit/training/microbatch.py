@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlkit.ranks import ALONE, Ranks
+from rlkit.ranks.deal import deal
 from rlkit.types import Algorithm, RolloutBatch, TrainBatch
 
 
@@ -73,14 +74,8 @@ def share_of(plan: Sequence[Tensor], batch: RolloutBatch, ranks: Ranks) -> list[
         return list(plan)
     lengths = batch.prompt_mask.sum(1) + batch.exists.sum(1)
     tokens = [int(lengths[rows.to(lengths.device)].sum()) for rows in plan]
-    load = [0] * ranks.size
-    mine = []
-    for number in sorted(range(len(plan)), key=lambda i: (-tokens[i], i)):
-        rank = load.index(min(load))
-        load[rank] += tokens[number]
-        if rank == ranks.rank:
-            mine.append(number)
-    return [plan[number] for number in sorted(mine)]
+    owners = deal(tokens, ranks.size)
+    return [rows for rows, owner in zip(plan, owners, strict=True) if owner == ranks.rank]
 
 
 def _starts(units: list[list[list[int]]], max_tokens: int, *, share_prompts: bool) -> list[int]:

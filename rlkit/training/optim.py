@@ -7,13 +7,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from rlkit.ranks import ALONE, Ranks
 from rlkit.runtime.distribution import how_to_install
 from rlkit.schema import Between, Options, require
+from rlkit.training.sharded import Sharded
 
 _CONSTANTS = ("qmap1", "qmap2")
 """bitsandbytes' tables of the values that 8 bits stand for, the same for all parameters."""
@@ -109,17 +112,28 @@ def build_optimizer(
     config: OptimConfig,
     *,
     rate_factor: Callable[[str], float] = lambda name: 1.0,
+    spread_over: Ranks = ALONE,
 ) -> torch.optim.Optimizer:
     """Build AdamW over the named tensors, in their order.
 
-    `rate_factor` multiplies the learning rate of a tensor, by its name; tensors of one factor form
-    a parameter group, which keeps it as `rate_factor`.
+    Tensors of one rate factor form a parameter group, which keeps it as `rate_factor`.
+
+    Args:
+        parameters: What trains.
+        config: The options of the optimiser.
+        rate_factor: It multiplies the learning rate of a tensor, by its name.
+        spread_over: The ranks that share the moments; each keeps a part of them.
+
+    Returns:
+        The optimiser, without moments yet.
     """
     by_factor: dict[float, list[Tensor]] = {}
     for name, parameter in parameters.items():
         by_factor.setdefault(rate_factor(name), []).append(parameter)
     groups = [{"params": leaves, "rate_factor": factor} for factor, leaves in by_factor.items()]
-    optimizer = _adamw(groups, config)
+    make = partial(_adamw, config=config)
+    alone = spread_over.size == 1
+    optimizer = make(groups) if alone else Sharded(groups, make, spread_over)
     optimizer.register_step_post_hook(_count_writes)
     return optimizer
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import torch
+import json
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
+from rlkit.ranks import ALONE, Ranks
+from rlkit.ranks.bits import as_integers
 from rlkit.training import checkpoint
 from rlkit.training.checkpoint import Checkpoint, RunProgress
 from rlkit.training.optim import state_tensors
+from rlkit.training.sharded import Sharded
 from rlkit.training.update import TrainState
 
 
-def checkpoint_of(state: TrainState, *, config_hash: str) -> Checkpoint:
-    """Return what a resumed run needs of `state`, which must be between two steps."""
+def checkpoint_of(state: TrainState, *, config_hash: str, ranks: Ranks = ALONE) -> Checkpoint:
+    """Return what a resumed run needs of `state`, which must be between two steps.
+
+    All `ranks` must ask where the moments are spread; the first one gets the whole checkpoint.
+    """
     parameters = state.learner.named_parameters()
     progress = RunProgress(
         step=state.step,
@@ -26,7 +36,7 @@ def checkpoint_of(state: TrainState, *, config_hash: str) -> Checkpoint:
         microbatch_divisor=state.microbatch_divisor,
         success=state.success,
     )
-    moments = state_tensors(state.optimizer, parameters)
+    moments = _whole_moments(state.optimizer, parameters, ranks)
     return Checkpoint(parameters=parameters, moments=moments, progress=progress)
 
 
@@ -48,7 +58,10 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     with torch.no_grad():
         for name, leaf in leaves.items():
             leaf.copy_(saved.parameters[name])
-    checkpoint.restore_moments(state.optimizer, leaves, saved.moments)
+    optimizer, own = _own_part(state.optimizer, leaves)
+    foreign = leaves.keys() - own.keys()
+    moments = {k: v for k, v in saved.moments.items() if k.rpartition("/")[0] not in foreign}
+    checkpoint.restore_moments(optimizer, own, moments)
     state.step = saved.progress.step
     state.updates = saved.progress.updates
     state.skipped_in_row = saved.progress.skipped_in_row
@@ -60,3 +73,43 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     state.microbatch_divisor = saved.progress.microbatch_divisor
     state.success = dict(saved.progress.success)
     return state
+
+
+def _own_part(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> tuple[torch.optim.Optimizer, dict[str, Tensor]]:
+    """Return the optimiser that has moments, and the parameters that they belong to."""
+    if not isinstance(optimizer, Sharded):
+        return optimizer, dict(parameters)
+    own = {name: leaf for name, leaf in parameters.items() if optimizer.is_own(leaf)}
+    return optimizer.own, own
+
+
+def _whole_moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], ranks: Ranks
+) -> dict[str, Tensor]:
+    """Return the moments of all parameters, as `state_tensors` does; all ranks must ask.
+
+    Args:
+        optimizer: The run's.
+        parameters: All parameters by name.
+        ranks: The ranks of the run.
+
+    Returns:
+        On the first rank the moments, on the host where they are spread; on others nothing of use.
+    """
+    if not isinstance(optimizer, Sharded):
+        return state_tensors(optimizer, parameters)
+    own = state_tensors(*_own_part(optimizer, parameters))
+    shapes = [(name, str(t.dtype)[6:], list(t.shape)) for name, t in own.items()]
+    device = next(iter(parameters.values())).device
+    found: dict[str, Tensor] = {}
+    for part in ranks.share(lambda: json.dumps(shapes).encode()):
+        for name, dtype, shape in json.loads(part):
+            tensor = torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
+            if name in own:
+                tensor.copy_(own[name])
+            ranks.add([as_integers(tensor)])
+            if ranks.rank == 0:
+                found[name] = tensor.cpu()
+    return found

@@ -49,7 +49,8 @@ from rlkit.training.rollout_files import SavedRollouts
 from rlkit.training.schedule import RunSchedule
 from rlkit.training.score import score
 from rlkit.training.scoring import who_gave_no_reward
-from rlkit.training.stopping import StopRequest
+from rlkit.training.sharded import Sharded
+from rlkit.training.stopping import Interrupted, StopRequest
 from rlkit.training.update import (
     TrainState,
     UpdateResult,
@@ -110,8 +111,10 @@ class Trainer:
                 if done % self.schedule.checkpoint_every == 0 or done == self.schedule.num_steps:
                     self.save(state)
                     saved = done
-        except Exception:
-            if state.step > saved and not state.updating:
+        except Exception as error:
+            # Only a stop finds all ranks at one place, from which they can put a whole together.
+            reachable = isinstance(error, Interrupted) or not isinstance(state.optimizer, Sharded)
+            if state.step > saved and not state.updating and reachable:
                 self._save_all_the_same(state)
             raise
         self._evaluate("after", state)
@@ -220,11 +223,11 @@ class Trainer:
         blame: str = "",
     ) -> TrainState:
         """Close a step: write its record and counts, and end a run that learns nothing."""
-        timings = self.ranks.largest(clock.metrics())
+        most = self.ranks.largest(clock.metrics() | memory_metrics(self.device))
         state.samples += round(metrics.get("rollouts/sampled", 0.0))
-        state.train_seconds += timings["time/step"]
-        metrics |= timings | {"speed/tokens_per_second": tokens / timings["time/step"]}
-        metrics |= self.ranks.largest(memory_metrics(self.device))
+        state.train_seconds += most["time/step"]
+        metrics |= most | self.ranks.costs()
+        metrics["speed/tokens_per_second"] = tokens / most["time/step"]
         if self.planned_bytes:
             metrics["memory/planned_bytes"] = float(self.planned_bytes)
         self.tracker.step(StepRecord(step=state.step, metrics=metrics, samples=rows))
@@ -260,11 +263,12 @@ class Trainer:
 
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint of `state`, as the first rank."""
+        found = checkpoint_of(state, config_hash=self.schedule.config_hash, ranks=self.ranks)
         if self.ranks.rank != 0:
             return self.run_dir
         path = checkpoint.save(
             self.run_dir / "checkpoints",
-            checkpoint_of(state, config_hash=self.schedule.config_hash),
+            found,
             keep_last=self.schedule.keep_last,
             keep_every=self.schedule.keep_every,
         )

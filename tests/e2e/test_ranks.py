@@ -61,6 +61,34 @@ def test_what_cannot_be_split_is_refused_before_a_rank_starts(
 
 
 @pytest.mark.slow
+def test_a_job_of_a_sweep_has_several_ranks(
+    rlkit: RunCLI, small: list[str], tmp_path: Path
+) -> None:
+    grid = ["-m", *small, *FLOAT32, "steps=2", "gpus=1,2", "hydra.sweep.dir=sweep"]
+    done = rlkit(*grid, "hydra.launcher.jobs=1", "hydra.launcher.board=plain")
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = {
+        job["overrides"][-1]: job
+        for job in json.loads((tmp_path / "sweep/sweep.json").read_text())["jobs"]
+    }
+    one, two = (adapter(tmp_path / "sweep" / jobs[f"gpus={n}"]["folder"]) for n in (1, 2))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+    assert (tmp_path / "sweep" / jobs["gpus=2"]["folder"] / "log.rank1.txt").exists()
+
+
+def test_a_sweep_refuses_a_job_that_needs_more_cards_than_it_has(
+    rlkit: RunCLI, small: list[str], tmp_path: Path
+) -> None:
+    # The cards exist by name only.
+    options = ["hydra.sweep.dir=sweep", "hydra.launcher.gpus=[sim-0,sim-1]", "seed=0,1"]
+    done = rlkit("-m", *small, *FLOAT32, "device=auto", "gpus=3", *options)
+    assert done.returncode == 2
+    assert "gpus must be <= 2, the CUDA devices of this sweep" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list((tmp_path / "sweep").glob("jobs/*"))
+
+
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_with_its_last_checkpoint_whole(
     small: list[str], tmp_path: Path
 ) -> None:

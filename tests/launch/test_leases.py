@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from rlkit.launch.devices import GPU, visible_among
-from rlkit.launch.leases import WHOLE, take, used
+from rlkit.launch.leases import WHOLE, take, take_cards, used
 
 CARDS = [GPU("GPU-aaaa", "0", 80 << 30), GPU("GPU-bbbb", "1", 80 << 30)]
 
@@ -47,6 +47,22 @@ def test_shares_add_up_to_a_card_and_the_least_used_comes_first(tmp_path: Path) 
     third = take(CARDS, jobs_per_gpu=3, folder=tmp_path)
     assert third is not None and third.gpu.label == "0"
     assert used(tmp_path / "GPU-aaaa") == WHOLE // 2 + WHOLE // 3
+
+
+def test_a_job_of_two_cards_holds_both_or_none(tmp_path: Path) -> None:
+    cards = [*CARDS, GPU("GPU-cccc", "2", 80 << 30)]
+    one = take(cards, jobs_per_gpu=1, folder=tmp_path)
+    assert one is not None and one.gpu.label == "0"
+    both = take_cards(cards, count=2, jobs_per_gpu=1, folder=tmp_path)
+    assert both is not None and [lease.gpu.label for lease in both] == ["1", "2"]
+    both[1].close()
+    assert take_cards(cards, count=2, jobs_per_gpu=1, folder=tmp_path) is None
+    # The free card was not kept by the attempt.
+    assert used(tmp_path / "GPU-cccc") == 0
+    one.close()
+    again = take_cards(cards, count=2, jobs_per_gpu=1, folder=tmp_path)
+    assert again is not None and [lease.gpu.label for lease in again] == ["0", "2"]
+    assert take_cards(cards, count=4, jobs_per_gpu=1, folder=tmp_path) is None
 
 
 def test_thirds_fill_a_card(tmp_path: Path) -> None:

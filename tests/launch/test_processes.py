@@ -39,8 +39,7 @@ def heard(processes: Processes, kind: type[Event], *, seconds: float = 120) -> E
 
 def begin(processes: Processes, folder: Path, *, packed: str = "no JSON") -> int:
     folder.mkdir(exist_ok=True)
-    processes.start(folder.name, packed=packed, folder=folder, environ={"A": "1"}, fresh=False,
-                    lease=None)  # fmt: skip
+    processes.start(folder.name, packed=packed, folder=folder, environ={"A": "1"}, fresh=False)
     event = heard(processes, Started)
     assert isinstance(event, Started) and event.job == folder.name
     return event.pid
@@ -96,7 +95,7 @@ def test_a_job_holds_its_lease_without_the_launcher(processes: Processes, tmp_pa
     lease = take([card], jobs_per_gpu=1, folder=tmp_path / "leases")
     assert lease is not None
     folder = waiting_folder(tmp_path)
-    processes.start("job", packed="", folder=folder, environ={}, fresh=False, lease=lease)
+    processes.start("job", packed="", folder=folder, environ={}, fresh=False, leases=[lease])
     event = heard(processes, Started)
     assert isinstance(event, Started)
     os.close(lease.descriptor)  # as if the launcher had died

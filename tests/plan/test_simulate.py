@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from plan_works import step_work
 from tiny_models import make_batch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
@@ -180,3 +182,14 @@ def test_keys_and_values() -> None:
         hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
     )
     assert sizes.kv_bytes_per_token(llama, bytes_per_value=2) == 131072  # 128 KiB, as published
+
+
+def test_ranks_share_the_moments_of_all_weights_alone() -> None:
+    work = replace(step_work("qwen2.5-1.5b", 8, 8, 512), tuning=TuningKind.full)
+    two, eight = (replace(work, ranks=n).moment_bytes for n in (2, 8))
+    # 1,543,714,304 parameters have 8 bytes each; the embedding of 151936 x 1536 stays whole.
+    assert work.moment_bytes == 8 * 1_543_714_304
+    assert two / work.moment_bytes == pytest.approx(0.5, abs=0.01)
+    assert eight == 8 * 151936 * 1536
+    adapter = step_work("qwen2.5-1.5b", 8, 8, 512)
+    assert replace(adapter, ranks=2).moment_bytes == adapter.moment_bytes

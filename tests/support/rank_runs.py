@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,18 @@ from rlkit.algorithms.objective.kl import KLPlacement
 from rlkit.algorithms.objective.ratio import RatioLevel
 from rlkit.algorithms.online_dpo import OnlineDPOConfig
 from rlkit.algorithms.rloo import RLOOConfig
-from rlkit.ranks import Ranks
+from rlkit.models.config import TuningKind
+from rlkit.ranks import ALONE, Ranks
 from rlkit.ranks.base import Alone
+from rlkit.training import checkpoint
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
 from rlkit.training.optim import OptimConfig
+from rlkit.training.progress import restore
 from rlkit.training.score import score
+from rlkit.training.sharded import Sharded
 from rlkit.training.stopping import StopRequest
-from rlkit.training.update import accumulate
+from rlkit.training.update import TrainState, accumulate
 from rlkit.types import KLDirection
 
 CPU = torch.device("cpu")
@@ -114,3 +120,69 @@ def run(case: str, ranks: Ranks, num_steps: int = 4) -> dict[str, Any]:
 def runs(ranks: Ranks) -> dict[str, Any]:
     """`run` of every case."""
     return {case: run(case, ranks) for case in CASES}
+
+
+def slow_second(ranks: Ranks) -> dict[str, float]:
+    """The costs of messages when the second rank is 0.4 s late."""
+    ranks.together(lambda: None)
+    ranks.costs()
+    time.sleep(0.4 * ranks.rank)
+    ranks.add([torch.ones(3)])
+    ranks.add_numbers({"a": 1.0})
+    return ranks.costs()
+
+
+def spread(ranks: Ranks) -> dict[str, Any]:
+    """What two runs of all weights end with: moments on each rank, and moments spread over all.
+
+    Of each dtype: the hashes of all tensors of the last checkpoint, the entries of the moments that
+    this rank keeps, and whether a run that was stopped half-way ends with the same checkpoint.
+    """
+    found: dict[str, Any] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        whole, entries = _full_run(ranks, ALONE, dtype, stop_at=None)
+        parts, own = _full_run(ranks, ranks, dtype, stop_at=None)
+        resumed, _ = _full_run(ranks, ranks, dtype, stop_at=2)
+        found[str(dtype)] = {
+            "same": parts == whole,
+            "resumed": resumed == whole,
+            "tensors": len(whole),
+            "entries": entries,
+            "own": own,
+        }
+    return found
+
+
+def _full_run(
+    ranks: Ranks, spread_over: Ranks, dtype: torch.dtype, *, stop_at: int | None
+) -> tuple[dict[str, str], int]:
+    """Hashes of what the first rank saved at the end, by tensor, and entries of own moments."""
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(ranks.share(own.encode)[0].decode())
+
+        def run_to(num_steps: int) -> TrainState:
+            trainer, state, _ = tiny_run(
+                folder,
+                num_steps=num_steps,
+                tokens_per_microbatch=40,
+                ranks=ranks,
+                spread_over=spread_over,
+                tuning=TuningKind.full,
+                dtype=dtype,
+                optim=OptimConfig(learning_rate=0.01, max_grad_norm=0.05, weight_decay=0.01),
+            )
+            saved, _ = checkpoint.load_newest(folder / "checkpoints", device=CPU)
+            state = restore(state, saved) if saved else state
+            ranks.together(lambda: None)  # nobody writes before all have looked
+            return trainer.fit(state, stop=StopRequest())
+
+        if stop_at:
+            run_to(stop_at)
+        optimizer = run_to(4).optimizer
+        inner = optimizer.own if isinstance(optimizer, Sharded) else optimizer
+        saved, _ = checkpoint.load_newest(folder / "checkpoints", device=CPU)
+        assert saved is not None and saved.progress.step == 4
+        ranks.together(lambda: None)  # the folder goes with its owner
+    tensors = {**saved.parameters, **saved.moments}
+    hashes = {name: sha256(t.numpy().tobytes()).hexdigest() for name, t in tensors.items()}
+    return hashes, sum(state["exp_avg"].numel() for state in inner.state.values())

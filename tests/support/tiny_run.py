@@ -153,10 +153,12 @@ def tiny_run(
     tuning: TuningKind = TuningKind.lora,
     device: torch.device = CPU,
     ranks: Ranks = ALONE,
+    spread_over: Ranks = ALONE,
 ) -> tuple[Trainer, TrainState, Recorder]:
     """A trainer, its fresh state and the tracker that sees what happens.
 
-    `objective` stands for `algorithm`, `kl`, `ratio` and a correction together.
+    `objective` stands for `algorithm`, `kl`, `ratio` and a correction together. `spread_over` are
+    the ranks that share the moments.
     """
     optim = optim or OptimConfig(learning_rate=0.02)
     algorithm = objective.algorithm if objective else algorithm or GRPOConfig(group_size=4)
@@ -234,7 +236,9 @@ def tiny_run(
         run_dir=run_dir,
         ranks=ranks,
     )
-    state = TrainState(learner=policy, optimizer=build_optimizer(policy.named_parameters(), optim))
+    leaves = policy.named_parameters()
+    optimizer = build_optimizer(leaves, optim, spread_over=spread_over)
+    state = TrainState(learner=policy, optimizer=optimizer)
     return trainer, state, tracker
 
 

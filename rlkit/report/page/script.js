@@ -1,24 +1,30 @@
 (function () {
   "use strict";
+  // Events are handled at the document: a live page exchanges what is below it.
   var all = function (query) { return Array.prototype.slice.call(document.querySelectorAll(query)); };
-  var boxes = all("[data-toggle]");
   function show(box) {
     all('svg [data-v="' + box.dataset.toggle + '"]').forEach(function (group) {
       group.classList.toggle("off", !box.checked);
     });
   }
-  boxes.forEach(function (box) {
-    box.addEventListener("change", function () { show(box); });
-    show(box); // a reloaded page may remember its boxes
+  function renew() { all("[data-toggle]").forEach(show); }
+  document.addEventListener("change", function (event) {
+    if (event.target.dataset.toggle !== undefined) show(event.target);
   });
-  all("[data-all]").forEach(function (button) {
-    button.addEventListener("click", function () {
-      boxes.forEach(function (box) { box.checked = button.dataset.all === "1"; show(box); });
-    });
+  document.addEventListener("click", function (event) {
+    var button = event.target.closest("[data-all]");
+    if (!button) return;
+    all("[data-toggle]").forEach(function (box) { box.checked = button.dataset.all === "1"; });
+    renew();
   });
+  document.addEventListener("rlkit-renewed", renew);
+  renew(); // a reloaded page may remember its boxes
+
   // Pointing at a variant, in the legend or in a table, dims the others in every chart.
+  var lit = null;
   function light(number) {
-    document.body.classList.toggle("dim-charts", number !== null);
+    if (number === lit) return;
+    lit = number;
     all("svg.chart").forEach(function (chart) {
       chart.classList.toggle("dim", number !== null && !!chart.querySelector('[data-v="' + number + '"]'));
     });
@@ -26,12 +32,16 @@
       item.classList.toggle("lit", item.dataset.v === number);
     });
   }
-  function watch(item, number) {
-    ["mouseenter", "focusin"].forEach(function (name) { item.addEventListener(name, function () { light(number); }); });
-    ["mouseleave", "focusout"].forEach(function (name) { item.addEventListener(name, function () { light(null); }); });
+  function meant(target) {
+    var label = target.closest ? target.closest(".legend label") : null;
+    var item = label ? label.querySelector("[data-toggle]") : target.closest && target.closest("tr[data-v]");
+    return item ? item.dataset.toggle || item.dataset.v : null;
   }
-  boxes.forEach(function (box) { watch(box.parentNode, box.dataset.toggle); });
-  all("tr[data-v]").forEach(function (row) { watch(row, row.dataset.v); });
+  ["mouseover", "focusin"].forEach(function (name) {
+    document.addEventListener(name, function (event) { light(meant(event.target)); });
+  });
+  document.addEventListener("focusout", function () { light(null); });
+  document.addEventListener("mouseleave", function () { light(null); });
   window.addEventListener("beforeprint", function () {
     all("details").forEach(function (item) { item.open = true; });
   });

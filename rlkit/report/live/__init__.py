@@ -1,0 +1,1 @@
+"""This package serves the page of a study on loopback, and renews it while runs go on."""

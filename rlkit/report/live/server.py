@@ -1,0 +1,145 @@
+"""This server answers on loopback with the page, its newer versions, and completions.
+
+It reads no path from a request: completions are named by what the page was offered. A page of
+another site can neither ask nor read, as the server answers to the names of loopback alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
+
+from rlkit.report.build import script_of_live_page
+from rlkit.report.live.samples import Order, SampleQuery, SampleShelf
+from rlkit.report.live.watcher import Watcher
+
+_LOG = logging.getLogger(__name__)
+HOST = "127.0.0.1"
+_PORT = re.compile(r":\d+$")
+_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+"""The host names that a browser may ask under; the port may be that of a tunnel."""
+
+
+class LiveServer(ThreadingHTTPServer):
+    """It serves one watcher; each request has a thread that ends with the process."""
+
+    daemon_threads = True
+
+    def __init__(self, watcher: Watcher, *, port: int) -> None:
+        """Listen on `port` of loopback, 0 = one that is free.
+
+        Raises:
+            OSError: the port is taken or needs another user.
+        """
+        self.watcher = watcher
+        self.shelf = SampleShelf(lambda: watcher.jobs)
+        super().__init__((HOST, port), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep a request that failed out of the terminal."""
+        _LOG.debug("a request of %s failed", client_address, exc_info=True)
+
+    @property
+    def address(self) -> str:
+        """Return the address for a browser."""
+        return f"http://{HOST}:{self.server_port}/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """It answers one request."""
+
+    server: LiveServer
+    protocol_version = "HTTP/1.1"
+    timeout = 30  # seconds: a connection that says nothing holds no thread for longer
+
+    def do_GET(self) -> None:
+        """Answer with the page, newer pages or completions."""
+        path, _, query = self.path.partition("?")
+        host = _PORT.sub("", self.headers.get("Host", ""))
+        if host not in _NAMES:
+            self._send(403, b"this page answers to localhost alone\n", kind="text/plain")
+        elif path == "/":
+            page = self.server.watcher.page()
+            if self.headers.get("If-None-Match") == page.tag:
+                self._send(304, b"", kind="text/html")
+            else:
+                told = {"ETag": page.tag, "X-Problem": _header(page.problem)}
+                self._send(200, page.body, kind="text/html", more=told)
+        elif path == "/samples":
+            answer = self.server.shelf.answer(_query(query))
+            # A lone surrogate, which JSON escapes, could not be encoded.
+            self._send(200, json.dumps(answer).encode("ascii"), kind="application/json")
+        else:
+            self._send(404, b"there is nothing here\n", kind="text/plain")
+
+    def do_HEAD(self) -> None:
+        """Answer as to GET, without the content."""
+        self.do_GET()
+
+    def _send(
+        self, code: int, body: bytes, *, kind: str, more: Mapping[str, str] | None = None
+    ) -> None:
+        self.send_response(code)
+        for name, value in {**_HEADERS, **(more or {})}.items():
+            self.send_header(name, value)
+        if code != 304:
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the terminal is for what the run does."""
+
+    def handle(self) -> None:
+        """Handle a connection; a browser that hangs up in the middle is no fault."""
+        try:
+            super().handle()
+        except ConnectionError:
+            self.close_connection = True
+
+
+def _query(text: str) -> SampleQuery:
+    """Return what a query asks for; what it gets wrong has its default."""
+    given = {key: values[-1] for key, values in parse_qs(text).items()}
+    order, page = given.get("order", ""), given.get("page", "")
+    return SampleQuery(
+        job=given.get("job", ""),
+        file=given.get("file", ""),
+        text=given.get("text", ""),
+        order=Order(order) if order in list(Order) else Order.sampled,
+        cut=given.get("cut") == "1",
+        page=int(page) if page.isascii() and page.isdigit() and len(page) < 10 else 0,
+    )
+
+
+def _header(text: str) -> str:
+    """Return a text as a header may hold it."""
+    return text.encode("ascii", "replace").decode()[:300]
+
+
+def _policy() -> str:
+    """Return what the page may do: run the one script it came with, and ask this server."""
+    digest = base64.b64encode(hashlib.sha256(script_of_live_page().encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+_HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": _policy(),
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Connection": "close",  # a thread for each open tab would outlive the server
+}

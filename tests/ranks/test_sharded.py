@@ -1,0 +1,28 @@
+"""Moments that are spread over ranks give the weights and moments of one optimiser, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+from rank_processes import run_ranks
+
+from rlkit.ranks.deal import deal, fullest
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.nightly)])
+def test_spread_moments_change_no_bit_and_are_shared_out(size: int) -> None:
+    found = run_ranks("rank_runs:spread", size)
+    for dtype in found[0]:
+        assert all(rank[dtype]["same"] and rank[dtype]["resumed"] for rank in found)
+        entries = found[0][dtype]["entries"]
+        assert entries > 10_000
+        # Every entry has its moments on one rank, and no rank has nearly all of them.
+        assert sum(rank[dtype]["own"] for rank in found) == entries
+        assert max(rank[dtype]["own"] for rank in found) < 1.2 * entries / size
+
+
+def test_the_largest_go_first_to_who_has_least() -> None:
+    # 5 | 4, then 5 | 4 + 2, then 5 + 2 | 6, then 7 | 6 + 1.
+    assert deal([1, 5, 4, 2, 2], 2) == [1, 0, 1, 1, 0]
+    assert fullest([1, 5, 4, 2, 2], 2) == 7
+    assert deal([3, 3, 3], 4) == [0, 1, 2]
+    assert fullest([10, 1, 1], 3) == 10
