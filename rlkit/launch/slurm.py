@@ -1,7 +1,7 @@
 """This module asks Slurm which jobs of a sweep it still has, and says what a user can do with them.
 
-submitit asks Slurm's accounting, which not every cluster has, less and less often, and gives up on
-a sweep at its first job that ended without a result. The queue answers at once.
+submitit asks Slurm's accounts, which not every cluster has, and asks less and less often. It gives
+up on a sweep at its first job that ended without a result. The queue answers at once.
 """
 
 from __future__ import annotations
