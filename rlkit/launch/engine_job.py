@@ -28,11 +28,14 @@ from rlkit.launch.packed import pack
 from rlkit.launch.preflight import in_sweep
 from rlkit.launch.sweep_folder import job_folder, job_id
 from rlkit.tracking import Status
-from rlkit.tracking.holding import holder_of, is_held
+from rlkit.tracking.holding import cluster_job, holder_of, is_held
 
 _ASKS_TO_END = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _BAD_INPUT = 2
 _LOOK_S = 2.0
+_SLURM_KILLS_WITHIN_S = 300.0
+"""Slurm queues a job again that makes room for another one only if it had to kill it. One that ends
+in its time of grace is over for Slurm. So a job that was asked by SIGTERM waits to be killed."""
 _TIME_TO_SAVE = 0.75
 """The part of the time before an engine's limit in which a job may finish what it is at."""
 
@@ -138,6 +141,8 @@ class _Requests:
         """Let the engine's own handlers answer, which may requeue the job and end this process."""
         for number in dict.fromkeys(self.heard):
             self._handlers[number](number, None)
+        if signal.SIGTERM in self.heard and cluster_job(os.environ):
+            time.sleep(_SLURM_KILLS_WITHIN_S)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.heard.append(number)

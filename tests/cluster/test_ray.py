@@ -44,10 +44,10 @@ def sweep(ray: Ray, tmp_path: Path) -> Sweep:
     return Sweep(tmp_path / "sweep", *engine, environ=ray.environ, nap=0.5)
 
 
-def finishes(sweep: Sweep, truth: Metrics, *, left: int) -> None:
+def finishes(sweep: Sweep, truth: Metrics, *more: str, left: int) -> None:
     """The same command does what is missing, and nothing twice."""
     before = sweep.stamps()
-    assert f"{left} to run" in sweep.run()
+    assert f"{left} to run" in sweep.run(*more)
     assert sweep.done() == [0, 1] and sweep.metrics() == truth
     after = sweep.stamps()
     assert {path: after[path] for path in before} == before
@@ -85,4 +85,4 @@ def test_jobs_end_with_their_driver_and_the_same_command_goes_on(
         assert time.monotonic() < give_up
         time.sleep(0.2)
     assert sweep.done() == []
-    finishes(sweep, truth, left=2)
+    finishes(sweep, truth, "checkpoint.every=5", left=2)

@@ -50,15 +50,17 @@ def sweep(slurm: Slurm, tmp_path: Path) -> Sweep:
     return Sweep(tmp_path / "sweep", *ENGINE, environ=slurm.environ, nap=0.5)
 
 
-def finishes(sweep: Sweep, truth: dict[int, list[dict[str, object]]], *, left: int) -> None:
+def finishes(
+    sweep: Sweep, truth: dict[int, list[dict[str, object]]], *more: str, left: int
+) -> None:
     """The same command does what is missing, and nothing twice."""
     before = sweep.stamps()
-    output = sweep.run(LONG)
+    output = sweep.run(LONG, *more)
     assert f"{left} to run" in output if left else "to run" not in output, output
     assert sweep.done() == [0, 1] and sweep.metrics() == truth
     after = sweep.stamps()
     assert {path: after[path] for path in before} == before
-    assert "2 done before" in sweep.run(LONG)
+    assert "2 done before" in sweep.run(LONG, *more)
 
 
 def test_a_sweep_runs_on_both_nodes_and_its_jobs_are_recorded(
@@ -90,7 +92,7 @@ def test_a_job_out_of_time_that_is_not_to_run_again_saves(
         status = sweep.status(seed)
         assert status["status"] == "interrupted" and "after step" in status["message"]
         assert len(list(sweep.jobs()[seed].glob("checkpoints/step-*"))) == 1
-    finishes(sweep, truth, left=2)
+    finishes(sweep, truth, "algorithm.nap=1.0", left=2)
 
 
 def test_a_cancelled_job_saves_and_the_other_goes_on(
@@ -132,11 +134,11 @@ def test_a_node_that_is_cut_off_and_works_on_is_waited_for(
 def test_a_launcher_that_is_killed_leaves_its_jobs_and_the_next_one_watches_them(
     slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
 ) -> None:
-    launcher = sweep.start(LONG, "algorithm.nap=1.5")
+    launcher = sweep.start(LONG, "algorithm.nap=2.5")
     sweep.until(lambda: min(sweep.step(0), sweep.step(1)) > 3, launcher)
     launcher.send_signal(signal.SIGKILL)
     launcher.communicate()
-    output = sweep.run(LONG, "algorithm.nap=1.5")
+    output = sweep.run(LONG, "algorithm.nap=2.5")
     assert "2 running" in output and "2 done" in output
     assert sweep.metrics() == truth and all(len(sweep.starts(seed)) == 1 for seed in (0, 1))
 
