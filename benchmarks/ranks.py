@@ -124,7 +124,8 @@ def _work(name: str, root: Path, options: argparse.Namespace) -> Work:
         warmup=options.warmup,
         steps=options.steps,
         trl_rows=min(8, shape.prompts * shape.samples // 2),
-        overrides=(*shape.overrides, *options.set),
+        overrides=(*(["memory=qlora"] if shape.four_bit else []), *options.set),
+        four_bit=shape.four_bit,
     )
 
 

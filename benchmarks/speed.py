@@ -2,9 +2,10 @@
 
     python -m benchmarks.speed [--rows W1,W2,W3,W4,Q1,Q2] [--sides rlkit,trl] [--out FILE]
 
-Each row of `benchmarks.workloads` is measured by `benchmarks.step`, in processes of its own; rows
-with options of rlkit's (Q1, Q2) are rlkit's alone. The file is written after each row, so what has
-been measured stays when the time is up.
+Each row of `benchmarks.workloads` is measured by `benchmarks.step`, in processes of its own. Q1 and
+Q2 have a base in 4 bits on all sides. R1 has real lengths: a trained model (`--model FILE.gguf`)
+answers questions (`--data FILE.jsonl`), so that completions end by themselves. The file is written
+after each row, so what has been measured stays when the time is up.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> int:
 
 
 def _measured(work: Workload, options: argparse.Namespace) -> Result:
-    sides = ["rlkit"] if work.overrides else options.sides.split(",")
+    sides = options.sides.split(",")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.json"
         command = [
@@ -47,13 +48,20 @@ def _measured(work: Workload, options: argparse.Namespace) -> Result:
             *(f"--prompts={work.prompts}", f"--samples={work.samples}"),
             *(f"--new-tokens={work.new_tokens}", f"--timeout-s={options.timeout_s}"),
             *(f"--warmup={options.warmup}", f"--steps={options.steps}"),
-            *(f"--set={override}" for override in work.overrides),
+            *(["--four-bit"] if work.four_bit else []),
+            *(_real(options) if work.ends_itself else []),
         ]
         subprocess.run(command, check=False)
         if not out.exists():
             return {side: {"error": "benchmarks.step wrote no result"} for side in sides}
         found: Result = json.loads(out.read_text())["results"]
         return found
+
+
+def _real(options: argparse.Namespace) -> list[str]:
+    if options.model is None or options.data is None:
+        raise SystemExit("--model and --data must be given for rows of real lengths")
+    return [f"--model={options.model}", f"--data={options.data}"]
 
 
 def table(rows: Mapping[str, Result]) -> str:
@@ -101,6 +109,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3, help="measured, after the warm-up")
     parser.add_argument("--timeout-s", type=float, default=300.0, help="of each side")
+    parser.add_argument("--model", type=Path, help="a trained model, for R1")
+    parser.add_argument("--data", type=Path, help="lines with `question`, for R1")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 

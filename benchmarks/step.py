@@ -7,7 +7,7 @@ GRPO with LoRA on all linear layers of a random model of the shape, vLLM in the 
 weights against the sampler. Each side has a process of its own; they import together (but for
 Unsloth, whose import starts CUDA) and take turns with the device. Prints medians over the measured
 steps and writes JSON. `--tiny` runs a small shape, on a CPU as well (without Unsloth); `--set` adds
-options to rlkit's command line.
+options to rlkit's command line. With `--model` and `--data` completions end by themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.real_lengths import REAL_PROMPT_TOKENS, write_real
 from benchmarks.side import (
     Result,
     Side,
@@ -32,7 +33,7 @@ from benchmarks.side import (
     write_report,
     write_shape,
 )
-from benchmarks.step_sides import Work, medians, rlkit_side, write_prompts
+from benchmarks.step_sides import PROMPT_TOKENS, Work, medians, rlkit_side, write_prompts
 from benchmarks.step_trl import trl_side, trl_whole_side, unsloth_side
 
 _MODULE = "benchmarks.step"
@@ -56,8 +57,11 @@ def main() -> int:
     results: dict[str, Result] = {}
     with memory_folder() as root:
         work = _work(Path(root) / options.shape, options)
-        write_shape(work.folder, options.shape)
-        write_prompts(work)
+        if options.model is None:
+            write_shape(work.folder, options.shape)
+            write_prompts(work)
+        else:
+            write_real(work, options.model, options.data)
         sides = options.sides.split(",")
         started = {side: _start(side, work.folder, options) for side in sides}
         for name, side in started.items():
@@ -109,6 +113,9 @@ def _import_ahead(side: str) -> None:
 def _start(side: str, folder: Path, options: argparse.Namespace) -> Side:
     arguments = child_arguments(side, folder, options, _COUNTS)
     arguments += [f"--set={override}" for override in options.set]
+    arguments += ["--four-bit"] if options.four_bit else []
+    if options.model is not None:
+        arguments += [f"--model={options.model}", f"--data={options.data}"]
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "TRL_EXPERIMENTAL_SILENCE": "1",
@@ -128,7 +135,10 @@ def _work(folder: Path, options: argparse.Namespace) -> Work:
         warmup=options.warmup,
         steps=options.steps,
         trl_rows=options.trl_rows,
-        overrides=tuple(options.set),
+        overrides=(*(["memory=qlora"] if options.four_bit else []), *options.set),
+        four_bit=options.four_bit,
+        prompt_tokens=PROMPT_TOKENS if options.model is None else REAL_PROMPT_TOKENS,
+        ends_itself=options.model is not None,
     )
 
 
@@ -136,7 +146,12 @@ def _arguments() -> argparse.Namespace:
     parser = side_parser(_MODULE, SIDES, default="rlkit,trl,trl_whole", counts=_COUNTS)
     parser.add_argument("--tiny", action="store_true", help="a small shape: a test of this program")
     parser.add_argument("--set", action="append", default=[], help="an option of rlkit")
+    parser.add_argument("--four-bit", action="store_true", help="QLoRA on a base in NF4")
+    parser.add_argument("--model", type=Path, help="a trained model, whose completions may end")
+    parser.add_argument("--data", type=Path, help="lines with `question`, for --model")
     options = parser.parse_args()
+    if (options.model is None) != (options.data is None):
+        parser.error("--model and --data must be given together")
     if options.tiny:
         options.shape = "tiny"
         vars(options).update(_TINY)

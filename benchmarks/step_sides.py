@@ -32,6 +32,12 @@ class Work(NamedTuple):
     """Rows of TRL's and Unsloth's micro-batch; gradients are accumulated over the rest."""
     overrides: tuple[str, ...] = ()
     """Further options of rlkit's command line."""
+    four_bit: bool = False
+    """QLoRA on a base in NF4; rlkit's option for it is among the overrides."""
+    prompt_tokens: int = PROMPT_TOKENS
+    """Most tokens of a prompt."""
+    ends_itself: bool = False
+    """Completions end at the model's own stop token; otherwise all have `new_tokens` tokens."""
     run_name: str = "rlkit-run"
     """The folder of rlkit's run, in `folder`."""
     processes: int = 1
@@ -74,13 +80,13 @@ def rlkit_overrides(work: Work, run_dir: Path) -> list[str]:
         f"model.lora.rank={RANK}",
         f"model.lora.alpha={ALPHA}",
         "generator=vllm",
-        "+generator.sampling.extra={ignore_eos: true}",
+        *([] if work.ends_itself else ["+generator.sampling.extra={ignore_eos: true}"]),
         "task=dataset",
         f"task.path={work.folder / 'prompts.jsonl'}",
         "+task.columns.prompt=prompt",
         "task.style=raw",
         f"task.eval_path={work.folder / 'held_out.jsonl'}",
-        f"task.max_prompt_length={PROMPT_TOKENS}",
+        f"task.max_prompt_length={work.prompt_tokens}",
         f"task.max_completion_length={work.new_tokens}",
         "+reward.functions.noise.fn=benchmarks.step_reward:score",
         "evaluation.num_prompts=1",
@@ -116,12 +122,14 @@ def result_of(work: Work, run_dir: Path) -> dict[str, object]:
     """Return the numbers of a finished run of rlkit, all of them from its own metrics."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     measured = lines[-work.steps :]
-    check_tokens([m["completions/mean_length"] for m in measured], work)
+    lengths = [m["completions/mean_length"] for m in measured]
+    check_tokens(lengths, work)
     plan = json.loads((run_dir / "memory_plan.json").read_text())
     return {
         "seconds": wall_seconds(lines, work.steps),
         "device_peak_bytes": max(m.get("memory/device_peak_bytes", 0.0) for m in measured),
         "allocator_peak_bytes": max(m.get("memory/cuda_peak_bytes", 0.0) for m in measured),
+        "mean_tokens": lengths,
         "plan": plan,
         "kl": measured[-1].get("kl"),
         "mismatch": {k: v for k, v in measured[-1].items() if k.startswith("sampling/")},
@@ -143,8 +151,8 @@ def wall_seconds(lines: Sequence[Mapping[str, float]], steps: int) -> dict[str, 
 
 
 def check_tokens(lengths: list[float], work: Work) -> None:
-    """Raise where a mean length is not that of all completions."""
-    if set(lengths) != {float(work.new_tokens)}:
+    """Raise where a mean length is not that of all completions, if they have one length."""
+    if not work.ends_itself and set(lengths) != {float(work.new_tokens)}:
         raise RuntimeError(f"every completion must have {work.new_tokens} tokens, got {lengths}")
 
 

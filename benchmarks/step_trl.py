@@ -23,7 +23,6 @@ from benchmarks.step_sides import (
     ALPHA,
     BETA,
     LEARNING_RATE,
-    PROMPT_TOKENS,
     RANK,
     Work,
     check_tokens,
@@ -75,12 +74,14 @@ def _trainer_seconds(
         torch.cuda.reset_peak_memory_stats()
     trainer.train()
     logged = [line for line in trainer.state.log_history if "completions/mean_length" in line]
-    check_tokens([line["completions/mean_length"] for line in logged], work)
+    lengths = [line["completions/mean_length"] for line in logged]
+    check_tokens(lengths, work)
     measured = clock.steps[-work.steps :]
     return {
         "seconds": {key: [step[key] for step in measured] for key in _TRL_PHASES},
         "device_peak_bytes": max(m.get("memory/device_peak_bytes", 0.0) for m in metrics),
         "allocator_peak_bytes": max(m.get("memory/cuda_peak_bytes", 0.0) for m in metrics),
+        "mean_tokens": lengths[-work.steps :],
         "rows_per_microbatch": micro,
         "kl": logged[-1].get("kl"),
     }
@@ -97,10 +98,23 @@ def _trl_trainer(work: Work, micro: int, watch: Any) -> Any:
         args=GRPOConfig(**_trainer_arguments(work, micro), model_init_kwargs={"dtype": dtype}),
         processing_class=AutoTokenizer.from_pretrained(work.folder, padding_side="left"),
         callbacks=[watch],
+        quantization_config=_nf4() if work.four_bit else None,
         peft_config=LoraConfig(
             r=RANK, lora_alpha=int(ALPHA), target_modules="all-linear", task_type="CAUSAL_LM"
         ),
         **_trainer_data(work),
+    )
+
+
+def _nf4() -> Any:
+    """Return the quantisation of QLoRA, as rlkit's `memory=qlora` has it."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
 
 
@@ -123,8 +137,8 @@ def _trainer_arguments(work: Work, micro: int) -> dict[str, Any]:
         "use_vllm": True,
         "vllm_mode": "colocate",
         "vllm_gpu_memory_utilization": _VLLM_SHARE,
-        "vllm_max_model_length": PROMPT_TOKENS + work.new_tokens,
-        "generation_kwargs": {"ignore_eos": True},
+        "vllm_max_model_length": work.prompt_tokens + work.new_tokens,
+        "generation_kwargs": {} if work.ends_itself else {"ignore_eos": True},
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],
@@ -224,9 +238,9 @@ def _unsloth_trainer(work: Work, micro: int, watch: Any) -> Any:
 
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(work.folder),
-        max_seq_length=PROMPT_TOKENS + work.new_tokens,
+        max_seq_length=work.prompt_tokens + work.new_tokens,
         dtype=torch.bfloat16,
-        load_in_4bit=False,
+        load_in_4bit=work.four_bit,
         fast_inference=True,
         gpu_memory_utilization=_VLLM_SHARE,
         max_lora_rank=RANK,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         TrainBatch,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _TYPES = (
     *("Algorithm", "Completion", "Generator", "LossOutput", "OutputSpec", "PolicyOutput"),

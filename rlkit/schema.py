@@ -61,6 +61,7 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "environment.memory_mb": 2048,
     "algorithm.labels": "hard",
     "gpus": 1,
+    "generator.rounds_at_once": 1,
     "model.adapter": None,
     "model.adapter_use": "train",
     "model.rope_length": None,

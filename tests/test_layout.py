@@ -18,10 +18,11 @@ LINKED = ("algorithms", "rewards", "kernels", "conf")
 # a new room needs a line here. The order is the order of the floors: nothing imports from below it.
 ALLOWED = {
     "conf": set(),
+    "convert": set(),
     "types": set(),
     "schema": set(),
     "runtime": set(),
-    "ranks": set(),
+    "ranks": {"runtime"},
     "functional": set(),
     "kernels": {"runtime"},
     "stats": set(),
@@ -61,9 +62,13 @@ ALLOWED = {
         *("tasks", "tracking"),
     },
     "cli": {
-        *("types", "schema", "config", "algorithms", "assembly", "exports", "generation", "launch"),
-        *("models", "plan", "policy", "report", "reward_models", "rewards", "runtime", "tasks"),
-        *("tracking", "training"),
+        *("types", "schema", "config", "convert", "algorithms", "assembly", "exports"),
+        *("generation", "launch", "models", "plan", "policy", "report", "reward_models", "rewards"),
+        *("runtime", "tasks", "tracking", "training"),
+    },
+    "reference": {
+        *("schema", "config", "algorithms", "generation", "launch", "oracle", "rewards", "tasks"),
+        *("tracking", "cli"),
     },
     "__init__": {"config", "launch", "types"},
     "__main__": {"cli"},

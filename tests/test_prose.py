@@ -84,6 +84,7 @@ def pages() -> Iterator[Path]:
         *sorted((ROOT / "docs").rglob("*.md")),
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
     )
 
 

@@ -246,3 +246,14 @@ def _probe_batch(rows: Sequence[ProbeRow], *, device: torch.device) -> RolloutBa
     ]
     groups = [(sample,) for sample in samples]
     return collate(groups, reward_weights=(), pad_token_id=0, device=device)
+
+
+def prompts_at_once(generator: GeneratorConfig, samples: int) -> int:
+    """Return the prompts that a rank samples in one call; 0 = its whole share of a step.
+
+    Only transformers' generator works batch after batch. vLLM and its server are best given all:
+    they fill each place that becomes free.
+    """
+    if not isinstance(generator, HFGeneratorConfig):
+        return 0
+    return max(1, generator.max_rows // samples)

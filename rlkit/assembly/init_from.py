@@ -16,7 +16,7 @@ from rlkit.config import Config, ConfigError
 from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig, TuningKind
 from rlkit.models.peft_config import read_adapter_config
 from rlkit.models.resolved import resolve_model, with_merged_adapter
-from rlkit.models.save import MODEL_FOLDER
+from rlkit.models.save import MODEL_FOLDER, left_to_fix
 from rlkit.policy.lora_files import ADAPTER_FOLDER
 from rlkit.runtime.say import Say
 
@@ -55,10 +55,13 @@ def started(config: Config, *, say: Say) -> Config:
         # Its tokenizer was saved with the run's template, variables included.
         learnt = ModelConfig(
             source=str(run / MODEL_FOLDER),
-            rope_length=saved.rope_length,
+            rope_length=left_to_fix(run / MODEL_FOLDER, saved),
             allow_remote_code=saved.allow_remote_code,
         )
-        model = _taken_over(config.model, learnt, run, adapter=None, use=AdapterUse.train)
+        asked = config.model
+        if asked.rope_length == saved.rope_length:  # the folder's config may have them already
+            asked = replace(asked, rope_length=learnt.rope_length)
+        model = _taken_over(asked, learnt, run, adapter=None, use=AdapterUse.train)
     else:
         base = _without_merged(saved, say)
         use = _use_of(config.model, adapter)

@@ -21,7 +21,7 @@ from rlkit.assembly.from_config import (
     shuffle_seed,
     update_settings,
 )
-from rlkit.assembly.generators import new_generator
+from rlkit.assembly.generators import new_generator, prompts_at_once
 from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.save import save_trained
 from rlkit.assembly.stoppable import StoppableRewards
@@ -174,7 +174,8 @@ class ModelRun:
 
     def save(self, run_dir: Path) -> None:
         """Write what was learnt: `adapter/` in PEFT's format, or the whole `model/`."""
-        save_trained(run_dir, self.policy, self.base)
+        length = self.config.model.rope_length
+        save_trained(run_dir, self.policy, self.base, rope_length=length)
 
     def prompts(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
         """Return the training prompts of a step, by what was right so far if a curriculum asks."""
@@ -199,7 +200,9 @@ class ModelRun:
                 sampling=self.sampling,
                 group_size=self.setting.group_size,
                 resample=resamples(config),
+                rounds_at_once=config.generator.rounds_at_once,
                 ranks=self.ranks,
+                at_once=prompts_at_once(self.planned.config.generator, self.setting.group_size),
                 is_right=self.task.curriculum.is_right if self.task.curriculum else None,
             )
 
@@ -284,6 +287,7 @@ class ModelRun:
             divergence=None if options.kl is EvalKL.none else self._divergence(options.kl),
             tracker=tracker,
             ranks=self.ranks,
+            at_once=prompts_at_once(self.planned.config.generator, options.samples_per_prompt),
         )
 
     def _divergence(self, estimator: EvalKL) -> DivergenceMeter:

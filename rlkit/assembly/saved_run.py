@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkit.config import DeviceChoice, schemas
 from rlkit.generation import SamplingOptions
 from rlkit.models import DType, ModelConfig, TuningKind
-from rlkit.models.save import MODEL_FOLDER
+from rlkit.models.save import MODEL_FOLDER, left_to_fix
 from rlkit.rewards import SpecialTokens
 from rlkit.schema import Options
 from rlkit.tasks import TaskConfig
@@ -72,6 +72,7 @@ def read_finished_run(run: Path, *, key: str) -> FinishedRun:
             model,
             source=str(run / MODEL_FOLDER),
             revision=None,
+            rope_length=left_to_fix(run / MODEL_FOLDER, model),
             adapter=None,
             adapter_use=type(model.adapter_use).train,
             # The folder's tokenizer was saved with the template that these chose.

@@ -82,6 +82,7 @@ class TabularRun:
             sampling=sampling,
             group_size=config.algorithm.group_size,
             resample=resamples(config),
+            rounds_at_once=config.generator.rounds_at_once,
         )
         return Trainer(
             algorithm=self.algorithm.at,

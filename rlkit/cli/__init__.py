@@ -23,6 +23,7 @@ COMMANDS = {
     "chat": "rlkit.cli.chat",
     "check": "rlkit.cli.check",
     "compare": "rlkit.cli.compare",
+    "convert-config": "rlkit.cli.convert_config",
     "env": "rlkit.cli.env",
     "eval": "rlkit.cli.evaluate",
     "export": "rlkit.cli.export",

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from rlkit.exports.compare import Loaded, Proof
 from rlkit.exports.formats import Format, Kind
-from rlkit.exports.proof import Proof
 from rlkit.exports.trained import TrainedPolicy
 from rlkit.launch.environment import versions
 from rlkit.models.source import SourceKind, kind_of
@@ -69,13 +69,13 @@ def _licence(folder: Path) -> str:
     return str(values.get("license", "")) if isinstance(values, Mapping) else ""
 
 
-def card(trained: TrainedPolicy, format: Format, proof: Proof, *, use: str) -> str:
+def card(trained: TrainedPolicy, format: Format, loaded: Loaded, *, use: str) -> str:
     """Return the text of README.md.
 
     Args:
         trained: The policy.
         format: The format of the export.
-        proof: How near the export is to the policy.
+        loaded: How near the export is to the policy, by each library.
         use: A few lines that load it.
     """
     base = base_of(trained)
@@ -87,9 +87,9 @@ def card(trained: TrainedPolicy, format: Format, proof: Proof, *, use: str) -> s
         _what(trained, base, config, record),
         _results(trained.run.folder),
         "## The export\n",
-        f"This is the format `{format.name}`. {proof.loader} loaded it again and compared it with "
-        f"the policy of the run on {proof.num_tokens} tokens of held-out prompts:\n",
-        _figures(proof),
+        f"This is the format `{format.name}`.\n",
+        *(_proven(proof) for proof in loaded.proofs),
+        f"{loaded.note}\n" if loaded.note else "",
         f"## Use\n\n```\n{use}\n```\n",
         _settings(config),
         _licence_line(base),
@@ -141,6 +141,14 @@ def _results(run: Path) -> str:
         "| evaluation | step | measure | mean | 95% interval |\n| --- | --- | --- | --- | --- |\n"
     )
     return "## Held-out results of the run\n\n" + head + "\n".join(rows) + "\n"
+
+
+def _proven(proof: Proof) -> str:
+    told = (
+        f"{proof.loader} loaded it again and was compared with the policy of the run on "
+        f"{proof.num_tokens} tokens of held-out prompts:\n\n"
+    )
+    return told + _figures(proof)
 
 
 def _figures(proof: Proof) -> str:

@@ -35,13 +35,16 @@ def require_compressed_tensors(asked_by: str) -> None:
         )
 
 
-def check_groups(trained: TrainedPolicy) -> int:
-    """Return the size of a group of inputs; raises ValueError when no size fits every layer."""
+def check_groups(trained: TrainedPolicy, name: str) -> int:
+    """Return the size of a group of inputs; raises ValueError when no size fits every layer.
+
+    The format is called `name` after `--to`.
+    """
     widths = {layer.in_features for layer in quantisable(trained.skeleton).values()}
     found = next((size for size in _GROUPS if all(width % size == 0 for width in widths)), None)
     if found is None:
         raise ValueError(
-            f"--to w4a16 must have layers whose inputs are a multiple of {_GROUPS[-1]}, got "
+            f"--to {name} must have layers whose inputs are a multiple of {_GROUPS[-1]}, got "
             f"{', '.join(map(str, sorted(widths)))}"
         )
     return found
@@ -72,7 +75,7 @@ def write_compressed(
     scheme: QuantizationScheme = preset_name_to_scheme(preset, ["Linear"])
     assert scheme.weights is not None
     if name == "w4a16":
-        scheme.weights.group_size = check_groups(trained)
+        scheme.weights.group_size = check_groups(trained, name)
     layers = set(quantisable(trained.skeleton))
     write_shards(folder, _compressed(WeightStream(trained), layers, scheme, layout, dtype))
     config = QuantizationConfig(

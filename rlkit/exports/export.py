@@ -4,53 +4,35 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from rlkit.assembly.device import resolve_device
 from rlkit.assembly.saved_run import read_finished_run
+from rlkit.exports.calibrated import (
+    CALIBRATED,
+    NUM_ROWS,
+    write_calibrated,
+)
 from rlkit.exports.card import base_of, card
-from rlkit.exports.compressed import check_groups, require_compressed_tensors, write_compressed
+from rlkit.exports.compare import Loaded, Proof, check
+from rlkit.exports.compressed import write_compressed
 from rlkit.exports.disk import check_disk
-from rlkit.exports.formats import CARD, Format, Kind
-from rlkit.exports.gguf.ggml import require_xllamacpp
+from rlkit.exports.formats import CARD, Format, Kind, WithVLLM
 from rlkit.exports.gguf.lora import write_lora
-from rlkit.exports.gguf.write import check_gguf, write_gguf
+from rlkit.exports.gguf.write import write_gguf
 from rlkit.exports.hf_folder import write_adapter, write_merged4, write_merged16
 from rlkit.exports.modelfile import modelfile
-from rlkit.exports.proof import Proof, check, prove_gguf, prove_hf
+from rlkit.exports.proof import prove_gguf, prove_hf, prove_vllm
 from rlkit.exports.reference import Reference, ask_policy
+from rlkit.exports.request import ExportRequest, check_format, check_request, check_vllm
 from rlkit.exports.trained import TrainedPolicy, open_trained
-from rlkit.models.config import DType
-from rlkit.models.quantize import require_bitsandbytes
+from rlkit.exports.vllm_loader import vllm_version, why_not
 from rlkit.models.resolved import resolve_dtype
-from rlkit.runtime.distribution import how_to_install
 from rlkit.runtime.files import published, remove_leftovers
 from rlkit.runtime.say import Say
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
-    """This record holds what is to be exported, to where and how."""
-
-    run: Path
-    formats: Sequence[Format]
-    out: Path
-    """The folder of one format, or the parent of the folders of several."""
-    dtype: DType
-    """The type of weights in 16 bits."""
-    num_prompts: int
-    """Held-out prompts that the proof answers, >= 1."""
-    max_kl: float | None
-    """A bound instead of the formats' own; None = theirs."""
-
-    def folder_of(self, format: Format) -> Path:
-        """Return the folder of one format."""
-        return self.out if len(self.formats) == 1 else self.out / format.folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +43,7 @@ class Exported:
     num_bytes: int
     seconds: float
     """To write it, without the proof."""
-    proof: Proof
+    loaded: Loaded
 
 
 def export(request: ExportRequest, *, say: Say) -> list[Exported]:
@@ -77,49 +59,26 @@ def export(request: ExportRequest, *, say: Say) -> list[Exported]:
     Raises:
         ValueError: Something does not fit, is missing, or is too far from the policy; one line.
     """
-    _check_request(request)
+    check_request(request)
     run = read_finished_run(request.run, key="--run")
     device = resolve_device(run.options.device)
     trained = open_trained(run, device=device, say=say)
     for format in request.formats:
-        _check_format(format, trained)
+        check_format(format, trained, device)
+        check_vllm(request, format, device)
     check_disk(request.out, request.formats, trained)
-    reference = ask_policy(trained, num_prompts=request.num_prompts, device=device, say=say)
+    calibrates = any(format.name in CALIBRATED for format in request.formats)
+    reference = ask_policy(
+        trained,
+        num_prompts=request.num_prompts,
+        num_training_rows=NUM_ROWS if calibrates else 0,
+        device=device,
+        say=say,
+    )
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return [_one(request, format, trained, reference, device, say) for format in request.formats]
-
-
-def _check_request(request: ExportRequest) -> None:
-    for format in request.formats:
-        folder = request.folder_of(format)
-        if folder.exists():
-            raise ValueError(f"--out must be a new folder, got {folder}")
-        if format.kind in (Kind.gguf, Kind.gguf_lora):
-            require_xllamacpp(f"--to {format.name}")
-        if format.kind is Kind.adapter and find_spec("peft") is None:
-            raise ValueError(
-                f"--to adapter must have peft, which loads it again ({how_to_install('peft')}), "
-                "got no peft"
-            )
-        if format.name == "merged4":
-            require_bitsandbytes()
-        if format.name in ("fp8", "w4a16"):
-            require_compressed_tensors(f"--to {format.name}")
-
-
-def _check_format(format: Format, trained: TrainedPolicy) -> None:
-    """Refuse what cannot be written in a format, before a model is loaded."""
-    if format.kind in (Kind.adapter, Kind.gguf_lora) and trained.adapter is None:
-        raise ValueError(
-            f"--to {format.name} must have a run that trained an adapter, got one that trained all "
-            "weights"
-        )
-    if format.kind in (Kind.gguf, Kind.gguf_lora):
-        check_gguf(trained)
-    if format.name == "w4a16":
-        check_groups(trained)
 
 
 def _one(
@@ -140,27 +99,30 @@ def _one(
         with published(folder) as scratch:
             scratch.mkdir()
             start = time.perf_counter()
-            _write(scratch, format, trained, request, device)
+            _write(scratch, format, trained, reference, request, device)
             seconds = time.perf_counter() - start
             size = sum(p.stat().st_size for p in scratch.iterdir())
             say(f"{format.name}: {size / 1e9:.3f} GB in {seconds:.1f} s; loading it again ...")
-            proof = _prove(scratch, format, trained, reference, device)
-            check(proof)
+            loaded = _load_again(scratch, format, trained, reference, request, device)
             use = _use(format, trained)
-            (scratch / CARD).write_text(card(trained, format, proof, use=use))
+            (scratch / CARD).write_text(card(trained, format, loaded, use=use))
     except OSError as error:
         raise ValueError(
             f"--out must be a folder that can be written, got {folder}: {error.strerror or error}"
         ) from error
-    say(f"{format.name}: {proof.line} [{proof.loader}]")
+    for proof in loaded.proofs:
+        say(f"{format.name}: {proof.line} [{proof.loader}]")
+    if loaded.note:
+        say(f"{format.name}: {loaded.note}")
     say(f"{format.name}: written to {folder}")
-    return Exported(folder=folder, num_bytes=size, seconds=seconds, proof=proof)
+    return Exported(folder=folder, num_bytes=size, seconds=seconds, loaded=loaded)
 
 
 def _write(
     folder: Path,
     format: Format,
     trained: TrainedPolicy,
+    reference: Reference,
     request: ExportRequest,
     device: torch.device,
 ) -> None:
@@ -175,9 +137,47 @@ def _write(
         (folder / "Modelfile").write_text(modelfile(trained, gguf=gguf_name(format)))
     elif format.name in ("fp8", "w4a16"):
         write_compressed(folder, trained, name=format.name, dtype=dtype)
+    elif format.name in CALIBRATED:
+        write_calibrated(
+            folder,
+            trained,
+            reference.training_rows,
+            name=format.name,
+            dtype=dtype,
+            device=device,
+            python=request.calibrator,
+        )
     else:
         write = write_merged4 if format.name == "merged4" else write_merged16
         write(folder, trained, dtype=dtype)
+
+
+def _load_again(
+    folder: Path,
+    format: Format,
+    trained: TrainedPolicy,
+    reference: Reference,
+    request: ExportRequest,
+    device: torch.device,
+) -> Loaded:
+    """Load an export with each library that will use it; refuse one that is too far away."""
+    first = _prove(folder, format, trained, reference, device)
+    check(first)
+    always = request.with_vllm is WithVLLM.always
+    asked = always or (request.with_vllm is WithVLLM.auto and device.type == "cuda")
+    if format.kind is not Kind.folder or not asked:
+        return Loaded(proofs=(first,), note="")
+    if reason := why_not(format.name, device):
+        return Loaded(proofs=(first,), note=f"vLLM did not load it: {reason}.")
+    gc.collect()
+    try:
+        second = prove_vllm(folder, format, trained, reference, device=device)
+    except ValueError as error:
+        if always:
+            raise
+        return Loaded(proofs=(first,), note=f"{vllm_version()} did not load it: {error}.")
+    check(second)
+    return Loaded(proofs=(first, second), note="")
 
 
 def _prove(

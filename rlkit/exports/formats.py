@@ -14,7 +14,18 @@ class Loader(StrEnum):
 
     peft = "peft"
     transformers = "transformers"
+    """It loads a folder; vLLM may load it as well."""
     xllamacpp = "xllamacpp"
+
+
+class WithVLLM(StrEnum):
+    """It says whether vLLM loads the whole models of an export as well as transformers."""
+
+    auto = "auto"
+    """It does where the run's device is a GPU; what it cannot load is said in one line."""
+    always = "always"
+    """It does on a CPU as well; what it cannot load is refused."""
+    never = "never"
 
 
 class Kind(StrEnum):
@@ -72,6 +83,9 @@ FORMATS: tuple[Format, ...] = (
     _folder("merged4", 4.5, 0.4),
     _folder("fp8", 8.1, 0.1),
     _folder("w4a16", 4.5, 0.6),
+    # While GPTQ or AWQ works, the model in 16 bits lies beside it.
+    _folder("gptq", 20.5, 0.4),
+    _folder("awq", 20.5, 0.4),
     _gguf("f16", 16.0, 0.02),
     _gguf("q8_0", 8.5, 0.03),
     _gguf("q6_k", 6.6, 0.05),

@@ -1,31 +1,30 @@
-"""Load an export again with the library that will use it, and compare it with the trained policy.
-
-The log-probs along the policy's own answers are compared. There are the largest and the mean
-difference of the answer's tokens. KL(policy || export) of the next-token distributions is a mean
-over tokens.
-"""
+"""Load an export again with the libraries that will use it, and ask each what the policy said."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rlkit.exports.compare import Compared, Proof, compare_likeliest, compare_whole, proof_of
 from rlkit.exports.formats import Format, Kind
 from rlkit.exports.gguf.llama import LlamaAnswer, LlamaRequest, ask_llama
-from rlkit.exports.reference import Reference, ScoredRow, greedy, logps_of, quant_of
+from rlkit.exports.reference import Reference, greedy, logps_of, quant_of
 from rlkit.exports.trained import TrainedPolicy
+from rlkit.exports.vllm_loader import (
+    NUM_LIKELIEST,
+    VLLMRequest,
+    ask_vllm,
+    memory_share,
+    vllm_version,
+)
 from rlkit.generation.stopping import StopRule
 from rlkit.models.load import load_model
 from rlkit.models.quantize import settle
@@ -39,45 +38,6 @@ _TEXTS = (
     "def f(x):\n    return x**2 + 1  # comment\r\n",
 )
 """Texts that tokenizers split differently, when they do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """This record holds how far an export is from the trained policy."""
-
-    format: str
-    loader: str
-    """The library and its version."""
-    num_tokens: int
-    max_difference: float
-    """Nats, of a token of the policy's answers."""
-    mean_difference: float
-    kl: float
-    """Nats a token."""
-    max_kl: float
-    """The bound."""
-    success: float | None
-    policy_success: float | None
-
-    @property
-    def line(self) -> str:
-        """Return the figures in one line."""
-        text = (
-            f"KL(policy || export) {self.kl:.1e} nats a token (bound {self.max_kl:g}), log-probs "
-            f"differ by {self.mean_difference:.1e} on average and {self.max_difference:.1e} at most"
-        )
-        if self.success is not None and self.policy_success is not None:
-            text += f", success {self.success:.2f} (policy {self.policy_success:.2f})"
-        return text
-
-
-def check(proof: Proof) -> None:
-    """Raise ValueError when an export is further from the policy than its bound."""
-    if not proof.kl <= proof.max_kl:
-        raise ValueError(
-            f"{proof.format} must be the run's policy within {proof.max_kl:g} nats a token "
-            f"(--max-kl), got KL {proof.kl:.3g}"
-        )
 
 
 def prove_hf(
@@ -112,11 +72,11 @@ def prove_hf(
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{format.name} must load again, got {reason}") from error
     model.requires_grad_(False).train(False)
-    rows = [_compare_whole(row, logps_of(model, row)) for row in reference.rows]
+    rows = [compare_whole(row, logps_of(model, row)) for row in reference.rows]
     success = None
     if reference.success is not None:
         success = reference.judge(greedy(model, trained, reference.prompts))
-    return _proof(format, loader, rows, success, reference)
+    return proof_of(format, loader, rows, success, reference)
 
 
 def prove_gguf(
@@ -143,9 +103,7 @@ def prove_gguf(
     request = LlamaRequest(
         model=str(file),
         lora="" if lora is None else str(lora),
-        rows=[
-            list(row.ids[: n + 1]) for row in reference.rows for n in range(row.first, len(row.ids))
-        ],
+        rows=_beginnings(reference),
         plain_token=int(trained.tokenizer("a", add_special_tokens=False)["input_ids"][-1]),
         prompts=prompts,
         max_tokens=reference.max_tokens,
@@ -155,75 +113,68 @@ def prove_gguf(
     )
     answer = ask_llama(request)
     _check_tokens(trained, texts, answer)
+    rows = _by_row(reference, answer.likeliest)
+    success = reference.judge(_ended(trained, answer.completions)) if prompts else None
+    return proof_of(format, _version("xllamacpp"), rows, success, reference)
+
+
+def prove_vllm(
+    folder: Path,
+    format: Format,
+    trained: TrainedPolicy,
+    reference: Reference,
+    *,
+    device: torch.device,
+) -> Proof:
+    """Load a folder with vLLM in a process of its own, and compare.
+
+    Args:
+        folder: The folder of the export.
+        format: Its format.
+        trained: The policy.
+        reference: Its answers.
+        device: The device to compute on.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ValueError: vLLM, or the hardware, cannot load or run the folder.
+    """
+    prompts = [list(p.ids) for p in reference.prompts] if reference.success is not None else []
+    longest = max(len(prompt.ids) for prompt in reference.prompts) + reference.max_tokens
+    request = VLLMRequest(
+        model=str(folder),
+        allow_remote_code=trained.run.model.allow_remote_code,
+        rows=_beginnings(reference),
+        prompts=prompts,
+        max_tokens=reference.max_tokens,
+        stop_ids=sorted(trained.stops.ids),
+        context=longest + 1,
+        num_likeliest=min(NUM_LIKELIEST, reference.rows[0].logps.shape[-1]),
+        memory_share=memory_share(device),
+    )
+    answer = ask_vllm(request)
+    success = reference.judge(_ended(trained, answer.completions)) if prompts else None
+    rows = _by_row(reference, answer.likeliest)
+    return proof_of(format, vllm_version(), rows, success, reference)
+
+
+def _beginnings(reference: Reference) -> list[list[int]]:
+    """Return the tokens before each compared position, for loaders that are asked one by one."""
+    return [
+        list(row.ids[: n + 1]) for row in reference.rows for n in range(row.first, len(row.ids))
+    ]
+
+
+def _by_row(
+    reference: Reference, likeliest: Sequence[tuple[Sequence[int], Sequence[float]]]
+) -> list[Compared]:
     rows, place = [], 0
     for row in reference.rows:
-        found = answer.likeliest[place : place + len(row.logps)]
-        rows.append(_compare_likeliest(row, found))
+        rows.append(compare_likeliest(row, likeliest[place : place + len(row.logps)]))
         place += len(row.logps)
-    success = reference.judge(_ended(trained, answer.completions)) if prompts else None
-    return _proof(format, _version("xllamacpp"), rows, success, reference)
-
-
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    """This record holds the comparison along one row."""
-
-    kl: Tensor
-    """(T,) nats."""
-    differences: Tensor
-    """(T - 1,) of the answer's tokens that follow, nats, >= 0."""
-
-
-def _compare_whole(row: ScoredRow, other: Tensor) -> _Compared:
-    kl = F.kl_div(other, row.logps, log_target=True, reduction="none").sum(-1)
-    tokens = torch.tensor(row.ids[row.first + 1 :])[:, None]
-    ours, theirs = (x[: len(tokens)].gather(1, tokens) for x in (row.logps, other))
-    return _Compared(kl, (ours - theirs).abs().flatten())
-
-
-def _compare_likeliest(
-    row: ScoredRow, found: Sequence[tuple[Sequence[int], Sequence[float]]]
-) -> _Compared:
-    """Compare where only the likeliest tokens of the export are known; the others count as one.
-
-    Joining tokens can only make KL smaller, by less than their mass says.
-    """
-    kl, differences = [], []
-    next_tokens = (*row.ids[row.first + 1 :], None)
-    for logps, (ids, values), token in zip(row.logps, found, next_tokens, strict=True):
-        p = logps[torch.tensor(ids)].double()
-        q = torch.tensor(values, dtype=torch.float64)
-        rest_p = max(1.0 - float(p.exp().sum()), 1e-12)
-        rest_q = max(1.0 - float(q.exp().sum()), 1e-12)
-        value = float((p.exp() * (p - q)).sum())
-        if len(ids) < len(logps):
-            value += rest_p * math.log(rest_p / rest_q)
-        kl.append(max(value, 0.0))
-        if token is not None and token in ids:
-            differences.append(abs(float(logps[token]) - values[list(ids).index(token)]))
-    return _Compared(torch.tensor(kl), torch.tensor(differences))
-
-
-def _proof(
-    format: Format,
-    loader: str,
-    rows: Sequence[_Compared],
-    success: float | None,
-    reference: Reference,
-) -> Proof:
-    kl = torch.cat([row.kl.double() for row in rows])
-    differences = torch.cat([row.differences.double() for row in rows])
-    return Proof(
-        format=format.name,
-        loader=loader,
-        num_tokens=len(kl),
-        max_difference=float(differences.max()) if len(differences) else 0.0,
-        mean_difference=float(differences.mean()) if len(differences) else 0.0,
-        kl=float(kl.mean()),
-        max_kl=format.max_kl,
-        success=success,
-        policy_success=reference.success,
-    )
+    return rows
 
 
 def _with_transformers(

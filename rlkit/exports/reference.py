@@ -25,7 +25,7 @@ from rlkit.policy.lora import attach
 from rlkit.policy.lora_files import load_adapter, read_adapter_config
 from rlkit.rewards import SpecialTokens
 from rlkit.runtime.say import Say
-from rlkit.tasks import Example, Message
+from rlkit.tasks import Example, Message, SplitName
 from rlkit.tasks.render import render, render_all
 from rlkit.types import Completion, FinishReason, Prompt, Rollout, SamplingConfig
 
@@ -64,16 +64,24 @@ class Reference:
     """Share of the prompts whose greedy answer succeeds; None = the task cannot tell."""
     judge: Callable[[Sequence[Sequence[int]]], float | None]
     """Takes a completion for each prompt."""
+    training_rows: tuple[tuple[int, ...], ...]
+    """Training prompts with the policy's answers, to calibrate with."""
 
 
 def ask_policy(
-    trained: TrainedPolicy, *, num_prompts: int, device: torch.device, say: Say
+    trained: TrainedPolicy,
+    *,
+    num_prompts: int,
+    num_training_rows: int,
+    device: torch.device,
+    say: Say,
 ) -> Reference:
     """Load the trained policy, as it was trained, and ask it.
 
     Args:
         trained: The policy.
         num_prompts: Held-out prompts that are answered, >= 1.
+        num_training_rows: Training prompts that are answered to calibrate with, >= 0.
         device: The device to compute on.
         say: Takes a line before each slow step.
 
@@ -83,7 +91,8 @@ def ask_policy(
     Raises:
         ValueError: A prompt cannot be rendered, or the model cannot be loaded.
     """
-    prompts = _prompts(trained, num_prompts)
+    prompts = _prompts(trained, num_prompts, SplitName.eval)
+    trained_on = _prompts(trained, num_training_rows, SplitName.train)
     run = trained.run
     base = load_model(run.model, device=device, say=say, quant=quant_of(trained))
     active: AbstractContextManager[None] = nullcontext()
@@ -94,6 +103,9 @@ def ask_policy(
     with active:
         answers = greedy(base.model, trained, prompts)
         rows = tuple(_scored(base.model, prompts, answers))
+        if trained_on:
+            say(f"{len(trained_on)} training prompts are answered, to calibrate with ...")
+        further = greedy(base.model, trained, trained_on) if trained_on else []
     judge = _judge(trained, prompts)
     return Reference(
         prompts=prompts,
@@ -101,6 +113,7 @@ def ask_policy(
         rows=rows,
         success=judge(answers),
         judge=judge,
+        training_rows=tuple((*p.ids, *ids) for p, ids in zip(trained_on, further, strict=True)),
     )
 
 
@@ -153,14 +166,17 @@ def _scored(
         yield ScoredRow(ids=ids, first=first, logps=_row_logps(model, ids)[first:])
 
 
-def _prompts(trained: TrainedPolicy, count: int) -> tuple[Prompt, ...]:
+def _prompts(trained: TrainedPolicy, count: int, name: SplitName) -> tuple[Prompt, ...]:
     task, options = trained.task, trained.run.task
+    if count == 0:
+        return ()
     if task is None or options is None:
         chats = [Example(prompt=(Message("user", text),)) for text in _NO_TASK[:count]]
         return tuple(render(e, trained.tokenizer, index=i) for i, e in enumerate(chats))
+    split = task.train if name is SplitName.train else task.eval
     rendered = render_all(
-        task.eval,
-        range(min(count, task.eval.size or count)),
+        split,
+        range(min(count, split.size or count)),
         trained.tokenizer,
         max_length=task.max_prompt_length,
         overlong=options.overlong_prompts,

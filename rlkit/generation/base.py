@@ -6,10 +6,10 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
-from rlkit.schema import Options, Schema
+from rlkit.schema import Between, Options, Schema
 from rlkit.types import Prompt, SamplingConfig
 
 
@@ -38,6 +38,9 @@ class GeneratorConfig(Options):
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """The sampling distribution, the same for every engine."""
+    rounds_at_once: Annotated[int, Between(1, 16)] = 1
+    """Rounds of prompts that are asked together with algorithm.group_filter=resample, in [1, 16].
+    Above 1 the next prompts decode beside these rows, and what is not needed is dropped."""
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """Return what this generator takes of the device for rows of up to `row_tokens` tokens."""

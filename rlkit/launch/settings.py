@@ -36,7 +36,7 @@ class IsolatedConfig(Options):
 
     jobs: int = 0
     """Jobs at once, >= 0; 0 = as many as the GPUs take, or without one the CPU cores divided by
-    memory.torch_threads (1 if that is 0)."""
+    memory.torch_threads (1 if that is 0) and by the ranks of a job."""
     gpus: list[str] = field(default_factory=list)
     """UUIDs or indices of the cards to use, as in CUDA_VISIBLE_DEVICES; empty = all visible."""
     jobs_per_gpu: int = 1

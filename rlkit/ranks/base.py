@@ -5,6 +5,7 @@ No other file asks how many ranks there are: with one, every request costs nothi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
@@ -38,6 +39,10 @@ class Ranks(Protocol):
 
     def is_mine(self, index: int) -> bool:
         """Return whether this rank computes the item `index` of a list that all ranks have."""
+        ...
+
+    def turns(self) -> Callable[[], int]:
+        """Return a counter that all ranks share: each call, on any rank, gives the next number."""
         ...
 
     def together(self, work: Callable[[], T]) -> T:
@@ -79,6 +84,10 @@ class Alone:
     def is_mine(self, index: int) -> bool:
         """Return True: there is nobody else."""
         return True
+
+    def turns(self) -> Callable[[], int]:
+        """Return a counter."""
+        return itertools.count().__next__
 
     def together(self, work: Callable[[], T]) -> T:
         """Return what `work` returns."""

@@ -9,6 +9,7 @@ after all ranks have said over gloo that they are there.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import struct
 import time
@@ -27,6 +28,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 from rlkit.ranks.base import RankError
 from rlkit.ranks.pulse import Pulse
 from rlkit.ranks.spans import Spans, costs
+from rlkit.runtime.torch_compat import copy_all
 
 T = TypeVar("T")
 
@@ -76,6 +78,8 @@ class Group:
         # A connection of its own: one that waits for the other ranks would hold up the pulse.
         self._pulse = Pulse(PrefixStore("pulse", connect()), rank, size)
         store = connect()
+        self._store = PrefixStore("turns", connect())
+        self._counters = itertools.count()
         try:
             self._host: Any | None = ProcessGroupGloo(
                 PrefixStore("host", store), rank, size, timedelta(seconds=_START_S)
@@ -90,6 +94,11 @@ class Group:
     def is_mine(self, index: int) -> bool:
         """Return whether item `index` falls to this rank: they take turns."""
         return index % self.size == self.rank
+
+    def turns(self) -> Callable[[], int]:
+        """Return a counter in the store; no rank waits for another there."""
+        name = f"turn {next(self._counters)}"
+        return lambda: int(self._store.add(name, 1)) - 1
 
     def together(self, work: Callable[[], T]) -> T:
         """Return what `work` returns here, once it has returned on all ranks."""
@@ -144,8 +153,8 @@ class Group:
                 flat = torch.cat([t.reshape(-1) for t in same])
                 self._sum(flat)
                 parts = torch.split(flat, [t.numel() for t in same])
-                for tensor, part in zip(same, parts, strict=True):
-                    tensor.copy_(part.view(tensor.shape))
+                shaped = [part.view_as(tensor) for tensor, part in zip(same, parts, strict=True)]
+                copy_all(same, shaped)  # a loop would launch a kernel for each leaf
         if self._cards is not None:
             # A rank that died on the way here would keep the sums of the others waiting. Its
             # connection tells at once, NCCL's own clock only after half a minute.

@@ -26,6 +26,7 @@ EXTRAS = {
     "xllamacpp": "export",
     "peft": "export",
     "compressed_tensors": "export",
+    "llmcompressor": "calibrate",
 }
 """The optional modules that rlkit imports, and the extra that installs each."""
 _SUMMARY = "Reinforcement learning of language models on one GPU"

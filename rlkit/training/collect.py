@@ -98,10 +98,15 @@ class Collector:
     """Replace groups whose rewards are all equal by other prompts (DAPO's dynamic sampling)."""
     ranks: Ranks = ALONE
     """Each rank samples its share of the prompts, and gets all groups."""
+    at_once: int = 0
+    """Prompts that a rank samples in one call; 0 = its whole share."""
     is_right: Callable[[Completion], tuple[str, bool]] | None = None
     """Tells a curriculum the part of a completion and whether it is right; None = there is none."""
     max_attempts: int = 4
     """Rounds of sampling before a step makes do with the groups it has; only with `resample`."""
+    rounds_at_once: int = 1
+    """Rounds whose prompts are asked together, before it is known that they are needed. The groups
+    of a step are the same for any number; what is not needed is dropped."""
 
     def collect(
         self,
@@ -131,10 +136,18 @@ class Collector:
         spare: list[Group] = []
         unrewarded: list[Group] = []
         wanted = 0
-        for attempt in range(self.max_attempts if self.resample else 1):
-            prompts = self.prompts(step=step, attempt=attempt, success=success)
-            wanted = wanted or len(prompts)
-            everything = self._sample(step, prompts, met, clock, counts, shares)
+        most = self.max_attempts if self.resample else 1
+        waiting: list[list[Group]] = []
+        for attempt in range(most):
+            if not waiting:
+                rounds = [
+                    self.prompts(step=step, attempt=number, success=success)
+                    for number in range(attempt, min(attempt + self.rounds_at_once, most))
+                ]
+                waiting = self._sample(step, rounds, met, clock, counts, shares)
+                wanted = wanted or len(rounds[0])
+            everything = waiting.pop(0)
+            self._note(everything, counts)
             _check_fresh(everything, policy_version)
             scored = _with_rewards(everything, counts)
             unrewarded += [] if scored else everything
@@ -146,6 +159,8 @@ class Collector:
                     groups.append(group)
             if len(groups) >= wanted:
                 break
+        if self.rounds_at_once > 1:
+            counts["rollouts/unused"] = sum(len(group) for groups in waiting for group in groups)
         counts["rollouts/uninformative_groups"] += len(spare)
         counts |= {name: above / below for name, (above, below) in shares.items() if below}
         # A step never aborts for want of signal: what is missing is filled up with zero-std groups.
@@ -155,12 +170,14 @@ class Collector:
     def _sample(
         self,
         step: int,
-        prompts: Sequence[Prompt],
+        rounds: Sequence[Sequence[Prompt]],
         met: Counter[int],
         clock: StepClock,
         counts: dict[str, float],
         shares: dict[str, list[float]],
-    ) -> list[Group]:
+    ) -> list[list[Group]]:
+        """Return the scored groups of each round."""
+        prompts = [prompt for some in rounds for prompt in some]
         seeds = self._seeds(step, prompts, met)
 
         def sample(places: Sequence[int]) -> Sampled:
@@ -174,18 +191,23 @@ class Collector:
             with clock.phase(Phase.reward):
                 return score_rollouts(rollouts, self.rewards, self.decode)
 
-        scored, scoring = sample_by_turns(self.ranks, prompts, sample)
-        counts["rollouts/sampled"] += sum(len(group) for group in scored)
-        if self.is_right is not None:
-            for rollout in (s.rollout for group in scored for s in group):
-                part, right = self.is_right(completion_of(rollout, self.decode))
-                counts[f"{PARTS}{part}/right"] += float(right)
-                counts[f"{PARTS}{part}/samples"] += 1.0
+        scored, scoring = sample_by_turns(self.ranks, prompts, sample, at_once=self.at_once)
         for name, number in scoring.counts.items():
             counts[name] += number
         for name, (above, below) in scoring.shares.items():
             shares[name] = [shares[name][0] + above, shares[name][1] + below]
-        return scored
+        groups = iter(scored)
+        return [[next(groups) for _ in some] for some in rounds]
+
+    def _note(self, scored: Sequence[Group], counts: dict[str, float]) -> None:
+        """Count samples that the step takes into account, and what a curriculum learns of them."""
+        counts["rollouts/sampled"] += sum(len(group) for group in scored)
+        if self.is_right is None:
+            return
+        for rollout in (s.rollout for group in scored for s in group):
+            part, right = self.is_right(completion_of(rollout, self.decode))
+            counts[f"{PARTS}{part}/right"] += float(right)
+            counts[f"{PARTS}{part}/samples"] += 1.0
 
     def _seeds(self, step: int, prompts: Sequence[Prompt], met: Counter[int]) -> list[list[int]]:
         """Return the seeds of each prompt's samples; `met` counts how often the step had it."""

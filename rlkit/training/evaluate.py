@@ -53,6 +53,8 @@ class Evaluator:
     tracker: Tracker
     ranks: Ranks = ALONE
     """Each rank samples and scores its share of the prompts."""
+    at_once: int = 0
+    """Prompts that a rank samples in one call; 0 = its whole share."""
 
     def __call__(self, label: str, steps_done: int) -> EvalRecord:
         """Run one evaluation; its interval treats the samples of a prompt as one cluster.
@@ -69,7 +71,7 @@ class Evaluator:
             rollouts = self._sample([self.prompts[place] for place in places], self.sampling)
             return score_rollouts(rollouts, self.rewards, self.decode)
 
-        groups, _ = sample_by_turns(self.ranks, self.prompts, sample)
+        groups, _ = sample_by_turns(self.ranks, self.prompts, sample, at_once=self.at_once)
         rollouts = [[sample.rollout for sample in group] for group in groups]
         values = [[self._value(sample) for sample in group] for group in groups]
         judged = [[value for value in group if not math.isnan(value)] for group in values]

@@ -38,13 +38,20 @@ class Sample(Protocol):
         ...
 
 
-def sample_by_turns(ranks: Ranks, prompts: Sequence[Prompt], sample: Sample) -> Sampled:
+def sample_by_turns(
+    ranks: Ranks, prompts: Sequence[Prompt], sample: Sample, *, at_once: int = 0
+) -> Sampled:
     """Return the groups of all `prompts`, of which each rank samples its share.
+
+    A generator may not hold its whole share at once. Then each rank begins with as many prompts as
+    it holds, and one that runs dry takes the next that nobody has. Who sampled a group changes
+    nothing: seeds are those of the prompts, and the groups come back in their order.
 
     Args:
         ranks: The ranks of the run.
         prompts: The prompts, the same on every rank.
         sample: It samples and scores the prompts at some places; it is not called for none.
+        at_once: Prompts that a rank samples in one call, the same on all; 0 = its whole share.
 
     Returns:
         The groups in the order of `prompts`, and the sums over ranks of the numbers beside them.
@@ -54,24 +61,35 @@ def sample_by_turns(ranks: Ranks, prompts: Sequence[Prompt], sample: Sample) -> 
     """
     if ranks.size == 1:
         return sample(range(len(prompts)))
-    mine = [place for place in range(len(prompts)) if ranks.is_mine(place)]
+    everything = range(len(prompts))
+    begins = everything[: at_once * ranks.size] if at_once else everything
+    mine, left = [place for place in begins if ranks.is_mine(place)], everything[len(begins) :]
+    turn = ranks.turns() if left else None
 
     def work() -> bytes:
-        groups, numbers = sample(mine) if mine else ([], ScoringNumbers({}, {}))
-        return encode(mine, groups, numbers)
+        places, done, found, numbers = mine, list[int](), list[Group](), list[ScoringNumbers]()
+        while places:
+            groups, more = sample(places)
+            done, found, numbers = [*done, *places], [*found, *groups], [*numbers, more]
+            start = at_once * turn() if turn else len(left)
+            places = list(left[start : start + at_once])
+        return encode(done, found, _sum(numbers))
 
-    groups: dict[int, Group] = {}
+    parts = [decode(part, prompts) for part in ranks.share(work)]
+    whole = {place: group for groups, _ in parts for place, group in groups.items()}
+    return [whole[place] for place in everything], _sum([numbers for _, numbers in parts])
+
+
+def _sum(parts: Sequence[ScoringNumbers]) -> ScoringNumbers:
     counts: dict[str, float] = defaultdict(float)
     shares: dict[str, tuple[float, float]] = {}
-    for part in ranks.share(work):
-        found, numbers = decode(part, prompts)
-        groups |= found
+    for numbers in parts:
         for name, value in numbers.counts.items():
             counts[name] += value
         for name, (above, below) in numbers.shares.items():
             before = shares.get(name, (0.0, 0.0))
             shares[name] = (before[0] + above, before[1] + below)
-    return [groups[place] for place in range(len(prompts))], ScoringNumbers(counts, shares)
+    return ScoringNumbers(counts, shares)
 
 
 def encode(places: Sequence[int], groups: Sequence[Group], numbers: ScoringNumbers) -> bytes:

@@ -193,13 +193,13 @@ class Generator(Protocol):
         sampling: SamplingConfig,
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Rollout]]:
-        """Sample completions; the result is [prompt][sample].
+        """Sample completions; the result is `[prompt][sample]`.
 
         Args:
             prompts: the prompts, as token ids.
             num_samples: completions of each prompt, >= 1.
             sampling: the distribution to sample from.
-            seeds: a seed for each completion, [prompt][sample].
+            seeds: a seed for each completion, `[prompt][sample]`.
         """
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:

@@ -250,7 +250,7 @@ def test_the_saved_model_is_one_of_transformers(tmp_path: Path, tied: bool) -> N
     assert isinstance(tuning, FullWeights)
     folder = tmp_path / "model"
     for _ in range(2):  # the second replaces the first
-        save_model(folder, model, base.tokenizer, tuning.copies(policy.adapter))
+        save_model(folder, model, base.tokenizer, tuning.copies(policy.adapter), rope_length=None)
     loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
     assert loaded.dtype == torch.bfloat16
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+from rank_processes import run_ranks
+from rank_runs import uneven
+
+from rlkit.ranks import ALONE
 from rlkit.training.exchange import decode, encode
 from rlkit.training.scoring import ScoringNumbers
 from rlkit.types import (
@@ -75,3 +79,14 @@ def test_the_turns_of_an_episode_arrive() -> None:
 
 def test_a_rank_without_prompts_says_so() -> None:
     assert decode(encode([], [], ScoringNumbers({}, {})), PROMPTS) == ({}, ScoringNumbers({}, {}))
+
+
+def test_a_rank_that_runs_dry_takes_the_next_prompts_and_changes_none() -> None:
+    alone, both = uneven(ALONE), run_ranks("rank_runs:uneven", 2)
+    for rank in both:
+        for name in ("tokens", "prompts", "rewards", "sampled"):
+            assert rank[name] == alone[name], name
+    assert alone["prompts"] == sorted(alone["prompts"]) and len(alone["tokens"]) == 48
+    # The first takes ten or so of the twelve while the second waits for its reward.
+    assert both[0]["seen"] + both[1]["seen"] == 12
+    assert both[0]["seen"] > both[1]["seen"] >= 1

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_run import PAD, flat, tiny_run
+from tiny_run import PAD, LetterReward, LetterScores, flat, letter_prompts, tiny_run
 
 from rlkit.algorithms import KLConfig, RatioConfig
 from rlkit.algorithms.grpo import GRPOConfig
@@ -26,13 +26,14 @@ from rlkit.ranks.base import Alone
 from rlkit.training import checkpoint
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
+from rlkit.training.collect import Collector
 from rlkit.training.optim import OptimConfig
 from rlkit.training.progress import restore
 from rlkit.training.score import score
 from rlkit.training.sharded import Sharded
 from rlkit.training.stopping import StopRequest
 from rlkit.training.update import TrainState, accumulate
-from rlkit.types import KLDirection
+from rlkit.types import Completion, KLDirection, Prompt
 
 CPU = torch.device("cpu")
 
@@ -55,6 +56,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "kl": KLConfig(direction=KLDirection.none),
     },
     "resampled": {"resample": True},
+    "one_at_once": {"at_once": 1},
     "minibatches": {"optim": OptimConfig(learning_rate=0.002, minibatches=2, inner_epochs=2)},
 }
 
@@ -186,3 +188,38 @@ def _full_run(
     tensors = {**saved.parameters, **saved.moments}
     hashes = {name: sha256(t.numpy().tobytes()).hexdigest() for name, t in tensors.items()}
     return hashes, sum(state["exp_avg"].numel() for state in inner.state.values())
+
+
+class SlowReward(LetterReward):
+    """The reward of a rank that falls behind, and the prompts that it saw."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.seen = seconds, 0
+
+    def score(self, groups: Sequence[Sequence[Completion]]) -> LetterScores:
+        time.sleep(self.seconds)
+        self.seen += len(groups)
+        return super().score(groups)
+
+
+def uneven(ranks: Ranks) -> dict[str, Any]:
+    """Twelve prompts, one at once, where the second rank takes half a second more for each."""
+
+    def prompts(*, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
+        return [p for n in range(4) for p in letter_prompts(step=n, attempt=attempt)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, state, _ = tiny_run(Path(folder), ranks=ranks, at_once=1)
+        rewards = SlowReward(0.5 * ranks.rank)
+        assert isinstance(trainer.collector, Collector)
+        collector = replace(trainer.collector, prompts=prompts, rewards=rewards)
+        trainer.generator.load_adapter(state.learner.adapter, 0)
+        found = collector.collect(0, policy_version=0, clock=StepClock(CPU))
+    samples = [sample for group in found.groups for sample in group]
+    return {
+        "tokens": [list(sample.rollout.completion_ids) for sample in samples],
+        "prompts": [sample.rollout.prompt.index for sample in samples],
+        "rewards": [sample.reward for sample in samples],
+        "sampled": found.counts["rollouts/sampled"],
+        "seen": rewards.seen,
+    }

@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+REFERENCE = re.compile(r"\[\w+\]: \S+")  # where a link of the page leads
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Examples?|Notes?|References?):")
 ENTRY = re.compile(r"\*{0,2}\w[\w.\[\], ]*( \([^)]*\))?:(\s|$)")
 ITEM = re.compile(r"([-*+]|\d+[.)])\s")
 ROW = re.compile(r"\S+( \S+)*\s{2,}\S")
 SENTENCE_END = re.compile(r"(?<=[.?!])[)\"'*]*\s+|(?<=:)\n")
 FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
+FRONT_MATTER = re.compile(r"\A---\n.*?^---$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"``.+?``|`[^`]+`|\$[^$]+\$", re.DOTALL)
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 WORD = re.compile(r"[a-z]*[a-z]{2}[a-z]*|\b[ai]\b", re.IGNORECASE)
@@ -53,7 +55,7 @@ def blocks(text: str) -> Iterator[tuple[str, bool]]:
     for line in text.splitlines():
         bare = line.strip()
         indent = len(line) - len(line.lstrip())
-        if bare.startswith((">>>", "$ ")):
+        if bare.startswith((">>>", "$ ")) or REFERENCE.fullmatch(bare):
             continue
         if SECTION.fullmatch(bare):
             section = indent
@@ -64,7 +66,7 @@ def blocks(text: str) -> Iterator[tuple[str, bool]]:
         if not bare or SECTION.fullmatch(bare) or item or entry:
             yield "\n".join(block), runs
             block, runs = [], not item and section is None
-        if bare.startswith(("#", "|", "<")):
+        if bare.startswith(("#", "|", "<", ":::")):
             continue
         if bare and not SECTION.fullmatch(bare):
             block.append(bare)
@@ -73,7 +75,9 @@ def blocks(text: str) -> Iterator[tuple[str, bool]]:
 
 def sentences(text: str) -> Iterator[tuple[str, bool]]:
     """Yield the sentences of a text without its code, and whether each is of running text."""
-    plain = CODE.sub("0", LINK.sub(r"\1", FENCE.sub("", inspect.cleandoc(text))))
+    plain = CODE.sub(
+        "0", LINK.sub(r"\1", FENCE.sub("", FRONT_MATTER.sub("", inspect.cleandoc(text))))
+    )
     plain = ABBREVIATION.sub(lambda match: match[0].replace(".", ""), plain)
     for block, runs in blocks(plain):
         for sentence in SENTENCE_END.split(block):

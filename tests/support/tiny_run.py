@@ -154,6 +154,7 @@ def tiny_run(
     device: torch.device = CPU,
     ranks: Ranks = ALONE,
     spread_over: Ranks = ALONE,
+    at_once: int = 0,
 ) -> tuple[Trainer, TrainState, Recorder]:
     """A trainer, its fresh state and the tracker that sees what happens.
 
@@ -199,6 +200,7 @@ def tiny_run(
         rewards=rewards,
         tracker=tracker,
         ranks=ranks,
+        at_once=at_once,
     )
     trainer = Trainer(
         algorithm=lambda step: algorithm_of_run,
@@ -226,6 +228,7 @@ def tiny_run(
             group_size=algorithm.group_size,
             resample=resample,
             ranks=ranks,
+            at_once=at_once,
         ),
         generator=generator,
         evaluate=evaluator,

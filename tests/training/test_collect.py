@@ -73,6 +73,48 @@ def test_resampling_a_small_set_never_copies(tmp_path: Path) -> None:
     assert len(seen) == len(set(seen)) == 48
 
 
+class SomeReward(LetterReward):
+    """Only groups of odd prompts have a signal."""
+
+    def score(self, groups: list[list[Completion]]) -> LetterScores:  # type: ignore[override]
+        rewards = [[float(n * (g[0].prompt.index % 2)) for n in range(len(g))] for g in groups]
+        return LetterScores([[[r] for r in some] for some in rewards], rewards)
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 16])
+def test_rounds_at_once_change_no_group(tmp_path: Path, rounds: int) -> None:
+    """Half of the groups are replaced, so that the second round is needed and the third is not."""
+    seen: list[str] = []
+
+    def source(*, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
+        return letter_prompts(step=step, attempt=attempt)
+
+    def is_right(completion: Completion) -> tuple[str, bool]:
+        seen.append(completion.text)
+        return "letters", completion.prompt.index % 2 == 1
+
+    some = collector(tmp_path, [], rewards=SomeReward(), resample=True)
+    whole = replace(some, prompts=source, is_right=is_right)
+
+    def collected(at_once: int) -> tuple[list[list[tuple[int, ...]]], dict[str, float], list[str]]:
+        seen.clear()
+        one = replace(whole, rounds_at_once=at_once)
+        found = one.collect(3, policy_version=0, clock=StepClock(CPU))
+        ids = [[sample.rollout.completion_ids for sample in group] for group in found.groups]
+        return ids, found.counts, list(seen)
+
+    groups, counts, judged = collected(1)
+    assert len(groups) == 3 and 12 < counts["rollouts/sampled"] < 48, "it stops before the last"
+    others, further, judged_again = collected(rounds)
+    assert (others, judged_again) == (groups, judged)
+    unused = further.pop("rollouts/unused")
+    assert further == counts
+    per_round = 12
+    used = counts["rollouts/sampled"] / per_round
+    asked = min(4, -(-used // rounds) * rounds)
+    assert unused == (asked - used) * per_round
+
+
 @pytest.mark.parametrize("step", [0, 7])
 def test_occurrences_count_by_prompt_not_by_place(tmp_path: Path, step: int) -> None:
     a, b, c = letter_prompts(step=0, attempt=0)

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from rlkit.runtime.distribution import how_to_install
 
-_AT_ONCE = 2**22
-"""Weights of one call: enough to pay for a thread's start, few enough to share."""
+_AT_ONCE = 2**17
+"""Weights of one call, some 25 ms of K-quants; small layers are shared by many cores, too."""
 
 
 def require_xllamacpp(asked_by: str) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +16,10 @@ from typing import Any
 
 import httpx
 
+from rlkit.exports.child import WAIT_S, ask_child
+
 NUM_LIKELIEST = 1000
 """Tokens of a next-token distribution that the child returns; the rest is one number."""
-_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,32 +59,12 @@ def ask_llama(request: LlamaRequest) -> LlamaAnswer:
 
     Raises ValueError, with llama.cpp's last line, when it cannot load or run the file.
     """
-    with tempfile.TemporaryDirectory(prefix="rlkit-llama-") as scratch:
-        question, answer = Path(scratch) / "in.json", Path(scratch) / "out.json"
-        question.write_text(json.dumps(asdict(request)))
-        command = [sys.executable, "-m", __name__, str(question), str(answer)]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_WAIT_S,
-                errors="replace",
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ValueError(
-                f"llama.cpp must answer within {_WAIT_S:.0f} s (--prompts makes it less work), got "
-                f"no answer about {Path(request.model).name}"
-            ) from error
-        if done.returncode != 0 or not answer.is_file():
-            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            telling = [line for line in lines if "error" in line.lower()] or lines or ["no word"]
-            raise ValueError(
-                f"llama.cpp must load and run {Path(request.model).name}, got exit code "
-                f"{done.returncode}: {' '.join(telling[-1].split())[:300]}"
-            )
-        return LlamaAnswer(**json.loads(answer.read_text()))
+    answer = ask_child(
+        [sys.executable, "-m", __name__],
+        asdict(request),
+        rule=f"llama.cpp must load and run {Path(request.model).name}",
+    )
+    return LlamaAnswer(**answer)
 
 
 def _serve(request: LlamaRequest) -> Any:
@@ -139,7 +118,7 @@ def _tokenised(address: str, text: str) -> list[int]:
 
 
 def _post(address: str, path: str, body: dict[str, Any]) -> Any:
-    return httpx.post(f"{address}/{path}", json=body, timeout=_WAIT_S).raise_for_status().json()
+    return httpx.post(f"{address}/{path}", json=body, timeout=WAIT_S).raise_for_status().json()
 
 
 def _answer(request: LlamaRequest) -> LlamaAnswer:

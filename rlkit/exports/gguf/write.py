@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,15 @@ def types_of(
 
 
 def _data(stream: WeightStream, names: Names, kinds: dict[str, Type]) -> Iterator[NDArray[Any]]:
-    for name, tensor in stream:
-        yield packed(names.arrange(name, tensor), kinds[name])
+    # One tensor is read and merged, on few cores, while all others quantise the one before.
+    with ThreadPoolExecutor(1) as reader:
+        order = iter(stream.shapes)
+        following = reader.submit(stream.read, first) if (first := next(order, None)) else None
+        for name in stream.shapes:
+            assert following is not None
+            tensor, after = following.result(), next(order, None)
+            following = None if after is None else reader.submit(stream.read, after)
+            yield packed(names.arrange(name, tensor), kinds[name])
 
 
 def packed(tensor: Tensor, kind: Type) -> NDArray[Any]:

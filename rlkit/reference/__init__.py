@@ -1,0 +1,1 @@
+"""This room writes the pages of the reference from the code: every option, and every command."""

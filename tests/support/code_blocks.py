@@ -1,0 +1,64 @@
+"""The fenced blocks of README and docs/, and what a test has to know about each."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent.parent
+LANGUAGES = {"bash", "python", "json", "yaml", "toml", "text"}
+NEEDS = {"gpu", "network", "context", "ollama", "optuna", "ray", "trackio", "tensorboard"}
+"""A block after `<!-- needs: WORD -->` is read and composed, but not executed. `context` means that
+the lines stand inside a program that the page does not show."""
+
+_FENCE = re.compile(
+    r"(?:^<!-- needs: (?P<needs>\w+) -->\n)?"
+    r'^(?P<indent> *)```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?[^\n]*\n'
+    r"(?P<text>.*?)^(?P=indent)```$",
+    re.DOTALL | re.MULTILINE,
+)
+_PLACEHOLDER = re.compile(r"\[?OVERRIDES\]?|\.\.\.|\[OPTIONS\]")
+
+
+class Block(NamedTuple):
+    """A block is one fence of a page."""
+
+    language: str
+    title: str
+    """Name of the file that the reader is told to write; empty for none."""
+    needs: str
+    """Something that CI does not have; empty for nothing."""
+    text: str
+
+
+def pages() -> list[Path]:
+    """Return README and the pages of docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return the blocks of a page, in order."""
+    return [
+        Block(m["language"], m["title"] or "", m["needs"] or "", m["text"])
+        for m in _FENCE.finditer(page.read_text())
+    ]
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """Yield the words of each command of a block of bash, without comments and placeholders."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        kept = [word for word in words if not _PLACEHOLDER.fullmatch(word)]
+        if kept:
+            yield kept
+
+
+def rlkit_arguments(words: list[str]) -> list[str] | None:
+    """Return what a command gives to rlkit; None for another program."""
+    for place, word in enumerate(words[:8]):
+        if word.rsplit("/", 1)[-1] == "rlkit" and words[0] not in ("cd", "pip", "make", "export"):
+            return words[place + 1 :]
+    return None
