@@ -37,7 +37,7 @@ test-gpu: .venv/installed-test
 # The site, below site/: a dead link or a missing reference is an error. The variable silences an
 # advertisement of the theme.
 docs: .venv/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'site/index.html is the first page'
 
 # Other versions of transformers, torch, Hydra, bitsandbytes and vLLM, each in a venv of its own below
@@ -72,6 +72,12 @@ test-cluster: .venv/installed-test .venv-ray/installed
 .PHONY: faults
 faults: .venv/installed-test
 	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+# Runs the lessons of notebooks/ again and keeps what they print and draw.
+.PHONY: notebooks
+notebooks: .venv/installed-test
+	$(PIP) -e '.[notebooks]'
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean:
 	rm -rf .venv .venv-peers .venv-ray .venv-constraints .venv-versions

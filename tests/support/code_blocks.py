@@ -39,6 +39,12 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def experiments() -> list[Path]:
+    """Return the pages of experiments that hold a command."""
+    found = sorted((ROOT / "experiments").rglob("README.md"))
+    return [page for page in found if re.search(r"^rlkit ", page.read_text(), re.MULTILINE)]
+
+
 def blocks(page: Path) -> list[Block]:
     """Return the blocks of a page, in order."""
     return [
