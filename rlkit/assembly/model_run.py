@@ -227,9 +227,7 @@ class ModelRun:
 
     def generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """Return the configured generator, which `close` ends."""
-
-        patience = self.config.stop.silence_seconds
-        deadline = Deadline(seconds=patience, option="stop.silence_seconds")
+        deadline = Deadline(seconds=self.config.stop.silence_seconds, option="stop.silence_seconds")
 
         def pulse() -> None:
             deadline.alive()
