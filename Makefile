@@ -57,6 +57,12 @@ test-peers: .venv-peers/installed
 faults: .venv/installed-test
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 
+# Runs the lessons of notebooks/ again and keeps what they print and draw.
+.PHONY: notebooks
+notebooks: .venv/installed-test
+	$(PIP) -e '.[notebooks]'
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
 clean:
 	rm -rf .venv .venv-peers .venv-constraints .venv-versions
 

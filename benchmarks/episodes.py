@@ -5,8 +5,9 @@
 The work is that of `benchmarks.step` for rlkit alone: GRPO with LoRA, vLLM in the process. One side
 samples completions of N tokens. The other samples two turns of N/2 tokens each, with a reply of an
 environment in between. Both see the same prompts and sample the same number of tokens, so what is
-more is the price of an environment: a second call of the engine, the reply and its tokens. `--tiny`
-runs a small shape.
+more is the price of an environment: a second call of the engine, the reply and its tokens. With
+`--sides one_turn,two_turns,trl_tools` TRL's GRPOTrainer does two turns as well, with a tool for the
+reply. `--tiny` runs a small shape.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _REPLY = 96
 """Tokens that the reply may take with the template's text around it."""
 _COUNTS = {"prompts": 8, "samples": 8, "new_tokens": 512, "warmup": 2, "steps": 5}
 _TINY = {"prompts": 2, "samples": 2, "new_tokens": 8, "warmup": 1, "steps": 2}
-SIDES = ("one_turn", "two_turns")
+SIDES = ("one_turn", "two_turns", "trl_tools")
+_DEFAULT = "one_turn,two_turns"
 
 
 def main() -> int:
@@ -45,7 +47,13 @@ def main() -> int:
         import rlkit.assembly.assemble  # noqa: F401  # while the other side has the device
 
         wait_for_turn()
-        hand_over(rlkit_side(_work(Path(options.folder), options, options.child)))
+        work = _work(Path(options.folder), options, options.child)
+        if options.child == "trl_tools":
+            from benchmarks.episodes_trl import trl_tools_side
+
+            hand_over(trl_tools_side(work, _REPLY))
+        else:
+            hand_over(rlkit_side(work))
         return 0
     results: dict[str, Result] = {}
     with memory_folder() as root:
@@ -62,14 +70,15 @@ def main() -> int:
 
 
 def table(results: dict[str, Result]) -> str:
-    """One column a side, medians, and how many times the single turn's each is."""
+    """One column a side, medians, and how many times the first side's each of the others is."""
     good = {side: medians(r) for side, r in results.items() if "error" not in r}
     phases = ["generate", "score", "update", "sync", "reward", "other", "step"]
-    lines = table_head("seconds", [*good, "times"])
+    first, *others = list(good) or [""]
+    lines = table_head("seconds", [*good, *(f"{side} / {first}" for side in others)])
     for phase in phases:
         cells = [m.get(phase, 0.0) for m in good.values()]
-        times = f"{cells[-1] / cells[0]:.2f}" if len(cells) == 2 and cells[0] else "–"
-        lines.append(f"| {phase} | " + " | ".join(f"{c:.3f}" for c in cells) + f" | {times} |")
+        times = [f"{c / cells[0]:.2f}" if cells[0] else "–" for c in cells[1:]]
+        lines.append(f"| {phase} | " + " | ".join([*(f"{c:.3f}" for c in cells), *times]) + " |")
     return "\n".join([*lines, *failures(results)])
 
 
@@ -80,7 +89,7 @@ def overrides(side: str, new_tokens: int) -> tuple[str, ...]:
         "model.chat_template=rlkit_plain",
         f"task.max_prompt_length={PROMPT_TOKENS + 64}",
     )
-    if side == "one_turn":
+    if side != "two_turns":
         return chat
     return (
         *chat,
@@ -113,7 +122,7 @@ def _start(name: str, folder: Path, options: argparse.Namespace) -> Side:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = side_parser(_MODULE, SIDES, default=",".join(SIDES), counts=_COUNTS)
+    parser = side_parser(_MODULE, SIDES, default=_DEFAULT, counts=_COUNTS)
     parser.set_defaults(timeout_s=110.0)
     parser.add_argument("--tiny", action="store_true", help="a small shape: a test of this program")
     parser.add_argument("--set", action="append", default=[], help="an option of rlkit")

@@ -54,7 +54,7 @@ ALLOWED = {
         *("tracking", "training"),
     },
     "launch": {
-        *("schema", "checks", "config", "algorithms", "assembly", "ranks", "report"),
+        *("types", "schema", "checks", "config", "algorithms", "assembly", "ranks", "report"),
         *("runtime", "tabular", "tracking", "training"),
     },
     "exports": {

@@ -1,4 +1,4 @@
-"""The rows that need a CUDA device: memory that runs out, the end of a run, a long run with vLLM.
+"""The rows that need a CUDA device: memory, wrong adapters, logps, ends and a long run with vLLM.
 
 python -m benchmarks.faults.gpu --model PATH --out results-gpu.json
 """
@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ import psutil  # noqa: E402
 import torch  # noqa: E402
 from tiny_run import flat, tiny_run  # noqa: E402
 
+from benchmarks.faults import engine_logps  # noqa: E402
 from benchmarks.faults.row import Row  # noqa: E402
 from rlkit.algorithms.grpo import GRPOConfig  # noqa: E402
 from rlkit.launch.environment import hardware, versions  # noqa: E402
@@ -39,6 +41,8 @@ from rlkit.training.update import (  # noqa: E402
 
 _MOST_ERROR = 1e-6
 _EXIT_S = 30.0
+_AT_ONCE = 10
+"""Runs that end on one device at a time."""
 
 
 def out_of_memory(count: int, folder: Path) -> Row:
@@ -98,15 +102,17 @@ def _at_most(num_bytes: int) -> Iterator[None]:
 
 
 def exits(count: int, folder: Path, model: str) -> Row:
-    """Run `count` short runs with vLLM to their end; survived is one that then ends within 30 s."""
-    survived, slowest, notes = 0, 0.0, list[str]()
-    for number in range(count):
-        seconds, wrong = _exit_seconds(folder, f"exit_{number}", model)
-        slowest = max(slowest, seconds)
-        survived += not wrong
-        notes += [wrong] if wrong else []
-    note = f"slowest {slowest:.1f} s from the last step to the exit; {'; '.join(notes) or 'exit 0'}"
-    return Row("F22 end of a run with vLLM", count, survived, count - survived, note)
+    """Run `count` short runs with vLLM to their end; survived is one that then ends within 30 s.
+
+    Several run at a time, on one device.
+    """
+    numbers = range(count)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        ends = list(pool.map(lambda n: _exit_seconds(folder, f"exit_{n}", model), numbers))
+    slowest, wrong = max(seconds for seconds, _ in ends), [w for _, w in ends if w]
+    said = "; ".join(wrong[:2]) or "exit 0"
+    note = f"{_AT_ONCE} at a time, slowest {slowest:.1f} s from the last step to the exit; {said}"
+    return Row("F22 end of a run with vLLM", count, count - len(wrong), len(wrong), note)
 
 
 def _start(folder: Path, name: str, model: str, *more: str) -> subprocess.Popen[bytes]:
@@ -188,23 +194,31 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     rows: list[Row] = []
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        print(row, flush=True)
+        record = {
+            "rows": [asdict(row) for row in rows],
+            "command": " ".join(sys.argv),
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        options.out.write_text(json.dumps(record, indent=2) + "\n")
+
     with tempfile.TemporaryDirectory(prefix="faults-gpu-") as scratch:
         folder = Path(scratch)
-        makers: list[Callable[[], Row]] = [
-            lambda: out_of_memory(20, folder / "oom"),
-            lambda: soak(options.steps, folder, options.model),
-            lambda: exits(options.exits, folder, options.model),
-        ]
-        for make in makers:
-            rows.append(make())
-            print(rows[-1], flush=True)
-            record = {
-                "rows": [asdict(row) for row in rows],
-                "command": " ".join(sys.argv),
-                "versions": versions(),
-                "hardware": hardware(),
-            }
-            options.out.write_text(json.dumps(record, indent=2) + "\n")
+        if torch.cuda.is_available():  # alone, as it takes the device's memory away
+            keep(out_of_memory(20, folder / "oom"))
+        with ThreadPoolExecutor(2) as pool:
+            others = [
+                pool.submit(soak, options.steps, folder, options.model),
+                pool.submit(exits, options.exits, folder, options.model),
+            ]
+            for row in engine_logps.rows(options.model, quantised=torch.cuda.is_available()):
+                keep(row)
+            for other in as_completed(others):
+                keep(other.result())
     return int(any(row.lost for row in rows))
 
 

@@ -9,45 +9,57 @@ from pathlib import Path
 import psutil
 
 from benchmarks.faults.row import Row
-from benchmarks.faults.runs import differences, finish, leftovers, prepare, start, variants
+from benchmarks.faults.runs import (
+    differences,
+    finish,
+    leftovers,
+    prepare,
+    start,
+    tables,
+    variants,
+)
 
-_MOST_KILLS_OF_A_RUN = 4
+_KILLS_OF_A_RUN = (4, 8)
+"""The fewest and the most."""
 
 
 def run(count: int, folder: Path) -> Row:
-    """Kill runs of eleven configurations `count` times altogether, in turn.
+    """Kill runs `count` times altogether: each configuration once, then those on tables.
 
     A kill is survived when its run ends with the numbers of an undisturbed one, no process of it
     lives on and nothing half-written is left.
     """
     base, draw = prepare(folder), random.Random(0)
-    names = dict(variants())
-    used = list(names)[: max(1, min(len(names), count // 2))]
+    names = {name: [*base, *words] for name, words in variants()} | dict(tables())
+    used, quick = list(names)[: max(1, count // 4)], [name for name, _ in tables()]
     seconds: dict[str, float] = {}
-    injected = survived = orphans = 0
+    injected = survived = orphans = runs = on_tables = 0
     notes: list[str] = []
     while injected < count:
-        name = used[len(seconds) % len(used)] if len(seconds) < len(used) else draw.choice(used)
-        overrides = [*base, *names[name]]
+        name = used[runs] if runs < len(used) else draw.choice(quick)
+        overrides = names[name]
         truth = f"truth {used.index(name)}".replace(" ", "_")
         if name not in seconds:
             begun = time.monotonic()
             if problem := finish(folder, truth, overrides):
                 raise RuntimeError(f"{name}: {problem}")
             seconds[name] = time.monotonic() - begun
-        victim = f"run_{injected}"
-        kills, left = _kill(
-            folder, victim, overrides, draw, seconds[name], most=min(4, count - injected)
-        )
+        victim = f"run_{runs}"
+        runs += 1
+        kills, left = _kill(folder, victim, overrides, draw, seconds[name], most=count - injected)
         problem = finish(folder, victim, overrides)
         wrong = [problem] if problem else differences(folder / victim, folder / truth)
         wrong += [str(path.name) for path in leftovers(folder / victim)]
         injected += kills
+        on_tables += kills if name in quick else 0
         orphans += left
         survived += 0 if wrong or left else kills
         notes += [f"{name}: {wrong[0]}"] if wrong else []
     said = "; ".join(notes[:3]) or "all ended bitwise as undisturbed, nothing half-written left"
-    note = f"{len(used)} configurations, {orphans} processes left over; {said}"
+    note = (
+        f"{runs} runs of {len(used)} configurations, {on_tables} of the kills in runs on tables; "
+        f"{orphans} processes left over; {said}"
+    )
     return Row("F1 SIGKILL at a random instant", injected, survived, injected - survived, note)
 
 
@@ -62,7 +74,7 @@ def _kill(
 ) -> tuple[int, int]:
     """Start and kill a run up to `most` times; return the kills, and processes that lived on."""
     kills = orphans = 0
-    for _ in range(draw.randint(1, min(most, _MOST_KILLS_OF_A_RUN))):
+    for _ in range(min(most, draw.randint(*_KILLS_OF_A_RUN))):
         process = start(folder, name, overrides)
         time.sleep(draw.uniform(0.0, seconds))
         if process.poll() is not None:

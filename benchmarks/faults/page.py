@@ -41,14 +41,17 @@ def write_page(results: Path) -> None:
 
 
 def rows_of(records: Sequence[Any]) -> list[Row]:
-    """Return the rows of result files: a file holds one row, or a list of them as `rows`."""
+    """Return the rows of result files: a file holds one row, or a list of them as `rows`.
+
+    Of several rows of one name the last one counts.
+    """
     names = [field.name for field in fields(Row)]
-    found = []
+    found = dict[str, Row]()
     for record in records:
         entries = record["rows"] if isinstance(record, dict) and "rows" in record else record
         for entry in entries if isinstance(entries, list) else [entries]:
-            found.append(Row(**{name: entry[name] for name in names}))
-    return sorted(found, key=lambda row: _place(row.name))
+            found[entry["name"]] = Row(**{name: entry[name] for name in names})
+    return sorted(found.values(), key=lambda row: _place(row.name))
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 from rlkit.environments.base import Environment
+from rlkit.runtime.redact import Redactor, resolved
 from rlkit.schema import import_code
 
 REGISTRY: Mapping[str, str] = {
@@ -25,6 +27,8 @@ class LoadedEnvironment(NamedTuple):
     environment: Environment
     roles: tuple[str, ...]
     tools: tuple[Mapping[str, Any], ...]
+    redactor: Redactor
+    """Hides the secrets of the options and of the process in what the environment raises."""
 
 
 def load(target: str, options: Mapping[str, Any]) -> LoadedEnvironment:
@@ -43,31 +47,35 @@ def load(target: str, options: Mapping[str, Any]) -> LoadedEnvironment:
     factory = vars(module).get(name)
     if not callable(factory):
         raise ValueError(f"{_KEY} must name a class, got {target}: {module_name} has none")
-    environment = _made(factory, options, target)
+    given = resolved(options, key="environment.options")  # late: files and logs keep `env:NAME`
+    redactor = Redactor.collect(environ=os.environ, config=given)
+    environment = _made(factory, given, target, redactor)
     for method, parameters in (("start", "example, seed"), ("step", "state, action")):
         if not _takes_two(getattr(environment, method, None)):
             raise ValueError(f"{_KEY} must have {method}({parameters}), got {target} without")
     roles = tuple(getattr(environment, "roles", ("user",)))
     if not roles or not set(roles) <= {"user", "tool"}:
         raise ValueError(f"{_KEY} must have roles of user and tool, got {roles} in {target}")
-    return LoadedEnvironment(
-        cast(Environment, environment), roles, tuple(getattr(environment, "tools", ()))
-    )
+    tools = tuple(getattr(environment, "tools", ()))
+    return LoadedEnvironment(cast(Environment, environment), roles, tools, redactor)
 
 
-def _made(factory: Callable[..., Any], options: Mapping[str, Any], target: str) -> object:
+def _made(
+    factory: Callable[..., Any], options: Mapping[str, Any], target: str, redactor: Redactor
+) -> object:
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
+        shown = redactor.config(options)
         raise ValueError(
-            f"environment.options must be those of {target}, got {dict(options)}: {error}"
+            f"environment.options must be those of {target}, got {shown}: {error}"
         ) from error
     except ValueError:  # a class of C code has no signature to look at
         pass
     try:
         return factory(**options)
     except Exception as error:  # the user's code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(redactor.text(f"{type(error).__name__}: {error}").split())
         raise ValueError(f"{_KEY} must make an environment, got {target}: {reason}") from error
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from rlkit.rewards.kept_process import KeptProcess, ending
+from rlkit.runtime.redact import Redactor
 
 
 class EnvironmentProcess(KeptProcess):
@@ -18,6 +20,7 @@ class EnvironmentProcess(KeptProcess):
         """The environment's words about itself, once it is loaded."""
         self.job: int | None = None
         """The number of the call that it makes."""
+        self._redactor = Redactor.collect(environ=os.environ, config=options)
         self.calls = 0
         """Calls that it was given."""
         super().__init__("rlkit.environments.worker", memory_bytes)
@@ -31,7 +34,8 @@ class EnvironmentProcess(KeptProcess):
     @property
     def tail(self) -> str:
         """Return the end of what the environment printed, on one line."""
-        return " ".join(self._tail.decode("utf-8", errors="replace").split())[-300:]
+        text = self._redactor.text(self._tail.decode("utf-8", errors="replace"))  # before it is cut
+        return " ".join(text.split())[-300:]
 
     def submit(self, job: int, call: Mapping[str, Any]) -> None:
         """Ask for one call, whose number is `job`."""

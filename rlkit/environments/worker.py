@@ -52,6 +52,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
 
 def answer(loaded: LoadedEnvironment, call: Mapping[str, Any]) -> dict[str, Any]:
     """Make one call of `start` or `step`; say what came of it, whatever it raises or returns."""
+    hide = loaded.redactor.text
     try:
         if "example" in call:
             returned = loaded.environment.start(_example(call["example"]), call["seed"])
@@ -63,9 +64,9 @@ def answer(loaded: LoadedEnvironment, call: Mapping[str, Any]) -> dict[str, Any]
     except MemoryError:
         return {"raised": "MemoryError: environment.memory_mb is used up", "spent": True}
     except OSError as error:  # out of files, as after a leak: another process may have some
-        return {"raised": describe(error, str), "spent": True}
+        return {"raised": describe(error, hide), "spent": True}
     except BaseException as error:  # a SystemExit of the environment must not end the worker
-        return {"raised": describe(error, str)}
+        return {"raised": describe(error, hide)}
 
 
 def _example(message: Mapping[str, Any]) -> Example:

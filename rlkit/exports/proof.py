@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -145,6 +146,7 @@ def prove_vllm(
     longest = max(len(prompt.ids) for prompt in reference.prompts) + reference.max_tokens
     request = VLLMRequest(
         model=str(folder),
+        dtype=str(json.loads((folder / "config.json").read_text()).get("dtype") or "auto"),
         allow_remote_code=trained.run.model.allow_remote_code,
         rows=_beginnings(reference),
         prompts=prompts,

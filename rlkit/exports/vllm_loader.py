@@ -41,6 +41,8 @@ class VLLMRequest:
     """This record holds what is asked about one folder."""
 
     model: str
+    dtype: str
+    """The dtype of the weights that are not quantised. vLLM's `auto` would make 16 bits of 32."""
     allow_remote_code: bool
     rows: Sequence[Sequence[int]]
     """Token ids after which the next-token distribution is wanted."""
@@ -120,7 +122,7 @@ def _load(request: VLLMRequest) -> Any:
     return vllm.LLM(
         model=request.model,
         trust_remote_code=request.allow_remote_code,
-        dtype="auto",
+        dtype=request.dtype,  # type: ignore[arg-type]
         max_model_len=request.context,
         max_num_seqs=32,
         max_logprobs=request.num_likeliest,

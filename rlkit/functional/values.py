@@ -84,6 +84,8 @@ def explained_variance(
     not add up over micro-batches.
     """
     kept = returns[mask]
+    if kept.numel() == 0:  # torch would warn of it
+        return kept.new_full((), torch.nan)
     variance = kept.var(unbiased=False)
     residual = (kept - values[mask]).var(unbiased=False)
     return torch.where(variance > 0, 1.0 - residual / variance, torch.nan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import shlex
@@ -20,10 +19,11 @@ import torch
 from rlkit.assembly.device import choose_threads
 from rlkit.assembly.identity import identity_hash
 from rlkit.assembly.init_from import started
-from rlkit.config import Config, ConfigError
+from rlkit.config import Config, ConfigError, Resume
 from rlkit.launch.content import Content, check_content, content_of, write_content
 from rlkit.launch.environment import hardware, versions
 from rlkit.launch.masked import redactor_of
+from rlkit.launch.outcome import cause
 from rlkit.launch.preflight import check_run_dir
 from rlkit.launch.prepare import Prepared, prepare
 from rlkit.launch.rank_place import leave
@@ -33,7 +33,7 @@ from rlkit.launch.since import changed_rate, changed_versions, planned_steps
 from rlkit.launch.sweep_folder import place_in_sweep
 from rlkit.ranks import RankError, Ranks
 from rlkit.report.build import write_page
-from rlkit.runtime.redact import Redactor
+from rlkit.runtime.say import printed, unheard
 from rlkit.schema import one_line
 from rlkit.tracking import (
     Bystander,
@@ -46,11 +46,9 @@ from rlkit.tracking import (
     holes,
     read_evals,
 )
-from rlkit.training import checkpoint
-from rlkit.training.progress import restore
+from rlkit.training.progress import resumed
 from rlkit.training.stopping import Interrupted, StopRequest, stop_on_signals
-from rlkit.training.trainer import Trainer
-from rlkit.training.update import TrainState
+from rlkit.types import GeneratorDied
 
 EXIT_CODES = {Status.completed: 0, Status.failed: 1, Status.interrupted: 130}
 BAD_INPUT = 2
@@ -76,10 +74,10 @@ def exit_code_of(config: Config, *, run_dir: Path) -> int:
             return start_ranks(config)
         return EXIT_CODES[train_run(config, run_dir=run_dir).status]
     except ConfigError as error:
-        print(f"rlkit: {error}", file=sys.stderr)
+        print(f"rlkit: {redactor_of(config).text(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except (TrackingError, RankError) as error:
-        print(f"rlkit: {Redactor.of_process().text(str(error))}", file=sys.stderr)
+        print(f"rlkit: {redactor_of(config).text(str(error))}", file=sys.stderr)
         return EXIT_CODES[Status.failed]
     except Interrupted as interrupted:
         print(f"rlkit: stopped before training began ({interrupted})", file=sys.stderr)
@@ -89,12 +87,34 @@ def exit_code_of(config: Config, *, run_dir: Path) -> int:
 def train_run(config: Config, *, run_dir: Path) -> Outcome:
     """Train in `run_dir` and return how that ended, an error in mid-run included.
 
+    Where the generator died, the run goes on once from its newest checkpoint, with a new generator.
+
     Raises:
         ConfigError: bad input; nothing is written.
         TrackingError: the run folder cannot be written.
         Interrupted: a stop came before training began.
         RankError: another rank failed before training began.
     """
+    # Several ranks would all have to begin again.
+    outcome, died = _attempt(config, run_dir, last=config.gpus > 1)
+    if not died:
+        return outcome
+    printed(outcome.message)
+    try:
+        return _attempt(replace(config, resume=Resume.auto), run_dir, last=True)[0]
+    except Interrupted:
+        raise
+    except Exception as error:  # the device itself may be lost: another process may go on
+        _log.exception("no new generator could be started")
+        message = f"{outcome.message}, in vain: {type(error).__name__}: {cause(error, run_dir)}"
+        message = one_line(redactor_of(config).text(message))
+        outcome = replace(outcome, status=Status.failed, message=message)
+        write_outcome(run_dir, outcome)
+        return outcome
+
+
+def _attempt(config: Config, run_dir: Path, *, last: bool) -> tuple[Outcome, bool]:
+    """Train; also return whether the generator died and may be started once more."""
     start = time.monotonic()
     with stop_on_signals() as stop, ExitStack() as resources:
         try:
@@ -108,20 +128,20 @@ def train_run(config: Config, *, run_dir: Path) -> Outcome:
             raise Interrupted(str(signal)) from signal
         config, planned = prepared.config, planned_steps(run_dir)
         agree(ranks, {"config": identity_hash(config), **versions()})
-        job = _Job(prepared, stop, ranks, run_dir=run_dir, start=start, planned=planned)
+        job = _Job(prepared, stop, ranks, run_dir=run_dir, start=start, planned=planned, last=last)
         if ranks.rank != 0:
-            return _assist(job)
+            return _assist(job), False
         with ExitStack() as held:
             # The others wait until the folder is claimed: they write nothing into another run's.
             tracker, notes = ranks.together(partial(_claimed, held, config, run_dir, stop))
             write_content(run_dir, content)
             for note in [*(f"accepted: {change}" for change in changes), *notes]:
                 tracker.message(Level.warning, note)
-            outcome = _train(job, tracker)
+            outcome, died = _train(job, tracker)
             hidden = one_line(redactor_of(config).text(outcome.message))
             outcome = replace(outcome, message=hidden)
             _finish(config, tracker, stop, outcome, run_dir=run_dir)
-            return outcome
+            return outcome, died
 
 
 class _Job(NamedTuple):
@@ -135,6 +155,8 @@ class _Job(NamedTuple):
     """Monotonic seconds."""
     planned: int | None
     """Steps that the run in this folder had before."""
+    last: bool
+    """Whether a generator that dies ends the run."""
 
 
 def _claimed(
@@ -151,7 +173,7 @@ def _assist(job: _Job) -> Outcome:
     redactor = redactor_of(job.prepared.config)
     tracker = Bystander(job.run_dir, redactor, rank=job.ranks.rank)
     try:
-        outcome = _train(job, tracker)
+        outcome, _ = _train(job, tracker)
         tracker.finish(outcome)
         return outcome
     finally:
@@ -167,7 +189,7 @@ def _prepare(
     threads = choose_threads(config.memory.torch_threads, run_dir)
     config = replace(config, memory=replace(config.memory, torch_threads=threads))
     torch.set_num_threads(threads)
-    say = _say if ranks.rank == 0 else _say_nothing
+    say = printed if ranks.rank == 0 else unheard
     prepared = ranks.together(partial(prepare, config, say=say, ranks=ranks))
     return prepared, content, changes
 
@@ -176,21 +198,24 @@ def _check_folder(
     config: Config, run_dir: Path, ranks: Ranks
 ) -> tuple[Config, dict[str, Content], list[str]]:
     check_run_dir(config)
-    config = started(config, say=_say if ranks.rank == 0 else _say_nothing)
+    config = started(config, say=printed if ranks.rank == 0 else unheard)
     check_checkpoints(config, run_dir)
     content = content_of(config)
     changes = check_content(content, run_dir, accept=config.accept_changed_files)
     return config, content, changes
 
 
-def _train(job: _Job, tracker: Tracker) -> Outcome:
-    """Fit, save what was learnt, and turn whatever happened into an outcome."""
+def _train(job: _Job, tracker: Tracker) -> tuple[Outcome, bool]:
+    """Fit, save what was learnt, and turn whatever happened into an outcome.
+
+    Also return whether the generator died and may be started once more.
+    """
     prepared, run_dir = job.prepared, job.run_dir
     state = prepared.initial_state()
-    status, message = Status.completed, ""
+    status, message, died = Status.completed, "", False
     try:
         trainer = prepared.trainer(tracker, job.stop, run_dir=run_dir)
-        state = _resume(state, trainer, tracker)
+        state = resumed(state, run_dir, warn=partial(tracker.message, Level.warning))
         on_record = job.ranks.share(partial(_labels, job, tracker, state.step))[0]
         state = trainer.fit(state, stop=job.stop, on_record=json.loads(on_record))
         if job.ranks.rank == 0:
@@ -204,8 +229,12 @@ def _train(job: _Job, tracker: Tracker) -> Outcome:
     except Exception as error:
         # The one place that may catch everything: it logs the traceback and ends the run with 1.
         _log.exception("the run failed")
-        status, message = Status.failed, f"{type(error).__name__}: {_cause(error, run_dir)}"
-    return Outcome(status=status, message=message, wall_seconds=time.monotonic() - job.start)
+        status, message = Status.failed, f"{type(error).__name__}: {cause(error, run_dir)}"
+        died = isinstance(error, GeneratorDied) and not job.last
+        if died:
+            status, message = Status.interrupted, f"{error}; it is started once more"
+    seconds = time.monotonic() - job.start
+    return Outcome(status=status, message=message, wall_seconds=seconds), died
 
 
 def _labels(job: _Job, tracker: Tracker, step: int) -> bytes:
@@ -251,22 +280,6 @@ def _finish(
         tracker.message(Level.warning, "stopped before the curves and the report were complete")
 
 
-def _resume(state: TrainState, trainer: Trainer, tracker: Tracker) -> TrainState:
-    """Return the newest checkpoint of the run folder, if there is one, put into `state`.
-
-    Raises CheckpointError when there are some and all are damaged: step 0 would overwrite a record.
-    """
-    # To the host: beside the state that it replaces, all weights and moments might not fit.
-    saved, problems = checkpoint.load_newest(
-        trainer.run_dir / "checkpoints", device=torch.device("cpu")
-    )
-    for problem in problems:
-        tracker.message(Level.warning, f"{problem}; the checkpoint before it is used")
-    if saved is None and problems:
-        raise checkpoint.CheckpointError(problems[0])
-    return state if saved is None else restore(state, saved)
-
-
 @contextmanager
 def _tracker(config: Config, run_dir: Path, stop: StopRequest) -> Iterator[Tracker]:
     tracker = build_tracker(config.tracker, run_dir=run_dir, redactor=redactor_of(config))
@@ -274,20 +287,3 @@ def _tracker(config: Config, run_dir: Path, stop: StopRequest) -> Iterator[Track
         yield tracker
     finally:
         tracker.close(_HURRIED_SECONDS if stop.hurried else _CLOSE_SECONDS)
-
-
-def _say(line: str) -> None:
-    """Print a line; a terminal that is gone must not end the run."""
-    with contextlib.suppress(OSError):
-        print(line)
-
-
-def _say_nothing(_line: str) -> None:
-    """Leave it to the first rank, which says the same."""
-
-
-def _cause(error: Exception, run_dir: Path) -> str:
-    """Return one line; an error of the file system that names no file gets the run's folder."""
-    line = (str(error).splitlines() or [""])[0]
-    nameless = isinstance(error, OSError) and error.errno and error.filename is None
-    return f"{line}: below {run_dir}" if nameless else line

@@ -112,3 +112,10 @@ def last_line(file: Path) -> str:
         return ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("rlkit: ")[:300] if lines else ""
+
+
+def cause(error: Exception, run_dir: Path) -> str:
+    """Return one line; an error of the file system that names no file gets the run's folder."""
+    line = (str(error).splitlines() or [""])[0]
+    nameless = isinstance(error, OSError) and error.errno and error.filename is None
+    return f"{line}: below {run_dir}" if nameless else line

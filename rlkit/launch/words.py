@@ -5,17 +5,23 @@ Hydra ends in tracebacks on groups without a name and on deep nests, and takes -
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import BooleanNode, DictConfig
+from omegaconf.errors import ValidationError
 
 from rlkit.checks.bounds import DEPTH
 from rlkit.config import ConfigError, require
 
 _LONGEST_NAME = 200
+_NO_BOOLEAN = re.compile(r"\S+ must be true or false, got .*")
+_FILE = re.compile(r"In '([^']+)': ")
+"""Hydra names the file of a value that does not fit."""
 
 
 def composed_from(
@@ -32,10 +38,8 @@ def composed_from(
     parsed = _parse(words)
     for override in parsed:
         _check_before(override)
-    composed = compose(words)
-    for override in parsed:
-        _check_booleans(override, composed)
-    return composed
+    with _strict_booleans():
+        return compose(words)
 
 
 def _parse(words: Sequence[str]) -> list[Override]:
@@ -61,18 +65,30 @@ def _check_before(override: Override) -> None:
     require(short, key, f"a name of at most {_LONGEST_NAME} characters", value)
 
 
-def _check_booleans(override: Override, composed: DictConfig) -> None:
-    """Refuse what OmegaConf has taken for a boolean: numbers, `yes`, `on`, quoted words."""
-    if override.is_delete() or override.is_sweep_override():
-        return
-    value, key = override.value(), _key(override)
-    refers = isinstance(value, str | QuotedString) and "${" in str(value)
-    if isinstance(value, bool) or refers or GlobalHydra.instance().hydra is None:
-        return
-    node = OmegaConf.select(
-        composed, key, throw_on_missing=False, throw_on_resolution_failure=False
-    )
-    require(not isinstance(node, bool), key, "true or false", value)
+@contextmanager
+def _strict_booleans() -> Iterator[None]:
+    """Refuse what OmegaConf takes for a boolean: numbers, `yes`, `on`, quoted words.
+
+    It converts a value of a file when it merges it; nothing tells afterwards what the file said.
+    """
+    lenient = BooleanNode.validate_and_convert
+
+    def strict(node: BooleanNode, value: object) -> object:
+        if isinstance(value, int | str) and not isinstance(value, bool):
+            raise ValidationError("$FULL_KEY must be true or false, got $VALUE")
+        return lenient(node, value)
+
+    BooleanNode.validate_and_convert = strict  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    except Exception as error:
+        said = f"{error}\n{error.__cause__}"  # of a word, Hydra keeps the reason for itself
+        if found := _NO_BOOLEAN.search(said):
+            file = _FILE.match(said)
+            raise ConfigError(found[0] + (f" in {file[1]}" if file else "")) from error
+        raise
+    finally:
+        BooleanNode.validate_and_convert = lenient  # type: ignore[method-assign]
 
 
 def _key(override: Override) -> str:

@@ -18,7 +18,7 @@ from rlkit.runtime.files import published, remove_leftovers
 from rlkit.runtime.say import Say
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of `error`, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

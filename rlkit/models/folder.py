@@ -23,6 +23,7 @@ _MOST = {
 def check_folder(folder: Path) -> None:
     """Raise ValueError unless `folder` holds a supported model with intact safetensors files."""
     name = str(folder)
+    check_plain(folder, key="model.source")
     config_file = folder / "config.json"
     require(config_file.is_file(), "model.source", "a model folder (with config.json)", name)
     try:
@@ -46,6 +47,12 @@ def check_folder(folder: Path) -> None:
     require(bool(shards), "model.source", "a folder with *.safetensors weights", name)
     for shard in shards:
         _check_safetensors(shard)
+
+
+def check_plain(folder: Path, *, key: str) -> None:
+    """Refuse a folder with a pipe, a device or a dead link in it: who opens one waits for ever."""
+    odd = [path for path in sorted(folder.iterdir()) if not (path.is_file() or path.is_dir())]
+    require(not odd, key, "a folder of plain files", odd and odd[0])
 
 
 def _check_sizes(values: Mapping[str, Any], name: str) -> None:

@@ -245,17 +245,24 @@ def _load_on(
 def _load_weights(resolved: ResolvedModel, *, options: dict[str, Any]) -> PreTrainedModel:
     """Return the model of safetensors files alone; a missing weight is an error, never random."""
     config, hf_config = resolved.config, resolved.hf_config
-    with no_progress_bars():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            resolved.location,
-            config=hf_config,
-            dtype=resolved.dtype,
-            attn_implementation=_attention(config.attention, hf_config),
-            use_safetensors=True,
-            output_loading_info=True,
-            **load_options(config),
-            **options,
-        )
+    try:
+        with no_progress_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                resolved.location,
+                config=hf_config,
+                dtype=resolved.dtype,
+                attn_implementation=_attention(config.attention, hf_config),
+                use_safetensors=True,
+                output_loading_info=True,
+                **load_options(config),
+                **options,
+            )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"model.source must hold weights of the shapes of its config, got {config.source}"
+        ) from error
     model, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
     if missing:

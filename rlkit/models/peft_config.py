@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.models.config import LoRAConfig
+from rlkit.models.folder import check_plain
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -39,6 +40,8 @@ def read_adapter_config(folder: Path) -> LoRAConfig:
             message names the file, the option and its value, in one line.
     """
     path = folder / CONFIG
+    if folder.is_dir():
+        check_plain(folder, key="model.adapter")
     try:
         values: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from rlkit.models.config import AdapterUse, LoRAConfig, ModelConfig
@@ -35,7 +36,7 @@ _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 _BROKEN = (
     *(OSError, TypeError, KeyError, AttributeError, IndexError, AssertionError, RecursionError),
-    *(ZeroDivisionError, OverflowError, ImportError, SafetensorError),
+    *(ZeroDivisionError, OverflowError, ImportError, SafetensorError, StrictDataclassError),
 )
 """Errors of transformers where a file of the model holds something else than it should."""
 
@@ -181,9 +182,10 @@ def readable(config: ModelConfig) -> Iterator[None]:
     except _BROKEN as error:
         is_hub = kind_of(config.source) is SourceKind.hub
         rule = "an existing folder or a hub id that can be reached" if is_hub else "a model folder"
-        raise ValueError(
-            f"model.source must be {rule}, got {config.source}: {first_line(error)}"
-        ) from error
+        # Its own first line names a validator; the reason is the error of that.
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+        reason = first_line(cause or error)
+        raise ValueError(f"model.source must be {rule}, got {config.source}: {reason}") from error
 
 
 def cache_root(cache_dir: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""`python -m rlkit.oracle.table [path]` writes `docs/objective.md`.
+"""`python -m rlkit.oracle.table [path]` writes `docs/objective.md` and its figures.
 
 Every number is measured here, by enumeration, on the shipped code; every formula stands beside its
 switch. `tests/algorithms/test_objective_doc.py` checks that the file is current.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -17,9 +18,9 @@ from pathlib import Path
 from rlkit.algorithms import ALGORITHMS, CorrectionConfig, KLConfig, RatioConfig
 from rlkit.algorithms.objective.advantage import AdvantageConfig, Baseline, Scale
 from rlkit.algorithms.objective.aggregation import Aggregation
-from rlkit.oracle import measure
+from rlkit.oracle import explore, figures, measure
 from rlkit.oracle.expectation import world
-from rlkit.oracle.formulas import INTRODUCTION, KL, NOTES, RATIO, Formula
+from rlkit.oracle.formulas import INTRODUCTION, KL, NOTES, OPENING, RATIO, Formula
 from rlkit.oracle.markdown import both, number, table
 from rlkit.oracle.measure import CONF, PARAMETRISATIONS
 from rlkit.oracle.turn_table import turn_sections
@@ -176,7 +177,7 @@ def document() -> str:
     check_complete("kl", KL)
     check_complete("ratio", RATIO)
     parts = [
-        INTRODUCTION,
+        OPENING + INTRODUCTION,
         "## KL on-policy\n",
         kl_section(on_policy=True),
         NOTES["kl"],
@@ -211,10 +212,25 @@ def document() -> str:
 
 
 def main() -> None:
-    """Write the page to the path given, by default `docs/objective.md`."""
+    """Write the page to the path given, by default `docs/objective.md`, and its figures beside."""
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/objective.md")
     path.write_text(document())
-    print(f"wrote {path}")
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    for name, text in figure_files(explore.data()).items():
+        (folder / name).write_text(text)
+    print(f"wrote {path} and {folder}")
+
+
+def figure_files(data: explore.Numbers) -> dict[str, str]:
+    """Return the files of the figures by name: numbers, the interactive page, and pictures."""
+    return {
+        "explore.json": json.dumps(data) + "\n",
+        "explore.html": figures.page(data),
+        "kl.svg": figures.kl_figure(data),
+        "beta.svg": figures.beta_figure(data),
+        "ratio.svg": figures.ratio_figure(data),
+    }
 
 
 if __name__ == "__main__":

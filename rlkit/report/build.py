@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.resources
 import logging
 import re
@@ -130,6 +132,7 @@ def build_page(results: Results, *, command: str = "", live: LivePage | None = N
     template = pages.get_template("report.html.j2")
     main, more = curve_groups(results)
     return template.render(
+        policy=policy_of_page(live=live is not None),
         study=study,
         results=results,
         single=study.kind is StudyKind.run,
@@ -156,13 +159,26 @@ def build_page(results: Results, *, command: str = "", live: LivePage | None = N
         text=text,
         live=live,
         style=svg.palette_css() + "".join(map(_read, ["style.css", *(["live.css"] * bool(live))])),
-        script="".join(map(_read, ["script.js", *(["live.js"] * bool(live))])),
+        script=_script(live=live is not None),
     )
 
 
-def script_of_live_page() -> str:
-    """Return the text between the script tags of a live page."""
-    return f"\n{''.join(map(_read, ('script.js', 'live.js')))}\n"
+def policy_of_page(*, live: bool) -> str:
+    """Return what a browser may do for a page: run the script that it came with, load nothing.
+
+    A live page asks the server that it came from.
+    """
+    digest = base64.b64encode(hashlib.sha256(_script(live=live).encode()).digest()).decode()
+    connect = "connect-src 'self'; " if live else ""
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        f"img-src data:; {connect}base-uri 'none'; form-action 'none'"
+    )
+
+
+def _script(*, live: bool) -> str:
+    """Return the text between the script tags of a page."""
+    return "".join(map(_read, ("script.js", *(["live.js"] * live))))
 
 
 def _read(name: str) -> str:

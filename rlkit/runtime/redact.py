@@ -96,7 +96,10 @@ class Redactor:
         values = [value for name, value in environ.items() if is_secret_variable(name)]
         values += _of_arguments(list(argv))
         values += _of_leaves("", dict(config or {}))
-        return cls(v for v in values if not is_reference(v))
+        # A reference stands for the value of its variable, whatever that is called.
+        named = (_REFERENCE.fullmatch(value) for value in values)
+        pairs = zip(values, named, strict=True)
+        return cls(v if name is None else environ.get(name[1], "") for v, name in pairs)
 
     @classmethod
     def of_process(cls) -> Redactor:

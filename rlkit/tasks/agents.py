@@ -20,6 +20,9 @@ _NAMES = (
 )
 _SPAN = 7
 """Numbers to guess from: three guesses that halve the range find any of seven."""
+_TENS = 1000
+"""The ranges are 11 to 17, 21 to 27 and so on, below this many tens. All of a range share their
+tens, so that halving it needs no carrying, which a small model cannot do."""
 
 
 def calculator(config: CalculatorConfig) -> Task:
@@ -62,7 +65,7 @@ def guess_number(config: GuessNumberConfig) -> Task:
         )
 
     def draw(rng: random.Random) -> Problem:
-        low = rng.randrange(1, 90)
+        low = 10 * rng.randrange(1, _TENS) + 1
         prompt = (*shot, question(low))
         columns = {"low": low, "high": low + _SPAN - 1}
         return Problem(str(low), Example(prompt=prompt, columns=columns))

@@ -64,7 +64,7 @@ def gsm8k(config: GSM8KConfig) -> Task:
         stop=(),
         rewards=_GSM8K_REWARDS,
         success=_is_correct,
-        gold_completion=_gsm8k_gold,
+        gold_completion=_gsm8k_target,
         answer=_gsm8k_vote,
         target=_gsm8k_target,
     )
@@ -141,8 +141,3 @@ def _gsm8k_target(example: Example) -> str:
     reasoning = _CALCULATION.sub("", solution).strip()
     answer = example.columns["answer"]
     return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>\n"
-
-
-def _gsm8k_gold(example: Example) -> str:
-    answer = example.columns["answer"]
-    return f"<reasoning>\nIt is {answer}.\n</reasoning>\n<answer>\n{answer}\n</answer>\n"

@@ -24,6 +24,7 @@ from rlkit.tracking.console import LiveConsole, PlainConsole
 from rlkit.tracking.fanout import Fanout
 from rlkit.tracking.local import LocalTracker
 from rlkit.tracking.mirror import Mirror, Service
+from rlkit.tracking.shown import Shown
 
 _PIPE_WIDTH = 120
 
@@ -55,11 +56,11 @@ def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
     if not console.is_terminal and config.console is not ConsoleMode.live:
         console = Terminal(file=stream, width=_PIPE_WIDTH)
     if config.console is ConsoleMode.quiet:
-        return PlainConsole(console, quiet=True)
+        return Shown(PlainConsole(console, quiet=True))
     live = config.console is ConsoleMode.live
     if live or (config.console is ConsoleMode.auto and console.is_terminal):
-        return LiveConsole(console, table_steps=config.table_steps)
-    return PlainConsole(console, quiet=False)
+        return Shown(LiveConsole(console, table_steps=config.table_steps))
+    return Shown(PlainConsole(console, quiet=False))
 
 
 class Terminal(Console):

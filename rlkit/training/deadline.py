@@ -14,7 +14,7 @@ from types import FrameType
 
 from torch import Tensor
 
-from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
+from rlkit.types import Generator, GeneratorDied, Prompt, Rollout, SamplingConfig
 
 _GRACE_S = 60.0
 
@@ -139,9 +139,14 @@ class TimedGenerator:
         """
         count = num_samples * len(prompts)
         with self._deadline.waiting(f"{self._name} to sample {count} completions"):
-            return self._generator.generate(
-                prompts, num_samples=num_samples, sampling=sampling, seeds=seeds
-            )
+            try:
+                return self._generator.generate(
+                    prompts, num_samples=num_samples, sampling=sampling, seeds=seeds
+                )
+            except GeneratorDied as error:
+                if isinstance(error.__cause__, Hung):  # the deadline struck inside the engine
+                    raise error.__cause__ from None
+                raise
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Hand the adapter on; raises Hung when that takes too long."""

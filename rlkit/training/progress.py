@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -73,6 +74,20 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
     state.microbatch_divisor = saved.progress.microbatch_divisor
     state.success = dict(saved.progress.success)
     return state
+
+
+def resumed(state: TrainState, run_dir: Path, *, warn: Callable[[str], None]) -> TrainState:
+    """Return the newest checkpoint of the run folder, if there is one, put into `state`.
+
+    Raises CheckpointError when there are some and all are damaged: step 0 would overwrite a record.
+    """
+    # To the host: beside the state that it replaces, all weights and moments might not fit.
+    saved, problems = checkpoint.load_newest(run_dir / "checkpoints", device=torch.device("cpu"))
+    for problem in problems:
+        warn(f"{problem}; the checkpoint before it is used")
+    if saved is None and problems:
+        raise checkpoint.CheckpointError(problems[0])
+    return state if saved is None else restore(state, saved)
 
 
 def _own_part(

@@ -182,6 +182,10 @@ class SamplingConfig(NamedTuple):
     """Strings that end a completion when they appear in its text; they stay part of it."""
 
 
+class GeneratorDied(RuntimeError):
+    """The engine of a generator broke while it sampled; another one may do better."""
+
+
 class Generator(Protocol):
     """A generator samples completions: token ids in, token ids and sampling logps out."""
 
@@ -200,6 +204,9 @@ class Generator(Protocol):
             num_samples: completions of each prompt, >= 1.
             sampling: the distribution to sample from.
             seeds: a seed for each completion, `[prompt][sample]`.
+
+        Raises:
+            GeneratorDied: the engine broke.
         """
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:

@@ -32,6 +32,11 @@ class Odd:
         text = action.text
         if text == "raise":
             raise RuntimeError("broken")
+        if text == "raise secret":
+            raise RuntimeError(f"no access with {self.extra['api_key']}")
+        if text == "print secret":
+            print("key", self.extra["api_key"], os.environ.get("MY_TOKEN"))
+            os._exit(4)
         if text == "exit":
             raise SystemExit(3)
         if text == "hang":
@@ -107,6 +112,20 @@ def test_start_and_step_are_what_the_file_says(module: Path) -> None:
         assert next_.turn == Turn((Message("user", "hi"),), reward=0.5, info={"turn": 3.0})
         assert made.roles == ("user",)
         assert made.tools == ()
+
+
+def test_secrets_of_options_and_environment_are_hidden(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In what it raises and in what it printed before it died; options may name a variable."""
+    monkeypatch.setenv("PLAIN_NAME", "canary-of-the-option")
+    monkeypatch.setenv("MY_TOKEN", "canary-of-the-process")
+    options: dict[str, object] = {"extra": {"api_key": "env:PLAIN_NAME"}}
+    with pool(module, options=options, workers=1) as made:
+        raised, printed = made.run(said("raise secret", "print secret"))
+    assert isinstance(raised, Fault) and isinstance(printed, Fault)
+    assert "no access with ***" in raised.message
+    assert printed.message.endswith("exited with code 4; it printed: key *** ***")
 
 
 def test_answers_come_in_the_order_of_the_calls(module: Path) -> None:

@@ -18,8 +18,8 @@ NAMES = (
     "adv_norm", "algorithms", "inner_epochs", "kl_detach", "kl_grid", "lora_rank", "loss_agg",
     "rollout_precision",
 )  # fmt: skip
-RECIPES = {"gsm8k": ("gsm8k_sft", "gsm8k_grpo")}
-"""Experiments of single runs, one after the other, and their presets."""
+RECIPES = {"gsm8k": ("gsm8k_sft", "gsm8k_grpo", "gsm8k_rl")}
+"""Experiments of runs that follow each other, and their presets."""
 NO_TABLE = ("lora_rank",)
 """A table of logits has no rank."""
 
@@ -54,12 +54,22 @@ def test_the_gpu_sweep_composes(name: str) -> None:
 def test_the_recipe_evaluates_both_runs_on_the_same_questions() -> None:
     """The warm start's last evaluation must be the first of the run that starts from it."""
     (sft,), (grpo,) = (
-        preflight([f"experiment={name}", "run_dir=new"]) for name in RECIPES["gsm8k"]
+        preflight([f"experiment={name}", "run_dir=new"]) for name in RECIPES["gsm8k"][:2]
     )
     assert sft.evaluation == grpo.evaluation and sft.evaluation.num_prompts == 1319
     assert sft.task.max_completion_length == grpo.task.max_completion_length
     assert sft.steps * sft.prompts_per_step >= 3 * 7_400 - sft.prompts_per_step
     assert grpo.kl.direction is KLDirection.none and grpo.algorithm.group_size == 16
+
+
+def test_the_recipe_compares_algorithms_at_equal_samples() -> None:
+    jobs = sweep("experiment=gsm8k_rl")
+    assert len({identity_hash(job) for job in jobs}) == 4 * 5
+    assert {(j.steps, j.prompts_per_step, j.algorithm.group_size) for j in jobs} == {(60, 32, 16)}
+    assert {job.kl.direction for job in jobs} == {KLDirection.none}
+    assert {tuple(job.reward.functions) for job in jobs} == {("derived",)}
+    (grpo,) = preflight(["experiment=gsm8k_grpo", "run_dir=new"])
+    assert {job.evaluation.num_prompts for job in jobs} == {grpo.evaluation.num_prompts}
 
 
 @pytest.mark.parametrize("name", NAMES)

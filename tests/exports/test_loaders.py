@@ -40,6 +40,21 @@ def export(folder: Path, to: str, out: Path, *more: str) -> int:
     return run([*arguments, "--prompts", "3", *more])
 
 
+@pytest.mark.slow
+def test_vllm_says_what_the_policy_says(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("vllm")
+    out = tmp_path / "out"
+    code = export(trained, "merged16", out, "--vllm", "always", "--dtype", "fp32", "--max-kl=1e-4")
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    proofs = [line for line in told.out.splitlines() if "KL(policy || export)" in line]
+    assert ["[transformers" in proofs[0], "[vllm" in proofs[1]] == [True, True]
+    card = (out / "README.md").read_text()
+    assert card.count("| KL(policy, export), nats a token |") == 2
+
+
 def test_four_bits_of_bitsandbytes_need_a_gpu_in_vllm(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

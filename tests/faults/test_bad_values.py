@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,24 @@ def test_the_line_says_key_rule_and_value(word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         preflight(["run_dir=unused", *group_size, word])
     assert str(caught.value).startswith(REFUSED[word])
+
+
+@pytest.mark.parametrize("value", ["-1", "2", "1", "0", "yes", "on", "'true'", '"no"'])
+def test_a_boolean_in_a_file_of_ones_own_is_true_or_false(value: str, tmp_path: Path) -> None:
+    """OmegaConf would take each of these, when it merges the file."""
+    register()
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment/mine.yaml"
+    words = ["--config-dir", str(tmp_path), "experiment=mine", "run_dir=unused"]
+    text = "# @package _global_\nmodel:\n  allow_remote_code: "
+    file.write_text(f"{text}{value}\n")
+    rule = r"model\.allow_remote_code must be true or false, got \S+ in experiment/mine"
+    with pytest.raises(ConfigError, match=f"^{rule}$"):
+        preflight(words)
+    for right in ("true", "false"):
+        file.write_text(f"{text}{right}\n")
+        (config,) = preflight(words)
+        assert config.model.allow_remote_code is (right == "true")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import ast
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rlkit.config import ConfigError
 from rlkit.launch.place import check_place
 from rlkit.models.config import ModelConfig
 from rlkit.models.peft_config import read_adapter_config
-from rlkit.models.source import check
+from rlkit.models.source import architecture_at, check
 from rlkit.report.export import _csv
 from rlkit.report.load import StudyError, load_study
 from rlkit.tasks.data import json_value, read_file
@@ -127,6 +128,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "model.safetensors").write_bytes((9000).to_bytes(8, "little") + b"[" * 9000),
         "intact weights",
     ),
+    "a pipe, which nobody writes to": (
+        lambda f: os.mkfifo(f / "tokenizer.json"),
+        "must be a folder of plain files, got ",
+    ),
+    "a device": (
+        lambda f: (f / "generation_config.json").symlink_to("/dev/zero"),
+        "must be a folder of plain files, got ",
+    ),
     "a pickle": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
         "pickle files can run code and are never read",
@@ -144,6 +153,15 @@ def test_a_hostile_model_folder_is_one_line(name: str, tmp_path: Path) -> None:
         check(ModelConfig(source=str(folder)))
     assert said in str(caught.value)
     assert len(str(caught.value)) < 700
+
+
+def test_a_config_that_transformers_refuses_is_one_line(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    config(folder, hidden_size=32, num_attention_heads=7, intermediate_size=8)
+    with pytest.raises(ValueError, match=r"^model\.source must be a model folder, got") as caught:
+        architecture_at(str(folder), ModelConfig(source=str(folder)))
+    assert "not a multiple of the number of attention heads" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,23 @@ from benchmarks.faults.page import rows_of, table
 from benchmarks.faults.row import Row
 
 # Those that start runs take seconds each. What other tests of `make test` ask for too is nightly.
-NIGHTLY = ("damage", "derived", "kill", "seeds")
+NIGHTLY = ("damage", "derived", "formulas", "kill", "names", "seeds", "strangers")
 COUNTS = {
     "boundaries": 8,
+    "completions": 8,
     "damage": 100,
     "derived": 1,
+    "formulas": 20,
     "kill": 1,
     "leftovers": 9,
+    "names": 20,
     "not_finite": 14,
+    "prompts": 4,
     "resume": 1,
     "seeds": 1,
-    "signals": 1,
+    "signals": 3,
     "splits": 42,
+    "strangers": 69,
     "trackers": 1,
 }
 

@@ -96,6 +96,7 @@ class Forks:
         self._server.stdin.write(json.dumps(order).encode() + b"\n")
         while (reply := self._reply(60.0)) is None or "started" not in reply:
             assert self._server.poll() is None
+        self._codes.pop(reply["started"], None)  # of an earlier run, whose number it has again
         return Run(self, reply["started"], outputs)
 
     def code_of(self, pid: int, *, timeout: float) -> int | None:
@@ -151,6 +152,9 @@ def _become(order: dict[str, Any]) -> None:
 
     code: object = 1
     try:
+        # A shell's background job, or one under nohup, ignores these, and so would its forks.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         files = [os.open(os.devnull, os.O_RDONLY), *(os.open(p, flags) for p in order["outputs"])]
         for target, file in enumerate(files):

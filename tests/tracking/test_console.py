@@ -20,6 +20,7 @@ from rlkit.tracking import Level, Outcome, Phase, Redactor, Status, StepRecord
 from rlkit.tracking.columns import columns, count, fit, fixed, percent, seconds, small, split
 from rlkit.tracking.console import LiveConsole, PlainConsole
 from rlkit.tracking.local import LocalTracker
+from rlkit.tracking.shown import Shown
 from rlkit.tracking.summary import clip, printable, sparkline
 
 _DONE = Outcome(status=Status.completed, wall_seconds=75.0)
@@ -370,3 +371,48 @@ def test_an_ascii_terminal_does_not_end_the_run(tmp_path: Path) -> None:
     out, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (0, b"ended well")
     assert b"run folder" in out and b"is off" not in out
+
+
+HOSTILE = "\x1b]0;pwned\x07\x1b[2J\x1b[31mred\x9b32m\x1bPq\x1b\\\r\x08\u202e[bold]x[/bold]"
+_ONLY_HOSTILE = ("\x1b]", "\x1b[2J", "\x1b[31m", "\x9b", "\x1bP", "\x07", "\x08", "\u202e")
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_hostile_names_and_texts_reach_no_terminal(tmp_path: Path, live: bool) -> None:
+    """Every text that a run is told, in the live table and in the plain one."""
+    console = terminal(120)
+    tracker = Shown(
+        LiveConsole(console, table_steps=3) if live else PlainConsole(console, quiet=False)
+    )
+    told = tracked_run.info(tmp_path, num_steps=4)
+    tracker.message(Level.warning, HOSTILE)
+    tracker.start(
+        replace(
+            told,
+            name=HOSTILE,
+            task=HOSTILE,
+            model=HOSTILE,
+            algorithm=HOSTILE,
+            device=HOSTILE,
+            title=HOSTILE,
+            dtype_reason=HOSTILE,
+            reward_names=(HOSTILE, "b"),
+        )
+    )
+    for step in range(4):
+        made = tracked_run.record(step)
+        samples = [
+            replace(row, prompt=HOSTILE, completion=HOSTILE, columns={HOSTILE: HOSTILE})
+            for row in made.samples
+        ]
+        metrics = {**made.metrics, f"rewards/{HOSTILE}/mean": 0.5}
+        tracker.progress(Phase.generate, 1, 2)
+        tracker.step(StepRecord(step=step, metrics=metrics, samples=samples))
+        tracker.message(Level.error, HOSTILE)
+    judged = tracked_run.evaluation("after", 4, rate=0.5)
+    tracker.evaluation(replace(judged, label=HOSTILE))
+    tracker.finish(Outcome(status=Status.failed, message=HOSTILE, wall_seconds=1.0))
+    tracker.close(1.0)
+    shown = written(console)
+    assert "pwned" in shown, "it must have been shown"
+    assert [text for text in _ONLY_HOSTILE if text in shown] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.accel.burst import Decoder
 
 
+_log = logging.getLogger(__name__)
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 _UNSPLIT_TOKENS = 2048
@@ -79,9 +81,12 @@ class Engine:
         llm, self.llm, self.decoder = self.llm, None, None
         if llm is None:
             return
-        with process_state_kept():
-            life.end(llm)
-        life.clean_up()
+        try:
+            with process_state_kept():
+                life.end(llm)
+            life.clean_up()
+        except Exception as error:  # an engine that broke may not end well, and must not say more
+            _log.warning("vLLM did not end cleanly: %s", life.reason(error))
         if self.release_kv_cache or self.weights is Weights.sleep:
             abandon_pools(self.asleep)
 

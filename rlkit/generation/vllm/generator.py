@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from rlkit.generation.batching import SamplingRow, make_rows
 from rlkit.generation.vllm.choice import takes_bursts
 from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
+from rlkit.generation.vllm.life import reason
 from rlkit.generation.vllm.loop import through_core, through_engine
 from rlkit.generation.vllm.piece import Piece
 from rlkit.generation.vllm.weights import rest, wake
-from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
+from rlkit.types import FinishReason, GeneratorDied, Prompt, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.lora import Injector
@@ -93,6 +94,7 @@ class VLLMGenerator:
             ValueError: A prompt is empty or leaves no room for `max_completion_length`, or an
                 option is out of range.
             FloatingPointError: A logp is not finite; the message names the prompt.
+            GeneratorDied: vLLM raised.
             RuntimeError: The generator is closed.
         """
         if self._engine.llm is None:
@@ -122,7 +124,7 @@ class VLLMGenerator:
         num_done = num_tokens = 0
         # Closed whatever happens: the engine is idle afterwards and can take the next call.
         with closing(self._pieces(requests, sampling)) as steps:
-            for pieces in steps:
+            for pieces in _alive(steps):
                 for piece in pieces:
                     _extend(by_id[piece.request_id], piece)
                     num_tokens += len(piece.token_ids)
@@ -164,6 +166,19 @@ class VLLMGenerator:
             skip_clone=True,
             **extra,
         )
+
+
+def _alive(steps: Iterator[list[Piece]]) -> Iterator[list[Piece]]:
+    """Yield the steps of an engine; whatever it raises says that it died."""
+    while True:
+        try:
+            pieces = next(steps)
+        except StopIteration:
+            return
+        except Exception as error:
+            said = f"{type(error).__name__}: {reason(error)}"
+            raise GeneratorDied(f"vLLM died while sampling ({said})") from error
+        yield pieces
 
 
 def _extend(row: SamplingRow, piece: Piece) -> None:

@@ -6,8 +6,6 @@ another site can neither ask nor read, as the server answers to the names of loo
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import logging
 import re
@@ -15,7 +13,7 @@ from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
 
-from rlkit.report.build import script_of_live_page
+from rlkit.report.build import policy_of_page
 from rlkit.report.live.samples import Order, SampleQuery, SampleShelf
 from rlkit.report.live.watcher import Watcher
 
@@ -125,18 +123,8 @@ def _header(text: str) -> str:
     return text.encode("ascii", "replace").decode()[:300]
 
 
-def _policy() -> str:
-    """Return what the page may do: run the one script it came with, and ask this server."""
-    digest = base64.b64encode(hashlib.sha256(script_of_live_page().encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
-
-
 _HEADERS: Mapping[str, str] = {
-    "Content-Security-Policy": _policy(),
+    "Content-Security-Policy": f"{policy_of_page(live=True)}; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Arms of five seeds at equal samples from one warm start, one arm after the other on the visible cards, all at once.
+#   CARDS="0 1" bash experiments/gsm8k/compare.sh MODEL ADAPTER DATA WORK OUT STEPS SECONDS ARM...
+# ADAPTER is a warm start in PEFT's format; `sft` makes one first. DATA has train.jsonl and test.jsonl.
+# ARM is dr_grpo, rloo_token, ppo, online_dpo or trl. SECONDS: when TRL's adapter is saved for equal time; 0 = never.
+set -u
+model=$1 adapter=$2 data=$3 work=$4 out=$5 steps=$6 seconds=$7
+shift 7
+export PYTHONPATH=${PYTHONPATH:-$PWD}
+read -ra cards <<< "${CARDS:-0}"
+seeds=${SEEDS:-5}
+jobs=$(($# * seeds)) each=$(((jobs + ${#cards[@]} - 1) / ${#cards[@]}))
+share=$((${MEMORY_GB:-125} / (each + 1)))
+mkdir -p "$work" "$out"
+python3 experiments/gsm8k/easy.py "$data" "$work/easy" --most 3
+began=$SECONDS
+if [ "$adapter" = sft ]; then
+  CUDA_VISIBLE_DEVICES=${cards[0]} python3 -m rlkit experiment=gsm8k_sft model.source="$model" task.path="$data" generator=hf \
+    evaluation.num_prompts=1 checkpoint.every=1000 tracker.report=false tracker.plot=false tracker.console=plain \
+    run_dir="$work/sft" > "$work/sft.log" 2>&1 || exit 1
+  adapter=$work/sft/adapter
+  echo "the warm start took $((SECONDS - began)) s"
+fi
+began=$SECONDS number=0 folders=("warm=$adapter")
+rlkit_run() { # ARM SEED
+  CUDA_VISIBLE_DEVICES=$card python3 -m rlkit experiment=gsm8k_rl algorithm="$1" seed="$2" model.source="$model" \
+    model.adapter="$adapter" task.path="$work/easy" steps="$steps" evaluation.num_prompts=1 memory.budget="${share}GB" \
+    memory.torch_threads=1 checkpoint.every=1000 tracker.report=false tracker.plot=false tracker.console=plain \
+    run_dir="$work/$1-$2" ${OVERRIDES:-} > "$work/$1-$2.log" 2>&1
+}
+trl_run() { # SEED
+  CUDA_VISIBLE_DEVICES=$card OMP_NUM_THREADS=1 python3 -m experiments.gsm8k.trl_grpo "$model" "$adapter" "$work/easy" \
+    "$work/trl-$1" --seed "$1" --steps "$steps" --seconds "$seconds" --share 0.05 \
+    > "$work/trl-$1.log" 2>&1
+}
+for arm in "$@"; do
+  for ((seed = 0; seed < seeds; seed++)); do
+    card=${cards[$((number % ${#cards[@]}))]}
+    if [ "$arm" = trl ]; then
+      trl_run $seed &
+      folders+=("trl-$seed-samples=$work/trl-$seed/samples/adapter" "trl-$seed-seconds=$work/trl-$seed/seconds/adapter")
+      [ "$seconds" = 0 ] && unset "folders[-1]"
+    else
+      rlkit_run "$arm" $seed &
+      folders+=("$arm-$seed=$work/$arm-$seed/adapter")
+    fi
+    number=$((number + 1))
+  done
+done
+wait
+echo "training took $((SECONDS - began)) s"
+began=$SECONDS
+for ((part = 0; part < ${#cards[@]}; part++)); do
+  mine=()
+  for ((i = part; i < ${#folders[@]}; i += ${#cards[@]})); do mine+=("${folders[$i]}"); done
+  CUDA_VISIBLE_DEVICES=${cards[$part]} python3 -m experiments.gsm8k.evaluate "$data" "$out/policies-$part.json" "${mine[@]}" \
+    "model.source=$model" --samples "${SAMPLES:-4}" --prompts "${PROMPTS:-1319}" > "$work/evaluate-$part.log" 2>&1 &
+done
+wait
+echo "evaluation took $((SECONDS - began)) s"
+grep -hE " (greedy|sampled): " "$work"/evaluate-*.log
+python3 -m experiments.gsm8k.analyse "$work" "$out"
