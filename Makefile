@@ -52,6 +52,22 @@ test-versions: .venv/installed-test
 test-peers: .venv-peers/installed
 	.venv-peers/bin/python -m pytest -q -m peers tests/peers --peers-page docs/peers.md
 
+# Sweeps on a Slurm and a Ray cluster of two nodes on this machine: docs/clusters.md. Slurm's needs
+# root and Debian's packages (apt-get install $(SLURM_PACKAGES)); Ray gets a venv of its own, as
+# hydra-ray-launcher wants an older cloudpickle. What is missing is skipped.
+SLURM_PACKAGES = slurm-wlm slurmdbd munge mariadb-server-core mariadb-client-core
+.PHONY: test-cluster
+test-cluster: .venv/installed-test .venv-ray/installed
+	$(BIN)/python -m pytest -q -m cluster tests/cluster/test_slurm.py $(ARGS)
+	.venv-ray/bin/python -m pytest -q -m cluster tests/cluster/test_ray.py $(ARGS)
+
+.venv-ray/installed: pyproject.toml constraints/cpu.txt constraints/ray.txt
+	$(PYTHON) -m venv .venv-ray
+	grep -v '^cloudpickle' constraints/cpu.txt | cat - constraints/ray.txt > .venv-ray/exact.txt
+	.venv-ray/bin/pip install -q 'torch==2.13.0+cpu' 2>/dev/null || .venv-ray/bin/pip install -q 'torch==2.13.0'
+	.venv-ray/bin/pip install -q --use-pep517 -c .venv-ray/exact.txt -e '.[test,ray]'
+	touch $@
+
 # Faults in real runs, and docs/faults.md; ARGS=--short tries few of each kind.
 .PHONY: faults
 faults: .venv/installed-test
@@ -64,7 +80,7 @@ notebooks: .venv/installed-test
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean:
-	rm -rf .venv .venv-peers .venv-constraints .venv-versions
+	rm -rf .venv .venv-peers .venv-ray .venv-constraints .venv-versions
 
 # The newest versions that fit pyproject.toml and the pins below, by uv: unlike pip it resolves for
 # another Python and another machine. Test them before you commit them.

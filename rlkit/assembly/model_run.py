@@ -174,8 +174,7 @@ class ModelRun:
 
     def save(self, run_dir: Path) -> None:
         """Write what was learnt: `adapter/` in PEFT's format, or the whole `model/`."""
-        length = self.config.model.rope_length
-        save_trained(run_dir, self.policy, self.base, rope_length=length)
+        save_trained(run_dir, self.policy, self.base, rope_length=self.config.model.rope_length)
 
     def prompts(self, *, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
         """Return the training prompts of a step, by what was right so far if a curriculum asks."""
@@ -227,7 +226,6 @@ class ModelRun:
 
     def generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """Return the configured generator, which `close` ends."""
-
         patience = self.config.stop.silence_seconds
         deadline = Deadline(seconds=patience, option="stop.silence_seconds")
 

@@ -12,7 +12,7 @@ from rlkit.generation import sampling_config
 from rlkit.models.load import BaseModel
 from rlkit.models.special import stops_of
 from rlkit.runtime.say import Say
-from rlkit.tasks import build_task, task_of
+from rlkit.tasks import Task, build_task, task_of
 from rlkit.training.evaluate import SideTask
 
 
@@ -28,7 +28,8 @@ def side_tasks(config: Config, base: BaseModel, *, say: Say) -> Mapping[str, Sid
         The tasks by name.
 
     Raises:
-        ConfigError: A task cannot tell right from wrong, or its rows are longer than the run's own.
+        ConfigError: A task cannot tell right from wrong, its rows are longer than the run's own, or
+            it has another environment.
     """
     found = {}
     for name, options in config.evaluation.tasks.items():
@@ -41,6 +42,7 @@ def side_tasks(config: Config, base: BaseModel, *, say: Say) -> Mapping[str, Sid
                     f"{key}.{limit} must be <= {most}, as task.{limit} is, got {value}"
                 )
         task = build_task(chosen)
+        _check_environment(config, task, key)
         success = task.success
         if success is None:
             raise ConfigError(
@@ -59,3 +61,16 @@ def side_tasks(config: Config, base: BaseModel, *, say: Say) -> Mapping[str, Sid
         sampling = sampling._replace(stop=stops.strings)
         found[name] = SideTask(prompts, sampling, success, task.answer)
     return found
+
+
+def _check_environment(config: Config, task: Task, key: str) -> None:
+    """Refuse a task whose turns nobody would answer, or the run's environment would."""
+    own = config.environment.spec(build_task(config.task).environment)
+    if task.environment != own:
+        has, wanted = (
+            "no environment" if spec is None else f"the environment {spec.fn}"
+            for spec in (task.environment, own)
+        )
+        raise ConfigError(
+            f"{key}.name must be a task with {wanted}, as the run's own, got {task.name} with {has}"
+        )

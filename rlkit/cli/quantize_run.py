@@ -26,7 +26,7 @@ from rlkit.models.quantize_error import (
 )
 from rlkit.models.quiet import no_progress_bars
 from rlkit.models.resolved import resolve_model
-from rlkit.tasks import build_task
+from rlkit.tasks import Task, build_task, with_environment
 from rlkit.tasks.render import render_all
 from rlkit.training.memory_config import parse_bytes
 
@@ -61,8 +61,9 @@ def quantise(overrides: Sequence[str], out: str, budget: str, num_prompts: int) 
         raise ValueError(
             f"model.source must hold 16- or 32-bit weights, got {config.model.source} in NF4"
         )
+    task = with_environment(build_task(config.task), config.environment)
     base = load_resolved(model, say=print)
-    prompts = _prompts(config, base, 2 * num_prompts)
+    prompts = _prompts(config, task, base, 2 * num_prompts)
     calibration, held_out = prompts[:num_prompts], prompts[num_prompts:]
     with torch.no_grad():
         reference = [next_token_logps(base.model, ids).cpu() for ids in held_out]
@@ -92,8 +93,7 @@ def quantise(overrides: Sequence[str], out: str, budget: str, num_prompts: int) 
     print(f"written: {folder}")
 
 
-def _prompts(config: Config, base: BaseModel, count: int) -> list[tuple[int, ...]]:
-    task = build_task(config.task)
+def _prompts(config: Config, task: Task, base: BaseModel, count: int) -> list[tuple[int, ...]]:
     indices = range(min(count, task.train.size or count))
     rendered = render_all(
         task.train,

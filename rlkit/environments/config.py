@@ -18,6 +18,8 @@ class History(StrEnum):
     """They are refused: what the model reads in training must be what it will read later."""
     append = "append"
     """All that was sampled stays, whatever the template would make of it in a later turn."""
+    branch = "branch"
+    """The model reads what the template makes of the past, as a context of its own in the row."""
 
 
 class CutTurn(StrEnum):
@@ -54,7 +56,7 @@ class EnvironmentConfig(Options):
     cut_turns: CutTurn = CutTurn.end
     """end or answer: what becomes of a turn that met `max_turn_tokens`."""
     history: History = History.strict
-    """strict or append: what becomes of a chat template that rewrites turns of the past."""
+    """strict, append or branch: what becomes of a chat template that rewrites turns of the past."""
     timeout_s: float = 10.0
     """Seconds until a call of `start` or `step` is killed, > 0. Its episode has no reward."""
     episode_timeout_s: float = 120.0

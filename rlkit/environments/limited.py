@@ -88,6 +88,8 @@ def _in_child(
             answer = b"+" + text.encode("utf-8", errors="replace")
         except MemoryError:
             answer = b"-MemoryError"
+        except ToolError as error:  # the tool has said it in its own words
+            answer = b"-" + str(error).encode("utf-8", errors="replace")
         except BaseException as error:  # the user's function, called by a model
             answer = b"-" + _describe(error).encode("utf-8", errors="replace")
         left = memoryview(answer[:_MAX_RESULT])

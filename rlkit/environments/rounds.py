@@ -10,80 +10,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from torch import Tensor
 
-from rlkit.environments.base import Action
-from rlkit.environments.config import CutTurn, EnvironmentConfig
+from rlkit.environments.base import Action, Message
+from rlkit.environments.branch import begin, follow
+from rlkit.environments.config import CutTurn, EnvironmentConfig, History
+from rlkit.environments.live import LiveEpisode
 from rlkit.environments.pool import Answer, Begin, Continue, EnvironmentPool, Fault
 from rlkit.environments.splice import Splicer
 from rlkit.generation.base import environment_seed, turn_seed
-from rlkit.types import (
-    Episode,
-    EpisodeEnd,
-    FinishReason,
-    Generator,
-    Prompt,
-    Rollout,
-    SamplingConfig,
-    TurnRecord,
-)
+from rlkit.types import EpisodeEnd, Generator, Prompt, Rollout, SamplingConfig
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Live:
-    """An episode while it is played."""
-
-    prompt: Prompt
-    sample_index: int
-    seed: int
-    state: str | None
-    """None when the environment could not begin."""
-    seconds: float
-    ids: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    turns: list[TurnRecord] = field(default_factory=list)
-    policy_version: int = 0
-    end: EpisodeEnd | None = None
-
-    def take(self, rollout: Rollout, *, cut_at: int | None) -> None:
-        """Append a turn as it was sampled; one of `cut_at` tokens counts as complete."""
-        if self.turns and rollout.policy_version != self.policy_version:
-            raise RuntimeError(
-                f"an episode must have one policy, got versions {self.policy_version} and "
-                f"{rollout.policy_version}"
-            )
-        start = len(self.ids)
-        self.ids += rollout.completion_ids
-        self.logps += rollout.sampling_logps
-        self.turns.append(TurnRecord(start, len(self.ids)))
-        self.policy_version = rollout.policy_version
-        if self.state is None:
-            self.end = EpisodeEnd.failed
-        elif rollout.finish_reason is FinishReason.length and cut_at != rollout.num_sampled:
-            self.end = EpisodeEnd.length
-
-    def splice(self, ids: Sequence[int]) -> None:
-        """Append what nobody sampled."""
-        self.ids += ids
-        self.logps += [0.0] * len(ids)
-
-    def rollout(self) -> Rollout:
-        """Return the finished episode."""
-        assert self.end is not None
-        done = self.end is EpisodeEnd.done
-        return Rollout(
-            prompt=self.prompt,
-            sample_index=self.sample_index,
-            completion_ids=tuple(self.ids),
-            sampling_logps=tuple(self.logps),
-            finish_reason=FinishReason.stop if done else FinishReason.length,
-            policy_version=self.policy_version,
-            episode=Episode(turns=tuple(self.turns), end=self.end),
-        )
 
 
 class EpisodeGenerator:
@@ -174,7 +114,7 @@ class EpisodeGenerator:
 
     def _begin(
         self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], num_samples: int
-    ) -> list[list[_Live]]:
+    ) -> list[list[LiveEpisode]]:
         """Start each prompt's environment once; its samples get copies of one value."""
         calls = [
             Begin(prompt.messages or prompt.text, prompt.columns, environment_seed(row[0]))
@@ -189,14 +129,16 @@ class EpisodeGenerator:
                 prompt = self._first_prompt(prompt, answer)
             else:
                 _warn(prompt, answer)
+            shown = begin(prompt) if self._config.history is History.branch else None
             begun.append(
                 [
-                    _Live(
+                    LiveEpisode(
                         prompt=prompt,
                         sample_index=i,
                         seed=row[i],
                         state=state,
                         seconds=answer.seconds,
+                        shown=shown,
                     )
                     for i in range(num_samples)
                 ]
@@ -216,7 +158,7 @@ class EpisodeGenerator:
         heard = tuple({"role": m.role, "content": m.content} for m in messages)
         return replace(prompt, ids=ids, text=text, messages=(*prompt.messages, *heard))
 
-    def _answer(self, live: Sequence[_Live], sampling: SamplingConfig) -> list[_Live]:
+    def _answer(self, live: Sequence[LiveEpisode], sampling: SamplingConfig) -> list[LiveEpisode]:
         """Let the environment answer the last turns; return the episodes that go on."""
         calls = []
         for one in live:
@@ -224,7 +166,8 @@ class EpisodeGenerator:
             ids = tuple(one.ids[turn.start : turn.stop])
             assert one.state is not None
             calls.append(Continue(one.state, Action(self._decode(ids), ids, len(one.turns) - 1)))
-        for one, answer in zip(live, self._pool.run(calls, pulse=self._pulse), strict=True):
+        answers = self._pool.run(calls, pulse=self._pulse)
+        for one, call, answer in zip(live, calls, answers, strict=True):
             one.seconds += answer.seconds
             if isinstance(answer, Fault):
                 _warn(one.prompt, answer)
@@ -235,14 +178,28 @@ class EpisodeGenerator:
             one.turns[-1] = one.turns[-1]._replace(reward=said.reward, info=said.info)
             one.end = self._end(one, done=said.done)
             if one.end is None:
-                delta = self._splicer.between(said.messages, after=one.ids[-1])
-                if len(one.ids) + len(delta) >= sampling.max_completion_length:
-                    one.end = EpisodeEnd.context
-                else:
-                    one.splice(delta)
+                self._go_on(one, call.action.text, said.messages, sampling)
         return [one for one in live if one.end is None]
 
-    def _end(self, live: _Live, *, done: bool) -> EpisodeEnd | None:
+    def _go_on(
+        self,
+        one: LiveEpisode,
+        said: str,
+        messages: Sequence[Message],
+        sampling: SamplingConfig,
+    ) -> None:
+        """Append what the model reads before its next turn, if there is room for one."""
+        after, shown = one.ids[-1], one.shown
+        if shown is None:
+            ids, afresh = self._splicer.between(messages, after=after), False
+        else:
+            one.shown, ids, afresh = follow(self._splicer, shown, said, messages, after=after)
+        if len(one.ids) + len(ids) >= sampling.max_completion_length:
+            one.end = EpisodeEnd.context
+        else:
+            one.splice(ids, afresh=afresh)
+
+    def _end(self, live: LiveEpisode, *, done: bool) -> EpisodeEnd | None:
         if done:
             return EpisodeEnd.done
         if len(live.turns) >= self._config.max_turns:
@@ -251,14 +208,10 @@ class EpisodeGenerator:
             return EpisodeEnd.seconds
         return None
 
-    def _sample(self, live: Sequence[_Live], sampling: SamplingConfig) -> None:
+    def _sample(self, live: Sequence[LiveEpisode], sampling: SamplingConfig) -> None:
         """Sample the next turn of every live episode, in one call."""
         prompts = [
-            replace(
-                one.prompt,
-                ids=(*one.prompt.ids, *one.ids),
-                limit=self._limit(sampling.max_completion_length - len(one.ids)),
-            )
+            one.next_prompt(limit=self._limit(sampling.max_completion_length - len(one.ids)))
             for one in live
         ]
         seeds = [[turn_seed(one.seed, len(one.turns))] for one in live]

@@ -11,11 +11,12 @@ What an environment says is encoded with special tokens off, so that no tool can
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlkit.environments.base import Message
 from rlkit.environments.config import History
+from rlkit.environments.encode import SafeEncoder, joined, split_at
+from rlkit.environments.messages import Written, message_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 _SAID, _HEARD, _THOUGHT = "rlkit-said", "rlkit-heard-{}-", "rlkit-thought"
 _PROBE = 'rlkit "probe"\n<é> & \\n'
 _KEY = "model.chat_template"
+
+_ALSO_ENDS = ("<|eom_id|>",)
+"""Llama 3.1 ends a turn that waits for a tool with this token, in place of the template's own."""
 
 Conversation = list[dict[str, Any]]
 
@@ -32,8 +36,8 @@ class Delta(NamedTuple):
 
     pieces: tuple[str, ...]
     """One more than there are messages."""
-    trims: tuple[bool, ...]
-    """Whether the template strips white space off the content of each message."""
+    written: tuple[Written, ...]
+    """How the template writes the content of each message."""
 
 
 class Splicer:
@@ -60,13 +64,11 @@ class Splicer:
         """
         self._tokenizer = tokenizer
         self._tools: list[dict[Any, Any] | Callable[..., Any]] = [dict(tool) for tool in tools]
-        # White space is no way to forge a token, and some tokenizers add runs of it.
-        self._added = {
-            int(i): str(token.content)
-            for i, token in tokenizer.added_tokens_decoder.items()
-            if token.special or str(token.content).strip()
-        }
+        self._encoder = SafeEncoder(tokenizer)
         self._deltas: dict[tuple[str, ...], Delta] = {}
+        self.opening = ""
+        """What the template begins a turn with that it takes for the model's own words: `<think>`
+        in some. Filled for `History.branch`."""
         if not tokenizer.chat_template:
             raise ValueError(f"{_KEY} must be given with an environment: the tokenizer has none")
         if tools:
@@ -74,6 +76,8 @@ class Splicer:
         for role in roles:
             self._check_history(role, history)
             self._delta((role,))
+        if history is History.branch:
+            self.opening = self._opening(roles[0])
 
     def between(self, messages: Sequence[Message], *, after: int) -> tuple[int, ...]:
         """Return the ids from the end of a turn to the beginning of the next.
@@ -86,13 +90,44 @@ class Splicer:
         Raises:
             ValueError: The template cannot follow with messages of these roles.
         """
-        delta = self._delta(tuple(message.role for message in messages))
-        contents = [
-            message.content.strip() if trims else message.content
-            for message, trims in zip(messages, delta.trims, strict=True)
+        ids = self._encoder.encode(*self._parts(messages))
+        ended = ids[0] == after or self._encoder.added.get(after) in _ALSO_ENDS
+        return ids[1:] if ended else ids
+
+    def text_between(self, messages: Sequence[Message]) -> str:
+        """Return the text from the end of a turn to the beginning of the next."""
+        return joined(*self._parts(messages))
+
+    def conversation(
+        self, own: Sequence[Mapping[str, object]], since: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, tuple[int, ...]]:
+        """Return text and ids of a conversation as the template renders it, for another turn.
+
+        Args:
+            own: The example's messages, which are trusted.
+            since: What was said since. Words in it that would be read as special tokens become the
+                ordinary tokens of their letters.
+
+        Raises:
+            ValueError: The template shows a text more than once.
+        """
+        mark = "rlkit-cut-"
+        while any(mark in str(message["content"]) for message in (*own, *since)):
+            mark = f"x{mark}"  # somebody wants to be taken for a mark
+        cut: list[str] = []
+        marked = [
+            {**message, "content": self._encoder.marked(message, mark, cut)} for message in since
         ]
-        ids = self._encode(delta.pieces, contents)
-        return ids[1:] if ids[0] == after else ids
+        text = self._render([*map(dict, own), *marked])
+        marks = [f"{mark}{i}-" for i in range(len(cut))]
+        # A template may leave out what was thought, and marks with it.
+        kept = [i for i, mark in enumerate(marks) if mark in text]
+        pieces = split_at(text, [marks[i] for i in kept])
+        if pieces is None:
+            raise ValueError(f"{_KEY} must show each text once, in order, with history=branch")
+        contents = [cut[i] for i in kept]
+        whole = joined(pieces, contents)
+        return whole, self._encoder.encode(pieces, contents)
 
     def prompt(
         self, conversation: Sequence[Mapping[str, object]], messages: Sequence[Message]
@@ -106,13 +141,30 @@ class Splicer:
         marks = [_HEARD.format(i) for i in range(len(messages))]
         marked = [{"role": m.role, "content": k} for m, k in zip(messages, marks, strict=True)]
         text = self._render([*map(dict, conversation), *marked])
-        pieces = _split(text, marks)
+        pieces = split_at(text, marks)
         if pieces is None:
             roles = ", ".join(message.role for message in messages)
             raise ValueError(f"{_KEY} must show messages of role {roles} after a prompt")
         contents = [message.content for message in messages]
-        whole = "".join(map("".join, zip(pieces, [*contents, ""], strict=True)))
-        return whole, self._encode(pieces, contents)
+        whole = joined(pieces, contents)
+        return whole, self._encoder.encode(pieces, contents)
+
+    def _parts(self, messages: Sequence[Message]) -> tuple[tuple[str, ...], list[str]]:
+        delta = self._delta(tuple(message.role for message in messages))
+        contents = [
+            written.of(message.content)
+            for message, written in zip(messages, delta.written, strict=True)
+        ]
+        return delta.pieces, contents
+
+    def _opening(self, role: str) -> str:
+        """Return what a generation prompt has beyond the beginning of a past turn."""
+        begun = _histories(())[0]
+        past = self._render(
+            [*begun, {"role": "assistant", "content": _SAID}, message_of(Message(role, "x"))]
+        )
+        now, before = self._render(begun), past.partition(_SAID)[0]
+        return now[len(before) :] if now.startswith(before) else ""
 
     def _delta(self, roles: tuple[str, ...]) -> Delta:
         if roles not in self._deltas:
@@ -132,7 +184,7 @@ class Splicer:
                     continue  # it knows no system role, or no earlier tool
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 raise ValueError(f"{_KEY} must let {name} follow a turn, got {reason}") from error
-            pieces = _split(text, marks)
+            pieces = split_at(text, marks)
             if pieces is None:
                 raise ValueError(
                     f"{_KEY} must show what {name} says after a turn, got {text[:80]!r}"
@@ -144,43 +196,42 @@ class Splicer:
                 f"{_KEY} must write the same between two turns after any history, got "
                 f"{''.join(found[0])!r} and {''.join(other)!r} around {name}"
             )
-        trims = tuple(self._trims(roles, i) for i in range(len(roles)))
-        ids = self._ids("".join(found[0]))
-        if not ids or ids[0] not in self._added:
+        written = tuple(self._written(roles, i) for i in range(len(roles)))
+        ids = self._encoder.ids("".join(found[0]))
+        if not ids or ids[0] not in self._encoder.added:
             raise ValueError(
                 f"{_KEY} must end a turn with a token of its own, got {found[0][0][:40]!r}, whose "
                 "tokens could merge with what was sampled"
             )
-        return Delta(found[0], trims)
+        return Delta(found[0], written)
 
     def _after(self, history: Conversation, roles: Sequence[str], contents: Sequence[str]) -> str:
         """Return what the template writes after a turn: messages, and the next one's beginning."""
-        heard = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        heard = [message_of(Message(r, c)) for r, c in zip(roles, contents, strict=True)]
         text = self._render([*history, {"role": "assistant", "content": _SAID}, *heard])
         _, said, rest = text.rpartition(_SAID)
         if not said:
             raise ValueError("it leaves out what the model said")
         return rest
 
-    def _trims(self, roles: tuple[str, ...], place: int) -> bool:
-        """Tell whether the template strips a content; refuse one that writes it in another way."""
+    def _written(self, roles: tuple[str, ...], place: int) -> Written:
+        """Find how the template writes a content; refuse one that does so in another way."""
         contents = ["x"] * len(roles)
         contents[place] = f" {_PROBE} "
         text = self._after(_histories(roles)[0], roles, contents)
-        if f" {_PROBE} " in text:
-            return False
-        if _PROBE in text:
-            return True
+        for written in Written:
+            if written.of(contents[place]) in text:
+                return written
         raise ValueError(
             f"{_KEY} must show the content of a {roles[place]} message as it is, got {text[:80]!r}"
         )
 
     def _check_history(self, role: str, history: History) -> None:
         """Refuse a template that shows the model's turns otherwise than they were sampled."""
-        if history is History.append:
+        if history is not History.strict:
             return
         begun = _histories((role,))[0]
-        heard = {"role": role, "content": "x"}
+        heard = message_of(Message(role, "x"))
         try:
             before = self._render(begun)
             thought = f"<think>\n{_THOUGHT}\n</think>\n\n{_SAID}"
@@ -194,8 +245,8 @@ class Splicer:
         if not (kept and plain.startswith(before + _SAID)):
             what = "strips the thinking" if _THOUGHT not in thinking else "rewrites the beginning"
             raise ValueError(
-                f"environment.history must be append with this chat template, which {what} of a "
-                f"turn once a {role} message follows, got {history.value}"
+                f"environment.history must be append or branch with this chat template, which "
+                f"{what} of a turn once a {role} message follows, got {history.value}"
             )
 
     def _check_tools(self) -> None:
@@ -215,46 +266,13 @@ class Splicer:
             )
         )
 
-    def _encode(self, pieces: Sequence[str], contents: Sequence[str]) -> tuple[int, ...]:
-        """Encode as one text, as templates are meant to be, unless a content forges a token."""
-        whole = "".join(map("".join, zip(pieces, [*contents, ""], strict=True)))
-        ids = self._ids(whole)
-        own = [self._ids(piece) for piece in pieces]
-        if self._added_in(ids) == [i for part in own for i in self._added_in(part)]:
-            return ids
-        parts = list(own[0])
-        for content, piece in zip(contents, own[1:], strict=True):
-            parts += [*self._plain(content), *piece]
-        return tuple(parts)
-
-    def _plain(self, text: str) -> list[int]:
-        """Encode text in which no added token may appear: each such text is cut in two."""
-        cuts = {0, len(text)}
-        for token in self._added.values():
-            start = text.find(token)
-            while start >= 0:
-                cuts.add(start + 1)
-                start = text.find(token, start + 1)
-        places = sorted(cuts)
-        parts = [text[a:b] for a, b in pairwise(places)]
-        ids = [i for part in parts for i in self._ids(part)]
-        if self._added_in(ids):
-            raise ValueError(f"the tokenizer must encode {text[:80]!r} without special tokens")
-        return ids
-
-    def _added_in(self, ids: Sequence[int]) -> list[int]:
-        return [i for i in ids if i in self._added]
-
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
-
 
 def _histories(roles: Sequence[str]) -> list[Conversation]:
     """Return conversations after which the model speaks, the plainest first."""
     ask = {"role": "user", "content": "question"}
     said = {"role": "assistant", "content": "answer"}
     thought = {"role": "assistant", "content": "<think>\nwhy\n</think>\n\nanswer"}
-    heard = [{"role": role, "content": "reply"} for role in roles]
+    heard = [message_of(Message(role, "reply")) for role in roles]
     return [
         [ask],
         [{"role": "system", "content": "rules"}, ask],
@@ -262,14 +280,3 @@ def _histories(roles: Sequence[str]) -> list[Conversation]:
         [ask, thought, ask],
         *([[ask, said, *heard], [ask, said, *heard, thought, *heard]] if heard else []),
     ]
-
-
-def _split(text: str, marks: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the text around `marks`, None unless each is there once, in order."""
-    pieces = []
-    for mark in marks:
-        if text.count(mark) != 1:
-            return None
-        piece, _, text = text.partition(mark)
-        pieces.append(piece)
-    return (*pieces, text)

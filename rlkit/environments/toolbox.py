@@ -1,17 +1,16 @@
-"""Tools to choose from: a calculator, Python in a process of its own, and search in a folder."""
+"""Tools to choose from: a calculator, Python in a sandbox, and search in a folder of texts."""
 
 from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from rlkit.environments.arithmetic import calculate
+from rlkit.environments.limited import ToolError
+from rlkit.runtime.sandbox import Confinement, Isolation, require, run_python
 
 _WORD = re.compile(r"\w+")
 
@@ -25,29 +24,33 @@ def calculator(expression: str) -> str:
     return calculate(expression)
 
 
-def python(code: str) -> str:
-    """Run a Python program and return what it prints.
+def python_in(isolation: str) -> Callable[..., str]:
+    """Return a tool that runs Python in a sandbox of this kind.
 
     Args:
-        code: The program; it has the standard library and an empty folder.
+        isolation: `namespaces`, or `limits` where the machine forbids namespaces; see `Isolation`.
+
+    Raises:
+        ValueError: The machine forbids it, or there is no isolation of this name.
     """
-    # -I and -S: neither packages nor the folder of the run can be imported. Limits of time, memory
-    # and file sizes are inherited from the call; the network is not cut off.
-    with tempfile.TemporaryDirectory(prefix="rlkit-python-") as folder:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", code],
-            cwd=folder,
-            env={"PATH": "/usr/bin:/bin"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        return f"{done.stdout}error: {last[0]}"
-    return done.stdout or "(no output)"
+    kind = Isolation(isolation)
+    require(kind)
+    # Time and memory have the limits of the call, whatever they are: the sandbox keeps the least.
+    walls = Confinement(kind, seconds=None, memory_mb=1 << 20, packages=False)
+
+    def python(code: str) -> str:
+        """Run a Python program and return what it prints.
+
+        Args:
+            code: The program; it has the standard library and an empty folder.
+        """
+        ran = run_python(code, walls)
+        if ran.code == 0:
+            return ran.printed or "(no output)"
+        last = ran.errors.strip().splitlines()[-1:] or [f"exit code {ran.code}"]
+        raise ToolError(f"{last[0]}\n{ran.printed}".strip())
+
+    return python
 
 
 def search_in(folder: str | Path, *, results: int = 3) -> Callable[..., str]:

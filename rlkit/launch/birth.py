@@ -22,7 +22,7 @@ OUTPUT = "output.txt"
 """The file in a job's folder that holds what its processes printed."""
 _PR_SET_PDEATHSIG = 1
 INTERRUPTED = 130
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def die_with(parent: int) -> None:
@@ -37,7 +37,7 @@ def set_up_job_process(folder: Path, *, parent: int) -> None:
     """Make this new process the job's own: its session, its signals, its output, its end."""
     os.setsid()
     die_with(parent)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+    for number in (*STOP_SIGNALS, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError):  # rather this job than the launcher when memory runs out

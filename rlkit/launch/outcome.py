@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import platform
 import signal
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from rlkit.launch.birth import OUTPUT
 from rlkit.launch.run_folder import write_status
 from rlkit.tracking import Status
+from rlkit.tracking.holding import InUse, hold
 
 _DONE = "DONE"
 _TAIL_BYTES = 4096
@@ -33,6 +35,12 @@ class Recorded(NamedTuple):
     status: Status | None
     message: str
     pid: int
+    host: str = ""
+    """The machine of that process; empty in the records of older versions."""
+
+    def is_by(self, pid: int) -> bool:
+        """Return whether process `pid` of this machine wrote it; pids of two machines may agree."""
+        return self.pid == pid and self.host in ("", platform.node())
 
 
 def state_of(folder: Path) -> JobState:
@@ -52,7 +60,12 @@ def read_status(folder: Path) -> Recorded:
     """Read the content of `status.json` in `folder`."""
     try:
         record = json.loads((folder / "status.json").read_text())
-        return Recorded(Status(record["status"]), str(record["message"]), int(record["pid"]))
+        return Recorded(
+            Status(record["status"]),
+            str(record["message"]),
+            int(record["pid"]),
+            str(record.get("host", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return Recorded(None, "", 0)
 
@@ -72,16 +85,13 @@ def settle(folder: Path, *, pid: int, otherwise: Status, message: str) -> Record
         The end of the job, as it or this function recorded it.
     """
     own = read_status(folder)
-    if own.pid == pid and own.status is Status.completed:
+    if own.is_by(pid) and own.status is Status.completed:
         (folder / _DONE).touch()
         return own
-    if own.pid == pid and own.status in (Status.failed, Status.interrupted):
+    if own.is_by(pid) and own.status in (Status.failed, Status.interrupted):
         return own
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process runs this job: its record is not ours to change
-            return Recorded(otherwise, message, pid)
+    # While another process runs this job, its record is not ours to change.
+    with suppress(InUse), hold(folder):
         write_status(folder, otherwise, message=message)
     return Recorded(otherwise, message, pid)
 

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlkit.config import Config, ConfigError, Resume, did_you_mean, flatten, load, require
 from rlkit.launch.composing import Composer, compose_job
+from rlkit.launch.engines import check_engine, chosen_engine
 from rlkit.launch.hydra_compat import expand_sweep, get_args_parser
 from rlkit.launch.outside import as_typed, offer_algorithms
 from rlkit.launch.place import check_place
@@ -62,6 +63,7 @@ def plan(arguments: Sequence[str]) -> LaunchPlan:
     if any(getattr(parsed, flag) for flag in _PRINTING):
         return LaunchPlan([], multirun=bool(parsed.multirun))
     setup_globals()
+    check_engine(parsed.overrides)
     overrides = offer_algorithms(parsed.overrides)
     extra: list[str] = []
     if parsed.config_dir:
@@ -109,8 +111,7 @@ def _is_hydras(override: str) -> bool:
 
 def _without_retry(overrides: Sequence[str]) -> tuple[bool, list[str]]:
     """Return `config` and `hydra.launcher.retry_failed`, taken out for launchers that lack it."""
-    chosen = [o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")]
-    if chosen in ([], ["isolated"]):
+    if chosen_engine(overrides) in ("", "isolated"):
         return False, list(overrides)
     option = "hydra.launcher.retry_failed=true"
     return option in overrides, [o for o in overrides if o != option]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import yaml
@@ -19,6 +17,7 @@ from rlkit.runtime.files import remove_litter
 from rlkit.runtime.redact import Redactor
 from rlkit.tracking.base import Outcome, Status
 from rlkit.tracking.files import naming, write_atomic
+from rlkit.tracking.holding import InUse, hold, this_process
 from rlkit.training import checkpoint
 from rlkit.training.state_file import read_state
 
@@ -34,13 +33,14 @@ def claim(config: Config, run_dir: Path) -> Iterator[list[str]]:
     """
     with naming(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / ".lock").open("w")
-    with lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"run_dir is in use by another process: {run_dir}") from error
-        notes = check_same_run(config, run_dir) if config.resume is not Resume.never else []
+            with naming(run_dir):
+                notes = held.enter_context(hold(run_dir))
+        except InUse as holder:
+            raise ConfigError(f"run_dir is in use by {holder}: {run_dir}") from holder
+        if config.resume is not Resume.never:
+            notes += check_same_run(config, run_dir)
         with naming(run_dir):
             left = remove_litter(run_dir, subfolders=("checkpoints", "completions", "rollouts"))
         if left:
@@ -128,7 +128,9 @@ def write_outcome(run_dir: Path, outcome: Outcome) -> None:
 
 
 def write_status(run_dir: Path, status: Status, *, message: str) -> None:
-    """Write `status.json`: status, one line of why, process id and time."""
+    """Write `status.json`: status, one line of why, process, its machine and cluster job, time."""
     message = Redactor.of_process().text(message)
-    record = {"status": status.value, "message": message, "pid": os.getpid(), "time": time.time()}
+    writer = this_process()
+    record = {"status": status.value, "message": message, "time": time.time()}
+    record |= {"pid": writer.pid, "host": writer.host, "cluster_job": writer.job}
     write_atomic(run_dir / "status.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -52,7 +52,7 @@ class SweepView:
         parts = [f"{len(self.rows)} jobs"]
         parts += [
             f"{counts[s]} {s.value}"
-            for s in (JobStatus.earlier, JobStatus.failed_earlier)
+            for s in (JobStatus.earlier, JobStatus.failed_earlier, JobStatus.running)
             if counts[s]
         ]
         if waiting := counts[JobStatus.waiting]:
@@ -64,6 +64,10 @@ class SweepView:
         self._say(", ".join(parts))
         if self._live:
             self._live.start()
+
+    def say(self, text: str) -> None:
+        """Print a line, above the table if there is one."""
+        self._say(text)
 
     def started(self, row: JobRow) -> None:
         """Note that a job has been given a process."""

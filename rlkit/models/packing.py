@@ -5,7 +5,7 @@
 A segment attends to itself, causally, and to all of the segments that precede it in its own row of
 the batch. A completion attends to its prompt's rest and to the prefix that all prompts begin with.
 So every token sees what it would see in a row of its own, at the same position, and gradients flow
-through.
+through. A row whose context begins afresh on the way is several rows here, one for each context.
 """
 
 from __future__ import annotations
@@ -73,33 +73,50 @@ def pack(batch: RolloutBatch, *, share: bool) -> PackedRow:
     Raises ValueError when a prompt is empty: its first token has no state before it.
     """
     prompts = [tuple(row.tolist()) for row in _ragged(batch.prompt_ids, batch.prompt_mask)]
-    completions = _ragged(batch.completion_ids, batch.exists)
-    sampled = _ragged(batch.completion_mask, batch.exists)
+    completions, sampled = _contexts(batch)
     if not all(prompts):
         raise ValueError("every prompt must have at least one token, got an empty one")
     users = Counter(prompts)
-    rows = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-    longest = max(rows, default=0)
+    rows = [len(p) + len(c[0]) for p, c in zip(prompts, completions, strict=True)]
+    longest = max([*rows, *(len(part) for parts in completions for part in parts[1:])], default=0)
     builder = _Builder()
     prefix = _common_prefix(list(users)) if share else ()
     common = (builder.add(prefix, position=0, before=(), row=longest),) if prefix else ()
     ends: dict[tuple[int, ...], tuple[Span, ...]] = {}
-    for prompt, completion, wanted, own in zip(prompts, completions, sampled, rows, strict=True):
+    for prompt, parts, masks, own in zip(prompts, completions, sampled, rows, strict=True):
+        completion, wanted = parts[0], masks[0]
         rest = prompt[len(prefix) :]
         row = longest if share else own
         if not share or users[prompt] == 1:
             span = builder.add(rest, completion[:-1], position=len(prefix), before=common, row=row)
             builder.predict_from(span.start + len(rest) - 1, wanted)
-            continue
-        if prompt not in ends:
-            span = builder.add(rest, position=len(prefix), before=common, row=row)
-            ends[prompt] = (*common, span)
-        last = ends[prompt][-1]
-        builder.predict_from(last.start + last.length - 1, wanted[:1])
-        if len(completion) > 1:
-            span = builder.add(completion[:-1], position=len(prompt), before=ends[prompt], row=row)
-            builder.predict_from(span.start, wanted[1:])
+        else:
+            if prompt not in ends:
+                span = builder.add(rest, position=len(prefix), before=common, row=row)
+                ends[prompt] = (*common, span)
+            last = ends[prompt][-1]
+            builder.predict_from(last.start + last.length - 1, wanted[:1])
+            if len(completion) > 1:
+                before = ends[prompt]
+                span = builder.add(completion[:-1], position=len(prompt), before=before, row=row)
+                builder.predict_from(span.start, wanted[1:])
+        for part, flags in zip(parts[1:], masks[1:], strict=True):
+            # A context of its own: it holds all that its tokens see, from position 0 on.
+            row = longest if share else len(part)
+            span = builder.add(part[:-1], position=0, before=(), row=row)
+            builder.predict_from(span.start, flags[1:])
     return builder.build(batch.prompt_ids.device)
+
+
+def context_lengths(batch: RolloutBatch) -> Tensor:
+    """Return the number of tokens of each context of a batch, those of the prompts included."""
+    lengths = batch.prompt_mask.sum(1) + batch.exists.sum(1)
+    if batch.restarts is None:
+        return lengths
+    prompts = batch.prompt_mask.sum(1).tolist()
+    parts, _ = _contexts(batch)
+    found = [[n + len(p[0]), *map(len, p[1:])] for n, p in zip(prompts, parts, strict=True)]
+    return torch.tensor([n for row in found for n in row], device=lengths.device)
 
 
 def ranges(spans: Sequence[tuple[int, int]]) -> Tensor:
@@ -111,6 +128,18 @@ def ranges(spans: Sequence[tuple[int, int]]) -> Tensor:
     starts, counts = table[:, 0], table[:, 1]
     begins = np.cumsum(counts) - counts
     return torch.from_numpy(np.arange(counts.sum()) + np.repeat(starts - begins, counts))
+
+
+def _contexts(batch: RolloutBatch) -> tuple[list[tuple[Tensor, ...]], ...]:
+    """Return each row's tokens, and which of them were sampled, cut where a context begins."""
+    columns = [_ragged(c, batch.exists) for c in (batch.completion_ids, batch.completion_mask)]
+    if batch.restarts is None:
+        return tuple([(row,) for row in column] for column in columns)
+    places = [flags.nonzero()[:, 0].tolist() for flags in _ragged(batch.restarts, batch.exists)]
+    return tuple(
+        [torch.tensor_split(row, cuts) for row, cuts in zip(column, places, strict=True)]
+        for column in columns
+    )
 
 
 def _runs(flags: Tensor) -> list[tuple[int, int]]:

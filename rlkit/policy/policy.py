@@ -32,6 +32,7 @@ from rlkit.models.hidden import Scoring, completion_states, prepare
 from rlkit.models.joined import Projection
 from rlkit.models.load import BaseModel
 from rlkit.models.offload import Offload
+from rlkit.models.packing import context_lengths
 from rlkit.models.recompute import TrainsLayers, recomputed
 from rlkit.models.rope import one_set
 from rlkit.policy.full_weights import FullWeights
@@ -119,7 +120,7 @@ class Policy:
         if spec.values and self.critic is None:
             raise ValueError("values need a critic, got a policy without one")
         # It depends on neither grad mode nor adapter: policy and reference must take the same way.
-        lengths = batch.prompt_mask.sum(1) + batch.exists.sum(1)
+        lengths = context_lengths(batch)
         share = self.shared_prefix is not Switch.off and one_set(self.model, lengths)
         scoring = prepare(self.model.config, batch, dtype=self.tuning.dtype, share=share)
         mask = batch.completion_mask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from rlkit.tracking import EvalRecord, Redactor, TrackingError, read_metrics, read_samples
 from rlkit.tracking.completions import eval_path
+from rlkit.tracking.holding import is_held
 from rlkit.tracking.read import read_evals
 
 Floats = NDArray[np.float64]
@@ -171,19 +171,6 @@ def is_over(folder: Path) -> bool:
     except (OSError, ValueError):  # cut, or no object: the report says so
         return True
     return ended != State.running or not is_held(folder)
-
-
-def is_held(folder: Path) -> bool:
-    """Return whether a live process of this machine holds the run's lock; a copy may lack it."""
-    path = folder / ".lock"
-    if not path.exists():
-        return False
-    with path.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _json(path: Path) -> dict[str, object]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import shutil
+import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-_SCRATCH = re.compile(r"\..+\.(\d+)\.partial")
+_SCRATCH = re.compile(r"\..+\.(?:@(.*)@)?(\d+)\.partial")
+"""A hidden name with the machine and the process; older versions left the machine out."""
+_ABANDONED_S = 3600.0
+"""What a process of another machine has not touched for this long, nobody finishes."""
 
 
 @contextlib.contextmanager
@@ -26,9 +31,7 @@ def published(path: Path) -> Iterator[Path]:
         OSError: The disk is full, or a folder is missing or may not be written. Or one of the old
             and the new is a file and the other a folder.
     """
-    # Same folder: a rename across file systems would be a copy. The process id keeps two
-    # processes that write one file apart.
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    scratch = scratch_of(path)
     _remove(scratch)
     try:
         yield scratch
@@ -41,6 +44,15 @@ def published(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         _remove(scratch)
+
+
+def scratch_of(path: Path) -> Path:
+    """Return the name that this process gives to what is to become `path`, or was.
+
+    It is in the same folder: a rename across file systems would be a copy. Machine and process keep
+    two writers of one file apart.
+    """
+    return path.with_name(f".{path.name}.@{platform.node()[:40]}@{os.getpid()}.partial")
 
 
 def remove_leftovers(path: Path) -> None:
@@ -92,7 +104,11 @@ def _is_left(path: Path) -> bool:
     match = _SCRATCH.fullmatch(path.name)
     if match is None:
         return False
-    pid = int(match.group(1))
+    host, pid = match.group(1), int(match.group(2))
+    if host is not None and host != platform.node()[:40]:
+        with contextlib.suppress(OSError):
+            return time.time() - path.lstat().st_mtime > _ABANDONED_S
+        return False
     return pid == os.getpid() or not Path(f"/proc/{pid}").exists()
 
 

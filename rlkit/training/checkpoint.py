@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlkit.runtime.files import published
+from rlkit.runtime.files import published, scratch_of
 from rlkit.schema import content_hash
 from rlkit.tracking.files import naming
 from rlkit.training.optim import restore_state
@@ -174,7 +174,7 @@ def discard(path: Path) -> None:
 
     What cannot be deleted stays.
     """
-    doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    doomed = scratch_of(path)
     with contextlib.suppress(OSError):
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -64,6 +64,7 @@ def collate(
         spliced=None if turns is None else exists & ~turns.sampled,
         turn_ids=None if turns is None else turns.ids,
         turn_rewards=None if turns is None else turns.rewards,
+        restarts=None if turns is None or not turns.restarts.any() else turns.restarts,
     )
     return batch.to(device)
 
@@ -74,6 +75,7 @@ class _Turns(NamedTuple):
     sampled: Tensor
     ids: Tensor
     rewards: Tensor
+    restarts: Tensor
 
 
 def _turns(samples: Sequence[ScoredRollout], exists: Tensor) -> _Turns | None:
@@ -83,6 +85,7 @@ def _turns(samples: Sequence[ScoredRollout], exists: Tensor) -> _Turns | None:
     sampled = torch.zeros_like(exists)
     ids = torch.zeros(exists.shape, dtype=torch.long)
     rewards = torch.zeros(exists.shape)
+    restarts = torch.zeros_like(exists)
     for row, sample in enumerate(samples):
         spans = sample.rollout.spans
         earned = sample.turn_rewards or (*[0.0] * (len(spans) - 1), sample.reward)
@@ -92,7 +95,10 @@ def _turns(samples: Sequence[ScoredRollout], exists: Tensor) -> _Turns | None:
             if stop > start:
                 # A reward on a token that was not sampled would be lost to every recursion.
                 rewards[row, stop - 1] = reward
-    return _Turns(sampled, ids, rewards)
+        turns = () if sample.rollout.episode is None else sample.rollout.episode.turns
+        for before, turn in pairwise(turns):
+            restarts[row, before.stop] = turn.afresh
+    return _Turns(sampled, ids, rewards, restarts)
 
 
 def _check(sample: ScoredRollout, *, num_rewards: int) -> None:

@@ -66,7 +66,7 @@ def _reward_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> dic
 
 
 def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Return means over episodes: turns, unsampled tokens, ends, and the environment's numbers."""
+    """Return means over episodes: turns, other tokens, restarts, ends, and the world's numbers."""
     episodes = [rollout.episode for rollout in rollouts if rollout.episode is not None]
     if not episodes:
         return {}
@@ -76,9 +76,11 @@ def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     for episode in episodes:
         for turn in episode.turns:
             sums.update(turn.info)
+    afresh = sum(turn.afresh for episode in episodes for turn in episode.turns)
     return {
         "episodes/turns": sum(len(e.turns) for e in episodes) / count,
         "episodes/spliced_tokens": spliced / count,
+        "episodes/restarts": afresh / count,
         **{
             f"episodes/end/{end}": sum(e.end is end for e in episodes) / count for end in EpisodeEnd
         },

@@ -1,17 +1,23 @@
 """Handle Ctrl-C, SIGTERM and a closed terminal: finish cleanly on the first, at once on the second.
 
-A third signal changes nothing: by then the run is ending as fast as it can.
+A third signal changes nothing: by then the run is ending as fast as it can. SIGUSR1 and SIGUSR2 are
+what Slurm sends some time before a time limit; they ask for the same as SIGTERM.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""A terminal that is closed sends SIGHUP; it asks for the same as the other two."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""A terminal that is closed sends SIGHUP; it asks for the same as the others."""
+
+_ONE_REQUEST_S = 2.0
+"""Seconds in which two different signals are one request. A cluster or a service manager signals
+every process of a job, and the process that started this one passes the request on as SIGINT."""
 
 
 class Interrupted(Exception):
@@ -25,6 +31,8 @@ class StopRequest:
         self._reason: str | None = None
         self._anywhere = False
         self._hurried = False
+        self._first: tuple[str, float] | None = None
+        """The name of the first signal, and when it came: monotonic seconds."""
 
     @property
     def hurried(self) -> bool:
@@ -56,7 +64,10 @@ class StopRequest:
 
     def hear(self, reason: str) -> None:
         """Take a signal; raises KeyboardInterrupt where the run is to stop at once."""
-        if self._hurried:
+        now = time.monotonic()
+        name, since = self._first or (reason, now)
+        self._first = name, since
+        if self._hurried or (reason != name and now - since < _ONE_REQUEST_S):
             return
         first, self._reason = self._reason is None, reason
         if not first or self._anywhere:
@@ -66,7 +77,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Yield a StopRequest that hears SIGINT, SIGTERM and SIGHUP; a second raises KeyboardInterrupt.
+    """Yield a StopRequest that hears STOP_SIGNALS; a second one raises KeyboardInterrupt.
 
     SIGHUP stays ignored where it is already: `nohup` means it.
     """

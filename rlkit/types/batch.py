@@ -57,6 +57,9 @@ class RolloutBatch:
     turn_rewards: Float[Tensor, "B C"] | None = None
     """Each turn's reward at its last sampled token, 0.0 elsewhere: a row adds up to its reward.
     None = the whole reward belongs to the last sampled token."""
+    restarts: Bool[Tensor, "B C"] | None = None
+    """True on tokens at which the model's context begins afresh: from there on a row is a sequence
+    of its own to the model, and the same row to everything else. None = there are none."""
 
     @property
     def exists(self) -> Bool[Tensor, "B C"]:

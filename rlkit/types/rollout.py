@@ -49,6 +49,9 @@ class TurnRecord(NamedTuple):
     """The environment's numbers about this turn, such as calls of tools and their errors."""
     text: str = ""
     """Decoded sampled text; filled where a reward function looks."""
+    afresh: bool = False
+    """Whether the ids between the turn before and this one are all that the model read, prompt
+    included: the chat template had rewritten the past. False = they follow what it read before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

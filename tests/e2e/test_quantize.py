@@ -52,6 +52,9 @@ def test_a_folder_with_the_worst_layers_in_16_bits(
 
 
 def test_bad_input(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lonely = ["quantize", f"out={source}-q", f"model.source={source}", "environment.max_turns=3"]
+    assert run([*lonely, "budget=8KB"]) == 2
+    assert "environment.max_turns must be left alone" in capsys.readouterr().err
     assert run(["quantize", "budget=8KB"]) == 2
     assert "out must be given" in capsys.readouterr().err
     assert run(["quantize", f"out={source}", f"model.source={source}"]) == 2

@@ -187,6 +187,14 @@ def test_eval_of_a_model_on_two_tasks(
             ["eval", "--run", "sft", "+evaluation.tasks.a.name=echo"],
             "max_completion_length must be <= 8",
         ),
+        (
+            [
+                *("eval", "--run", "sft"),
+                "+evaluation.tasks.a={name: calculator, max_prompt_length: 8, "
+                "max_completion_length: 8}",
+            ],
+            "a.name must be a task with no environment, as the run's own, got calculator with the",
+        ),
     ],
 )
 def test_bad_evaluations_are_one_line(

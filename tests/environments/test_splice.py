@@ -120,7 +120,7 @@ def test_a_template_that_rewrites_the_past_is_refused_unless_asked_for(template:
     [
         (COUNTS_TURNS, ("user",), "must write the same between two turns after any history"),
         (NO_TOOL, ("tool",), "must let tool follow a turn, got .*no tools here"),
-        (AS_JSON, ("user",), "must show the content of a user message as it is"),
+        (AS_JSON, ("user",), "must end a turn with a token of its own"),
         (PLAIN_END, ("user",), "must end a turn with a token of its own"),
         (CHATML.replace("{{ message['content'] }}", "-"), ("user",), "must let user follow"),
     ],

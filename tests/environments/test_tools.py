@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +20,14 @@ from rlkit.environments.base import Action
 from rlkit.environments.calls import Call, CallFormat, calls_in
 from rlkit.environments.limited import Limits, ToolError, call_limited
 from rlkit.environments.schemas import problem_with, schema_of
-from rlkit.environments.toolbox import calculator, python, search_in
+from rlkit.environments.toolbox import calculator, python_in, search_in
 from rlkit.environments.tools import ToolEnvironment
+
+ISOLATION = (
+    "limits"
+    if subprocess.run(["unshare", "-Urpnf", "true"], capture_output=True).returncode
+    else "namespaces"
+)
 
 
 def weather(
@@ -48,7 +56,7 @@ def add(numbers: list[float], scale: float = 1.0) -> float:
     return scale * sum(numbers)
 
 
-@pytest.mark.parametrize("function", [add, calculator, python])
+@pytest.mark.parametrize("function", [add, calculator, python_in(ISOLATION)])
 def test_schemas_are_those_of_transformers(function: Callable[..., object]) -> None:
     theirs = get_json_schema(function)
     theirs["function"].pop("return", None)
@@ -207,11 +215,51 @@ def test_long_results_are_cut_and_said_to_be() -> None:
     assert call_limited(lambda: {"a": [1, 2]}, {}, Limits(memory_mb=8192)) == '{"a": [1, 2]}'
 
 
-def test_python_runs_apart() -> None:
+def test_python_runs_apart(tmp_path: Path) -> None:
+    python = python_in(ISOLATION)
     assert python("print(6 * 7)") == "42\n"
-    assert python("1 / 0") == "error: ZeroDivisionError: division by zero"
     assert python("pass") == "(no output)"
-    assert "ModuleNotFoundError" in python("import torch")
+    with pytest.raises(ToolError, match=r"^ZeroDivisionError: division by zero\nbefore$"):
+        python("print('before')\n1 / 0")
+    with pytest.raises(ToolError, match="ModuleNotFoundError"):
+        python("import torch")
+    with pytest.raises(ToolError, match="exit code 3"):
+        python("raise SystemExit(3)")
+    assert call_limited(python, {"code": "print(2)"}, Limits()) == "2\n"
+    with pytest.raises(ToolError, match=r"^ValueError: no\n1"):
+        call_limited(python, {"code": "print(1)\nraise ValueError('no')"}, Limits())
+    with pytest.raises(ToolError, match="MemoryError"):  # the limits of the call hold inside
+        call_limited(python, {"code": "'a' * (300 << 20)"}, Limits(memory_mb=256))
+    with pytest.raises(ValueError, match="'jail' is not a valid Isolation"):
+        python_in("jail")
+
+
+def test_python_sees_neither_files_nor_network_and_leaves_nothing(tmp_path: Path) -> None:
+    if ISOLATION == "limits":
+        with pytest.raises(ValueError, match="running Python must be possible, got: forbidden"):
+            python_in("namespaces")
+        return
+    python, mine, alive = python_in("namespaces"), tmp_path / "mine", tmp_path / "alive"
+    mine.write_text("secret")
+    with pytest.raises(ToolError, match="FileNotFoundError"):
+        python(f"open({str(mine)!r})")
+    daemon = "while True: open('alive', 'a').write('x'); print(1, flush=True)"
+    hangs = f"import subprocess, sys\nsubprocess.run(['setsid', sys.executable, '-c', {daemon!r}])"
+    children = _descendants()
+    with pytest.raises(ToolError, match=r"no result within 0\.5 s"):
+        call_limited(python, {"code": hangs}, Limits(seconds=0.5))
+    time.sleep(0.2)
+    assert _descendants() == children and not alive.exists()
+
+
+def _descendants() -> set[str]:
+    """Return the command lines of all processes that run a daemon of these tests."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if "open('alive'" in path.read_text(errors="replace"):
+                found.add(str(path))
+    return found
 
 
 def test_search_finds_the_paragraph(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from small_policies import make_policy, three_groups
-from tiny_models import make_batch, oracle_logps, tiny_model
+from tiny_models import make_batch, oracle_logps, random_ids, tiny_model
 from torch import Tensor
 
 from rlkit.models.config import Switch
+from rlkit.models.packing import context_lengths
 from rlkit.policy.policy import Policy
 from rlkit.types import FullKL, KLDirection, OutputSpec, RolloutBatch
 
@@ -105,3 +106,33 @@ def test_an_episode_split_into_rows_of_one_turn_has_the_same_gradient() -> None:
     many = gradients(policy, rows, torch.tensor(upstream_of, dtype=torch.float64))
     for got, want in zip(one, many, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", ["llama", "phi", "gemma3_text"])
+def test_a_context_that_begins_afresh_is_a_row_of_its_own(family: str, way: Switch) -> None:
+    """Rows with two and three contexts, and one that goes on; each context alone is the truth."""
+    policy = make_policy(tiny_model(family), shared_prefix=way)
+    prompt, other = random_ids(19, seed=1), random_ids(22, seed=2)
+    first, second, third, last = (random_ids(n, seed=n) for n in (3, 24, 17, 5))
+    rows = [first + second + third, first + last, second]
+    whole = make_batch([prompt, prompt, other], rows)
+    restarts, spliced = (torch.zeros_like(whole.completion_mask) for _ in range(2))
+    restarts[0, 3] = restarts[0, 27] = restarts[1, 3] = True
+    spliced[0, 3:20] = spliced[0, 27:40] = spliced[1, 3:6] = True
+    mask = whole.completion_mask & ~spliced
+    batch = replace(whole, completion_mask=mask, spliced=spliced, restarts=restarts)
+    contexts = make_batch(
+        [prompt, second[:17], third[:13], prompt, last[:3], other],
+        [first, second[17:], third[13:], first, last[3:], second],
+    )
+    output = policy.forward(batch, adapter=policy.adapter, temperature=0.7)
+    with policy.tuning.active(policy.adapter):
+        truth = oracle_logps(policy.model, contexts, temperature=0.7)[contexts.completion_mask]
+    tolerance = 1e-12 if way is Switch.off or family == "phi" else 1e-6
+    torch.testing.assert_close(output.logps[mask], truth, rtol=tolerance, atol=tolerance)
+    upstream = torch.linspace(-1, 2, truth.numel()).double()
+    expected = gradients(policy, truth, upstream)
+    for got, want in zip(gradients(policy, output.logps[mask], upstream), expected, strict=True):
+        assert (got - want).abs().max() <= tolerance * want.abs().max()
+    assert context_lengths(batch).tolist() == [22, 24, 17, 22, 5, 46]

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,8 @@ from rlkit.report.load import load_study
 from rlkit.report.measure import At
 from rlkit.report.results import analyse
 from rlkit.tracking import Status
+from rlkit.tracking.base import Passage
+from rlkit.tracking.completions import read_samples, write_samples
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +174,35 @@ def test_names_that_are_code_stay_names(tmp_path: Path) -> None:
     for name in names:
         assert name in page.words
     assert (tmp_path / "s/report/curves.png").stat().st_size > 10_000
+
+
+def test_an_episode_is_shown_turn_by_turn_whatever_was_said(tmp_path: Path) -> None:
+    """What was sampled and what was not stand apart; hostile and long words stay words."""
+    run = tmp_path / "run"
+    write_run(run, seed=0, final=0.9, evals=(0, 4, 12), completions=True)
+    evil = "</pre><script>alert(1)</script><|im_end|>"
+    said = (
+        Passage("<tool_call>first call</tool_call>", True, 0.25),
+        Passage(evil, False),
+        Passage("word " * 5000, True),
+        Passage("x" * 9000, False),
+        Passage("the last words", True, -1.0),
+    )
+    changed = 0
+    for path in (run / "completions").glob("*eval*.parquet"):
+        rows = [replace(row, passages=said) for row in read_samples(path)]
+        write_samples(path, rows, ["r"] * len(rows[0].components))
+        changed += 1
+    assert changed == 3
+    path, _ = write_report([run], ReportOptions())
+    page, html = check(path), path.read_text()
+    # Three prompts, each before and after.
+    assert html.count('<pre class="said">') == 3 * 2 * 3
+    assert html.count('<pre class="heard">') == 3 * 2 * 2
+    assert evil in page.words and "<tool_call>first call</tool_call>" in page.words
+    assert '<pre class="heard">&lt;/pre&gt;&lt;script&gt;' in html
+    assert html.count("+0.25") == 6 and html.count("-1.00") + html.count("−1.00") == 6
+    assert "x" * 9000 not in html and len(html) < 400_000
 
 
 def test_a_page_that_cannot_be_written_does_not_raise(

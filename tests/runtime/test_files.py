@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from rlkit.runtime.files import published, remove_leftovers
+from rlkit.runtime.files import published, remove_leftovers, remove_litter, scratch_of
 
 HANG = """
 import sys, time
@@ -88,3 +90,19 @@ def test_what_a_killed_process_left_is_removed_and_only_that(tmp_path: Path) -> 
     assert len(list(tmp_path.iterdir())) == 3
     remove_leftovers(path)
     assert list(tmp_path.iterdir()) == [other]
+
+
+def test_what_a_process_of_another_machine_writes_is_litter_only_when_it_is_old(
+    tmp_path: Path,
+) -> None:
+    dead_here = 99999999
+    mine = scratch_of(tmp_path / "report.html")
+    assert mine.parent == tmp_path and str(os.getpid()) in mine.name
+    here = tmp_path / mine.name.replace(str(os.getpid()), str(dead_here))
+    fresh = tmp_path / f".report.html.@node7@{dead_here}.partial"
+    old = tmp_path / f".curves.png.@node7.cluster.org@{os.getpid()}.partial"
+    for file in (here, fresh, old):
+        file.write_text("half")
+    os.utime(old, (time.time() - 4000,) * 2)
+    assert sorted(remove_litter(tmp_path, subfolders=())) == sorted([here, old])
+    assert list(tmp_path.iterdir()) == [fresh]

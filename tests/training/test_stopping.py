@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -51,3 +52,25 @@ def test_a_request_without_a_signal() -> None:
     stop.request("enough")
     with pytest.raises(Interrupted, match="enough"):
         stop.check()
+
+
+def test_a_request_that_is_passed_on_at_once_is_still_one_request() -> None:
+    """Slurm signals every process of a job, and a launcher passes on what it hears as SIGINT."""
+    with stop_on_signals() as stop:
+        for number in (signal.SIGUSR2, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert not stop.hurried
+        with pytest.raises(Interrupted, match="SIGUSR2"):
+            stop.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+
+def test_another_signal_later_is_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 2.5)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.hurried

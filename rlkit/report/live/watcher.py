@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkit.report.build import LivePage, ReportOptions, analyse_with, build_page, report_command
-from rlkit.report.job import JobRecord, State, is_held, is_over, read_job
+from rlkit.report.job import JobRecord, State, is_over, read_job
 from rlkit.report.load import StudyError, StudyKind, job_folders, load_study
 from rlkit.report.progress import progress_of
 from rlkit.report.text import count_of
+from rlkit.tracking.holding import is_held
 
 _LOG = logging.getLogger(__name__)
 _WATCHED = ("config.yaml", "run.json", "status.json", "metrics.jsonl", "evals.jsonl", "DONE")
