@@ -42,8 +42,6 @@ OTHER_PROGRAMS = {
 COMPOSED = ("check", "judge-check")
 """Commands whose overrides are those of a run."""
 OWN = re.compile(r"(pairs|count|least_\w+)=|--")
-STILL_INDENTED = {"docs/clusters.md"}
-"""Pages written beside this test, whose blocks are to be fenced; then the name goes."""
 FILE_AND_NAME = re.compile(r"(?<![\w/.])([\w/]+\.py):(\w+)")
 
 
@@ -78,7 +76,7 @@ def test_every_block_is_of_a_kind_that_is_tested(page: Path) -> None:
     # Code that is only indented would be seen by nobody.
     plain = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     outside_lists = re.findall(r"(?:^|\n)(?![ *\d-])[^\n]*\n\n( {4}[^\n]*)", plain)
-    assert not outside_lists or name_of(page) in STILL_INDENTED
+    assert not outside_lists
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=name_of)
