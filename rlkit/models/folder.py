@@ -37,6 +37,7 @@ def check_folder(folder: Path) -> None:
     )
     check_family(str(values.get("model_type")), source=name)
     _check_sizes(values, name)
+    _check_generation_config(folder)
     shards = _shards(folder)
     if not shards and any(folder.glob("*.bin")):
         raise ValueError(
@@ -47,6 +48,16 @@ def check_folder(folder: Path) -> None:
     require(bool(shards), "model.source", "a folder with *.safetensors weights", name)
     for shard in shards:
         _check_safetensors(shard)
+
+
+def _check_generation_config(folder: Path) -> None:
+    """Refuse one that cannot be read: its stop tokens would be left out without a word."""
+    file = folder / "generation_config.json"
+    try:
+        whole = not file.exists() or isinstance(json.loads(file.read_text()), dict)
+    except (OSError, ValueError, RecursionError):
+        whole = False
+    require(whole, "model.source", "a folder with a valid generation_config.json or none", folder)
 
 
 def check_plain(folder: Path, *, key: str) -> None:

@@ -132,6 +132,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: os.mkfifo(f / "tokenizer.json"),
         "must be a folder of plain files, got ",
     ),
+    "a generation config that is no JSON": (
+        lambda f: (f / "generation_config.json").write_text("{"),
+        "must be a folder with a valid generation_config.json or none, got ",
+    ),
     "a device": (
         lambda f: (f / "generation_config.json").symlink_to("/dev/zero"),
         "must be a folder of plain files, got ",
