@@ -24,7 +24,7 @@ from rlkit.tracking.console import LiveConsole, PlainConsole
 from rlkit.tracking.fanout import Fanout
 from rlkit.tracking.local import LocalTracker
 from rlkit.tracking.mirror import Mirror, Service
-from rlkit.tracking.shown import Shown
+from rlkit.tracking.printable import PrintableTracker
 
 _PIPE_WIDTH = 120
 
@@ -56,11 +56,11 @@ def build_console(config: TrackerConfig, stream: TextIO) -> Tracker:
     if not console.is_terminal and config.console is not ConsoleMode.live:
         console = Terminal(file=stream, width=_PIPE_WIDTH)
     if config.console is ConsoleMode.quiet:
-        return Shown(PlainConsole(console, quiet=True))
+        return PrintableTracker(PlainConsole(console, quiet=True))
     live = config.console is ConsoleMode.live
     if live or (config.console is ConsoleMode.auto and console.is_terminal):
-        return Shown(LiveConsole(console, table_steps=config.table_steps))
-    return Shown(PlainConsole(console, quiet=False))
+        return PrintableTracker(LiveConsole(console, table_steps=config.table_steps))
+    return PrintableTracker(PlainConsole(console, quiet=False))
 
 
 class Terminal(Console):

@@ -20,7 +20,7 @@ from rlkit.tracking import Level, Outcome, Phase, Redactor, Status, StepRecord
 from rlkit.tracking.columns import columns, count, fit, fixed, percent, seconds, small, split
 from rlkit.tracking.console import LiveConsole, PlainConsole
 from rlkit.tracking.local import LocalTracker
-from rlkit.tracking.shown import Shown
+from rlkit.tracking.printable import PrintableTracker
 from rlkit.tracking.summary import clip, printable, sparkline
 
 _DONE = Outcome(status=Status.completed, wall_seconds=75.0)
@@ -381,7 +381,7 @@ _ONLY_HOSTILE = ("\x1b]", "\x1b[2J", "\x1b[31m", "\x9b", "\x1bP", "\x07", "\x08"
 def test_hostile_names_and_texts_reach_no_terminal(tmp_path: Path, live: bool) -> None:
     """Every text that a run is told, in the live table and in the plain one."""
     console = terminal(120)
-    tracker = Shown(
+    tracker = PrintableTracker(
         LiveConsole(console, table_steps=3) if live else PlainConsole(console, quiet=False)
     )
     told = tracked_run.info(tmp_path, num_steps=4)

@@ -8,7 +8,7 @@ from rlkit.tracking.base import EvalRecord, Level, Outcome, Phase, RunInfo, Step
 from rlkit.tracking.summary import printable
 
 
-class Shown:
+class PrintableTracker:
     """This tracker hands all names and texts on to a console, with symbols for such characters.
 
     Samples go as they are: the console cuts them before it shows them.
