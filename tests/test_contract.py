@@ -202,6 +202,7 @@ def test_inputs_are_not_modified_and_get_no_gradient(case: tuple[str, ...]) -> N
     rollout = in_turns(random_rollout(lengths=LENGTHS, group_size=GROUP))
     rollout = replace(
         rollout,
+        restarts=rollout.spliced,
         **{
             name: getattr(rollout, name).requires_grad_()
             for name in ("sampling_logps", "old_logps", "ref_logps", "values", "rewards")

@@ -92,14 +92,15 @@ def _hide_files(libc: ctypes.CDLL, visible: list[str]) -> None:
     # Nothing that is mounted from here on may be seen outside.
     _call(libc.mount, None, b"/", None, ctypes.c_ulong(_RECURSIVE | _PRIVATE), None)
     _mount_memory(libc, _ROOT)
+    # Before what is shown: Python itself may lie in that folder.
+    os.makedirs(_ROOT + _FOLDER)
+    _mount_memory(libc, _ROOT + _FOLDER)
     for path in visible:
         _show(libc, path)
     for name in ("null", "zero", "random", "urandom"):
         _show(libc, f"/dev/{name}")
-    os.makedirs(_ROOT + _FOLDER, exist_ok=True)
     os.symlink(_FOLDER, _ROOT + "/dev/shm")  # what multiprocessing asks for
     _protect(libc, _ROOT, _READ_ONLY, below=False)
-    _mount_memory(libc, _ROOT + _FOLDER)
     os.chdir(_ROOT)
     # The old root comes to lie over the new one, and goes.
     _call(libc.pivot_root, b".", b".")

@@ -163,7 +163,7 @@ def test_a_missing_weight_is_an_error_and_not_random(folder: Path) -> None:
 def test_a_wrongly_shaped_weight_is_an_error(folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, "intermediate_size": 40}))
-    with pytest.raises((ValueError, RuntimeError), match=r"up_proj|mlp|mismatch"):
+    with pytest.raises(ValueError, match="must hold weights of the shapes of its config"):
         load(folder)
 
 

@@ -184,5 +184,6 @@ def test_a_process_of_its_own_gives_the_same_scores_and_dies_alone(tmp_path: Pat
         assert scores.metrics()["time/reward/rm"] > 0.0
         for worker in apart._pool._workers:
             worker._process.kill()
+            worker._process.wait()  # before the next call: a death during one is its failure
         again = pool.score(groups)
         assert not again.failures
