@@ -19,7 +19,8 @@ from rlkit.checks.bounds import DEPTH
 from rlkit.config import ConfigError, require
 
 _LONGEST_NAME = 200
-_NO_BOOLEAN = re.compile(r"\S+ must be true or false, got .*")
+_NO_BOOLEAN = re.compile(r"(?<!\S)\S+ must be true or false, got .*")
+"""It begins at a word: from each letter of a word of a million, it would read to the word's end."""
 _FILE = re.compile(r"In '([^']+)': ")
 """Hydra names the file of a value that does not fit."""
 
