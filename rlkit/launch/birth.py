@@ -1,6 +1,6 @@
 """This module gives a new process of rlkit its command, its parent, its signals and its output.
 
-It is light to import, and imports nothing of rlkit.
+It is light to import, and imports of rlkit only what is as light.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import signal
 import sys
 from pathlib import Path
 
+from rlkit.runtime.signals import STOP_SIGNALS
+
 # A fork server or a fresh job imports what the launcher would, however rlkit came onto its path.
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -22,7 +24,6 @@ OUTPUT = "output.txt"
 """The file in a job's folder that holds what its processes printed."""
 _PR_SET_PDEATHSIG = 1
 INTERRUPTED = 130
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def die_with(parent: int) -> None:

@@ -23,8 +23,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rlkit.launch.birth import INTERRUPTED, STOP_SIGNALS, boot, die_with, set_up_job_process
+from rlkit.launch.birth import INTERRUPTED, boot, die_with, set_up_job_process
 from rlkit.launch.child import run
+from rlkit.runtime.signals import STOP_SIGNALS
 
 _MOST_DESCRIPTORS = 253
 """Linux passes no more in one message; each is the lease of a card."""

@@ -6,5 +6,6 @@ It has these modules:
     garbage        Python's collector of reference cycles, paused while it cannot find anything
     host_memory    pages that C's allocator holds without use, given back
     say            the type of a function that takes one line of progress
+    signals        the signals that ask a run to stop
     triton         Triton, or one line that says how to install it
 """

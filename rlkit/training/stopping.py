@@ -1,7 +1,6 @@
 """Handle Ctrl-C, SIGTERM and a closed terminal: finish cleanly on the first, at once on the second.
 
-A third signal changes nothing: by then the run is ending as fast as it can. SIGUSR1 and SIGUSR2 are
-what Slurm sends some time before a time limit; they ask for the same as SIGTERM.
+A third signal changes nothing: by then the run is ending as fast as it can.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""A terminal that is closed sends SIGHUP; it asks for the same as the others."""
+from rlkit.runtime.signals import STOP_SIGNALS
 
 _ONE_REQUEST_S = 2.0
 """Seconds in which two different signals are one request. A cluster or a service manager signals

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from rlkit.training.stopping import STOP_SIGNALS, Interrupted, StopRequest, stop_on_signals
+from rlkit.runtime.signals import STOP_SIGNALS
+from rlkit.training.stopping import Interrupted, StopRequest, stop_on_signals
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
