@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from rlkit.report.job import JobRecord, State, is_run, read_job
 from rlkit.tracking import Redactor
@@ -100,16 +102,12 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _sweep(folder: Path) -> Study:
-    path = folder / "sweep.json"
     redactor = Redactor.of_process()
 
     def said(command: Iterable[object]) -> str:
         return redactor.text(" ".join(map(str, command)))
 
-    try:
-        record = json.loads(path.read_text())
-        if record["version"] != 1:
-            raise StudyError(f"{path} has version {record['version']}, this rlkit reads 1")
+    with _recorded(folder) as record:
         jobs = tuple(
             read_job(
                 _inside(folder, str(job["folder"])),
@@ -127,9 +125,20 @@ def _sweep(folder: Path) -> Study:
             created=str(record.get("created", "")),
             jobs=jobs,
         )
+
+
+@contextmanager
+def _recorded(folder: Path) -> Iterator[Any]:
+    """Yield what `sweep.json` of a sweep's folder holds; what it lacks ends in StudyError."""
+    path = folder / "sweep.json"
+    try:
+        record = json.loads(path.read_text())
+        if record["version"] != 1:
+            raise StudyError(f"{path} has version {record['version']}, this rlkit reads 1")
+        yield record
+    except StudyError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, StudyError):
-            raise
         raise StudyError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -163,18 +172,13 @@ def job_folders(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        record = path / "sweep.json"
         if not path.is_dir():
             raise StudyError(f"there is no folder {path}")
-        if not record.exists():
+        if not (path / "sweep.json").exists():
             found += _run_folders(path, depth=_DEPTH)
             continue
-        try:
-            found += [
-                _inside(path, str(j["folder"])) for j in json.loads(record.read_text())["jobs"]
-            ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StudyError(f"{record} cannot be read: {type(error).__name__}: {error}") from error
+        with _recorded(path) as record:
+            found += [_inside(path, str(job["folder"])) for job in record["jobs"]]
     return found
 
 

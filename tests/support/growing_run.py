@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +18,7 @@ from rlkit.report.build import ReportOptions
 from rlkit.report.live.server import LiveServer
 from rlkit.report.live.watcher import Watcher
 from rlkit.tracking import Redactor, Status
+from rlkit.tracking.holding import hold
 from rlkit.tracking.local import LocalTracker
 
 
@@ -32,8 +31,8 @@ class GrowingRun:
         self.folder, self._seed, self._hostile, self._done = folder, seed, hostile, 0
         config = {**BASE, "seed": seed, "steps": 40, "run_dir": str(folder)}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        self._lock = (folder / ".lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._held = ExitStack()
+        self._held.enter_context(hold(folder))
         self._say(Status.running)
         self._tracker = LocalTracker(folder, Redactor(), completions=True, plot=False)
         self._tracker.start(replace(info(folder), name=folder.name, config=config))
@@ -47,7 +46,7 @@ class GrowingRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.close()
+        self._held.close()
 
     def steps(self, count: int) -> None:
         """Do further steps."""
@@ -71,7 +70,7 @@ class GrowingRun:
         self._tracker.close(1.0)
         self._say(Status.completed)
         (self.folder / "DONE").touch()
-        self._lock.close()
+        self._held.close()
 
     def _say(self, status: Status) -> None:
         said = {"status": status.value, "message": "", "pid": 1, "time": 1.0}
@@ -82,9 +81,5 @@ class GrowingRun:
 def serving(*paths: Path, every: float = 0.2) -> Iterator[LiveServer]:
     """A server of the page of `paths` at a port that is free."""
     watcher = Watcher(paths, ReportOptions(figures=False), every=every)
-    with LiveServer(watcher, port=0) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with LiveServer(watcher, port=0).serving() as server:
         yield server
-        server.shutdown()
-        thread.join()

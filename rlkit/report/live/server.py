@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 from urllib.parse import parse_qs
 
 from rlkit.report.build import policy_of_page
@@ -38,6 +41,18 @@ class LiveServer(ThreadingHTTPServer):
         self.watcher = watcher
         self.shelf = SampleShelf(lambda: watcher.jobs)
         super().__init__((HOST, port), _Handler)
+
+    @contextmanager
+    def serving(self) -> Iterator[Self]:
+        """Answer requests in a thread as long as the body runs, then let the port go."""
+        thread = threading.Thread(target=self.serve_forever, daemon=True)
+        with self:
+            thread.start()
+            try:
+                yield self
+            finally:
+                self.shutdown()
+                thread.join()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Keep a request that failed out of the terminal."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from rlkit.report.live.server import LiveServer
 from rlkit.report.live.watcher import Watcher
@@ -21,17 +21,9 @@ def serve(watcher: Watcher, *, port: int, say: Callable[[str], None]) -> None:
     Raises:
         OSError: the port cannot be had.
     """
-    with LiveServer(watcher, port=port) as server:
+    with suppress(KeyboardInterrupt), LiveServer(watcher, port=port).serving() as server:
         say(f"watching {watcher.name} at {server.address} (^C ends it)")
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            _follow(watcher, say)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            server.shutdown()
-            thread.join()
+        _follow(watcher, say)
 
 
 def _follow(watcher: Watcher, say: Callable[[str], None]) -> None:
