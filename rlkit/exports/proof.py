@@ -21,6 +21,7 @@ from rlkit.exports.reference import Reference, greedy, logps_of, quant_of
 from rlkit.exports.trained import TrainedPolicy
 from rlkit.exports.vllm_loader import (
     NUM_LIKELIEST,
+    VLLMAnswer,
     VLLMRequest,
     ask_vllm,
     memory_share,
@@ -99,24 +100,20 @@ def prove_gguf(
         ValueError: llama.cpp cannot load the file, or finds other tokens in a text.
     """
     texts = [prompt.text for prompt in reference.prompts] + list(_TEXTS)
-    prompts = [list(p.ids) for p in reference.prompts] if reference.success is not None else []
-    longest = max(len(prompt.ids) for prompt in reference.prompts) + reference.max_tokens
     request = LlamaRequest(
         model=str(file),
         lora="" if lora is None else str(lora),
         rows=_beginnings(reference),
         plain_token=int(trained.tokenizer("a", add_special_tokens=False)["input_ids"][-1]),
-        prompts=prompts,
+        prompts=reference.to_complete,
         max_tokens=reference.max_tokens,
         texts=texts,
         threads=len(os.sched_getaffinity(0)),
-        context=longest + _MODEST,
+        context=reference.longest + _MODEST,
     )
     answer = ask_llama(request)
     _check_tokens(trained, texts, answer)
-    rows = _by_row(reference, answer.likeliest)
-    success = reference.judge(_ended(trained, answer.completions)) if prompts else None
-    return proof_of(format, _version("xllamacpp"), rows, success, reference)
+    return _proof_by_answers(format, _version("xllamacpp"), trained, reference, answer)
 
 
 def prove_vllm(
@@ -142,24 +139,34 @@ def prove_vllm(
     Raises:
         ValueError: vLLM, or the hardware, cannot load or run the folder.
     """
-    prompts = [list(p.ids) for p in reference.prompts] if reference.success is not None else []
-    longest = max(len(prompt.ids) for prompt in reference.prompts) + reference.max_tokens
     request = VLLMRequest(
         model=str(folder),
         dtype=str(json.loads((folder / "config.json").read_text()).get("dtype") or "auto"),
         allow_remote_code=trained.run.model.allow_remote_code,
         rows=_beginnings(reference),
-        prompts=prompts,
+        prompts=reference.to_complete,
         max_tokens=reference.max_tokens,
         stop_ids=sorted(trained.stops.ids),
-        context=longest + 1,
+        context=reference.longest + 1,
         num_likeliest=min(NUM_LIKELIEST, reference.rows[0].logps.shape[-1]),
         memory_share=memory_share(device),
     )
     answer = ask_vllm(request)
-    success = reference.judge(_ended(trained, answer.completions)) if prompts else None
-    rows = _by_row(reference, answer.likeliest)
-    return proof_of(format, vllm_version(), rows, success, reference)
+    return _proof_by_answers(format, vllm_version(), trained, reference, answer)
+
+
+def _proof_by_answers(
+    format: Format,
+    loader: str,
+    trained: TrainedPolicy,
+    reference: Reference,
+    answer: LlamaAnswer | VLLMAnswer,
+) -> Proof:
+    """Return the figures of an export that was asked in a process of its own."""
+    success = None
+    if reference.success is not None:
+        success = reference.judge(_ended(trained, answer.completions))
+    return proof_of(format, loader, _by_row(reference, answer.likeliest), success, reference)
 
 
 def _beginnings(reference: Reference) -> list[list[int]]:

@@ -67,6 +67,16 @@ class Reference:
     training_rows: tuple[tuple[int, ...], ...]
     """Training prompts with the policy's answers, to calibrate with."""
 
+    @property
+    def to_complete(self) -> list[list[int]]:
+        """Return the ids of the prompts whose answers can be judged."""
+        return [list(p.ids) for p in self.prompts] if self.success is not None else []
+
+    @property
+    def longest(self) -> int:
+        """Return the most tokens of a prompt with its answer."""
+        return max(len(prompt.ids) for prompt in self.prompts) + self.max_tokens
+
 
 def ask_policy(
     trained: TrainedPolicy,
