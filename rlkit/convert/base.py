@@ -14,7 +14,7 @@ class Option(NamedTuple):
     """One option of rlkit, and the keys that it was made of."""
 
     word: str
-    """As on the command line: `kl.beta=0.04`, `+task.columns.prompt=question`."""
+    """It is written as on the command line: `kl.beta=0.04`, `+task.columns.prompt=question`."""
     sources: tuple[str, ...]
     by_default: bool = False
     """The file does not set any of these keys; the value is the other library's default."""
@@ -82,6 +82,11 @@ class Writer:
         """Add `key=value` of the key `source` where the file sets it."""
         if self.given.has(source):
             self.set(key, self.given(source), source)
+
+    def each_if_given(self, keys: Mapping[str, str]) -> None:
+        """Add an option for each of `keys` that the file sets: their names here, by the file's."""
+        for source, key in keys.items():
+            self.if_given(source, key)
 
     def lose(self, key: str, reason: str) -> None:
         """Say that the value of `key` has no counterpart, where the file sets it."""

@@ -63,12 +63,13 @@ def optimiser(write: Writer) -> None:
         write.lose("lr_scheduler_type", f"rlkit has {', '.join(SCHEDULES)}")
     betas = [given("adam_beta1"), given("adam_beta2")]
     write.set("optim.betas", betas, "adam_beta1", "adam_beta2")
-    for source, key in (
-        ("adam_epsilon", "optim.eps"),
-        ("weight_decay", "optim.weight_decay"),
-        ("max_grad_norm", "optim.max_grad_norm"),
-    ):
-        write.if_given(source, key)
+    write.each_if_given(
+        {
+            "adam_epsilon": "optim.eps",
+            "weight_decay": "optim.weight_decay",
+            "max_grad_norm": "optim.max_grad_norm",
+        }
+    )
     if given.has("warmup_ratio") and given("max_steps") > 0 and not given.has("warmup_steps"):
         updates = math.ceil(given("warmup_ratio") * given("max_steps"))
         write.set("optim.warmup_steps", updates, "warmup_ratio", "max_steps")
@@ -83,12 +84,13 @@ def optimiser(write: Writer) -> None:
 
 def model(write: Writer) -> None:
     given = write.given
-    for source, key in (
-        ("model_name_or_path", "model.source"),
-        ("model_revision", "model.revision"),
-        ("trust_remote_code", "model.allow_remote_code"),
-    ):
-        write.if_given(source, key)
+    write.each_if_given(
+        {
+            "model_name_or_path": "model.source",
+            "model_revision": "model.revision",
+            "trust_remote_code": "model.allow_remote_code",
+        }
+    )
     for source, dtype in (("bf16", "bf16"), ("fp16", "fp16")):
         if given(source):
             write.set("model.dtype", dtype, source)
@@ -106,12 +108,13 @@ def model(write: Writer) -> None:
 
 def _adapter(write: Writer) -> None:
     given = write.given
-    for source, key in (
-        *(("peft.r", "model.lora.rank"), ("lora_r", "model.lora.rank")),
-        *(("peft.lora_alpha", "model.lora.alpha"), ("lora_alpha", "model.lora.alpha")),
-        *(("peft.use_rslora", "model.lora.rslora"), ("use_rslora", "model.lora.rslora")),
-    ):
-        write.if_given(source, key)
+    write.each_if_given(
+        {
+            **{"peft.r": "model.lora.rank", "lora_r": "model.lora.rank"},
+            **{"peft.lora_alpha": "model.lora.alpha", "lora_alpha": "model.lora.alpha"},
+            **{"peft.use_rslora": "model.lora.rslora", "use_rslora": "model.lora.rslora"},
+        }
+    )
     for source in ("peft.target_modules", "lora_target_modules"):
         if given(source) not in (None, "all-linear"):
             names = given(source)
@@ -132,12 +135,9 @@ def _adapter(write: Writer) -> None:
 
 def files(write: Writer) -> None:
     given = write.given
-    for source, key in (
-        ("seed", "seed"),
-        ("output_dir", "run_dir"),
-        ("log_completions", "tracker.completions"),
-    ):
-        write.if_given(source, key)
+    write.each_if_given(
+        {"seed": "seed", "output_dir": "run_dir", "log_completions": "tracker.completions"}
+    )
     for source, key in (
         ("save_steps", "checkpoint.every"),
         ("eval_steps", "evaluation.every"),

@@ -92,8 +92,12 @@ _UNSET = {"lr_warmup_steps": -1, "lr_warmup_steps_ratio": 0.0, "optimizer": "Ada
 def model(write: Writer) -> None:
     """Convert the base model and what of it trains."""
     given = write.given
-    write.if_given(f"{MODEL}path", "model.source")
-    write.if_given(f"{MODEL}trust_remote_code", "model.allow_remote_code")
+    write.each_if_given(
+        {
+            f"{MODEL}path": "model.source",
+            f"{MODEL}trust_remote_code": "model.allow_remote_code",
+        }
+    )
     rank = given(f"{MODEL}lora_rank")
     if rank > 0:
         write.set("model.lora.rank", rank, f"{MODEL}lora_rank")
@@ -130,8 +134,9 @@ def sampling(write: Writer) -> None:
 def trainer(write: Writer) -> None:
     """Convert steps, files, processes and trackers."""
     given = write.given
-    write.if_given("trainer.total_training_steps", "steps")
-    write.if_given("trainer.default_local_dir", "run_dir")
+    write.each_if_given(
+        {"trainer.total_training_steps": "steps", "trainer.default_local_dir": "run_dir"}
+    )
     for source, key in (
         ("trainer.save_freq", "checkpoint.every"),
         ("trainer.test_freq", "evaluation.every"),
