@@ -18,7 +18,7 @@ HANGING = (
     "(" * 23 + "x" + ")" * 23,
     "100000!",
 )
-"""What was seen to hang math-verify 0.9.0."""
+"""These were seen to hang math-verify 0.9.0."""
 _DEADLINE_S = 4.0
 _DEPTH = 5
 

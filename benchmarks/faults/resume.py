@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from digits_environment import MODULE
 from fake_judge import FakeJudge, pair_of, tokens_reply
 from warm_cli import Run
 
@@ -24,22 +25,6 @@ _NOT_ON_A_TINY_MODEL = {
     "memory=qlora": "needs CUDA",
     "algorithm=ppo_tabular": "is for tables",
 }
-_ENVIRONMENT = '''
-from rlkit.environments import Message, Turn
-
-
-class Digits:
-    """A turn earns 1/4 for each digit or vowel; three turns are an episode."""
-
-    def start(self, example, seed):
-        return {"seed": seed % 97, "turns": 0}, Turn()
-
-    def step(self, state, action):
-        earned = sum(c in "aeiou0123456789" for c in action.text) / 4
-        turns = state["turns"] + 1
-        say = (Message("user", f"{turns} of {state['seed']}"),)
-        return {**state, "turns": turns}, Turn(say, reward=earned, done=turns == 3)
-'''
 _TURNS = [
     *("task=echo", "task.max_prompt_length=300", "task.max_completion_length=120"),
     *("environment.fn=faults_environment.py:Digits", "environment.max_turn_tokens=12"),
@@ -131,7 +116,7 @@ def run(count: int, folder: Path) -> Row:
     base, draw = prepare(folder), random.Random(1)
     every = list(cases())
     chosen = every if count >= len(every) else draw.sample(every, count)
-    (folder / "faults_environment.py").write_text(_ENVIRONMENT)
+    (folder / "faults_environment.py").write_text(MODULE)
     survived, notes = 0, list[str]()
     for number, (name, overrides) in enumerate(chosen):
         if name == _JUDGE:

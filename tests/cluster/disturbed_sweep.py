@@ -19,6 +19,9 @@ HERE = Path(__file__).parent
 STEPS = 40
 PATIENCE_S = 400.0
 
+Metrics = dict[int, list[dict[str, object]]]
+"""The metrics of each step, by seed."""
+
 
 class Sweep:
     """The jobs of seeds 0 and 1 in a folder, by one engine or another."""
@@ -48,7 +51,7 @@ class Sweep:
         )
 
     def run(self, *more: str, code: int = 0) -> str:
-        """What the command prints, once it has ended with this exit code."""
+        """The command's output, once it has ended with this exit code."""
         return ended(self.start(*more), code)
 
     def jobs(self) -> dict[int, Path]:
@@ -69,7 +72,7 @@ class Sweep:
         return record
 
     def starts(self, seed: int) -> list[str]:
-        """What each process of a job said of itself."""
+        """The lines in which each process of a job names itself."""
         lines = (self.jobs()[seed] / "output.txt").read_text().splitlines()
         return [line for line in lines if line.startswith("process ")]
 
@@ -77,8 +80,8 @@ class Sweep:
         """The seeds of the jobs that are done."""
         return sorted(seed for seed, job in self.jobs().items() if (job / "DONE").exists())
 
-    def metrics(self) -> dict[int, list[dict[str, object]]]:
-        """What runs of one seed share bitwise, by seed."""
+    def metrics(self) -> Metrics:
+        """The part of the metrics that runs of one seed share bitwise, by seed."""
         jobs = self.jobs().items()
         return {seed: [comparable(line) for line in read_metrics(job)] for seed, job in jobs}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.disturbed_sweep import STEPS, Sweep, ended
+from cluster.disturbed_sweep import Metrics, Sweep, ended
 from cluster.ray_here import NODES, Ray, cluster, missing
 
 from rlkit.tracking.holding import is_held
@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(bool(missing()), reason=f"no Ray here: {missing()}"),
 ]
-Metrics = dict[int, list[dict[str, object]]]
 _ENDED_WITHIN_S = 60.0
 
 
@@ -25,16 +24,6 @@ _ENDED_WITHIN_S = 60.0
 def ray() -> Iterator[Ray]:
     with cluster() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def truth(tmp_path_factory: pytest.TempPathFactory) -> Metrics:
-    """The metrics of the jobs that nobody disturbs, on this machine."""
-    sweep = Sweep(tmp_path_factory.mktemp("truth") / "sweep", environ={}, nap=0.0)
-    sweep.run()
-    found = sweep.metrics()
-    assert [len(found[seed]) for seed in (0, 1)] == [STEPS, STEPS]
-    return found
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cli_process import command
-from cluster.disturbed_sweep import STEPS, Sweep, ended
+from cluster.disturbed_sweep import STEPS, Metrics, Sweep, ended
 from cluster.slurm_here import NODES, Slurm, cluster, missing
 
 from rlkit.tracking import read_metrics
@@ -34,25 +34,13 @@ def slurm() -> Iterator[Slurm]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def truth(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, object]]]:
-    """The metrics of the jobs that nobody disturbs, on this machine."""
-    sweep = Sweep(tmp_path_factory.mktemp("truth") / "sweep", environ={}, nap=0.0)
-    sweep.run()
-    found = sweep.metrics()
-    assert [len(found[seed]) for seed in (0, 1)] == [STEPS, STEPS]
-    return found
-
-
 @pytest.fixture
 def sweep(slurm: Slurm, tmp_path: Path) -> Sweep:
     slurm.mend()
     return Sweep(tmp_path / "sweep", *ENGINE, environ=slurm.environ, nap=0.5)
 
 
-def finishes(
-    sweep: Sweep, truth: dict[int, list[dict[str, object]]], *more: str, left: int
-) -> None:
+def finishes(sweep: Sweep, truth: Metrics, *more: str, left: int) -> None:
     """The same command does what is missing, and nothing twice."""
     before = sweep.stamps()
     output = sweep.run(LONG, *more)
@@ -64,7 +52,7 @@ def finishes(
 
 
 def test_a_sweep_runs_on_both_nodes_and_its_jobs_are_recorded(
-    slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
+    slurm: Slurm, sweep: Sweep, truth: Metrics
 ) -> None:
     output = sweep.run(LONG, "algorithm.nap=0", "hydra.launcher.cpus_per_task=2")
     assert "submitted to Slurm: squeue -j" in output
@@ -75,17 +63,13 @@ def test_a_sweep_runs_on_both_nodes_and_its_jobs_are_recorded(
     assert number.isdigit() and sweep.metrics() == truth
 
 
-def test_a_job_out_of_time_saves_and_slurm_runs_it_again(
-    sweep: Sweep, truth: dict[int, list[dict[str, object]]]
-) -> None:
+def test_a_job_out_of_time_saves_and_slurm_runs_it_again(sweep: Sweep, truth: Metrics) -> None:
     output = sweep.run(*SHORT, "hydra.launcher.max_num_timeout=5", "algorithm.nap=1.0")
     assert "2 done" in output and sweep.metrics() == truth
     assert all(len(sweep.starts(seed)) >= 2 for seed in (0, 1))
 
 
-def test_a_job_out_of_time_that_is_not_to_run_again_saves(
-    sweep: Sweep, truth: dict[int, list[dict[str, object]]]
-) -> None:
+def test_a_job_out_of_time_that_is_not_to_run_again_saves(sweep: Sweep, truth: Metrics) -> None:
     output = sweep.run(*SHORT, "algorithm.nap=1.0", code=130)
     assert "2 interrupted" in output
     for seed in (0, 1):
@@ -96,7 +80,7 @@ def test_a_job_out_of_time_that_is_not_to_run_again_saves(
 
 
 def test_a_cancelled_job_saves_and_the_other_goes_on(
-    slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
+    slurm: Slurm, sweep: Sweep, truth: Metrics
 ) -> None:
     launcher = sweep.start(LONG)
     sweep.until(lambda: sweep.step(0) > 3 and sweep.step(1) > 0, launcher)
@@ -110,7 +94,7 @@ def test_a_cancelled_job_saves_and_the_other_goes_on(
 
 
 def test_jobs_of_a_node_that_loses_power_go_on_elsewhere(
-    slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
+    slurm: Slurm, sweep: Sweep, truth: Metrics
 ) -> None:
     launcher = sweep.start(LONG, "checkpoint.every=5")
     sweep.until(lambda: min(sweep.step(0), sweep.step(1)) > 6, launcher)
@@ -121,7 +105,7 @@ def test_jobs_of_a_node_that_loses_power_go_on_elsewhere(
 
 
 def test_a_node_that_is_cut_off_and_works_on_is_waited_for(
-    slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
+    slurm: Slurm, sweep: Sweep, truth: Metrics
 ) -> None:
     launcher = sweep.start(LONG, "algorithm.nap=1.0")
     sweep.until(lambda: min(sweep.step(0), sweep.step(1)) > 3, launcher)
@@ -132,7 +116,7 @@ def test_a_node_that_is_cut_off_and_works_on_is_waited_for(
 
 
 def test_a_launcher_that_is_killed_leaves_its_jobs_and_the_next_one_watches_them(
-    slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
+    slurm: Slurm, sweep: Sweep, truth: Metrics
 ) -> None:
     launcher = sweep.start(LONG, "algorithm.nap=2.5")
     sweep.until(lambda: min(sweep.step(0), sweep.step(1)) > 3, launcher)
@@ -152,7 +136,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_jobs(sweep: Sweep) -> None:
 
 
 def test_a_job_that_makes_room_for_an_urgent_one_runs_again(
-    slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
+    slurm: Slurm, sweep: Sweep, truth: Metrics
 ) -> None:
     launcher = sweep.start(LONG, "hydra.launcher.cpus_per_task=2")
     sweep.until(lambda: min(sweep.step(0), sweep.step(1)) > 3, launcher)
@@ -164,7 +148,7 @@ def test_a_job_that_makes_room_for_an_urgent_one_runs_again(
 
 
 def test_a_cluster_without_accounts_does_not_keep_the_launcher_waiting(
-    slurm: Slurm, sweep: Sweep, truth: dict[int, list[dict[str, object]]]
+    slurm: Slurm, sweep: Sweep, truth: Metrics
 ) -> None:
     with slurm.without_accounts():
         launcher = sweep.start(LONG)

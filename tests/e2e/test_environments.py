@@ -7,25 +7,12 @@ from pathlib import Path
 
 import pytest
 from cli_process import RunCLI
+from digits_environment import MODULE
 
 from rlkit import cli
 from rlkit.tracking import read_metrics
 from rlkit.tracking.base import VOLATILE
 
-MODULE = '''
-from rlkit.environments import Message, Turn
-
-class Digits:
-    """A turn earns 1/4 for each digit or vowel; three turns are an episode."""
-    def start(self, example, seed):
-        return {"seed": seed % 97, "turns": 0}, Turn()
-    def step(self, state, action):
-        earned = sum(c in "aeiou0123456789" for c in action.text) / 4
-        turns = state["turns"] + 1
-        say = (Message("user", f"{turns} of {state['seed']}"),)
-        info = {"calls": 1.0}
-        return {**state, "turns": turns}, Turn(say, reward=earned, done=turns == 3, info=info)
-'''
 STOPS = "[a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q,r,s,t,u,v,w,x,y,z,A,B,C,D,E,F,G,H,I,J,K,L,M,N,O,P]"
 
 

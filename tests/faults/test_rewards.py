@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from reward_faults import FAULTS, MODULE, batch
 
+from benchmarks.faults.formulas import HANGING
 from rlkit.assembly.stoppable import StoppableRewards
 from rlkit.rewards import Failure, RewardConfig, RewardSpec
 from rlkit.rewards.pool import RewardPool
@@ -141,21 +142,12 @@ def test_grandchildren_die_with_the_worker(tmp_path: Path) -> None:
 
 # --- F8: math-verify -----------------------------------------------------------------------------
 
-HANGING_FORMULAS = [
-    "9^{9^{9^{9}}}",
-    r"\sum_{k=1}^{10^9}\sin(k^2)",
-    r"\int_0^1 e^{x^{x^x}}dx",
-    "10^{10^8}",
-    "(" * 23 + "x" + ")" * 23,
-    "100000!",
-]
-
 
 @pytest.mark.slow
 def test_f8_formulas_that_hang_math_verify() -> None:
     pytest.importorskip("math_verify", reason="the extra rlkit-lm[math] is not installed")
     prompt = Prompt(index=0, ids=(1,), text="q", columns={"answer": "42"})
-    texts = [f"${formula}$" for formula in HANGING_FORMULAS] + ["so $42$", "so $41$"]
+    texts = [f"${formula}$" for formula in HANGING] + ["so $42$", "so $41$"]
     samples = [
         Completion(prompt=prompt, text=t, ids=(1,), finish_reason=FinishReason.stop) for t in texts
     ]
