@@ -31,12 +31,10 @@ class Sharded(torch.optim.Optimizer):
         leaves = [leaf for group in self.param_groups for leaf in group["params"]]
         owners = deal([leaf.numel() for leaf in leaves], ranks.size)
         self._ranks = ranks
-        self._foreign = [
-            leaf for leaf, owner in zip(leaves, owners, strict=True) if owner != ranks.rank
-        ]
-        foreign = set(map(id, self._foreign))
+        owned = zip(leaves, owners, strict=True)
+        self._foreign = {id(leaf): leaf for leaf, owner in owned if owner != ranks.rank}
         own = [
-            {**group, "params": [leaf for leaf in group["params"] if id(leaf) not in foreign]}
+            {**group, "params": [leaf for leaf in group["params"] if self.is_own(leaf)]}
             for group in self.param_groups
         ]
         self.own = make(own)
@@ -44,7 +42,7 @@ class Sharded(torch.optim.Optimizer):
 
     def is_own(self, leaf: Tensor) -> bool:
         """Return whether this rank keeps the moments of `leaf`."""
-        return all(leaf is not other for other in self._foreign)
+        return id(leaf) not in self._foreign
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -52,7 +50,7 @@ class Sharded(torch.optim.Optimizer):
         for group, own in zip(self.param_groups, self.own.param_groups, strict=True):
             own["lr"] = group["lr"]
         self._ranks.together(self.own.step)
-        for leaf in self._foreign:
+        for leaf in self._foreign.values():
             leaf.zero_()
         # Added as integers, zeros change no bit of a value: not that of -0.0 either.
         leaves = [leaf for group in self.param_groups for leaf in group["params"]]
