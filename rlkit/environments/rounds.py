@@ -18,6 +18,7 @@ from rlkit.environments.base import Action, Message
 from rlkit.environments.branch import begin, follow
 from rlkit.environments.config import CutTurn, EnvironmentConfig, History
 from rlkit.environments.live import LiveEpisode
+from rlkit.environments.messages import message_of
 from rlkit.environments.pool import Answer, Begin, Continue, EnvironmentPool, Fault
 from rlkit.environments.splice import Splicer
 from rlkit.generation.base import environment_seed, turn_seed
@@ -155,7 +156,7 @@ class EpisodeGenerator:
                 f"task.max_prompt_length must be >= {len(ids)} for prompt {prompt.index} with what "
                 f"its environment begins with, got {self._max_prompt_length}"
             )
-        heard = tuple({"role": m.role, "content": m.content} for m in messages)
+        heard = tuple(map(message_of, messages))
         return replace(prompt, ids=ids, text=text, messages=(*prompt.messages, *heard))
 
     def _answer(self, live: Sequence[LiveEpisode], sampling: SamplingConfig) -> list[LiveEpisode]:

@@ -67,8 +67,8 @@ class Splicer:
         self._encoder = SafeEncoder(tokenizer)
         self._deltas: dict[tuple[str, ...], Delta] = {}
         self.opening = ""
-        """What the template begins a turn with that it takes for the model's own words: `<think>`
-        in some. Filled for `History.branch`."""
+        """The template begins a turn with it and takes it for the model's own words: `<think>` in
+        some. It is filled for `History.branch`."""
         if not tokenizer.chat_template:
             raise ValueError(f"{_KEY} must be given with an environment: the tokenizer has none")
         if tools:
@@ -139,7 +139,7 @@ class Splicer:
             messages: What the environment says before the first turn.
         """
         marks = [_HEARD.format(i) for i in range(len(messages))]
-        marked = [{"role": m.role, "content": k} for m, k in zip(messages, marks, strict=True)]
+        marked = [message_of(Message(m.role, k)) for m, k in zip(messages, marks, strict=True)]
         text = self._render([*map(dict, conversation), *marked])
         pieces = split_at(text, marks)
         if pieces is None:
