@@ -19,7 +19,7 @@ _CANARY = "RLKIT_FAULTS_CANARY"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs are, and what they run on."""
+    """The stage holds the folder of the runs and what they run on."""
 
     folder: Path
     model: str

@@ -1,4 +1,4 @@
-"""As much of the protocol of Weights & Biases as its client needs to begin and to end a run."""
+"""This is the part of Weights & Biases' protocol that its client needs to begin and end a run."""
 
 from __future__ import annotations
 

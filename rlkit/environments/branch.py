@@ -34,7 +34,7 @@ class Next(NamedTuple):
 
     shown: Shown
     ids: tuple[int, ...]
-    """What is appended to the row."""
+    """They are appended to the row."""
     afresh: bool
     """Whether `ids` are all that the model reads, and not what follows."""
 

@@ -20,7 +20,7 @@ class LiveEpisode:
     """None when the environment could not begin."""
     seconds: float
     shown: Shown | None = None
-    """What the model has read as text; None = its ids only grow."""
+    """It holds what the model has read as text; None = its ids only grow."""
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)

@@ -19,7 +19,7 @@ class Written(StrEnum):
     stripped = "stripped"
     """Without white space around it."""
     json = "json"
-    """As a text of JSON, between quotes: Llama 3.1 and 3.2 do so with what a tool says."""
+    """It stands between quotes, as JSON writes it: Llama 3.1 and 3.2 do so with a tool's words."""
 
     def of(self, content: str) -> str:
         """Return what stands in the conversation for `content`."""

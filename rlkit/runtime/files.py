@@ -14,7 +14,7 @@ from pathlib import Path
 _SCRATCH = re.compile(r"\..+\.(?:@(.*)@)?(\d+)\.partial")
 """A hidden name with the machine and the process; older versions left the machine out."""
 _ABANDONED_S = 3600.0
-"""What a process of another machine has not touched for this long, nobody finishes."""
+"""Nobody finishes a file that a process of another machine has not touched for this long."""
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ class Ran(NamedTuple):
     """The tests that did not raise, by number."""
     printed: str
     errors: str
-    """What it wrote to standard error, with the traceback of what it raised."""
+    """It is all of standard error, with the traceback of what the code raised."""
     code: int
     """The exit code: 0 = it ran to its end, 1 = it raised, 128 + a signal = it was killed."""
 

@@ -48,7 +48,7 @@ class Holder(NamedTuple):
 
     host: str
     boot: str
-    """What the kernel calls this start of the machine; two machines may have one name."""
+    """The kernel calls this start of the machine so; two machines may have one name."""
     pid: int
     job: str
 

@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 
     @property
     def spliced(self) -> tuple[int, ...]:
-        """What the model reads behind its first turn, or in place of all."""
+        """The model reads it behind its first turn, or in place of all."""
         assert self.reply is not None
         return (*PROMPT, 3, 3, self.reply) if self.afresh else (3, self.reply)
 

@@ -38,7 +38,7 @@ print(options.algorithm.share)
 
 
 def python(script: str, *arguments: str, cwd: Path, data: bytes = b"") -> tuple[bytes, bytes]:
-    """What a script in a process of its own writes: output and errors."""
+    """The output and the errors of a script in a process of its own."""
     command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, input=data, cwd=cwd, capture_output=True, check=False)
     return done.stdout, done.stderr

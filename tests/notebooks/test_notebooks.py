@@ -27,7 +27,7 @@ NUMBER = re.compile(r"-?\d+\.\d+|-?\d+")
 
 @cache
 def run(name: str) -> tuple[str, ...]:
-    """What each code cell of a notebook prints now."""
+    """The output of each code cell of a notebook, as it runs now."""
     done = subprocess.run(
         [sys.executable, str(RUNNER), str(ROOT / "notebooks" / f"{name}.ipynb")],
         env=environment(),

@@ -177,7 +177,7 @@ def test_names_that_are_code_stay_names(tmp_path: Path) -> None:
 
 
 def test_an_episode_is_shown_turn_by_turn_whatever_was_said(tmp_path: Path) -> None:
-    """What was sampled and what was not stand apart; hostile and long words stay words."""
+    """Sampled and other text stand apart; hostile and long words stay words."""
     run = tmp_path / "run"
     write_run(run, seed=0, final=0.9, evals=(0, 4, 12), completions=True)
     evil = "</pre><script>alert(1)</script><|im_end|>"

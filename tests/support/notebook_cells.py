@@ -26,7 +26,7 @@ def source(cell: dict[str, Any]) -> str:
 
 
 def printed(cell: dict[str, Any]) -> str:
-    """What a cell printed when its outputs were kept."""
+    """The output that a cell had when its outputs were kept."""
     outputs = [o for o in cell["outputs"] if o["output_type"] == "stream"]
     return "".join("".join(output["text"]) for output in outputs)
 

@@ -135,7 +135,7 @@ def slow_second(ranks: Ranks) -> dict[str, float]:
 
 
 def spread(ranks: Ranks) -> dict[str, Any]:
-    """What two runs of all weights end with: moments on each rank, and moments spread over all.
+    """The ends of two runs of all weights: moments on each rank, and moments spread over all.
 
     Of each dtype: the hashes of all tensors of the last checkpoint, the entries of the moments that
     this rank keeps, and whether a run that was stopped half-way ends with the same checkpoint.
