@@ -6,18 +6,19 @@ import logging
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import SamplingRow, make_rows
+from rlkit.generation.stream import StreamSource
 from rlkit.generation.vllm.choice import takes_bursts
 from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
 from rlkit.generation.vllm.life import reason
-from rlkit.generation.vllm.loop import through_core, through_engine
+from rlkit.generation.vllm.loop import Request, through_core, through_engine
 from rlkit.generation.vllm.piece import Piece
 from rlkit.generation.vllm.weights import rest, wake
 from rlkit.types import FinishReason, GeneratorDied, Prompt, Rollout, SamplingConfig
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.lora import Injector
 
 _log = logging.getLogger(__name__)
+
+
+class _More(Protocol):
+    """It gives the rows that join, once those that `ended` are known; none when all is asked."""
+
+    def __call__(self, ended: Sequence[SamplingRow], *, idle: bool) -> Sequence[SamplingRow]: ...
 
 
 class VLLMGenerator:
@@ -102,44 +109,88 @@ class VLLMGenerator:
         check_sampling(sampling)
         check_request(prompts, num_samples, sampling, seeds, context=self._engine.max_model_len)
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
-        wake(self._engine)
-        # Every row has a seed; on a CPU vLLM draws from the process's generator as well.
-        with torch.random.fork_rng(devices=[]):
-            self._sample(rows, sampling)
-        rest(self._engine)
+        at_once = [rows]
+        self._sample(lambda ended, *, idle: at_once.pop() if at_once else (), sampling)
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         for row in rows:
             rollouts[row.prompt_number].append(row.rollout(self._version))
         return rollouts
 
-    def _sample(self, rows: Sequence[SamplingRow], sampling: SamplingConfig) -> None:
+    def stream(self, source: StreamSource, *, sampling: SamplingConfig) -> None:
+        """Sample what `source` asks for; completions join while others are decoded.
+
+        Args:
+            source: It is asked after every engine step, or burst of steps.
+            sampling: The sampling options.
+
+        Raises:
+            ValueError: A prompt is empty or leaves no room, or an option is out of range.
+            FloatingPointError: A logp is not finite; the message names the prompt.
+            GeneratorDied: vLLM raised.
+            RuntimeError: The generator is closed.
+        """
+        if self._engine.llm is None:
+            raise RuntimeError("stream() after close()")
+        check_sampling(sampling)
+
+        def rows(ended: Sequence[SamplingRow], *, idle: bool) -> Sequence[SamplingRow]:
+            done = [(row.prompt_number, row.rollout(self._version)) for row in ended]
+            asked = source.more(done, idle=idle)
+            for _, prompt, seed in asked:
+                check_request([prompt], 1, sampling, [[seed]], context=self._engine.max_model_len)
+            return [
+                SamplingRow(prompt=prompt, prompt_number=key, sample_index=0, seed=seed)
+                for key, prompt, seed in asked
+            ]
+
+        self._sample(rows, sampling)
+
+    def _sample(self, more: _More, sampling: SamplingConfig) -> None:
+        wake(self._engine)
+        # Every row has a seed; on a CPU vLLM draws from the process's generator as well.
+        with torch.random.fork_rng(devices=[]):
+            self._drive(more, sampling)
+        rest(self._engine)
+
+    def _drive(self, more: _More, sampling: SamplingConfig) -> None:
         # No id comes twice on an engine: vLLM schedules a step ahead. When a completion has met a
         # stop token, that step comes back in the next call. A request of its id would get it.
         call = next(self._engine.call_numbers)
-        by_id = {f"{call}-{number}": row for number, row in enumerate(rows)}
-        requests = {
-            request_id: (list(row.prompt.ids), self._sampling_params(sampling, row))
-            for request_id, row in by_id.items()
-        }
+        by_id: dict[str, SamplingRow] = {}
+        waiting: dict[str, Request] = {}
         num_done = num_tokens = 0
+
+        def join(ended: Sequence[SamplingRow]) -> None:
+            for row in more(ended, idle=num_done == len(by_id)):
+                request_id = f"{call}-{len(by_id)}"
+                by_id[request_id] = row
+                params = self._sampling_params(sampling, row)
+                waiting[request_id] = (list(row.prompt.ids), params)
+
+        join(())
         # Closed whatever happens: the engine is idle afterwards and can take the next call.
-        with closing(self._pieces(requests, sampling)) as steps:
+        with closing(self._pieces(waiting, sampling)) as steps:
             for pieces in _alive(steps):
+                ended = []
                 for piece in pieces:
-                    _extend(by_id[piece.request_id], piece)
+                    row = by_id[piece.request_id]
+                    _extend(row, piece)
                     num_tokens += len(piece.token_ids)
-                    num_done += piece.finish_reason is not None
+                    if piece.finish_reason is not None:
+                        ended.append(row)
+                num_done += len(ended)
                 if self._progress is not None:
-                    self._progress(Progress(num_done, len(rows), num_tokens))
+                    self._progress(Progress(num_done, len(by_id), num_tokens))
+                join(ended)
 
     def _pieces(
-        self, requests: Mapping[str, tuple[list[int], Any]], sampling: SamplingConfig
+        self, waiting: dict[str, Request], sampling: SamplingConfig
     ) -> Generator[list[Piece], None, None]:
         llm, lora = self._engine.llm, self._injector.request
         if sampling.stop or not self._engine.past_output_processor:
-            return through_engine(llm, requests, lora)
+            return through_engine(llm, waiting, lora)
         decoder = self._engine.decoder if takes_bursts(self._config.sampling) else None
-        return through_core(llm, requests, lora, decoder)
+        return through_core(llm, waiting, lora, decoder)
 
     def _sampling_params(self, sampling: SamplingConfig, row: SamplingRow) -> Any:
         from vllm import SamplingParams

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rlkit.generation.vllm.piece import Piece
@@ -11,17 +11,22 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.accel.burst import Decoder
 
 
+Request = tuple[list[int], Any]
+"""A prompt and vLLM's `SamplingParams`."""
+
+
 def through_core(
-    llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any, decoder: Decoder | None
+    llm: Any, waiting: dict[str, Request], lora: Any, decoder: Decoder | None
 ) -> Generator[list[Piece], None, None]:
     """Yield the new tokens of each step of `EngineCore`, or of each burst of `decoder`.
 
-    Ending the iterator early aborts the rest.
+    What is put into `waiting` between two pieces joins. A burst ends for it, since vLLM's scheduler
+    alone admits. Ending the iterator early aborts the rest.
 
     Args:
         llm: A running `vllm.LLM`.
-        requests: Prompt and SamplingParams by id, without stop strings. vLLM looks for those in its
-            output processor, which is left out here.
+        waiting: Requests by id, without stop strings. vLLM looks for those in its output processor,
+            which is left out here. The dict is emptied as they are admitted.
         lora: The adapter's `LoRARequest`; None is the base model.
         decoder: Decodes bursts; None leaves every step to vLLM's scheduler.
 
@@ -29,9 +34,11 @@ def through_core(
         The tokens and logps that each request has gained.
     """
     engine, client = llm.llm_engine, llm.llm_engine.engine_core
-    going = set(requests)
-    try:
-        for request_id, (ids, params) in requests.items():
+    going: set[str] = set()
+
+    def admit() -> None:
+        for request_id in list(waiting):
+            ids, params = waiting.pop(request_id)
             request = engine.input_processor.process_inputs(
                 request_id,
                 _prompt(ids),
@@ -40,26 +47,38 @@ def through_core(
                 lora_request=lora,
             )
             client.add_request(request)
+            going.add(request_id)
+
+    try:
+        admit()
         while going:
             for pieces in _look(client, decoder):
                 going.difference_update(p.request_id for p in pieces if p.finish_reason)
                 yield pieces
+                admit()
     finally:
         client.abort_requests(list(going))
 
 
 def through_engine(
-    llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any
+    llm: Any, waiting: dict[str, Request], lora: Any
 ) -> Generator[list[Piece], None, None]:
     """Yield the same by vLLM's `LLMEngine`, which knows stop strings."""
-    engine = llm.llm_engine
-    try:
-        for request_id, (ids, params) in requests.items():
+    engine, known = llm.llm_engine, list[str]()
+
+    def admit() -> None:
+        for request_id in list(waiting):
+            ids, params = waiting.pop(request_id)
             engine.add_request(request_id, _prompt(ids), params, lora_request=lora)
+            known.append(request_id)
+
+    try:
+        admit()
         while engine.has_unfinished_requests():
             yield [_piece(output) for output in engine.step()]
+            admit()
     finally:
-        engine.abort_request(list(requests))
+        engine.abort_request(known)
 
 
 def _look(client: Any, decoder: Decoder | None) -> Iterator[list[Piece]]:
