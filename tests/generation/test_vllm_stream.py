@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from rlkit.config import ConfigError
 from rlkit.environments import Admission, EnvironmentConfig, EnvironmentSpec
+from rlkit.environments.config import CutTurn
 from rlkit.environments.pool import EnvironmentPool
 from rlkit.environments.rounds import EpisodeGenerator
 from rlkit.environments.splice import Splicer
@@ -25,20 +26,22 @@ import time
 from rlkit.environments import Message, Turn
 
 class Uneven:
-    """Ends after one to four turns by what it heard; slow for some of them."""
+    """Ends after one to four turns, by what it heard first; slow for some of them."""
     def __init__(self, slow=0.0, fail_at=None):
         self.slow, self.fail_at = slow, fail_at
     def start(self, example, seed):
-        return {"seed": seed}, Turn()
+        return {"seed": seed, "turns": 0}, Turn()
     def step(self, state, action):
         if action.turn == self.fail_at:
             raise RuntimeError("broken")
         time.sleep(self.slow * (sum(action.ids) % 3))
-        last = action.turn == sum(action.ids) % 4 or action.turn == 3
+        turns = state["turns"] or 1 + sum(action.ids) % 4
+        last = action.turn + 1 == turns
         said = Message("user", f"{len(action.ids)} {state['seed'] % 100}")
-        return state, Turn((said,), reward=float(sum(action.ids) % 7), done=last)
+        paid = float(sum(action.ids) % 7)
+        return {**state, "turns": turns}, Turn((said,), reward=paid, done=last)
 '''
-SAMPLING = SamplingConfig(max_completion_length=96)
+SAMPLING = SamplingConfig(max_completion_length=160)
 
 
 class NoAdapter:
@@ -67,7 +70,7 @@ def play(
     module = folder / "uneven.py"
     module.write_text(MODULE)
     arguments = options.pop("options", {})
-    config = EnvironmentConfig(**{"max_turn_tokens": 12, "cut_turns": "answer"} | options)
+    config = EnvironmentConfig(**{"max_turn_tokens": 12, "cut_turns": CutTurn.answer} | options)
     turns = VLLMGenerator(
         engine,
         NoAdapter(),  # type: ignore[arg-type]
@@ -133,7 +136,7 @@ def test_a_stream_keeps_the_limits(engine: Any, starter: str, tmp_path: Path) ->
     of_two = [r.episode for group in two for r in group]
     assert {e.end for e in of_two if e} == {EpisodeEnd.done, EpisodeEnd.turns}
     assert max(len(e.turns) for e in of_two if e) == 2
-    assert max(len(r.completion_ids) for group in two for r in group) <= 96
+    assert max(len(r.completion_ids) for group in two for r in group) <= 160
     slow = play(
         *(engine, starter, tmp_path, Told()),
         **stream,
@@ -152,4 +155,4 @@ def test_what_cannot_stream_is_refused_at_the_start() -> None:
     with pytest.raises(
         ConfigError, match=r"environment.admission must be rounds with generator=hf"
     ):
-        compose(["task=calculator", "generator=hf", "environment.admission=stream"])
+        compose("task=calculator", "generator=hf", "environment.admission=stream")
