@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.faults.engine_runs import log_of, start, steps_of, wait_for_step
 from benchmarks.faults.row import Row
-from rlkit.training.first_difference import Comparison, first_difference
+from rlkit.training.first_difference import RunComparison, first_difference
 
 STEPS = 12
 _INTERRUPTED = {
@@ -60,7 +60,7 @@ def resumed(folder: Path, model: str, *, generator: str = "vllm") -> Row:
     )
 
 
-def _words(found: Comparison) -> str:
+def _words(found: RunComparison) -> str:
     if found.step is None:
         return f"{found.steps} steps equal bit for bit"
     return f"{found.steps} steps equal, then step {found.step}: {found.what}"

@@ -27,7 +27,7 @@ _HOST = torch.device("cpu")
 _Line = Mapping[str, object]
 
 
-class Comparison(NamedTuple):
+class RunComparison(NamedTuple):
     """This record says how far two runs are the same."""
 
     steps: int
@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
     """What differs first, in words; empty = nothing."""
 
 
-def first_difference(run: Path, other: Path) -> Comparison:
+def first_difference(run: Path, other: Path) -> RunComparison:
     """Compare two runs from their first step on; times, memory and speed do not count.
 
     A token is named where both runs keep the step's rollouts, which are those after a checkpoint
@@ -51,15 +51,15 @@ def first_difference(run: Path, other: Path) -> Comparison:
     for step in sorted({*steps, *(s for _, s in evals.keys() & their_evals.keys())}):
         for key in sorted(key for key in evals.keys() & their_evals.keys() if key[1] == step):
             if what := _evaluation_parts(run, other, key, evals[key], their_evals[key]):
-                return Comparison(equal, step, what)
+                return RunComparison(equal, step, what)
         if what := _weights_part(run, other, step):
-            return Comparison(equal, step, what)
+            return RunComparison(equal, step, what)
         if step not in ours or step not in theirs:
             continue
         if what := _step_parts(run, other, step) or metrics_part(ours[step], theirs[step]):
-            return Comparison(equal, step, what)
+            return RunComparison(equal, step, what)
         equal += 1
-    return Comparison(equal, None, "")
+    return RunComparison(equal, None, "")
 
 
 def _by_step(run: Path) -> dict[int, _Line]:
