@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import tracked_run
 
 from rlkit.tracking import (
+    ConsoleMode,
     EvalRecord,
     Level,
     Outcome,
@@ -18,9 +21,11 @@ from rlkit.tracking import (
     RunInfo,
     Status,
     StepRecord,
+    TrackerConfig,
     TrackingError,
     read_metrics,
 )
+from rlkit.tracking.build import build_console
 from rlkit.tracking.fanout import Fanout
 from rlkit.tracking.local import LocalTracker
 
@@ -155,3 +160,16 @@ def test_trouble_is_warned_of_once_and_counted_at_the_end(tmp_path: Path) -> Non
     assert len(texts) == 2
     assert texts[0].startswith("step 0: 1 of 1 groups have equal rewards")
     assert texts[1] == "more than half of the groups had equal rewards in 3 of 3 steps"
+
+
+def test_what_a_mirror_says_at_its_end_is_shown(tmp_path: Path) -> None:
+    class Talker(Witness):
+        def close(self, deadline_s: float) -> None:
+            logging.getLogger("rlkit.tracking.mirror").warning("the service is off")
+
+    terminal = StringIO()
+    console = build_console(TrackerConfig(console=ConsoleMode.plain), terminal)
+    tracker = Fanout(local(tmp_path, Redactor()), [console, Talker(tmp_path)], Redactor())
+    tracker.start(tracked_run.info(tmp_path))
+    tracker.close(1.0)
+    assert terminal.getvalue().count("the service is off") == 1
