@@ -134,6 +134,8 @@ def test_a_local_failure_ends_the_run_but_the_others_still_hear_of_the_step(
 
 
 def test_closing_shares_one_deadline(tmp_path: Path) -> None:
+    """The last one is closed first."""
+
     class Slow(Witness):
         def close(self, deadline_s: float) -> None:
             super().close(deadline_s)
@@ -142,7 +144,7 @@ def test_closing_shares_one_deadline(tmp_path: Path) -> None:
     slow = [Slow(tmp_path), Slow(tmp_path)]
     tracker = Fanout(local(tmp_path, Redactor()), slow, Redactor())
     tracker.close(1.0)
-    first, second = (float(str(tracker.told("close")[0])) for tracker in slow)
+    second, first = (float(str(tracker.told("close")[0])) for tracker in slow)
     assert first == pytest.approx(1.0, abs=0.1) and second == pytest.approx(0.6, abs=0.1)
 
 
