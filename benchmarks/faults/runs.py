@@ -128,9 +128,10 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 def family(run: Run) -> list[psutil.Process]:
     """Return the processes that a run has started; none when it has ended by itself just now."""
+    found: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(run.pid).children(recursive=True)
-    return []
+        found = psutil.Process(run.pid).children(recursive=True)
+    return found
 
 
 def leftovers(run: Path) -> list[Path]:

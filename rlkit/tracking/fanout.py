@@ -77,8 +77,12 @@ class Fanout:
         self._all(lambda tracker: tracker.finish(hidden))
 
     def close(self, deadline_s: float) -> None:
-        """Close the others within `deadline_s` altogether, the local files last."""
+        """Close the others within `deadline_s` altogether, the local files last.
+
+        The mirror ends before the console, which shows what the mirror says at its end.
+        """
         end = time.monotonic() + deadline_s
+        self._others.reverse()
         self._optional(lambda tracker: tracker.close(max(0.0, end - time.monotonic())))
         self._local.close(max(0.0, end - time.monotonic()))
 
