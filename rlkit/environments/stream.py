@@ -22,7 +22,7 @@ _IDLE_S = 0.2
 
 
 class TurnStream:
-    """Implements `rlkit.generation.stream.StreamSource`: the turns of some episodes."""
+    """It implements `rlkit.generation.stream.StreamSource` with the turns of some episodes."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from rlkit.types import Prompt, Rollout, SamplingConfig
 
 
 class StreamRequest(NamedTuple):
-    """One completion to sample."""
+    """This asks for one completion."""
 
     key: int
     """The caller's number of it."""
