@@ -70,7 +70,8 @@ def play(
     module = folder / "uneven.py"
     module.write_text(MODULE)
     arguments = options.pop("options", {})
-    config = EnvironmentConfig(**{"max_turn_tokens": 12, "cut_turns": CutTurn.answer} | options)
+    limits: dict[str, Any] = {"max_turn_tokens": 12, "cut_turns": CutTurn.answer} | options
+    config = EnvironmentConfig(**limits)
     turns = VLLMGenerator(
         engine,
         NoAdapter(),  # type: ignore[arg-type]
@@ -85,8 +86,10 @@ def play(
     prompts = []
     for index, text in enumerate(("Count to ten.", "Name a river and a hill.", "Hi")):
         messages = ({"role": "user", "content": text},)
-        shown = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
+        shown = str(
+            tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
         )
         ids = tuple(tokenizer(shown, add_special_tokens=False)["input_ids"])
         prompts.append(Prompt(index=index, ids=ids, text=shown, messages=messages))
@@ -131,7 +134,7 @@ def test_a_stream_plays_the_episodes_of_rounds(engine: Any, starter: str, tmp_pa
 
 def test_a_stream_keeps_the_limits(engine: Any, starter: str, tmp_path: Path) -> None:
     """Turns, tokens and seconds of an episode end it, and a failing environment as well."""
-    stream = {"admission": Admission.stream}
+    stream: dict[str, Any] = {"admission": Admission.stream}
     two = play(engine, starter, tmp_path, Told(), max_turns=2, **stream)
     of_two = [r.episode for group in two for r in group]
     assert {e.end for e in of_two if e} == {EpisodeEnd.done, EpisodeEnd.turns}
