@@ -38,7 +38,7 @@ from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
 from rlkit.tracking.base import Phase, RunInfo, Tracker
 from rlkit.training.collect import Collector, RolloutSource
-from rlkit.training.deadline import Deadline, Hung, TimedGenerator
+from rlkit.training.deadline import Deadline, Hung, timed
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator, SideTask
 from rlkit.training.loss_scale import FLOAT16
@@ -242,9 +242,7 @@ class ModelRun:
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
         name = option_of("generator", self.config.generator)
-        return TimedGenerator(
-            self._new_generator(report, pulse), deadline, name=f"generator={name}"
-        )
+        return timed(self._new_generator(report, pulse), deadline, name=f"generator={name}")
 
     def _new_generator(
         self, report: Callable[[Progress], None], pulse: Callable[[], None]

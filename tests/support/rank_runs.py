@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -33,7 +33,15 @@ from rlkit.training.score import score
 from rlkit.training.sharded import Sharded
 from rlkit.training.stopping import StopRequest
 from rlkit.training.update import TrainState, accumulate
-from rlkit.types import Completion, KLDirection, Prompt
+from rlkit.types import (
+    Completion,
+    Generator,
+    KLDirection,
+    Prompt,
+    Request,
+    Rollout,
+    SamplingConfig,
+)
 
 CPU = torch.device("cpu")
 
@@ -202,17 +210,62 @@ class SlowReward(LetterReward):
         return super().score(groups)
 
 
-def uneven(ranks: Ranks) -> dict[str, Any]:
-    """Twelve prompts, one at once, where the second rank takes half a second more for each."""
+class OneByOne:
+    """A generator that holds one prompt, takes the next when it has room, and may be slow."""
+
+    def __init__(self, inner: Generator, seconds: float) -> None:
+        self.inner, self.seconds, self.calls = inner, seconds, 0
+
+    def prompts_at_once(self, num_samples: int) -> int:
+        return 1
+
+    def generate_from(
+        self, requests: Iterator[Request], *, num_samples: int, sampling: SamplingConfig
+    ) -> list[list[Rollout]]:
+        self.calls += 1
+        found = []
+        for prompt, seeds in requests:
+            time.sleep(self.seconds)
+            found += self.generate(
+                [prompt], num_samples=num_samples, sampling=sampling, seeds=[seeds]
+            )
+        return found
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        num_samples: int,
+        sampling: SamplingConfig,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Rollout]]:
+        return self.inner.generate(prompts, num_samples=num_samples, sampling=sampling, seeds=seeds)
+
+    def load_adapter(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
+        self.inner.load_adapter(tensors, version)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def uneven(ranks: Ranks, how: str = "calls") -> dict[str, Any]:
+    """Twelve prompts, one at once, where the second rank takes half a second more for each.
+
+    `how`: it scores slowly after each of its calls, or it samples slowly in one call that refills.
+    """
+    slow = 0.5 * ranks.rank
 
     def prompts(*, step: int, attempt: int, success: Mapping[str, float]) -> list[Prompt]:
         return [p for n in range(4) for p in letter_prompts(step=n, attempt=attempt)]
 
     with tempfile.TemporaryDirectory() as folder:
         trainer, state, _ = tiny_run(Path(folder), ranks=ranks, at_once=1)
-        rewards = SlowReward(0.5 * ranks.rank)
+        rewards = SlowReward(slow if how == "calls" else 0.0)
         assert isinstance(trainer.collector, Collector)
         collector = replace(trainer.collector, prompts=prompts, rewards=rewards)
+        refills = OneByOne(collector.generator, slow)
+        if how == "refills":
+            collector = replace(collector, generator=refills)
         trainer.generator.load_adapter(state.learner.adapter, 0)
         found = collector.collect(0, policy_version=0, clock=StepClock(CPU))
     samples = [sample for group in found.groups for sample in group]
@@ -222,4 +275,5 @@ def uneven(ranks: Ranks) -> dict[str, Any]:
         "rewards": [sample.reward for sample in samples],
         "sampled": found.counts["rollouts/sampled"],
         "seen": rewards.seen,
+        "calls": refills.calls,
     }
