@@ -24,6 +24,7 @@ from rlkit.assembly.from_config import (
 from rlkit.assembly.generators import new_generator, prompts_at_once
 from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.save import save_trained
+from rlkit.assembly.shares import shares_of
 from rlkit.assembly.stoppable import StoppableRewards
 from rlkit.assembly.targets import Imitated, meter_of, targets_for
 from rlkit.config import Config, algorithm_name, flatten, option_of
@@ -115,7 +116,8 @@ class ModelRun:
     def initial_state(self) -> TrainState:
         """Return the state before the first step."""
         policy, config, algorithm = self.policy, self.config, self.algorithm
-        state = new_state(policy, config, algorithm, critic_prefix=CRITIC_PREFIX, ranks=self.ranks)
+        shares = shares_of(policy, self.ranks)
+        state = new_state(policy, config, algorithm, critic_prefix=CRITIC_PREFIX, shares=shares)
         if self.base.dtype is torch.float16:
             state.loss_scale = FLOAT16
         return state

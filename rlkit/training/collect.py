@@ -22,7 +22,7 @@ from rlkit.types import (
     Generator,
     Group,
     Prompt,
-    Request,
+    PromptRequest,
     SamplingConfig,
 )
 
@@ -187,7 +187,7 @@ class Collector:
                 rollouts = ask(
                     self.generator,
                     places,
-                    lambda place: Request(prompts[place], seeds[place]),
+                    lambda place: PromptRequest(prompts[place], seeds[place]),
                     num_samples=self.group_size,
                     sampling=self.sampling,
                 )

@@ -18,8 +18,8 @@ from rlkit.types import (
     Generator,
     GeneratorDied,
     Prompt,
+    PromptRequest,
     RefillingGenerator,
-    Request,
     Rollout,
     SamplingConfig,
 )
@@ -185,7 +185,7 @@ class TimedRefillingGenerator(TimedGenerator):
         return self._refilling.prompts_at_once(num_samples)
 
     def generate_from(
-        self, requests: Iterator[Request], *, num_samples: int, sampling: SamplingConfig
+        self, requests: Iterator[PromptRequest], *, num_samples: int, sampling: SamplingConfig
     ) -> list[list[Rollout]]:
         """Sample the requests that the generator takes; raises Hung as `generate` does."""
         return self._watched(

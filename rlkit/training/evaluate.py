@@ -21,7 +21,7 @@ from rlkit.types import (
     Generator,
     Group,
     Prompt,
-    Request,
+    PromptRequest,
     Rollout,
     SamplingConfig,
     ScoredRollout,
@@ -123,9 +123,11 @@ class Evaluator:
     def _sample(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, places: Iterable[int]
     ) -> Sequence[Sequence[Rollout]]:
-        def request(place: int) -> Request:
+        def request(place: int) -> PromptRequest:
             prompt = prompts[place]
-            return Request(prompt, [self.seed(prompt.index, i) for i in range(self.num_samples)])
+            return PromptRequest(
+                prompt, [self.seed(prompt.index, i) for i in range(self.num_samples)]
+            )
 
         return ask(self.generator, places, request, num_samples=self.num_samples, sampling=sampling)
 

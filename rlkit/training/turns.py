@@ -18,8 +18,8 @@ from rlkit.types import (
     Generator,
     Group,
     Prompt,
+    PromptRequest,
     RefillingGenerator,
-    Request,
     Rollout,
     SamplingConfig,
 )
@@ -59,7 +59,7 @@ def portion_of(generator: Generator, num_samples: int, *, at_once: int) -> Porti
 def ask(
     generator: Generator,
     places: Iterable[int],
-    request: Callable[[int], Request],
+    request: Callable[[int], PromptRequest],
     *,
     num_samples: int,
     sampling: SamplingConfig,

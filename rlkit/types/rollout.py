@@ -189,7 +189,7 @@ class GeneratorDied(RuntimeError):
     """The engine of a generator broke while it sampled; another one may do better."""
 
 
-class Request(NamedTuple):
+class PromptRequest(NamedTuple):
     """One prompt to sample, and the seed of each of its samples."""
 
     prompt: Prompt
@@ -234,7 +234,7 @@ class RefillingGenerator(Generator, Protocol):
         """Return the prompts of `num_samples` samples each that fill it; 0 = it takes them all."""
 
     def generate_from(
-        self, requests: Iterator[Request], *, num_samples: int, sampling: SamplingConfig
+        self, requests: Iterator[PromptRequest], *, num_samples: int, sampling: SamplingConfig
     ) -> list[list[Rollout]]:
         """Sample the requests that it takes until there are none; the result is `[taken][sample]`.
 

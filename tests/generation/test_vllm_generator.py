@@ -22,7 +22,7 @@ from rlkit.generation.hf import HFGenerator
 from rlkit.generation.sampling import sampling_probs
 from rlkit.generation.vllm.config import VLLMSamplingOptions, is_installed
 from rlkit.training.stopping import Interrupted
-from rlkit.types import FinishReason, Prompt, Request, Rollout, SamplingConfig
+from rlkit.types import FinishReason, Prompt, PromptRequest, Rollout, SamplingConfig
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
 
@@ -191,10 +191,10 @@ def test_prompts_are_taken_as_completions_end_and_change_no_sample(
     expected = generator.generate(wanted, seeds=seeds, **arguments)
     under_way: list[int] = []  # completions that vLLM had at each request
 
-    def requests() -> Iterator[Request]:
+    def requests() -> Iterator[PromptRequest]:
         for request in zip(wanted, seeds, strict=True):
             under_way.append(len(scheduler.requests))
-            yield Request(*request)
+            yield PromptRequest(*request)
 
     found = generator.generate_from(requests(), **arguments)
     for mine, other in zip(flat(found), flat(expected), strict=True):

@@ -21,7 +21,7 @@ from rlkit.generation.vllm.life import reason
 from rlkit.generation.vllm.loop import EngineRequest, through_core, through_engine
 from rlkit.generation.vllm.piece import Piece
 from rlkit.generation.vllm.weights import rest, wake
-from rlkit.types import FinishReason, GeneratorDied, Prompt, Request, Rollout, SamplingConfig
+from rlkit.types import FinishReason, GeneratorDied, Prompt, PromptRequest, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.lora import Injector
@@ -111,7 +111,7 @@ class VLLMGenerator:
         return -(-self._config.max_num_seqs // max(num_samples, 1))
 
     def generate_from(
-        self, requests: Iterator[Request], *, num_samples: int, sampling: SamplingConfig
+        self, requests: Iterator[PromptRequest], *, num_samples: int, sampling: SamplingConfig
     ) -> list[list[Rollout]]:
         """Sample prompts that are taken on the way, as `generate` does with those it is given.
 
