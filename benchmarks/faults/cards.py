@@ -9,6 +9,7 @@ written after each row.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -22,10 +23,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import torch
 
-from benchmarks.faults.marked import Place, Run
+from benchmarks.faults.marked import Place, Run, end_all
 from benchmarks.faults.rank_victim import PHASES
 from benchmarks.faults.row import Row
 from rlkit.launch.devices import find_gpus
@@ -50,23 +53,52 @@ def drift(place: Place, steps: int) -> Row:
 
 def cycles(place: Place, count: int, at_once: int) -> Row:
     """Start and end runs of two ranks: every other one by SIGINT after its first step."""
-    survived, slowest, notes = 0, 0.0, list[str]()
-    for first in range(0, count, at_once):
-        numbers = range(first, min(first + at_once, count))
+    tried, survived, notes = 0, 0, list[str]()
+    starts, ends, longest = list[float](), list[float](), 0.0
+    while tried < count and place.seconds_left() > 1.3 * longest:
+        begun = time.monotonic()
+        numbers = range(tried, min(tried + at_once, count))
         runs = {n: place.start(f"cycle_{n}", f"steps={3 + 497 * (n % 2)}") for n in numbers}
-        for number, run in runs.items():
-            run.until_step(1 if number % 2 else 3, place.seconds_left())
-            begun = time.monotonic()
-            if number % 2:
-                run.process.send_signal(signal.SIGINT)
-            code, left = run.wait(min(60.0, place.seconds_left())), run.left()
-            slowest = max(slowest, time.monotonic() - begun)
-            good = code == (130 if number % 2 else 0) and not left
-            survived += good
-            notes += [] if good else [f"{number}: exit {code}, {left} left, {run.said()}"]
+        with ThreadPoolExecutor(len(runs)) as pool:
+            jobs = [
+                pool.submit(_cycle, place, run, interrupt=n % 2 == 1) for n, run in runs.items()
+            ]
+            for end in (job.result() for job in jobs):
+                starts.append(end.start_s)
+                ends.append(end.end_s)
+                survived += end.problem == ""
+                notes += [end.problem] if end.problem else []
+        tried += len(runs)
+        longest = max(longest, time.monotonic() - begun)
     said = "; ".join(notes[:2]) or "no hang, no process left"
-    note = f"{at_once} at once, half of them interrupted; slowest end {slowest:.1f} s; {said}"
-    return Row("starts and stops of two ranks", count, survived, count - survived, note)
+    note = (
+        f"{at_once} at once, half of them interrupted; median start {median(starts):.1f} s, "
+        f"slowest end {max(ends):.1f} s; {said}"
+    )
+    return Row("starts and stops of two ranks", tried, survived, tried - survived, note)
+
+
+class _Cycle(NamedTuple):
+    """One start and stop: seconds to the first step, seconds to the end, and what went wrong."""
+
+    start_s: float
+    end_s: float
+    problem: str
+
+
+def _cycle(place: Place, run: Run, *, interrupt: bool) -> _Cycle:
+    begun = time.monotonic()
+    run.until_step(1, place.seconds_left())
+    started = time.monotonic()
+    if interrupt:
+        run.process.send_signal(signal.SIGINT)
+    else:
+        run.until_step(3, place.seconds_left())
+    asked = time.monotonic()
+    code, left = run.wait(min(60.0, place.seconds_left())), run.left()
+    good = code == (130 if interrupt else 0) and not left
+    problem = "" if good else f"{run.folder.name}: exit {code}, {left} left, {run.said()}"
+    return _Cycle(started - begun, time.monotonic() - asked, problem)
 
 
 def deaths(place: Place) -> Iterator[Row]:
@@ -136,6 +168,7 @@ def sweep(place: Place, jobs: int, at_once: int) -> Row:
         run = Run(place, f"sweep_{count}", command, **visible)
         code = run.wait(place.seconds_left())
         seconds[count] = time.monotonic() - begun
+        print(f"{jobs} jobs on {count} cards: {seconds[count]:.1f} s, exit {code}", flush=True)
         done = len(list(run.folder.glob("jobs/*/DONE")))
         if code or done < jobs:
             wrong.append(f"{count} cards: exit {code}, {done} of {jobs}: {run.said()}")
@@ -151,8 +184,13 @@ def sweep(place: Place, jobs: int, at_once: int) -> Row:
 def main() -> int:
     """Run the parts; the exit code is 1 when anything was lost."""
     options = _arguments()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="rlkit-cards-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="rlkit-cards-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(end_all)
         place = Place(
             folder=Path(folder),
             model=str(Path(options.model).resolve()),
