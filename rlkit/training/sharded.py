@@ -97,7 +97,8 @@ class Sharded(torch.optim.Optimizer):
             gradients = [leaf.grad for leaf in map(leaves.__getitem__, own)]
             found[own] = torch.stack(norms_all([g for g in gradients if g is not None]))
         self._ranks.add([found])
-        return torch.linalg.vector_norm(found)
+        total: Tensor = torch.linalg.vector_norm(found)
+        return total
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
