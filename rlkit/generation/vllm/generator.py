@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,22 +18,17 @@ from rlkit.generation.stream import StreamSource
 from rlkit.generation.vllm.choice import takes_bursts
 from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
+from rlkit.generation.vllm.joining import Joining, as_asked, in_waves
 from rlkit.generation.vllm.life import reason
-from rlkit.generation.vllm.loop import Request, through_core, through_engine
+from rlkit.generation.vllm.loop import EngineRequest, through_core, through_engine
 from rlkit.generation.vllm.piece import Piece
 from rlkit.generation.vllm.weights import rest, wake
-from rlkit.types import FinishReason, GeneratorDied, Prompt, Rollout, SamplingConfig
+from rlkit.types import FinishReason, GeneratorDied, Prompt, PromptRequest, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.lora import Injector
 
 _log = logging.getLogger(__name__)
-
-
-class _More(Protocol):
-    """It gives the rows that join, once those that `ended` are known; none when all is asked."""
-
-    def __call__(self, ended: Sequence[SamplingRow], *, idle: bool) -> Sequence[SamplingRow]: ...
 
 
 class VLLMGenerator:
@@ -104,72 +100,102 @@ class VLLMGenerator:
             GeneratorDied: vLLM raised.
             RuntimeError: The generator is closed.
         """
-        if self._engine.llm is None:
-            raise RuntimeError("generate() after close()")
-        check_sampling(sampling)
+        self._check(sampling)
         check_request(prompts, num_samples, sampling, seeds, context=self._engine.max_model_len)
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
-        at_once = [rows]
-        self._sample(lambda ended, *, idle: at_once.pop() if at_once else (), sampling)
-        rollouts: list[list[Rollout]] = [[] for _ in prompts]
-        for row in rows:
-            rollouts[row.prompt_number].append(row.rollout(self._version))
-        return rollouts
+        rows = self._sample(in_waves(iter([rows]), most_live=1), sampling)
+        return self._groups(rows, len(prompts))
+
+    def prompts_at_once(self, num_samples: int) -> int:
+        """Return the prompts of `num_samples` samples each that fill the engine's batch.
+
+        It is 0 where the size of the batch was left to the engine: ranks might choose otherwise.
+        """
+        return -(-self._config.max_num_seqs // max(num_samples, 1))
+
+    def generate_from(
+        self, requests: Iterator[PromptRequest], *, num_samples: int, sampling: SamplingConfig
+    ) -> list[list[Rollout]]:
+        """Sample prompts that are taken on the way, as `generate` does with those it is given.
+
+        The engine's batch is kept full: the next prompt is taken when fewer completions are under
+        way than it holds. Those that are left wait where another rank can take them.
+
+        Args:
+            requests: The next one is taken when there is room, not before.
+            num_samples: Samples of each prompt, >= 1.
+            sampling: The sampling options.
+
+        Returns:
+            The rollouts: [taken][sample].
+
+        Raises:
+            ValueError: As `generate`.
+            FloatingPointError: As `generate`.
+            GeneratorDied: vLLM raised.
+            RuntimeError: The generator is closed.
+        """
+        self._check(sampling)
+        taken = 0
+
+        def waves() -> Iterator[list[SamplingRow]]:
+            nonlocal taken
+            context = self._engine.max_model_len
+            for prompt, seeds in requests:
+                check_request([prompt], num_samples, sampling, [seeds], context=context)
+                rows = make_rows([prompt], num_samples=num_samples, seeds=[seeds])
+                for row in rows:
+                    row.prompt_number = taken
+                taken += 1
+                yield rows
+
+        joining = in_waves(waves(), most_live=self._config.max_num_seqs)
+        return self._groups(self._sample(joining, sampling), taken)
 
     def stream(self, source: StreamSource, *, sampling: SamplingConfig) -> None:
         """Sample what `source` asks for; completions join while others are decoded.
 
-        Args:
-            source: It is asked after every engine step, or burst of steps.
-            sampling: The sampling options.
-
-        Raises:
-            ValueError: A prompt is empty or leaves no room, or an option is out of range.
-            FloatingPointError: A logp is not finite; the message names the prompt.
-            GeneratorDied: vLLM raised.
-            RuntimeError: The generator is closed.
+        `source` is asked after every engine step, or burst of steps. Raises as `generate` does.
         """
+        self._check(sampling)
+        context = self._engine.max_model_len
+        self._sample(as_asked(source, sampling, version=self._version, context=context), sampling)
+
+    def _check(self, sampling: SamplingConfig) -> None:
         if self._engine.llm is None:
-            raise RuntimeError("stream() after close()")
+            raise RuntimeError("generate() after close()")
         check_sampling(sampling)
 
-        def rows(ended: Sequence[SamplingRow], *, idle: bool) -> Sequence[SamplingRow]:
-            done = [(row.prompt_number, row.rollout(self._version)) for row in ended]
-            asked = source.more(done, idle=idle)
-            for _, prompt, seed in asked:
-                check_request([prompt], 1, sampling, [[seed]], context=self._engine.max_model_len)
-            return [
-                SamplingRow(prompt=prompt, prompt_number=key, sample_index=0, seed=seed)
-                for key, prompt, seed in asked
-            ]
+    def _groups(self, rows: Sequence[SamplingRow], count: int) -> list[list[Rollout]]:
+        rollouts: list[list[Rollout]] = [[] for _ in range(count)]
+        for row in rows:
+            rollouts[row.prompt_number].append(row.rollout(self._version))
+        return rollouts
 
-        self._sample(rows, sampling)
-
-    def _sample(self, more: _More, sampling: SamplingConfig) -> None:
+    def _sample(self, joining: Joining, sampling: SamplingConfig) -> list[SamplingRow]:
+        """Sample the rows that join to their ends; return them in the order of their joining."""
         wake(self._engine)
-        # Every row has a seed; on a CPU vLLM draws from the process's generator as well.
-        with torch.random.fork_rng(devices=[]):
-            self._drive(more, sampling)
-        rest(self._engine)
-
-    def _drive(self, more: _More, sampling: SamplingConfig) -> None:
         # No id comes twice on an engine: vLLM schedules a step ahead. When a completion has met a
         # stop token, that step comes back in the next call. A request of its id would get it.
         call = next(self._engine.call_numbers)
         by_id: dict[str, SamplingRow] = {}
-        waiting: dict[str, Request] = {}
+        queue: deque[EngineRequest] = deque()
         num_done = num_tokens = 0
 
-        def join(ended: Sequence[SamplingRow]) -> None:
-            for row in more(ended, idle=num_done == len(by_id)):
-                request_id = f"{call}-{len(by_id)}"
-                by_id[request_id] = row
+        def fill(ended: Sequence[SamplingRow]) -> None:
+            for row in joining(ended, live=len(by_id) - num_done):
+                name = f"{call}-{len(by_id)}"
+                by_id[name] = row
                 params = self._sampling_params(sampling, row)
-                waiting[request_id] = (list(row.prompt.ids), params)
+                queue.append(EngineRequest(name, list(row.prompt.ids), params))
 
-        join(())
+        fill(())
+        # Every row has a seed; on a CPU vLLM draws from the process's generator as well.
         # Closed whatever happens: the engine is idle afterwards and can take the next call.
-        with closing(self._pieces(waiting, sampling)) as steps:
+        with (
+            torch.random.fork_rng(devices=[]),
+            closing(self._pieces(queue, sampling)) as steps,
+        ):
             for pieces in _alive(steps):
                 ended = []
                 for piece in pieces:
@@ -179,18 +205,20 @@ class VLLMGenerator:
                     if piece.finish_reason is not None:
                         ended.append(row)
                 num_done += len(ended)
+                fill(ended)
                 if self._progress is not None:
                     self._progress(Progress(num_done, len(by_id), num_tokens))
-                join(ended)
+        rest(self._engine)
+        return list(by_id.values())
 
     def _pieces(
-        self, waiting: dict[str, Request], sampling: SamplingConfig
+        self, requests: deque[EngineRequest], sampling: SamplingConfig
     ) -> Generator[list[Piece], None, None]:
         llm, lora = self._engine.llm, self._injector.request
         if sampling.stop or not self._engine.past_output_processor:
-            return through_engine(llm, waiting, lora)
+            return through_engine(llm, requests, lora)
         decoder = self._engine.decoder if takes_bursts(self._config.sampling) else None
-        return through_core(llm, waiting, lora, decoder)
+        return through_core(llm, requests, lora, decoder)
 
     def _sampling_params(self, sampling: SamplingConfig, row: SamplingRow) -> Any:
         from vllm import SamplingParams

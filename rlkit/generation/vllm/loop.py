@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlkit.generation.vllm.piece import Piece
 
@@ -11,22 +12,29 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.accel.burst import Decoder
 
 
-Request = tuple[list[int], Any]
-"""A prompt and vLLM's `SamplingParams`."""
+class EngineRequest(NamedTuple):
+    """One completion, as an engine is asked for it."""
+
+    request_id: str
+    """It comes once in the life of an engine."""
+    ids: list[int]
+    """The prompt."""
+    params: Any
+    """vLLM's `SamplingParams`."""
 
 
 def through_core(
-    llm: Any, waiting: dict[str, Request], lora: Any, decoder: Decoder | None
+    llm: Any, requests: deque[EngineRequest], lora: Any, decoder: Decoder | None
 ) -> Generator[list[Piece], None, None]:
     """Yield the new tokens of each step of `EngineCore`, or of each burst of `decoder`.
 
-    What is put into `waiting` between two pieces joins. A burst ends for it, since vLLM's scheduler
-    alone admits. Ending the iterator early aborts the rest.
+    Ending the iterator early aborts the rest.
 
     Args:
         llm: A running `vllm.LLM`.
-        waiting: Requests by id, without stop strings. vLLM looks for those in its output processor,
-            which is left out here. The dict is emptied as they are admitted.
+        requests: A queue that is emptied into the engine; what is added between two steps comes in
+            beside the others. No stop strings: vLLM looks for those in its output processor, which
+            is left out here.
         lora: The adapter's `LoRARequest`; None is the base model.
         decoder: Decodes bursts; None leaves every step to vLLM's scheduler.
 
@@ -36,9 +44,9 @@ def through_core(
     engine, client = llm.llm_engine, llm.llm_engine.engine_core
     going: set[str] = set()
 
-    def admit() -> None:
-        for request_id in list(waiting):
-            ids, params = waiting.pop(request_id)
+    def enter() -> None:
+        while requests:
+            request_id, ids, params = requests.popleft()
             request = engine.input_processor.process_inputs(
                 request_id,
                 _prompt(ids),
@@ -46,39 +54,42 @@ def through_core(
                 supported_tasks=engine.get_supported_tasks(),
                 lora_request=lora,
             )
-            client.add_request(request)
             going.add(request_id)
+            client.add_request(request)
 
     try:
-        admit()
+        enter()
         while going:
             for pieces in _look(client, decoder):
                 going.difference_update(p.request_id for p in pieces if p.finish_reason)
                 yield pieces
-                admit()
+                enter()
     finally:
         client.abort_requests(list(going))
 
 
 def through_engine(
-    llm: Any, waiting: dict[str, Request], lora: Any
+    llm: Any, requests: deque[EngineRequest], lora: Any
 ) -> Generator[list[Piece], None, None]:
     """Yield the same by vLLM's `LLMEngine`, which knows stop strings."""
-    engine, known = llm.llm_engine, list[str]()
+    engine = llm.llm_engine
+    going: set[str] = set()
 
-    def admit() -> None:
-        for request_id in list(waiting):
-            ids, params = waiting.pop(request_id)
+    def enter() -> None:
+        while requests:
+            request_id, ids, params = requests.popleft()
+            going.add(request_id)
             engine.add_request(request_id, _prompt(ids), params, lora_request=lora)
-            known.append(request_id)
 
     try:
-        admit()
+        enter()
         while engine.has_unfinished_requests():
-            yield [_piece(output) for output in engine.step()]
-            admit()
+            pieces = [_piece(output) for output in engine.step()]
+            going.difference_update(p.request_id for p in pieces if p.finish_reason)
+            yield pieces
+            enter()
     finally:
-        engine.abort_request(known)
+        engine.abort_request(list(going))
 
 
 def _look(client: Any, decoder: Decoder | None) -> Iterator[list[Piece]]:
