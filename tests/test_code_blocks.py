@@ -36,7 +36,7 @@ from rlkit.reference.commands import help_of
 
 PAGES = pages()
 OTHER_PROGRAMS = {
-    *("cd", "exec", "export", "make", "ollama", "pip", "python", "tensorboard", "torchrun"),
+    *("cd", "exec", "export", "git", "make", "ollama", "pip", "python", "tensorboard", "torchrun"),
     *("sbatch", "trackio", "vllm", "wandb"),
 }
 COMPOSED = ("check", "judge-check")
