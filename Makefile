@@ -77,7 +77,7 @@ faults: .venv/installed-test
 .PHONY: notebooks
 notebooks: .venv/installed
 	$(PIP) -e '.[notebooks]'
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	$(BIN)/python docs/run_notebooks.py notebooks/*.ipynb
 
 # Where the project lives, in every text that names it: make address REPOSITORY=someone/rlkit
 .PHONY: address
