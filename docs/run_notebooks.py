@@ -1,7 +1,7 @@
 """Runs notebooks again and keeps what they print and draw: `make notebooks`.
 
-`jupyter execute` does the same, and also writes the time of every cell. Then a notebook would change
-with each run, although it says what it said before.
+`jupyter execute` also writes the time of every cell. Then a notebook would change with each run,
+although it says what it said before.
 """
 
 import sys
