@@ -40,7 +40,7 @@ def run(count: int, folder: Path) -> Row:
     while injected < count:
         name = used[runs] if runs < len(used) else draw.choice(quick)
         overrides = names[name]
-        truth = f"truth {used.index(name)}".replace(" ", "_")
+        truth = f"truth_{list(names).index(name)}"
         if name not in seconds:
             begun = time.monotonic()
             if problem := finish(folder, truth, overrides):
