@@ -14,9 +14,11 @@ from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import SamplingRow, make_rows
+from rlkit.generation.stream import StreamSource
 from rlkit.generation.vllm.choice import takes_bursts
 from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
+from rlkit.generation.vllm.joining import Joining, as_asked, in_waves
 from rlkit.generation.vllm.life import reason
 from rlkit.generation.vllm.loop import EngineRequest, through_core, through_engine
 from rlkit.generation.vllm.piece import Piece
@@ -101,7 +103,8 @@ class VLLMGenerator:
         self._check(sampling)
         check_request(prompts, num_samples, sampling, seeds, context=self._engine.max_model_len)
         rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
-        return self._groups(self._sample(iter([rows]), sampling, most_live=1), len(prompts))
+        rows = self._sample(in_waves(iter([rows]), most_live=1), sampling)
+        return self._groups(rows, len(prompts))
 
     def prompts_at_once(self, num_samples: int) -> int:
         """Return the prompts of `num_samples` samples each that fill the engine's batch.
@@ -146,8 +149,17 @@ class VLLMGenerator:
                 taken += 1
                 yield rows
 
-        rows = self._sample(waves(), sampling, most_live=self._config.max_num_seqs)
-        return self._groups(rows, taken)
+        joining = in_waves(waves(), most_live=self._config.max_num_seqs)
+        return self._groups(self._sample(joining, sampling), taken)
+
+    def stream(self, source: StreamSource, *, sampling: SamplingConfig) -> None:
+        """Sample what `source` asks for; completions join while others are decoded.
+
+        `source` is asked after every engine step, or burst of steps. Raises as `generate` does.
+        """
+        self._check(sampling)
+        context = self._engine.max_model_len
+        self._sample(as_asked(source, sampling, version=self._version, context=context), sampling)
 
     def _check(self, sampling: SamplingConfig) -> None:
         if self._engine.llm is None:
@@ -160,19 +172,8 @@ class VLLMGenerator:
             rollouts[row.prompt_number].append(row.rollout(self._version))
         return rollouts
 
-    def _sample(
-        self, waves: Iterator[Sequence[SamplingRow]], sampling: SamplingConfig, *, most_live: int
-    ) -> list[SamplingRow]:
-        """Sample the rows of all waves to their ends; one is taken while few rows are under way.
-
-        Args:
-            waves: Rows that enter the engine together.
-            sampling: The sampling options.
-            most_live: From so many rows under way on, no further wave is taken. >= 1.
-
-        Returns:
-            The rows, in the order in which they were taken.
-        """
+    def _sample(self, joining: Joining, sampling: SamplingConfig) -> list[SamplingRow]:
+        """Sample the rows that join to their ends; return them in the order of their joining."""
         wake(self._engine)
         # No id comes twice on an engine: vLLM schedules a step ahead. When a completion has met a
         # stop token, that step comes back in the next call. A request of its id would get it.
@@ -181,15 +182,14 @@ class VLLMGenerator:
         queue: deque[EngineRequest] = deque()
         num_done = num_tokens = 0
 
-        def fill() -> None:
-            while len(by_id) - num_done < most_live and (rows := next(waves, None)) is not None:
-                for row in rows:
-                    name = f"{call}-{len(by_id)}"
-                    by_id[name] = row
-                    params = self._sampling_params(sampling, row)
-                    queue.append(EngineRequest(name, list(row.prompt.ids), params))
+        def fill(ended: Sequence[SamplingRow]) -> None:
+            for row in joining(ended, live=len(by_id) - num_done):
+                name = f"{call}-{len(by_id)}"
+                by_id[name] = row
+                params = self._sampling_params(sampling, row)
+                queue.append(EngineRequest(name, list(row.prompt.ids), params))
 
-        fill()
+        fill(())
         # Every row has a seed; on a CPU vLLM draws from the process's generator as well.
         # Closed whatever happens: the engine is idle afterwards and can take the next call.
         with (
@@ -197,11 +197,15 @@ class VLLMGenerator:
             closing(self._pieces(queue, sampling)) as steps,
         ):
             for pieces in _alive(steps):
+                ended = []
                 for piece in pieces:
-                    _extend(by_id[piece.request_id], piece)
+                    row = by_id[piece.request_id]
+                    _extend(row, piece)
                     num_tokens += len(piece.token_ids)
-                    num_done += piece.finish_reason is not None
-                fill()
+                    if piece.finish_reason is not None:
+                        ended.append(row)
+                num_done += len(ended)
+                fill(ended)
                 if self._progress is not None:
                     self._progress(Progress(num_done, len(by_id), num_tokens))
         rest(self._engine)
