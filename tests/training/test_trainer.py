@@ -19,6 +19,8 @@ from rlkit.models.config import TuningKind
 from rlkit.tracking import comparable
 from rlkit.tracking.base import EvalRecord, StepRecord
 from rlkit.training import checkpoint
+from rlkit.training.collect import Collector
+from rlkit.training.evaluate import Evaluator
 from rlkit.training.optim import OptimConfig, state_tensors
 from rlkit.training.progress import restore
 from rlkit.training.stopping import Interrupted, StopRequest
@@ -278,6 +280,9 @@ class Events:
         self._events.append(f"load {version}")
         self._generator.load_adapter(tensors, version)
 
+    def close(self) -> None:
+        self._generator.close()
+
     def generate(self, *arguments: Any, **options: Any) -> Any:
         self._events.append("generate")
         return self._generator.generate(*arguments, **options)
@@ -288,12 +293,12 @@ def test_an_engine_begins_each_step_as_after_a_resume(tmp_path: Path) -> None:
     events: list[str] = []
     trainer, state, _ = tiny_run(tmp_path, num_steps=2)
     watched = Events(trainer.generator, events)
-    evaluate = replace(trainer.evaluate, generator=watched)  # type: ignore[type-var]
+    assert isinstance(trainer.collector, Collector) and isinstance(trainer.evaluate, Evaluator)
     trainer = replace(
         trainer,
         generator=watched,
         collector=replace(trainer.collector, generator=watched),
-        evaluate=evaluate,
+        evaluate=replace(trainer.evaluate, generator=watched),
         schedule=replace(trainer.schedule, evaluate_every=1),
     )
     trainer.fit(state, stop=StopRequest())
