@@ -29,8 +29,9 @@ _TEMPERATURES, _TOP_PS = (0.6, 1.0, 1.3), (1.0, 0.8)
 _MOST_BIAS = 0.01
 _MOST_APART = 0.01
 """Share of the tokens that only one side may sample, at the edge of top_p."""
-_SAMPLES = 32
-"""Completions of each of four prompts in a setting."""
+_SAMPLES = 256
+"""Completions of each of four prompts in a setting. With 32 of them the mean ratio of some 500
+tokens has a standard error of about 0.003, too much for a bound of 0.01."""
 _LAYER = 7
 _BEFORE = "the adapter of the version before"
 _Slot = Mapping[str, Tensor]

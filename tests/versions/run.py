@@ -191,9 +191,9 @@ def page(results: Sequence[Result]) -> str:
     lines = [
         "# Versions that were tested",
         "",
-        "Which versions of torch, transformers, vLLM and the other libraries does rlkit work with? Each row",
-        "below is a version, and how many tests of rlkit passed, failed and were skipped with it. All ran",
-        "on a CPU; rows named `features in the source` read vLLM's source and ran nothing of it.",
+        "Which versions of torch, transformers, vLLM and the other libraries does rlkit work with?",
+        "Each row below is a version, and how many tests passed, failed and were skipped with it.",
+        "All ran on a CPU; rows named `features in the source` read vLLM's source and ran nothing.",
         "",
         "## How it was measured",
         "",

@@ -22,7 +22,7 @@ from rlkit.generation.vllm.joining import Joining, as_asked, in_waves
 from rlkit.generation.vllm.life import reason
 from rlkit.generation.vllm.loop import EngineRequest, through_core, through_engine
 from rlkit.generation.vllm.piece import Piece
-from rlkit.generation.vllm.weights import rest, wake
+from rlkit.generation.vllm.weights import forget_prefixes, rest, wake
 from rlkit.types import FinishReason, GeneratorDied, Prompt, PromptRequest, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
@@ -65,9 +65,14 @@ class VLLMGenerator:
         self._version = 0
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
-        """Copy `tensors` into vLLM's buffers and tag the rollouts with `version`."""
+        """Copy `tensors` into vLLM's buffers and tag the rollouts with `version`.
+
+        What is sampled next depends on no request before: cached prefixes are forgotten. With them
+        a prompt's rest is computed in another batch, which rounds otherwise in 16 bits.
+        """
         wake(self._engine)
         self._injector.load(tensors, version)
+        forget_prefixes(self._engine.llm)
         self._version = version
 
     def close(self) -> None:
