@@ -198,10 +198,11 @@ def _difference(
 
 
 def rows(model: str, *, quantised: bool) -> Iterator[Row]:
-    """Yield F17, and F18 with a plain base and with one in 4 bits if `quantised`."""
-    with assembled(model) as run:
-        yield wrong_adapters(run)
-        yield mismatches(run, "LoRA")
+    """Yield F17 and F18 with a plain base, or F18 with a base in 4 bits if `quantised`."""
     if quantised:
         with assembled(model, "memory=qlora") as run:
             yield mismatches(run, "QLoRA")
+        return
+    with assembled(model) as run:
+        yield wrong_adapters(run)
+        yield mismatches(run, "LoRA")
