@@ -27,6 +27,15 @@ def test_spread_moments_change_no_bit_and_are_shared_out(size: int) -> None:
         assert [rank[dtype]["masters"] for rank in found] == kept
 
 
+def test_sums_reach_owners_and_bits_come_from_owners() -> None:
+    first, second = run_ranks("rank_runs:owned", 2)
+    assert first["sums"] == [[30.0] * 4]
+    assert second["sums"] == [[[3.0] * 3] * 2, [[0.0, 6.0, 12.0], [3.0, 9.0, 15.0]]]
+    six = 0x40C00000  # 6.0, of the second rank
+    expected = [[0x7FC1, 0x7F81, -0x8000, 0x3F81], [0, 1, 2], [six, six]]
+    assert first["copied"] == second["copied"] == expected
+
+
 def test_the_largest_go_first_to_who_has_least() -> None:
     # 5 | 4, then 5 | 4 + 2, then 5 + 2 | 6, then 7 | 6 + 1.
     assert deal([1, 5, 4, 2, 2], 2) == [1, 0, 1, 1, 0]

@@ -145,6 +145,23 @@ def slow_second(ranks: Ranks) -> dict[str, float]:
     return ranks.costs()
 
 
+def owned(ranks: Ranks) -> dict[str, Any]:
+    """Sums that reach owners, and bits that come from owners, of three tensors of ranks 1, 0, 1."""
+    owners = [1, 0, 1]
+    sums = [torch.full((2, 3), 1.0 + ranks.rank), torch.full((4,), 10.0 * (1 + ranks.rank))]
+    sums.append(torch.arange(6.0).reshape(3, 2).t() * (1 + ranks.rank))  # not contiguous
+    ranks.add_at(owners, sums)
+    # NaNs of bfloat16 with a payload, -0.0 and a number, which only bits tell apart.
+    bits = torch.tensor([0x7FC1, 0x7F81, -0x8000, 0x3F80 + ranks.rank], dtype=torch.int16)
+    halves = bits.view(torch.bfloat16)
+    copied = [halves.clone(), torch.arange(3) + 10 * ranks.rank, torch.full((2,), 5.0 + ranks.rank)]
+    ranks.copy_from(owners, copied)
+    return {
+        "sums": [s.tolist() for s, owner in zip(sums, owners, strict=True) if owner == ranks.rank],
+        "copied": [as_integers(tensor).tolist() for tensor in copied],
+    }
+
+
 def spread(ranks: Ranks) -> dict[str, Any]:
     """The ends of two runs of all weights: moments on each rank, and moments spread over all.
 
