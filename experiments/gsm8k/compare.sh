@@ -3,6 +3,7 @@
 #   CARDS="0 1" bash experiments/gsm8k/compare.sh MODEL ADAPTER DATA WORK OUT STEPS SECONDS ARM...
 # ADAPTER is a warm start in PEFT's format; `sft` makes one first. DATA has train.jsonl and test.jsonl.
 # ARM is dr_grpo, rloo_token, ppo, online_dpo or trl. SECONDS: when TRL's adapter is saved for equal time; 0 = never.
+# LIMIT=S asks rlkit's runs to end after S seconds; what they learnt until then is evaluated.
 set -u
 model=$1 adapter=$2 data=$3 work=$4 out=$5 steps=$6 seconds=$7
 shift 7
@@ -21,11 +22,12 @@ if [ "$adapter" = sft ]; then
   adapter=$work/sft/adapter
   echo "the warm start took $((SECONDS - began)) s"
 fi
-began=$SECONDS number=0 folders=("warm=$adapter")
+began=$SECONDS number=0 folders=("warm=$adapter") runs=()
 rlkit_run() { # ARM SEED
-  CUDA_VISIBLE_DEVICES=$card python3 -m rlkit experiment=gsm8k_rl algorithm="$1" seed="$2" model.source="$model" \
-    model.adapter="$adapter" task.path="$work/easy" steps="$steps" evaluation.num_prompts=1 memory.budget="${share}GB" \
-    memory.torch_threads=1 checkpoint.every=1000 tracker.report=false tracker.plot=false tracker.console=plain \
+  # In the foreground: a second signal to the same process group would end the run without a checkpoint.
+  CUDA_VISIBLE_DEVICES=$card timeout --foreground -k 60 "${LIMIT:-100000}" python3 -m rlkit experiment=gsm8k_rl \
+    algorithm="$1" seed="$2" model.source="$model" model.adapter="$adapter" task.path="$work/easy" steps="$steps" \
+    evaluation.num_prompts=1 memory.budget="${share}GB" memory.torch_threads=1 tracker.report=false tracker.plot=false tracker.console=plain \
     run_dir="$work/$1-$2" ${OVERRIDES:-} > "$work/$1-$2.log" 2>&1
 }
 trl_run() { # SEED
@@ -44,19 +46,32 @@ for arm in "$@"; do
       rlkit_run "$arm" $seed &
       folders+=("$arm-$seed=$work/$arm-$seed/adapter")
     fi
-    number=$((number + 1))
+    runs+=($!) number=$((number + 1))
   done
 done
-wait
-echo "training took $((SECONDS - began)) s"
-began=$SECONDS
+over=$work/training-is-over evaluations=()
+rm -f "$over"
+# The engines of the evaluation start beside the runs, ask the warm start, and wait for the others.
 for ((part = 0; part < ${#cards[@]}; part++)); do
   mine=()
   for ((i = part; i < ${#folders[@]}; i += ${#cards[@]})); do mine+=("${folders[$i]}"); done
   CUDA_VISIBLE_DEVICES=${cards[$part]} python3 -m experiments.gsm8k.evaluate "$data" "$out/policies-$part.json" "${mine[@]}" \
-    "model.source=$model" --samples "${SAMPLES:-4}" --prompts "${PROMPTS:-1319}" > "$work/evaluate-$part.log" 2>&1 &
+    "model.source=$model" "memory.budget=${share}GB" --until "$over" --samples "${SAMPLES:-4}" --prompts "${PROMPTS:-1319}" \
+    > "$work/evaluate-$part.log" 2>&1 &
+  evaluations+=($!)
 done
-wait
+wait "${runs[@]}"
+for run in "$work"/*/; do # a run that was asked to end has what it learnt in its newest checkpoint
+  newest=$(ls -d "$run"checkpoints/step-* 2> /dev/null | tail -n 1)
+  if [ -n "$newest" ] && [ ! -e "${run}adapter" ]; then
+    mkdir "${run}adapter" && cp "$newest/adapter.safetensors" "${run}adapter/adapter_model.safetensors"
+    echo "$(basename "$run") ended early, at $(basename "$newest")"
+  fi
+done
+touch "$over"
+echo "training took $((SECONDS - began)) s"
+began=$SECONDS
+wait "${evaluations[@]}"
 echo "evaluation took $((SECONDS - began)) s"
 grep -hE " (greedy|sampled): " "$work"/evaluate-*.log
 python3 -m experiments.gsm8k.analyse "$work" "$out"

@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> None:
         sampled = run.evaluator(generator, StoppableRewards(run.rewards, stop), watcher)
         greedy = replace(sampled, num_samples=1, sampling=sampled.sampling._replace(top_k=1))
         for version, (name, folder) in enumerate(options.folders, start=1):
-            if folder and not _there(Path(folder), time.monotonic() + options.wait):
+            if folder and not _there(Path(folder), options.until):
                 print(f"{name}: no adapter at {folder}", flush=True)
                 continue
             tensors = load_file(Path(folder) / "adapter_model.safetensors") if folder else {}
@@ -100,12 +100,12 @@ def summary(record: EvalRecord) -> dict[str, Any]:
     }
 
 
-def _there(folder: Path, give_up: float) -> bool:
-    """Wait for an adapter that a run writes at its end."""
+def _there(folder: Path, until: Path | None) -> bool:
+    """Wait for an adapter that a run writes at its end, while the file `until` is not there."""
     file = folder / "adapter_model.safetensors"
     while not (file.is_file() and time.time() - file.stat().st_mtime > _SETTLED_S):
-        if time.monotonic() > give_up:
-            return False
+        if until is None or until.exists():
+            return file.is_file()
         time.sleep(0.5)
     return True
 
@@ -117,7 +117,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("words", nargs="+", help="NAME=FOLDER, or an override with a dot")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=1319)
-    parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for an adapter")
+    parser.add_argument("--until", type=Path, help="wait for adapters until this file is there")
     options = parser.parse_intermixed_args()
     pairs = [tuple(word.split("=", 1)) for word in options.words]
     options.overrides = [f"{k}={v}" for k, v in pairs if "." in k or k == "generator"]

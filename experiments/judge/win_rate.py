@@ -1,15 +1,16 @@
 """Let judges compare what runs said before and after training, prompt by prompt.
 
-    python experiments/judge/win_rate.py URL RUN...
+    python experiments/judge/win_rate.py URL [--base RUN] RUN...
 
-Both evaluations of a run have the same prompts and seeds. The interval is Student's over prompts,
-and over runs for the mean of several.
+The opponent is what each run said before training; with --base it is what another run said before
+its training. All evaluations must have the same prompts and seeds. The interval is Student's over
+prompts, and over runs for the mean of several.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 from pathlib import Path
 
 from scipy import stats
@@ -39,11 +40,12 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean, half
 
 
-def wins(scorer: JudgeScorer, run: Path) -> list[float]:
+def wins(scorer: JudgeScorer, run: Path, base: Path) -> list[float]:
     """Return the mean probability, for each prompt, that the trained policy's answer is better."""
     after = max(run.glob("completions/eval-after-*.parquet"))
-    before = read_samples(eval_path(run, "before", 0))
+    before = read_samples(eval_path(base, "before", 0))
     pairs = list(zip(before, read_samples(after), strict=True))
+    assert all(b.prompt == a.prompt for b, a in pairs), f"{base} was asked other prompts than {run}"
     questions = [PairQuestion(request_of(b), a.completion, b.completion) for b, a in pairs]
     by_prompt: dict[int, list[float]] = {}
     for (b, _), verdict in zip(
@@ -54,13 +56,13 @@ def wins(scorer: JudgeScorer, run: Path) -> list[float]:
     return [math.fsum(found) / len(found) for found in by_prompt.values()]
 
 
-def main(url: str, runs: list[Path]) -> None:
+def main(url: str, runs: list[Path], base: Path | None) -> None:
     """Print a line for each judge and run, and one for all runs."""
     for model in ("coverage", "overlap"):
         scorer = JudgeScorer(RewardSpec(model, "judge", 1.0, {"url": url, "model": model}))
         means = []
         for run in runs:
-            mean, half = interval(wins(scorer, run))
+            mean, half = interval(wins(scorer, run, base or run))
             means.append(mean)
             print(f"{model:<10} {run.name:<12} {mean:.3f} +- {half:.3f}")
         mean, half = interval(means)
@@ -68,4 +70,9 @@ def main(url: str, runs: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], [Path(name) for name in sys.argv[2:]])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--base", type=Path)
+    options = parser.parse_args()
+    main(options.url, options.runs, options.base)
