@@ -22,6 +22,9 @@ _LATER = frozenset({408, 409, 425, 429})
 """Statuses that may be another one later; so may all from 500 on."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 30.0
 _SHOWN = 200
+_JSON = {"Content-Type": "application/json"}
+_MOST_TOKENS = 10**9
+"""A request of more tokens than this is a mistake of the endpoint, not a bill."""
 
 Body = Mapping[str, Any]
 
@@ -37,6 +40,7 @@ class Sent(NamedTuple):
 
 
 _NOTHING = Spent(0, 0, 0)
+_WRONG_SHAPE = (ValueError, KeyError, IndexError, TypeError, AttributeError)
 
 
 class _Line:
@@ -165,7 +169,9 @@ class Endpoint:
         timeout_s = self._options.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                response = await client.post("chat/completions", json=body)
+                response = await client.post(
+                    "chat/completions", content=_encoded(body), headers=_JSON
+                )
         except TimeoutError:
             message = f"no reply after {timeout_s:g} s"
             return Sent(None, _NOTHING, Failure.timeout, message), 0.0
@@ -175,7 +181,8 @@ class Endpoint:
             return Sent(None, _NOTHING, Failure.unreachable, reason), 0.0
         line.heard = True
         if response.status_code == 200:
-            return _read(response), 0.0
+            sent = _read(response)
+            return sent._replace(message=self._without_secret(sent.message)), 0.0
         status = response.status_code
         limited = status == 429
         kind = Failure.rate_limited if limited else Failure.refused
@@ -190,6 +197,11 @@ class Endpoint:
         return shown[:_SHOWN]
 
 
+def _encoded(body: Body) -> bytes:
+    """Return a request as JSON in ASCII: half of a surrogate pair has no bytes in UTF-8."""
+    return json.dumps(body, separators=(",", ":")).encode("ascii")
+
+
 def _read(response: httpx.Response) -> Sent:
     try:
         reply = response.json()
@@ -198,10 +210,12 @@ def _read(response: httpx.Response) -> Sent:
             raise TypeError("no message")
         usage = reply.get("usage") or {}
         tokens = [int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")]
+        if not all(0 <= count <= _MOST_TOKENS for count in tokens):
+            raise ValueError("tokens out of range")
         # What a verdict needs, and no more: replies name a time and an id, which differ.
         kept = {k: choice.get(k) for k in ("message", "logprobs", "finish_reason")}
         json.dumps(kept)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (*_WRONG_SHAPE, OverflowError, RecursionError) as error:
         shown = " ".join(response.text.split())[:_SHOWN]
         message = f"a reply must hold a choice with a message, got {shown!r} ({error!r:.60})"
         return Sent(None, Spent(1, 0, 0), Failure.bad_reply, message)

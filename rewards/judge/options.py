@@ -9,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from rlkit.rewards.kinds import of_their_kinds
+
 _ENV = "env:"
 
 
@@ -117,7 +119,9 @@ def judge_options(name: str, given: Mapping[str, Any]) -> JudgeOptions:
     known = [f.name for f in fields(JudgeOptions)]
     if unknown := [k for k in given if k not in known]:
         raise ValueError(f"{key} must be among {', '.join(known)}, got {unknown[0]}")
-    values = dict(given)
+    if not isinstance(given.get("api_key", ""), str):  # it may be a key, so it is not shown
+        raise ValueError(f"{key}.api_key must be env:NAME, a variable that holds it, got a number")
+    values = of_their_kinds(key, JudgeOptions, given)
     for option, kind in (
         ("mode", JudgeMode),
         ("opponents", Opponents),
@@ -139,8 +143,8 @@ def _choice(key: str, kind: type[StrEnum], value: object) -> StrEnum:
         raise ValueError(f"{key} must be {' or '.join(kind)}, got {value}") from None
 
 
-def _check_number(key: str, value: object, low: float, high: float, rule: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+def _check_number(key: str, value: float, low: float, high: float, rule: str) -> None:
+    if not low <= value <= high:
         raise ValueError(f"{key} must be {rule}, got {value}")
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from rlkit.models.config import DType
 from rlkit.rewards import RewardSpec
+from rlkit.rewards.kinds import of_their_kinds
 
 ADAPTER_RECORD = "reward_model.json"
 """A folder with this file holds an adapter and a head, made by `rlkit reward-model`."""
@@ -77,7 +77,9 @@ def reward_model_options(spec: RewardSpec) -> RewardModelOptions:
     known = [f.name for f in fields(RewardModelOptions)]
     if unknown := [k for k in spec.options if k not in known]:
         raise ValueError(f"{key} must be among {', '.join(known)}, got {unknown[0]}")
-    values: dict[str, Any] = dict(spec.options)
+    values = of_their_kinds(key, RewardModelOptions, spec.options)
+    if not isinstance(values.get("revision"), str | None):
+        raise ValueError(f"{key}.revision must be a text, got {values['revision']!r:.60}")
     choices: Mapping[str, type[StrEnum]] = {
         "device": Placement,
         "dtype": DType,
@@ -90,11 +92,11 @@ def reward_model_options(spec: RewardSpec) -> RewardModelOptions:
             raise ValueError(f"{key}.{option} must be {' or '.join(kind)}, got {values[option]}")
         values[option] = kind(str(values[option]))
     options = RewardModelOptions(**values)
-    if not isinstance(options.source, str) or not options.source:
+    if not options.source:
         raise ValueError(f"{key}.source must name a reward model, got nothing")
     for option, least in (("max_tokens_per_batch", 1), ("max_length", 2), ("timeout_s", 1e-9)):
         value = getattr(options, option)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
+        if value < least:
             rule = "> 0" if option == "timeout_s" else f">= {least}"
             raise ValueError(f"{key}.{option} must be {rule}, got {value}")
     return options

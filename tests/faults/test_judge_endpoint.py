@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +26,22 @@ from rlkit.rewards.judge.scorer import JudgeScorer
 from rlkit.types import Completion
 
 GOOD = tokens_reply({"A": 0.5, "B": 0.5})
+
+
+def logprobs(found: object) -> Fault:
+    """A good reply but for its logprobs."""
+    choice = {**GOOD["choices"][0], "logprobs": found}
+    return garbage(json.dumps({**GOOD, "choices": [choice]}).encode())
+
+
+def tops(found: object) -> Fault:
+    """A good reply but for the words that its first token may have been."""
+    return logprobs({"content": [{"token": "A", "logprob": -0.1, "top_logprobs": found}]})
+
+
+def bill(usage: object) -> Fault:
+    """A good reply but for its count of tokens."""
+    return garbage(json.dumps({**GOOD, "usage": usage}).encode())
 
 
 def judge_of(url: str, **options: Any) -> JudgeScorer:
@@ -47,6 +66,22 @@ def many(count: int) -> list[list[Completion]]:
         (garbage(b'{"choices": []}'), Failure.bad_reply),
         (garbage(b'{"choices": [{"message": null}]}'), Failure.bad_reply),
         (garbage(b"[1]"), Failure.bad_reply),
+        (garbage(b"[" * 200_000), Failure.bad_reply),
+        (bill({"prompt_tokens": math.inf}), Failure.bad_reply),
+        (bill({"prompt_tokens": -5}), Failure.bad_reply),
+        (bill({"completion_tokens": 2**64}), Failure.bad_reply),
+        (logprobs([1]), Failure.no_verdict),
+        (logprobs({"content": "A"}), Failure.no_verdict),
+        (logprobs({"content": [None]}), Failure.no_verdict),
+        (logprobs({"content": {"A": 1}}), Failure.no_verdict),
+        (logprobs({"content": [{"token": "A"}]}), Failure.no_verdict),
+        (tops({"A": -0.1}), Failure.no_verdict),
+        (tops([None]), Failure.no_verdict),
+        (tops([{"token": "A", "logprob": None}]), Failure.no_verdict),
+        (tops([{"token": "A", "logprob": math.nan}]), Failure.no_verdict),
+        (tops([{"token": "A", "logprob": math.inf}]), Failure.no_verdict),
+        (tops([{"token": "A", "logprob": 1e5}]), Failure.no_verdict),
+        (tops([{"token": "A", "logprob": 0.5}]), Failure.no_verdict),
     ],
 )
 def test_a_fault_fails_its_own_pair_and_no_other(fault: Fault, kind: Failure) -> None:
@@ -118,3 +153,29 @@ def test_failed_requests_are_asked_again_later() -> None:
         judge = judge_of(fake.url)
         assert judge.score(many(1)).groups[0].values == [None, None]
         assert judge.score(many(1)).groups[0].values == [0.5, 0.5]
+
+
+def test_a_wrong_reply_that_was_kept_fails_again_without_a_call(tmp_path: Path) -> None:
+    wrong = tops([{"token": "A", "logprob": None}])
+    with FakeJudge(lambda body: GOOD, faults=[wrong]) as fake:
+        judge = judge_of(fake.url, max_in_flight=1, cache=str(tmp_path / "kept.sqlite"))
+        first, second = judge.score(many(1)), judge.score(many(1))
+        assert len(fake.bodies) == 2
+    assert first.groups[0].values == second.groups[0].values == [None, None]
+    assert "logprobs must be in OpenAI's format" in second.groups[0].problems[0][2]
+
+
+def test_a_reference_of_half_a_character_is_asked_about() -> None:
+    groups = [group_of("x", answer="cut \ud83d")]
+    with FakeJudge(lambda body: GOOD) as fake:
+        scored = judge_of(fake.url, opponents="column").score(groups)
+        assert all("cut \ud83d" in body["messages"][-1]["content"] for body in fake.bodies)
+    assert scored.groups[0].values == [0.5]
+
+
+def test_a_bad_reply_that_repeats_the_key_does_not_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
+    with FakeJudge(lambda body: GOOD, faults=[garbage(b"no: sk-very-secret")]) as fake:
+        scored = judge_of(fake.url, max_in_flight=1, api_key="env:JUDGE_KEY").score(many(1))
+    message = scored.groups[0].problems[0][2]
+    assert "***" in message and "secret" not in message

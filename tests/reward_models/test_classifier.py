@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,15 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     scorer_of(tmp_path / "headless", is_chat=False).check()
     with pytest.raises(ValueError, match=f"{KEY}.device must be auto or cuda or cpu or process"):
         scorer_of(tmp_path, device="tpu")
+    for option, value, rule in (
+        ("timeout_s", math.nan, "a number, got nan"),
+        ("timeout_s", 0, "> 0, got 0"),
+        ("max_length", 64.5, "a whole number, got 64.5"),
+        ("max_tokens_per_batch", "many", "a whole number, got 'many'"),
+        ("revision", 5, "a text, got 5"),
+    ):
+        with pytest.raises(ValueError, match=f"{KEY}.{option} must be {rule}"):
+            scorer_of(tmp_path, **{option: value})
     with pytest.raises(ValueError, match="must score a row alone as in a batch, got 1 and 2"):
         check_padding(KEY, lambda rows: [float(len(rows))] * len(rows), [[1], [2]])
 

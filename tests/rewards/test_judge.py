@@ -230,6 +230,9 @@ def test_bad_input_is_one_line_before_training(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match=f"{KEY}.api_key must be env:NAME") as literal:
         judge_of("http://h", api_key="sk-very-secret")
     assert "very" not in str(literal.value)
+    with pytest.raises(ValueError, match=f"{KEY}.api_key must be env:NAME") as number:
+        judge_of("http://h", api_key=987654)
+    assert "9876" not in str(number.value)
     with pytest.raises(ValueError, match="must name a variable that is set, got env:NO_SUCH_KEY"):
         judge_of("http://h", api_key="env:NO_SUCH_KEY")
     monkeypatch.setenv("JUDGE_KEY", "sk-wrong-key")
