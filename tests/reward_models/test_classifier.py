@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         ("revision", 5, "a text, got 5"),
     ):
         with pytest.raises(ValueError, match=f"{KEY}.{option} must be {rule}"):
-            scorer_of(tmp_path, **{option: value})
+            scorer_of(tmp_path, **{option: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must score a row alone as in a batch, got 1 and 2"):
         check_padding(KEY, lambda rows: [float(len(rows))] * len(rows), [[1], [2]])
 
