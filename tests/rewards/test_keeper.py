@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,21 @@ def test_nothing_is_left_when_the_trainer_is_killed(tmp_path: Path) -> None:
     )
     arguments = [sys.executable, "-c", code, str(file), str(Path(reward_leftovers.__file__).parent)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as trainer:
-        assert trainer.stdout is not None and trainer.stdout.readline() == "scored\n"
-        assert processes_with(canary)
-        trainer.send_signal(signal.SIGKILL)
-    give_up = time.monotonic() + 5.0
-    while processes_with(canary) and time.monotonic() < give_up:
+        try:
+            assert trainer.stdout is not None and trainer.stdout.readline() == "scored\n"
+            # Linux shows the environment of a new program only once it is loaded.
+            assert _soon(lambda: bool(processes_with(canary)))
+        finally:
+            trainer.send_signal(signal.SIGKILL)
+    assert _soon(lambda: not processes_with(canary))
+
+
+def _soon(holds: Callable[[], bool]) -> bool:
+    """Wait until `holds`, at most 10 s; tell if it does."""
+    give_up = time.monotonic() + 10.0
+    while not holds() and time.monotonic() < give_up:
         time.sleep(0.05)
-    assert processes_with(canary) == []
+    return holds()
 
 
 def test_memory_beyond_the_limit_fails_one_call(tmp_path: Path) -> None:
