@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from rlkit.runtime.redact import Redactor
@@ -82,18 +82,19 @@ class Fanout:
         The mirror ends before the console, which shows what the mirror says at its end.
         """
         end = time.monotonic() + deadline_s
-        self._others.reverse()
-        self._optional(lambda tracker: tracker.close(max(0.0, end - time.monotonic())))
+        others = reversed(self._others)
+        self._each(others, lambda tracker: tracker.close(max(0.0, end - time.monotonic())))
         self._local.close(max(0.0, end - time.monotonic()))
 
     def _all(self, call: Callable[[Tracker], None]) -> None:
         try:
             call(self._local)
         finally:
-            self._optional(call)
+            self._each(self._others, call)
 
-    def _optional(self, call: Callable[[Tracker], None]) -> None:
-        for tracker in list(self._others):
+    def _each(self, others: Iterable[Tracker], call: Callable[[Tracker], None]) -> None:
+        """Call each of `others`; one that raises is dropped."""
+        for tracker in list(others):
             try:
                 call(tracker)
             except Exception as error:
