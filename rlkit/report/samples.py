@@ -10,9 +10,9 @@ from pathlib import Path
 from rlkit.report.arms import Arm
 from rlkit.report.job import JobRecord
 from rlkit.report.text import fixed
-from rlkit.tracking import EvalRecord, SampleRow, read_samples
+from rlkit.tracking import EvalRecord, SampleRow
 from rlkit.tracking.base import Passage
-from rlkit.tracking.completions import eval_path
+from rlkit.tracking.completions import eval_path, kept_samples
 from rlkit.tracking.summary import clip, tail
 
 _NUM_PROMPTS = 3
@@ -77,15 +77,8 @@ def _examples(job: JobRecord) -> tuple[CompletionExample, ...]:
 
 
 def _first_samples(folder: Path, record: EvalRecord) -> Mapping[int, SampleRow]:
-    path = eval_path(folder, record.label, record.step)
-    if not path.exists():
-        return {}
-    try:
-        rows = read_samples(path)
-    except (OSError, ValueError, TypeError, KeyError):  # a cut file is worth no report
-        return {}
     found: dict[int, SampleRow] = {}
-    for row in rows:
+    for row in kept_samples(eval_path(folder, record.label, record.step)):
         found.setdefault(row.prompt_index, row)
     return found
 

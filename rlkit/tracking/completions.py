@@ -79,6 +79,14 @@ def read_samples(path: Path) -> list[SampleRow]:
     return rows
 
 
+def kept_samples(path: Path) -> list[SampleRow]:
+    """Return the rows of a file of samples; none where it was not kept, or is damaged."""
+    try:
+        return read_samples(path)
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
 def _shown(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return None if value is None else encodable(value)

@@ -25,7 +25,7 @@ from rlkit.tracking.base import (
 from rlkit.tracking.completions import eval_path, step_path, write_samples
 from rlkit.tracking.files import JsonLines, encode, naming, number, write_atomic
 from rlkit.tracking.runlog import LEVELS, MESSAGES, RunLog
-from rlkit.tracking.salvage import whole_evals, whole_metrics
+from rlkit.tracking.salvage import recorded_steps, whole_evals
 
 _LOG = logging.getLogger(__name__)
 _SAMPLES = re.compile(r"(?P<kind>step|eval)-(?:(?P<label>.+)-)?(?P<step>\d+)\.parquet")
@@ -72,7 +72,7 @@ class LocalTracker:
     def start(self, info: RunInfo) -> None:
         first = info.first_step
         self._info = info
-        lines = {int(number(x["step"])): x for x in whole_metrics(self._run_dir).lines}
+        lines = recorded_steps(self._run_dir)
         extra = self._end_of_a_shorter_run(info, lines)
         kept = [line for step, line in lines.items() if step < first and step not in extra]
         self._metrics = JsonLines(self._run_dir / "metrics.jsonl", kept=kept)

@@ -14,9 +14,9 @@ from itertools import takewhile
 from pathlib import Path
 
 from rlkit.tracking.base import Level, SampleRow, StepRecord
-from rlkit.tracking.completions import encodable, read_samples, step_path
-from rlkit.tracking.files import comparable, encode, number
-from rlkit.tracking.salvage import whole_metrics
+from rlkit.tracking.completions import encodable, kept_samples, step_path
+from rlkit.tracking.files import comparable, encode
+from rlkit.tracking.salvage import recorded_steps
 
 _MOST_STEPS = 10
 """Steps of which the samples are kept: who parts does so early."""
@@ -31,8 +31,11 @@ def place_of(row: SampleRow) -> str:
 def rows_part(ours: Sequence[SampleRow], theirs: Sequence[SampleRow]) -> str:
     """Return where two lists of a step's samples part first; empty = nowhere.
 
-    Completions come before rewards, as a reward depends on them. Texts are not quoted.
+    Completions come before rewards, as a reward depends on them. Texts are not quoted. Where one of
+    the lists was not kept, and so is empty, nothing can be said.
     """
+    if not ours or not theirs:
+        return ""
     places, others = ([place_of(row) for row in rows] for rows in (ours, theirs))
     if places != others:
         return f"the samples are of other prompts: {_first(places, others)}"
@@ -65,11 +68,10 @@ class Repeated:
 
     def __init__(self, run_dir: Path, *, first_step: int) -> None:
         """Read what is on record from `first_step` on; nothing when a run begins anew."""
-        lines = whole_metrics(run_dir).lines if first_step else []
-        steps = {int(number(line["step"])): line for line in lines}
+        steps = recorded_steps(run_dir) if first_step else {}
         self._lines = {step: line for step, line in steps.items() if step >= first_step}
         early = sorted(self._lines)[:_MOST_STEPS]
-        self._rows = {step: _rows(step_path(run_dir, step)) for step in early}
+        self._rows = {step: kept_samples(step_path(run_dir, step)) for step in early}
         self._equal = list[int]()
 
     def observe(self, record: StepRecord) -> list[tuple[Level, str]]:
@@ -77,8 +79,7 @@ class Repeated:
         line = self._lines.pop(record.step, None)
         if line is None:
             return []
-        known = self._rows.pop(record.step, [])
-        what = rows_part(record.samples, known) if known and record.samples else ""
+        what = rows_part(record.samples, self._rows.pop(record.step, []))
         what = what or metrics_part({**record.metrics, "step": record.step}, line)
         if what:
             self._lines.clear()
@@ -89,13 +90,6 @@ class Repeated:
         steps = f"{self._equal[0]} to {record.step}" if len(self._equal) > 1 else f"{record.step}"
         word = "steps" if len(self._equal) > 1 else "step"
         return [(Level.info, f"{word} {steps} came out as before the interruption, bit for bit")]
-
-
-def _rows(path: Path) -> list[SampleRow]:
-    try:
-        return read_samples(path)
-    except (OSError, ValueError, TypeError, KeyError):  # damaged or not kept
-        return []
 
 
 def _same(one: object, other: object) -> bool:

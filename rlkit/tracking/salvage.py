@@ -29,6 +29,11 @@ def whole_metrics(run_dir: Path) -> Salvaged:
     return Salvaged(whole, broken + len(records) - len(whole))
 
 
+def recorded_steps(run_dir: Path) -> dict[int, dict[str, object]]:
+    """Return the lines of `metrics.jsonl` that are records of a step, by step."""
+    return {int(number(line["step"])): line for line in whole_metrics(run_dir).lines}
+
+
 def whole_evals(run_dir: Path) -> Salvaged:
     """Return the lines of `evals.jsonl` that are records of an evaluation."""
     records, broken = _objects(run_dir / "evals.jsonl")

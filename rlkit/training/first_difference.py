@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rlkit.tracking.base import SampleRow
-from rlkit.tracking.completions import eval_path, read_samples, step_path
+from rlkit.tracking.completions import eval_path, kept_samples, step_path
 from rlkit.tracking.files import number
 from rlkit.tracking.parting import metrics_part, place_of, rows_part
-from rlkit.tracking.salvage import whole_evals, whole_metrics
+from rlkit.tracking.salvage import recorded_steps, whole_evals
 from rlkit.training import rollout_files
 from rlkit.training.checkpoint import is_complete, step_folder
 from rlkit.training.state_file import TENSOR_FILES, CheckpointError, read_state
@@ -44,7 +44,7 @@ def first_difference(run: Path, other: Path) -> RunComparison:
     A token is named where both runs keep the step's rollouts, which are those after a checkpoint
     that still exists. Elsewhere the place is a character of the completion.
     """
-    ours, theirs = (_by_step(folder) for folder in (run, other))
+    ours, theirs = (recorded_steps(folder) for folder in (run, other))
     evals, their_evals = (_evaluations(folder) for folder in (run, other))
     steps = sorted(ours.keys() & theirs.keys())
     equal = 0
@@ -62,10 +62,6 @@ def first_difference(run: Path, other: Path) -> RunComparison:
     return RunComparison(equal, None, "")
 
 
-def _by_step(run: Path) -> dict[int, _Line]:
-    return {int(number(line["step"])): line for line in whole_metrics(run).lines}
-
-
 def _evaluations(run: Path) -> dict[tuple[str, int], _Line]:
     return {(str(x["label"]), int(number(x["step"]))): x for x in whole_evals(run).lines}
 
@@ -73,23 +69,14 @@ def _evaluations(run: Path) -> dict[tuple[str, int], _Line]:
 def _evaluation_parts(
     run: Path, other: Path, key: tuple[str, int], ours: _Line, theirs: _Line
 ) -> str:
-    rows, others = (_rows(eval_path(folder, *key)) for folder in (run, other))
-    what = (rows_part(rows, others) if rows and others else "") or metrics_part(ours, theirs)
+    rows, others = (kept_samples(eval_path(folder, *key)) for folder in (run, other))
+    what = rows_part(rows, others) or metrics_part(ours, theirs)
     return f"evaluation {key[0]!r}: {what}" if what else ""
 
 
 def _step_parts(run: Path, other: Path, step: int) -> str:
-    rows, others = (_rows(step_path(folder, step)) for folder in (run, other))
-    return _tokens_part(run, other, step, rows) or (
-        rows_part(rows, others) if rows and others else ""
-    )
-
-
-def _rows(path: Path) -> list[SampleRow]:
-    try:
-        return read_samples(path)
-    except (OSError, ValueError, TypeError, KeyError):  # not kept, or damaged
-        return []
+    rows, others = (kept_samples(step_path(folder, step)) for folder in (run, other))
+    return _tokens_part(run, other, step, rows) or rows_part(rows, others)
 
 
 def _tokens_part(run: Path, other: Path, step: int, rows: Sequence[SampleRow]) -> str:
