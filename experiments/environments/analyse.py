@@ -23,8 +23,6 @@ def summarise(run: Path) -> dict[str, Any]:
     lines = read_metrics(run)
     evaluations = {record.label: record for record in read_evals(run)}
     phases = ("generate", "score", "update", "step")
-    rows = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
-    ends = {row["label"]: row for row in rows}
     return {
         "run": run.name,
         "steps": len(lines),
@@ -32,7 +30,7 @@ def summarise(run: Path) -> dict[str, Any]:
         "after": evaluations["after"].interval._asdict(),
         "num_prompts": len(evaluations["after"].values),
         "samples_per_prompt": evaluations["after"].samples_per_prompt,
-        "turns": {label: ends[label]["episodes/turns"] for label in ("before", "after")},
+        "turns": {x: evaluations[x].metrics["episodes/turns"] for x in ("before", "after")},
         "reward": [round(line["reward"], 4) for line in lines],
         "seconds": {p: sum(line[f"time/{p}"] for line in lines) for p in phases},
     }

@@ -40,7 +40,6 @@ class Sent(NamedTuple):
 
 
 _NOTHING = Spent(0, 0, 0)
-_WRONG_SHAPE = (ValueError, KeyError, IndexError, TypeError, AttributeError)
 
 
 class _Line:
@@ -215,7 +214,15 @@ def _read(response: httpx.Response) -> Sent:
         # What a verdict needs, and no more: replies name a time and an id, which differ.
         kept = {k: choice.get(k) for k in ("message", "logprobs", "finish_reason")}
         json.dumps(kept)
-    except (*_WRONG_SHAPE, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         shown = " ".join(response.text.split())[:_SHOWN]
         message = f"a reply must hold a choice with a message, got {shown!r} ({error!r:.60})"
         return Sent(None, Spent(1, 0, 0), Failure.bad_reply, message)

@@ -95,12 +95,11 @@ class EpisodeGenerator:
         if not prompts or num_samples == 0:
             return [[] for _ in prompts]
         begun = self._begin(prompts, seeds, num_samples)
-        every = [live for group in begun for live in group]
         if self._streams is None:
-            self._play_rounds(every, num_samples, sampling)
+            self._play_rounds(begun, num_samples, sampling)
         else:
             source = TurnStream(
-                every,
+                [live for group in begun for live in group],
                 self._pool,
                 self._rules,
                 most_tokens=sampling.max_completion_length,
@@ -110,20 +109,17 @@ class EpisodeGenerator:
         return [[live.rollout() for live in group] for group in begun]
 
     def _play_rounds(
-        self, every: Sequence[LiveEpisode], num_samples: int, sampling: SamplingConfig
+        self, begun: Sequence[Sequence[LiveEpisode]], num_samples: int, sampling: SamplingConfig
     ) -> None:
         """Sample turn after turn, each in one call for all episodes that go on."""
         first = self._rules.limit(sampling.max_completion_length)
-        heads = every[::num_samples]
         turns = self._inner.generate(
-            [replace(live.prompt, limit=first) for live in heads],
+            [replace(group[0].prompt, limit=first) for group in begun],
             num_samples=num_samples,
             sampling=sampling,
-            seeds=[
-                [live.seed for live in every[n * num_samples : (n + 1) * num_samples]]
-                for n in range(len(heads))
-            ],
+            seeds=[[live.seed for live in group] for group in begun],
         )
+        every = [live for group in begun for live in group]
         for live, rollout in zip(every, [r for group in turns for r in group], strict=True):
             self._rules.take(live, rollout)
         while True:

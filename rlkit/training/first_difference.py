@@ -35,7 +35,7 @@ class RunComparison(NamedTuple):
     step: int | None
     """The step in which they part; None = nowhere."""
     what: str
-    """What differs first, in words; empty = nothing."""
+    """The first difference, in words; empty = there is none."""
 
 
 def first_difference(run: Path, other: Path) -> RunComparison:

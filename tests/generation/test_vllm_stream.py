@@ -51,7 +51,7 @@ class NoAdapter:
 
 
 class Told:
-    """What a generator reported: completions that it knew of while others were under way."""
+    """It notes how many completions a generator knew of while others were under way."""
 
     def __init__(self) -> None:
         self.known: list[tuple[int, int]] = []

@@ -189,12 +189,12 @@ def spread(ranks: Ranks) -> dict[str, Any]:
 
 
 class FullRun(NamedTuple):
-    """What a run of all weights leaves behind on one rank."""
+    """This record holds what a run of all weights leaves behind on one rank."""
 
     hashes: dict[str, str]
-    """Of what the first rank saved at the end, by tensor."""
+    """SHA-256 of each tensor that the first rank saved at the end."""
     norms: list[float]
-    """Of the gradients, step by step."""
+    """The norm of the gradients, step by step."""
     model: str
     """Hash of the weights that the model computes with on this rank."""
     moments: int

@@ -36,7 +36,8 @@ class VLLMGenerator:
 
     Every sample is a request of its own with its own seed; samples of one prompt share its blocks
     of the prefix cache. Requests carry the version of the adapter in their LoRA's name. vLLM hashes
-    that name into the blocks, so no key or value can come from another policy.
+    that name into the blocks, so no key or value can come from another policy. The cache is emptied
+    with each load all the same, so that samples do not depend on what was asked before it.
 
     Sampling logps are vLLM's `processed_logprobs`: those of the distribution defined in
     `rlkit.generation.sampling`, `extra` fields of the sampling options included.

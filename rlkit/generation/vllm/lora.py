@@ -2,7 +2,7 @@
 
 Each adapter has one integer id and one slot of vLLM, and a name that carries its version. vLLM
 finds the slot by the id, which stays. The prefix cache hashes the name, which each load makes new.
-So no key-value block of an earlier version is ever reused, and nothing has to be reset.
+So no key-value block of an earlier version is ever reused, and none has to be reset for that.
 """
 
 from __future__ import annotations
