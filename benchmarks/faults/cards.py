@@ -165,7 +165,7 @@ def sweep(place: Place, jobs: int, at_once: int) -> Row:
         ]
         begun = time.monotonic()
         visible = {"CUDA_VISIBLE_DEVICES": ",".join(cards[:count])} if cards else {}
-        run = Run(place, f"sweep_{count}", command, **visible)
+        run = Run(place.folder, f"sweep_{count}", command, **visible)
         code = run.wait(place.seconds_left())
         seconds[count] = time.monotonic() - begun
         print(f"{jobs} jobs on {count} cards: {seconds[count]:.1f} s, exit {code}", flush=True)

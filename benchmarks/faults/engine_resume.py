@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 
-from benchmarks.faults.engine_runs import log_of, start, steps_of, wait_for_step
+from benchmarks.faults.engine_runs import start
+from benchmarks.faults.marked import Run
 from benchmarks.faults.row import Row
 from rlkit.training.first_difference import RunComparison, first_difference
 
@@ -33,27 +35,27 @@ def resumed(folder: Path, model: str, *, generator: str = "vllm") -> Row:
         f"parts_{n}": start(folder, f"parts_{n}", model, *more, generator=generator)
         for n in range(len(_INTERRUPTED))
     }
-    for (name, process), (number, step) in zip(parts.items(), _INTERRUPTED.values(), strict=True):
-        wait_for_step(folder, name, process, step)
-        process.send_signal(number)
-    for process in parts.values():
-        process.wait(120)
+    for run, (number, step) in zip(parts.values(), _INTERRUPTED.values(), strict=True):
+        run.until_step(step, math.inf)
+        run.process.send_signal(number)
+    for run in parts.values():
+        run.process.wait(120)
     again = {
         name: start(folder, name, model, *more, "resume=must", generator=generator)
         for name in parts
     }
-    codes = {name: process.wait(280) for name, process in {**whole, **again}.items()}
+    for run in (*whole.values(), *again.values()):
+        run.process.wait(280)
     truth = first_difference(folder / "one", folder / "two")
     survived, notes = 0, [f"two undisturbed runs: {_words(truth)}"]
-    for name, what in zip(parts, _INTERRUPTED, strict=True):
-        found = first_difference(folder / name, folder / "one")
-        done = codes[name] == 0 and steps_of(folder, name) == STEPS
+    for run, what in zip(again.values(), _INTERRUPTED, strict=True):
+        found = first_difference(run.folder, folder / "one")
+        code, steps = run.process.returncode, run.steps()
+        done = code == 0 and steps == STEPS
         same = found.step is None and found.steps == STEPS
         survived += done and (same or truth.step is not None)
-        notes.append(f"{what}: {_words(found)}{_said_by(folder, name)}")
-        if not done:
-            end = log_of(folder, name).read_text(errors="replace")[-300:]
-            notes.append(f"exit {codes[name]}, {steps_of(folder, name)} steps: {end}")
+        notes.append(f"{what}: {_words(found)}{_said_by(run)}")
+        notes += [] if done else [f"exit {code}, {steps} steps: {run.said()}"]
     injected = len(_INTERRUPTED)
     return Row(
         "Resume with vLLM, one card", injected, survived, injected - survived, "; ".join(notes)
@@ -66,8 +68,8 @@ def _words(found: RunComparison) -> str:
     return f"{found.steps} steps equal, then step {found.step}: {found.what}"
 
 
-def _said_by(folder: Path, name: str) -> str:
+def _said_by(run: Run) -> str:
     """Return what the run itself said of the steps that it made twice."""
-    lines = log_of(folder, name).read_text(errors="replace").splitlines()
+    lines = run.output().splitlines()
     found = [line.strip() for line in lines if any(words in line for words in _SAID)]
     return f" (it said: {found[-1][:160]})" if found else ""

@@ -27,7 +27,7 @@ from tiny_run import flat, tiny_run  # noqa: E402
 
 from benchmarks.faults import engine_logps  # noqa: E402
 from benchmarks.faults.engine_resume import resumed  # noqa: E402
-from benchmarks.faults.engine_runs import log_of, start, wait_for_step  # noqa: E402
+from benchmarks.faults.engine_runs import start  # noqa: E402
 from benchmarks.faults.row import Row  # noqa: E402
 from rlkit.algorithms.grpo import GRPOConfig  # noqa: E402
 from rlkit.launch.environment import hardware, versions  # noqa: E402
@@ -127,13 +127,13 @@ def exits(count: int, folder: Path, model: str, *, seconds: float = math.inf) ->
 
 
 def _exit_seconds(folder: Path, name: str, model: str) -> tuple[float, str]:
-    process = start(folder, name, model, "steps=2")
-    wait_for_step(folder, name, process, 2)
+    run = start(folder, name, model, "steps=2")
+    run.until_step(2, math.inf)
     begun = time.monotonic()
-    code = process.wait(120)
+    code = run.process.wait(120)
     seconds = time.monotonic() - begun
     if code:
-        return seconds, f"exit {code}: {log_of(folder, name).read_text(errors='replace')[-300:]}"
+        return seconds, f"exit {code}: {run.said()}"
     return seconds, "" if seconds < _EXIT_S else f"took {seconds:.0f} s"
 
 
@@ -141,7 +141,7 @@ def soak(count: int, folder: Path, model: str) -> Row:
     """Train for `count` steps with vLLM; memory of host and device and open files must be flat."""
     process = start(
         folder, "soak", model, f"steps={count}", "evaluation.every=0", "optim.learning_rate=1e-6"
-    )
+    ).process
     seen, looks = psutil.Process(process.pid), list[tuple[int, int, int]]()
     metrics = folder / "soak/metrics.jsonl"
     while process.poll() is None:

@@ -1,4 +1,4 @@
-"""Runs of several ranks whose processes can be found again, whatever became of the run."""
+"""Runs on cards whose processes can be found again, whatever became of the run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parent.parent.parent
+SHORT_STEPS = (
+    *("task=max_of_n", "task.max_completion_length=16", "prompts_per_step=4"),
+    *("algorithm.group_size=8", "evaluation.num_prompts=8", "evaluation.samples_per_prompt=1"),
+    "tracker.console=plain",
+)
+"""Options of a run whose steps are short."""
 _CANARY = "RLKIT_FAULTS_CANARY"
 
 
@@ -32,16 +38,14 @@ class Place:
         """Return the options of a short run."""
         return [
             *(f"run_dir={name}", f"model.source={self.model}", f"device={self.device}"),
-            *(f"generator={self.generator}", "task=max_of_n", "task.max_completion_length=16"),
-            *("prompts_per_step=4", "algorithm.group_size=8", "evaluation.num_prompts=8"),
-            *("evaluation.samples_per_prompt=1", "tracker.console=plain", "tracker.plot=false"),
+            *(f"generator={self.generator}", *SHORT_STEPS, "tracker.plot=false"),
             *("tracker.report=false", "reward.workers=1", "memory.torch_threads=1", *more),
         ]
 
     def start(self, name: str, *more: str, module: Sequence[str] = ("rlkit",)) -> Run:
         """Start a run on two ranks, unless `more` says otherwise."""
         options = self.overrides(name, "gpus=2", *more)
-        return Run(self, name, [sys.executable, "-m", *module, *options])
+        return Run(self.folder, name, [sys.executable, "-m", *module, *options])
 
     def seconds_left(self) -> float:
         """Return seconds until everything must have ended, at least 1."""
@@ -51,15 +55,16 @@ class Place:
 class Run:
     """A run of the command line, whose processes can be found, whatever becomes of them."""
 
-    def __init__(self, place: Place, name: str, command: Sequence[str], **environment: str) -> None:
-        self.folder = place.folder / name
-        self._log = place.folder / f"{name}.txt"
+    def __init__(self, folder: Path, name: str, command: Sequence[str], **environment: str) -> None:
+        """Start `command` in `folder`; its run is `folder`/`name`."""
+        self.folder = folder / name
+        self._log = folder / f"{name}.txt"
         self._mark = f"{os.getpid()}-{name}"
         paths = os.pathsep.join([str(ROOT), *sys.path])
         own = {"PYTHONPATH": paths, _CANARY: self._mark, "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             command,
-            cwd=place.folder,
+            cwd=folder,
             env=os.environ | own | environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log.open("ab"),
@@ -91,7 +96,7 @@ class Run:
 
     def alive(self) -> list[psutil.Process]:
         """Return the processes that this run started and that still live."""
-        return [p for p in psutil.process_iter() if _has_mark(p, self._mark)]
+        return [p for p in psutil.process_iter() if _mark_of(p) == self._mark]
 
     def left(self) -> int:
         """Return how many of them live 5 s after the end."""
@@ -104,9 +109,13 @@ class Run:
         """Return the processes of the ranks."""
         return [p for p in self.alive() if "rank_" in " ".join(_command_of(p))]
 
+    def output(self) -> str:
+        """Return what the run has printed."""
+        return self._log.read_text(errors="replace")
+
     def said(self) -> str:
         """Return the end of the run's output."""
-        return self._log.read_text(errors="replace")[-300:]
+        return self.output()[-300:]
 
     def message(self) -> str:
         """Return why the run ended, as its folder says."""
@@ -120,18 +129,17 @@ class Run:
 def end_all() -> None:
     """Kill whatever the runs of this process left, so that nothing disturbs what comes next."""
     for process in psutil.process_iter():
-        if _has_mark(process, f"{os.getpid()}-"):
+        if _mark_of(process).startswith(f"{os.getpid()}-"):
             process.kill()
 
 
-def _has_mark(process: psutil.Process, mark: str) -> bool:
-    """Tell if a process lives whose mark is `mark`, or begins with it if it ends in a dash."""
+def _mark_of(process: psutil.Process) -> str:
+    """Return the mark of a process that lives; empty = it has none, or has ended."""
     try:
-        found = process.environ().get(_CANARY, "")
-        ours = found.startswith(mark) if mark.endswith("-") else found == mark
-        return bool(ours and process.status() != psutil.STATUS_ZOMBIE)
+        mark: str = process.environ().get(_CANARY, "")
+        return "" if process.status() == psutil.STATUS_ZOMBIE else mark
     except psutil.Error:
-        return False
+        return ""
 
 
 def _command_of(process: psutil.Process) -> list[str]:
