@@ -27,6 +27,7 @@ from code_blocks import (
     experiments,
     pages,
     rlkit_arguments,
+    write_files,
 )
 from gpu_blocks import needing_a_card
 
@@ -61,14 +62,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def write_files(page: Path) -> None:
-    """Write the titled blocks of a page into the current folder."""
-    for block in blocks(page):
-        if block.title:
-            Path(block.title).parent.mkdir(parents=True, exist_ok=True)
-            Path(block.title).write_text(block.text)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_is_of_a_kind_that_is_tested(page: Path) -> None:
     for block in blocks(page):
@@ -83,7 +76,7 @@ def test_every_block_is_of_a_kind_that_is_tested(page: Path) -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=name_of)
 def test_commands_exist_and_compose(page: Path, folder: Path) -> None:
     register()
-    write_files(page)
+    write_files(page, Path())
     for block in blocks(page):
         for words in commands(block) if block.language == "bash" else ():
             arguments = rlkit_arguments(words)
@@ -110,7 +103,7 @@ def test_what_a_card_would_run_composes(folder: Path) -> None:
     register()
     found = list(needing_a_card("starter"))
     for page, (_, _, program, *arguments) in found:
-        write_files(page)
+        write_files(page, Path())
         assert program == "rlkit" and "steps=2" in arguments
         check_rlkit(arguments)
     wanted = {p for p in PAGES for b in blocks(p) if b.needs == "gpu" and "rlkit " in b.text}
@@ -168,7 +161,7 @@ def check_names(words: list[str], *, must_exist: bool) -> None:
 def test_programs_run_and_files_parse(
     page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_files(page)
+    write_files(page, Path())
     module = ModuleType("page")  # dataclasses look their module up by its name
     monkeypatch.setitem(sys.modules, "page", module)
     for number, block in enumerate(blocks(page)):

@@ -54,6 +54,14 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+def write_files(page: Path, folder: Path) -> None:
+    """Write the titled blocks of a page into `folder`, as its reader is told to."""
+    for block in blocks(page):
+        if block.title:
+            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.title).write_text(block.text)
+
+
 def commands(block: Block) -> Iterator[list[str]]:
     """Yield the words of each command of a block of bash, without comments and placeholders."""
     for line in block.text.replace("\\\n", " ").splitlines():

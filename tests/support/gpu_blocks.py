@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from code_blocks import ROOT, blocks, commands, pages, rlkit_arguments
+from code_blocks import ROOT, blocks, commands, pages, rlkit_arguments, write_files
 
 FEWER = {"steps": "2", "seed": "0,1"}
 """Options that are cut, where a page has them; every training run gets `steps`."""
@@ -33,10 +33,7 @@ def main(arguments: list[str]) -> int:
             continue
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            for block in blocks(page):
-                if block.title:
-                    (Path(folder) / block.title).parent.mkdir(parents=True, exist_ok=True)
-                    (Path(folder) / block.title).write_text(block.text)
+            write_files(page, Path(folder))
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         failed += done.returncode != 0
         print(f"rc {done.returncode}, {time.monotonic() - begun:.0f} s, {name}", flush=True)
