@@ -80,9 +80,9 @@ def write_gsm8k(folder: Path) -> None:
     """Write data in GSM8K's form."""
     folder.mkdir(parents=True)
     solved = [f"It is <<{a}+0={a}>>{a}.\n#### {a}" for a in ANSWERS]
-    for half in ("train", "test"):
-        lines = rows(question=QUESTIONS, answer=solved)
-        (folder / f"{half}.jsonl").write_text(lines)
+    for name, half in (("train", slice(18)), ("test", slice(18, None))):
+        lines = rows(question=QUESTIONS[half], answer=solved[half])
+        (folder / f"{name}.jsonl").write_text(lines)
 
 
 def rows(**columns: Sequence[object]) -> str:

@@ -32,7 +32,6 @@ from rlkit.models.source import locate
 PROGRAMS = {
     "make": "its targets are run by .ci/run, and by hand where they say so",
     "pip": "packages come from the network; .ci/newcomer and .ci/wheel install ours",
-    "calibrator/bin/pip": "packages come from the network",
     "python3": "it makes a venv, for packages that come from the network",
     "git": "the repository has no public address yet",
     "cd": "a folder",
@@ -42,6 +41,8 @@ PROGRAMS = {
     "ollama": "Ollama, which no package index has",
 }
 """Programs that are not run here, and what they need or who runs them."""
+TYPED = ("python", "rlkit", "tensorboard", "torchrun", "trackio", "vllm")
+"""Programs that are."""
 PARTS = {
     "python -m benchmarks.": "a card",
     "python tests/cluster/": "root and a cluster's packages; tests/cluster starts these programs",
@@ -97,7 +98,7 @@ class Reader(ExitStack):
     def _can(self, words: list[str]) -> bool:
         line = " ".join(words)
         reasons = [reason for part, reason in PARTS.items() if part in line]
-        reasons += [PROGRAMS[words[0]]] if words[0] in PROGRAMS else []
+        reasons += [r for program, r in PROGRAMS.items() if words[0].rsplit("/", 1)[-1] == program]
         reason = next(iter(reasons), lacking(words) or needed_program(words[0]))
         if reason:
             self.skipped[line] = reason
