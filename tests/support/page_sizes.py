@@ -25,7 +25,7 @@ OF_A_CLUSTER = tuple(
 """Options that only a cluster understands; `+` may stand before them."""
 
 ONE_OF_A_GRID = ["algorithm=unsloth_2025", "kl.beta=0.04"]
-"""They leave two jobs of the grid of `experiment=kl_detach`."""
+"""They leave two jobs of the grid of `experiment=kl_detach`, which trains models."""
 
 
 def lacking(words: list[str]) -> str:
@@ -78,8 +78,9 @@ def _small_run(arguments: list[str], model: Path) -> list[str]:
     kept += ["task.path=path/to/gsm8k"] if "task=gsm8k" in kept and "task.path" not in keys else []
     if "-m" in kept and any(word.startswith("experiment=") for word in kept):
         kept += [] if "seed" in keys else ["seed=0,1"]
-    if any(word.startswith("hydra/launcher=") for word in kept):
-        kept += ONE_OF_A_GRID  # a cluster starts all jobs at once
+    kept += ONE_OF_A_GRID if "experiment=kl_detach" in kept else []
+    if engine := [word for word in kept if word.startswith("hydra/launcher=")]:
+        kept += [f"hydra.sweep.dir=sweeps/{engine[0].partition('=')[2]}"]  # each does all itself
     if not tabular:
         kept = [word for word in kept if not word.startswith(("model=", "model.source="))]
         kept += [f"model.source={model}", "evaluation.num_prompts=4", "memory.torch_threads=1"]
