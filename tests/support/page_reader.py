@@ -23,7 +23,7 @@ from code_blocks import ROOT, Block, blocks, commands, rlkit_arguments, write_fi
 from fake_judge import FakeJudge, by_logit
 from page_assumptions import make_runs, prepare
 from page_sizes import is_there, lacking, smaller
-from vllm_serve import served
+from vllm_serve import SETTINGS, SMALL, served
 from warm_cli import Forks
 
 from rlkit.models import ModelConfig
@@ -126,7 +126,8 @@ class Reader(ExitStack):
         if name in OF_RUNS or any("adapter=" in word for word in words):
             make_runs(words, self.folder, self._train)
         if name in ("serve", "watch"):
-            return words, *self._serve(command(*words))
+            further = ["--", *SMALL] if name == "serve" else []  # for vLLM on one core of a CPU
+            return words, *self._serve(command(*words, *further))
         if name == "chat":
             return words, *self._call(command(*words), typed="Hello\n\n")
         return words, *self._run(words)
@@ -187,7 +188,7 @@ class Reader(ExitStack):
             server = subprocess.Popen(
                 words,
                 cwd=self.folder,
-                env={**environment(), "PYTHONUNBUFFERED": "1"},
+                env={**environment(), **SETTINGS, "PYTHONUNBUFFERED": "1"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
