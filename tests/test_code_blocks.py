@@ -143,10 +143,23 @@ def check_other_program(words: list[str]) -> None:
     assert program in OTHER_PROGRAMS or "=" in words[0], words
     if program == "make" and len(words) > 1:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+    if program == "pip":
+        check_installed(words)
     if program == "python" and words[1] == "-m":
         assert importlib.util.find_spec(words[2]), words
     elif program == "python" and words[1].endswith(".py"):
         assert (ROOT / words[1]).is_file(), words
+
+
+def check_installed(words: list[str]) -> None:
+    """Check that a line of pip names the package, extras and constraints that there are."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for word in words[2:]:
+        name, _, extras = word.rstrip("]").partition("[")
+        if extras:
+            assert name in (".", project["name"]), words
+            assert set(extras.split(",")) <= set(project["optional-dependencies"]), words
+        assert not word.endswith(".txt") or (ROOT / word).is_file(), words
 
 
 def check_names(words: list[str], *, must_exist: bool) -> None:
@@ -189,6 +202,7 @@ def parse(block: Block) -> None:
         ("```bash\nrlkit optim.learning_rte=1\n```\n", "optim.learning_rte is not an option"),
         ("```bash\nrlkit eval --fun x\n```\n", "--fun is no option of rlkit eval"),
         ("```bash\nrm -rf x\n```\n", "rm"),
+        ("```bash\npip install '.[gqu]'\n```\n", "gqu"),
     ],
 )
 def test_a_wrong_command_is_found(text: str, said: str, folder: Path) -> None:
