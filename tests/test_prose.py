@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -84,19 +83,10 @@ def pages() -> Iterator[Path]:
     yield from (
         *sorted((ROOT / "docs").rglob("*.md")),
         *sorted((ROOT / "experiments").rglob("*.md")),
-        *sorted((ROOT / "notebooks").glob("*.ipynb")),
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
     )
-
-
-def text_of(page: Path) -> str:
-    """Return the text of a page; of a notebook, that of its cells of text."""
-    if page.suffix == ".md":
-        return page.read_text()
-    cells = json.loads(page.read_text())["cells"]
-    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
 def check(found: list[tuple[str, str]], allowed: dict[str, int]) -> None:
@@ -120,7 +110,7 @@ def test_no_page_has_more_or_fewer_violations_than_it_says() -> None:
     found = [
         (str(page.relative_to(ROOT)), f"{page.relative_to(ROOT)}: {said}")
         for page in pages()
-        for said in faults(text_of(page))
+        for said in faults(page.read_text())
     ]
     check(found, STILL_ALLOWED)
 
