@@ -173,10 +173,13 @@ class Reader(ExitStack):
         folder = Path(locate(ModelConfig(), say=print))
         options = ("--served-model-name", words[2], "--max-model-len", "1024")
         with served(folder, *options, log=self.folder / "vllm.txt") as url:
-            options = ("url", f"{url}/v1"), ("model", words[2]), ("min_mass", "0.0")
+            given = {"url": f"{url}/v1", "model": words[2], "min_mass": "0.0"}
             code, end = self._run(
                 ["judge-check", "task=max_of_n", "reward=judge", f"model.source={self._model}"]
-                + [f"++reward.functions.judge.options.{key}={value}" for key, value in options]
+                + [
+                    f"++reward.functions.judge.options.{key}={value}"
+                    for key, value in given.items()
+                ]
             )
         self._judge = self.enter_context(FakeJudge(by_logit(lambda a, b: len(a) - len(b)))).url
         return (0 if code == 1 and "agree" in end else 1), end
