@@ -130,7 +130,10 @@ class Reader(ExitStack):
             return words, *self._serve(command(*words, *further))
         if name == "chat":
             return words, *self._call(command(*words), typed="Hello\n\n")
-        return words, *self._run(words)
+        code, end = self._run(words)
+        if name == "judge-check" and code == 1 and "agree" in end:
+            code = 0  # a judge that is refused was asked
+        return words, code, end
 
     def _newest(self, word: str) -> str:
         """Return a word whose `XXXXXXXX` is what the sweep before printed."""
