@@ -24,7 +24,7 @@ PAGES = [p for p in pages() if any(b.language == "bash" for b in blocks(p))]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_byte_model(tmp_path_factory.mktemp("models") / "tiny")
+    folder = write_byte_model(tmp_path_factory.mktemp("models") / "tiny", hidden_size=128)
     template = folder / "chat_template.jinja"
     template.write_text("{% if tools %}{{ tools | tojson }}{% endif %}" + template.read_text())
     return folder

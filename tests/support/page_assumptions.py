@@ -36,14 +36,10 @@ JUDGE = """
 from rlkit.rewards import per_sample
 
 
-def score(*, api_key):
-    assert api_key
-
-    @per_sample
-    def of_length(completion):
-        return float(len(completion.text))
-
-    return of_length
+@per_sample
+def score(completion, *, api_key):
+    assert api_key == "..."
+    return float(len(completion.text))
 """
 REWARDS = """
 from rlkit.rewards import per_sample

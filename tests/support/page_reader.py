@@ -35,13 +35,12 @@ PROGRAMS = {
     "python3": "it makes a venv, for packages that come from the network",
     "git": "the repository has no public address yet",
     "cd": "a folder",
-    "export": "a variable of the reader's shell",
     "wandb": "an account of Weights & Biases",
     "sbatch": "a Slurm cluster: tests/cluster/test_slurm.py runs the script of docs/clusters.md",
     "ollama": "Ollama, which no package index has",
 }
 """Programs that are not run here, and what they need or who runs them."""
-TYPED = ("python", "rlkit", "tensorboard", "torchrun", "trackio", "vllm")
+TYPED = ("export", "python", "rlkit", "tensorboard", "torchrun", "trackio", "vllm")
 """Programs that are."""
 PARTS = {
     "python -m benchmarks.": "a card",
@@ -80,7 +79,7 @@ class Reader(ExitStack):
         """
         super().__init__()
         self.page, self.folder, self._forks, self._model = page, folder, forks, model
-        self._judge = JUDGE
+        self._judge, self._variables = JUDGE, environment()
         self.skipped: dict[str, str] = {}
         """Commands that were not run, and what they need."""
         write_files(page, folder)
@@ -107,7 +106,11 @@ class Reader(ExitStack):
     def _type(self, words: list[str]) -> Done:
         begun = time.monotonic()
         arguments = rlkit_arguments(words)
-        if words[0] == "vllm":
+        if words[0] == "export":
+            name, _, value = words[1].partition("=")
+            self._variables |= {} if name == "PATH" else {name: value}
+            code, end = 0, ""
+        elif words[0] == "vllm":
             words, (code, end) = words, self._start_judge(words)
         elif words[0] in ("trackio", "tensorboard"):
             code, end = self._serve([str(Path(sys.executable).parent / words[0]), *words[1:]])
@@ -141,7 +144,8 @@ class Reader(ExitStack):
         return str(next(self.folder.glob(f"{found[1]}*"))) if found else word
 
     def _run(self, words: Sequence[str]) -> tuple[int, str]:
-        ended = self._forks.start(*words, cwd=self.folder).finish(MOST_SECONDS)
+        started = self._forks.start(*words, cwd=self.folder, env=self._variables)
+        ended = started.finish(MOST_SECONDS)
         return ended.returncode, (ended.stdout + ended.stderr)[-2000:]
 
     def _train(self, *words: str) -> None:

@@ -74,6 +74,7 @@ def _small_run(arguments: list[str], model: Path) -> list[str]:
     tabular = any("tabular" in word for word in arguments)
     kept = [_cut(word) for word in arguments if not word.lstrip("+").startswith(OF_A_CLUSTER)]
     keys = {word.partition("=")[0] for word in kept}
+    kept += ["device=cpu"] if "gpus" in keys and "device" not in keys else []
     kept += [] if "steps" in keys else ["steps=2"]
     kept += ["task.path=path/to/gsm8k"] if "task=gsm8k" in kept and "task.path" not in keys else []
     if "-m" in kept and any(word.startswith("experiment=") for word in kept):
