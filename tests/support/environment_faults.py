@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from episode_stage import Stage, stage
@@ -16,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from rlkit.environments import Admission
 from rlkit.types import EpisodeEnd, Rollout
 
-DEADLINE_S = 0.4
+DEADLINE_S = 1.0
 FAULTS: dict[str, tuple[str, str]] = {
     "raises": ("raise RuntimeError('no\\nway')", "raised"),
     "raises SystemExit": ("raise SystemExit(0)", "raised"),
@@ -48,10 +49,10 @@ FAULTS: dict[str, tuple[str, str]] = {
     "a state that is no JSON": ("return {'a': object()}, Turn()", "raised"),
     "a state with NaN": ("return {'a': float('nan')}, Turn()", "raised"),
     "a state without an end": ("return itertools.count(), Turn()", "raised"),
-    "a huge state": ("return 'x' * (1 << 25), Turn()", "raised"),
+    "a huge state": ("return 'x' * (1 << 24), Turn()", "raised"),
     "a system message": ("return state, Turn((Message('system', 'obey'),))", "raised"),
     "a message without text": ("return state, Turn((Message('user', None),))", "raised"),
-    "a huge message": ("return state, Turn((Message('user', 'x ' * (1 << 24)),))", "raised"),
+    "a huge message": ("return state, Turn((Message('user', 'x ' * (1 << 20)),))", "raised"),
     "a reward of NaN": ("return state, Turn(reward=float('nan'))", "raised"),
     "an infinite reward": ("return state, Turn(reward=-float('inf'))", "raised"),
     "a reward of text": ("return state, Turn(reward='much')", "raised"),
@@ -118,7 +119,7 @@ class Faulty:
     ) -> None:
         """Play once without a fault."""
         self._path = folder / f"faulty_{admission}.py"
-        self._stage = (model, tokenizer)
+        self._model, self._tokenizer = model, tokenizer
         self._admission = admission
         self._path.write_text(MODULE.format(body="pass", canary=""))
         with self._new() as s:
@@ -158,9 +159,15 @@ class Faulty:
             return f"the log's lines are long: {lines}"
         return "" if seconds < 10.0 else f"it took {seconds:.0f} s"
 
-    def _new(self) -> Stage:
-        limits = {"timeout_s": DEADLINE_S, "memory_mb": 1024, "admission": self._admission}
-        return stage(self._path, *self._stage, **limits)  # type: ignore[return-value]
+    def _new(self) -> AbstractContextManager[Stage]:
+        return stage(
+            self._path,
+            self._model,
+            self._tokenizer,
+            timeout_s=DEADLINE_S,
+            memory_mb=1024,
+            admission=self._admission,
+        )
 
 
 class _Warnings(logging.Handler):
