@@ -173,12 +173,22 @@ class Config(Options):
         _check_completions(both, self.prompts_per_step, self.algorithm.group_size)
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
+        if isinstance(self.generator, GeneratorConfig) and self.generator.ranks_together > 1:
+            _check_team(self, self.generator.ranks_together)
         if isinstance(self.generator, GeneratorConfig) and not self.generator.streams:
             rule = f"rounds with generator={option_of('generator', self.generator)}"
             admission = self.environment.admission
             require(admission is Admission.rounds, "environment.admission", rule, admission.value)
         if isinstance(self.algorithm, AlgorithmConfig) and self.algorithm.group_size != 1:
             _check_group_size(self)
+
+
+def _check_team(config: Config, ranks: int) -> None:
+    """Raise ConfigError when ranks that sample together cannot."""
+    key = "generator.tensor_parallel"
+    require(config.gpus % ranks == 0, key, f"a divisor of gpus ({config.gpus})", ranks)
+    kind, having = config.memory.quant.kind, f"with {key} above 1"
+    require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
 
 
 def _check_group_size(config: Config) -> None:

@@ -5,12 +5,14 @@ With shared weights the engine comes first: the trainer's frozen parameters are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from rlkit.assembly.team import team_of
 from rlkit.config import Config, ConfigError
 from rlkit.generation import (
     AutoGeneratorConfig,
@@ -42,6 +44,7 @@ from rlkit.types import Algorithm
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine
     from rlkit.generation.vllm.spec import EngineSpec
+    from rlkit.generation.vllm.team import Team
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +107,7 @@ def plan_and_load(
     made = plan(config, algorithm)
     model = with_merged_adapter(model, say=say)
     try:
-        return made, load_base(made.config, model=model, longest=longest, say=say)
+        return made, load_base(made.config, model=model, longest=longest, say=say, ranks=ranks)
     except CannotShare as error:
         generator = config.generator
         if not isinstance(generator, VLLMGeneratorConfig) or generator.weights is not Weights.auto:
@@ -114,11 +117,16 @@ def plan_and_load(
     # Not above: while the exception lives, its frames hold what the first engine held.
     config = replace(config, generator=replace(generator, weights=apart))
     made = plan(config, algorithm)
-    return made, load_base(made.config, model=model, longest=longest, say=say)
+    return made, load_base(made.config, model=model, longest=longest, say=say, ranks=ranks)
 
 
 def load_base(
-    config: Config, *, model: ResolvedModel, longest: tuple[int, int], say: Say
+    config: Config,
+    *,
+    model: ResolvedModel,
+    longest: tuple[int, int],
+    say: Say,
+    ranks: Ranks = ALONE,
 ) -> LoadedModels:
     """Load the model, after the engine whose weights it shares if the generator is vLLM.
 
@@ -127,6 +135,7 @@ def load_base(
         model: What its model was resolved to, with its adapter merged where that is asked for.
         longest: Most tokens of a prompt and of a completion.
         say: It takes a line before each slow step.
+        ranks: The ranks of the run, of which some may be one engine.
 
     Returns:
         The base model with its engine.
@@ -146,7 +155,8 @@ def load_base(
         say(f"generator: vllm_server, {name} at {config.generator.url}")
     model = replace(model, config=config.model)
     if isinstance(config.generator, VLLMGeneratorConfig):
-        return _with_engine(config, config.generator, model, longest=longest, say=say)
+        spec = partial(_engine_spec, config, longest, team_of(config, ranks))
+        return _with_engine(config, config.generator, model, spec, say=say)
     base = load_resolved(model, say=say, quant=config.memory.quant)
     return LoadedModels(base=base, engine=None)
 
@@ -155,8 +165,8 @@ def _with_engine(
     config: Config,
     generator: VLLMGeneratorConfig,
     model: ResolvedModel,
+    spec_of: Callable[[ResolvedModel], EngineSpec],
     *,
-    longest: tuple[int, int],
     say: Say,
 ) -> LoadedModels:
     from rlkit.generation.vllm.engine import start_engine
@@ -169,8 +179,7 @@ def _with_engine(
     is_apart = sampled.location != trained.location
     if is_apart and generator.weights is Weights.auto:
         generator = replace(generator, weights=Weights.separate)
-    spec = _engine_spec(config, sampled, longest)
-    engine = start_engine(generator, spec, say=say)
+    engine = start_engine(generator, spec_of(sampled), say=say)
     try:
         say(engine.summary)
         is_shared = engine.weights is Weights.shared
@@ -197,7 +206,9 @@ def _in_nf4(model: ResolvedModel, quant: QuantConfig, *, say: Say) -> ResolvedMo
     return in_nf4(model, quant, say=say)
 
 
-def _engine_spec(config: Config, model: ResolvedModel, longest: tuple[int, int]) -> EngineSpec:
+def _engine_spec(
+    config: Config, longest: tuple[int, int], team: Team | None, model: ResolvedModel
+) -> EngineSpec:
     from rlkit.generation.vllm.spec import EngineSpec
 
     slot = _adapter_slot(model)
@@ -210,10 +221,13 @@ def _engine_spec(config: Config, model: ResolvedModel, longest: tuple[int, int])
         device=model.device,
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length,
-        rows=config.prompts_per_rank * config.algorithm.group_size,
+        rows=config.prompts_per_rank
+        * config.algorithm.group_size
+        * config.generator.ranks_together,
         lora_rank=slot.rank,
         lora_modules=slot.modules,
         allow_remote_code=model.config.allow_remote_code,
+        team=team,
     )
 
 

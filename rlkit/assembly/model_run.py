@@ -46,6 +46,7 @@ from rlkit.training.loss_scale import FLOAT16
 from rlkit.training.scoring import Decode, score_rollouts
 from rlkit.training.stopping import StopRequest
 from rlkit.training.targets import Target, TargetCollector
+from rlkit.training.together import together
 from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState
 from rlkit.types import Algorithm, Generator, Group, Prompt, SamplingConfig, Setting
@@ -115,8 +116,8 @@ class ModelRun:
 
     def initial_state(self) -> TrainState:
         """Return the state before the first step."""
-        policy, config, algorithm = self.policy, self.config, self.algorithm
-        shares = shares_of(policy, self.ranks)
+        policy, shares = self.policy, shares_of(self.policy, self.ranks)
+        config, algorithm = self.config, self.algorithm
         state = new_state(policy, config, algorithm, critic_prefix=CRITIC_PREFIX, shares=shares)
         if self.base.dtype is torch.float16:
             state.loss_scale = FLOAT16
@@ -151,10 +152,8 @@ class ModelRun:
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
         """Return what the tracker is told before the first step."""
-        config = self.config
-        device = str(self.device)
-        if self.device.type == "cuda":
-            device = torch.cuda.get_device_name(self.device)
+        config, on_cuda = self.config, self.device.type == "cuda"
+        device = torch.cuda.get_device_name(self.device) if on_cuda else str(self.device)
         return RunInfo(
             run_dir=run_dir,
             name=run_dir.name,
@@ -228,12 +227,13 @@ class ModelRun:
 
     def generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """Return the configured generator, which `close` ends."""
-        patience = self.config.stop.silence_seconds
-        deadline = Deadline(seconds=patience, option="stop.silence_seconds")
+        config, size = self.config, self.config.generator.ranks_together
+        deadline = Deadline(seconds=config.stop.silence_seconds, option="stop.silence_seconds")
 
         def pulse() -> None:
             deadline.alive()
-            stop.check()
+            if size == 1:  # ranks that sample together cannot leave the engine at different steps
+                stop.check()
 
         def report(progress: Progress) -> None:
             pulse()
@@ -243,8 +243,9 @@ class ModelRun:
                     self.meter.sampled_tokens = max(self.meter.sampled_tokens, progress.tokens)
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
-        name = option_of("generator", self.config.generator)
-        return timed(self._new_generator(report, pulse), deadline, name=f"generator={name}")
+        name = f"generator={option_of('generator', config.generator)}"
+        generator = timed(self._new_generator(report, pulse), deadline, name=name)
+        return together(generator, self.ranks, size=size)
 
     def _new_generator(
         self, report: Callable[[Progress], None], pulse: Callable[[], None]

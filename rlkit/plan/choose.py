@@ -151,7 +151,7 @@ def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request
         if not work.releases_kv and work.on_cuda:
             released = replace(work, releases_kv=True)
             found.append(("generator.release_kv_cache=true", released, request))
-        if work.sampler is not Sampler.vllm:
+        if work.sampler is not Sampler.vllm and work.engine_parts == 1:
             shared = replace(work, sampler=Sampler.vllm)
             found.append(("generator.weights=shared", shared, request))
     if work.optim is OptimKind.adamw:

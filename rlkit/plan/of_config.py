@@ -146,6 +146,7 @@ def work_of(
         releases_kv=demand.releases_kv,
         kv_value_bytes=demand.kv_value_bytes or dtype.itemsize,
         engine_in_nf4=demand.in_nf4,
+        engine_parts=demand.parts,
         num_prompts=config.prompts_per_rank,
         ranks=config.gpus,
         group_size=config.algorithm.group_size,

@@ -172,7 +172,7 @@ def _graph_bytes(work: Work, choice: Choice) -> int:
 
 def _engine_step_bytes(work: Work, choice: Choice) -> int:
     """Return the peak of a step that reads prompts, or of the trainer's part of the self-test."""
-    tokens = min(choice.engine_tokens, work.num_rows * work.row_tokens)
+    tokens = min(choice.engine_tokens, work.rows_together * work.row_tokens)
     row_of_logits = _LOGITS_COPIES * 4 * work.num_words
     step = work.prefill_bytes(tokens) + choice.at_once * row_of_logits
     factors = work.num_adapter * work.dtype.itemsize  # of the adapter, in the compute dtype

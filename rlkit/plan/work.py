@@ -50,6 +50,8 @@ class Work:
     on_cuda: bool
     engine_in_nf4: bool = False
     """Whether an engine with weights of its own has them in NF4, whatever the trainer has."""
+    engine_parts: int = 1
+    """Ranks that share one engine, and sample their prompts together."""
     tuning: TuningKind = TuningKind.lora
     holds_reference: bool = False
     """Whether anything scores the reference policy, which `TuningKind.full` must keep for it."""
@@ -100,6 +102,11 @@ class Work:
         return self.num_prompts * self.group_size
 
     @property
+    def rows_together(self) -> int:
+        """Return completions of a step that one engine samples, for all ranks that share it."""
+        return self.num_rows * self.engine_parts
+
+    @property
     def unit_tokens(self) -> int:
         """Return tokens of the longest unit: no micro-batch is smaller in the worst case.
 
@@ -121,7 +128,7 @@ class Work:
     def engine_weight_bytes(self) -> int:
         """Return the base model of an engine that has weights of its own."""
         if not self.engine_in_nf4:
-            return self.weight_bytes
+            return self.weight_bytes // self.engine_parts
         quant = QuantConfig(kind=QuantKind.nf4, double_quant=self.quant.double_quant)
         return sizes.weight_bytes(self.model, self.hf_config, self.dtype, quant)
 
@@ -192,7 +199,11 @@ class Work:
     @property
     def kv_token_bytes(self) -> int:
         """Return keys and values of one token."""
-        return sizes.kv_bytes_per_token(self.hf_config, bytes_per_value=self.kv_value_bytes)
+        whole = sizes.kv_bytes_per_token(self.hf_config, bytes_per_value=self.kv_value_bytes)
+        text = self.hf_config.get_text_config()
+        heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+        # A head of keys that there are fewer of than ranks is on several of them.
+        return whole // min(self.engine_parts, heads)
 
     @property
     def num_words(self) -> int:
