@@ -29,6 +29,7 @@ from rlkit.checks.refusal import ConfigError as ConfigError
 from rlkit.checks.refusal import checked, refuse_unknown_keys
 from rlkit.checks.refusal import did_you_mean as did_you_mean
 from rlkit.checks.refusal import require as require
+from rlkit.checks.together import check_together, ranks_together
 from rlkit.environments import Admission, EnvironmentConfig
 from rlkit.generation import GeneratorConfig
 from rlkit.models import ModelConfig, QuantKind, TuningKind
@@ -160,6 +161,12 @@ class Config(Options):
         """Return the most prompts of a step that one process samples."""
         return -(-self.prompts_per_step // self.gpus)
 
+    @property
+    def ranks_together(self) -> int:
+        """Return the ranks that sample as one engine; 1 = each samples for itself."""
+        sharded = self.memory.is_sharded
+        return ranks_together(self.generator, gpus=self.gpus, is_sharded=sharded)
+
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", "in [0, 2**31)", self.seed)
         require(self.steps >= 1, "steps", ">= 1", self.steps)
@@ -173,22 +180,18 @@ class Config(Options):
         _check_completions(both, self.prompts_per_step, self.algorithm.group_size)
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
-        if isinstance(self.generator, GeneratorConfig) and self.generator.ranks_together > 1:
-            _check_team(self, self.generator.ranks_together)
+        if isinstance(self.generator, GeneratorConfig) and isinstance(self.model, ModelConfig):
+            kind, tuning = self.memory.quant.kind.value, self.model.tuning.value
+            sharded = self.memory.is_sharded
+            check_together(
+                self.generator, gpus=self.gpus, is_sharded=sharded, quantised=kind, tuning=tuning
+            )
         if isinstance(self.generator, GeneratorConfig) and not self.generator.streams:
             rule = f"rounds with generator={option_of('generator', self.generator)}"
             admission = self.environment.admission
             require(admission is Admission.rounds, "environment.admission", rule, admission.value)
         if isinstance(self.algorithm, AlgorithmConfig) and self.algorithm.group_size != 1:
             _check_group_size(self)
-
-
-def _check_team(config: Config, ranks: int) -> None:
-    """Raise ConfigError when ranks that sample together cannot."""
-    key = "generator.tensor_parallel"
-    require(config.gpus % ranks == 0, key, f"a divisor of gpus ({config.gpus})", ranks)
-    kind, having = config.memory.quant.kind, f"with {key} above 1"
-    require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
 
 
 def _check_group_size(config: Config) -> None:

@@ -64,6 +64,7 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "gpus": 1,
     "generator.rounds_at_once": 1,
     "generator.tensor_parallel": 1,
+    "memory.weights": "whole",
     "model.adapter": None,
     "model.adapter_use": "train",
     "model.rope_length": None,

@@ -5,12 +5,13 @@ With shared weights the engine comes first: the trainer's frozen parameters are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from rlkit.assembly.team import team_of
 from rlkit.config import Config, ConfigError
@@ -66,7 +67,9 @@ def choose_generator(config: Config, device: torch.device, *, say: Say) -> Gener
     if device.type == "cuda" and is_installed():
         say("generator: vllm (auto: a CUDA device, and vLLM is installed)")
         return VLLMGeneratorConfig(
-            sampling=_with_extra(chosen.sampling), rounds_at_once=chosen.rounds_at_once
+            sampling=_with_extra(chosen.sampling),
+            rounds_at_once=chosen.rounds_at_once,
+            tensor_parallel=config.gpus if config.memory.is_sharded else 1,
         )
     reason = f"the device is {device.type}" if device.type != "cuda" else "vLLM is not installed"
     say(f"generator: hf (auto: {reason})")
@@ -156,8 +159,8 @@ def load_base(
     model = replace(model, config=config.model)
     if isinstance(config.generator, VLLMGeneratorConfig):
         spec = partial(_engine_spec, config, longest, team_of(config, ranks))
-        return _with_engine(config, config.generator, model, spec, say=say)
-    base = load_resolved(model, say=say, quant=config.memory.quant)
+        return _with_engine(config, config.generator, model, spec, ranks, say=say)
+    base = _load_trained(config, model, None, ranks, say=say)
     return LoadedModels(base=base, engine=None)
 
 
@@ -166,6 +169,7 @@ def _with_engine(
     generator: VLLMGeneratorConfig,
     model: ResolvedModel,
     spec_of: Callable[[ResolvedModel], EngineSpec],
+    ranks: Ranks,
     *,
     say: Say,
 ) -> LoadedModels:
@@ -189,7 +193,7 @@ def _with_engine(
             raise ValueError(f"{engine.unshareable}; set generator=hf")
         views = weight_views(engine.llm) if is_shared or is_apart else None
         shared = views if is_shared else None
-        base = load_resolved(trained, say=say, weights=shared)
+        base = _load_trained(config, trained, shared, ranks, say=say)
         probe = load_resolved(sampled, say=say, weights=views) if is_apart else None
     except BaseException:
         engine.close()
@@ -197,6 +201,29 @@ def _with_engine(
     # An adapter belongs to the model that was asked for, not to a folder in the cache.
     base = replace(base, location=model.location)
     return LoadedModels(base=base, engine=engine, sampled=probe)
+
+
+def _load_trained(
+    config: Config,
+    model: ResolvedModel,
+    weights: Mapping[str, Tensor] | None,
+    ranks: Ranks,
+    *,
+    say: Say,
+) -> BaseModel:
+    """Load the model that trains, or this rank's part of it."""
+    quant = config.memory.quant
+    if not config.memory.is_sharded or ranks.size == 1:
+        return load_resolved(model, say=say, quant=quant, weights=weights)
+    mesh, found = ranks.mesh(), list[BaseModel]()
+    for turn in range(ranks.size):
+        # One after the other: the host's memory holds one whole model, not one for each rank.
+        def load(turn: int = turn) -> None:
+            if turn == ranks.rank:
+                found.append(load_resolved(model, say=say, quant=quant, mesh=mesh))
+
+        ranks.together(load)
+    return found[0]
 
 
 def _in_nf4(model: ResolvedModel, quant: QuantConfig, *, say: Say) -> ResolvedModel:

@@ -227,7 +227,7 @@ class ModelRun:
 
     def generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """Return the configured generator, which `close` ends."""
-        config, size = self.config, self.config.generator.ranks_together
+        config, size = self.config, self.config.ranks_together
         deadline = Deadline(seconds=config.stop.silence_seconds, option="stop.silence_seconds")
 
         def pulse() -> None:

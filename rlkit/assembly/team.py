@@ -39,7 +39,9 @@ def team_of(config: Config, ranks: Ranks) -> Team | None:
 
 def check_team(config: Config, *, has_environment: bool) -> None:
     """Raise ConfigError when the requests of a team could differ between its ranks."""
-    size = config.generator.ranks_together
+    size = config.ranks_together
     if size > 1 and has_environment:
+        key = "memory.weights" if config.memory.is_sharded else "generator.tensor_parallel"
+        rule, got = ("whole", "sharded") if config.memory.is_sharded else ("1", str(size))
         # An environment may answer two ranks otherwise, or at another time.
-        raise ConfigError(f"generator.tensor_parallel must be 1 with an environment, got {size}")
+        raise ConfigError(f"{key} must be {rule} with an environment, got {got}")

@@ -155,6 +155,7 @@ def meet(config: Config) -> Ranks:
         size=place.size,
         device=torch.device("cuda" if on_cards else "cpu"),
         relayed=(Interrupted, ConfigError, torch.OutOfMemoryError),
+        in_step=config.memory.is_sharded,
     )
 
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rlkit.models.compat import recomputable_layers
 from rlkit.models.families import backbone_of
 
 
-def shard_layers(model: PreTrainedModel, mesh: DeviceMesh, *, device: torch.device) -> None:
+def shard_layers(model: PreTrainedModel, mesh: DeviceMesh, *, device: torch.device) -> str:
     """Leave this rank its part of each decoder layer of `model`, which moves to `device`.
 
     Args:
@@ -27,20 +28,23 @@ def shard_layers(model: PreTrainedModel, mesh: DeviceMesh, *, device: torch.devi
             that the device never holds all of it.
         mesh: The ranks that share the weights, in one dimension.
         device: The device of this rank.
+
+    Returns:
+        One line on what is where.
     """
     for layer in recomputable_layers(model).values():
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     # One root over all of them: gathers of the next layer then overlap with this one's products.
     fully_shard(backbone_of(model), mesh=mesh, ignored_params=_whole(model))
     nn.Module.to(model, device)
+    parts = sum(map(_own_bytes, model.parameters())) / 1e9
+    total = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
+    return f"base: {parts:.2f} of {total:.2f} GB of weights here, layers over {mesh.size()} ranks"
 
 
 def _whole(model: nn.Module) -> set[nn.Parameter]:
-    return {parameter for parameter in model.parameters() if not is_sharded(parameter)}
+    return {parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)}
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Return whether this rank has only a part of `tensor`."""
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
+def _own_bytes(parameter: Tensor) -> int:
+    return parameter.to_local().nbytes if isinstance(parameter, DTensor) else parameter.nbytes

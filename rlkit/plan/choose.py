@@ -162,6 +162,8 @@ def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request
     if work.quant.kind is QuantKind.none and not work.trains_all:
         nf4 = replace(work, quant=QuantConfig(kind=QuantKind.nf4))
         found.append(("memory=qlora", nf4, request))
+        if work.ranks > 1 and not work.is_sharded:
+            found.append(_sharded(work, request))
     for share in (2, 4, 8):
         length = work.max_completion // share
         if length >= 1:
@@ -171,3 +173,17 @@ def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request
         small = replace(work, lora=replace(work.lora, rank=8))
         found.append(("model.lora.rank=8", small, request))
     return found
+
+
+def _sharded(work: Work, request: Request) -> tuple[str, Work, Request]:
+    """Return the change that leaves each rank a part of the layers; an engine is then shared."""
+    parts = replace(work, is_sharded=True)
+    if work.sampler not in ENGINES:
+        return "memory.weights=sharded", parts, request
+    keys = f"memory.weights=sharded generator.tensor_parallel={work.ranks}"
+    return keys, replace(parts, sampler=Sampler.vllm_separate, engine_parts=work.ranks), request
+
+
+def whole_fits(work: Work, request: Request, *, budget: int) -> bool:
+    """Return whether a run whose layers are shared out would fit with all of them on each rank."""
+    return least_plan(replace(work, is_sharded=False), request, budget=budget).fits

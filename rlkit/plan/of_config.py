@@ -149,6 +149,7 @@ def work_of(
         engine_parts=demand.parts,
         num_prompts=config.prompts_per_rank,
         ranks=config.gpus,
+        is_sharded=config.memory.is_sharded,
         group_size=config.algorithm.group_size,
         max_prompt=task.max_prompt_length,
         max_completion=task.max_completion_length,

@@ -114,12 +114,13 @@ def _static_parts(work: Work) -> list[Part]:
 
 
 def _weight_parts(work: Work) -> list[Part]:
-    base, trained, dtype = work.weight_bytes, work.num_trained, _dtype(work)
+    base, trained, dtype = work.held_bytes, work.num_trained, _dtype(work)
     wide = work.trained_bytes
     if not work.trains_all:
         stored = _SHORT[work.trained_dtype]
         adapters = Part(f"adapters ({trained / 1e6:.1f} M parameters, {stored})", wide, wide)
-        parts = [Part(f"base model ({dtype})", base, base), adapters]
+        sharded = f", layers over {work.ranks} ranks" if work.is_sharded else ""
+        parts = [Part(f"base model ({dtype}{sharded})", base, base), adapters]
         if kept := work.first_adapter_bytes:
             parts.append(Part(f"reference adapter ({stored})", kept, kept))
         return parts

@@ -59,6 +59,8 @@ class Work:
     """Whether the reference policy is an adapter that trains on, kept as it was."""
     ranks: int = 1
     """Processes of the run, each with a device of its own."""
+    is_sharded: bool = False
+    """Whether each of them keeps a part of the frozen layers alone."""
     longest_prompt: int | None = None
     """The prompts that the run has, on a CPU; None = `max_prompt`."""
     shares_prompts: bool = True
@@ -123,6 +125,13 @@ class Work:
     def weight_bytes(self) -> int:
         """Return the base model."""
         return sizes.weight_bytes(self.model, self.hf_config, self.dtype, self.quant)
+
+    @cached_property
+    def held_bytes(self) -> int:
+        """Return what a rank holds of the base model, at its peak."""
+        if not self.is_sharded:
+            return self.weight_bytes
+        return sizes.sharded_bytes(self.model, self.dtype, self.ranks)
 
     @cached_property
     def engine_weight_bytes(self) -> int:

@@ -186,11 +186,6 @@ class VLLMGeneratorConfig(GeneratorConfig):
 
     def check_full_weights(self) -> None:
         """Raise ValueError for options that need an adapter or a frozen base."""
-        if self.tensor_parallel > 1:
-            rule = "1 with model.tuning=full"
-            raise ValueError(
-                f"generator.tensor_parallel must be {rule}, got {self.tensor_parallel}"
-            )
         for key, value, only in (
             ("quantization", self.quantization, Quantization.none),
             ("lora", self.lora, Products.auto),

@@ -186,6 +186,24 @@ class WorkerExtension:
                 views.update(_hf_views(layer, kind, module, parameter, model))
         return views
 
+    @torch.no_grad()
+    def rlkit_load_part(self, tensors: Mapping[str, Tensor]) -> int:
+        """Write this rank's part of whole weights, by Hugging Face names; return its bytes.
+
+        Raises ValueError when `tensors` leave a weight as it was.
+        """
+        model = self.model_runner.get_model()
+        loaded = model.load_weights((name, t.detach()) for name, t in tensors.items())
+        parameters = dict(model.named_parameters())
+        if left := sorted(parameters.keys() - loaded):
+            raise ValueError(f"vLLM must get all of its weights, got none for {left[0]}")
+        return sum(parameter.nbytes for parameter in parameters.values())
+
+    def rlkit_part_bits(self) -> dict[str, Tensor]:
+        """Give copies of this rank's weights, on the host, by vLLM's names."""
+        model = self.model_runner.get_model()
+        return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
+
     def rlkit_kv_discard(self) -> int:
         """Give the memory of the key-value cache back to the device; return the bytes freed."""
         return pools.discard_kv_cache()
