@@ -159,11 +159,12 @@ def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request
     if work.trains_all:
         adapter = replace(work, tuning=TuningKind.lora)
         found.append(("model.tuning=lora", adapter, request))
-    if work.quant.kind is QuantKind.none and not work.trains_all:
+    in_16_bits = work.quant.kind is QuantKind.none and not work.trains_all
+    if in_16_bits and work.ranks > 1 and not work.is_sharded:
+        found.append(_sharded(work, request))  # unlike 4 bits it changes no number
+    if in_16_bits:
         nf4 = replace(work, quant=QuantConfig(kind=QuantKind.nf4))
         found.append(("memory=qlora", nf4, request))
-        if work.ranks > 1 and not work.is_sharded:
-            found.append(_sharded(work, request))
     for share in (2, 4, 8):
         length = work.max_completion // share
         if length >= 1:

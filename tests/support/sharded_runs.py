@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rank_runs import CASES, CPU
-from tiny_run import PAD, flat, tiny_run
+from tiny_run import PAD, flat, letter_prompts, tiny_run
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -22,10 +22,13 @@ from rlkit.ranks.base import Alone
 from rlkit.ranks.mesh import mesh_of
 from rlkit.training.clock import StepClock
 from rlkit.training.collate import collate
+from rlkit.training.collect import Collector
 from rlkit.training.optim import OptimConfig
 from rlkit.training.score import score
 from rlkit.training.stopping import StopRequest
+from rlkit.training.together import together
 from rlkit.training.update import accumulate
+from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
 
 CHOSEN = ("token_mean", "pairs", "kl_in_reward")
 
@@ -83,6 +86,56 @@ def on_card(dtype: torch.dtype, mode: Checkpointing) -> tuple[list[Any], list[An
         for ranks in (ALONE, Single())
     )
     return whole, sharded
+
+
+class Counting:
+    """A generator that notes how many prompts it is asked for."""
+
+    def __init__(self, inner: Generator) -> None:
+        self.inner, self.asked = inner, list[int]()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        num_samples: int,
+        sampling: SamplingConfig,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Rollout]]:
+        self.asked.append(len(prompts))
+        return self.inner.generate(prompts, num_samples=num_samples, sampling=sampling, seeds=seeds)
+
+    def load_adapter(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
+        self.inner.load_adapter(tensors, version)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def teams(ranks: Ranks) -> dict[str, Any]:
+    """What a step collects where two neighbours sample together, then a call of all for the same.
+
+    `asked`: prompts of the generator's calls.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, state, _ = tiny_run(Path(folder), ranks=ranks)
+        assert isinstance(trainer.collector, Collector)
+        counting = Counting(trainer.collector.generator)
+        generator = together(counting, ranks, size=min(2, ranks.size))
+        generator.load_adapter(state.learner.adapter, 0)
+        collector = replace(trainer.collector, generator=generator)
+        found = collector.collect(0, policy_version=0, clock=StepClock(CPU))
+        prompts, seeds = letter_prompts(step=1, attempt=0), [[1], [2], [3]]
+        sampling = SamplingConfig(max_completion_length=4)
+        again = generator.generate(prompts, num_samples=1, sampling=sampling, seeds=seeds)
+    samples = [sample for group in found.groups for sample in group]
+    return {
+        "tokens": [list(sample.rollout.completion_ids) for sample in samples],
+        "prompts": [sample.rollout.prompt.text for sample in samples],
+        "rewards": [sample.reward for sample in samples],
+        "again": [list(row.completion_ids) for group in again for row in group],
+        "asked": counting.asked,
+    }
 
 
 def alone(case: str) -> dict[str, Any]:
