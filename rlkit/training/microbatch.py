@@ -122,8 +122,8 @@ def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
 class TrainRows(NamedTuple):
     """A micro-batch of an update."""
 
-    index: Tensor
-    """Indices of rows, on the device of the batch."""
+    rows: Tensor
+    """Their indices, on the device of the batch."""
     with_gradient: bool
     """False: they are only measured."""
     counts: bool
@@ -165,7 +165,7 @@ def train_microbatches(
         )
         for part in share_of(plan, rollout, ranks):
             index = rows[part.rows.to(rows.device)]
-            yield TrainRows(index, with_gradient=with_gradient, counts=part.counts)
+            yield TrainRows(index, with_gradient, part.counts)
 
 
 def _busy_and_idle(batch: TrainBatch, algorithm: Algorithm) -> tuple[Tensor, Tensor]:

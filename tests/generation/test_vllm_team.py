@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ FUSED = ("qkv_proj", "gate_up_proj")
 def one_key_head(folder: Path) -> str:
     """A Llama with one head of keys, which two ranks cannot share: both have it."""
     torch.manual_seed(1)
-    config = CONFIGS["llama"]()
+    config: Any = CONFIGS["llama"]()
     config.num_key_value_heads = 1
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
@@ -75,7 +76,7 @@ def test_what_needs_whole_layers_is_refused(option: dict[str, str], line: str) -
         "quantization": options.Quantization,
         "lora": options.Products,
     }
-    values = {name: kinds[name](value) for name, value in option.items()}
+    values: dict[str, Any] = {name: kinds[name](value) for name, value in option.items()}
     with pytest.raises(ValueError, match=r"generator\.tensor_parallel above 1") as caught:
         VLLMGeneratorConfig(tensor_parallel=2, **values)
     assert str(caught.value).startswith(line)

@@ -14,7 +14,7 @@ from rlkit.ranks.deal import deal_evenly
 from rlkit.training.microbatch import microbatches, share_of
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_a_sharded_model_has_the_gradient_of_a_whole_one(size: int) -> None:
     ranks = run_ranks("sharded_runs:gradients", size)
     for case in CHOSEN:

@@ -32,7 +32,12 @@ def test_two_teams_of_two_ranks_sample_what_one_process_samples() -> None:
 
 
 def refused(generator: GeneratorConfig, **options: Any) -> str:
-    values = {"gpus": 4, "is_sharded": False, "quantised": "none", "tuning": "lora"} | options
+    values: dict[str, Any] = {
+        "gpus": 4,
+        "is_sharded": False,
+        "quantised": "none",
+        "tuning": "lora",
+    } | options
     with pytest.raises(ConfigError) as caught:
         check_together(generator, **values)
     return str(caught.value)

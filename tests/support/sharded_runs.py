@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rank_runs import CASES, CPU
 from tiny_run import PAD, flat, letter_prompts, tiny_run
-from torch import distributed
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
@@ -74,13 +74,13 @@ class Single(Alone):
 
     def mesh(self) -> DeviceMesh:
         device = torch.device("cuda", torch.cuda.current_device())
-        return mesh_of(distributed.HashStore(), rank=0, size=1, device=device)
+        return mesh_of(HashStore(), rank=0, size=1, device=device)
 
 
 def on_card(dtype: torch.dtype, mode: Checkpointing) -> tuple[list[Any], list[Any]]:
     """The gradients of one process on a card, of a whole model and of a sharded one."""
     device = torch.device("cuda", torch.cuda.current_device())
-    options = CASES["kl_in_reward"] | {"dtype": dtype, "device": device}
+    options = {**CASES["kl_in_reward"], "dtype": dtype, "device": device}
     whole, sharded = (
         [_gradient(ranks, options, mode)[name] for name in ("gradient", "tokens")]
         for ranks in (ALONE, Single())
@@ -160,9 +160,11 @@ def _gradient(ranks: Ranks, case: Mapping[str, Any], mode: Checkpointing) -> dic
         algorithm = trainer.algorithm(0)
         prepared = algorithm.prepare(score(learner, batch, algorithm, trainer.settings))
         metrics, logps = accumulate(learner, prepared, algorithm, trainer.settings)
+    leaves = learner.named_parameters()
+    grads = {k: v.grad if v.grad is not None else torch.zeros_like(v) for k, v in leaves.items()}
     layers = [p for p in learner.model.parameters() if isinstance(p, DTensor)]
     return {
-        "gradient": flat({k: v.grad for k, v in learner.named_parameters().items()}).tolist(),
+        "gradient": flat(grads).tolist(),
         "logps": logps.flatten().tolist(),
         "metrics": metrics,
         "tokens": batch.completion_ids.flatten().tolist(),
