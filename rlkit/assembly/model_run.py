@@ -116,8 +116,8 @@ class ModelRun:
 
     def initial_state(self) -> TrainState:
         """Return the state before the first step."""
-        policy, shares = self.policy, shares_of(self.policy, self.ranks)
-        config, algorithm = self.config, self.algorithm
+        policy, config, algorithm = self.policy, self.config, self.algorithm
+        shares = shares_of(policy, self.ranks)
         state = new_state(policy, config, algorithm, critic_prefix=CRITIC_PREFIX, shares=shares)
         if self.base.dtype is torch.float16:
             state.loss_scale = FLOAT16
@@ -131,8 +131,7 @@ class ModelRun:
         config = self.config
         record(self.planned.plan, run_dir)
         self.rewards.keep_in(run_dir)
-        generator = self.generator(tracker, stop)
-        rewards = StoppableRewards(self.rewards, stop)
+        generator, rewards = self.generator(tracker, stop), StoppableRewards(self.rewards, stop)
         return Trainer(
             algorithm=self.algorithm.at,
             settings=update_settings(self.planned.config, self.ranks),
@@ -227,8 +226,8 @@ class ModelRun:
 
     def generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """Return the configured generator, which `close` ends."""
-        config, size = self.config, self.config.ranks_together
-        deadline = Deadline(seconds=config.stop.silence_seconds, option="stop.silence_seconds")
+        size, patience = self.config.ranks_together, self.config.stop.silence_seconds
+        deadline = Deadline(seconds=patience, option="stop.silence_seconds")
 
         def pulse() -> None:
             deadline.alive()
@@ -243,9 +242,9 @@ class ModelRun:
                     self.meter.sampled_tokens = max(self.meter.sampled_tokens, progress.tokens)
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
-        name = f"generator={option_of('generator', config.generator)}"
-        generator = timed(self._new_generator(report, pulse), deadline, name=name)
-        return together(generator, self.ranks, size=size)
+        name = option_of("generator", self.config.generator)
+        own = timed(self._new_generator(report, pulse), deadline, name=f"generator={name}")
+        return together(own, self.ranks, size=size)
 
     def _new_generator(
         self, report: Callable[[Progress], None], pulse: Callable[[], None]

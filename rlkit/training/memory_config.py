@@ -24,7 +24,7 @@ def parse_bytes(text: str, *, name: str) -> int:
     return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
-class Placement(StrEnum):
+class WeightPlace(StrEnum):
     """The weights that the trainer computes with are on the ranks in one of these ways."""
 
     whole = "whole"
@@ -49,7 +49,7 @@ class MemoryConfig(Options):
     dry_run: Switch = Switch.auto
     """Forward and backward of the longest prompt and completion before the first step, to fail
     early; auto = on CUDA."""
-    weights: Placement = Placement.whole
+    weights: WeightPlace = WeightPlace.whole
     """Place of the frozen weights with several gpus. `sharded` is for models that fit no card: each
     pass costs the traffic of all layers."""
     quant: QuantConfig = field(default_factory=QuantConfig)
@@ -65,7 +65,7 @@ class MemoryConfig(Options):
     @property
     def is_sharded(self) -> bool:
         """Return whether each rank has a part of the layers alone."""
-        return self.weights is Placement.sharded
+        return self.weights is WeightPlace.sharded
 
     @property
     def budget_bytes(self) -> int | None:

@@ -66,7 +66,7 @@ def microbatches(
 
 
 class Share(NamedTuple):
-    """A micro-batch that a rank computes."""
+    """This is a micro-batch that a rank computes."""
 
     rows: Tensor
     """Indices of rows, int64, on the CPU."""
@@ -120,7 +120,7 @@ def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
 
 
 class TrainRows(NamedTuple):
-    """A micro-batch of an update."""
+    """This is a micro-batch of an update."""
 
     rows: Tensor
     """Their indices, on the device of the batch."""

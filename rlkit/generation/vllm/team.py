@@ -37,8 +37,8 @@ class Team:
             "distributed_executor_backend": "external_launcher",
             # Its kernels write into each other's cards, and a rank sees no card but its own.
             "disable_custom_all_reduce": True,
-            # Else a rank looks at a step's tokens when it happens to have them, and schedules
-            # another step than the others, who would wait for it in a layer.
+            # Else a rank looks at a step's tokens when it happens to have them, and may schedule
+            # another step. The others would wait for it in a layer.
             "async_scheduling": False,
         }
 
