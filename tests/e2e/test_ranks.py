@@ -179,7 +179,7 @@ def test_two_ranks_that_are_one_engine_sample_what_one_rank_samples(
     assert found["one"] == found["two"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_ranks_that_share_the_layers_learn_what_two_with_all_layers_learn(
     rlkit: RunCLI, small: list[str], tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from rlkit.ranks import ALONE
 HF, TWO = HFGeneratorConfig(), VLLMGeneratorConfig(tensor_parallel=2)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_teams_of_two_ranks_sample_what_one_process_samples() -> None:
     """Three prompts: the fourth rank has none, and samples those of the third."""
     alone = teams(ALONE)
