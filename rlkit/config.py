@@ -164,8 +164,12 @@ class Config(Options):
     @property
     def ranks_together(self) -> int:
         """Return the ranks that sample as one engine; 1 = each samples for itself."""
-        sharded = self.memory.is_sharded
-        return ranks_together(self.generator, gpus=self.gpus, is_sharded=sharded)
+        return ranks_together(self.generator, gpus=self.gpus, is_sharded=self.memory.is_sharded)
+
+    @property
+    def streams(self) -> bool:
+        """Return whether the clock decides which turns of episodes share a batch."""
+        return self.environment.admission is Admission.stream
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", "in [0, 2**31)", self.seed)
@@ -181,11 +185,8 @@ class Config(Options):
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
         if isinstance(self.generator, GeneratorConfig) and isinstance(self.model, ModelConfig):
-            kind, tuning = self.memory.quant.kind.value, self.model.tuning.value
-            sharded = self.memory.is_sharded
-            check_together(
-                self.generator, gpus=self.gpus, is_sharded=sharded, quantised=kind, tuning=tuning
-            )
+            kinds = self.memory.quant.kind.value, self.model.tuning.value
+            check_together(self.generator, self.gpus, *kinds, is_sharded=self.memory.is_sharded)
         if isinstance(self.generator, GeneratorConfig) and not self.generator.streams:
             rule = f"rounds with generator={option_of('generator', self.generator)}"
             admission = self.environment.admission
@@ -210,8 +211,7 @@ def _check_completions(key: str, num_prompts: int, num_samples: int) -> None:
 
 def _check_full(config: Config) -> None:
     """Raise ConfigError when all weights train and an option needs an adapter or a frozen model."""
-    having = "with model.tuning=full"
-    kind = config.memory.quant.kind
+    having, kind = "with model.tuning=full", config.memory.quant.kind
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
     critic = algorithm_of(config).critic_rate is not None
     name = option_of("algorithm", config.algorithm)

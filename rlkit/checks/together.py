@@ -21,16 +21,16 @@ def ranks_together(generator: GeneratorConfig, *, gpus: int, is_sharded: bool) -
 
 
 def check_together(
-    generator: GeneratorConfig, *, gpus: int, is_sharded: bool, quantised: str, tuning: str
+    generator: GeneratorConfig, gpus: int, quantised: str, tuning: str, *, is_sharded: bool
 ) -> None:
     """Raise ConfigError where ranks cannot share an engine, or the weights of the model.
 
     Args:
         generator: The options of the generator.
         gpus: The ranks of the run.
-        is_sharded: Whether each rank keeps a part of the model's layers.
         quantised: The kind of quantisation, `none` without one.
         tuning: The kind of tuning.
+        is_sharded: Whether each rank keeps a part of the model's layers.
     """
     team = generator.ranks_together
     require(gpus % team == 0, _TEAM, f"a divisor of gpus ({gpus})", team)
