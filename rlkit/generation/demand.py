@@ -43,6 +43,8 @@ class GeneratorDemand(NamedTuple):
     """Most tokens of one engine step; 0 = the plan's choice."""
     graphs: bool | None = None
     """Whether CUDA graphs are captured; None = the plan's choice."""
+    parts: int = 1
+    """Ranks that share one engine, of which each holds a part of the weights and of the cache."""
 
 
 class EngineChoice(NamedTuple):

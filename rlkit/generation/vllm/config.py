@@ -108,6 +108,10 @@ class VLLMGeneratorConfig(GeneratorConfig):
     More wait their turn; it bounds the memory of logits and log-probs."""
     max_num_batched_tokens: int = 0
     """Most tokens of one engine step. >= 0; 0 = 8192 on CUDA and 2048 on a CPU."""
+    tensor_parallel: Annotated[int, Between(1, 1024)] = 1
+    """Ranks that are one engine, each with a part of every layer. In [1, 1024], a divisor of
+    `gpus`; 1 = each rank has an engine of its own. For models that decode too slowly on one card or
+    do not fit it: weights are separate, and neither dense products nor bursts are there."""
     compilation: Compilation = Compilation.auto
     lora: Products = Products.auto
     accelerate: Accelerate = Accelerate.auto
@@ -116,6 +120,8 @@ class VLLMGeneratorConfig(GeneratorConfig):
     on CUDA, 32 on a CPU, whose 128 would hardly ever share a prompt."""
 
     def __post_init__(self) -> None:
+        if self.tensor_parallel > 1:
+            self._check_team()
         if self.quantization is Quantization.nf4 and self.weights is Weights.shared:
             raise ValueError(
                 "generator.weights must be auto, separate or sleep with "
@@ -137,13 +143,28 @@ class VLLMGeneratorConfig(GeneratorConfig):
             if value < 0:
                 raise ValueError(f"generator.{key} must be >= 0, got {value}")
 
+    def _check_team(self) -> None:
+        """Raise ValueError for options that a part of a layer cannot have."""
+        having = "with generator.tensor_parallel above 1"
+        for key, value, rule in (
+            ("weights", self.weights is Weights.shared, f"auto, separate or sleep {having}"),
+            ("quantization", self.quantization is not Quantization.none, f"none {having}"),
+            ("lora", self.lora is Products.dense, f"auto or punica {having}"),
+        ):
+            if value:
+                raise ValueError(f"generator.{key} must be {rule}, got {getattr(self, key).value}")
+
+    @property
+    def ranks_together(self) -> int:
+        """Return the ranks that are one engine."""
+        return self.tensor_parallel
+
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """Ask for vLLM's cache, step and graphs; the plan chooses what is left at 0 or `auto`."""
         in_nf4 = self.quantization is Quantization.nf4
+        apart = in_nf4 or self.tensor_parallel > 1
         return GeneratorDemand(
-            _SAMPLERS[
-                Weights.separate if in_nf4 and self.weights is Weights.auto else self.weights
-            ],
+            _SAMPLERS[Weights.separate if apart and self.weights is Weights.auto else self.weights],
             max_at_once=self.max_num_seqs or MAX_NUM_SEQS,
             kv_value_bytes=0 if self.kv_cache_dtype is KVCacheDType.auto else 1,
             releases_kv=self.release_kv_cache,
@@ -151,6 +172,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
             kv_cache_bytes=self.kv_cache_bytes,
             engine_tokens=self.max_num_batched_tokens,
             graphs=_GRAPHS[self.compilation],
+            parts=self.tensor_parallel,
         )
 
     @property

@@ -36,6 +36,8 @@ def engine_budget(config: VLLMGeneratorConfig, spec: EngineSpec) -> Budget:
     on_cpu = spec.device.type == "cpu"
     item = spec.dtype.itemsize
     shape = cache_shape(text, bytes_per_value=item if config.kv_cache_dtype == "auto" else 1)
+    # A head of keys that there are fewer of than ranks is on several of them.
+    shape = shape._replace(num_kv_heads=max(1, shape.num_kv_heads // spec.parts))
     return plan(
         Demand(
             rows=spec.rows,
@@ -70,8 +72,9 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _weight_bytes(spec: EngineSpec) -> int:
-    return weight_bytes(
+    whole = weight_bytes(
         spec.hf_config.get_text_config(),
         bytes_per_parameter=spec.dtype.itemsize,
         in_nf4=spec.four_bit,
     )
+    return whole // spec.parts

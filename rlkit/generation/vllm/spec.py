@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
+from rlkit.generation.vllm.team import Team
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
@@ -27,6 +29,13 @@ class EngineSpec:
     lora_modules: tuple[str, ...]
     """Last parts of the names of the adapted layers: q_proj, up_proj, ..."""
     allow_remote_code: bool = False
+    team: Team | None = None
+    """The ranks that are this engine together; None = it is this process's alone."""
+
+    @property
+    def parts(self) -> int:
+        """Return the processes that share the weights and the cache of this engine."""
+        return 1 if self.team is None else self.team.size
 
     @property
     def four_bit(self) -> bool:
