@@ -63,11 +63,17 @@ def choose_generator(config: Config, device: torch.device, *, say: Say) -> Gener
     if device.type == "cuda" and is_installed():
         say("generator: vllm (auto: a CUDA device, and vLLM is installed)")
         return VLLMGeneratorConfig(
-            sampling=_with_extra(chosen.sampling), rounds_at_once=chosen.rounds_at_once
+            sampling=_with_extra(chosen.sampling),
+            rounds_at_once=chosen.rounds_at_once,
+            speculation=chosen.speculation,
         )
     reason = f"the device is {device.type}" if device.type != "cuda" else "vLLM is not installed"
     say(f"generator: hf (auto: {reason})")
-    return HFGeneratorConfig(sampling=chosen.sampling, rounds_at_once=chosen.rounds_at_once)
+    return HFGeneratorConfig(
+        sampling=chosen.sampling,
+        rounds_at_once=chosen.rounds_at_once,
+        speculation=chosen.speculation,
+    )
 
 
 def plan_and_load(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, NamedTuple, Self
 
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
+from rlkit.generation.speculation import SpeculationOptions
 from rlkit.schema import Between, Options, Schema
 from rlkit.types import Prompt, SamplingConfig
 
@@ -41,6 +42,8 @@ class GeneratorConfig(Options):
     rounds_at_once: Annotated[int, Between(1, 16)] = 1
     """Rounds of prompts that are asked together with algorithm.group_filter=resample, in [1, 16].
     Above 1 the next prompts decode beside these rows, and what is not needed is dropped."""
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
+    """Guesses of the next tokens, checked in one pass; the samples stay the same."""
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """Return what this generator takes of the device for rows of up to `row_tokens` tokens."""

@@ -11,6 +11,7 @@ from typing import Annotated, Self
 
 from rlkit.generation.base import GeneratorConfig
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
+from rlkit.generation.speculation import refuse_speculation
 from rlkit.generation.vllm.sampling_options import VLLMSamplingOptions as VLLMSamplingOptions
 from rlkit.generation.vllm.sampling_options import is_installed as is_installed
 from rlkit.runtime.redact import is_reference
@@ -227,6 +228,7 @@ class VLLMServerConfig(GeneratorConfig):
         )
 
     def __post_init__(self) -> None:
+        refuse_speculation(self.speculation, where="generator=vllm_server")
         if not (is_reference(self.url) or self.url.startswith(("http://", "https://"))):
             raise ValueError(f"generator.url must start with http:// or https://, got {self.url}")
         if not self.timeout_s > 0:
