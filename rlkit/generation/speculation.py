@@ -2,11 +2,11 @@
 
 A sampled token is a function of the logits, the row's seed and the token's place. So each place has
 one token that the sampler would take, whatever was guessed there. A guess is kept exactly where it
-is that token. Hence the completions are those without guesses, up to the rounding of the logits,
-and a guess of token x is kept with the probability p(x) of rejection sampling.
+is that token. Hence the completions are those without guesses, up to the rounding of logits. A guess
+of token x is kept with the probability p(x), as in rejection sampling.
 
-The guesses come from what follows an earlier occurrence of the row's last tokens: in its prompt and
-completion, in the other completions of its prompt, or in those of earlier steps.
+A guess is what followed an earlier occurrence of the row's last tokens. That is looked for in the
+row's prompt and completion, in the other completions of its prompt, and in those of earlier steps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DraftSource(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class SpeculationOptions(Options):
-    """How the next tokens of a completion are guessed; `rlkit.generation.speculation`."""
+    """These options say how the next tokens are guessed; see `rlkit.generation.speculation`."""
 
     kind: SpeculationKind = SpeculationKind.none
     """The samples are the same with any kind, up to the rounding of a pass over more tokens."""
@@ -103,7 +103,7 @@ def accepted_drafts(
     return right.long().cumprod(dim=1).sum(dim=1)
 
 
-class _Place(NamedTuple):
+class _Continuation(NamedTuple):
     text: list[int]
     start: int
 
@@ -116,7 +116,7 @@ class DraftIndex:
 
     def __init__(self, options: SpeculationOptions) -> None:
         self._options = options
-        self._places: dict[tuple[int, ...], _Place] = {}
+        self._places: dict[tuple[int, ...], _Continuation] = {}
 
     def grow(self, text: list[int], new: Sequence[int]) -> None:
         """Append `new` to `text`, one of the texts that are searched; its list is kept."""
@@ -126,7 +126,7 @@ class DraftIndex:
             # What ends a text has no continuation, so the last tokens never find themselves.
             for size in range(self._options.shortest, self._options.longest + 1):
                 if size <= start:
-                    self._places[tuple(text[start - size : start])] = _Place(text, start)
+                    self._places[tuple(text[start - size : start])] = _Continuation(text, start)
 
     def draft(self, text: Sequence[int], most: int) -> list[int]:
         """Return up to `most` guesses of what follows `text`; none where nothing is known."""
