@@ -2,8 +2,8 @@
 
 A sampled token is a function of the logits, the row's seed and the token's place. So each place has
 one token that the sampler would take, whatever was guessed there. A guess is kept exactly where it
-is that token. Hence the completions are those without guesses, up to the rounding of logits. A guess
-of token x is kept with the probability p(x), as in rejection sampling.
+is that token. Hence the completions are those without guesses, up to the rounding of logits.
+A guess of token x is kept with the probability p(x), as in rejection sampling.
 
 A guess is what followed an earlier occurrence of the row's last tokens. That is looked for in the
 row's prompt and completion, in the other completions of its prompt, and in those of earlier steps.

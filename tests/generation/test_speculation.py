@@ -37,7 +37,8 @@ ON = SpeculationKind.ngram
 
 
 def options(**named: Any) -> SpeculationOptions:
-    return SpeculationOptions(**({"kind": ON, "shortest": 1} | named))
+    chosen: dict[str, Any] = {"kind": ON, "shortest": 1} | named
+    return SpeculationOptions(**chosen)
 
 
 def generator(
@@ -131,8 +132,9 @@ def test_other_families(family: str) -> None:
 @pytest.mark.parametrize(
     "named", [{"rows": 12}, {"rows": 8}, {"max_rows": 5}, {"check_every": 4}, {"max_tokens": 200}]
 )
-def test_guesses_begin_when_few_rows_are_left(named: dict[str, int]) -> None:
+def test_guesses_begin_when_few_rows_are_left(named: dict[str, Any]) -> None:
     sampling = SAMPLINGS["top_k 2"]
+    named = dict(named)
     rows = named.pop("rows", 64)
     found = generate(generator(options(tokens=3, rows=rows), **named), sampling)
     same(found, generate(generator(), sampling))

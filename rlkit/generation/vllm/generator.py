@@ -277,6 +277,8 @@ def _extend(row: SamplingRow, piece: Piece) -> None:
         )
     row.ids += piece.token_ids
     row.logps += piece.logps
+    row.drafted += piece.drafted
+    row.accepted += piece.accepted
     if piece.finish_reason is not None:
         row.finish_reason = _FINISH[piece.finish_reason]
 

@@ -27,6 +27,8 @@ class EngineSpec:
     lora_modules: tuple[str, ...]
     """Last parts of the names of the adapted layers: q_proj, up_proj, ..."""
     allow_remote_code: bool = False
+    spare_tokens: int = 0
+    """Places behind a row's last token, to which wrong guesses write."""
 
     @property
     def four_bit(self) -> bool:
