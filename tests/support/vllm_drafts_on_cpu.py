@@ -8,9 +8,13 @@ last line of standard output.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM

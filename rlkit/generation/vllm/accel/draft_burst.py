@@ -82,11 +82,10 @@ class DraftedDecoder(Decoder):
             places=runner.max_model_len,
             device=runner.device,
         )
-        # vLLM's kernel reads the guesses there; without a drafter of its own there is no room.
-        states = runner.req_states
-        states.draft_tokens = torch.zeros(
-            *(len(states.draft_tokens), options.tokens), dtype=torch.int64, device=runner.device
+        self._drafts = torch.zeros(
+            *(runner.max_num_reqs, options.tokens), dtype=torch.int64, device=runner.device
         )
+        """(states, K) the guesses for the next step."""
         self._num_flights = 0
 
     def run(self) -> Iterator[list[Piece]]:
@@ -176,6 +175,8 @@ class DraftedDecoder(Decoder):
     def _drafted_steps(self, burst: DraftedBurst) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return ids and logps, (rows, steps, K + 1), and counts held and made, (rows, steps)."""
         runner, states = self._runner, self._runner.req_states
+        # vLLM's kernel reads the guesses there; without a drafter of its own there is no room.
+        states.draft_tokens = self._drafts
         places = [states.req_id_to_index[request.request_id] for request in burst.requests]
         rows = self._texts.batch(burst.requests, places)
         self._texts.read(rows, states.all_token_ids.gpu, states.total_len.gpu)
@@ -195,7 +196,7 @@ class DraftedDecoder(Decoder):
             sampled, logps = self._sampler(hidden, batch, plain=plain)
             sampled = sampled.view(len(burst.requests), -1)
             held, rejected = self._draft_kernels.keep(
-                *(sampled, states.draft_tokens, rows.states, made),
+                *(sampled, self._drafts, rows.states, made),
                 *(self._texts.table, self._texts.lengths, rows.texts, rows.limits),
             )
             runner.postprocess_sampled(
@@ -210,7 +211,7 @@ class DraftedDecoder(Decoder):
             self._texts.table,
             self._texts.lengths,
             rows.sources,
-            self._runner.req_states.draft_tokens,
+            self._drafts,
             rows.states,
             match=(self._options.shortest, self._options.longest),
         )
