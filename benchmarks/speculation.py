@@ -8,6 +8,9 @@ side such as `group 3` guesses up to 3 tokens from the completions of the same p
 a call with other seeds before the one that is measured, as a run has an epoch before. On CUDA it is
 vLLM in bfloat16, with an adapter of rank 16; elsewhere transformers in float32.
 
+With `--shape` the weights are random, next to no guess is right, and the speed says what a pass
+over several tokens costs.
+
 `same` is the share of completions that are those of `none`, token for token. In 16 bits a pass over
 several tokens rounds otherwise than a pass over one. So the row `none, other batch` samples half of
 the prompts alone, in batches of another size: what two batches of vLLM differ by without guesses.
@@ -27,8 +30,8 @@ from typing import NamedTuple, Protocol
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.random_model import write_random_model
-from benchmarks.side import Result, memory_folder, write_report
+from benchmarks.random_model import SHAPES
+from benchmarks.side import Result, memory_folder, write_report, write_shape
 from benchmarks.speculation_engine import VLLMSides
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
@@ -222,13 +225,14 @@ def _side(name: str, options: argparse.Namespace) -> SpeculationOptions:
 
 
 def _model(options: argparse.Namespace, root: Path) -> tuple[Path, list[Prompt], frozenset[int]]:
-    if options.tiny:
-        write_random_model(root / "tiny", "tiny", dtype=torch.float32)
+    if options.tiny or options.shape:
+        shape = options.shape or "tiny"
+        write_shape(root / shape, shape)
         prompts = [
             Prompt(index=n, ids=tuple((7 * n + i) % 40 for i in range(20 + n)), text="")
             for n in range(options.prompts)
         ]
-        return root / "tiny", prompts, frozenset(range(250, 256))
+        return root / shape, prompts, frozenset(range(250, 256) if options.tiny else ())
     folder = locate(ModelConfig(source=str(options.model)), say=print)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = []
@@ -248,6 +252,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="a GGUF file, a folder or a name")
     parser.add_argument("--data", type=Path, help="lines of JSON with a question")
     parser.add_argument("--tiny", action="store_true", help="a random model; the program itself")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights: what a pass costs")
     parser.add_argument("--sides", default="own 3,group 1,group 2,group 3,group 7,history 3")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=8)
@@ -259,8 +264,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if not options.tiny and not (options.model and options.data):
-        parser.error("--model and --data, or --tiny")
+    if not (options.tiny or options.shape or (options.model and options.data)):
+        parser.error("--model and --data, or --shape, or --tiny")
     return options
 
 

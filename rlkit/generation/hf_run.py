@@ -121,9 +121,13 @@ class Run:
             logits = self._forward(cache, next_ids[:, None], start, pads, mask)
 
     def _drafts_pay(self, num_rows: int) -> bool:
-        """Tell whether the next tokens of `num_rows` rows are guessed."""
+        """Tell whether the next tokens of `num_rows` rows are guessed.
+
+        A pass has no more tokens than the most rows of a batch: memory is planned for those.
+        """
         speculation = self._config.speculation
-        return speculation.is_on and num_rows <= speculation.rows
+        fits = num_rows * (speculation.tokens + 1) <= max(self._config.max_rows, 16)
+        return speculation.is_on and num_rows <= speculation.rows and fits
 
     def _sample_drafted(
         self,

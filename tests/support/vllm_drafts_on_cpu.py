@@ -39,7 +39,7 @@ _RANK, _LEAVES, _TOKENS = 4, ("q_proj", "v_proj", "down_proj"), 3
 _CASES = {
     "length": (SamplingConfig(max_completion_length=37, temperature=0.1), ()),
     "stops": (SamplingConfig(max_completion_length=37, temperature=0.8, min_p=0.02), (7, 60, 180)),
-    "top_p": (SamplingConfig(max_completion_length=29, top_p=0.1), ()),
+    "min_p": (SamplingConfig(max_completion_length=29, min_p=0.7), ()),
 }
 _PROMPTS = [
     Prompt(

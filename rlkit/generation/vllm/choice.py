@@ -14,8 +14,8 @@ from rlkit.generation.vllm.config import (
     Accelerate,
     Compilation,
     VLLMGeneratorConfig,
-    VLLMSamplingOptions,
     resolve_compilation,
+    takes_bursts,
 )
 
 
@@ -65,11 +65,6 @@ def _choose(llm: Any, config: VLLMGeneratorConfig, support: Support, *, on_cpu: 
     decoder = found if isinstance(found, Decoder) else None
     told = describe(config, found, on_cpu=on_cpu)
     return LoopChoice(decoder, True, told, why_no_bursts(config, found, on_cpu=on_cpu))
-
-
-def takes_bursts(sampling: VLLMSamplingOptions) -> bool:
-    """Tell whether a burst samples all that `sampling` asks of vLLM beyond rlkit's options."""
-    return set(sampling.extra) <= {"ignore_eos"}
 
 
 def why_no_bursts(config: VLLMGeneratorConfig, found: Decoder | str, *, on_cpu: bool) -> str:

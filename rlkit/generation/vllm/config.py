@@ -14,8 +14,9 @@ from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
 from rlkit.generation.speculation import refuse_speculation
 from rlkit.generation.vllm.sampling_options import VLLMSamplingOptions as VLLMSamplingOptions
 from rlkit.generation.vllm.sampling_options import is_installed as is_installed
+from rlkit.generation.vllm.sampling_options import takes_bursts as takes_bursts
 from rlkit.runtime.redact import is_reference
-from rlkit.schema import BYTES, Between, Schema
+from rlkit.schema import BYTES, Between, Schema, require
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Slot sizes that vLLM has LoRA kernels for (0.24 to 0.33)."""
@@ -129,6 +130,8 @@ class VLLMGeneratorConfig(GeneratorConfig):
             )
         if self.lora is Products.dense and self.accelerate is Accelerate.off:
             raise ValueError("generator.accelerate must be auto with generator.lora=dense, got off")
+        if self.speculation.is_on:
+            self._check_speculation()
         for key, value in (
             ("kv_cache_bytes", self.kv_cache_bytes),
             ("max_num_seqs", self.max_num_seqs),
@@ -137,6 +140,18 @@ class VLLMGeneratorConfig(GeneratorConfig):
         ):
             if value < 0:
                 raise ValueError(f"generator.{key} must be >= 0, got {value}")
+
+    def _check_speculation(self) -> None:
+        """Raise ValueError for options with which vLLM decodes step by step."""
+        graphs = (Compilation.auto, Compilation.graphs)
+        for key, holds, rule, value in (
+            ("accelerate", self.accelerate is Accelerate.auto, "auto", self.accelerate.value),
+            ("compilation", self.compilation in graphs, "auto or graphs", self.compilation.value),
+            ("sampling.stop", not self.sampling.stop, "[]", list(self.sampling.stop)),
+            ("sampling.extra", takes_bursts(self.sampling), "{}", dict(self.sampling.extra)),
+        ):
+            rule = f"{rule} with generator.speculation.kind={self.speculation.kind.value}"
+            require(holds, f"generator.{key}", rule, value)
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """Ask for vLLM's cache, step and graphs; the plan chooses what is left at 0 or `auto`."""

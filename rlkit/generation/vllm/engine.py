@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlkit.generation.speculation import refuse_speculation
 from rlkit.generation.vllm import choice, life, products
 from rlkit.generation.vllm.accel.draft_graphs import draft_sizes
 from rlkit.generation.vllm.compat import repacked
@@ -238,6 +239,7 @@ def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
             f"{max_model_len(spec) - spec.spare_tokens}"
         )
     if spec.device.type == "cpu":
+        refuse_speculation(config.speculation, where="generator=vllm on a CPU")
         if config.compilation is Compilation.graphs:
             raise ValueError("generator.compilation must be eager or inductor on a CPU, got graphs")
         if config.weights is Weights.sleep:

@@ -15,8 +15,7 @@ from torch import Tensor
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import SamplingRow, make_rows
 from rlkit.generation.stream import StreamSource
-from rlkit.generation.vllm.choice import takes_bursts
-from rlkit.generation.vllm.config import VLLMGeneratorConfig
+from rlkit.generation.vllm.config import VLLMGeneratorConfig, takes_bursts
 from rlkit.generation.vllm.engine import Engine
 from rlkit.generation.vllm.joining import Joining, as_asked, in_waves
 from rlkit.generation.vllm.life import reason

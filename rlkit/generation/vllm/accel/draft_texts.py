@@ -71,9 +71,11 @@ class DraftTexts:
         width = max(map(len, sources))
         padded = [text for row in sources for text in (*row, *[-1] * (width - len(row)))]
         limits = [request.num_prompt_tokens + request.max_tokens for request in requests]
-        # One copy to the card for all four.
-        flat = np.array([*states, *own, *limits, *padded], dtype=np.int32)
-        parts = torch.from_numpy(flat).to(self.table.device).split(len(requests))
+        # One copy to the card for all four. From pinned memory it waits for no step under way.
+        flat = torch.from_numpy(np.array([*states, *own, *limits, *padded], dtype=np.int32))
+        if self.table.is_cuda:
+            flat = flat.pin_memory()
+        parts = flat.to(self.table.device, non_blocking=True).split(len(requests))
         return DraftedBatch(*parts[:3], torch.cat(parts[3:]).view(len(requests), width))
 
     def read(self, rows: DraftedBatch, token_ids: Tensor, lengths: Tensor) -> None:
