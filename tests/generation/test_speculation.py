@@ -136,7 +136,7 @@ def test_other_families(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "named", [{"rows": 12}, {"rows": 8}, {"max_rows": 12}, {"check_every": 4}, {"max_tokens": 200}]
+    "named", [{"rows": 12}, {"rows": 8}, {"max_rows": 32}, {"check_every": 4}, {"max_tokens": 200}]
 )
 def test_guesses_begin_when_few_rows_are_left(named: dict[str, Any]) -> None:
     sampling = SAMPLINGS["top_k 2"]

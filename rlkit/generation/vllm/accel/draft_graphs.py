@@ -66,15 +66,15 @@ def capture(runner: Any, tokens: int, rows: int) -> DraftGraphs:
         sizes = draft_sizes(tokens, rows, runner.max_num_reqs)
         options.cudagraph_capture_sizes, options.max_cudagraph_capture_size = sizes, sizes[-1]
     try:
-        manager = type(own)(
+        many = type(own)(
             runner.vllm_config,
             runner.device,
             own.cudagraph_mode,
             decode_query_len=tokens,
             lora_capture_cases=runner.lora_capture_cases,
         )
-        graphs = DraftGraphs(runner, manager, tokens)
-        if manager.needs_capture():
+        graphs = DraftGraphs(runner, many, tokens)
+        if many.needs_capture():
             with graphs.in_use():
                 runner.capture_model()
     finally:

@@ -99,6 +99,7 @@ v1/worker/gpu/cudagraph_utils.py ModelCudaGraphManager.run_fullgraph(desc)
 v1/worker/gpu/cudagraph_utils.py CudaGraphManager: dispatch needs_capture cudagraph_mode
 v1/worker/gpu/model_runner.py GPUModelRunner: decode_query_len lora_capture_cases max_num_reqs
 v1/worker/gpu/model_runner.py GPUModelRunner: capture_model compilation_config max_model_len
+v1/worker/gpu/model_runner.py GPUModelRunner: device vllm_config
 v1/worker/gpu/lora_utils.py LoraState.get_activate_loras(req_ids)
 v1/worker/gpu/states.py RequestState: num_computed_tokens last_sampled_tokens prefill_len
 v1/worker/gpu/states.py RequestState: draft_tokens req_id_to_index all_token_ids total_len
