@@ -24,12 +24,10 @@ from rlkit.generation.speculation import (
     DraftSource,
     SpeculationOptions,
     accepted_drafts,
+    spare_columns,
 )
 from rlkit.models.compat import Cache
 from rlkit.types import SamplingConfig
-
-_SPARE = 64
-"""Columns beyond 9 / 8 of those of the longest row that may be out of use before they go."""
 
 
 class Pass(NamedTuple):
@@ -168,7 +166,7 @@ class DraftedRows:
             keep_columns(self.cache, used)
             self.mask = self.mask[:, :used]
         longest = int(self.mask.sum(dim=1).max())
-        if 8 * self.mask.shape[1] > 9 * longest + 8 * _SPARE:
+        if self.mask.shape[1] > longest + spare_columns(longest):
             # A stable sort moves the columns in use to the right, in their order.
             order = self.mask.int().argsort(dim=1, stable=True)[:, -longest:]
             take_columns(self.cache, order)

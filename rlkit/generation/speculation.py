@@ -83,6 +83,11 @@ def refuse_speculation(options: SpeculationOptions, *, where: str) -> None:
     require(not options.is_on, "generator.speculation.kind", rule, options.kind.value)
 
 
+def spare_columns(row_tokens: int) -> int:
+    """Return the columns out of use that a cache of rows of `row_tokens` may have; see `hf`."""
+    return row_tokens // 8 + 64
+
+
 def accepted_drafts(
     sampled: Int[Tensor, "N K1"], drafts: Int[Tensor, "N K"], lengths: Int[Tensor, " N"]
 ) -> Int[Tensor, " N"]:

@@ -338,6 +338,14 @@ def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
         make()
 
 
+def test_the_memory_plan_hears_of_places_for_wrong_guesses() -> None:
+    on = options(tokens=5)
+    assert VLLMGeneratorConfig(speculation=on).demand(row_tokens=800).spare_tokens == 5
+    assert HFGeneratorConfig(speculation=on).demand(row_tokens=800).spare_tokens == 100 + 64
+    assert VLLMGeneratorConfig().demand(row_tokens=800).spare_tokens == 0
+    assert HFGeneratorConfig().demand(row_tokens=800).spare_tokens == 0
+
+
 def test_sources_and_kinds_are_what_the_docs_name() -> None:
     assert [kind.value for kind in SpeculationKind] == ["none", "ngram"]
     assert [source.value for source in DraftSource] == ["own", "group", "history"]

@@ -167,6 +167,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
             kv_cache_bytes=self.kv_cache_bytes,
             engine_tokens=self.max_num_batched_tokens,
             graphs=_GRAPHS[self.compilation],
+            spare_tokens=self.speculation.tokens if self.speculation.is_on else 0,
         )
 
     @property
