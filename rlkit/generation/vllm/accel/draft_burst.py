@@ -39,7 +39,7 @@ _STEPS = 8
 
 
 class DraftedBurst(NamedTuple):
-    """A burst of rows with guesses."""
+    """This burst has rows with guesses; its graph is one of `draft_graphs`."""
 
     requests: list[Any]
     num_steps: int

@@ -1,4 +1,4 @@
-"""vLLM's CUDA graphs of decoding with several tokens a row, beside those with one.
+"""Decode several tokens a row in CUDA graphs of vLLM's, beside its own with one token.
 
 vLLM captures graphs for one number of tokens a row. Its own manager of graphs is made a second time
 here for another number, and its own runner captures into it.

@@ -71,7 +71,7 @@ class DraftTexts:
         width = max(map(len, sources))
         padded = [text for row in sources for text in (*row, *[-1] * (width - len(row)))]
         limits = [request.num_prompt_tokens + request.max_tokens for request in requests]
-        # One copy to the card for all four. From pinned memory it waits for no step under way.
+        # All four go to the card in one copy. From pinned memory it waits for no step under way.
         flat = torch.from_numpy(np.array([*states, *own, *limits, *padded], dtype=np.int32))
         if self.table.is_cuda:
             flat = flat.pin_memory()
