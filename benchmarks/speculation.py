@@ -238,7 +238,7 @@ def _model(options: argparse.Namespace, root: Path) -> tuple[Path, list[Prompt],
     prompts = []
     for line in options.data.read_text().splitlines():
         chat = [{"role": "user", "content": json.loads(line)["question"]}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
         ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         if len(ids) <= _MOST_PROMPT:
             prompts.append(Prompt(index=len(prompts), ids=ids, text=text))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,7 @@ _PROMPTS = [
 
 def main(folder: str) -> None:
     """Sample every case by the scheduler, and by guesses of each source, twice with history."""
+    begun = time.monotonic()
     accept_triton()
     schedule_ahead()
     spec = EngineSpec(
@@ -83,6 +85,7 @@ def main(folder: str) -> None:
     eager = EagerGraphs(runner)
     plain = find_decoder(engine.llm, support)
     assert not isinstance(plain, str) and support.line is not None, plain
+    line = support.line
     model = AutoModelForCausalLM.from_pretrained(folder)
     layers = [n for n in linear_layers(model) if n.endswith(_LEAVES)]
     injector = LoRAInjector(engine.llm, layers, rank=_RANK, scale=0.5, key=key)
@@ -94,12 +97,13 @@ def main(folder: str) -> None:
         )
         graphs = DraftGraphs(runner, eager, _TOKENS + 1)
         vars(graphs)["find"] = lambda ids: graph
-        decoder = DraftedDecoder(core, runner, support.line, options, graphs)
+        decoder = DraftedDecoder(core, runner, line, options, graphs)
         vars(decoder)["_graph"] = lambda ids: graph
         return decoder
 
     def sample(case: str, decoder: Any, progress: Any = None) -> list[dict[str, Any]]:
         engine.decoder = decoder
+        print(f"{time.monotonic() - begun:.0f} s: {case}", file=sys.stderr, flush=True)
         sampling, stops = _CASES[case]
         generator = VLLMGenerator(
             engine, injector, stop_token_ids=frozenset(stops), config=config, progress=progress

@@ -86,7 +86,7 @@ class Decoder:
         Yields the tokens of each burst. Requests that end are finished; the others are left to
         vLLM's scheduler as if it had decoded them.
         """
-        flights: deque[Flight] = deque()
+        flights: deque[Any] = deque()
         while True:
             burst = self._next()
             if burst:
@@ -101,7 +101,7 @@ class Decoder:
         has_room = len(scheduler.running) < scheduler.max_num_running_reqs
         return has_room and self._line.waits(scheduler)
 
-    def _next(self) -> Burst | None:
+    def _next(self) -> Any:
         """Take as many steps as the requests that go on have room and memory for."""
         # Requests that have all their tokens on the way wait for the burst to land.
         left = {r: tokens_left(r) for r in self._scheduler.running}
@@ -121,7 +121,7 @@ class Decoder:
         fits = blocks <= pool.get_num_free_blocks()
         return Burst(batch, num_steps, graph) if fits else None
 
-    def _launch(self, burst: Burst) -> Flight:
+    def _launch(self, burst: Any) -> Any:
         batch, num_steps, graph = burst
         scheduled = self._schedule(batch, dict.fromkeys(batch, num_steps))
         # The kernels of all steps are launched here, and nothing waits for them.
@@ -139,7 +139,7 @@ class Decoder:
             landed.record()
         return Flight(tuple(batch), token_ids, logps, landed)
 
-    def _land(self, flight: Flight) -> list[Piece]:
+    def _land(self, flight: Any) -> list[Piece]:
         if flight.landed is not None:
             flight.landed.synchronize()
         pieces: list[Piece] = []

@@ -93,7 +93,7 @@ class DraftedDecoder(Decoder):
         self._num_flights = 0
         yield from super().run()
 
-    def _next(self) -> Burst | DraftedBurst | None:
+    def _next(self) -> Any:
         burst = self._next_drafted()
         # A plain burst must know the length of each row, so none follows one still on its way.
         return burst if burst is not None or self._num_flights else super()._next()
@@ -122,7 +122,7 @@ class DraftedDecoder(Decoder):
         most = num_steps * (self._options.tokens + 1)
         return max(0, min(most, int(last - request.num_computed_tokens)))
 
-    def _launch(self, burst: Burst | DraftedBurst) -> Flight | DraftedFlight:
+    def _launch(self, burst: Any) -> Any:
         if isinstance(burst, Burst):
             return super()._launch(burst)
         batch, num_steps, _ = burst
@@ -141,7 +141,7 @@ class DraftedDecoder(Decoder):
             landed.record()
         return DraftedFlight(tuple(batch), ids, logps, held, made, landed)
 
-    def _land(self, flight: Flight | DraftedFlight) -> list[Piece]:
+    def _land(self, flight: Any) -> list[Piece]:
         if isinstance(flight, Flight):
             return super()._land(flight)
         if flight.landed is not None:

@@ -75,8 +75,10 @@ class DraftTexts:
         flat = torch.from_numpy(np.array([*states, *own, *limits, *padded], dtype=np.int32))
         if self.table.is_cuda:
             flat = flat.pin_memory()
-        parts = flat.to(self.table.device, non_blocking=True).split(len(requests))
-        return DraftedBatch(*parts[:3], torch.cat(parts[3:]).view(len(requests), width))
+        count = len(requests)
+        flat = flat.to(self.table.device, non_blocking=True)
+        states_at, texts, limits_at = flat[: 3 * count].view(3, count)
+        return DraftedBatch(states_at, texts, limits_at, flat[3 * count :].view(count, width))
 
     def read(self, rows: DraftedBatch, token_ids: Tensor, lengths: Tensor) -> None:
         """Take the texts of `rows` as they are in vLLM's states.
@@ -116,7 +118,7 @@ class DraftTexts:
 
     def _key(self, request: Any) -> Hashable:
         if self._options.source is DraftSource.own:
-            return request.request_id
+            return str(request.request_id)
         prompt = tuple(request.prompt_token_ids)
         if self._options.source is DraftSource.history:
             return prompt
