@@ -14,6 +14,7 @@ over several tokens costs.
 `same` is the share of completions that are those of `none`, token for token. In 16 bits a pass over
 several tokens rounds otherwise than a pass over one. So the row `none, other batch` samples half of
 the prompts alone, in batches of another size: what two batches of vLLM differ by without guesses.
+`same width` compares with the first side that guesses as many tokens.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def _measure(
 ) -> dict[str, Result]:
     plain = sides.generator(SpeculationOptions())
     results: dict[str, Result] = {}
+    first: dict[int, list[Rollout]] = {}
     results["none"], truth = _timed(plain, work)
     if batches:
         halves = work.sample(plain, epoch=1, part=2)
@@ -131,6 +133,10 @@ def _measure(
         result, found = _timed(generator, work)
         name = f"{side.source.value} {side.tokens}"
         results[name] = result | _compared(found, truth)
+        if side.tokens in first:
+            # Passes of one width round alike, whatever was guessed in them.
+            results[name]["same_width"] = _compared(found, first[side.tokens])["same"]
+        first.setdefault(side.tokens, found)
         print(f"{name}: {result['tokens_per_second']:.0f} tokens/s", flush=True)
     return results
 
@@ -191,8 +197,9 @@ def _compared(found: Sequence[Rollout], truth: Sequence[Rollout]) -> Result:
 def table(results: dict[str, Result]) -> str:
     """Return one line a side, in Markdown."""
     lines = [
-        "| guesses | tokens/s | against none | acceptance | tokens a pass | same | logps differ |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| guesses | tokens/s | against none | acceptance | tokens a pass | same | same width "
+        "| logps differ |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     base = results["none"]["tokens_per_second"]
     for name, result in results.items():
@@ -204,6 +211,7 @@ def table(results: dict[str, Result]) -> str:
             "" if accepted is None else f"{accepted:.3f}",
             "" if speed is None else f"{result['tokens_per_pass']:.2f}",
             "" if same is None else f"{same:.3f}",
+            "" if "same_width" not in result else f"{result['same_width']:.3f}",
             "" if same is None else f"{result['logp_difference_mean']:.1e}",
         )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
