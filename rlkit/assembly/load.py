@@ -70,10 +70,15 @@ def choose_generator(config: Config, device: torch.device, *, say: Say) -> Gener
             sampling=_with_extra(chosen.sampling),
             rounds_at_once=chosen.rounds_at_once,
             tensor_parallel=config.gpus if config.memory.is_sharded else 1,
+            speculation=chosen.speculation,
         )
     reason = f"the device is {device.type}" if device.type != "cuda" else "vLLM is not installed"
     say(f"generator: hf (auto: {reason})")
-    return HFGeneratorConfig(sampling=chosen.sampling, rounds_at_once=chosen.rounds_at_once)
+    return HFGeneratorConfig(
+        sampling=chosen.sampling,
+        rounds_at_once=chosen.rounds_at_once,
+        speculation=chosen.speculation,
+    )
 
 
 def plan_and_load(

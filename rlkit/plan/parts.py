@@ -222,7 +222,7 @@ def kv_bytes(work: Work, request: Request, at_once: int) -> int:
     row_tokens = work.row_tokens  # an engine must be ready for all that is allowed
     if work.sampler is Sampler.hf:
         row_tokens = work.prompt_tokens + work.max_completion
-    blocks = at_once * -(-row_tokens // block) + 2
+    blocks = at_once * -(-(row_tokens + work.spare_tokens) // block) + 2
     return blocks * block * work.kv_token_bytes
 
 

@@ -74,6 +74,8 @@ class Work:
     """Held-out prompts whose completions are scored for their KL; 0 = none."""
     eval_samples: int = 0
     """Completions of each of them."""
+    spare_tokens: int = 0
+    """Places of the key-value cache beyond a row's longest, for wrong guesses."""
 
     @property
     def row_tokens(self) -> int:

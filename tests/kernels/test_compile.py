@@ -24,7 +24,13 @@ from kernel_signatures import CASES
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rlkit.generation.vllm.accel import burst_kernel, lora_kernels, lora_norm, rotary_kernel
+from rlkit.generation.vllm.accel import (
+    burst_kernel,
+    draft_kernels,
+    lora_kernels,
+    lora_norm,
+    rotary_kernel,
+)
 from rlkit.kernels import _kl_triton, _layers_triton, _logps_kernels, _rotary_triton
 from rlkit.kernels.tilings import Tiling, forced, tiling_of
 
@@ -184,6 +190,7 @@ def test_every_kernel_is_compiled() -> None:
         lora_norm,
         rotary_kernel,
         burst_kernel,
+        draft_kernels,
         _kl_triton,
         _layers_triton,
         _logps_kernels,

@@ -6,7 +6,13 @@ from typing import Any
 
 from triton import language as tl
 
-from rlkit.generation.vllm.accel import burst_kernel, lora_kernels, lora_norm, rotary_kernel
+from rlkit.generation.vllm.accel import (
+    burst_kernel,
+    draft_kernels,
+    lora_kernels,
+    lora_norm,
+    rotary_kernel,
+)
 from rlkit.kernels import _kl_triton, _layers_triton, _logps_kernels, _rotary_triton
 
 _LORA = {"RANK": 16, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_R": 16, "EARLY": True, "launch_pdl": True}
@@ -134,5 +140,23 @@ CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
         burst_kernel._logps_kernel,
         "*half i32 *i64 *fp32 *fp32 *fp32 i32",
         {"PARTS": 64},
+    ),
+    (
+        "draft_match",
+        draft_kernels._match_kernel,
+        "*i32 i32 *i32 *i32 *i32",
+        {"SHORTEST": 2, "LONGEST": 4, "PLACES": 1 << 24, "BLOCK": 1024},
+    ),
+    (
+        "draft_guess",
+        draft_kernels._guess_kernel,
+        "*i32 i32 *i32 *i32 *i32 *i64 i32 *i32 *i32 i32 i32",
+        {"PLACES": 1 << 24, "PARTS": 16, "TOKENS": 4},
+    ),
+    (
+        "draft_keep",
+        draft_kernels._keep_kernel,
+        "*i64 *i64 i32 *i32 *i32 *i32 i32 *i32 *i32 *i32 *i32 *i32 i32",
+        {"TOKENS": 4},
     ),
 ]

@@ -21,8 +21,8 @@ _MOST_SEQS = {"cuda": MAX_NUM_SEQS, "cpu": 32}
 
 
 def max_model_len(spec: EngineSpec) -> int:
-    """Add up the tokens of the longest prompt and the longest completion."""
-    return spec.max_prompt_length + spec.max_completion_length
+    """Add up the tokens of the longest prompt, the longest completion and the guesses behind."""
+    return spec.max_prompt_length + spec.max_completion_length + spec.spare_tokens
 
 
 def block_size(config: VLLMGeneratorConfig, spec: EngineSpec) -> int:

@@ -29,6 +29,8 @@ class EngineSpec:
     lora_modules: tuple[str, ...]
     """Last parts of the names of the adapted layers: q_proj, up_proj, ..."""
     allow_remote_code: bool = False
+    spare_tokens: int = 0
+    """Places behind a row's last token, to which wrong guesses write."""
     team: Team | None = None
     """The ranks that are this engine together; None = it is this process's alone."""
 
