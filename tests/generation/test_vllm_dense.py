@@ -285,7 +285,7 @@ def install(worker):
 with tiny_llm(location, dense=True) as llm:
     pair = Pair(llm, hf_of(location))
     layers, num_norms = in_worker(llm, install)
-    assert len(layers) == 8 and all(layer.wide is not None for layer in layers.values())
+    assert len(layers) == 8 and all(layer.wide_size is not None for layer in layers.values())
     assert [layer.gated for layer in layers.values()] == 2 * [False, False, True, False]
     assert [layer.deferred for layer in layers.values()] == 2 * [False, True, False, True]
     assert num_norms == 4

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rlkit.models import DType, ModelConfig, QuantConfig, QuantKind
 from rlkit.models.config import Checkpointing
-from rlkit.models.four_bit import dense
+from rlkit.models.quantised import dense
 from rlkit.models.load import BaseModel, load_model
 from rlkit.models.quantize import (
     kept_layers,
