@@ -47,7 +47,8 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     A row of zeros has the least scale. NaN stays NaN; a row with an infinite weight raises.
     """
     values = weight.float()
-    largest = values.abs().amax(dim=1).nan_to_num(nan=0.0)
+    largest = values.abs().amax(dim=1)
+    largest = torch.where(largest.isnan(), 0.0, largest)
     if torch.isinf(largest).any():
         raise ValueError("weights of a layer in 8 bits must be finite, got inf")
     # frexp: largest / 448 = m 2^e with m in [1/2, 1), which 2^e reaches, or 2^(e - 1) for m = 1/2.

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from rlkit.models.compat import last_products
 from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
-from rlkit.models.quantised import is_quantised
 from rlkit.models.joined import Frozen, Projection, product
+from rlkit.models.quantised import is_quantised
 from rlkit.models.recompute import NamesInside, Trained
 from rlkit.policy.lora_groups import Factors, Groups
 from rlkit.policy.lora_groups import LayerShape as LayerShape
@@ -116,7 +116,7 @@ class LoRA:
         return add_update
 
     def linear(self, layer: str, module: nn.Linear) -> Projection:
-        """Return the forward method of a frozen or quantised `module`, with the adapter's update."""
+        """Return the forward method of a frozen `module`, with the adapter's update."""
         self._plain.add(layer)
         # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
         plain = (weakref.proxy(module),)

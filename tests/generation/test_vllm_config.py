@@ -18,8 +18,8 @@ from rlkit.generation.vllm.config import (
     slot_rank,
 )
 from rlkit.generation.vllm.memory import (
-    NF4_BYTES,
     GIB,
+    NF4_BYTES,
     OVERHEAD_BYTES,
     Budget,
     CacheShape,

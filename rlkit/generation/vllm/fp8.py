@@ -1,4 +1,4 @@
-"""vLLM on a base in 8 bits: the codes and scales of `rlkit.models.fp8`, one copy for engine and trainer.
+"""vLLM on a base in 8 bits, `rlkit.models.fp8`: one copy for engine and trainer.
 
 vLLM's own 8-bit ways scale by numbers of float32, quantise the activations as well, or repack the
 codes: then sampler and trainer would be two policies. Here a layer of vLLM keeps its codes as one
@@ -48,7 +48,7 @@ MOST_ROWS = 256
 
 
 def config_of(layers: Collection[str]) -> dict[str, Any]:
-    """Return `quantization_config` of a model whose `layers`, by the trainer's names, are in e4m3."""
+    """Return `quantization_config` of a model whose `layers` (the trainer's names) are in e4m3."""
     return {"quant_method": NAME, "layers": sorted(layers)}
 
 

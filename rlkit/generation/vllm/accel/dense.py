@@ -2,9 +2,10 @@
 
 A layer with fused parts p gives output = base(x) + active * [B_p (A_p x)]_p. `active` says which
 rows of the batch use the adapter, so a mixed batch is right without being sorted. For the few rows
-of decoding, A is kept behind the rows of the base weight, or is read with it. One product then gives base(x) and A x,
-and `expand` adds the rest: one launch per layer more than without an adapter. A x and B (A x) are
-rounded to the dtype of the model, as in `rlkit.policy.lora`; Punica keeps A x in float32.
+of decoding, A is kept behind the rows of the base weight, or is read with it. One product then
+gives base(x) and A x, and `expand` adds the rest: one launch per layer more than without an
+adapter. A x and B (A x) are rounded to the dtype of the model, as in `rlkit.policy.lora`; Punica
+keeps A x in float32.
 
 vLLM's stacked buffers become views of the same memory, so whatever fills them (rlkit's injector,
 vLLM's own loaders) fills what is multiplied. Tested with vLLM 0.24.0 (CUDA, both model runners)

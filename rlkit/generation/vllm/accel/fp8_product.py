@@ -73,8 +73,8 @@ def _dot(acc, x, w, rows, inside, columns, real, first, x_step, K: tl.constexpr,
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _product_kernel(
-    out, x, codes, scale, a, bias, parts, arrived, num_rows, num_outputs, num_more, x_step, out_step,
-    K: tl.constexpr, SPLITS: tl.constexpr, BIAS: tl.constexpr, BLOCK_M: tl.constexpr,
+    out, x, codes, scale, a, bias, parts, arrived, num_rows, num_outputs, num_more, x_step,
+    out_step, K: tl.constexpr, SPLITS: tl.constexpr, BIAS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     block, part, of_rows = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -172,9 +172,9 @@ def product(
     of_rows = triton.cdiv(len(x), tile.block_m)
     _product_kernel[(blocks, tile.splits, of_rows)](
         out, x, codes, scale, codes if a is None else a, scale if bias is None else bias,
-        workspace.parts, workspace.arrived, len(x), num_outputs, num_more, x.stride(0), out.stride(0),
-        K=num_inputs, SPLITS=tile.splits, BIAS=bias is not None, BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        workspace.parts, workspace.arrived, len(x), num_outputs, num_more, x.stride(0),
+        out.stride(0), K=num_inputs, SPLITS=tile.splits, BIAS=bias is not None,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
         DEPTH=num_inputs // tile.splits, num_warps=4, num_stages=3 if tile.block_n == 128 else 4,
     )  # fmt: skip
     return out
