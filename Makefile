@@ -75,9 +75,14 @@ faults: .venv/installed-test
 
 # Runs the lessons of notebooks/ again and keeps what they print and draw.
 .PHONY: notebooks
-notebooks: .venv/installed-test
+notebooks: .venv/installed
 	$(PIP) -e '.[notebooks]'
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	$(BIN)/python docs/run_notebooks.py notebooks/*.ipynb
+
+# Where the project lives, in every text that names it: make address REPOSITORY=someone/rlkit
+.PHONY: address
+address:
+	$(PYTHON) docs/address.py '$(REPOSITORY)'
 
 clean:
 	rm -rf .venv .venv-peers .venv-ray .venv-constraints .venv-versions

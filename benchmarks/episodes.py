@@ -7,12 +7,16 @@ samples completions of N tokens. The other samples two turns of N/2 tokens each,
 environment in between. Both see the same prompts and sample the same number of tokens, so what is
 more is the price of an environment: a second call of the engine, the reply and its tokens. With
 `--sides one_turn,two_turns,trl_tools` TRL's GRPOTrainer does two turns as well, with a tool for the
-reply. `--tiny` runs a small shape.
+reply. `--sides rounds,stream` compares the two ways to admit turns, with four turns whose lengths
+differ: each token ends its turn by chance, and a turn has a quarter of N tokens in the mean.
+`--tiny` runs a small shape.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -36,7 +40,10 @@ _REPLY = 96
 """Tokens that the reply may take with the template's text around it."""
 _COUNTS = {"prompts": 8, "samples": 8, "new_tokens": 512, "warmup": 2, "steps": 5}
 _TINY = {"prompts": 2, "samples": 2, "new_tokens": 8, "warmup": 1, "steps": 2}
-SIDES = ("one_turn", "two_turns", "trl_tools")
+SIDES = ("one_turn", "two_turns", "trl_tools", "rounds", "stream")
+_UNEVEN = ("rounds", "stream")
+_TURNS = 4
+"""Turns of an uneven episode; the longest turn has as many tokens as four mean ones."""
 _DEFAULT = "one_turn,two_turns"
 
 
@@ -61,6 +68,7 @@ def main() -> int:
         write_shape(folder, options.shape)
         for name in options.sides.split(","):
             write_prompts(_work(folder, options, name))
+            _write_stops(folder, options.new_tokens // _TURNS if name in _UNEVEN else None)
             results[name] = _start(name, folder, options).finish(timeout_s=options.timeout_s)
             if options.out:
                 said = _work(folder, options, name)._asdict() | {"folder": options.shape}
@@ -79,6 +87,10 @@ def table(results: dict[str, Result]) -> str:
         cells = [m.get(phase, 0.0) for m in good.values()]
         times = [f"{c / cells[0]:.2f}" if cells[0] else "–" for c in cells[1:]]
         lines.append(f"| {phase} | " + " | ".join([*(f"{c:.3f}" for c in cells), *times]) + " |")
+    tokens = [statistics.mean(results[side]["mean_tokens"]) for side in good]
+    rest = [f"{t / tokens[0]:.2f}" for t in tokens[1:]]
+    sampled = " | ".join([*(f"{t:.1f}" for t in tokens), *rest])
+    lines.append(f"| tokens of an episode, sampled | {sampled} |")
     return "\n".join([*lines, *failures(results)])
 
 
@@ -89,12 +101,22 @@ def overrides(side: str, new_tokens: int) -> tuple[str, ...]:
         "model.chat_template=rlkit_plain",
         f"task.max_prompt_length={PROMPT_TOKENS + 64}",
     )
+    if side in _UNEVEN:
+        return (
+            *chat,
+            f"task.max_completion_length={_TURNS * (new_tokens + _REPLY)}",
+            "environment.fn=benchmarks.episodes_reply:Replies",
+            f"+environment.options.turns={_TURNS}",
+            f"environment.max_turn_tokens={new_tokens}",
+            "environment.cut_turns=answer",
+            f"environment.admission={side}",
+        )
     if side != "two_turns":
         return chat
     return (
         *chat,
         f"task.max_completion_length={new_tokens + _REPLY}",
-        "environment.fn=benchmarks.episodes_reply:TwoTurns",
+        "environment.fn=benchmarks.episodes_reply:Replies",
         f"environment.max_turn_tokens={new_tokens // 2}",
         "environment.cut_turns=answer",
     )
@@ -111,7 +133,17 @@ def _work(folder: Path, options: argparse.Namespace, side: str) -> Work:
         trl_rows=1,
         overrides=(*overrides(side, options.new_tokens), *options.set),
         run_name=f"{side}-run",
+        ends_itself=side in _UNEVEN,
     )
+
+
+def _write_stops(folder: Path, mean: int | None) -> None:
+    """Let one id in `mean` end a turn of the random model, whose ids are about equally likely."""
+    path = folder / "generation_config.json"
+    path.unlink(missing_ok=True)
+    if mean is not None:
+        size = json.loads((folder / "config.json").read_text())["vocab_size"]
+        path.write_text(json.dumps({"eos_token_id": list(range(0, size, mean))}))
 
 
 def _start(name: str, folder: Path, options: argparse.Namespace) -> Side:

@@ -1,12 +1,15 @@
-"""The environment of `benchmarks.episodes`: one reply of 32 letters between two turns."""
+"""The environment of `benchmarks.episodes`: replies of 32 letters between the turns."""
 
 from __future__ import annotations
 
 from rlkit.environments import Action, Example, Message, Turn
 
 
-class TwoTurns:
-    """Replies to the first turn and ends with the second."""
+class Replies:
+    """Replies to all turns but the last, and pays for none."""
+
+    def __init__(self, turns: int = 2) -> None:
+        self._turns = turns
 
     def start(self, example: Example, seed: int) -> tuple[int, Turn]:
         """Keep the seed."""
@@ -15,4 +18,4 @@ class TwoTurns:
     def step(self, state: int, action: Action) -> tuple[int, Turn]:
         """Say 32 letters, or nothing more."""
         letters = "".join(chr(97 + (state >> i) % 26) for i in range(32))
-        return state, Turn((Message("user", letters),), done=action.turn == 1)
+        return state, Turn((Message("user", letters),), done=action.turn + 1 == self._turns)

@@ -104,6 +104,8 @@ def place_of(path: Path) -> str | None:
         return path.relative_to(DOCS).as_posix()
     if path == ROOT / "README.md":
         return "index.md"
+    if path.parent == ROOT / "notebooks":
+        return f"notebooks/{path.stem}.md"
     if path in set(outside()):
         return path.relative_to(ROOT).as_posix()
     return None

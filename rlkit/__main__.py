@@ -4,6 +4,9 @@ import contextlib
 import os
 import signal
 import sys
+from types import FrameType
+
+from rlkit.runtime.signals import STOP_SIGNALS
 
 INTERRUPTED = 130
 
@@ -20,7 +23,19 @@ def main() -> None:
     # What is left is the interpreter's own end, which would answer Ctrl-C with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _flush()
+    _keep(code)
     sys.exit(code)
+
+
+def _keep(code: int) -> None:
+    """Let a signal that comes too late end the process at once, with the code of what was done."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os._exit(code)
+
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, leave)
 
 
 def _flush() -> None:

@@ -29,7 +29,7 @@ from rlkit.checks.refusal import ConfigError as ConfigError
 from rlkit.checks.refusal import checked, refuse_unknown_keys
 from rlkit.checks.refusal import did_you_mean as did_you_mean
 from rlkit.checks.refusal import require as require
-from rlkit.environments import EnvironmentConfig
+from rlkit.environments import Admission, EnvironmentConfig
 from rlkit.generation import GeneratorConfig
 from rlkit.models import ModelConfig, QuantKind, TuningKind
 from rlkit.rewards import RewardConfig
@@ -173,6 +173,10 @@ class Config(Options):
         _check_completions(both, self.prompts_per_step, self.algorithm.group_size)
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
+        if isinstance(self.generator, GeneratorConfig) and not self.generator.streams:
+            rule = f"rounds with generator={option_of('generator', self.generator)}"
+            admission = self.environment.admission
+            require(admission is Admission.rounds, "environment.admission", rule, admission.value)
         if isinstance(self.algorithm, AlgorithmConfig) and self.algorithm.group_size != 1:
             _check_group_size(self)
 

@@ -54,6 +54,7 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "environment.max_turn_tokens": None,
     "environment.cut_turns": "end",
     "environment.history": "strict",
+    "environment.admission": "rounds",
     "environment.timeout_s": 10.0,
     "environment.episode_timeout_s": 120.0,
     "environment.startup_timeout_s": 120.0,

@@ -28,6 +28,7 @@ from code_blocks import (
     pages,
     rlkit_arguments,
 )
+from gpu_blocks import needing_a_card
 
 from rlkit.cli import COMMANDS
 from rlkit.launch.composing import register
@@ -36,7 +37,7 @@ from rlkit.reference.commands import help_of
 
 PAGES = pages()
 OTHER_PROGRAMS = {
-    *("cd", "exec", "export", "make", "ollama", "pip", "python", "tensorboard", "torchrun"),
+    *("cd", "exec", "export", "git", "make", "ollama", "pip", "python", "tensorboard", "torchrun"),
     *("sbatch", "trackio", "vllm", "wandb"),
 }
 COMPOSED = ("check", "judge-check")
@@ -103,6 +104,17 @@ def test_commands_of_the_experiments_compose(page: Path, folder: Path) -> None:
             # A variable of the shell stands for options of another line.
             if arguments is not None and not any("$" in word for word in words):
                 check_rlkit(arguments)
+
+
+def test_what_a_card_would_run_composes(folder: Path) -> None:
+    register()
+    found = list(needing_a_card("starter"))
+    for page, (_, _, program, *arguments) in found:
+        write_files(page)
+        assert program == "rlkit" and "steps=2" in arguments
+        check_rlkit(arguments)
+    wanted = {p for p in PAGES for b in blocks(p) if b.needs == "gpu" and "rlkit " in b.text}
+    assert {page for page, _ in found} == wanted
 
 
 def check_rlkit(arguments: list[str]) -> None:

@@ -71,7 +71,7 @@ ALLOWED = {
         *("tracking", "cli"),
     },
     "__init__": {"config", "launch", "types"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "runtime"},
 }
 MAX_FILE, MAX_ALGORITHM, MAX_FUNCTION = 300, 250, 50
 

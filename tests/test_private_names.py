@@ -31,7 +31,8 @@ LISTED = MappingProxyType(
         },
         "rlkit/runtime/torch_compat.py": {
             *("_C", "_accelerator_setAllocatorSettings", "_set_allocator_settings"),
-            *("_foreach_copy_", "_foreach_mul", "_foreach_mul_", "_version", "_cdata"),
+            *("_foreach_copy_", "_foreach_mul", "_foreach_mul_", "_foreach_norm"),
+            *("_version", "_cdata"),
             *("_flash_attention_forward", "_flash_attention_backward", "_schema"),
             *("_get_nvml_device_index", "_python_dispatch", "_pytree"),
         },

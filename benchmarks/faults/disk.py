@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.faults.row import Row
@@ -17,6 +17,18 @@ from benchmarks.faults.runs import STEPS, differences, finish, prepare, start, w
 _FULL = os.strerror(errno.ENOSPC)
 _READ_ONLY = os.strerror(errno.EROFS)
 _DENIED = os.strerror(errno.EPERM)
+
+
+# Files that a run has open keep a whole file system from becoming read-only: its folder of
+# checkpoints becomes a mount of its own.
+_CHANGES: Mapping[str, Callable[[Path], list[list[str]]]] = {
+    "read-only": lambda saved: [
+        ["mount", "--bind", str(saved)],
+        ["mount", "-o", "remount,bind,ro"],
+    ],
+    "immutable": lambda saved: [["chattr", "+i"]],
+}
+_UNDONE = {"read-only": ["umount", "-l"], "immutable": ["chattr", "-i"]}
 
 
 def run(count: int, folder: Path) -> Row:
@@ -58,21 +70,24 @@ def _try(folder: Path, base: list[str], kind: str, *, share: float, size: int, n
             return "not here"
         run = place / "run"
         process = start(folder, f"{place.name}/run", base)
-        if kind in ("read-only", "immutable"):
+        saved = run / "checkpoints"
+        if kind in _CHANGES:
             step = 2 * max(1, round(share * STEPS / 2))
-            wait_for(run / f"checkpoints/step-{step:06d}", process)
-            change = ["mount", "-o", "remount,ro"] if kind == "read-only" else ["chattr", "+i"]
-            target = place if kind == "read-only" else run / "checkpoints"
-            if subprocess.run([*change, str(target)], capture_output=True, check=False).returncode:
+            wait_for(saved / f"step-{step:06d}", process)
+            if not all(_done(*words, str(saved)) for words in _CHANGES[kind](saved)):
                 process.send_signal(9)
                 process.wait(60)
                 return "not here"
         done = process.finish(120)
-        restore = {"read-only": ["mount", "-o", "remount,rw"], "immutable": ["chattr", "-i"]}
-        target = run / "checkpoints" if kind == "immutable" else place
-        more = ["mount", "-o", "remount,size=64m,nr_inodes=100000"]
-        subprocess.run([*restore.get(kind, more), str(target)], capture_output=True, check=False)
+        if kind in _CHANGES:
+            _done(*_UNDONE[kind], str(saved))
+        else:
+            _done("mount", "-o", "remount,size=64m,nr_inodes=100000", str(place))
         return _judge(folder, base, run, done)
+
+
+def _done(*words: str) -> bool:
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
 def _judge(folder: Path, base: list[str], run: Path, done: subprocess.CompletedProcess[str]) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +26,8 @@ import torch  # noqa: E402
 from tiny_run import flat, tiny_run  # noqa: E402
 
 from benchmarks.faults import engine_logps  # noqa: E402
+from benchmarks.faults.engine_resume import resumed  # noqa: E402
+from benchmarks.faults.engine_runs import log_of, start, wait_for_step  # noqa: E402
 from benchmarks.faults.row import Row  # noqa: E402
 from rlkit.algorithms.grpo import GRPOConfig  # noqa: E402
 from rlkit.launch.environment import hardware, versions  # noqa: E402
@@ -41,6 +43,8 @@ from rlkit.training.update import (  # noqa: E402
 
 _MOST_ERROR = 1e-6
 _EXIT_S = 30.0
+PARTS = ("memory", "lora", "qlora", "resume", "soak", "exits")
+"""The parts that `--parts` takes; `memory` wants the device for itself."""
 _AT_ONCE = 10
 """Runs that end on one device at a time."""
 
@@ -101,51 +105,41 @@ def _at_most(num_bytes: int) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def exits(count: int, folder: Path, model: str) -> Row:
+def exits(count: int, folder: Path, model: str, *, seconds: float = math.inf) -> Row:
     """Run `count` short runs with vLLM to their end; survived is one that then ends within 30 s.
 
-    Several run at a time, on one device.
+    Several run at a time, on one device. None is started when `seconds` have passed.
     """
-    numbers = range(count)
+    last_start = time.monotonic() + seconds
+
+    def made(number: int) -> list[tuple[float, str]]:
+        if time.monotonic() > last_start:
+            return []
+        return [_exit_seconds(folder, f"exit_{number}", model)]
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        ends = list(pool.map(lambda n: _exit_seconds(folder, f"exit_{n}", model), numbers))
+        ends = [end for some in pool.map(made, range(count)) for end in some]
+    count = len(ends)
     slowest, wrong = max(seconds for seconds, _ in ends), [w for _, w in ends if w]
     said = "; ".join(wrong[:2]) or "exit 0"
     note = f"{_AT_ONCE} at a time, slowest {slowest:.1f} s from the last step to the exit; {said}"
     return Row("F22 end of a run with vLLM", count, count - len(wrong), len(wrong), note)
 
 
-def _start(folder: Path, name: str, model: str, *more: str) -> subprocess.Popen[bytes]:
-    overrides = [
-        *(f"run_dir={name}", f"model.source={model}", "generator=vllm", "task=max_of_n"),
-        *("prompts_per_step=4", "algorithm.group_size=8", "task.max_completion_length=16"),
-        *("evaluation.num_prompts=8", "evaluation.samples_per_prompt=1", "tracker.console=plain"),
-        *more,
-    ]
-    log = (folder / f"{name}.txt").open("wb")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-m", "rlkit", *overrides]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
-    )
-
-
 def _exit_seconds(folder: Path, name: str, model: str) -> tuple[float, str]:
-    process = _start(folder, name, model, "steps=2")
-    metrics = folder / name / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and len(read_lines(metrics)) == 2):
-        time.sleep(0.1)
+    process = start(folder, name, model, "steps=2")
+    wait_for_step(folder, name, process, 2)
     begun = time.monotonic()
     code = process.wait(120)
     seconds = time.monotonic() - begun
     if code:
-        return seconds, f"exit {code}: {(folder / f'{name}.txt').read_text()[-300:]}"
+        return seconds, f"exit {code}: {log_of(folder, name).read_text(errors='replace')[-300:]}"
     return seconds, "" if seconds < _EXIT_S else f"took {seconds:.0f} s"
 
 
 def soak(count: int, folder: Path, model: str) -> Row:
     """Train for `count` steps with vLLM; memory of host and device and open files must be flat."""
-    process = _start(
+    process = start(
         folder, "soak", model, f"steps={count}", "evaluation.every=0", "optim.learning_rate=1e-6"
     )
     seen, looks = psutil.Process(process.pid), list[tuple[int, int, int]]()
@@ -192,6 +186,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--exits", type=int, default=20)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="no exit is started after this time"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="these alone")
     options = parser.parse_args()
     rows: list[Row] = []
 
@@ -208,15 +206,19 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="faults-gpu-") as scratch:
         folder = Path(scratch)
-        if torch.cuda.is_available():  # alone, as it takes the device's memory away
+        if "memory" in options.parts:  # alone, as it takes the device's memory away
             keep(out_of_memory(20, folder / "oom"))
-        with ThreadPoolExecutor(2) as pool:
-            others = [
-                pool.submit(soak, options.steps, folder, options.model),
-                pool.submit(exits, options.exits, folder, options.model),
-            ]
-            for row in engine_logps.rows(options.model, quantised=torch.cuda.is_available()):
-                keep(row)
+        makers = {
+            "resume": lambda: resumed(folder, options.model),
+            "soak": lambda: soak(options.steps, folder, options.model),
+            "exits": lambda: exits(options.exits, folder, options.model, seconds=options.seconds),
+        }
+        with ThreadPoolExecutor(len(makers)) as pool:
+            others = [pool.submit(makers[part]) for part in makers if part in options.parts]
+            for part in ("lora", "qlora"):
+                if part in options.parts:
+                    for row in engine_logps.rows(options.model, quantised=part == "qlora"):
+                        keep(row)
             for other in as_completed(others):
                 keep(other.result())
     return int(any(row.lost for row in rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psutil
 from benchmarks.faults.row import Row
 from benchmarks.faults.runs import (
     differences,
+    family,
     finish,
     leftovers,
     prepare,
@@ -38,7 +40,7 @@ def run(count: int, folder: Path) -> Row:
     while injected < count:
         name = used[runs] if runs < len(used) else draw.choice(quick)
         overrides = names[name]
-        truth = f"truth {used.index(name)}".replace(" ", "_")
+        truth = f"truth_{list(names).index(name)}"
         if name not in seconds:
             begun = time.monotonic()
             if problem := finish(folder, truth, overrides):
@@ -79,9 +81,10 @@ def _kill(
         time.sleep(draw.uniform(0.0, seconds))
         if process.poll() is not None:
             break
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(9)
-        process.wait(60)
+        children = family(process)
+        process.send_signal(signal.SIGKILL)
+        if process.wait(60) != -signal.SIGKILL:
+            break  # it came to its end first: that was no kill
         _, alive = psutil.wait_procs(children, timeout=5)
         kills, orphans = kills + 1, orphans + len(alive)
     return kills, orphans

@@ -129,7 +129,7 @@ def _has_mark(process: psutil.Process, mark: str) -> bool:
     try:
         found = process.environ().get(_CANARY, "")
         ours = found.startswith(mark) if mark.endswith("-") else found == mark
-        return ours and process.status() != psutil.STATUS_ZOMBIE
+        return bool(ours and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

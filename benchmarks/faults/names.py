@@ -11,11 +11,14 @@ from benchmarks.faults.one_line import badly_ended
 from benchmarks.faults.row import Row
 from benchmarks.faults.runs import forks, prepare
 
+_HOME = "${oc.env:HOME}"
+_ABSOLUTE = "/an absolute path"
+"""It stands for one below the folder that is watched: a name in the way is nobody's."""
 NAMES = (
-    *("../x", "../../../../x", "/etc/rlkit-x", "a/../../x", "..", "."),
+    *("../x", "../../../../x", _ABSOLUTE, "a/../../x", "..", "."),
     *("a\0b", "con", "nul.txt", "x" * 300, "漢字 ü 🙂", "-x", "--help"),
     *("~", "~/x", "$(touch pwned)", "`touch pwned`", "a;touch pwned", "a\nb"),
-    *("x\x1b[2J", "%s%n", "\u202ex", "a b", "*", "a\\b", "${oc.env:HOME}"),
+    *("x\x1b[2J", "%s%n", "\u202ex", "a b", "*", "a\\b", _HOME),
 )
 """Names as a user, a data set or a colleague's command may have them."""
 _PLACES: Mapping[str, str] = {
@@ -52,18 +55,23 @@ def _try(box: Path, base: list[str], place: str, name: str, *, model: Path) -> t
     """Return what went wrong, and whether the command ran to its end."""
     cwd = box / "a/b/c"
     cwd.mkdir(parents=True)
+    name = f"{box}/elsewhere/x" if name == _ABSOLUTE else name
     words, allowed = _command(base, place, name, cwd, model)
-    before = _files(box)
+    before = _files(box) | _at_the_root()
     home = {"HOME": str(box / "home"), "RLKIT_BOX": str(box)}
     done = forks().start(*words, cwd=cwd, env={**os.environ, **home}).finish(120)
-    new = _files(box) - before
+    new = (_files(box) | _at_the_root()) - before
     outside = [path for path in new if not path.is_relative_to(allowed)]
-    for path in ("/etc/rlkit-x", "/x", "/etc/pwned"):
-        if allowed != Path(path) and os.path.lexists(path):
-            outside.append(Path(path))
     if outside:
         return f"wrote {outside[0]}", done.returncode == 0
     return badly_ended(done), done.returncode == 0
+
+
+def _folder(cwd: Path, name: str) -> Path:
+    """Return the folder that a user means by this path."""
+    if "\0" in name:
+        return cwd
+    return cwd.parents[2] / "home" if name == _HOME else Path(os.path.normpath(cwd / name))
 
 
 def _command(
@@ -75,11 +83,11 @@ def _command(
     common = [*small, "steps=1", "evaluation.num_prompts=0", f"model.source={model / 'model'}"]
     quoted = _quoted(name)
     if place == "a run's folder":
-        run_dir = Path(os.path.normpath(cwd / name)) if "\0" not in name else cwd
-        return [f"run_dir={quoted}", f"+reward.functions.f.fn={reward}", *common], run_dir
+        words = [f"run_dir={quoted}", f"+reward.functions.f.fn={reward}", *common]
+        return words, _folder(cwd, name)
     if place == "a sweep's folder":
         tables = ["-m", "model=tabular", "steps=1", f"hydra.sweep.dir={quoted}", "seed=0,1"]
-        return tables, Path(os.path.normpath(cwd / name)) if "\0" not in name else cwd
+        return tables, _folder(cwd, name)
     if place == "the task's name":
         rows = model / "names.jsonl"
         lines = [{"prompt": f"say {i}", "answer": str(i)} for i in range(8)]
@@ -101,6 +109,12 @@ def _command(
 def _quoted(name: str) -> str:
     escaped = name.replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _at_the_root() -> set[Path]:
+    """Return what lies in the folders that names with many `..` lead to."""
+    places = (Path(folder) / name for folder in ("/", "/etc", "/tmp") for name in ("x", "pwned"))
+    return {path for path in places if os.path.lexists(path)}
 
 
 def _files(box: Path) -> set[Path]:

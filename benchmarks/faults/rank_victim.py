@@ -42,7 +42,7 @@ def _arm(phase: str) -> None:
 
     holder: Any
     holder, name = {
-        "sampling": (TimedGenerator, "generate"),
+        "sampling": (TimedGenerator, "_watched"),
         "scoring": (trainer, "score"),
         "summing": (Group, "_sum"),
         "saving": (checkpoint, "content_hash"),

@@ -25,6 +25,7 @@ _NOT_ON_A_TINY_MODEL = {
     "memory=qlora": "needs CUDA",
     "algorithm=ppo_tabular": "is for tables",
 }
+_MORE = {"algorithm=sft": ["algorithm.group_size=1"]}
 _TURNS = [
     *("task=echo", "task.max_prompt_length=300", "task.max_completion_length=120"),
     *("environment.fn=faults_environment.py:Digits", "environment.max_turn_tokens=12"),
@@ -47,7 +48,7 @@ def cases() -> Iterator[tuple[str, list[str]]]:
         for file in sorted((ROOT / "conf" / group).glob("*.yaml")):
             name = f"{group}={file.stem}"
             if name not in _NOT_ON_A_TINY_MODEL:
-                yield name, [name]
+                yield name, [name, *_MORE.get(name, [])]
     several = ["optim.inner_epochs=2", "optim.minibatches=2"]
     yield "micro-batches of one row", ["memory.tokens_per_microbatch=1"]
     yield "micro-batches of two rows", ["memory.tokens_per_microbatch=80"]

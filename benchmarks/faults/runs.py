@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from byte_model import write_byte_model
 from safetensors.torch import load_file
 from warm_cli import Forks, Run
@@ -122,6 +124,14 @@ def same_tensors(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype and a[k].numpy().tobytes() == b[k].numpy().tobytes() for k in a
     )
+
+
+def family(run: Run) -> list[psutil.Process]:
+    """Return the processes that a run has started; none when it has ended by itself just now."""
+    found: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(run.pid).children(recursive=True)
+    return found
 
 
 def leftovers(run: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import psutil
 from warm_cli import Run
 
 from benchmarks.faults.row import Row
-from benchmarks.faults.runs import STEPS, differences, finish, prepare, start, status
+from benchmarks.faults.runs import STEPS, differences, family, finish, prepare, start, status
 from rlkit.tracking.files import read_lines
 
 _LIMIT_S = 30.0
@@ -188,7 +188,7 @@ def _end(
 
     `ends` are the pairs of exit code and status of which the run must show one.
     """
-    children = psutil.Process(process.pid).children(recursive=True)
+    children = family(process)
     begun = time.monotonic()
     for number in numbers:
         process.send_signal(number)

@@ -18,6 +18,7 @@ from rlkit.assembly.model_run import ModelRun
 from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.rewards import reward_pool, start_rewards
 from rlkit.assembly.rows import held_out_prompts, tried_rewards, usable_rows
+from rlkit.assembly.shares import keep_own_share
 from rlkit.assembly.side_tasks import side_tasks
 from rlkit.assembly.stops import stops_before_loading
 from rlkit.assembly.targets import Imitated, imitated_by, with_held_out
@@ -146,7 +147,7 @@ def _with_model(
         meter=meter,
         device=start.device,
         base=base,
-        policy=policy,
+        policy=keep_own_share(policy, start.ranks),
         task=task,
         rewards=start.rewards,
         engine=loaded.engine,

@@ -6,11 +6,12 @@ from rlkit.algorithms import GroupFilter
 from rlkit.assembly.identity import identity_hash
 from rlkit.config import Config, algorithm_of
 from rlkit.generation import sample_seed
-from rlkit.models.config import Switch, TuningKind
+from rlkit.models.config import Switch
 from rlkit.ranks import ALONE, Ranks
 from rlkit.training.learner import Learner
 from rlkit.training.optim import build_optimizer
 from rlkit.training.schedule import RunSchedule
+from rlkit.training.sharded import Shares
 from rlkit.training.update import TrainState, UpdateSettings
 from rlkit.types import Algorithm, RolloutKind
 
@@ -25,7 +26,7 @@ def new_state(
     algorithm: Algorithm,
     *,
     critic_prefix: str,
-    ranks: Ranks = ALONE,
+    shares: Shares | None = None,
 ) -> TrainState:
     """Return the state before the first step.
 
@@ -34,7 +35,7 @@ def new_state(
         config: The run's configuration.
         algorithm: It says at which rate its critic learns, if it has one.
         critic_prefix: The names of the critic's leaves begin with it.
-        ranks: The ranks of the run; they share the moments where all weights train.
+        shares: The ranks' shares of what trains; None = every rank keeps all.
 
     Returns:
         The state of step 0, with fresh optimiser moments.
@@ -46,8 +47,7 @@ def new_state(
         learner.named_parameters(),
         config.optim,
         rate_factor=lambda name: factor if name.startswith(critic_prefix) else 1.0,
-        # An adapter's are small: to hold them all saves a message in each update.
-        spread_over=ranks if config.model.tuning is TuningKind.full else ALONE,
+        shares=shares,
     )
     return TrainState(learner=learner, optimizer=optimizer)
 

@@ -251,8 +251,8 @@ def _probe_batch(rows: Sequence[ProbeRow], *, device: torch.device) -> RolloutBa
 def prompts_at_once(generator: GeneratorConfig, samples: int) -> int:
     """Return the prompts that a rank samples in one call; 0 = its whole share of a step.
 
-    Only transformers' generator works batch after batch. vLLM and its server are best given all:
-    they fill each place that becomes free.
+    Only transformers' generator works batch after batch. vLLM takes prompts on the way, and says
+    itself how many it holds. A server is best given all.
     """
     if not isinstance(generator, HFGeneratorConfig):
         return 0

@@ -24,6 +24,7 @@ from rlkit.assembly.from_config import (
 from rlkit.assembly.generators import new_generator, prompts_at_once
 from rlkit.assembly.prompts import render_prompts
 from rlkit.assembly.save import save_trained
+from rlkit.assembly.shares import shares_of
 from rlkit.assembly.stoppable import StoppableRewards
 from rlkit.assembly.targets import Imitated, meter_of, targets_for
 from rlkit.config import Config, algorithm_name, flatten, option_of
@@ -38,7 +39,7 @@ from rlkit.rewards.pool import RewardPool
 from rlkit.tasks import Split, Task, train_indices
 from rlkit.tracking.base import Phase, RunInfo, Tracker
 from rlkit.training.collect import Collector, RolloutSource
-from rlkit.training.deadline import Deadline, Hung, TimedGenerator
+from rlkit.training.deadline import Deadline, Hung, timed
 from rlkit.training.divergence import DivergenceMeter, EvalKL
 from rlkit.training.evaluate import Evaluator, SideTask
 from rlkit.training.loss_scale import FLOAT16
@@ -115,7 +116,8 @@ class ModelRun:
     def initial_state(self) -> TrainState:
         """Return the state before the first step."""
         policy, config, algorithm = self.policy, self.config, self.algorithm
-        state = new_state(policy, config, algorithm, critic_prefix=CRITIC_PREFIX, ranks=self.ranks)
+        shares = shares_of(policy, self.ranks)
+        state = new_state(policy, config, algorithm, critic_prefix=CRITIC_PREFIX, shares=shares)
         if self.base.dtype is torch.float16:
             state.loss_scale = FLOAT16
         return state
@@ -242,9 +244,7 @@ class ModelRun:
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
         name = option_of("generator", self.config.generator)
-        return TimedGenerator(
-            self._new_generator(report, pulse), deadline, name=f"generator={name}"
-        )
+        return timed(self._new_generator(report, pulse), deadline, name=f"generator={name}")
 
     def _new_generator(
         self, report: Callable[[Progress], None], pulse: Callable[[], None]

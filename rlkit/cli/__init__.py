@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "rlkit.cli.check",
     "compare": "rlkit.cli.compare",
     "convert-config": "rlkit.cli.convert_config",
+    "diff": "rlkit.cli.diff",
     "env": "rlkit.cli.env",
     "eval": "rlkit.cli.evaluate",
     "export": "rlkit.cli.export",

@@ -31,6 +31,15 @@ class CutTurn(StrEnum):
     """The environment answers it as any other turn."""
 
 
+class Admission(StrEnum):
+    """This decides when the engine gets an episode's next turn."""
+
+    rounds = "rounds"
+    """All live episodes get their next turn together, once the environment has answered them."""
+    stream = "stream"
+    """Each gets it as soon as it is answered, while others still decode."""
+
+
 class EnvironmentSpec(NamedTuple):
     """This names an environment and its options."""
 
@@ -57,6 +66,9 @@ class EnvironmentConfig(Options):
     """end or answer: what becomes of a turn that met `max_turn_tokens`."""
     history: History = History.strict
     """strict, append or branch: what becomes of a chat template that rewrites turns of the past."""
+    admission: Admission = Admission.rounds
+    """rounds or stream: when the engine gets an episode's next turn. Only vLLM in this process
+    (`generator=vllm`) can stream."""
     timeout_s: float = 10.0
     """Seconds until a call of `start` or `step` is killed, > 0. Its episode has no reward."""
     episode_timeout_s: float = 120.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlkit.environments.base import Action, Message, Turn
@@ -63,6 +63,49 @@ class Fault(NamedTuple):
     seconds: float
 
 
+class OpenCalls:
+    """Calls of an environment that are under way; more may be added before the others end."""
+
+    def __init__(self, pool: EnvironmentPool) -> None:
+        """Make calls with the workers of `pool`, which are all idle."""
+        self._pool = pool
+        self._calls: dict[int, Begin | Continue] = {}
+        self._waiting: deque[int] = deque()
+        self._crashes: Counter[int] = Counter()
+
+    @property
+    def count(self) -> int:
+        """Return the number of calls without an outcome."""
+        return len(self._calls)
+
+    def add(self, number: int, call: Begin | Continue) -> None:
+        """Make a call; `number` is the caller's and no other open call has it."""
+        self._calls[number] = call
+        self._waiting.append(number)
+
+    def look(self, *, seconds: float) -> dict[int, Answer | Fault]:
+        """Return the outcomes that have come, after at most `seconds` of waiting for one."""
+        pool, found = self._pool, dict[int, Answer | Fault]()
+        self._submit()
+        pool.wait(seconds)
+        for number, outcome in pool.collect():
+            crashed = isinstance(outcome, Fault) and outcome.kind == "crashed"
+            if crashed and self._crashes[number] < 1:
+                self._crashes[number] += 1
+                self._waiting.appendleft(number)
+            else:
+                found[number] = outcome
+                del self._calls[number]
+        self._submit()
+        return found
+
+    def _submit(self) -> None:
+        for worker in self._pool.idle_workers():
+            if self._waiting:
+                number = self._waiting.popleft()
+                worker.submit(number, self._calls[number].message())
+
+
 class EnvironmentPool:
     """The pool makes the calls of a run's environment; it keeps nothing between two of them.
 
@@ -113,35 +156,43 @@ class EnvironmentPool:
 
         `pulse` is called several times a second; what it raises ends the wait.
         """
+        open_calls = self.open()
+        for number, call in enumerate(calls):
+            open_calls.add(number, call)
+        found: dict[int, Answer | Fault] = {}
+        while open_calls.count:
+            found.update(open_calls.look(seconds=_PULSE_SECONDS))
+            pulse()
+        return [found[number] for number in range(len(calls))]
+
+    def open(self) -> OpenCalls:
+        """Return a place for calls that are made one after the other; it replaces the one before.
+
+        Raises ValueError when the environment cannot be loaded.
+        """
         for i, worker in enumerate(self._workers):
             if worker.job is not None:  # an earlier call was interrupted
                 self._replace(i)
         self.start()
-        waiting = deque(range(len(calls)))
-        crashes: Counter[int] = Counter()
-        found: dict[int, Answer | Fault] = {}
-        while len(found) < len(calls):
-            for worker in self._workers:
-                if waiting and worker.idle:
-                    job = waiting.popleft()
-                    worker.submit(job, calls[job].message())
-            wait_for(
-                self._workers, until=min(self._next_deadline(), time.monotonic() + _PULSE_SECONDS)
-            )
-            pulse()
-            for i, worker in enumerate(self._workers):
-                asked, outcome = worker.job, self._look(worker)
-                if outcome is None or asked is None:
-                    continue
-                if worker.job is not None or worker.gone:
-                    self._replace(i)
-                crashed = isinstance(outcome, Fault) and outcome.kind == "crashed"
-                if crashed and crashes[asked] < 1:
-                    crashes[asked] += 1
-                    waiting.appendleft(asked)
-                else:
-                    found[asked] = outcome
-        return [found[job] for job in range(len(calls))]
+        return OpenCalls(self)
+
+    def idle_workers(self) -> list[EnvironmentProcess]:
+        """Return the workers that can take a call."""
+        return [worker for worker in self._workers if worker.idle]
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a worker says something or its time is up, for at most `seconds`."""
+        wait_for(self._workers, until=min(self._next_deadline(), time.monotonic() + seconds))
+
+    def collect(self) -> Iterator[tuple[int, Answer | Fault]]:
+        """Yield what came of the workers' calls, and replace workers that were lost by it."""
+        for i, worker in enumerate(self._workers):
+            asked, outcome = worker.job, self._look(worker)
+            if outcome is None or asked is None:
+                continue
+            if worker.job is not None or worker.gone:
+                self._replace(i)
+            yield asked, outcome
 
     def close(self) -> None:
         """End the workers: idle ones are asked to, busy ones killed; idempotent."""
@@ -163,8 +214,8 @@ class EnvironmentPool:
             self._check_start(worker)
             return None
         seconds = time.monotonic() - worker.clock
-        if reply is not None:
-            return self._read(worker, reply, seconds)
+        if reply is not None:  # its own clock: nobody may have looked for a while
+            return self._read(worker, reply, min(seconds, float(reply.get("seconds", seconds))))
         printed = f"; it printed: {worker.tail}" if worker.tail else ""
         if worker.gone:
             return Fault("crashed", f"the process {worker.kill()}{printed}", seconds)

@@ -1,30 +1,30 @@
 """`EpisodeGenerator` makes a generator of episodes of any generator of completions.
 
-It works in rounds. One call of the inner generator samples the next turn of all live episodes. Its
-prompts are the ids so far, so an engine with a prefix cache computes only what is new. Then the
-environment answers them all. An episode never crosses an update of the policy. Nothing is kept
-from one call to the next, so a resumed run needs no state of an environment.
+In rounds, one call of the inner generator samples the next turn of all live episodes. Its prompts
+are the ids so far, so an engine with a prefix cache computes only what is new. Then the environment
+answers them all. In a stream (`rlkit.environments.stream`) each turn joins as soon as it can. An
+episode never crosses an update of the policy. Nothing is kept from one call to the next, so a
+resumed run needs no state of an environment.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
-from rlkit.environments.base import Action, Message
-from rlkit.environments.branch import begin, follow
-from rlkit.environments.config import CutTurn, EnvironmentConfig, History
+from rlkit.environments.branch import begin
+from rlkit.environments.config import Admission, EnvironmentConfig, History
 from rlkit.environments.live import LiveEpisode
 from rlkit.environments.messages import message_of
-from rlkit.environments.pool import Answer, Begin, Continue, EnvironmentPool, Fault
+from rlkit.environments.pool import Answer, Begin, EnvironmentPool
+from rlkit.environments.rules import Rules, warn
 from rlkit.environments.splice import Splicer
-from rlkit.generation.base import environment_seed, turn_seed
-from rlkit.types import EpisodeEnd, Generator, Prompt, Rollout, SamplingConfig
-
-_log = logging.getLogger(__name__)
+from rlkit.environments.stream import TurnStream
+from rlkit.generation.base import environment_seed
+from rlkit.generation.stream import StreamGenerator
+from rlkit.types import Generator, Prompt, Rollout, SamplingConfig
 
 
 class EpisodeGenerator:
@@ -56,11 +56,10 @@ class EpisodeGenerator:
         self._pool = pool
         self._splicer = splicer
         self._config = config
-        self._decode = decode
+        self._rules = Rules(splicer, config, decode)
         self._max_prompt_length = max_prompt_length
         self._pulse = pulse
-        answered = config.cut_turns is CutTurn.answer
-        self._cut_at = config.max_turn_tokens if answered else None
+        self._streams = _streaming(inner) if config.admission is Admission.stream else None
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Sample with this adapter from now on; `version` tags the rollouts."""
@@ -96,22 +95,42 @@ class EpisodeGenerator:
         if not prompts or num_samples == 0:
             return [[] for _ in prompts]
         begun = self._begin(prompts, seeds, num_samples)
-        first = self._limit(sampling.max_completion_length)
+        every = [live for group in begun for live in group]
+        if self._streams is None:
+            self._play_rounds(every, num_samples, sampling)
+        else:
+            source = TurnStream(
+                every,
+                self._pool,
+                self._rules,
+                most_tokens=sampling.max_completion_length,
+                pulse=self._pulse,
+            )
+            self._streams.stream(source, sampling=sampling)
+        return [[live.rollout() for live in group] for group in begun]
+
+    def _play_rounds(
+        self, every: Sequence[LiveEpisode], num_samples: int, sampling: SamplingConfig
+    ) -> None:
+        """Sample turn after turn, each in one call for all episodes that go on."""
+        first = self._rules.limit(sampling.max_completion_length)
+        heads = every[::num_samples]
         turns = self._inner.generate(
-            [replace(group[0].prompt, limit=first) for group in begun],
+            [replace(live.prompt, limit=first) for live in heads],
             num_samples=num_samples,
             sampling=sampling,
-            seeds=seeds,
+            seeds=[
+                [live.seed for live in every[n * num_samples : (n + 1) * num_samples]]
+                for n in range(len(heads))
+            ],
         )
-        every = [live for group in begun for live in group]
         for live, rollout in zip(every, [r for group in turns for r in group], strict=True):
-            live.take(rollout, cut_at=self._cut_at)
+            self._rules.take(live, rollout)
         while True:
             going = self._answer([live for live in every if live.end is None], sampling)
             if not going:
                 break
             self._sample(going, sampling)
-        return [[live.rollout() for live in group] for group in begun]
 
     def _begin(
         self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], num_samples: int
@@ -129,7 +148,7 @@ class EpisodeGenerator:
             if isinstance(answer, Answer):
                 prompt = self._first_prompt(prompt, answer)
             else:
-                _warn(prompt, answer)
+                warn(prompt, answer)
             shown = begin(prompt) if self._config.history is History.branch else None
             begun.append(
                 [
@@ -161,74 +180,29 @@ class EpisodeGenerator:
 
     def _answer(self, live: Sequence[LiveEpisode], sampling: SamplingConfig) -> list[LiveEpisode]:
         """Let the environment answer the last turns; return the episodes that go on."""
-        calls = []
-        for one in live:
-            turn = one.turns[-1]
-            ids = tuple(one.ids[turn.start : turn.stop])
-            assert one.state is not None
-            calls.append(Continue(one.state, Action(self._decode(ids), ids, len(one.turns) - 1)))
+        calls = [self._rules.question(one) for one in live]
         answers = self._pool.run(calls, pulse=self._pulse)
         for one, call, answer in zip(live, calls, answers, strict=True):
-            one.seconds += answer.seconds
-            if isinstance(answer, Fault):
-                _warn(one.prompt, answer)
-                one.end = EpisodeEnd.failed
-                continue
-            said = answer.turn
-            one.state = answer.state
-            one.turns[-1] = one.turns[-1]._replace(reward=said.reward, info=said.info)
-            one.end = self._end(one, done=said.done)
-            if one.end is None:
-                self._go_on(one, call.action.text, said.messages, sampling)
+            self._rules.hear(one, call, answer, sampling.max_completion_length)
         return [one for one in live if one.end is None]
-
-    def _go_on(
-        self,
-        one: LiveEpisode,
-        said: str,
-        messages: Sequence[Message],
-        sampling: SamplingConfig,
-    ) -> None:
-        """Append what the model reads before its next turn, if there is room for one."""
-        after, shown = one.ids[-1], one.shown
-        if shown is None:
-            ids, afresh = self._splicer.between(messages, after=after), False
-        else:
-            one.shown, ids, afresh = follow(self._splicer, shown, said, messages, after=after)
-        if len(one.ids) + len(ids) >= sampling.max_completion_length:
-            one.end = EpisodeEnd.context
-        else:
-            one.splice(ids, afresh=afresh)
-
-    def _end(self, live: LiveEpisode, *, done: bool) -> EpisodeEnd | None:
-        if done:
-            return EpisodeEnd.done
-        if len(live.turns) >= self._config.max_turns:
-            return EpisodeEnd.turns
-        if live.seconds > self._config.episode_timeout_s:
-            return EpisodeEnd.seconds
-        return None
 
     def _sample(self, live: Sequence[LiveEpisode], sampling: SamplingConfig) -> None:
         """Sample the next turn of every live episode, in one call."""
-        prompts = [
-            one.next_prompt(limit=self._limit(sampling.max_completion_length - len(one.ids)))
-            for one in live
-        ]
-        seeds = [[turn_seed(one.seed, len(one.turns))] for one in live]
-        turns = self._inner.generate(prompts, num_samples=1, sampling=sampling, seeds=seeds)
+        most = sampling.max_completion_length
+        asked = [self._rules.next_turn(one, n, most) for n, one in enumerate(live)]
+        turns = self._inner.generate(
+            [request.prompt for request in asked],
+            num_samples=1,
+            sampling=sampling,
+            seeds=[[request.seed] for request in asked],
+        )
         for one, (rollout,) in zip(live, turns, strict=True):
-            one.take(rollout, cut_at=self._cut_at)
-
-    def _limit(self, left: int) -> int:
-        most = self._config.max_turn_tokens
-        return left if most is None else min(left, most)
+            self._rules.take(one, rollout)
 
 
-def _warn(prompt: Prompt, fault: Fault) -> None:
-    _log.warning(
-        "the environment failed in an episode of prompt %d (%s): %s",
-        prompt.index,
-        fault.kind,
-        fault.message,
-    )
+def _streaming(inner: Generator) -> StreamGenerator:
+    """Return a generator that takes turns while it decodes; raises ValueError for any other."""
+    if not isinstance(inner, StreamGenerator):
+        name = type(inner).__name__
+        raise ValueError(f"environment.admission must be rounds with {name}, got stream")
+    return inner

@@ -12,6 +12,7 @@ import os
 import resource
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,8 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
     channel.sendall(frame({"roles": loaded.roles, "tools": loaded.tools}))
     pid = os.getpid()
     while (call := receive(channel, buffer)) is not None:
-        reply = answer(loaded, call)
+        began = time.monotonic()
+        reply = {**answer(loaded, call), "seconds": time.monotonic() - began}
         if os.getpid() != pid:  # the environment forked, and this is the copy
             os._exit(0)
         channel.sendall(frame(reply))

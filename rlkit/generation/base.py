@@ -58,6 +58,11 @@ class GeneratorConfig(Options):
         """Raise ValueError when this generator cannot take weights that all train."""
         return
 
+    @property
+    def streams(self) -> bool:
+        """Return whether completions may join while it decodes others."""
+        return False
+
 
 @dataclass(kw_only=True, slots=True)
 class HFGeneratorConfig(GeneratorConfig):
@@ -95,6 +100,11 @@ class HFGeneratorConfig(GeneratorConfig):
 @dataclass(kw_only=True, slots=True)
 class AutoGeneratorConfig(GeneratorConfig):
     """vLLM in process on CUDA where it is installed, else transformers; a run says which."""
+
+    @property
+    def streams(self) -> bool:
+        """Return True: what it means is checked once the device is known."""
+        return True
 
 
 SCHEMAS = (

@@ -187,6 +187,9 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     if str(error).startswith("Error merging override") and error.__cause__ is not None:
         key = re.search(r"full_key: (\S+)", str(error.__cause__))
         reason = str(error.__cause__).splitlines()[0]
+        merged = re.search(r"Error merging override \+{0,2}[^=]*=(.*)", str(error))
+        if key and merged and reason.endswith("to Dict[str, Any]"):
+            return f"{key.group(1)} must be a mapping, got {merged.group(1).strip()}"
         return f"{key.group(1)}: {reason}" if key else reason
     text = " ".join(str(error).split())
     if match := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|'[^']+')", text):

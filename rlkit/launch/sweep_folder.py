@@ -129,6 +129,9 @@ def hold(sweep: Path) -> Iterator[None]:
         lock = (sweep / ".lock").open("w")
     except OSError as error:
         raise ConfigError(f"cannot make the sweep's folder {sweep}: {error.strerror}") from error
+    except ValueError as error:  # text that no file system takes, such as a NUL
+        rule = "must be the name of a folder"
+        raise ConfigError(f"hydra.sweep.dir {rule}, got {str(sweep)!r}: {error}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -86,6 +86,10 @@ RATIO: Mapping[str, Formula] = {
 
 OPENING = """# The objective, switch by switch
 
+What does each switch of the loss do to the gradient, and is it the gradient that its name promises?
+Often it is not: the k3 of GRPO has the value of one KL divergence and the gradient of another. The
+tables say for every switch how far its expected gradient is from each exact one.
+
 ## In two minutes
 
 Training makes completions with a high reward likelier. The loss has three parts, and each can go

@@ -123,11 +123,10 @@ def _weight_parts(work: Work) -> list[Part]:
         if kept := work.first_adapter_bytes:
             parts.append(Part(f"reference adapter ({stored})", kept, kept))
         return parts
-    masters = wide if work.dtype.itemsize < torch.float32.itemsize else 0
     reference = base if work.holds_reference else 0
     return [
         Part(f"weights ({trained / 1e6:.1f} M parameters, {dtype})", base, base),
-        Part("master weights (fp32)", masters, masters),
+        Part("master weights (fp32)", work.master_bytes, work.master_bytes),
         Part(f"reference policy ({dtype})", reference, reference),
     ]
 

@@ -166,13 +166,23 @@ class Work:
         numel = sizes.num_adapter_parameters(self.model, self.lora)
         return numel * self.trained_dtype.itemsize
 
+    @cached_property
+    def num_kept(self) -> int:
+        """Return trained parameters that one rank steps, at most, where they are spread."""
+        if self.trains_all and self.ranks > 1:
+            return fullest([p.numel() for p in self.model.parameters()], self.ranks)
+        return self.num_trained
+
+    @property
+    def master_bytes(self) -> int:
+        """Return the bytes of the float32 masters that a rank keeps of a 16-bit model."""
+        has_masters = self.trains_all and self.dtype.itemsize < torch.float32.itemsize
+        return self.num_kept * torch.float32.itemsize if has_masters else 0
+
     @property
     def moment_bytes(self) -> int:
         """Return the bytes of the optimiser's moments, of one rank where they are spread."""
-        trained = self.num_trained
-        if self.trains_all and self.ranks > 1:
-            trained = fullest([p.numel() for p in self.model.parameters()], self.ranks)
-        return sizes.moment_bytes(trained, self.optim, dtype=self.trained_dtype)
+        return sizes.moment_bytes(self.num_kept, self.optim, dtype=self.trained_dtype)
 
     @property
     def num_adapter(self) -> int:

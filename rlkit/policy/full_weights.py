@@ -10,7 +10,7 @@ master.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -41,10 +41,27 @@ class FullWeights:
         self._policy = [p.detach() for p in self._parameters.values()]
         self._reference = [p.clone() for p in self._policy] if holds_reference else None
         self._current: Sequence[Tensor] = self._policy
-        self.masters = {name: _master(p) for name, p in self._parameters.items()}
+        self.masters: dict[str, Tensor] = {}
         """The leaves that an optimiser steps, by their names in the model."""
-        pairs = zip(self._policy, self.masters.values(), strict=True)
-        self._behind = [(copy, m) for copy, m in pairs if copy.data_ptr() != m.data_ptr()]
+        for name, parameter in self._parameters.items():
+            self.masters[name] = _master(parameter)
+            if self.masters[name] is not parameter:
+                hook = partial(_hand_over, self.masters, name)
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        self._behind = self._pairs(self.masters)
+        self._versions = self._master_versions()
+
+    def keep(self, own: Collection[str]) -> None:
+        """Keep the masters that `own` names; others keep their 16-bit copies alone.
+
+        A master that goes leaves a leaf of its shape without memory, for the gradients of backward
+        passes. Masters that are the model's own parameters stay.
+        """
+        self._catch_up()
+        for name, parameter in self._parameters.items():
+            if self.masters[name] is not parameter and name not in own:
+                self.masters[name] = _absent(parameter)
+        self._behind = self._pairs(own)
         self._versions = self._master_versions()
 
     @contextmanager
@@ -91,6 +108,15 @@ class FullWeights:
         if not same:
             raise ValueError("the weights of a policy that trains in full must be its own masters")
 
+    def _pairs(self, names: Collection[str]) -> list[tuple[Tensor, Tensor]]:
+        """Return the copies that follow a master of `names`, each with that master."""
+        pairs = zip(self._parameters.items(), self._policy, strict=True)
+        return [
+            (copy, self.masters[name])
+            for (name, parameter), copy in pairs
+            if self.masters[name] is not parameter and name in names
+        ]
+
     def _catch_up(self) -> None:
         versions = self._master_versions()
         if versions != self._versions and self._behind:
@@ -124,13 +150,18 @@ def _master(parameter: nn.Parameter) -> Tensor:
     parameter.requires_grad_(True)
     if parameter.dtype.itemsize >= torch.float32.itemsize:
         return parameter
-    master = parameter.detach().float().requires_grad_()
-    parameter.register_post_accumulate_grad_hook(partial(_hand_over, master))  # type: ignore[no-untyped-call]
-    return master
+    return parameter.detach().float().requires_grad_()
 
 
-def _hand_over(master: Tensor, parameter: Tensor) -> None:
+def _absent(parameter: nn.Parameter) -> Tensor:
+    """Return a leaf for the gradients of a master that is elsewhere; it takes no memory."""
+    one = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return one.expand(parameter.shape).requires_grad_()
+
+
+def _hand_over(masters: Mapping[str, Tensor], name: str, parameter: Tensor) -> None:
     """Add the gradient of one backward pass to the master's; only one is in memory at a time."""
+    master = masters[name]
     gradient, parameter.grad = parameter.grad, None
     assert gradient is not None
     if master.grad is None:

@@ -57,6 +57,17 @@ class Ranks(Protocol):
         """Put into each of `tensors` the sum over the ranks; all ranks get the same bits."""
         ...
 
+    def add_at(self, owners: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        """Put into each of `tensors` the sum over the ranks, on the rank that owns it.
+
+        What the tensor is on the other ranks afterwards is not said.
+        """
+        ...
+
+    def copy_from(self, owners: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        """Put into each of `tensors` what it is on the rank that owns it, bit by bit."""
+        ...
+
     def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Return the sum over the ranks for each name; a rank may lack a name."""
         ...
@@ -98,6 +109,12 @@ class Alone:
         return [work()]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
+        """Leave `tensors` as they are."""
+
+    def add_at(self, owners: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        """Leave `tensors` as they are."""
+
+    def copy_from(self, owners: Sequence[int], tensors: Sequence[Tensor]) -> None:
         """Leave `tensors` as they are."""
 
     def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,9 @@ import json
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -26,9 +28,9 @@ from torch.distributed import (  # type: ignore[attr-defined]
 )
 
 from rlkit.ranks.base import RankError
+from rlkit.ranks.flat import by_owner, moved
 from rlkit.ranks.pulse import Pulse
 from rlkit.ranks.spans import Spans, costs
-from rlkit.runtime.torch_compat import copy_all
 
 T = TypeVar("T")
 
@@ -40,8 +42,6 @@ _SHORT = 4096
 _LOOK_S = 1.0
 _NCCL_S = 20.0
 """Ranks begin a sum on their cards together, so that more than this means a dead card."""
-_BUCKET_BYTES = 1 << 28
-"""Small tensors are summed together; a copy of all gradients at once would not fit beside them."""
 _START_S = 120.0
 
 
@@ -140,21 +140,29 @@ class Group:
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Put into each of `tensors` the sum over the ranks, in few messages for each dtype."""
+        with self._all_there():
+            moved(tensors, self._sum, self._span)
+
+    def add_at(self, owners: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        """Put into each of `tensors` the sum over the ranks, on the rank that owns it."""
+        with self._all_there():
+            for owner, those in by_owner(tensors, owners).items():
+                moved(those, partial(self._sum_at, owner), self._span)
+
+    def copy_from(self, owners: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        """Put into each of `tensors` what it is on the rank that owns it, bit by bit."""
+        with self._all_there():
+            for owner, those in by_owner(tensors, owners).items():
+                moved(those, partial(self._copy_from, owner), self._span)
+
+    @contextmanager
+    def _all_there(self) -> Iterator[None]:
+        """Surround messages between cards by a word of all ranks over gloo."""
         if self._cards is not None:
             # A message waits for the ranks, and NCCL's time is then that of the sum alone.
             torch.cuda.current_stream().synchronize()
             self.share(bytes)
-        for same in _buckets(tensors):
-            on_card = self._cards is not None and same[0].is_cuda
-            with self._spans.on_card() if on_card else self._spans.on_host():
-                if len(same) == 1 and same[0].is_contiguous():
-                    self._sum(same[0].view(-1))
-                    continue
-                flat = torch.cat([t.reshape(-1) for t in same])
-                self._sum(flat)
-                parts = torch.split(flat, [t.numel() for t in same])
-                shaped = [part.view_as(tensor) for tensor, part in zip(same, parts, strict=True)]
-                copy_all(same, shaped)  # a loop would launch a kernel for each leaf
+        yield
         if self._cards is not None:
             # A rank that died on the way here would keep the sums of the others waiting. Its
             # connection tells at once, NCCL's own clock only after half a minute.
@@ -206,12 +214,26 @@ class Group:
     def _numbers(self, numbers: Mapping[str, float]) -> list[dict[str, float]]:
         return [json.loads(part) for part in self.share(lambda: json.dumps(dict(numbers)).encode())]
 
+    def _span(self, tensor: Tensor) -> AbstractContextManager[None]:
+        on_card = self._cards is not None and tensor.is_cuda
+        return self._spans.on_card() if on_card else self._spans.on_host()
+
     def _sum(self, flat: Tensor) -> None:
+        self._move(flat, lambda group, tensor: group.allreduce([tensor]))
+
+    def _sum_at(self, owner: int, flat: Tensor) -> None:
+        self._move(flat, lambda group, tensor: group.reduce(tensor, owner))
+
+    def _copy_from(self, owner: int, flat: Tensor) -> None:
+        # As bytes: gloo does not know all dtypes, and NaNs keep their bits.
+        self._move(flat.view(torch.uint8), lambda group, tensor: group.broadcast(tensor, owner))
+
+    def _move(self, flat: Tensor, send: Callable[[Any, Tensor], Any]) -> None:
         if self._cards is not None and flat.is_cuda:
-            self._cards.allreduce([flat]).wait()
+            send(self._cards, flat).wait()
         else:
             host = flat.cpu()
-            self._wait(self._gloo.allreduce([host]))
+            self._wait(send(self._gloo, host))
             flat.copy_(host)
 
     def _exchange(self, status: int, payload: bytes) -> list[tuple[int, bytes]]:
@@ -259,20 +281,6 @@ class Group:
             self._lose()
             name = f"rank {1 - self.rank}" if self.size == 2 else "another rank"
             raise RankError(f"{name} ended without a word") from error
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield lists of tensors of one dtype, in order, as large as a message should be."""
-    for dtype in dict.fromkeys(t.dtype for t in tensors):
-        bucket: list[Tensor] = []
-        held = 0
-        for tensor in (t for t in tensors if t.dtype == dtype):
-            if bucket and held + tensor.nbytes > _BUCKET_BYTES:
-                yield bucket
-                bucket, held = [], 0
-            bucket.append(tensor)
-            held += tensor.nbytes
-        yield bucket
 
 
 def _nccl(store: Store, rank: int, size: int) -> Any:

@@ -20,6 +20,7 @@ EXTRAS = {
     "jsonschema": "json",
     "py3langid": "language",
     "reasoning_gym": "reasoning",
+    "verifiers": "verifiers",
     "wandb": "wandb",
     "trackio": "trackio",
     "tensorboard": "tensorboard",

@@ -56,6 +56,14 @@ def scaled_all(tensors: Sequence[Tensor], scale: float) -> list[Tensor]:
     return [x * scale for x in tensors] if multiply is None else list(multiply(tensors, scale))
 
 
+def norms_all(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the 2-norm of each tensor."""
+    norm: Callable[..., Sequence[Tensor]] | None = find("torch:_foreach_norm")
+    if norm is not None:
+        return list(norm(list(tensors)))
+    return [torch.linalg.vector_norm(tensor) for tensor in tensors]
+
+
 def times_written(tensor: Tensor) -> int:
     """Return how often the tensor was written in place, as autograd counts it."""
     return tensor._version

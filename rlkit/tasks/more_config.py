@@ -33,7 +33,7 @@ class CountdownConfig(TaskConfig):
     name: str = "countdown"
     max_completion_length: int = 512
     min_numbers: int = 3
-    """Fewest numbers, >= 2."""
+    """Fewest numbers, in [2, 6]."""
     max_numbers: int = 4
     """Most numbers, in [min_numbers, 6]."""
     max_number: int = 99
@@ -43,7 +43,7 @@ class CountdownConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super(CountdownConfig, self).__post_init__()
-        require(self.min_numbers >= 2, "task.min_numbers", ">= 2", self.min_numbers)
+        require_between("min_numbers", 2, 6, self.min_numbers)
         require_between("max_numbers", self.min_numbers, 6, self.max_numbers)
         require_between("max_number", 10, 999, self.max_number)
         require_between("max_target", 20, 9999, self.max_target)

@@ -45,8 +45,8 @@ def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[
         "step": pa.array([r.step for r in rows], integer),
         "prompt_index": pa.array([r.prompt_index for r in rows], integer),
         "sample_index": pa.array([r.sample_index for r in rows], integer),
-        "prompt": pa.array([_encodable(r.prompt) for r in rows], text),
-        "completion": pa.array([_encodable(r.completion) for r in rows], text),
+        "prompt": pa.array([encodable(r.prompt) for r in rows], text),
+        "completion": pa.array([encodable(r.completion) for r in rows], text),
         "finish_reason": pa.array([str(r.finish_reason) for r in rows], text),
         "num_tokens": pa.array([r.num_tokens for r in rows], integer),
     }
@@ -57,7 +57,7 @@ def write_samples(path: Path, rows: Sequence[SampleRow], reward_names: Sequence[
     for name in dict.fromkeys(name for row in rows for name in row.columns):
         columns[_TASK + name] = pa.array([_shown(row.columns.get(name)) for row in rows], text)
     if any(row.passages for row in rows):
-        columns[_PASSAGES] = pa.array([_encodable(json.dumps(r.passages)) for r in rows], text)
+        columns[_PASSAGES] = pa.array([encodable(json.dumps(r.passages)) for r in rows], text)
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
@@ -81,10 +81,10 @@ def read_samples(path: Path) -> list[SampleRow]:
 
 def _shown(value: object) -> str | None:
     if value is None or isinstance(value, str):
-        return None if value is None else _encodable(value)
+        return None if value is None else encodable(value)
     return json.dumps(value, default=str)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Replace lone surrogates, which UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode()

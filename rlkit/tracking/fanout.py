@@ -17,6 +17,7 @@ from rlkit.tracking.base import (
     Tracker,
 )
 from rlkit.tracking.health import Health
+from rlkit.tracking.parting import Repeated
 
 
 class Fanout:
@@ -32,6 +33,7 @@ class Fanout:
         self._others = list(others)
         self._redactor = redactor
         self._health: Health | None = None
+        self._repeated: Repeated | None = None
 
     def start(self, info: RunInfo) -> None:
         text = self._redactor.text
@@ -44,6 +46,8 @@ class Fanout:
             warnings=tuple(text(warning) for warning in info.warnings),
         )
         self._health = Health(info.reward_names)
+        # Before the local files begin: they drop what comes again.
+        self._repeated = Repeated(info.run_dir, first_step=info.first_step)
         self._all(lambda tracker: tracker.start(info))
 
     def progress(self, phase: Phase, done: int, total: int) -> None:
@@ -54,6 +58,9 @@ class Fanout:
         if self._health is not None:
             for warning in self._health.observe(record):
                 self.message(Level.warning, warning)
+        if self._repeated is not None:
+            for level, text in self._repeated.observe(record):
+                self.message(level, text)
 
     def evaluation(self, record: EvalRecord) -> None:
         self._all(lambda tracker: tracker.evaluation(record))
@@ -70,8 +77,12 @@ class Fanout:
         self._all(lambda tracker: tracker.finish(hidden))
 
     def close(self, deadline_s: float) -> None:
-        """Close the others within `deadline_s` altogether, the local files last."""
+        """Close the others within `deadline_s` altogether, the local files last.
+
+        The mirror ends before the console, which shows what the mirror says at its end.
+        """
         end = time.monotonic() + deadline_s
+        self._others.reverse()
         self._optional(lambda tracker: tracker.close(max(0.0, end - time.monotonic())))
         self._local.close(max(0.0, end - time.monotonic()))
 

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rlkit.runtime.redact import Redactor
@@ -72,10 +72,12 @@ class LocalTracker:
     def start(self, info: RunInfo) -> None:
         first = info.first_step
         self._info = info
-        kept = [x for x in whole_metrics(self._run_dir).lines if number(x["step"]) < first]
+        lines = {int(number(x["step"])): x for x in whole_metrics(self._run_dir).lines}
+        extra = self._end_of_a_shorter_run(info, lines)
+        kept = [line for step, line in lines.items() if step < first and step not in extra]
         self._metrics = JsonLines(self._run_dir / "metrics.jsonl", kept=kept)
         self._keep_evals(info)
-        self._drop_samples(info)
+        self._drop_samples(info, extra)
         resumed = f", resumed at step {first}" if first else ""
         write_atomic(
             self._run_dir / "run.json", (encode(_about(info, self._redactor)) + "\n").encode()
@@ -125,8 +127,18 @@ class LocalTracker:
             self._metrics = None
         self._log.close()
 
-    def _drop_samples(self, info: RunInfo) -> None:
-        """Delete the samples of steps and evaluations that come again."""
+    def _end_of_a_shorter_run(self, info: RunInfo, recorded: Collection[int]) -> set[int]:
+        """Return the step that is on record only because a run ended with it, which now goes on.
+
+        A run of that many steps from the start has no line of it. Where other steps are on record
+        that are not due, more of them were kept before, and all stay.
+        """
+        last, every = info.first_step - 1, self._metrics_every
+        finer = any(step % every for step in recorded if step < last)
+        return {last} if last % every and not finer and last < info.num_steps - 1 else set()
+
+    def _drop_samples(self, info: RunInfo, extra: Collection[int]) -> None:
+        """Delete the samples of steps and evaluations that come again, and of steps in `extra`."""
         first = info.first_step
         for path in (self._run_dir / "completions").glob("*.parquet"):
             match = _SAMPLES.fullmatch(path.name)
@@ -134,7 +146,8 @@ class LocalTracker:
                 continue
             kind, label, step = match["kind"], match["label"], int(match["step"])
             was_last = label == "after" and step < info.num_steps
-            if was_last or step >= (first if kind == "step" else first + 1):
+            is_extra = kind == "step" and step in extra
+            if was_last or is_extra or step >= (first if kind == "step" else first + 1):
                 with naming(path):
                     path.unlink()
 

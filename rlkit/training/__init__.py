@@ -8,6 +8,7 @@ out_of_memory                smaller micro-batches when a device's memory runs o
 optim, loss_scale            optimisers and learning rates; float16's loss scale
 checkpoint, progress         what a killed run needs to go on exactly, and putting it back
 rollout_files                saved rollouts
+first_difference             where two runs of one configuration part
 replay                       the gradients of several algorithms on one saved batch
 metrics, divergence          numbers of a step; KL(policy || reference) on held-out samples
 clock, stopping, deadline    seconds of each phase; requests to stop; waits that end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -14,13 +14,15 @@ from rlkit.ranks import ALONE, Ranks
 from rlkit.tracking.base import Phase
 from rlkit.training.clock import StepClock
 from rlkit.training.curriculum import PARTS
-from rlkit.training.exchange import Sampled, sample_by_turns
+from rlkit.training.exchange import Sampled
 from rlkit.training.scoring import Decode, Rewards, completion_of, score_rollouts
+from rlkit.training.turns import ask, portion_of, sample_by_turns
 from rlkit.types import (
     Completion,
     Generator,
     Group,
     Prompt,
+    PromptRequest,
     SamplingConfig,
 )
 
@@ -99,7 +101,7 @@ class Collector:
     ranks: Ranks = ALONE
     """Each rank samples its share of the prompts, and gets all groups."""
     at_once: int = 0
-    """Prompts that a rank samples in one call; 0 = its whole share."""
+    """Prompts of one call on a rank; 0 = its whole share. What refills knows its own number."""
     is_right: Callable[[Completion], tuple[str, bool]] | None = None
     """Tells a curriculum the part of a completion and whether it is right; None = there is none."""
     max_attempts: int = 4
@@ -180,18 +182,20 @@ class Collector:
         prompts = [prompt for some in rounds for prompt in some]
         seeds = self._seeds(step, prompts, met)
 
-        def sample(places: Sequence[int]) -> Sampled:
+        def sample(places: Iterable[int]) -> Sampled:
             with clock.phase(Phase.generate):
-                rollouts = self.generator.generate(
-                    [prompts[place] for place in places],
+                rollouts = ask(
+                    self.generator,
+                    places,
+                    lambda place: PromptRequest(prompts[place], seeds[place]),
                     num_samples=self.group_size,
                     sampling=self.sampling,
-                    seeds=[seeds[place] for place in places],
                 )
             with clock.phase(Phase.reward):
                 return score_rollouts(rollouts, self.rewards, self.decode)
 
-        scored, scoring = sample_by_turns(self.ranks, prompts, sample, at_once=self.at_once)
+        portion = portion_of(self.generator, self.group_size, at_once=self.at_once)
+        scored, scoring = sample_by_turns(self.ranks, prompts, sample, portion=portion)
         for name, number in scoring.counts.items():
             counts[name] += number
         for name, (above, below) in scoring.shares.items():

@@ -14,7 +14,15 @@ from types import FrameType
 
 from torch import Tensor
 
-from rlkit.types import Generator, GeneratorDied, Prompt, Rollout, SamplingConfig
+from rlkit.types import (
+    Generator,
+    GeneratorDied,
+    Prompt,
+    PromptRequest,
+    RefillingGenerator,
+    Rollout,
+    SamplingConfig,
+)
 
 _GRACE_S = 60.0
 
@@ -137,12 +145,17 @@ class TimedGenerator:
         Raises:
             Hung: There was no sign of life.
         """
-        count = num_samples * len(prompts)
-        with self._deadline.waiting(f"{self._name} to sample {count} completions"):
+        return self._watched(
+            f"{num_samples * len(prompts)} completions",
+            lambda: self._generator.generate(
+                prompts, num_samples=num_samples, sampling=sampling, seeds=seeds
+            ),
+        )
+
+    def _watched(self, what: str, work: Callable[[], list[list[Rollout]]]) -> list[list[Rollout]]:
+        with self._deadline.waiting(f"{self._name} to sample {what}"):
             try:
-                return self._generator.generate(
-                    prompts, num_samples=num_samples, sampling=sampling, seeds=seeds
-                )
+                return work()
             except GeneratorDied as error:
                 if isinstance(error.__cause__, Hung):  # the deadline struck inside the engine
                     raise error.__cause__ from None
@@ -157,3 +170,34 @@ class TimedGenerator:
         """Close the generator, which may take no longer than any other wait."""
         with self._deadline.waiting(f"{self._name} to end"):
             self._generator.close()
+
+
+class TimedRefillingGenerator(TimedGenerator):
+    """Implements `rlkit.types.RefillingGenerator` by another one, which may not fall silent."""
+
+    def __init__(self, generator: RefillingGenerator, deadline: Deadline, *, name: str) -> None:
+        """Watch `generator` as `TimedGenerator` does."""
+        super().__init__(generator, deadline, name=name)
+        self._refilling = generator
+
+    def prompts_at_once(self, num_samples: int) -> int:
+        """Return the prompts of `num_samples` samples each that fill the generator."""
+        return self._refilling.prompts_at_once(num_samples)
+
+    def generate_from(
+        self, requests: Iterator[PromptRequest], *, num_samples: int, sampling: SamplingConfig
+    ) -> list[list[Rollout]]:
+        """Sample the requests that the generator takes; raises Hung as `generate` does."""
+        return self._watched(
+            "the completions that it takes",
+            lambda: self._refilling.generate_from(
+                requests, num_samples=num_samples, sampling=sampling
+            ),
+        )
+
+
+def timed(generator: Generator, deadline: Deadline, *, name: str) -> TimedGenerator:
+    """Return `generator` under a deadline; one that refills still does."""
+    if isinstance(generator, RefillingGenerator):
+        return TimedRefillingGenerator(generator, deadline, name=name)
+    return TimedGenerator(generator, deadline, name=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,11 +11,21 @@ from rlkit.ranks import ALONE, Ranks
 from rlkit.tracking.base import EvalRecord, Measure, Phase, Tracker
 from rlkit.tracking.intervals import evaluate, mean_interval
 from rlkit.tracking.repeated import repeated_metrics
-from rlkit.training.exchange import Sampled, sample_by_turns
+from rlkit.training.exchange import Sampled
 from rlkit.training.metrics import episode_metrics, mean, sample_row
 from rlkit.training.scoring import Decode, Rewards, completion_of, score_rollouts
 from rlkit.training.targets import TargetMeter
-from rlkit.types import Completion, Generator, Group, Prompt, Rollout, SamplingConfig, ScoredRollout
+from rlkit.training.turns import ask, portion_of, sample_by_turns
+from rlkit.types import (
+    Completion,
+    Generator,
+    Group,
+    Prompt,
+    PromptRequest,
+    Rollout,
+    SamplingConfig,
+    ScoredRollout,
+)
 
 
 class SideTask(NamedTuple):
@@ -67,11 +77,12 @@ class Evaluator:
             return self._likelihood(self.target_loss, label, steps_done)
         self.tracker.progress(Phase.evaluate, 0, len(self.prompts))
 
-        def sample(places: Sequence[int]) -> Sampled:
-            rollouts = self._sample([self.prompts[place] for place in places], self.sampling)
+        def sample(places: Iterable[int]) -> Sampled:
+            rollouts = self._sample(self.prompts, self.sampling, places)
             return score_rollouts(rollouts, self.rewards, self.decode)
 
-        groups, _ = sample_by_turns(self.ranks, self.prompts, sample, at_once=self.at_once)
+        portion = portion_of(self.generator, self.num_samples, at_once=self.at_once)
+        groups, _ = sample_by_turns(self.ranks, self.prompts, sample, portion=portion)
         rollouts = [[sample.rollout for sample in group] for group in groups]
         values = [[self._value(sample) for sample in group] for group in groups]
         judged = [[value for value in group if not math.isnan(value)] for group in values]
@@ -110,12 +121,15 @@ class Evaluator:
         return metrics | (self.divergence(rollouts) if self.divergence else {})
 
     def _sample(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, places: Iterable[int]
     ) -> Sequence[Sequence[Rollout]]:
-        seeds = [[self.seed(p.index, i) for i in range(self.num_samples)] for p in prompts]
-        return self.generator.generate(
-            prompts, num_samples=self.num_samples, sampling=sampling, seeds=seeds
-        )
+        def request(place: int) -> PromptRequest:
+            prompt = prompts[place]
+            return PromptRequest(
+                prompt, [self.seed(prompt.index, i) for i in range(self.num_samples)]
+            )
+
+        return ask(self.generator, places, request, num_samples=self.num_samples, sampling=sampling)
 
     def _repeated(
         self,
@@ -135,7 +149,7 @@ class Evaluator:
         """Return the success on each further task, as `NAME/success` with its interval."""
         metrics: dict[str, float] = {}
         for name, task in self.side_tasks.items():
-            rollouts = self._sample(task.prompts, task.sampling)
+            rollouts = self._sample(task.prompts, task.sampling, range(len(task.prompts)))
             completions = [[completion_of(r, self.decode) for r in group] for group in rollouts]
             values = [mean(float(task.success(c)) for c in group) for group in completions]
             found = mean_interval(values, samples_per_prompt=self.num_samples)

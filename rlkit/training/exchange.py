@@ -1,4 +1,4 @@
-"""Ranks sample and score prompts by turns; then every rank holds all samples, in prompt order.
+"""Samples travel between ranks: what one rank sampled and scored reaches the others.
 
 What crosses is numbers and text, no pickle. The prompts stay at home: every rank has them.
 """
@@ -6,14 +6,12 @@ What crosses is numbers and text, no pickle. The prompts stay at home: every ran
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rlkit.ranks import Ranks
 from rlkit.training.scoring import ScoringNumbers
 from rlkit.types import (
     Episode,
@@ -28,68 +26,6 @@ from rlkit.types import (
 
 Sampled = tuple[list[Group], ScoringNumbers]
 """Scored groups, and numbers about their scoring that add up over the ranks."""
-
-
-class Sample(Protocol):
-    """A function that samples and scores some of a list of prompts is called like this."""
-
-    def __call__(self, places: Sequence[int]) -> Sampled:
-        """Return the groups of the prompts at `places`, in that order."""
-        ...
-
-
-def sample_by_turns(
-    ranks: Ranks, prompts: Sequence[Prompt], sample: Sample, *, at_once: int = 0
-) -> Sampled:
-    """Return the groups of all `prompts`, of which each rank samples its share.
-
-    A generator may not hold its whole share at once. Then each rank begins with as many prompts as
-    it holds, and one that runs dry takes the next that nobody has. Who sampled a group changes
-    nothing: seeds are those of the prompts, and the groups come back in their order.
-
-    Args:
-        ranks: The ranks of the run.
-        prompts: The prompts, the same on every rank.
-        sample: It samples and scores the prompts at some places; it is not called for none.
-        at_once: Prompts that a rank samples in one call, the same on all; 0 = its whole share.
-
-    Returns:
-        The groups in the order of `prompts`, and the sums over ranks of the numbers beside them.
-
-    Raises:
-        RankError: Another rank failed.
-    """
-    if ranks.size == 1:
-        return sample(range(len(prompts)))
-    everything = range(len(prompts))
-    begins = everything[: at_once * ranks.size] if at_once else everything
-    mine, left = [place for place in begins if ranks.is_mine(place)], everything[len(begins) :]
-    turn = ranks.turns() if left else None
-
-    def work() -> bytes:
-        places, done, found, numbers = mine, list[int](), list[Group](), list[ScoringNumbers]()
-        while places:
-            groups, more = sample(places)
-            done, found, numbers = [*done, *places], [*found, *groups], [*numbers, more]
-            start = at_once * turn() if turn else len(left)
-            places = list(left[start : start + at_once])
-        return encode(done, found, _sum(numbers))
-
-    parts = [decode(part, prompts) for part in ranks.share(work)]
-    whole = {place: group for groups, _ in parts for place, group in groups.items()}
-    return [whole[place] for place in everything], _sum([numbers for _, numbers in parts])
-
-
-def _sum(parts: Sequence[ScoringNumbers]) -> ScoringNumbers:
-    counts: dict[str, float] = defaultdict(float)
-    shares: dict[str, tuple[float, float]] = {}
-    for numbers in parts:
-        for name, value in numbers.counts.items():
-            counts[name] += value
-        for name, (above, below) in numbers.shares.items():
-            before = shares.get(name, (0.0, 0.0))
-            shares[name] = (before[0] + above, before[1] + below)
-    return ScoringNumbers(counts, shares)
 
 
 def encode(places: Sequence[int], groups: Sequence[Group], numbers: ScoringNumbers) -> bytes:

@@ -13,10 +13,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from rlkit.ranks import ALONE, Ranks
 from rlkit.runtime.distribution import how_to_install
 from rlkit.schema import Between, Options, require
-from rlkit.training.sharded import Sharded
+from rlkit.training.sharded import Sharded, Shares
 
 _CONSTANTS = ("qmap1", "qmap2")
 """bitsandbytes' tables of the values that 8 bits stand for, the same for all parameters."""
@@ -112,7 +111,7 @@ def build_optimizer(
     config: OptimConfig,
     *,
     rate_factor: Callable[[str], float] = lambda name: 1.0,
-    spread_over: Ranks = ALONE,
+    shares: Shares | None = None,
 ) -> torch.optim.Optimizer:
     """Build AdamW over the named tensors, in their order.
 
@@ -122,7 +121,7 @@ def build_optimizer(
         parameters: What trains.
         config: The options of the optimiser.
         rate_factor: It multiplies the learning rate of a tensor, by its name.
-        spread_over: The ranks that share the moments; each keeps a part of them.
+        shares: The rank that keeps each tensor and its moments; None = every rank keeps all.
 
     Returns:
         The optimiser, without moments yet.
@@ -132,10 +131,7 @@ def build_optimizer(
         by_factor.setdefault(rate_factor(name), []).append(parameter)
     groups = [{"params": leaves, "rate_factor": factor} for factor, leaves in by_factor.items()]
     make = partial(_adamw, config=config)
-    alone = spread_over.size == 1
-    optimizer = make(groups) if alone else Sharded(groups, make, spread_over)
-    optimizer.register_step_post_hook(_count_writes)
-    return optimizer
+    return make(groups) if shares is None else Sharded(parameters, groups, make, shares)
 
 
 def _count_writes(optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
@@ -145,6 +141,12 @@ def _count_writes(optimizer: torch.optim.Optimizer, _args: object, _kwargs: obje
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    optimizer = _adamw_of_kind(groups, config)
+    optimizer.register_step_post_hook(_count_writes)
+    return optimizer
+
+
+def _adamw_of_kind(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     betas = (config.betas[0], config.betas[1])
     rate, eps, decay = config.learning_rate, config.eps, config.weight_decay
     if config.kind is OptimKind.adamw:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rlkit.ranks import ALONE, Ranks
-from rlkit.ranks.bits import as_integers
 from rlkit.training import checkpoint
 from rlkit.training.checkpoint import Checkpoint, RunProgress
 from rlkit.training.optim import state_tensors
@@ -38,6 +37,7 @@ def checkpoint_of(state: TrainState, *, config_hash: str, ranks: Ranks = ALONE) 
         success=state.success,
     )
     moments = _whole_moments(state.optimizer, parameters, ranks)
+    parameters = _whole_parameters(state.optimizer, parameters, ranks)
     return Checkpoint(parameters=parameters, moments=moments, progress=progress)
 
 
@@ -56,9 +56,12 @@ def restore(state: TrainState, saved: Checkpoint) -> TrainState:
                 f"checkpoint and model differ in the shape of {name}: "
                 f"{tuple(found.shape)} and {tuple(leaf.shape)}"
             )
-    with torch.no_grad():
-        for name, leaf in leaves.items():
-            leaf.copy_(saved.parameters[name])
+    if isinstance(state.optimizer, Sharded):
+        state.optimizer.put(saved.parameters)
+    else:
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(saved.parameters[name])
     optimizer, own = _own_part(state.optimizer, leaves)
     foreign = leaves.keys() - own.keys()
     moments = {k: v for k, v in saved.moments.items() if k.rpartition("/")[0] not in foreign}
@@ -115,16 +118,32 @@ def _whole_moments(
     """
     if not isinstance(optimizer, Sharded):
         return state_tensors(optimizer, parameters)
-    own = state_tensors(*_own_part(optimizer, parameters))
+    return _gathered(state_tensors(*_own_part(optimizer, parameters)), parameters, ranks)
+
+
+def _whole_parameters(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], ranks: Ranks
+) -> dict[str, Tensor]:
+    """Return all parameters on the first rank, as `_whole_moments` does with their moments."""
+    if not (isinstance(optimizer, Sharded) and optimizer.is_spread()):
+        return parameters
+    found = _gathered(_own_part(optimizer, parameters)[1], parameters, ranks)
+    return {name: found[name] for name in parameters} if found else {}
+
+
+def _gathered(
+    own: Mapping[str, Tensor], parameters: Mapping[str, Tensor], ranks: Ranks
+) -> dict[str, Tensor]:
+    """Return the tensors of all ranks by name, on the first rank and on the host; all must ask."""
     shapes = [(name, str(t.dtype)[6:], list(t.shape)) for name, t in own.items()]
     device = next(iter(parameters.values())).device
     found: dict[str, Tensor] = {}
-    for part in ranks.share(lambda: json.dumps(shapes).encode()):
+    for owner, part in enumerate(ranks.share(lambda: json.dumps(shapes).encode())):
         for name, dtype, shape in json.loads(part):
             tensor = torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
             if name in own:
-                tensor.copy_(own[name])
-            ranks.add([as_integers(tensor)])
+                tensor.copy_(own[name].detach())
+            ranks.copy_from([owner], [tensor])
             if ranks.rank == 0:
                 found[name] = tensor.cpu()
     return found

@@ -5,7 +5,7 @@ Losses are sums over denominators that the whole batch fixes, so that gradients 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,8 +33,18 @@ def whole_columns(
     return whole
 
 
-def whole_gradients(leaves: Iterable[Tensor], logps: Tensor, ranks: Ranks) -> None:
-    """Put into each leaf's `.grad`, and into `logps` (B C), the sum over the ranks."""
+def whole_gradients(
+    leaves: Sequence[Tensor], logps: Tensor, ranks: Ranks, owners: Sequence[int]
+) -> None:
+    """Put into each leaf's `.grad`, and into `logps` (B C), the sum over the ranks.
+
+    Args:
+        leaves: The tensors that train.
+        logps: Of all rows, zero in those of other ranks.
+        ranks: The ranks of the run.
+        owners: The rank that keeps each leaf: it alone gets the sum, and others have no gradient
+            any more. Empty = all ranks get it.
+    """
     if ranks.size == 1:
         return
     gradients = []
@@ -42,4 +52,10 @@ def whole_gradients(leaves: Iterable[Tensor], logps: Tensor, ranks: Ranks) -> No
         # A rank without rows, or a leaf that no row of its reached, adds zeros.
         leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         gradients.append(leaf.grad)
-    ranks.add([*gradients, logps])
+    if not owners:
+        ranks.add([*gradients, logps])
+        return
+    ranks.add_at(owners, gradients)
+    ranks.add([logps])
+    for leaf, owner in zip(leaves, owners, strict=True):
+        leaf.grad = leaf.grad if owner == ranks.rank else None

@@ -290,11 +290,11 @@ class Trainer:
             rollout_files.save(self.run_dir, rollouts)
 
     def _evaluate(self, label: str, state: TrainState) -> None:
-        record = self.evaluate(label, state.step)
-        sampled = self.algorithm(state.step).rollouts is RolloutKind.sampled
-        if state.step == 0 and record.samples and sampled:
-            said = what_the_base_model_earns(row.reward for row in record.samples)
-            if said is not None:
-                self.tracker.message(Level.warning, said)
+        record, kind = self.evaluate(label, state.step), self.algorithm(state.step).rollouts
+        first = state.step == 0 and record.samples and kind is RolloutKind.sampled
+        if first and (said := what_the_base_model_earns(row.reward for row in record.samples)):
+            self.tracker.message(Level.warning, said)
         cost = {"samples": float(state.samples), "time/train": state.train_seconds}
-        self.tracker.evaluation(replace(record, metrics={**record.metrics, **cost}))
+        self.tracker.evaluation(replace(record, metrics=dict(record.metrics) | cost))
+        # An engine forgets the prompts: a resumed run goes on from here without the evaluation.
+        self.generator.load_adapter(state.learner.adapter, state.updates)

@@ -22,6 +22,7 @@ from rlkit.training.loss_scale import UNSCALED, LossScale
 from rlkit.training.microbatch import train_microbatches
 from rlkit.training.optim import OptimConfig, learning_rate
 from rlkit.training.out_of_memory import Result, within_memory
+from rlkit.training.sharded import Sharded
 from rlkit.training.sums import whole_gradients
 from rlkit.types import Algorithm, RolloutBatch, TrainBatch
 
@@ -110,7 +111,10 @@ def train_step(
 
         def gradient(split: UpdateSettings, factor: float = factor) -> tuple[Metrics, Tensor]:
             state.optimizer.zero_grad(set_to_none=True)
-            return accumulate(state.learner, batch, algorithm, split, loss_scale=factor)
+            owners = _owners(state)
+            return accumulate(
+                state.learner, batch, algorithm, split, loss_scale=factor, owners=owners
+            )
 
         metrics, logps = fit_in_memory(state, batch.rollout, settings, gradient)
         norms = _clip(state.optimizer, settings.optim, loss_scale=factor)
@@ -164,6 +168,7 @@ def accumulate(
     settings: UpdateSettings,
     *,
     loss_scale: float = 1.0,
+    owners: Sequence[int] = (),
 ) -> tuple[dict[str, float], Tensor]:
     """Add the gradient of the loss on `batch` to the leaves' `.grad`, one micro-batch at a time.
 
@@ -173,13 +178,14 @@ def accumulate(
         algorithm: The algorithm whose loss runs.
         settings: The split into micro-batches and the temperature.
         loss_scale: The gradient is that of this times the loss; what is returned is not scaled.
+        owners: The rank that keeps each leaf's gradient; empty = all do.
 
     Returns:
         The metrics with `loss` among them, and the logps (B C), detached.
     """
     own = partial(_own_gradient, learner, batch, algorithm, settings, loss_scale)
     metrics, logps = settings.ranks.together(own)
-    whole_gradients(learner.named_parameters().values(), logps, settings.ranks)
+    whole_gradients([*learner.named_parameters().values()], logps, settings.ranks, owners)
     return settings.ranks.add_numbers(metrics), logps
 
 
@@ -245,9 +251,21 @@ def _clip(
         if loss_scale != 1.0 and gradients:
             scale_all_(gradients, 1.0 / loss_scale)
         # Each group by itself: a critic's large gradients must not shrink the policy's.
-        norm = torch.nn.utils.clip_grad_norm_(group["params"], optim.max_grad_norm, foreach=True)
+        leaves, most = group["params"], optim.max_grad_norm
+        if isinstance(optimizer, Sharded):
+            norm = optimizer.norm(leaves)
+            torch.nn.utils.clip_grads_with_norm_(leaves, most, norm, foreach=True)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(leaves, most, foreach=True)
         norms.append(float(norm))
     return norms
+
+
+def _owners(state: TrainState) -> Sequence[int]:
+    """Return the rank that keeps each leaf of the learner; empty where every rank keeps all."""
+    if not isinstance(state.optimizer, Sharded):
+        return ()
+    return state.optimizer.owners([*state.learner.named_parameters().values()])
 
 
 def _apply(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -189,6 +189,13 @@ class GeneratorDied(RuntimeError):
     """The engine of a generator broke while it sampled; another one may do better."""
 
 
+class PromptRequest(NamedTuple):
+    """One prompt to sample, and the seed of each of its samples."""
+
+    prompt: Prompt
+    seeds: Sequence[int]
+
+
 class Generator(Protocol):
     """A generator samples completions: token ids in, token ids and sampling logps out."""
 
@@ -217,3 +224,25 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """Free what the generator holds; idempotent, at most 30 s."""
+
+
+@runtime_checkable
+class RefillingGenerator(Generator, Protocol):
+    """A generator that takes the next prompt as soon as it has room, beside those under way."""
+
+    def prompts_at_once(self, num_samples: int) -> int:
+        """Return the prompts of `num_samples` samples each that fill it; 0 = it takes them all."""
+
+    def generate_from(
+        self, requests: Iterator[PromptRequest], *, num_samples: int, sampling: SamplingConfig
+    ) -> list[list[Rollout]]:
+        """Sample the requests that it takes until there are none; the result is `[taken][sample]`.
+
+        Args:
+            requests: the next request is taken when there is room for it, not before.
+            num_samples: completions of each prompt, >= 1.
+            sampling: the distribution to sample from.
+
+        Raises:
+            GeneratorDied: the engine broke.
+        """

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_process import RunCLI
-from fake_judge import FakeJudge, pair_of, send, status, text_reply, tokens_reply
+from fake_judge import FakeJudge, by_logit, pair_of, send, status, text_reply, tokens_reply
 from safetensors.torch import load_file
+
+from rlkit import load_run
 
 OPTIONS = "reward.functions.judge.options"
 
@@ -63,6 +66,49 @@ def test_a_resumed_run_gets_the_same_judgments_for_nothing(
     assert before.keys() == after.keys()
     assert all(bool((before[k] == after[k]).all()) for k in before)
     assert any(bool(t.any()) for k, t in before.items() if "lora_B" in k)
+
+
+def share_of_ascii(text: str) -> float:
+    """The share of ASCII characters in a text; an empty text has none."""
+    return sum(c.isascii() for c in text) / max(1, len(text))
+
+
+def test_a_policy_learns_what_a_biased_judge_prefers(
+    rlkit: RunCLI, judged: list[str], tmp_path: Path
+) -> None:
+    """The judge prefers ASCII characters, and the first place; only the first of both is learnt."""
+
+    def logit(first: str, second: str) -> float:
+        return 6.0 * (share_of_ascii(first) - share_of_ascii(second)) + 1.0
+
+    with FakeJudge(by_logit(logit)) as fake:
+        result = rlkit(
+            *(*judged, f"{OPTIONS}.url={fake.url}", "run_dir=learns", "steps=20"),
+            *("prompts_per_step=16", "optim.learning_rate=1e-2", "model.tuning=full"),
+            *(
+                "evaluation.num_prompts=16",
+                "evaluation.samples_per_prompt=4",
+                "checkpoint.every=100",
+            ),
+        )
+        assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "learns/metrics.jsonl").open()]
+    assert all(line["rewards/judge/first_slot"] > 0.6 for line in lines), "the bias is measured"
+    before, after = (_shares(tmp_path / "learns", label) for label in ("before", "after"))
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    assert len(gains) == 16
+    error = statistics.stdev(gains) / len(gains) ** 0.5
+    assert statistics.fmean(gains) > 2.131 * error, "beyond Student's interval of 95%, 15 degrees"
+    assert statistics.fmean(after) > statistics.fmean(before) + 0.2
+
+
+def _shares(folder: Path, label: str) -> list[float]:
+    """Return the mean share of ASCII of each held-out prompt's completions."""
+    (record,) = (r for r in load_run(folder).evals if r.label == label)
+    found: dict[str, list[float]] = {}
+    for row in record.samples:
+        found.setdefault(row.prompt, []).append(share_of_ascii(row.completion))
+    return [statistics.fmean(shares) for shares in found.values()]
 
 
 def test_a_judge_that_fails_stops_the_run_where_it_is_told_to(

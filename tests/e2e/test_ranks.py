@@ -14,7 +14,11 @@ import psutil
 import pytest
 import torch
 from cli_process import RunCLI
+from pyarrow import parquet
 from safetensors.torch import load_file
+
+from benchmarks.random_model import write_random_model
+from rlkit.generation.vllm.config import is_installed
 
 FLOAT32 = ["device=cpu", "model.dtype=fp32", "generator=hf", "prompts_per_step=4"]
 
@@ -121,3 +125,24 @@ def test_a_killed_rank_ends_the_run_with_its_last_checkpoint_whole(
         check=False,
     )
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
+def test_two_engines_that_hold_less_than_their_shares_sample_what_one_samples(
+    rlkit: RunCLI, small: list[str], tmp_path: Path
+) -> None:
+    """Eight prompts of four samples, where an engine decodes three completions at once."""
+    folder = tmp_path / "random"
+    write_random_model(folder, "tiny", dtype=torch.float32)
+    options = [*small, f"model.source={folder}", "generator=vllm", "generator.max_num_seqs=3"]
+    options += ["prompts_per_step=8", "steps=2", "device=cpu", "tracker.plot=false"]
+    found = []
+    for gpus in (1, 2):
+        done = rlkit(*options, f"gpus={gpus}", f"run_dir=run{gpus}")
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        files = sorted((tmp_path / f"run{gpus}/completions").glob("step-*.parquet"))
+        rows = [row for file in files for row in parquet.read_table(file).to_pylist()]
+        found.append([(r["step"], r["prompt"], r["completion"], r["reward"]) for r in rows])
+    assert len(found[0]) == 64 and len(set(found[0])) > 32
+    assert found[0] == found[1]

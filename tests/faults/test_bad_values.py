@@ -39,7 +39,7 @@ REFUSED = {
     "+reward.functions.x={fn: tag_answer, weight: 1e30}": (
         "reward.functions.x.weight must be in [-1e+06, 1e+06], got 1e+30"
     ),
-    "reward.functions=1": "reward.functions",
+    "reward.functions=1": "reward.functions must be a mapping, got 1",
     "model.lora.rank=1000000000000000000000000000000": (
         "model.lora.rank must be in [1, 8192], got 1000000000000000000000000000000"
     ),

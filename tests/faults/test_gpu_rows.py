@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import engine_logps, gpu
+from benchmarks.faults.engine_resume import resumed
 from rlkit.generation.vllm.config import is_installed
 
 pytestmark = [
@@ -19,7 +20,7 @@ MODEL = os.environ.get("RLKIT_SMOLLM2_GGUF", "starter")
 
 
 def test_wrong_adapters_are_seen_and_logps_agree() -> None:
-    rows = list(engine_logps.rows(MODEL, quantised=True))
+    rows = [row for four in (False, True) for row in engine_logps.rows(MODEL, quantised=four)]
     assert [row.name.split()[0] for row in rows] == ["F17", "F18", "F18"]
     assert [row.note for row in rows if row.lost] == []
     assert [row.injected for row in rows] == [6, 6, 6]
@@ -27,4 +28,9 @@ def test_wrong_adapters_are_seen_and_logps_agree() -> None:
 
 def test_runs_end_within_half_a_minute(tmp_path: Path) -> None:
     row = gpu.exits(4, tmp_path, MODEL)
+    assert row.lost == 0, row.note
+
+
+def test_an_interrupted_run_is_the_same_or_says_where_it_parts(tmp_path: Path) -> None:
+    row = resumed(tmp_path, MODEL)
     assert row.lost == 0, row.note

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,9 +98,10 @@ def test_no_two_generators_name_a_request_alike(monkeypatch: pytest.MonkeyPatch)
     """
     named: list[str] = []
 
-    def through_core(_: Any, requests: dict[str, Any], *__: Any) -> Iterator[list[Piece]]:
-        named.extend(requests)
-        yield [Piece(name, [1], [-1.0], "length") for name in requests]
+    def through_core(_: Any, requests: Iterable[Any], *__: Any) -> Iterator[list[Piece]]:
+        asked = [request.request_id for request in requests]
+        named.extend(asked)
+        yield [Piece(name, [1], [-1.0], "length") for name in asked]
 
     monkeypatch.setattr(generator, "through_core", through_core)
     monkeypatch.setattr(generator.VLLMGenerator, "_sampling_params", lambda *_: None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from rlkit.generation.hf import HFGenerator
 from rlkit.generation.sampling import sampling_probs
 from rlkit.generation.vllm.config import VLLMSamplingOptions, is_installed
 from rlkit.training.stopping import Interrupted
-from rlkit.types import FinishReason, Prompt, Rollout, SamplingConfig
+from rlkit.types import FinishReason, Prompt, PromptRequest, Rollout, SamplingConfig
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
 
@@ -55,6 +55,10 @@ def vllm_generator(engine: Any, **options: Any) -> Any:
 
     config = options.pop("config", VLLMGeneratorConfig())
     return VLLMGenerator(engine, NoAdapter(), stop_token_ids=STOP_IDS, config=config, **options)  # type: ignore[arg-type]
+
+
+def flat(groups: Sequence[Sequence[Rollout]]) -> list[Rollout]:
+    return [rollout for group in groups for rollout in group]
 
 
 def seeds_of(run_seed: int, prompts: Sequence[Prompt], num_samples: int) -> list[list[int]]:
@@ -166,6 +170,49 @@ def test_samples_come_in_order_with_reasons_version_and_progress(
         assert rollout.finish_reason is (FinishReason.stop if ended else FinishReason.length)
         assert len(rollout.sampling_logps) == len(rollout.completion_ids) <= 5
     assert seen[-1] == Progress(6, 6, sum(len(r.completion_ids) for r in rollouts))
+
+
+@pytest.mark.parametrize("stop", [(), ("@@",)], ids=["core", "engine"])
+def test_prompts_are_taken_as_completions_end_and_change_no_sample(
+    engine: Any, prompts: list[Prompt], stop: tuple[str, ...]
+) -> None:
+    """Six prompts of two samples in an engine that is full with three completions."""
+    seen: list[Progress] = []
+    generator = vllm_generator(
+        engine, config=VLLMGeneratorConfig(max_num_seqs=3), progress=seen.append
+    )
+    scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
+    wanted = [replace(prompts[n % 2], index=n, limit=2 + 3 * n) for n in range(6)]
+    seeds = seeds_of(7, wanted, 2)
+    arguments: dict[str, Any] = {
+        "num_samples": 2,
+        "sampling": SamplingConfig(max_completion_length=20, stop=stop),
+    }
+    expected = generator.generate(wanted, seeds=seeds, **arguments)
+    under_way: list[int] = []  # completions that vLLM had at each request
+
+    def requests() -> Iterator[PromptRequest]:
+        for request in zip(wanted, seeds, strict=True):
+            under_way.append(len(scheduler.requests))
+            yield PromptRequest(*request)
+
+    found = generator.generate_from(requests(), **arguments)
+    for mine, other in zip(flat(found), flat(expected), strict=True):
+        # Other rows beside it round otherwise, and no more than that.
+        assert mine.sampling_logps == pytest.approx(other.sampling_logps, abs=1e-4)
+        assert replace(mine, sampling_logps=()) == replace(other, sampling_logps=())
+    assert generator.prompts_at_once(2) == 2  # of two samples: the first two fill it
+    assert under_way[:2] == [0, 0]
+    assert all(0 < count < 3 for count in under_way[2:])
+    assert (seen[-1].rows_done, seen[-1].rows) == (12, 12)
+
+
+def test_no_request_gives_no_rollout(engine: Any) -> None:
+    generator = vllm_generator(engine, config=VLLMGeneratorConfig(max_num_seqs=3))
+    sampling = SamplingConfig(max_completion_length=4)
+    assert generator.generate_from(iter([]), num_samples=2, sampling=sampling) == []
+    # An engine that chose its own batch may have chosen another than those of the other ranks.
+    assert vllm_generator(engine).prompts_at_once(2) == 0
 
 
 def test_a_stop_leaves_the_engine_ready_for_the_next_call(

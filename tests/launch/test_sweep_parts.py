@@ -264,3 +264,9 @@ def test_a_job_knows_its_sweep_and_what_tells_it_from_the_others(tmp_path: Path)
     }
     assert place_in_sweep(tmp_path / "runs" / "x") == Place("", "")
     assert place_in_sweep(sweep / "jobs" / "stranger") == Place("", "")
+
+
+def test_a_folder_with_a_name_that_no_file_system_takes_is_one_line(tmp_path: Path) -> None:
+    match = r"hydra.sweep.dir must be .* got .*a.x00b"
+    with pytest.raises(ConfigError, match=match), hold(tmp_path / "a\0b"):
+        pass

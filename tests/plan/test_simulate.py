@@ -193,3 +193,11 @@ def test_ranks_share_the_moments_of_all_weights_alone() -> None:
     assert eight == 8 * 151936 * 1536
     adapter = step_work("qwen2.5-1.5b", 8, 8, 512)
     assert replace(adapter, ranks=2).moment_bytes == adapter.moment_bytes
+
+
+def test_ranks_share_the_masters_of_a_16_bit_model() -> None:
+    work = replace(step_work("qwen2.5-1.5b", 8, 8, 512), tuning=TuningKind.full)
+    assert work.master_bytes == 4 * 1_543_714_304
+    assert replace(work, ranks=8).master_bytes == 4 * 151936 * 1536
+    # A float32 model is its own master.
+    assert replace(work, dtype=torch.float32).master_bytes == 0

@@ -201,6 +201,32 @@ def test_masters_keep_updates_that_16_bits_would_lose(kind: OptimKind) -> None:
     assert not torch.equal(parameters[name], first.bfloat16())
 
 
+def test_a_master_that_goes_leaves_its_copy_and_takes_gradients_without_memory() -> None:
+    batch, spec = three_groups(), OutputSpec()
+    whole = policy_of(tiny_model("llama", dtype=torch.bfloat16))
+    part = policy_of(tiny_model("llama", dtype=torch.bfloat16))
+    tuning = part.tuning
+    assert isinstance(tuning, FullWeights)
+    own = {name for number, name in enumerate(part.adapter) if number % 2}
+    tuning.keep(own)
+    for policy in (whole, part):
+        out = policy.forward(batch, adapter=policy.adapter, temperature=1.0, spec=spec)
+        out.logps.sum().backward()  # type: ignore[no-untyped-call]
+    first = {name: copied.clone() for name, copied in tuning.copies(part.adapter).items()}
+    for name, leaf in part.adapter.items():
+        expected = whole.adapter[name].grad
+        assert leaf.grad is not None and expected is not None
+        assert torch.equal(leaf.grad, expected) and leaf.shape == expected.shape
+        assert leaf.untyped_storage().nbytes() == (leaf.nbytes if name in own else 4)
+    with torch.no_grad():
+        for name in own:
+            part.adapter[name].add_(1.0)
+    for name, copied in tuning.copies(part.adapter).items():
+        # A copy follows its master; one whose master is elsewhere stays what it was.
+        wanted = part.adapter[name].bfloat16() if name in own else first[name]
+        assert torch.equal(copied, wanted)
+
+
 def test_a_float32_model_is_its_own_master() -> None:
     policy = policy_of(tiny_model("llama", dtype=torch.float32))
     for name, parameter in policy.model.named_parameters():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from rank_processes import run_ranks
 from rank_runs import uneven
 
@@ -81,8 +82,9 @@ def test_a_rank_without_prompts_says_so() -> None:
     assert decode(encode([], [], ScoringNumbers({}, {})), PROMPTS) == ({}, ScoringNumbers({}, {}))
 
 
-def test_a_rank_that_runs_dry_takes_the_next_prompts_and_changes_none() -> None:
-    alone, both = uneven(ALONE), run_ranks("rank_runs:uneven", 2)
+@pytest.mark.parametrize("how", ["calls", "refills"])
+def test_a_rank_that_runs_dry_takes_the_next_prompts_and_changes_none(how: str) -> None:
+    alone, both = uneven(ALONE), run_ranks("rank_runs:uneven", 2, how)
     for rank in both:
         for name in ("tokens", "prompts", "rewards", "sampled"):
             assert rank[name] == alone[name], name
@@ -90,3 +92,4 @@ def test_a_rank_that_runs_dry_takes_the_next_prompts_and_changes_none() -> None:
     # The first takes ten or so of the twelve while the second waits for its reward.
     assert both[0]["seen"] + both[1]["seen"] == 12
     assert both[0]["seen"] > both[1]["seen"] >= 1
+    assert [rank["calls"] for rank in both] == ([1, 1] if how == "refills" else [0, 0])

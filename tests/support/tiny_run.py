@@ -25,6 +25,7 @@ from rlkit.algorithms import (
 )
 from rlkit.algorithms.grpo import GRPOConfig
 from rlkit.algorithms.objective.base import AlgorithmConfig
+from rlkit.assembly.shares import keep_own_share, shares_of
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import TuningKind
@@ -159,7 +160,7 @@ def tiny_run(
     """A trainer, its fresh state and the tracker that sees what happens.
 
     `objective` stands for `algorithm`, `kl`, `ratio` and a correction together. `spread_over` are
-    the ranks that share the moments.
+    the ranks that share masters and moments.
     """
     optim = optim or OptimConfig(learning_rate=0.02)
     algorithm = objective.algorithm if objective else algorithm or GRPOConfig(group_size=4)
@@ -239,8 +240,9 @@ def tiny_run(
         run_dir=run_dir,
         ranks=ranks,
     )
+    keep_own_share(policy, spread_over)
     leaves = policy.named_parameters()
-    optimizer = build_optimizer(leaves, optim, spread_over=spread_over)
+    optimizer = build_optimizer(leaves, optim, shares=shares_of(policy, spread_over))
     state = TrainState(learner=policy, optimizer=optimizer)
     return trainer, state, tracker
 

@@ -25,6 +25,7 @@ from transformers import AutoConfig
 from vllm_v2_on_cpu import accept_triton, schedule_ahead
 
 from rlkit.generation import Progress, VLLMGeneratorConfig
+from rlkit.generation.stream import StreamRequest
 from rlkit.generation.vllm.engine import Engine, start_engine
 from rlkit.generation.vllm.generator import VLLMGenerator
 from rlkit.generation.vllm.spec import EngineSpec
@@ -146,6 +147,45 @@ def _done(result: Any) -> Future[Any]:
     return future
 
 
+class Turns:
+    """Streams episodes: each has some turns, and a turn is told that it may begin a bit late."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], turns: int, num_samples: int, length: int
+    ) -> None:
+        self._prompts, self._turns, self._length = prompts, turns, length
+        self._ready = [n for n in range(len(prompts)) for _ in range(num_samples)]
+        self._late: list[int] = []
+        self._keys: list[int] = []
+        self.joins = 0
+        self.done: list[tuple[int, Rollout]] = []
+
+    def more(self, ended: Sequence[tuple[int, Rollout]], *, idle: bool) -> Sequence[StreamRequest]:
+        """Return turns that waited for a call or two; all of them when the engine is idle."""
+        self.done += ended
+        # The key tells prompt and turn: every fifth completion is the last of its episode.
+        again = [key for key, _ in ended if key % 5 < self._turns]
+        ready, self._ready = self._ready, self._late
+        self._late = [(key // 5 + 1) * 5 + key % 5 + 1 for key in again]
+        if idle:
+            ready, self._ready, self._late = ready + self._ready + self._late, [], []
+        self.joins += bool(ready and not idle)
+        requests = []
+        for key in ready:
+            prompt = self._prompts[key % len(self._prompts)]
+            self._keys.append(key)
+            requests.append(StreamRequest(key, prompt, key % 39 + 1))
+        return requests
+
+    def check(self, stops: frozenset[int]) -> None:
+        """Every completion is what its seed says, and each of them came once."""
+        assert sorted(key for key, _ in self.done) == sorted(self._keys)
+        for key, rollout in self.done:
+            expected = completion(key % 39 + 1, self._length, stops)
+            assert list(rollout.completion_ids) == expected
+            assert list(rollout.sampling_logps) == [-float(token) for token in expected]
+
+
 def call(engine: Engine, scheduler: Any, rng: random.Random) -> int:
     """One random call of `generate`, checked; how often the cache was too small for its rows."""
     decoder, preemptions = engine.decoder, 0
@@ -190,13 +230,17 @@ def call(engine: Engine, scheduler: Any, rng: random.Random) -> int:
     pool = scheduler.kv_cache_manager.block_pool
     groups: Sequence[Sequence[Rollout]] = []
     most_blocks = rng.choice([10**6, 10**6, rng.randrange(6, 12)])
+    sampling = SamplingConfig(max_completion_length=length)
+    streamed = None
     with _fewer_blocks(pool, most_blocks), suppress(KeyboardInterrupt):
-        groups = generator.generate(
-            prompts,
-            num_samples=num_samples,
-            sampling=SamplingConfig(max_completion_length=length),
-            seeds=seeds,
-        )
+        if rng.random() < 0.4:
+            streamed = Turns(prompts, rng.randrange(1, 5), num_samples, length)
+            generator.stream(streamed, sampling=sampling)
+            streamed.check(stops)
+        else:
+            groups = generator.generate(
+                prompts, num_samples=num_samples, sampling=sampling, seeds=seeds
+            )
     engine.decoder = decoder
     for group, row_seeds in zip(groups, seeds, strict=bool(groups)):
         for rollout, seed in zip(group, row_seeds, strict=True):

@@ -51,7 +51,8 @@ class Run:
     def send_signal(self, number: int) -> None:
         """Like `Popen`'s; nothing happens when the run is over."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, which nobody said yet
+                os.kill(self.pid, number)
 
     def wait(self, timeout: float = 300.0) -> int:
         code = self._forks.code_of(self.pid, timeout=timeout)

@@ -43,6 +43,18 @@ def test_every_countdown_has_a_solution_that_uses_each_number_once() -> None:
     assert again.train.get(7) == task.train.get(7)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"min_numbers": 10**30}, r"task.min_numbers must be in \[2, 6\], got 1000"),
+        ({"min_numbers": 5}, r"task.max_numbers must be in \[5, 6\], got 4"),
+    ],
+)
+def test_a_countdown_names_the_number_that_is_wrong(options: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        CountdownConfig(**options)  # type: ignore[arg-type]
+
+
 def test_tldr_from_a_folder(tmp_path: Path) -> None:
     row = {"prompt": "SUBREDDIT: r/x\n\nPOST: I ran.\n\nTL;DR:", "completion": " Ran."}
     write(tmp_path / "train.jsonl", [row])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import tracked_run
 
 from rlkit.tracking import (
+    ConsoleMode,
     EvalRecord,
     Level,
     Outcome,
@@ -18,9 +21,11 @@ from rlkit.tracking import (
     RunInfo,
     Status,
     StepRecord,
+    TrackerConfig,
     TrackingError,
     read_metrics,
 )
+from rlkit.tracking.build import build_console
 from rlkit.tracking.fanout import Fanout
 from rlkit.tracking.local import LocalTracker
 
@@ -129,6 +134,8 @@ def test_a_local_failure_ends_the_run_but_the_others_still_hear_of_the_step(
 
 
 def test_closing_shares_one_deadline(tmp_path: Path) -> None:
+    """The last one is closed first."""
+
     class Slow(Witness):
         def close(self, deadline_s: float) -> None:
             super().close(deadline_s)
@@ -137,7 +144,7 @@ def test_closing_shares_one_deadline(tmp_path: Path) -> None:
     slow = [Slow(tmp_path), Slow(tmp_path)]
     tracker = Fanout(local(tmp_path, Redactor()), slow, Redactor())
     tracker.close(1.0)
-    first, second = (float(str(tracker.told("close")[0])) for tracker in slow)
+    second, first = (float(str(tracker.told("close")[0])) for tracker in slow)
     assert first == pytest.approx(1.0, abs=0.1) and second == pytest.approx(0.6, abs=0.1)
 
 
@@ -155,3 +162,16 @@ def test_trouble_is_warned_of_once_and_counted_at_the_end(tmp_path: Path) -> Non
     assert len(texts) == 2
     assert texts[0].startswith("step 0: 1 of 1 groups have equal rewards")
     assert texts[1] == "more than half of the groups had equal rewards in 3 of 3 steps"
+
+
+def test_what_a_mirror_says_at_its_end_is_shown(tmp_path: Path) -> None:
+    class Talker(Witness):
+        def close(self, deadline_s: float) -> None:
+            logging.getLogger("rlkit.tracking.mirror").warning("the service is off")
+
+    terminal = StringIO()
+    console = build_console(TrackerConfig(console=ConsoleMode.plain), terminal)
+    tracker = Fanout(local(tmp_path, Redactor()), [console, Talker(tmp_path)], Redactor())
+    tracker.start(tracked_run.info(tmp_path))
+    tracker.close(1.0)
+    assert terminal.getvalue().count("the service is off") == 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from rlkit.models.config import TuningKind
 from rlkit.tracking import comparable
 from rlkit.tracking.base import EvalRecord, StepRecord
 from rlkit.training import checkpoint
+from rlkit.training.collect import Collector
+from rlkit.training.evaluate import Evaluator
 from rlkit.training.optim import OptimConfig, state_tensors
 from rlkit.training.progress import restore
 from rlkit.training.stopping import Interrupted, StopRequest
@@ -265,3 +268,39 @@ def test_reported_numbers_are_those_of_the_samples(tmp_path: Path) -> None:
     times = {k: v for k, v in record.metrics.items() if k.startswith("time/")}
     parts = sum(v for k, v in times.items() if k != "time/step")
     assert times["time/step"] == pytest.approx(parts, abs=1e-9)
+
+
+class Events:
+    """A generator that notes what it is asked for and hands it on."""
+
+    def __init__(self, generator: Any, events: list[str]) -> None:
+        self._generator, self._events = generator, events
+
+    def load_adapter(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
+        self._events.append(f"load {version}")
+        self._generator.load_adapter(tensors, version)
+
+    def close(self) -> None:
+        self._generator.close()
+
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        self._events.append("generate")
+        return self._generator.generate(*arguments, **options)
+
+
+def test_an_engine_begins_each_step_as_after_a_resume(tmp_path: Path) -> None:
+    """The adapter is loaded between an evaluation and a step: then no cached prompt is left."""
+    events: list[str] = []
+    trainer, state, _ = tiny_run(tmp_path, num_steps=2)
+    watched = Events(trainer.generator, events)
+    assert isinstance(trainer.collector, Collector) and isinstance(trainer.evaluate, Evaluator)
+    trainer = replace(
+        trainer,
+        generator=watched,
+        collector=replace(trainer.collector, generator=watched),
+        evaluate=replace(trainer.evaluate, generator=watched),
+        schedule=replace(trainer.schedule, evaluate_every=1),
+    )
+    trainer.fit(state, stop=StopRequest())
+    step = ["load 0", "generate", "load 1", "generate", "load 1", "generate", "load 2"]
+    assert events == ["load 0", "generate", *step, "generate", "load 2"]

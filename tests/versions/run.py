@@ -191,6 +191,12 @@ def page(results: Sequence[Result]) -> str:
     lines = [
         "# Versions that were tested",
         "",
+        "Which versions of torch, transformers, vLLM and the other libraries does rlkit work with?",
+        "Each row below is a version, and how many tests passed, failed and were skipped with it.",
+        "All ran on a CPU; rows named `features in the source` read vLLM's source and ran nothing.",
+        "",
+        "## How it was measured",
+        "",
         "`make test-versions` runs the tests that touch private names of other libraries and",
         "writes this page. It runs them on a CPU, in venvs that share everything but the named",
         "library with `.venv`. `tests/versions/rows.toml` lists the packages and the files.",

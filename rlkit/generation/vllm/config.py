@@ -153,6 +153,11 @@ class VLLMGeneratorConfig(GeneratorConfig):
             graphs=_GRAPHS[self.compilation],
         )
 
+    @property
+    def streams(self) -> bool:
+        """Return True: requests join between two bursts."""
+        return True
+
     def check_adapter_rank(self, rank: int) -> None:
         """Raise ValueError when no slot of vLLM's is large enough for `rank`."""
         slot_rank(rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,16 @@ from torch import Tensor
 
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import SamplingRow, make_rows
+from rlkit.generation.stream import StreamSource
 from rlkit.generation.vllm.choice import takes_bursts
 from rlkit.generation.vllm.config import VLLMGeneratorConfig
 from rlkit.generation.vllm.engine import Engine
+from rlkit.generation.vllm.joining import Joining, as_asked, in_waves
 from rlkit.generation.vllm.life import reason
-from rlkit.generation.vllm.loop import through_core, through_engine
+from rlkit.generation.vllm.loop import EngineRequest, through_core, through_engine
 from rlkit.generation.vllm.piece import Piece
-from rlkit.generation.vllm.weights import rest, wake
-from rlkit.types import FinishReason, GeneratorDied, Prompt, Rollout, SamplingConfig
+from rlkit.generation.vllm.weights import forget_prefixes, rest, wake
+from rlkit.types import FinishReason, GeneratorDied, Prompt, PromptRequest, Rollout, SamplingConfig
 
 if TYPE_CHECKING:
     from rlkit.generation.vllm.lora import Injector
@@ -62,9 +65,14 @@ class VLLMGenerator:
         self._version = 0
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
-        """Copy `tensors` into vLLM's buffers and tag the rollouts with `version`."""
+        """Copy `tensors` into vLLM's buffers and tag the rollouts with `version`.
+
+        What is sampled next depends on no request before: cached prefixes are forgotten. With them
+        a prompt's rest is computed in another batch, which rounds otherwise in 16 bits.
+        """
         wake(self._engine)
         self._injector.load(tensors, version)
+        forget_prefixes(self._engine.llm)
         self._version = version
 
     def close(self) -> None:
@@ -97,43 +105,119 @@ class VLLMGenerator:
             GeneratorDied: vLLM raised.
             RuntimeError: The generator is closed.
         """
+        self._check(sampling)
+        check_request(prompts, num_samples, sampling, seeds, context=self._engine.max_model_len)
+        rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
+        rows = self._sample(in_waves(iter([rows]), most_live=1), sampling)
+        return self._groups(rows, len(prompts))
+
+    def prompts_at_once(self, num_samples: int) -> int:
+        """Return the prompts of `num_samples` samples each that fill the engine's batch.
+
+        It is 0 where the size of the batch was left to the engine: ranks might choose otherwise.
+        """
+        return -(-self._config.max_num_seqs // max(num_samples, 1))
+
+    def generate_from(
+        self, requests: Iterator[PromptRequest], *, num_samples: int, sampling: SamplingConfig
+    ) -> list[list[Rollout]]:
+        """Sample prompts that are taken on the way, as `generate` does with those it is given.
+
+        The engine's batch is kept full: the next prompt is taken when fewer completions are under
+        way than it holds. Those that are left wait where another rank can take them.
+
+        Args:
+            requests: The next one is taken when there is room, not before.
+            num_samples: Samples of each prompt, >= 1.
+            sampling: The sampling options.
+
+        Returns:
+            The rollouts: [taken][sample].
+
+        Raises:
+            ValueError: As `generate`.
+            FloatingPointError: As `generate`.
+            GeneratorDied: vLLM raised.
+            RuntimeError: The generator is closed.
+        """
+        self._check(sampling)
+        taken = 0
+
+        def waves() -> Iterator[list[SamplingRow]]:
+            nonlocal taken
+            context = self._engine.max_model_len
+            for prompt, seeds in requests:
+                check_request([prompt], num_samples, sampling, [seeds], context=context)
+                rows = make_rows([prompt], num_samples=num_samples, seeds=[seeds])
+                for row in rows:
+                    row.prompt_number = taken
+                taken += 1
+                yield rows
+
+        joining = in_waves(waves(), most_live=self._config.max_num_seqs)
+        return self._groups(self._sample(joining, sampling), taken)
+
+    def stream(self, source: StreamSource, *, sampling: SamplingConfig) -> None:
+        """Sample what `source` asks for; completions join while others are decoded.
+
+        `source` is asked after every engine step, or burst of steps. Raises as `generate` does.
+        """
+        self._check(sampling)
+        context = self._engine.max_model_len
+        self._sample(as_asked(source, sampling, version=self._version, context=context), sampling)
+
+    def _check(self, sampling: SamplingConfig) -> None:
         if self._engine.llm is None:
             raise RuntimeError("generate() after close()")
         check_sampling(sampling)
-        check_request(prompts, num_samples, sampling, seeds, context=self._engine.max_model_len)
-        rows = make_rows(prompts, num_samples=num_samples, seeds=seeds)
-        wake(self._engine)
-        # Every row has a seed; on a CPU vLLM draws from the process's generator as well.
-        with torch.random.fork_rng(devices=[]):
-            self._sample(rows, sampling)
-        rest(self._engine)
-        rollouts: list[list[Rollout]] = [[] for _ in prompts]
+
+    def _groups(self, rows: Sequence[SamplingRow], count: int) -> list[list[Rollout]]:
+        rollouts: list[list[Rollout]] = [[] for _ in range(count)]
         for row in rows:
             rollouts[row.prompt_number].append(row.rollout(self._version))
         return rollouts
 
-    def _sample(self, rows: Sequence[SamplingRow], sampling: SamplingConfig) -> None:
+    def _sample(self, joining: Joining, sampling: SamplingConfig) -> list[SamplingRow]:
+        """Sample the rows that join to their ends; return them in the order of their joining."""
+        wake(self._engine)
         # No id comes twice on an engine: vLLM schedules a step ahead. When a completion has met a
         # stop token, that step comes back in the next call. A request of its id would get it.
         call = next(self._engine.call_numbers)
-        by_id = {f"{call}-{number}": row for number, row in enumerate(rows)}
-        requests = {
-            request_id: (list(row.prompt.ids), self._sampling_params(sampling, row))
-            for request_id, row in by_id.items()
-        }
+        by_id: dict[str, SamplingRow] = {}
+        queue: deque[EngineRequest] = deque()
         num_done = num_tokens = 0
+
+        def fill(ended: Sequence[SamplingRow]) -> None:
+            for row in joining(ended, live=len(by_id) - num_done):
+                name = f"{call}-{len(by_id)}"
+                by_id[name] = row
+                params = self._sampling_params(sampling, row)
+                queue.append(EngineRequest(name, list(row.prompt.ids), params))
+
+        fill(())
+        # Every row has a seed; on a CPU vLLM draws from the process's generator as well.
         # Closed whatever happens: the engine is idle afterwards and can take the next call.
-        with closing(self._pieces(requests, sampling)) as steps:
+        with (
+            torch.random.fork_rng(devices=[]),
+            closing(self._pieces(queue, sampling)) as steps,
+        ):
             for pieces in _alive(steps):
+                ended = []
                 for piece in pieces:
-                    _extend(by_id[piece.request_id], piece)
+                    row = by_id[piece.request_id]
+                    _extend(row, piece)
                     num_tokens += len(piece.token_ids)
-                    num_done += piece.finish_reason is not None
+                    if piece.finish_reason is not None:
+                        ended.append(row)
+                num_done += len(ended)
+                fill(ended)
                 if self._progress is not None:
-                    self._progress(Progress(num_done, len(rows), num_tokens))
+                    self._progress(Progress(num_done, len(by_id), num_tokens))
+        rest(self._engine)
+        return list(by_id.values())
 
     def _pieces(
-        self, requests: Mapping[str, tuple[list[int], Any]], sampling: SamplingConfig
+        self, requests: deque[EngineRequest], sampling: SamplingConfig
     ) -> Generator[list[Piece], None, None]:
         llm, lora = self._engine.llm, self._injector.request
         if sampling.stop or not self._engine.past_output_processor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlkit.generation.vllm.piece import Piece
 
@@ -11,8 +12,19 @@ if TYPE_CHECKING:
     from rlkit.generation.vllm.accel.burst import Decoder
 
 
+class EngineRequest(NamedTuple):
+    """One completion, as an engine is asked for it."""
+
+    request_id: str
+    """It comes once in the life of an engine."""
+    ids: list[int]
+    """The prompt."""
+    params: Any
+    """vLLM's `SamplingParams`."""
+
+
 def through_core(
-    llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any, decoder: Decoder | None
+    llm: Any, requests: deque[EngineRequest], lora: Any, decoder: Decoder | None
 ) -> Generator[list[Piece], None, None]:
     """Yield the new tokens of each step of `EngineCore`, or of each burst of `decoder`.
 
@@ -20,8 +32,9 @@ def through_core(
 
     Args:
         llm: A running `vllm.LLM`.
-        requests: Prompt and SamplingParams by id, without stop strings. vLLM looks for those in its
-            output processor, which is left out here.
+        requests: A queue that is emptied into the engine; what is added between two steps comes in
+            beside the others. No stop strings: vLLM looks for those in its output processor, which
+            is left out here.
         lora: The adapter's `LoRARequest`; None is the base model.
         decoder: Decodes bursts; None leaves every step to vLLM's scheduler.
 
@@ -29,9 +42,11 @@ def through_core(
         The tokens and logps that each request has gained.
     """
     engine, client = llm.llm_engine, llm.llm_engine.engine_core
-    going = set(requests)
-    try:
-        for request_id, (ids, params) in requests.items():
+    going: set[str] = set()
+
+    def enter() -> None:
+        while requests:
+            request_id, ids, params = requests.popleft()
             request = engine.input_processor.process_inputs(
                 request_id,
                 _prompt(ids),
@@ -39,27 +54,42 @@ def through_core(
                 supported_tasks=engine.get_supported_tasks(),
                 lora_request=lora,
             )
+            going.add(request_id)
             client.add_request(request)
+
+    try:
+        enter()
         while going:
             for pieces in _look(client, decoder):
                 going.difference_update(p.request_id for p in pieces if p.finish_reason)
                 yield pieces
+                enter()
     finally:
         client.abort_requests(list(going))
 
 
 def through_engine(
-    llm: Any, requests: Mapping[str, tuple[list[int], Any]], lora: Any
+    llm: Any, requests: deque[EngineRequest], lora: Any
 ) -> Generator[list[Piece], None, None]:
     """Yield the same by vLLM's `LLMEngine`, which knows stop strings."""
     engine = llm.llm_engine
-    try:
-        for request_id, (ids, params) in requests.items():
+    going: set[str] = set()
+
+    def enter() -> None:
+        while requests:
+            request_id, ids, params = requests.popleft()
+            going.add(request_id)
             engine.add_request(request_id, _prompt(ids), params, lora_request=lora)
+
+    try:
+        enter()
         while engine.has_unfinished_requests():
-            yield [_piece(output) for output in engine.step()]
+            pieces = [_piece(output) for output in engine.step()]
+            going.difference_update(p.request_id for p in pieces if p.finish_reason)
+            yield pieces
+            enter()
     finally:
-        engine.abort_request(list(requests))
+        engine.abort_request(list(going))
 
 
 def _look(client: Any, decoder: Decoder | None) -> Iterator[list[Piece]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from rlkit.generation.vllm.accel.burst import Decoder
 from rlkit.generation.vllm.life import reason
-from rlkit.generation.vllm.loop import through_core
+from rlkit.generation.vllm.loop import EngineRequest, through_core
 from rlkit.generation.vllm.probe import probe_prompts
 
 _NUM_TOKENS = 8
@@ -53,8 +54,9 @@ def _decode(llm: Any, decoder: Decoder | None, *, run: int) -> dict[str, _Pieces
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    requests = {
-        f"trial-{run}-{number}": (
+    requests = deque(
+        EngineRequest(
+            f"trial-{run}-{number}",
             list(prompt),
             SamplingParams(
                 max_tokens=_NUM_TOKENS,
@@ -68,8 +70,8 @@ def _decode(llm: Any, decoder: Decoder | None, *, run: int) -> dict[str, _Pieces
             ),
         )
         for number, prompt in enumerate(probe_prompts(llm))
-    }
-    found: dict[str, _Pieces] = {request_id: [] for request_id in requests}
+    )
+    found: dict[str, _Pieces] = {request.request_id: [] for request in requests}
     for pieces in through_core(llm, requests, None, decoder):
         for piece in pieces:
             found[piece.request_id].append((piece.token_ids, piece.logps))
