@@ -1,8 +1,8 @@
-"""Weights in 8 bits: e4m3 with a power of two for each output channel.
+"""Weights in 8 bits are e4m3 with a power of two for each output channel.
 
 The scale s of a row is the least power of two with max |w| / s <= 448, the largest number of e4m3.
 Such a scale costs no precision, as e4m3 is a floating-point format itself. A product code * s has 4
-significant bits, so float32, bfloat16 and float16 hold it exactly: all that compute with the same
+significant bits, so float32, bfloat16 and float16 hold it exactly. All that compute with the same
 codes compute with the same numbers. A scale is at least 2^-15, so that float16 reaches the
 smallest code. Codes follow from the weight alone, and every device rounds them alike.
 

@@ -1,4 +1,4 @@
-"""Frozen weights in fewer bits: bitsandbytes' `Params4bit`, or e4m3 of `rlkit.models.fp8`.
+"""Frozen weights in fewer bits are bitsandbytes' `Params4bit`, or e4m3 of `rlkit.models.fp8`.
 
 bitsandbytes is imported where such a weight is used: other models do without it.
 """

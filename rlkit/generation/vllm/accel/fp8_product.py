@@ -119,7 +119,7 @@ def _product_kernel(
 
 
 class Workspace:
-    """Sums of parts, and a count of arrived programs, zero between launches.
+    """It holds sums of parts, and a count of arrived programs that is zero between launches.
 
     The products of one stream share it, as they run one after the other. It never moves: CUDA
     graphs hold its addresses.
