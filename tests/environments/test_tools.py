@@ -248,7 +248,9 @@ def test_python_sees_neither_files_nor_network_and_leaves_nothing(tmp_path: Path
     children = _descendants()
     with pytest.raises(ToolError, match=r"no result within 0\.5 s"):
         call_limited(python, {"code": hangs}, Limits(seconds=0.5))
-    time.sleep(0.2)
+    give_up = time.monotonic() + 10.0
+    while _descendants() != children and time.monotonic() < give_up:
+        time.sleep(0.05)
     assert _descendants() == children and not alive.exists()
 
 
@@ -309,7 +311,7 @@ def test_what_is_no_arithmetic_is_one_line(expression: str) -> None:
 
 class Solver(ToolEnvironment):
     functions = (calculator, slow)
-    limits = Limits(seconds=0.3, memory_mb=8192)
+    limits = Limits(seconds=3.0, memory_mb=8192)  # a busy machine starts a process in a second
 
     def judge(self, columns: object, text: str) -> float:
         return float(columns["answer"] in text)  # type: ignore[index]
@@ -332,7 +334,7 @@ def test_an_environment_of_tools_answers_calls_and_judges_the_rest() -> None:
     messages, reward, info = act(solver, call + hang + bad)
     assert messages == (
         Message("tool", "42"),
-        Message("tool", "error: no result within 0.3 s"),
+        Message("tool", "error: no result within 3 s"),
         Message("tool", "error: there is no tool calc; there are calculator, slow"),
     )
     assert (reward, info) == (None, {"calls": 3.0, "errors": 2.0})
