@@ -98,12 +98,12 @@ def test_gradient_of_the_input_is_that_of_the_dequantised_product() -> None:
 def test_joined_layers_are_one_product_where_their_codes_lie_together() -> None:
     codes, scale = quantise(weight(12, 8))
     sizes = [6, 4, 2]
-    pairs = zip(codes.split(sizes), scale.split(sizes), strict=True)
+    pairs = zip(torch.split(codes, sizes), torch.split(scale, sizes), strict=True)
     weights = tuple(fp8_weight(c, s, torch.float32) for c, s in pairs)
     whole = adjoined(weights)
     assert whole is not None and whole.data_ptr() == codes.data_ptr()
-    apart = tuple(fp8_weight(c.clone(), s, torch.float32) for c, s in
-                  zip(codes.split(sizes), scale.split(sizes), strict=True))  # fmt: skip
+    pairs = zip(torch.split(codes, sizes), torch.split(scale, sizes), strict=True)
+    apart = tuple(fp8_weight(c.clone(), s, torch.float32) for c, s in pairs)
     assert adjoined(apart) is None
     number, x = dequantise(codes, scale, torch.float32), torch.randn(5, 8)
     rows = torch.randn(5, 12)
