@@ -29,7 +29,7 @@ from rlkit.generation.vllm.config import (
 from rlkit.models.config import QuantConfig, QuantKind, TuningKind
 from rlkit.models.load import BaseModel, load_resolved
 from rlkit.models.nf4_folder import in_nf4
-from rlkit.models.quantize import meta_model, require_bitsandbytes
+from rlkit.models.quantize import fp8_layers, meta_model, require_bitsandbytes
 from rlkit.models.resolved import ResolvedModel, with_merged_adapter
 from rlkit.models.views import CannotShare
 from rlkit.plan.of_config import Planned
@@ -180,7 +180,7 @@ def _with_engine(
             raise ValueError(f"{engine.unshareable}; set generator=hf")
         views = weight_views(engine.llm) if is_shared or is_apart else None
         shared = views if is_shared else None
-        base = load_resolved(trained, say=say, weights=shared)
+        base = load_resolved(trained, say=say, quant=config.memory.quant, weights=shared)
         probe = load_resolved(sampled, say=say, weights=views) if is_apart else None
     except BaseException:
         engine.close()
@@ -191,7 +191,7 @@ def _with_engine(
 
 
 def _in_nf4(model: ResolvedModel, quant: QuantConfig, *, say: Say) -> ResolvedModel:
-    if quant.kind is QuantKind.none:
+    if quant.kind is not QuantKind.nf4:
         return model
     require_bitsandbytes()
     return in_nf4(model, quant, say=say)
@@ -214,6 +214,7 @@ def _engine_spec(config: Config, model: ResolvedModel, longest: tuple[int, int])
         lora_rank=slot.rank,
         lora_modules=slot.modules,
         allow_remote_code=model.config.allow_remote_code,
+        in_fp8=fp8_layers(config.memory.quant, model.hf_config),
     )
 
 

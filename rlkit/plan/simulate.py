@@ -49,7 +49,7 @@ class TrainingWork:
     num_scored: int
     """Completion tokens, whose logps are wanted."""
     dtype: torch.dtype
-    in_nf4: bool
+    quantised: bool
     """Whether linear layers are dequantised for every product."""
     lora_rank: int
     lora_targets: tuple[str, ...]
@@ -155,9 +155,9 @@ def _meta_model(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int
     with _default_dtype(work.dtype):
         model = auto.from_config(small, attn_implementation=_ATTENTION[work.ragged])
     model.requires_grad_(False).train(False)
-    if work.in_nf4:
+    if work.quantised:
         for layer in quantisable(model).values():
-            layer.weight = _InFourBits(layer.weight, requires_grad=False)
+            layer.weight = _Quantised(layer.weight, requires_grad=False)
     return model
 
 
@@ -170,7 +170,7 @@ _PRODUCTS = (Tensor.__matmul__, Tensor.addmm_, Tensor.t)
 """A weight is used in these, beside a layer's own product."""
 
 
-class _InFourBits(nn.Parameter):
+class _Quantised(nn.Parameter):
     """Every product of this weight makes a 16-bit copy, for the time that it takes."""
 
     @classmethod

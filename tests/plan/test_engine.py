@@ -12,7 +12,7 @@ from benchmarks.memory_row import row_config
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.demand import Sampler
 from rlkit.generation.vllm.config import Compilation, Quantization
-from rlkit.models.config import Checkpointing, QuantConfig, Switch
+from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, Switch
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.cost import step_seconds
 from rlkit.plan.headline import ROWS
@@ -104,6 +104,21 @@ def test_4_bit_rollouts_under_a_16_bit_trainer_count_their_own_weights() -> None
     assert part(plan, "vLLM: weights of its own") == (work.engine_weight_bytes,) * 2
     config = VLLMGeneratorConfig(quantization=Quantization.nf4)
     assert config.weights.value == "auto"
+
+
+@pytest.mark.parametrize("gigabytes", [80, 24])
+def test_8b_in_8_bits_is_planned(gigabytes: int) -> None:
+    """One copy for engine and trainer: a byte a weight in layers, 4 bytes a row, 2 elsewhere."""
+    quant = QuantConfig(kind=QuantKind.fp8)
+    work = replace(LARGE.work(), quant=quant, max_prompt=128, max_completion=512)
+    rows = 4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096
+    inputs = 4096 * (4096 + 2 * 1024 + 4096 + 2 * 14336) + 14336 * 4096
+    elsewhere = 2 * (2 * 128256 * 4096 + 65 * 4096)
+    assert work.weight_bytes == 32 * (inputs + 4 * rows) + elsewhere == 9_086_705_664
+    plan = make_plan(work, LARGE.request(), budget=gigabytes * GB)
+    assert part(plan, "base model")[0] == work.weight_bytes
+    assert sum(p.sampling for p in plan.parts) <= gigabytes * GB
+    assert sum(p.training for p in plan.parts) <= gigabytes * GB
 
 
 def test_the_self_test_of_a_large_adapter_is_counted() -> None:

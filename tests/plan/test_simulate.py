@@ -105,7 +105,7 @@ def test_planned_activations_are_those_of_the_policy(
         num_tokens=rows * (prompt + completion - 1),
         num_scored=rows * completion,
         dtype=dtype,
-        in_nf4=False,
+        quantised=False,
         lora_rank=16,
         lora_targets=(),
         checkpointing=mode,
@@ -118,7 +118,7 @@ def test_planned_activations_are_those_of_the_policy(
 
 def test_layers_add_the_same_each_time() -> None:
     work = TrainingWork(
-        num_tokens=300, num_scored=200, dtype=torch.bfloat16, in_nf4=True, lora_rank=16,
+        num_tokens=300, num_scored=200, dtype=torch.bfloat16, quantised=True, lora_rank=16,
         lora_targets=(),
         checkpointing=Checkpointing.on, ragged=True,
     )  # fmt: skip
@@ -134,7 +134,7 @@ def test_rotary_factors_that_depend_on_the_length_take_the_same_memory(kind: str
         rope |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
         rope["original_max_position_embeddings"] = 64
     work = TrainingWork(
-        num_tokens=300, num_scored=200, dtype=torch.bfloat16, in_nf4=False, lora_rank=16,
+        num_tokens=300, num_scored=200, dtype=torch.bfloat16, quantised=False, lora_rank=16,
         lora_targets=(),
         checkpointing=Checkpointing.off, ragged=False,
     )  # fmt: skip
