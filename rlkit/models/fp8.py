@@ -62,11 +62,16 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantise(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Return code * scale, exactly, of codes (out, in) and scales (out,)."""
-    if codes.is_cuda:
+    if codes.is_cuda and kernels_read_codes(codes.device):
         from rlkit.models.fp8_kernel import values
 
         return values(codes, scale, dtype)
     return codes.view(_FORMAT).to(dtype).mul_(scale.to(dtype)[:, None])
+
+
+def kernels_read_codes(device: torch.device) -> bool:
+    """Return whether Triton converts e4m3 on a CUDA device; torch does on all of them."""
+    return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def fp8_weight(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> nn.Parameter:

@@ -151,9 +151,9 @@ def into_fp8(model: nn.Module, layers: Iterable[str], device: torch.device) -> N
     model.to(device)
 
 
-def is_quantised(config: QuantConfig, hf_config: PreTrainedConfig) -> bool:
-    """Return whether linear layers of the loaded model are dequantised for every product."""
-    return config.kind is not QuantKind.none or saved_quantization(hf_config) is not None
+def kind_of(config: QuantConfig, hf_config: PreTrainedConfig) -> QuantKind:
+    """Return what linear layers of the loaded model are dequantised from for every product."""
+    return config.kind if saved_quantization(hf_config) is None else QuantKind.nf4
 
 
 def skip_modules(kept: Iterable[str]) -> list[str]:

@@ -25,8 +25,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from rlkit.kernels.workspace import logps_workspace_bytes
-from rlkit.models.config import Checkpointing, LoRAConfig, TuningKind
+from rlkit.models.config import Checkpointing, LoRAConfig, QuantKind, TuningKind
 from rlkit.models.families import backbone_of, head_of
+from rlkit.models.fp8 import fp8_layer, fp8_weight
 from rlkit.models.fused import fuse
 from rlkit.models.quantize import quantisable
 from rlkit.models.recompute import recomputed
@@ -49,8 +50,8 @@ class TrainingWork:
     num_scored: int
     """Completion tokens, whose logps are wanted."""
     dtype: torch.dtype
-    quantised: bool
-    """Whether linear layers are dequantised for every product."""
+    quant: QuantKind
+    """What linear layers are dequantised from for every product; `none` = not at all."""
     lora_rank: int
     lora_targets: tuple[str, ...]
     checkpointing: Checkpointing
@@ -155,10 +156,33 @@ def _meta_model(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int
     with _default_dtype(work.dtype):
         model = auto.from_config(small, attn_implementation=_ATTENTION[work.ragged])
     model.requires_grad_(False).train(False)
-    if work.quantised:
+    if work.quant is QuantKind.nf4:
         for layer in quantisable(model).values():
-            layer.weight = _Quantised(layer.weight, requires_grad=False)
+            layer.weight = _InFourBits(layer.weight, requires_grad=False)
+    if work.quant is QuantKind.fp8:
+        _into_fp8(model, work.dtype)
     return model
+
+
+def _into_fp8(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put the linear layers into 8 bits, one behind the other, as an engine's fused layers are.
+
+    So layers that are joined are dequantised as a whole. Where no engine shares its weights, the
+    parts lie apart, and take less.
+    """
+    layers = quantisable(model)
+    shapes = [tuple(layer.weight.shape) for layer in layers.values()]
+    codes = torch.empty(sum(rows * width for rows, width in shapes), dtype=torch.uint8)
+    scale = torch.empty(sum(rows for rows, _ in shapes), dtype=torch.float32)
+    parts = zip(
+        codes.split([rows * width for rows, width in shapes]),
+        scale.split([rows for rows, _ in shapes]),
+        layers.items(),
+        strict=True,
+    )
+    for of_codes, of_scale, (name, layer) in parts:
+        weight = fp8_weight(of_codes.view(layer.weight.shape), of_scale, dtype)
+        model.set_submodule(name, fp8_layer(layer, weight))
 
 
 def _apply(function: Any, *inputs: Tensor) -> Tensor:
@@ -170,7 +194,7 @@ _PRODUCTS = (Tensor.__matmul__, Tensor.addmm_, Tensor.t)
 """A weight is used in these, beside a layer's own product."""
 
 
-class _Quantised(nn.Parameter):
+class _InFourBits(nn.Parameter):
     """Every product of this weight makes a 16-bit copy, for the time that it takes."""
 
     @classmethod

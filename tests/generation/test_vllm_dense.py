@@ -283,7 +283,7 @@ in_fp8, options = frozenset(), {}
 if family.endswith("_fp8"):
     from transformers import AutoConfig
     from rlkit.generation.vllm import fp8
-    from rlkit.generation.vllm.accel.fp8_product import Fp8Rows, Workspace
+    from rlkit.generation.vllm.accel.narrow import NarrowWeight, Workspace
     from rlkit.models.quantize import fp8_layers
     from rlkit.models.fp8 import dequantise, quantise
     from rlkit.models import QuantConfig, QuantKind
@@ -295,7 +295,7 @@ def install(worker):
     workspace = Workspace(torch.device("cpu")) if in_fp8 else None
     for layer in worker.model_runner.get_model().modules():
         if hasattr(layer, "fp8_scale"):  # as an engine on CUDA prepares them
-            layer.fp8_rows = Fp8Rows(layer.weight.data, layer.fp8_scale, workspace)
+            layer.fp8_rows = NarrowWeight(layer.weight.data, layer.fp8_scale, workspace)
     layers = dense.install(managers(worker), fused=True)
     return layers, dense_norm.install_norms(managers(worker).model, layers)
 

