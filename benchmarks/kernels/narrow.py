@@ -81,7 +81,9 @@ def cases(shape: Shape) -> Iterator[Case]:
     for codes in (True, False):
         outputs = shape.outputs + (0 if codes else shape.more)
         own = tiling(ROWS, outputs, shape.inputs)
-        found = [own, *tilings(outputs, shape.inputs, early=early)]
+        found = [own, *tilings(outputs, shape.inputs, early=False)]
+        if early:
+            found += [own._replace(early=True)]
         yield from (Case(codes, tile) for tile in dict.fromkeys(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from rlkit.models.config import LoRAConfig, QuantConfig, QuantKind
 from rlkit.models.fp8 import dequantise, is_fp8, quantise, state_of
 from rlkit.models.quantize import fp8_layers, into_fp8, quantisable, tensors_of
 from rlkit.models.views import model_on_views, shared_bytes
+from rlkit.plan.live import LiveBytes
 from rlkit.policy.lora import attach
 
 pytestmark = [
@@ -80,6 +82,25 @@ def test_the_trainer_computes_on_vllms_codes(
         number = dequantise(*quantise(weight), torch.float32)
         assert 0 < float((number - weight.float()).abs().max()) <= float(weight.abs().max()) / 16
     assert set(weights) <= set(quantisable(own))
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_one_part_of_a_fused_layer_is_dense_at_a_time(has_bias: bool) -> None:
+    """So the plan's activations, which are the trainer's, hold an engine's prompts as well."""
+    from rlkit.generation.vllm.fp8 import Fp8RowsLinearMethod
+
+    torch.manual_seed(0)
+    sizes = [512, 256, 256]
+    codes, scale = quantise(torch.randn(sum(sizes), 512))
+    layer = SimpleNamespace(weight=codes, fp8_scale=scale, fp8_sizes=sizes)
+    x = torch.randn(2, 3, 512)
+    bias = torch.randn(sum(sizes)) if has_bias else None
+    with LiveBytes() as live:
+        out = Fp8RowsLinearMethod().dequantised(layer, x, bias)
+    assert 4 * 512 * 512 < live.peak < 1.1 * 4 * 512 * 512
+    truth = x.double() @ dequantise(codes, scale, torch.float64).T
+    truth += 0.0 if bias is None else bias
+    torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-4)
 
 
 def _adapter_reaches_both(llm: Any, own: Any, dtype: torch.dtype, tolerance: float) -> None:

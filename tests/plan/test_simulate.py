@@ -134,36 +134,38 @@ def test_planned_activations_are_those_of_a_base_in_8_bits(mode: Checkpointing) 
     policy = new_policy(base, ModelConfig(shared_prefix=Switch.off), seed=0)
     for leaf in policy.adapter.values():
         leaf.grad = torch.zeros_like(leaf)
-    batch = make_batch([[3] * 8, [4] * 8], [[5] * 16] * 2)
+    batch = make_batch([[3] * 22, [4] * 22], [[5] * 2] * 2)
     with LiveBytes() as live:
         output = policy.forward(batch, adapter=policy.adapter, temperature=1.0)
         output.logps.sum().backward()  # type: ignore[no-untyped-call]
     planned = peaks_of_few_tokens(config, QuantKind.fp8, mode)
     assert abs(planned / live.peak - 1) < 0.10
-    assert planned > plain + 384 * 128  # at least half of a layer's bytes
+    assert planned > plain + 384 * 128  # half the bytes of the widest layer
 
 
 def peaks_of_few_tokens(config: PreTrainedConfig, quant: QuantKind, mode: Checkpointing) -> int:
     work = TrainingWork(
-        num_tokens=2 * (8 + 16 - 1), num_scored=2 * 16, dtype=torch.bfloat16, quant=quant,
+        num_tokens=2 * (22 + 2 - 1), num_scored=2 * 2, dtype=torch.bfloat16, quant=quant,
         lora_rank=16, lora_targets=(), checkpointing=mode, ragged=False,
     )  # fmt: skip
     return peaks(config, work).with_workspace(2**30)
 
 
-def test_fused_layers_of_an_8b_are_dequantised_as_a_whole() -> None:
-    """Gate and up are one product with what vLLM shares: 235 MB, where NF4 takes 117 at a time."""
+def test_joined_layers_of_8_bits_are_dequantised_as_a_whole() -> None:
+    """Of one layer, q, k and v are one product: 4096 + 2 x 1024 rows where NF4 has 4096 at most.
+
+    With this many tokens the peak is at that product.
+    """
     config = ROWS[1].work().hf_config
     found = {}
-    for quant in QuantKind:
+    for quant in (QuantKind.nf4, QuantKind.fp8):
         work = TrainingWork(
-            num_tokens=64, num_scored=32, dtype=torch.bfloat16, quant=quant, lora_rank=16,
+            num_tokens=2048, num_scored=32, dtype=torch.bfloat16, quant=quant, lora_rank=16,
             lora_targets=(), checkpointing=Checkpointing.on, ragged=True,
         )  # fmt: skip
         found[quant] = peaks(config, work).layers
-    one = 2 * 14336 * 4096
-    assert found[QuantKind.nf4] - found[QuantKind.none] == pytest.approx(one, rel=0.02)
-    assert found[QuantKind.fp8] - found[QuantKind.none] == pytest.approx(2 * one, rel=0.02)
+    more = found[QuantKind.fp8] - found[QuantKind.nf4]
+    assert 2 * 4096 * 2 * 1024 < more < 2 * 4096 * (4096 + 2 * 1024) * 1.2
 
 
 def test_layers_add_the_same_each_time() -> None:

@@ -134,7 +134,7 @@ class Fp8RowsLinearMethod(_Method):  # type: ignore[misc]
         )
         layer.register_parameter("weight", weight)
         parts: Any = layer
-        parts.fp8_dtype = params_dtype
+        parts.fp8_dtype, parts.fp8_sizes = params_dtype, list(output_partition_sizes)
 
     def apply(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
         """Return x W^T + bias; few rows on CUDA read the codes alone."""
@@ -146,8 +146,22 @@ class Fp8RowsLinearMethod(_Method):  # type: ignore[misc]
         return product(flat, layer.fp8_rows, None, bias).view(*x.shape[:-1], -1)
 
     def dequantised(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
-        """Return x W^T + bias by a product with the dequantised weight."""
-        return F.linear(x, dequantise(layer.weight.data, layer.fp8_scale, x.dtype), bias)
+        """Return x W^T + bias; no more than one part of a fused layer is dense at a time."""
+        sizes = layer.fp8_sizes
+        codes, scales = layer.weight.data.split(sizes), layer.fp8_scale.split(sizes)
+        if len(sizes) == 1:
+            return F.linear(x, dequantise(codes[0], scales[0], x.dtype), bias)
+        rows = x.reshape(-1, x.shape[-1])
+        out = x.new_empty(len(rows), sum(sizes))
+        biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+        for part, *held, of_part in zip(out.split(sizes, 1), codes, scales, biases, strict=True):
+            transposed = dequantise(*held, x.dtype).t()
+            if of_part is None:
+                torch.mm(rows, transposed, out=part)
+            else:
+                torch.addmm(of_part, rows, transposed, out=part)
+            del transposed  # before the next one is made
+        return out.view(*x.shape[:-1], -1)
 
 
 @register_model_loader(NAME)

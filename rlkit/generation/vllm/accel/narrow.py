@@ -27,7 +27,7 @@ _MOST_BLOCKS = 1024
 """Blocks of a product whose inputs are cut; a larger one has enough programs without."""
 _MOST_PARTS = 2**17
 """Outputs of all parts of such a product; each has 64 sums, so that they take 34 MB."""
-SIZES = ((128, 128, 4, 3), (64, 128, 4, 4), (128, 64, 4, 5), (256, 64, 8, 4), (128, 128, 8, 4))
+SIZES = ((128, 128, 8, 3), (64, 128, 4, 4), (128, 64, 8, 5), (256, 64, 8, 4), (64, 256, 4, 2))
 """Outputs and inputs of a program's step, its warps and stages, that are worth timing."""
 GRAIN = 16
 """The inputs must be a multiple of this."""
@@ -45,7 +45,7 @@ class NarrowTiling(NamedTuple):
     num_warps: int
     num_stages: int
     early: bool = False
-    """Start before the kernel ahead has ended and load W meanwhile (needs compute capability 9)."""
+    """Start before the kernel ahead has ended (needs compute capability 9)."""
 
 
 class NarrowWeight(NamedTuple):
@@ -83,7 +83,8 @@ def tiling(
     block_k = next(size for size in (128, 64, 32, GRAIN) if num_inputs % size == 0)
     blocks = triton.cdiv(num_outputs, block_n) * triton.cdiv(num_rows, block_m(num_rows))
     splits = _splits(blocks, block_n, num_inputs // block_k, _PROGRAMS)
-    return NarrowTiling(block_n, block_k, splits, 4, 3 if block_n == 128 else 4, early)
+    warps, stages = (8, 3) if block_n == 128 else (4, 4)
+    return NarrowTiling(block_n, block_k, splits, warps, stages, early)
 
 
 def tilings(num_outputs: int, num_inputs: int, *, early: bool) -> Iterator[NarrowTiling]:
@@ -110,37 +111,18 @@ def block_m(num_rows: int) -> int:
 
 
 @triton.jit
-def _tile(w, columns, real, first, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    inputs = tl.arange(0, BLOCK_K)
-    return tl.load(w + columns[:, None].to(tl.int64) * K + (first + inputs)[None, :],
-                   mask=real[:, None], other=0)  # fmt: skip
-
-
-@triton.jit
-def _numbers(some, kind: tl.constexpr, CODES: tl.constexpr):
-    if CODES:
-        some = some.to(tl.float8e4nv, bitcast=True).to(kind)
-    return some
-
-
-@triton.jit
 def _dot(x, w, rows, inside, columns, real, first, x_step, K: tl.constexpr, DEPTH: tl.constexpr,
-         BLOCK_K: tl.constexpr, STAGES: tl.constexpr, CODES: tl.constexpr,
-         EARLY: tl.constexpr):  # fmt: skip
+         BLOCK_K: tl.constexpr, STAGES: tl.constexpr, CODES: tl.constexpr):  # fmt: skip
     """Return W x^T, (outputs, rows), over one part of the inputs."""
     inputs = tl.arange(0, BLOCK_K)
     kind = x.dtype.element_ty
     values = x + rows[None, :].to(tl.int64) * x_step + (first + inputs)[:, None]
     acc = tl.zeros((columns.shape[0], rows.shape[0]), dtype=tl.float32)
-    begin: tl.constexpr = BLOCK_K if EARLY else 0
-    if EARLY:
-        # The weights of the first step do not depend on the kernel ahead.
-        some = _numbers(_tile(w, columns, real, first, K, BLOCK_K), kind, CODES)
-        tl.extra.cuda.gdc_wait()
-        more = tl.load(values, mask=inside[None, :], other=0.0)
-        acc = tl.dot(some, more, acc, input_precision="ieee")
-    for start in tl.range(begin, DEPTH, BLOCK_K, num_stages=STAGES):
-        some = _numbers(_tile(w, columns, real, first + start, K, BLOCK_K), kind, CODES)
+    weights = w + columns[:, None].to(tl.int64) * K + (first + inputs)[None, :]
+    for start in tl.range(0, DEPTH, BLOCK_K, num_stages=STAGES):
+        some = tl.load(weights + start, mask=real[:, None], other=0)
+        if CODES:
+            some = some.to(tl.float8e4nv, bitcast=True).to(kind)
         more = tl.load(values + start, mask=inside[None, :], other=0.0)
         acc = tl.dot(some, more, acc, input_precision="ieee")
     return acc
@@ -161,12 +143,14 @@ def _product_kernel(
     columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
     place = columns
     real = columns < num_outputs
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     is_weight = True
     if MORE:
         is_weight = block < of_weight
     if is_weight:
         acc = _dot(x, w, rows, inside, columns, real, first, x_step, K, DEPTH, BLOCK_K, STAGES,
-                   CODES, EARLY)  # fmt: skip
+                   CODES)  # fmt: skip
         if CODES:
             acc *= tl.load(scale + columns, mask=real, other=0.0)[:, None]
         if BIAS and part == 0:
@@ -176,8 +160,8 @@ def _product_kernel(
         real = columns < num_more
         place = num_outputs + columns
         # Two stages of numbers take no more shared memory than the codes' own.
-        acc = _dot(x, a, rows, inside, columns, real, first, x_step, K, DEPTH, BLOCK_K, 2, False,
-                   EARLY)  # fmt: skip
+        acc = _dot(x, a, rows, inside, columns, real, first, x_step, K, DEPTH, BLOCK_K, 2,
+                   False)  # fmt: skip
     to = out + rows[None, :].to(tl.int64) * out_step + place[:, None]
     kept = inside[None, :] & real[:, None]
     last = True
