@@ -27,7 +27,7 @@ _MOST_BLOCKS = 1024
 """Blocks of a product whose inputs are cut; a larger one has enough programs without."""
 _MOST_PARTS = 2**17
 """Outputs of all parts of such a product; each has 64 sums, so that they take 34 MB."""
-SIZES = ((128, 128, 8, 3), (64, 128, 4, 4), (128, 64, 8, 5), (256, 64, 8, 4), (64, 256, 4, 2))
+SIZES = ((128, 128, 8, 3), (64, 128, 4, 4), (256, 64, 8, 4), (64, 256, 4, 2), (128, 64, 8, 4))
 """Outputs and inputs of a program's step, its warps and stages, that are worth timing."""
 GRAIN = 16
 """The inputs must be a multiple of this."""
