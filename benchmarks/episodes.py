@@ -20,6 +20,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from benchmarks.ending import exit_on_sigterm
 from benchmarks.side import (
     Result,
     Side,
@@ -166,4 +167,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from benchmarks.ending import exit_on_sigterm
 from benchmarks.random_model import SHAPES, write_random_model
 from rlkit.launch.environment import hardware, versions
 
@@ -144,4 +145,5 @@ def _child(folder: str, what: str, value: str, layers: int | None) -> str:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()

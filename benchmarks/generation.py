@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.ending import exit_on_sigterm
 from benchmarks.generation_peers import trl_side, vllm_side
 from benchmarks.generation_sides import Work, rlkit_base_side, rlkit_side
 from benchmarks.side import (
@@ -122,4 +123,5 @@ def _number(value: float | None, form: str, factor: float = 1.0) -> str:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()

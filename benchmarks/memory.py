@@ -24,8 +24,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.ending import exit_on_sigterm
 from benchmarks.memory_row import Row
 from benchmarks.random_nf4 import write_nf4_folder
+from benchmarks.side import wait_for_turn
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
 from rlkit.generation.vllm.config import KVCacheDType, VLLMSamplingOptions
 from rlkit.plan.headline import ROWS, Headline
@@ -48,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = [Path(folder) / f"{i}.json" for i in range(len(wanted))]
         started = [_start(row, path, options) for row, path in zip(wanted, paths, strict=True)]
         for row, path, process in zip(wanted, paths, started, strict=True):
-            process.communicate(b"go\n")
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+            process.stdin.flush()  # it stays open: at its end the child exits
+            process.wait()
             if process.returncode != 0:
                 print(f"{row.name}: failed, see above")
                 continue
@@ -97,7 +102,7 @@ def _one(options: argparse.Namespace) -> int:
         size = write_nf4_folder(Path(folder), row.hf_config())
         say(f"{size / 1e9:.2f} GB of random NF4 weights in {folder}")
         generator = _generator(options)
-        sys.stdin.readline()
+        wait_for_turn()
         begin = time.monotonic()
         few = row.rows * row.work().row_tokens <= _LONG
         sequences = min(options.sequences or (row.rows if few else 2), row.rows)
@@ -167,4 +172,5 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

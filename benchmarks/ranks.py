@@ -15,9 +15,11 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
+from benchmarks.ending import exit_on_sigterm
 from benchmarks.ranks_sides import SIDES, Running
 from benchmarks.side import Result, failures, memory_folder, write_report, write_shape
 from benchmarks.step_sides import Work, medians, write_prompts
@@ -36,7 +38,7 @@ def main() -> int:
     results: dict[str, Result] = {}
     for name in options.works.split(","):
         found = results.setdefault(name, {})
-        with memory_folder() as root:
+        with memory_folder() as root, ExitStack() as stack:
             work = _work(name, Path(root), options)
             write_shape(work.folder, WORKLOADS[name].shape)
             write_prompts(work._replace(num_prompts=2 * work.num_prompts))
@@ -45,6 +47,8 @@ def main() -> int:
                     found |= {side: {"error": "no time was left"} for side in names}
                     continue
                 started = {side: Running(side, work, first_card=n) for n, side in enumerate(names)}
+                for running in started.values():
+                    stack.callback(running.end)
                 for side, running in started.items():
                     limit = min(options.timeout_s, end - time.monotonic())
                     found[side] = running.finish(timeout_s=limit)
@@ -148,4 +152,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

@@ -80,15 +80,19 @@ class Running:
             problem = f"exit code {code}" if code else ""
         except subprocess.TimeoutExpired:
             problem = f"no result within {timeout_s:.0f} s"
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self.end()
         found: Result = {"wall_s": time.monotonic() - self._started}
         try:
             return found | self._result()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             print(self._log.read_text()[-_SHOWN:], flush=True)
             return found | {"error": problem or f"{type(error).__name__}: {error}"}
+
+    def end(self) -> None:
+        """Kill what is left of the side's processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def _result(self) -> Result:
         if self._scale.program != "rlkit":

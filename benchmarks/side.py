@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.ending import exit_with_parent
 from benchmarks.random_model import SHAPES, write_random_model
 from rlkit.launch.environment import hardware, versions
 
@@ -81,8 +82,9 @@ class Side:
 
 
 def wait_for_turn() -> None:
-    """In the child: return once `Side.finish` was called."""
+    """In the child: return once `Side.finish` was called, and exit when the parent is gone."""
     sys.stdin.readline()
+    exit_with_parent()
 
 
 def hand_over(result: Mapping[str, object]) -> None:

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.ending import exit_on_sigterm
 from benchmarks.side import Result, write_report
 from benchmarks.step_sides import medians
 from benchmarks.workloads import WORKLOADS, Workload
@@ -116,4 +117,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

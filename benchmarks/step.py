@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.ending import exit_on_sigterm
 from benchmarks.real_lengths import REAL_PROMPT_TOKENS, write_real
 from benchmarks.side import (
     Result,
@@ -168,4 +169,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.ending import exit_on_sigterm
 from benchmarks.kernel_trace import by_name, in_order, kernels_of, one_step
 from benchmarks.random_model import write_random_model
 from benchmarks.side import Result, memory_folder, write_report
@@ -226,4 +227,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

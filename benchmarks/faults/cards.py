@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.ending import exit_on_sigterm
 from benchmarks.faults.marked import Place, Run, end_all
 from benchmarks.faults.rank_victim import PHASES
 from benchmarks.faults.row import Row
@@ -184,7 +185,6 @@ def sweep(place: Place, jobs: int, at_once: int) -> Row:
 def main() -> int:
     """Run the parts; the exit code is 1 when anything was lost."""
     options = _arguments()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     rows: list[Row] = []
     with (
         tempfile.TemporaryDirectory(prefix="rlkit-cards-") as folder,
@@ -246,4 +246,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     sys.exit(main())

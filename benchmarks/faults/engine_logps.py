@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,8 @@ _MOST_APART = 0.01
 _SAMPLES = 256
 """Completions of each of four prompts in a setting. With 32 of them the mean ratio of some 500
 tokens has a standard error of about 0.003, too much for a bound of 0.01."""
+_ROWS = 32
+"""Completions that the trainer scores at once; their logits take some hundred MB."""
 _LAYER = 7
 _BEFORE = "the adapter of the version before"
 _Slot = Mapping[str, Tensor]
@@ -44,7 +46,7 @@ def assembled(model: str, *more: str) -> Iterator[ModelRun]:
     words = (
         *("run_dir=unused", f"model.source={model}", "generator=vllm", "task=max_of_n"),
         *("prompts_per_step=4", "algorithm.group_size=8", "task.max_completion_length=64"),
-        *("evaluation.num_prompts=4", "model.lora.rank=16"),
+        *("evaluation.num_prompts=4", "model.lora.rank=16", "generator.max_num_seqs=128"),
     )
     run = assemble(compose(*words, *more), say=print)
     try:
@@ -158,9 +160,10 @@ def mismatches(run: ModelRun, kind: str) -> Row:
         prompts = run.eval_prompts[:4]
         seeds = [[1000 * n + i for i in range(_SAMPLES)] for n in range(len(prompts))]
         groups = generator.generate(prompts, num_samples=_SAMPLES, sampling=sampling, seeds=seeds)
-        every = torch.cat(
-            [_difference(run, adapter, r, sampling) for group in groups for r in group]
+        batches = (
+            group[start : start + _ROWS] for group in groups for start in range(0, _SAMPLES, _ROWS)
         )
+        every = torch.cat([_differences(run, adapter, batch, sampling) for batch in batches])
         # At the edge of top_p a word may be kept by one side alone, for rounding.
         d = every[every.isfinite()]
         apart = 1 - len(d) / len(every)
@@ -184,18 +187,25 @@ def _adapter(run: ModelRun, *, seed: int, strength: float = _STRENGTH) -> _Adapt
 
 
 @torch.no_grad()
-def _difference(
-    run: ModelRun, adapter: _Adapter, rollout: Rollout, sampling: SamplingConfig
+def _differences(
+    run: ModelRun, adapter: _Adapter, rollouts: Sequence[Rollout], sampling: SamplingConfig
 ) -> Tensor:
-    """Return log pi_train - log pi_sample of each token; -inf for one that the trainer cuts off."""
-    prompt, completion = rollout.prompt.ids, rollout.completion_ids
-    ids = torch.tensor([[*prompt, *completion]], device=run.device)
+    """Return log pi_train - log pi_sample of each token; -inf for one that the trainer cuts off.
+
+    All rollouts must be of one prompt. What pads a row on its right has no effect on its logps.
+    """
+    prompt = rollouts[0].prompt.ids
+    rows = [torch.tensor([*prompt, *one.completion_ids]) for one in rollouts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(run.device)
+    lengths = torch.tensor([len(one.completion_ids) for one in rollouts], device=run.device)
+    is_sampled = torch.arange(ids.shape[1] - len(prompt), device=run.device) < lengths[:, None]
     with run.policy.tuning.active(adapter):
-        logits = run.policy.model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-    probs = sampling_probs(logits, sampling)
-    chosen = torch.tensor(completion, device=run.device)[:, None]
-    logps = probs.gather(1, chosen)[:, 0].log().double().cpu()
-    return logps - torch.tensor(rollout.sampling_logps, dtype=torch.float64)
+        logits = run.policy.model(ids, use_cache=False).logits[:, len(prompt) - 1 : -1]
+    probs = sampling_probs(logits[is_sampled].float(), sampling)
+    chosen = ids[:, len(prompt) :][is_sampled]
+    logps = probs.gather(1, chosen[:, None])[:, 0].log().double().cpu()
+    sampled = [logp for one in rollouts for logp in one.sampling_logps]
+    return logps - torch.tensor(sampled, dtype=torch.float64)
 
 
 def rows(model: str, *, quantised: bool) -> Iterator[Row]:
