@@ -175,8 +175,8 @@ def _into_fp8(model: nn.Module, dtype: torch.dtype) -> None:
     codes = torch.empty(sum(rows * width for rows, width in shapes), dtype=torch.uint8)
     scale = torch.empty(sum(rows for rows, _ in shapes), dtype=torch.float32)
     parts = zip(
-        codes.split([rows * width for rows, width in shapes]),
-        scale.split([rows for rows, _ in shapes]),
+        torch.split(codes, [rows * width for rows, width in shapes]),
+        torch.split(scale, [rows for rows, _ in shapes]),
         layers.items(),
         strict=True,
     )

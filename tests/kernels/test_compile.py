@@ -193,7 +193,9 @@ def test_compiles_in_float16(
 def test_codes_of_8_bits_compile(
     kernel: Any, types: str, constants: dict[str, Any], target: int, half: str, tmp_path: Path
 ) -> None:
-    options = {k: constants[k] for k in ("num_warps", "num_stages") if k in constants}
+    options: dict[str, Any] = {
+        k: constants[k] for k in ("num_warps", "num_stages") if k in constants
+    }
     constants = {k: v for k, v in constants.items() if k not in options}
     if "EARLY" in constants:
         constants |= {"EARLY": target >= 90, "launch_pdl": target >= 90}

@@ -148,14 +148,16 @@ class Fp8RowsLinearMethod(_Method):  # type: ignore[misc]
     def dequantised(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
         """Return x W^T + bias; no more than one part of a fused layer is dense at a time."""
         sizes = layer.fp8_sizes
-        codes, scales = layer.weight.data.split(sizes), layer.fp8_scale.split(sizes)
+        codes = torch.split(layer.weight.data, sizes)
+        scales = torch.split(layer.fp8_scale, sizes)
         if len(sizes) == 1:
             return F.linear(x, dequantise(codes[0], scales[0], x.dtype), bias)
         rows = x.reshape(-1, x.shape[-1])
         out = x.new_empty(len(rows), sum(sizes))
-        biases = [None] * len(sizes) if bias is None else bias.split(sizes)
-        for part, *held, of_part in zip(out.split(sizes, 1), codes, scales, biases, strict=True):
-            transposed = dequantise(*held, x.dtype).t()
+        biases = [None] * len(sizes) if bias is None else torch.split(bias, sizes)
+        columns = torch.split(out, sizes, 1)
+        for part, held, scale, of_part in zip(columns, codes, scales, biases, strict=True):
+            transposed = dequantise(held, scale, x.dtype).t()
             if of_part is None:
                 torch.mm(rows, transposed, out=part)
             else:
