@@ -80,8 +80,9 @@ def cases(shape: Shape) -> Iterator[Case]:
     early = on_cuda and torch.cuda.get_device_capability()[0] >= 9
     for codes in (True, False):
         outputs = shape.outputs + (0 if codes else shape.more)
-        own = tiling(ROWS, outputs, shape.inputs)
-        found = [own, *tilings(outputs, shape.inputs, early=False)]
+        more = shape.more if codes else 0
+        own = tiling(outputs, shape.inputs, more)
+        found = [own, *tilings(outputs, shape.inputs, more)]
         if early:
             found += [own._replace(early=True)]
         yield from (Case(codes, tile) for tile in dict.fromkeys(found))

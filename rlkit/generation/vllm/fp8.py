@@ -44,8 +44,6 @@ _Loader: Any = DefaultModelLoader
 
 NAME = "rlkit_fp8"
 """What `vllm.LLM` is given as `quantization` and as `load_format`."""
-MOST_ROWS = 256
-"""Most rows of the kernel's product; for more, dequantising is the lesser part of the work."""
 
 
 def config_of(layers: Collection[str]) -> dict[str, Any]:
@@ -139,10 +137,12 @@ class Fp8RowsLinearMethod(_Method):  # type: ignore[misc]
     def apply(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
         """Return x W^T + bias; few rows on CUDA read the codes alone."""
         flat = x.reshape(-1, x.shape[-1])
-        if layer.fp8_rows is None or not 0 < len(flat) <= MOST_ROWS:
+        if layer.fp8_rows is None:
             return self.dequantised(layer, x, bias)
-        from rlkit.generation.vllm.accel.narrow import product
+        from rlkit.generation.vllm.accel.narrow import MOST_ROWS, product
 
+        if not 0 < len(flat) <= MOST_ROWS:
+            return self.dequantised(layer, x, bias)
         return product(flat, layer.fp8_rows, None, bias).view(*x.shape[:-1], -1)
 
     def dequantised(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from rlkit.runtime.triton import tl, triton
 
-_MOST_BLOCK_M = 64
+_BLOCK_M = 64
 """Rows of one program; further rows read W again, from the cache of the device."""
+MOST_ROWS = 256
+"""Most rows of a product whose inputs are cut; for more rows, others are better anyway."""
 _PROGRAMS = 264
 """Programs that a product is cut into, about: two for each multiprocessor of an H100."""
 _MOST_SPLITS = 16
@@ -66,7 +68,7 @@ class Workspace:
     """
 
     def __init__(self, device: torch.device) -> None:
-        size = _MOST_PARTS * _MOST_BLOCK_M
+        size = _MOST_PARTS * _BLOCK_M
         self.parts = torch.empty(size, dtype=torch.float32, device=device)
         self.arrived = torch.zeros(_MOST_BLOCKS, dtype=torch.int32, device=device)
 
@@ -76,38 +78,37 @@ class Workspace:
 
 
 def tiling(
-    num_rows: int, num_outputs: int, num_inputs: int, *, early: bool = False
+    num_outputs: int, num_inputs: int, num_more: int = 0, *, early: bool = False
 ) -> NarrowTiling:
-    """Choose the cut of a product; its parts divide the inputs, a multiple of `GRAIN`."""
-    block_n = 128 if num_outputs >= 128 * _PROGRAMS // 2 else 64
-    block_k = next(size for size in (128, 64, 32, GRAIN) if num_inputs % size == 0)
-    blocks = triton.cdiv(num_outputs, block_n) * triton.cdiv(num_rows, block_m(num_rows))
+    """Choose the cut of a product; its parts divide the inputs, a multiple of `GRAIN`.
+
+    It is the same for any number of rows, so that a layer has one kernel to compile.
+    """
+    block_n, block_k, num_warps, num_stages = SIZES[num_outputs < 128 * _PROGRAMS // 2]
+    block_k = next(size for size in (block_k, 64, 32, GRAIN) if num_inputs % size == 0)
+    blocks = triton.cdiv(num_outputs, block_n) + triton.cdiv(num_more, block_n)
     splits = _splits(blocks, block_n, num_inputs // block_k, _PROGRAMS)
-    warps, stages = (8, 3) if block_n == 128 else (4, 4)
-    return NarrowTiling(block_n, block_k, splits, warps, stages, early)
+    return NarrowTiling(block_n, block_k, splits, num_warps, num_stages, early)
 
 
-def tilings(num_outputs: int, num_inputs: int, *, early: bool) -> Iterator[NarrowTiling]:
-    """Yield cuts of a product of up to 64 rows that are worth timing."""
+def tilings(num_outputs: int, num_inputs: int, num_more: int = 0) -> Iterator[NarrowTiling]:
+    """Yield cuts of a product that are worth timing."""
     for programs in (_PROGRAMS, _PROGRAMS // 2):
         for block_n, block_k, num_warps, num_stages in SIZES:
             if num_inputs % block_k == 0:
-                blocks = triton.cdiv(num_outputs, block_n)
+                blocks = triton.cdiv(num_outputs, block_n) + triton.cdiv(num_more, block_n)
                 splits = _splits(blocks, block_n, num_inputs // block_k, programs)
-                yield NarrowTiling(block_n, block_k, splits, num_warps, num_stages, early)
+                yield NarrowTiling(block_n, block_k, splits, num_warps, num_stages)
 
 
 def _splits(blocks: int, block_n: int, steps: int, programs: int) -> int:
     """Return how many parts of `steps` make about so many `programs` of `blocks`."""
     fitting = [n for n in range(1, min(steps, _MOST_SPLITS) + 1) if steps % n == 0]
-    # The rows of A add at most as many programs.
-    room = [n for n in fitting if n == 1 or 2 * blocks * n * block_n <= _MOST_PARTS]
+    most = MOST_ROWS // _BLOCK_M * blocks
+    room = [
+        n for n in fitting if n == 1 or (most <= _MOST_BLOCKS and most * n * block_n <= _MOST_PARTS)
+    ]
     return min(room, key=lambda n: (abs(blocks * n - programs), n))
-
-
-def block_m(num_rows: int) -> int:
-    """Return the rows of one program of a product of `num_rows`."""
-    return min(_MOST_BLOCK_M, max(16, int(triton.next_power_of_2(num_rows))))
 
 
 @triton.jit
@@ -215,10 +216,9 @@ def product(
         x = x.contiguous()
     out = x.new_empty(len(x), num_outputs + num_more + padding)
     if tile is None:
-        tile = tiling(len(x), num_outputs, num_inputs)
-    rows_each = block_m(len(x))
+        tile = tiling(num_outputs, num_inputs, num_more)
     blocks = triton.cdiv(num_outputs, tile.block_n) + triton.cdiv(num_more, tile.block_n)
-    of_rows = triton.cdiv(len(x), rows_each)
+    of_rows = triton.cdiv(len(x), _BLOCK_M)
     if num_inputs % (tile.splits * tile.block_k) or (
         tile.splits > 1 and not workspace.fits(blocks * of_rows, tile.splits * tile.block_n)
     ):
@@ -226,10 +226,10 @@ def product(
             f"a cut must divide {num_inputs} inputs, and its parts must fit, got {tile}"
         )
     _product_kernel[(blocks, tile.splits, of_rows)](
-        out, x, values, values if scale is None else scale, values if a is None else a,
+        out, x, values, values if scale is None else scale, x if a is None else a,
         values if bias is None else bias, workspace.parts, workspace.arrived, len(x), num_outputs,
         num_more, x.stride(0), out.stride(0), K=num_inputs, SPLITS=tile.splits,
-        CODES=scale is not None, MORE=a is not None, BIAS=bias is not None, BLOCK_M=rows_each,
+        CODES=scale is not None, MORE=scale is not None or a is not None, BIAS=bias is not None, BLOCK_M=_BLOCK_M,
         BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, DEPTH=num_inputs // tile.splits,
         STAGES=tile.num_stages, EARLY=tile.early, launch_pdl=tile.early, num_warps=tile.num_warps,
         num_stages=tile.num_stages,
