@@ -153,8 +153,8 @@ WITH_CODES: list[Case] = [
         narrow._product_kernel,
         _OF_NARROW.format("*u8"),
         _NARROW
-        | {"CODES": True, "MORE": True, "BLOCK_N": block_n, "BLOCK_K": block_k}
-        | {"num_warps": num_warps, "num_stages": num_stages, "STAGES": num_stages},
+        | {"CODES": True, "BLOCK_N": block_n, "BLOCK_K": block_k}
+        | {"num_warps": num_warps, "num_stages": num_stages, "STAGES": num_stages, "PACKED": True},
     )
     for block_n, block_k, num_warps, num_stages in narrow.SIZES[:2]  # those of `tiling`
 ]
