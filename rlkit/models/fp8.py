@@ -44,13 +44,12 @@ class Fp8Linear(nn.Linear):
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the codes of a weight (out, in), as uint8, and the (out,) float32 scales of its rows.
 
-    A row of zeros has the least scale. NaN stays NaN; a row with an infinite weight raises.
+    A row of zeros has the least scale. Raises ValueError for a weight that is not finite.
     """
     values = weight.float()
     largest = values.abs().amax(dim=1)
-    largest = torch.where(largest.isnan(), 0.0, largest)
-    if torch.isinf(largest).any():
-        raise ValueError("weights of a layer in 8 bits must be finite, got inf")
+    if not bool(largest.isfinite().all()):
+        raise ValueError("weights of a layer in 8 bits must be finite, got inf or NaN")
     # frexp: largest / 448 = m 2^e with m in [1/2, 1), which 2^e reaches, or 2^(e - 1) for m = 1/2.
     mantissa, exponent = torch.frexp(largest / LARGEST)
     exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(min=LEAST_EXPONENT)

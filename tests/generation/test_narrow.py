@@ -36,6 +36,7 @@ def check(device: torch.device, dtype: torch.dtype, *, early: bool) -> None:
 
     generator = torch.Generator().manual_seed(0)
     workspace = Workspace(device)
+    _every_code(device, dtype, workspace)
     for rows, outputs, inputs, more, has_bias in CASES:
         x = torch.randn(rows, inputs + 3, generator=generator).to(device, dtype)[:, :inputs]
         w = torch.randn(outputs, inputs, generator=generator).to(device, dtype) * inputs**-0.5
@@ -51,6 +52,22 @@ def check(device: torch.device, dtype: torch.dtype, *, early: bool) -> None:
                 tile = tile._replace(early=early)
                 _compare(x, (codes, scale, number), a, bias, workspace, tile)
     assert tiling(128, 1024).splits > 1
+
+
+def _every_code(device: torch.device, dtype: torch.dtype, workspace: Any) -> None:
+    """A row that picks one input gives the numbers of the codes, bit for bit."""
+    from rlkit.generation.vllm.accel.narrow import NarrowWeight, product
+
+    every = torch.arange(256, dtype=torch.uint8)
+    every = every[every.view(torch.float8_e4m3fn).float().isfinite()]
+    assert len(every) == 254
+    codes = every[:, None].repeat(1, 64).to(device)
+    x = torch.eye(64, dtype=dtype, device=device)
+    for factor in (1.0, 2.0**-15, 32.0):
+        scale = torch.full((254,), factor, device=device)
+        out = product(x, NarrowWeight(codes, scale, workspace), None, None)
+        number = every.view(torch.float8_e4m3fn).double() * factor
+        assert torch.equal(out.double().cpu(), number.expand(64, 254))
 
 
 def _compare(x: Any, held: Any, a: Any, bias: Any, workspace: Any, tile: Any) -> None:
