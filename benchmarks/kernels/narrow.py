@@ -84,7 +84,7 @@ def cases(shape: Shape) -> Iterator[Case]:
         own = tiling(outputs, shape.inputs, more)
         found = [own, *tilings(outputs, shape.inputs, more)]
         if early:
-            found += [own._replace(early=True)]
+            found += [tile._replace(early=True) for tile in found[:3]]
         yield from (Case(codes, tile) for tile in dict.fromkeys(found))
 
 

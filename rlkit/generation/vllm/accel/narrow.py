@@ -29,7 +29,7 @@ _MOST_BLOCKS = 1024
 """Blocks of a product whose inputs are cut; a larger one has enough programs without."""
 _MOST_PARTS = 2**17
 """Outputs of all parts of such a product; each has 64 sums, so that they take 34 MB."""
-SIZES = ((128, 128, 8, 3), (64, 128, 4, 4), (256, 64, 8, 4), (64, 256, 4, 2), (128, 64, 8, 4))
+SIZES = ((128, 128, 8, 3), (64, 128, 4, 4), (128, 128, 8, 4), (64, 128, 4, 5), (128, 128, 4, 3))
 """Outputs and inputs of a program's step, its warps and stages, that are worth timing."""
 GRAIN = 16
 """The inputs must be a multiple of this."""
@@ -71,6 +71,8 @@ class Workspace:
         size = _MOST_PARTS * _BLOCK_M
         self.parts = torch.empty(size, dtype=torch.float32, device=device)
         self.arrived = torch.zeros(_MOST_BLOCKS, dtype=torch.int32, device=device)
+        self.early = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+        """Whether kernels may start before the one ahead has ended."""
 
     def fits(self, blocks: int, outputs: int) -> bool:
         """Return whether it holds `blocks`, each with sums of so many `outputs` of all parts."""
@@ -88,12 +90,13 @@ def tiling(
     block_k = next(size for size in (block_k, 64, 32, GRAIN) if num_inputs % size == 0)
     blocks = triton.cdiv(num_outputs, block_n) + triton.cdiv(num_more, block_n)
     splits = _splits(blocks, block_n, num_inputs // block_k, _PROGRAMS)
-    return NarrowTiling(block_n, block_k, splits, num_warps, num_stages, early)
+    # On an H200 an early start won where the inputs are cut, and lost where they are not.
+    return NarrowTiling(block_n, block_k, splits, num_warps, num_stages, early and splits > 1)
 
 
 def tilings(num_outputs: int, num_inputs: int, num_more: int = 0) -> Iterator[NarrowTiling]:
     """Yield cuts of a product that are worth timing."""
-    for programs in (_PROGRAMS, _PROGRAMS // 2):
+    for programs in (_PROGRAMS, _PROGRAMS // 2, 2 * _PROGRAMS):
         for block_n, block_k, num_warps, num_stages in SIZES:
             if num_inputs % block_k == 0:
                 blocks = triton.cdiv(num_outputs, block_n) + triton.cdiv(num_more, block_n)
@@ -253,7 +256,7 @@ def product(
         x = x.contiguous()
     out = x.new_empty(len(x), num_outputs + num_more + padding)
     if tile is None:
-        tile = tiling(num_outputs, num_inputs, num_more)
+        tile = tiling(num_outputs, num_inputs, num_more, early=workspace.early)
     blocks = triton.cdiv(num_outputs, tile.block_n) + triton.cdiv(num_more, tile.block_n)
     of_rows = triton.cdiv(len(x), _BLOCK_M)
     if num_inputs % (tile.splits * tile.block_k) or (
