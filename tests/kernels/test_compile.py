@@ -198,7 +198,7 @@ def test_codes_of_8_bits_compile(
     }
     constants = {k: v for k, v in constants.items() if k not in options}
     if "EARLY" in constants:
-        constants |= {"EARLY": target >= 90, "launch_pdl": target >= 90}
+        constants |= {"EARLY": target >= 90, "launch_pdl": target >= 90, "PACKED": half == "bf16"}
     made = build(
         kernel, types.replace("half", half), constants, target,
         options=options, aligned=True, folder=tmp_path,
