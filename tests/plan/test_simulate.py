@@ -152,7 +152,7 @@ def peaks_of_few_tokens(config: PreTrainedConfig, quant: QuantKind, mode: Checkp
 
 
 def test_joined_layers_of_8_bits_are_dequantised_as_a_whole() -> None:
-    """Of one layer, q, k and v are one product: 4096 + 2 x 1024 rows where NF4 has 4096 at most.
+    """A layer's q, k and v are one product: 4096 + 2 x 1024 rows where NF4 has 4096 at most.
 
     With this many tokens the peak is at that product.
     """

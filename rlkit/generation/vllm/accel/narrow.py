@@ -79,9 +79,7 @@ class Workspace:
         return blocks <= _MOST_BLOCKS and blocks * outputs <= _MOST_PARTS
 
 
-def tiling(
-    num_outputs: int, num_inputs: int, num_more: int = 0, *, early: bool = False
-) -> NarrowTiling:
+def tiling(num_outputs: int, num_inputs: int, num_more: int = 0) -> NarrowTiling:
     """Choose the cut of a product; its parts divide the inputs, a multiple of `GRAIN`.
 
     It is the same for any number of rows, so that a layer has one kernel to compile.
@@ -90,8 +88,7 @@ def tiling(
     block_k = next(size for size in (block_k, 64, 32, GRAIN) if num_inputs % size == 0)
     blocks = triton.cdiv(num_outputs, block_n) + triton.cdiv(num_more, block_n)
     splits = _splits(blocks, block_n, num_inputs // block_k, _PROGRAMS)
-    # On an H200 an early start won where the inputs are cut, and lost where they are not.
-    return NarrowTiling(block_n, block_k, splits, num_warps, num_stages, early and splits > 1)
+    return NarrowTiling(block_n, block_k, splits, num_warps, num_stages)
 
 
 def tilings(num_outputs: int, num_inputs: int, num_more: int = 0) -> Iterator[NarrowTiling]:
@@ -252,7 +249,9 @@ def product(
         x = x.contiguous()
     out = x.new_empty(len(x), num_outputs + num_more + padding)
     if tile is None:
-        tile = tiling(num_outputs, num_inputs, num_more, early=workspace.early)
+        tile = tiling(num_outputs, num_inputs, num_more)
+        # On an H200 an early start won where the inputs are cut, and lost where they are not.
+        tile = tile._replace(early=workspace.early and tile.splits > 1)
     blocks = triton.cdiv(num_outputs, tile.block_n) + triton.cdiv(num_more, tile.block_n)
     of_rows = triton.cdiv(len(x), _BLOCK_M)
     if num_inputs % (tile.splits * tile.block_k) or (
