@@ -21,7 +21,7 @@ from rlkit.models.config import (
     TuningKind,
 )
 from rlkit.models.load import BaseModel
-from rlkit.models.quantize import into_fp8, meta_model, quantisable, tensors_of
+from rlkit.models.quantize import meta_model, tensors_of
 from rlkit.plan import sizes
 from rlkit.plan.headline import ROWS
 from rlkit.plan.live import LiveBytes
@@ -122,33 +122,6 @@ def test_planned_activations_are_those_of_the_policy(
     )
     planned = peaks(config, work).with_workspace(2**30)
     assert abs(planned / live.peak - 1) < 0.10
-
-
-@pytest.mark.parametrize("mode", [Checkpointing.off, Checkpointing.on])
-def test_planned_activations_are_those_of_a_base_in_8_bits(mode: Checkpointing) -> None:
-    """Few tokens, so that the dequantised weights count."""
-    config = config_of("llama", layers=3)
-    base = base_of(config, torch.bfloat16, mode)
-    plain = peaks_of_few_tokens(config, QuantKind.none, mode)
-    into_fp8(base.model, quantisable(base.model), CPU)
-    policy = new_policy(base, ModelConfig(shared_prefix=Switch.off), seed=0)
-    for leaf in policy.adapter.values():
-        leaf.grad = torch.zeros_like(leaf)
-    batch = make_batch([[3] * 22, [4] * 22], [[5] * 2] * 2)
-    with LiveBytes() as live:
-        output = policy.forward(batch, adapter=policy.adapter, temperature=1.0)
-        output.logps.sum().backward()  # type: ignore[no-untyped-call]
-    planned = peaks_of_few_tokens(config, QuantKind.fp8, mode)
-    assert abs(planned / live.peak - 1) < 0.10
-    assert planned > plain + 384 * 128  # half the bytes of the widest layer
-
-
-def peaks_of_few_tokens(config: PreTrainedConfig, quant: QuantKind, mode: Checkpointing) -> int:
-    work = TrainingWork(
-        num_tokens=2 * (22 + 2 - 1), num_scored=2 * 2, dtype=torch.bfloat16, quant=quant,
-        lora_rank=16, lora_targets=(), checkpointing=mode, ragged=False,
-    )  # fmt: skip
-    return peaks(config, work).with_workspace(2**30)
 
 
 def test_joined_layers_of_8_bits_are_dequantised_as_a_whole() -> None:
