@@ -66,6 +66,10 @@ class GeneratorConfig(Options):
         """Raise ValueError when this generator cannot take weights that all train."""
         return
 
+    def check_fp8_base(self) -> None:
+        """Raise ValueError when this generator cannot sample with a base in 8 bits."""
+        return
+
     @property
     def streams(self) -> bool:
         """Return whether completions may join while it decodes others."""

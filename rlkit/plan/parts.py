@@ -228,4 +228,5 @@ def kv_bytes(work: Work, request: Request, at_once: int) -> int:
 
 def _dtype(work: Work) -> str:
     name = {2: "16 bits", 4: "fp32"}.get(work.dtype.itemsize, str(work.dtype))
-    return f"NF4, rest {name}" if work.quant.kind is QuantKind.nf4 else name
+    kinds = {QuantKind.nf4: f"NF4, rest {name}", QuantKind.fp8: f"fp8, rest {name}"}
+    return kinds.get(work.quant.kind, name)

@@ -212,6 +212,12 @@ class VLLMGeneratorConfig(GeneratorConfig):
                 rule = f"{only.value} with model.tuning=full"
                 raise ValueError(f"generator.{key} must be {rule}, got {value.value}")
 
+    def check_fp8_base(self) -> None:
+        """Raise ValueError: the engine's base is the trainer's, or one in 4 bits, not both."""
+        if self.quantization is not Quantization.none:
+            rule = "none with memory.quant.kind=fp8"
+            raise ValueError(f"generator.quantization must be {rule}, got {self.quantization}")
+
     def with_choice(self, choice: EngineChoice) -> Self:
         """Copy with the plan's cache, step and graphs; `auto` stays where graphs have room."""
         is_auto = self.compilation is Compilation.auto
@@ -264,6 +270,12 @@ class VLLMServerConfig(GeneratorConfig):
         """Raise ValueError: only an adapter can travel to a server."""
         raise ValueError(
             "generator must be auto, vllm or hf with model.tuning=full, got vllm_server"
+        )
+
+    def check_fp8_base(self) -> None:
+        """Raise ValueError: the server has a base of its own, in 16 bits."""
+        raise ValueError(
+            "generator must be auto, vllm or hf with memory.quant.kind=fp8, got vllm_server"
         )
 
     def __post_init__(self) -> None:

@@ -204,6 +204,11 @@ def _options(
         from rlkit.generation.vllm import nf4
 
         options |= {"quantization": nf4.NAME, "load_format": nf4.NAME}
+    if spec.in_fp8:
+        from rlkit.generation.vllm import fp8
+
+        options |= {"quantization": fp8.NAME, "load_format": fp8.NAME}
+        options["hf_overrides"] = {"quantization_config": fp8.config_of(spec.in_fp8)}
     if tokens := block_size(config, spec):
         options["block_size"] = tokens
     if spec.lora_rank:

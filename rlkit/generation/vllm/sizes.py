@@ -7,6 +7,8 @@ import torch
 
 from rlkit.generation.vllm.config import MAX_NUM_SEQS, VLLMGeneratorConfig
 from rlkit.generation.vllm.memory import (
+    FP8_BYTES,
+    NF4_BYTES,
     OVERHEAD_BYTES,
     Budget,
     Demand,
@@ -75,6 +77,6 @@ def _weight_bytes(spec: EngineSpec) -> int:
     whole = weight_bytes(
         spec.hf_config.get_text_config(),
         bytes_per_parameter=spec.dtype.itemsize,
-        in_nf4=spec.four_bit,
+        bytes_in_layers=NF4_BYTES if spec.four_bit else FP8_BYTES if spec.in_fp8 else None,
     )
     return whole // spec.parts
