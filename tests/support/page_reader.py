@@ -49,7 +49,7 @@ PARTS = {
 }
 """The same for a part of a command."""
 MOST_SECONDS = 300
-ADDRESS = re.compile(r"http://(?:127\.0\.0\.1|localhost):\d+[^\s'\"]*")
+ADDRESS = re.compile(r"http://(?:127\.0\.0\.1|localhost):\d+[\w./?=&%-]*")
 JUDGE = "http://127.0.0.1:8000/v1"
 """Where the pages have their judge."""
 OF_RUNS = {"chat", "eval", "export", "generate", "replay", "report", "serve", "watch", "diff"}
