@@ -1,7 +1,8 @@
 """Is a right answer calculated or guessed? This module reads the calculations of a solution.
 
 `derived` is a reward function: it pays for a right answer that a right calculation of the text ends
-in. `guess_level` is what the same answers would earn on other questions.
+in. `chain` is another one: it pays for each result of the data's own solution that the text
+calculates. `guess_level` is what the same answers would earn on other questions.
 
     rlkit task=gsm8k '+reward.functions.derived.fn=experiments/gsm8k/chains.py:derived'
     python -m experiments.gsm8k.chains RUN/completions/eval-after-000048.parquet...
@@ -36,6 +37,8 @@ _TIMES = re.compile(r"(?<=[\w)%])\s*×\s*|(?<=[\w)%])\s+[xX]\s+|(?<=\d)[xX](?=\d
 _SIGNS = str.maketrans({"÷": "/", "−": "-", "–": "-"})  # two kinds of minus
 _PERCENT = re.compile(r"(?<=\d)%")
 _WORDS = re.compile(r"[A-Za-z][\w'/]*|[$,]")
+_MARKS = re.compile(r"<<[^<>=]*=\s*\$?(-?(?:\d[\d,]*(?:\.\d+)?|\.\d+))%?\s*>>")
+"""This matches GSM8K's calculator marks, up to their result."""
 _TOLERANCE = 0.005
 """Solutions round money to cents: a result may be wrong by half a cent."""
 
@@ -71,6 +74,34 @@ def equations(text: str) -> list[Equation]:
 def derived(completion: Completion, *, column: str = "answer") -> float:
     """Return 1 for a right answer that is the result of a right calculation in the text, else 0."""
     return float(is_derived(completion.text, completion.prompt.columns[column]))
+
+
+@per_sample
+def chain(completion: Completion, *, column: str = "solution") -> float | None:
+    """Return the F1 of the results that the text calculates against those of the data's solution.
+
+    The marks `<<48/2=24>>` of the data name the results. Wrong, useless and repeated calculations
+    count as written, so that a list of guesses earns little. None: the solution has no marks.
+    """
+    return chain_f1(completion.text, str(completion.prompt.columns[column]))
+
+
+def chain_f1(text: str, solution: str) -> float | None:
+    """Return 2 x hits / (written + known): what `chain` pays for the text before the last answer.
+
+    Args:
+        text: What the policy wrote.
+        solution: The data's own solution with its marks.
+
+    Returns:
+        A number in [0, 1]; None where the solution has no marks.
+    """
+    known = Counter(Fraction(mark.replace(",", "")) for mark in _MARKS.findall(solution))
+    if not known:
+        return None
+    written = equations(text.rpartition("<answer>")[0] if "<answer>" in text else text)
+    right = Counter(equation.result for equation in written if equation.right)
+    return 2.0 * (known & right).total() / (len(written) + known.total())
 
 
 def is_derived(text: str, gold: object) -> bool:

@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from experiments.gsm8k.chains import is_derived
+from experiments.gsm8k.chains import chain_f1, is_derived
 from rlkit.models import ModelConfig
 from rlkit.models.source import locate
 from rlkit.tasks.config import GSM8KConfig
@@ -33,24 +33,32 @@ def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
     return [float(is_derived(text, gold)) for text, gold in zip(texts, answer, strict=True)]
 
 
+def chain(completions: list[Any], solution: list[str], **_: Any) -> list[float | None]:
+    """Return what the reward `chain` of rlkit's runs pays, before its weight."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [chain_f1(text, known) for text, known in zip(texts, solution, strict=True)]
+
+
 class Watch(TrainerCallback):
     """It counts the seconds of the steps, and saves the adapter once when they are spent."""
 
-    def __init__(self, out: Path, seconds: float) -> None:
+    def __init__(self, out: Path, seconds: float, limit: float) -> None:
         self.out, self.most = out, seconds
+        self.end = time.perf_counter() + limit
         self.spent = self.begun = 0.0
         self.saved = seconds <= 0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.begun = self.begun or time.perf_counter()
 
-    def on_step_end(self, *_: Any, model: Any = None, **__: Any) -> None:
+    def on_step_end(self, _: Any, __: Any, control: Any, *, model: Any = None, **___: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.spent = time.perf_counter() - self.begun
         if not self.saved and self.spent >= self.most:
             model.save_pretrained(self.out / "seconds" / "adapter")
             self.saved = True
+        control.should_training_stop |= time.perf_counter() > self.end
 
     def on_log(self, _: Any, state: Any, *__: Any, logs: Any = None, **___: Any) -> None:
         with (self.out / "metrics.jsonl").open("a") as lines:
@@ -70,6 +78,7 @@ def main(options: argparse.Namespace) -> None:
             {
                 "prompt": [{"role": m.role, "content": m.content} for m in row.prompt],
                 "answer": row.columns["answer"],
+                "solution": row.columns["solution"],
             }
             for row in rows
         ]
@@ -80,13 +89,13 @@ def main(options: argparse.Namespace) -> None:
     )
     model = PeftModel.from_pretrained(base, options.adapter, is_trainable=True)
     tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
-    watch = Watch(options.out, options.seconds)
+    watch = Watch(options.out, options.seconds, options.limit)
     trainer = GRPOTrainer(
         model=model,
         args=_arguments(options),
         processing_class=tokenizer,
         train_dataset=data,
-        reward_funcs=reward,
+        reward_funcs=[reward, chain],
         callbacks=[watch],
     )
     watch.begun = 0.0
@@ -106,6 +115,7 @@ def _arguments(options: argparse.Namespace) -> GRPOConfig:
         max_completion_length=options.tokens,
         temperature=1.0,
         beta=0.0,
+        reward_weights=[1.0, options.chain],
         loss_type=options.loss,
         scale_rewards="none" if options.loss == "dr_grpo" else "group",
         learning_rate=options.rate,
@@ -137,7 +147,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=0.0, help="save once after so many; 0 = no"
     )
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--limit", type=float, default=1e9, help="end after so many seconds")
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--chain", type=float, default=0.5, help="weight of the reward `chain`")
     parser.add_argument("--loss", default="dr_grpo")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--group", type=int, default=16)

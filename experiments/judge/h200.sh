@@ -12,13 +12,13 @@ trap 'kill $server' EXIT
 sleep 2
 run() { # NAME OVERRIDES...
   python3 -m rlkit model.source="$model" task=dataset task.path="$work/data/train.jsonl" task.eval_path="$work/data/eval.jsonl" \
-    +task.columns.prompt=prompt +task.columns.answer=answer task.max_completion_length=48 task.max_prompt_length=256 \
+    +task.columns.prompt=prompt +task.columns.answer=answer +task.columns.draft=draft task.max_completion_length=48 task.max_prompt_length=256 \
     evaluation.num_prompts=64 evaluation.samples_per_prompt=4 evaluation.kl=none reward=judge \
     $judge.url="http://127.0.0.1:$port/v1" $judge.model=coverage memory.budget="${MEMORY_GB:-25}GB" memory.torch_threads=1 \
     tracker.report=false tracker.plot=false tracker.console=plain run_dir="$work/$1" "${@:2}" ${OPTIONS:-} > "$work/$1.log" 2>&1
 }
-# A weak warm start: it writes summaries, and leaves the judge something to wish for.
-run sft algorithm=sft task.target=answer steps="${SFT_STEPS:-12}" prompts_per_step=16
+# A mediocre warm start: it imitates drafts, and leaves the judge something to wish for.
+run sft algorithm=sft task.target=draft steps="${SFT_STEPS:-24}" prompts_per_step=16
 runs=()
 for seed in 0 1 2; do
   run "dpo-$seed" seed="$seed" init_from="$work/sft" algorithm=online_dpo algorithm.group_size=2 algorithm.labels=wins \

@@ -69,11 +69,32 @@ def post(number: int, *, seed: int) -> dict[str, str]:
     return {"prompt": f"Summarise this post in one short sentence.\n\n{text}", "answer": summary}
 
 
+def draft(number: int, *, seed: int) -> str:
+    """Return a mediocre summary of a post: facts are missing or wrong, and filler is in it.
+
+    A policy that imitates drafts cannot know which fact will be wrong, so its samples differ.
+    """
+    fact = words_of(number, seed=seed)
+    draw = random.Random(f"draft:{seed}:{number}")
+    pools = {"other": NAMES, "action": tuple(ACTIONS), "reason": tuple(REASONS)}
+    for key, pool in pools.items():
+        if draw.random() < 1 / 3:
+            fact[key] = draw.choice(pool)
+    who = fact["name"] if draw.random() < 2 / 3 else "Somebody"
+    text = f"{who}'s {fact['relation']} {fact['other']} wants"
+    text += f" {who if who != 'Somebody' else 'them'} to {ACTIONS[fact['action']]}"
+    text += f", but {fact['reason']} matters." if draw.random() < 2 / 3 else "."
+    return f"{text} {draw.choice(FILLER)}" if draw.random() < 1 / 2 else text
+
+
 def main(folder: Path) -> None:
     """Write 400 posts to train on and 64 others."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, seed, count in (("train", 0, 400), ("eval", 1, 64)):
-        rows = (json.dumps(post(i, seed=seed)) + "\n" for i in range(count))
+        rows = (
+            json.dumps(post(i, seed=seed) | {"draft": draft(i, seed=seed)}) + "\n"
+            for i in range(count)
+        )
         (folder / f"{name}.jsonl").write_text("".join(rows))
 
 

@@ -66,8 +66,13 @@ def planned(
     _check(config, model.hf_config)
     on_cuda = device.type == "cuda"
     work = work_of(config, algorithm, model.hf_config, model.dtype, on_cuda=on_cuda)
-    scorers = device_bytes(config.reward.functions, device)
-    work = replace(work, longest_prompt=longest_prompt, reward_model_bytes=scorers)
+    scorers = device_bytes(
+        config.reward.functions,
+        device,
+        on_base=work.prefill_bytes,
+        itemsize=model.dtype.itemsize,
+    )
+    work = replace(work, longest_prompt=longest_prompt, scorers=scorers)
     if budget is None:
         budget = budget_of(config, device)
     plan = make_plan(work, request_of(config, work), budget=budget, before=before)

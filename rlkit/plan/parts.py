@@ -107,7 +107,7 @@ def _static_parts(work: Work) -> list[Part]:
     return [
         Part(name, context, context),
         *_weight_parts(work),
-        Part("reward model", work.reward_model_bytes, work.reward_model_bytes),
+        Part("reward model", sum(work.scorers), work.scorers.kept),
         Part(f"optimiser ({work.optim.value})", moments, moments),
         Part(f"gradients ({_SHORT[work.trained_dtype]})", 0, gradients),
     ]

@@ -17,6 +17,7 @@ from rlkit.plan import sizes
 from rlkit.plan.simulate import Peaks, TrainingWork, peaks
 from rlkit.policy.lora import stored_dtype
 from rlkit.ranks.deal import fullest
+from rlkit.reward_models.size import NO_SCORERS, ScorerBytes
 from rlkit.training.optim import OptimKind
 
 
@@ -63,8 +64,8 @@ class Work:
     """Whether equal prompts of a micro-batch are computed once."""
     sampled_tokens: int | None = None
     """All completions of a step, once they are known; None = all have `max_completion`."""
-    reward_model_bytes: int = 0
-    """Reward models on the run's device, each with one batch."""
+    scorers: ScorerBytes = NO_SCORERS
+    """Reward models on the run's device."""
     eval_prompts: int = 0
     """Held-out prompts whose completions are scored for their KL; 0 = none."""
     eval_samples: int = 0

@@ -65,7 +65,7 @@ def test_the_recipe_evaluates_both_runs_on_the_same_questions() -> None:
 def test_the_recipe_compares_algorithms_at_equal_samples() -> None:
     jobs = sweep("experiment=gsm8k_rl")
     assert len({identity_hash(job) for job in jobs}) == 4 * 5
-    assert {(j.steps, j.prompts_per_step, j.algorithm.group_size) for j in jobs} == {(60, 32, 16)}
+    assert {(j.steps, j.prompts_per_step, j.algorithm.group_size) for j in jobs} == {(40, 32, 16)}
     assert {job.kl.direction for job in jobs} == {KLDirection.none}
     assert {tuple(job.reward.functions) for job in jobs} == {("derived",)}
     (grpo,) = preflight(["experiment=gsm8k_grpo", "run_dir=new"])
