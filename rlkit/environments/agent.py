@@ -24,11 +24,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from rlkit.environments.base import Action, Example, Message, Turn
 from rlkit.environments.calls import CallFormat, calls_in
-from rlkit.environments.chat_server import ChatServer, Endpoint, Refused
+from rlkit.environments.chat_server import ChatEndpoint, ChatServer, RequestRefused
 from rlkit.environments.session import Played, SessionEnvironment
 
 
-class Outcome(NamedTuple):
+class AgentOutcome(NamedTuple):
     """This is what a program's episode came to."""
 
     reward: float
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
     """Numbers for the log."""
 
 
-class Request(NamedTuple):
+class AgentRequest(NamedTuple):
     """This is what a program asks a model to go on from."""
 
     messages: tuple[Message, ...]
@@ -47,7 +47,10 @@ class AgentSession:
     """It implements `rlkit.environments.session.StatefulSession` over a program in a thread."""
 
     def __init__(
-        self, play: Callable[[int, Endpoint], float | Outcome], server: ChatServer, form: CallFormat
+        self,
+        play: Callable[[int, ChatEndpoint], float | AgentOutcome],
+        server: ChatServer,
+        form: CallFormat,
     ) -> None:
         """Prepare to run `play` with a seed and the endpoint of its model.
 
@@ -57,7 +60,7 @@ class AgentSession:
             form: The form in which the model writes calls of tools.
         """
         self._play, self._server, self._form = play, server, form
-        self._events: queue.Queue[Request | Outcome | Exception] = queue.Queue()
+        self._events: queue.Queue[AgentRequest | AgentOutcome | Exception] = queue.Queue()
         self._answers: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
         self._free = threading.Lock()
         self._so_far: list[dict[str, Any]] = []
@@ -65,11 +68,11 @@ class AgentSession:
         self._offers_tools = False
         self._endpoint = server.add(self._ask)
 
-    def reset(self, *, seed: int) -> tuple[Request, Mapping[str, Any]]:
+    def reset(self, *, seed: int) -> tuple[AgentRequest, Mapping[str, Any]]:
         """Start the program; return its first request."""
         threading.Thread(target=self._run, args=(seed,), daemon=True).start()
         event = self._events.get()
-        if not isinstance(event, Request):
+        if not isinstance(event, AgentRequest):
             if isinstance(event, Exception):
                 raise event
             raise ValueError("a program must ask for a turn of the model before it ends")
@@ -84,7 +87,7 @@ class AgentSession:
         event = self._events.get()
         if isinstance(event, Exception):
             raise event
-        if isinstance(event, Outcome):
+        if isinstance(event, AgentOutcome):
             return (), event.reward, True, False, event.info
         return event, 0.0, False, False, {}
 
@@ -96,7 +99,7 @@ class AgentSession:
     def _run(self, seed: int) -> None:
         try:
             outcome = self._play(seed, self._endpoint)
-            made = outcome if isinstance(outcome, Outcome) else Outcome(float(outcome))
+            made = outcome if isinstance(outcome, AgentOutcome) else AgentOutcome(float(outcome))
             self._events.put(made)
         except Exception as error:  # the user's program; the worker says what it was
             self._events.put(error)
@@ -110,10 +113,10 @@ class AgentSession:
         finally:
             self._free.release()
         if answer is None:
-            raise Refused("the episode has ended")
+            raise RequestRefused("the episode has ended")
         return answer
 
-    def _request(self, body: Mapping[str, Any]) -> Request:
+    def _request(self, body: Mapping[str, Any]) -> AgentRequest:
         if body.get("n") not in (None, 1):
             raise self._lost(f"n must be 1, got {body['n']}")
         messages = list(body["messages"])
@@ -128,11 +131,11 @@ class AgentSession:
         self._so_far = messages
         self._offers_tools = bool(body.get("tools"))
         new = tuple(Message(m["role"], _text(m)) for m in messages[self._shown :])
-        return Request(new, tuple(body.get("tools") or ()))
+        return AgentRequest(new, tuple(body.get("tools") or ()))
 
-    def _lost(self, message: str) -> Refused:
+    def _lost(self, message: str) -> RequestRefused:
         self._events.put(ValueError(message))
-        return Refused(message)
+        return RequestRefused(message)
 
     def _message(self, text: str) -> dict[str, Any]:
         """Return a turn as a message; calls that cannot be read stay text, as in vLLM's server."""
@@ -170,7 +173,9 @@ class AgentEnvironment(SessionEnvironment):
         super().__init__()
         self._server: ChatServer | None = None
 
-    def play(self, columns: Mapping[str, Any], seed: int, endpoint: Endpoint) -> float | Outcome:
+    def play(
+        self, columns: Mapping[str, Any], seed: int, endpoint: ChatEndpoint
+    ) -> float | AgentOutcome:
         """Run the program with the model at `endpoint`; return its reward. Always overridden.
 
         Args:
@@ -184,7 +189,7 @@ class AgentEnvironment(SessionEnvironment):
         """Return a session in which `play` has not begun."""
         self._server = self._server or ChatServer()
 
-        def play(seed: int, endpoint: Endpoint) -> float | Outcome:
+        def play(seed: int, endpoint: ChatEndpoint) -> float | AgentOutcome:
             return self.play(columns, seed, endpoint)
 
         return AgentSession(play, self._server, self.form)
@@ -210,7 +215,7 @@ class AgentEnvironment(SessionEnvironment):
 
     def messages_of(self, observation: Any) -> tuple[Message, ...]:
         """Return the messages of a request that the model has not read."""
-        if not isinstance(observation, Request):
+        if not isinstance(observation, AgentRequest):
             return ()
         if list(observation.tools) != list(self.tools):
             names = [tool.get("function", {}).get("name") for tool in observation.tools]
@@ -224,7 +229,7 @@ class AgentEnvironment(SessionEnvironment):
         return tuple(messages)
 
 
-def opening(environment: AgentEnvironment, columns: Mapping[str, Any]) -> Request:
+def opening(environment: AgentEnvironment, columns: Mapping[str, Any]) -> AgentRequest:
     """Return what the program of an example asks first: its prompt, and the tools that it offers.
 
     It writes the rows of a data set. The program is ended then.
@@ -245,7 +250,7 @@ def _text(message: Mapping[str, Any]) -> str:
         return content
     parts = [part.get("text") for part in content]
     if not all(isinstance(part, str) for part in parts):
-        raise Refused("messages must be text")
+        raise RequestRefused("messages must be text")
     return "".join(parts)
 
 

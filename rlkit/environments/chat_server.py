@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 Ask = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""It takes the body of a request and returns the model's message; it raises `Refused`."""
+"""It takes the body of a request and returns the model's message; it raises `RequestRefused`."""
 
 
-class Endpoint(NamedTuple):
+class ChatEndpoint(NamedTuple):
     """This is what a client of OpenAI's API needs to know."""
 
     base_url: str
@@ -26,7 +26,7 @@ class Endpoint(NamedTuple):
     api_key: str = "none"
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request gets no turn of the model; the text says why."""
 
 
@@ -38,25 +38,25 @@ class ChatServer:
         self._numbers = itertools.count()
         asks = self._asks
 
-        class Handler(_Handler):
+        class OwnHandler(_ChatHandler):
             sessions = asks
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), OwnHandler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def add(self, ask: Ask) -> Endpoint:
+    def add(self, ask: Ask) -> ChatEndpoint:
         """Return the endpoint of a new session, whose requests go to `ask`."""
         name = str(next(self._numbers))
         self._asks[name] = ask
-        return Endpoint(f"http://127.0.0.1:{self._server.server_port}/{name}/v1")
+        return ChatEndpoint(f"http://127.0.0.1:{self._server.server_port}/{name}/v1")
 
-    def remove(self, endpoint: Endpoint) -> None:
+    def remove(self, endpoint: ChatEndpoint) -> None:
         """Answer the session's requests with an error from now on."""
         self._asks.pop(endpoint.base_url.split("/")[-2], None)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _ChatHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     sessions: Mapping[str, Ask] = {}
 
@@ -69,11 +69,11 @@ class _Handler(BaseHTTPRequestHandler):
         _, name, _, *rest = [*self.path.split("/"), "", ""]
         try:
             if "/".join(rest).rstrip("/") != "chat/completions":
-                raise Refused(f"the path must be chat/completions, got {self.path}")
+                raise RequestRefused(f"the path must be chat/completions, got {self.path}")
             if name not in self.sessions:
-                raise Refused("the episode has ended")
+                raise RequestRefused("the episode has ended")
             message = self.sessions[name](body)
-        except Refused as refused:  # 400: clients do not try this again
+        except RequestRefused as refused:  # 400: clients do not try this again
             self._send(400, {"error": {"message": str(refused), "type": "refused"}})
             return
         if body.get("stream"):

@@ -1,7 +1,7 @@
 """This adapter plays whole environments of verifiers 0.4: harnesses, tools, users, several turns.
 
 verifiers runs as it always does. Its interception server records each turn of the harness and asks
-a model's endpoint for it, and that endpoint is the model that is trained here.
+a model's endpoint for it. That endpoint is the model that is trained here.
 
     class Mine(VerifiersEpisodes):
         def env(self):
@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from rlkit.environments.agent import AgentEnvironment, Outcome, opening
-from rlkit.environments.chat_server import Endpoint
+from rlkit.environments.agent import AgentEnvironment, AgentOutcome, opening
+from rlkit.environments.chat_server import ChatEndpoint
 from rlkit.environments.verifiers_tasks import COLUMN
 from rlkit.runtime.distribution import lacks
 
@@ -34,7 +34,7 @@ class VerifiersEpisodes(AgentEnvironment):
         """
         raise NotImplementedError("a VerifiersEpisodes must have env()")
 
-    def play(self, columns: Mapping[str, Any], seed: int, endpoint: Endpoint) -> Outcome:
+    def play(self, columns: Mapping[str, Any], seed: int, endpoint: ChatEndpoint) -> AgentOutcome:
         """Run the episode of the task whose number is in the column `verifiers_task`."""
         number = columns.get(COLUMN)
         if type(number) is not int or number < 0:
@@ -59,7 +59,7 @@ def rows(environment: VerifiersEpisodes, *, first: int, count: int) -> Iterator[
         yield {"prompt": prompt, COLUMN: number}
 
 
-async def _episode(env: Any, number: int, endpoint: Endpoint) -> Outcome:
+async def _episode(env: Any, number: int, endpoint: ChatEndpoint) -> AgentOutcome:
     try:
         import verifiers.v1 as vf
     except ImportError as error:
@@ -80,4 +80,4 @@ async def _episode(env: Any, number: int, endpoint: Endpoint) -> Outcome:
     (trace,) = trained
     numbers = {name: float(v) for name, v in trace.metrics.items() if v is not None}
     parts = {name: float(r.value) for name, r in trace.rewards.items() if r is not None}
-    return Outcome(float(trace.reward), {**numbers, **parts})
+    return AgentOutcome(float(trace.reward), {**numbers, **parts})
