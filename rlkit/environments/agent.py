@@ -161,7 +161,7 @@ class AgentSession:
 class AgentEnvironment(SessionEnvironment):
     """It plays the turns of an episode to a program that thinks it talks to a server."""
 
-    roles: ClassVar[tuple[str, ...]] = ("user",)  # type: ignore[assignment]
+    roles: ClassVar[tuple[str, ...]] = ("user",)
     """The roles of what the program says to the model: `user`, `tool` or both."""
     tools: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """The tools that the program offers, as it sends them; `opening` returns them."""
