@@ -160,6 +160,11 @@ class Config(Options):
         """Return the most prompts of a step that one process samples."""
         return -(-self.prompts_per_step // self.gpus)
 
+    @property
+    def streams(self) -> bool:
+        """Return whether the clock decides which turns of episodes share a batch."""
+        return self.environment.admission is Admission.stream
+
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", "in [0, 2**31)", self.seed)
         require(self.steps >= 1, "steps", ">= 1", self.steps)

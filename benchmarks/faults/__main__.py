@@ -41,6 +41,7 @@ FAMILIES = {
     "F5": Family("signals", 60, 3),
     "F6": Family("not_finite", 14, 14),
     "F7": Family("rewards", 28, 4),
+    "F7e": Family("environments", 80, 8),
     "F8": Family("formulas", 206, 8),
     "F10": Family("trackers", 10, 1),
     "F11": Family("prompts", 32, 4),

@@ -22,6 +22,11 @@ from rlkit.rewards.keeper import work_under_a_keeper
 from rlkit.rewards.wire import describe, frame, receive
 from rlkit.runtime.lifeline import die_with_parent
 
+_MOST_CHARACTERS = 1 << 20
+"""Characters of a turn's messages. The trainer encodes them; no context holds as many tokens."""
+_MOST_STATE = 1 << 24
+"""Characters of a state as JSON; the trainer holds one for every episode."""
+
 
 def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
     """Load the environment of the first message, then serve calls until the socket closes.
@@ -88,14 +93,26 @@ def _checked(returned: Any) -> dict[str, Any]:
         text = isinstance(message, Message) and isinstance(message.content, str)
         if not text or message.role not in ("user", "tool"):
             raise TypeError(f"messages must be Message of role user or tool, got {message!r:.80}")
+    characters = sum(len(message.content) for message in messages)
+    if characters > _MOST_CHARACTERS:
+        rule = f"messages must have at most {_MOST_CHARACTERS} characters"
+        raise ValueError(f"{rule}, got {characters}")
     info = {str(key): float(value) for key, value in turn.info.items()}
     numbers = [*info.values(), *([] if turn.reward is None else [float(turn.reward)])]
     if not all(map(math.isfinite, numbers)):
         raise TypeError(f"reward and info must be finite, got {turn.reward!r} and {info!r:.80}")
     return {
-        "state": json.dumps(state, allow_nan=False),
+        "state": _state(state),
         "messages": [[message.role, message.content] for message in messages],
         "reward": None if turn.reward is None else float(turn.reward),
         "done": bool(turn.done),
         "info": info,
     }
+
+
+def _state(state: object) -> str:
+    text = json.dumps(state, allow_nan=False)
+    if len(text) > _MOST_STATE:
+        rule = f"a state must have at most {_MOST_STATE} characters of JSON"
+        raise ValueError(f"{rule}, got {len(text)}")
+    return text

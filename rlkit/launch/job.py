@@ -29,7 +29,7 @@ from rlkit.launch.prepare import Prepared, prepare
 from rlkit.launch.rank_place import leave
 from rlkit.launch.ranks import agree, meet, must_be_started, start_ranks
 from rlkit.launch.run_folder import check_checkpoints, claim, write_outcome
-from rlkit.launch.since import changed_rate, changed_versions, planned_steps
+from rlkit.launch.since import by_the_clock, changed_rate, changed_versions, planned_steps
 from rlkit.launch.sweep_folder import place_in_sweep
 from rlkit.ranks import RankError, Ranks
 from rlkit.report.build import write_page
@@ -248,6 +248,7 @@ def _start(job: _Job, tracker: Tracker, *, step: int) -> list[str]:
     config, now = prepared.config, versions()
     notes = changed_versions(run_dir, now) if step else []
     notes += changed_rate(config, planned=job.planned, step=step)
+    notes += by_the_clock(config, step=step)
     notes += holes(
         run_dir,
         first_step=step,

@@ -67,3 +67,13 @@ def changed_rate(config: Config, *, planned: int | None, step: int) -> list[str]
         f"the learning rate goes on at {after:.3g} after step {step}, where the plan had "
         f"{before:.3g}; a run of {config.steps} steps from the start would have had other rates"
     ]
+
+
+def by_the_clock(config: Config, *, step: int) -> list[str]:
+    """Return a line for a run that goes on at `step` and whose batches depend on the clock."""
+    if not step or not config.streams:
+        return []
+    return [
+        "environment.admission=stream: seeds and prompts are those of the whole run, but the clock "
+        "decides which turns share a batch; a step that is made again may differ by rounding"
+    ]

@@ -11,12 +11,13 @@ from benchmarks.faults.page import rows_of, table
 from benchmarks.faults.row import Row
 
 # Those that start runs take seconds each. What other tests of `make test` ask for too is nightly.
-NIGHTLY = ("damage", "derived", "formulas", "kill", "names", "seeds", "strangers")
+NIGHTLY = ("damage", "derived", "environments", "formulas", "kill", "names", "seeds", "strangers")
 COUNTS = {
     "boundaries": 8,
     "completions": 8,
     "damage": 100,
     "derived": 1,
+    "environments": 8,
     "formulas": 20,
     "kill": 1,
     "leftovers": 9,

@@ -22,18 +22,22 @@ from rlkit.types import EpisodeEnd, Prompt, Rollout, SamplingConfig
 pytestmark = pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
 
 MODULE = '''
-import time
+import os, time
 from rlkit.environments import Message, Turn
 
 class Uneven:
-    """Ends after one to four turns, by what it heard first; slow for some of them."""
-    def __init__(self, slow=0.0, fail_at=None):
-        self.slow, self.fail_at = slow, fail_at
+    """Ends after one to four turns, by what it heard first; slow or broken for some of them."""
+    def __init__(self, slow=0.0, fail_at=None, hang=None, crash=None):
+        self.slow, self.fail_at, self.hang, self.crash = slow, fail_at, hang, crash
     def start(self, example, seed):
-        return {"seed": seed, "turns": 0}, Turn()
+        return {"seed": seed, "turns": 0, "prompt": example.prompt[0].content}, Turn()
     def step(self, state, action):
         if action.turn == self.fail_at:
             raise RuntimeError("broken")
+        if action.turn == 1 and state["prompt"] == self.hang:
+            time.sleep(1e6)
+        if action.turn == 1 and state["prompt"] == self.crash:
+            os._exit(3)
         time.sleep(self.slow * (sum(action.ids) % 3))
         turns = state["turns"] or 1 + sum(action.ids) % 4
         last = action.turn + 1 == turns
@@ -150,6 +154,28 @@ def test_a_stream_keeps_the_limits(engine: Any, starter: str, tmp_path: Path) ->
     broken = play(engine, starter, tmp_path, Told(), **stream, options={"fail_at": 1})
     failed = [r.episode for g in broken for r in g if r.episode and r.episode.end == "failed"]
     assert failed and all(len(e.turns) == 2 and e.reward != e.reward for e in failed)
+
+
+def test_environments_that_hang_and_crash_cost_their_own_episodes(
+    engine: Any, starter: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others go on beside them, as if nothing had been."""
+    expected = play(engine, starter, tmp_path, Told())
+    bad = {"hang": "Count to ten.", "crash": "Hi"}
+    found = play(
+        *(engine, starter, tmp_path, Told()),
+        admission=Admission.stream,
+        options=bad,
+        timeout_s=0.5,
+    )
+    for prompt, kind in ((0, "timeout"), (2, "crashed")):
+        longer = [r for r in expected[prompt] if r.episode and len(r.episode.turns) > 1]
+        failed = [r for r in found[prompt] if r.episode and r.episode.end == "failed"]
+        assert len(failed) == len(longer) > 0
+        lines = [m for m in caplog.messages if f"of prompt {prompt} ({kind})" in m]
+        assert len(lines) == len(failed)
+    for a, b in zip(expected[1], found[1], strict=True):
+        assert (a.completion_ids, a.episode) == (b.completion_ids, b.episode)
 
 
 def test_what_cannot_stream_is_refused_at_the_start() -> None:

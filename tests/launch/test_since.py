@@ -14,7 +14,7 @@ from rlkit.config import Config
 from rlkit.launch.composing import register
 from rlkit.launch.content import check_content, content_of, write_content
 from rlkit.launch.preflight import preflight
-from rlkit.launch.since import changed_rate, changed_versions, planned_steps
+from rlkit.launch.since import by_the_clock, changed_rate, changed_versions, planned_steps
 from rlkit.launch.sources import imported_files
 from rlkit.launch.weights import weights_digest
 from rlkit.training.optim import OptimConfig, Schedule
@@ -121,3 +121,10 @@ def test_a_longer_schedule_says_how_the_rate_jumps(tmp_path: Path) -> None:
     assert planned_steps(tmp_path) == 4
     (tmp_path / "config.yaml").write_text("steps: [\n")
     assert planned_steps(tmp_path) is None
+
+
+def test_a_stream_that_goes_on_says_what_it_does_not_promise() -> None:
+    stream = config_of("task=calculator", "generator=vllm", "environment.admission=stream")
+    (line,) = by_the_clock(stream, step=3)
+    assert "a step that is made again may differ by rounding" in line
+    assert by_the_clock(stream, step=0) == by_the_clock(config_of("task=calculator"), step=3) == []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlkit.environments import EnvironmentConfig, EnvironmentSpec
 from rlkit.environments.pool import EnvironmentPool
@@ -15,6 +17,7 @@ from rlkit.environments.rounds import EpisodeGenerator
 from rlkit.environments.splice import Splicer
 from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
+from rlkit.generation.stream import StreamSource
 from rlkit.types import Prompt, Rollout, SamplingConfig
 
 MODULE = '''
@@ -41,6 +44,24 @@ class Talker:
 SAMPLING = SamplingConfig(max_completion_length=120, temperature=1.5)
 
 
+def talking_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A random model in float64."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+    )
+    made = LlamaForCausalLM(config).double()
+    made.requires_grad_(False).train(False)
+    return made
+
+
 class Recording:
     """The engine, and what it was asked for."""
 
@@ -59,6 +80,16 @@ class Recording:
     ) -> list[list[Rollout]]:
         self.calls.append((len(prompts), num_samples))
         return self.inner.generate(prompts, num_samples=num_samples, sampling=sampling, seeds=seeds)
+
+    def stream(self, source: StreamSource, *, sampling: SamplingConfig) -> None:
+        """Sample what is asked for one after the other, the newest last."""
+        waiting = deque(source.more([], idle=True))
+        while waiting:
+            one = waiting.popleft()
+            ((rollout,),) = self.inner.generate(
+                [one.prompt], num_samples=1, sampling=sampling, seeds=[[one.seed]]
+            )
+            waiting += source.more([(one.key, rollout)], idle=not waiting)
 
     def load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
         self.inner.load_adapter(tensors, version)
@@ -90,6 +121,7 @@ class Stage:
             )
         )
         self.tokenizer = tokenizer
+        self.pool = pool
         self.splicer = Splicer(tokenizer, roles=("user",), history=config.history)
         self.episodes = EpisodeGenerator(
             self.engine,
