@@ -32,7 +32,7 @@ from rlkit.generation.vllm.config import (
 from rlkit.models.config import QuantConfig, QuantKind, TuningKind
 from rlkit.models.load import BaseModel, load_resolved
 from rlkit.models.nf4_folder import in_nf4
-from rlkit.models.quantize import meta_model, require_bitsandbytes
+from rlkit.models.quantize import fp8_layers, meta_model, require_bitsandbytes
 from rlkit.models.resolved import ResolvedModel, with_merged_adapter
 from rlkit.models.views import CannotShare
 from rlkit.plan.of_config import Planned
@@ -70,10 +70,15 @@ def choose_generator(config: Config, device: torch.device, *, say: Say) -> Gener
             sampling=_with_extra(chosen.sampling),
             rounds_at_once=chosen.rounds_at_once,
             tensor_parallel=config.gpus if config.memory.is_sharded else 1,
+            speculation=chosen.speculation,
         )
     reason = f"the device is {device.type}" if device.type != "cuda" else "vLLM is not installed"
     say(f"generator: hf (auto: {reason})")
-    return HFGeneratorConfig(sampling=chosen.sampling, rounds_at_once=chosen.rounds_at_once)
+    return HFGeneratorConfig(
+        sampling=chosen.sampling,
+        rounds_at_once=chosen.rounds_at_once,
+        speculation=chosen.speculation,
+    )
 
 
 def plan_and_load(
@@ -227,7 +232,7 @@ def _load_trained(
 
 
 def _in_nf4(model: ResolvedModel, quant: QuantConfig, *, say: Say) -> ResolvedModel:
-    if quant.kind is QuantKind.none:
+    if quant.kind is not QuantKind.nf4:
         return model
     require_bitsandbytes()
     return in_nf4(model, quant, say=say)
@@ -255,6 +260,7 @@ def _engine_spec(
         lora_modules=slot.modules,
         allow_remote_code=model.config.allow_remote_code,
         team=team,
+        in_fp8=fp8_layers(config.memory.quant, model.hf_config),
     )
 
 

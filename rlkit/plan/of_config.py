@@ -171,6 +171,7 @@ def work_of(
         shares_prompts=config.model.shared_prefix is not Switch.off,
         eval_prompts=0 if config.evaluation.kl is EvalKL.none else config.evaluation.num_prompts,
         eval_samples=config.evaluation.samples_per_prompt,
+        spare_tokens=demand.spare_tokens,
     )
 
 

@@ -222,10 +222,11 @@ def kv_bytes(work: Work, request: Request, at_once: int) -> int:
     row_tokens = work.row_tokens  # an engine must be ready for all that is allowed
     if work.sampler is Sampler.hf:
         row_tokens = work.prompt_tokens + work.max_completion
-    blocks = at_once * -(-row_tokens // block) + 2
+    blocks = at_once * -(-(row_tokens + work.spare_tokens) // block) + 2
     return blocks * block * work.kv_token_bytes
 
 
 def _dtype(work: Work) -> str:
     name = {2: "16 bits", 4: "fp32"}.get(work.dtype.itemsize, str(work.dtype))
-    return f"NF4, rest {name}" if work.quant.kind is QuantKind.nf4 else name
+    kinds = {QuantKind.nf4: f"NF4, rest {name}", QuantKind.fp8: f"fp8, rest {name}"}
+    return kinds.get(work.quant.kind, name)

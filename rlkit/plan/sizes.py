@@ -12,7 +12,9 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from rlkit.models.compat import recomputable_layers
 from rlkit.models.config import LoRAConfig, QuantConfig, QuantKind
+from rlkit.models.fp8 import fp8_bytes
 from rlkit.models.quantize import (
+    fp8_layers,
     kept_layers,
     nf4_bytes,
     quantisable,
@@ -42,11 +44,14 @@ def weight_bytes(
         Bytes; tied weights count once.
     """
     in_nf4 = nf4_layers(model, config, quant)
+    in_fp8 = fp8_layers(quant, config)
     double_quant = _double_quant(config, quant)
     total = 0
     for name, parameter in model.named_parameters():  # tied ones once
         if name.removesuffix(".weight") in in_nf4:
             total += nf4_bytes(parameter.numel(), double_quant=double_quant)
+        elif name.removesuffix(".weight") in in_fp8:
+            total += fp8_bytes(*parameter.shape)
         else:
             total += parameter.numel() * dtype.itemsize
     return total
@@ -73,7 +78,7 @@ def nf4_layers(model: nn.Module, config: PreTrainedConfig, quant: QuantConfig) -
     if saved is not None:
         skip = saved.get("llm_int8_skip_modules") or []
         return {name for name in layers if should_convert_module(name, list(skip))}
-    if quant.kind is QuantKind.none:
+    if quant.kind is not QuantKind.nf4:
         return set()
     return set(layers) - set(kept_layers(layers, quant.skip))
 

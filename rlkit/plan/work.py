@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from rlkit.generation.demand import Sampler
 from rlkit.kernels.workspace import logps_workspace_bytes
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind, TuningKind
-from rlkit.models.quantize import is_nf4, meta_model
+from rlkit.models.quantize import kind_of, meta_model
 from rlkit.plan import sizes
 from rlkit.plan.simulate import Peaks, TrainingWork, peaks
 from rlkit.policy.lora import stored_dtype
@@ -74,6 +74,8 @@ class Work:
     """Held-out prompts whose completions are scored for their KL; 0 = none."""
     eval_samples: int = 0
     """Completions of each of them."""
+    spare_tokens: int = 0
+    """Places of the key-value cache beyond a row's longest, for wrong guesses."""
 
     @property
     def row_tokens(self) -> int:
@@ -256,7 +258,7 @@ class Work:
             num_tokens=num_tokens,
             num_scored=max(1, scored) if with_gradient else 1,
             dtype=self.dtype,
-            in_nf4=is_nf4(self.quant, self.hf_config),
+            quant=kind_of(self.quant, self.hf_config),
             lora_rank=self.lora.rank,
             lora_targets=tuple(self.lora.targets),
             checkpointing=checkpointing,

@@ -11,10 +11,12 @@ from typing import Annotated, Self
 
 from rlkit.generation.base import GeneratorConfig
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
+from rlkit.generation.speculation import refuse_speculation
 from rlkit.generation.vllm.sampling_options import VLLMSamplingOptions as VLLMSamplingOptions
 from rlkit.generation.vllm.sampling_options import is_installed as is_installed
+from rlkit.generation.vllm.sampling_options import takes_bursts as takes_bursts
 from rlkit.runtime.redact import is_reference
-from rlkit.schema import BYTES, Between, Schema
+from rlkit.schema import BYTES, Between, Schema, require
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Slot sizes that vLLM has LoRA kernels for (0.24 to 0.33)."""
@@ -134,6 +136,8 @@ class VLLMGeneratorConfig(GeneratorConfig):
             )
         if self.lora is Products.dense and self.accelerate is Accelerate.off:
             raise ValueError("generator.accelerate must be auto with generator.lora=dense, got off")
+        if self.speculation.is_on:
+            self._check_speculation()
         for key, value in (
             ("kv_cache_bytes", self.kv_cache_bytes),
             ("max_num_seqs", self.max_num_seqs),
@@ -159,6 +163,19 @@ class VLLMGeneratorConfig(GeneratorConfig):
         """Return the ranks that are one engine."""
         return self.tensor_parallel
 
+    def _check_speculation(self) -> None:
+        """Raise ValueError for options with which vLLM decodes step by step."""
+        graphs = (Compilation.auto, Compilation.graphs)
+        for key, holds, rule, value in (
+            ("accelerate", self.accelerate is Accelerate.auto, "auto", self.accelerate.value),
+            ("compilation", self.compilation in graphs, "auto or graphs", self.compilation.value),
+            ("sampling.stop", not self.sampling.stop, "[]", list(self.sampling.stop)),
+            ("sampling.extra", takes_bursts(self.sampling), "{}", dict(self.sampling.extra)),
+            ("tensor_parallel", self.tensor_parallel == 1, "1", self.tensor_parallel),
+        ):
+            rule = f"{rule} with generator.speculation.kind={self.speculation.kind.value}"
+            require(holds, f"generator.{key}", rule, value)
+
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """Ask for vLLM's cache, step and graphs; the plan chooses what is left at 0 or `auto`."""
         in_nf4 = self.quantization is Quantization.nf4
@@ -173,6 +190,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
             engine_tokens=self.max_num_batched_tokens,
             graphs=_GRAPHS[self.compilation],
             parts=self.tensor_parallel,
+            spare_tokens=self.speculation.tokens if self.speculation.is_on else 0,
         )
 
     @property
@@ -193,6 +211,12 @@ class VLLMGeneratorConfig(GeneratorConfig):
             if value is not only:
                 rule = f"{only.value} with model.tuning=full"
                 raise ValueError(f"generator.{key} must be {rule}, got {value.value}")
+
+    def check_fp8_base(self) -> None:
+        """Raise ValueError: the engine's base is the trainer's, or one in 4 bits, not both."""
+        if self.quantization is not Quantization.none:
+            rule = "none with memory.quant.kind=fp8"
+            raise ValueError(f"generator.quantization must be {rule}, got {self.quantization}")
 
     def with_choice(self, choice: EngineChoice) -> Self:
         """Copy with the plan's cache, step and graphs; `auto` stays where graphs have room."""
@@ -248,7 +272,14 @@ class VLLMServerConfig(GeneratorConfig):
             "generator must be auto, vllm or hf with model.tuning=full, got vllm_server"
         )
 
+    def check_fp8_base(self) -> None:
+        """Raise ValueError: the server has a base of its own, in 16 bits."""
+        raise ValueError(
+            "generator must be auto, vllm or hf with memory.quant.kind=fp8, got vllm_server"
+        )
+
     def __post_init__(self) -> None:
+        refuse_speculation(self.speculation, where="generator=vllm_server")
         if not (is_reference(self.url) or self.url.startswith(("http://", "https://"))):
             raise ValueError(f"generator.url must start with http:// or https://, got {self.url}")
         if not self.timeout_s > 0:

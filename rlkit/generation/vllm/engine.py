@@ -6,12 +6,14 @@ import itertools
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlkit.generation.speculation import refuse_speculation
 from rlkit.generation.vllm import choice, life, products
+from rlkit.generation.vllm.accel.draft_graphs import draft_sizes
 from rlkit.generation.vllm.compat import repacked
 from rlkit.generation.vllm.compat.check import Support, look_up
 from rlkit.generation.vllm.compat.features import Feature
@@ -98,6 +100,8 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     Its own output is kept out of the terminal; it goes to the log, and to `say` when it fails.
     """
     require_vllm()
+    if config.speculation.is_on:
+        spec = replace(spec, spare_tokens=config.speculation.tokens)
     _check_options(config, spec)
     budget, support = engine_budget(config, spec), look_up(version())
     _check_support(config, spec, support)
@@ -127,7 +131,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     found = choice.choose(llm, config, support, on_cpu=spec.device.type == "cpu")
     engine = Engine(
         llm=llm,
-        max_model_len=max_model_len(spec),
+        max_model_len=max_model_len(spec) - spec.spare_tokens,
         weights=resolve_weights(config),
         release_kv_cache=config.release_kv_cache,
         start_log=output[0],
@@ -200,6 +204,11 @@ def _options(
         from rlkit.generation.vllm import nf4
 
         options |= {"quantization": nf4.NAME, "load_format": nf4.NAME}
+    if spec.in_fp8:
+        from rlkit.generation.vllm import fp8
+
+        options |= {"quantization": fp8.NAME, "load_format": fp8.NAME}
+        options["hf_overrides"] = {"quantization_config": fp8.config_of(spec.in_fp8)}
     if tokens := block_size(config, spec):
         options["block_size"] = tokens
     if spec.lora_rank:
@@ -212,10 +221,14 @@ def _options(
         options |= products.worker_option(config, support, on_cpu=on_cpu)
     if resolve_compilation(config.compilation, on_cpu=on_cpu) is Compilation.graphs:
         # 0: no torch.compile. Without it vLLM 0.24 can capture whole decoding steps only.
+        sizes = life.capture_sizes(budget.max_num_seqs)
+        if (guesses := config.speculation).is_on:
+            # Attention plans for graphs up to the largest size; vLLM's own have a token a row.
+            sizes += draft_sizes(guesses.tokens + 1, guesses.rows, budget.max_num_seqs)
         options["compilation_config"] = {
             "mode": 0,
             "cudagraph_mode": "FULL_DECODE_ONLY",
-            "cudagraph_capture_sizes": life.capture_sizes(budget.max_num_seqs),
+            "cudagraph_capture_sizes": sorted({*sizes}),
         }
         if max_model_len(spec) <= _UNSPLIT_TOKENS:
             options["attention_config"] = {"flash_attn_max_num_splits_for_cuda_graph": 1}
@@ -232,10 +245,13 @@ def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
     context = getattr(spec.hf_config.get_text_config(), "max_position_embeddings", None)
     if context is not None and max_model_len(spec) > context:
         raise ValueError(
-            f"task.max_prompt_length + task.max_completion_length must be <= {context}, the "
-            f"model's context, got {max_model_len(spec)}"
+            "task.max_prompt_length + task.max_completion_length must be <= "
+            f"{context - spec.spare_tokens}, the model's context"
+            f"{' less generator.speculation.tokens' if spec.spare_tokens else ''}, got "
+            f"{max_model_len(spec) - spec.spare_tokens}"
         )
     if spec.device.type == "cpu":
+        refuse_speculation(config.speculation, where="generator=vllm on a CPU")
         if config.compilation is Compilation.graphs:
             raise ValueError("generator.compilation must be eager or inductor on a CPU, got graphs")
         if config.weights is Weights.sleep:

@@ -7,6 +7,8 @@ import torch
 
 from rlkit.generation.vllm.config import MAX_NUM_SEQS, VLLMGeneratorConfig
 from rlkit.generation.vllm.memory import (
+    FP8_BYTES,
+    NF4_BYTES,
     OVERHEAD_BYTES,
     Budget,
     Demand,
@@ -21,8 +23,8 @@ _MOST_SEQS = {"cuda": MAX_NUM_SEQS, "cpu": 32}
 
 
 def max_model_len(spec: EngineSpec) -> int:
-    """Add up the tokens of the longest prompt and the longest completion."""
-    return spec.max_prompt_length + spec.max_completion_length
+    """Add up the tokens of the longest prompt, the longest completion and the guesses behind."""
+    return spec.max_prompt_length + spec.max_completion_length + spec.spare_tokens
 
 
 def block_size(config: VLLMGeneratorConfig, spec: EngineSpec) -> int:
@@ -75,6 +77,6 @@ def _weight_bytes(spec: EngineSpec) -> int:
     whole = weight_bytes(
         spec.hf_config.get_text_config(),
         bytes_per_parameter=spec.dtype.itemsize,
-        in_nf4=spec.four_bit,
+        bytes_in_layers=NF4_BYTES if spec.four_bit else FP8_BYTES if spec.in_fp8 else None,
     )
     return whole // spec.parts

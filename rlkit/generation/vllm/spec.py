@@ -29,6 +29,10 @@ class EngineSpec:
     lora_modules: tuple[str, ...]
     """Last parts of the names of the adapted layers: q_proj, up_proj, ..."""
     allow_remote_code: bool = False
+    in_fp8: frozenset[str] = frozenset()
+    """Linear layers that the engine puts into 8 bits while loading, by the trainer's names."""
+    spare_tokens: int = 0
+    """Places behind a row's last token, to which wrong guesses write."""
     team: Team | None = None
     """The ranks that are this engine together; None = it is this process's alone."""
 
@@ -39,5 +43,5 @@ class EngineSpec:
 
     @property
     def four_bit(self) -> bool:
-        """Tell whether the folder holds bitsandbytes NF4, the one quantisation that rlkit loads."""
+        """Tell whether the folder holds bitsandbytes NF4, the one quantisation that it may have."""
         return getattr(self.hf_config, "quantization_config", None) is not None

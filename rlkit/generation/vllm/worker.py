@@ -22,6 +22,7 @@ from rlkit.generation.vllm.compat import objects, pools
 from rlkit.generation.vllm.compat.repacked import repacked_layers
 from rlkit.generation.vllm.shards import own_shards
 from rlkit.generation.vllm.slot import AdapterBuffers, AdapterSlot, find_slot
+from rlkit.models.fp8 import fp8_weight
 
 
 class WriteReport(NamedTuple):
@@ -174,8 +175,8 @@ class WorkerExtension:
     def rlkit_parameters(self) -> dict[str, Tensor]:
         """Give views of vLLM's weights under the names of the Hugging Face model.
 
-        Fused layers are cut into their parts, padding of the vocabulary is left out, and 4-bit
-        layers are bitsandbytes' `Params4bit`. Nothing is copied.
+        Fused layers are cut into their parts, padding of the vocabulary is left out, and quantised
+        layers are bitsandbytes' `Params4bit` or `rlkit.models.fp8`'s. Nothing is copied.
         """
         model = self.model_runner.get_model()
         views: dict[str, Tensor] = {}
@@ -238,6 +239,11 @@ def _hf_views(layer: str, kind: str, module: Any, parameter: Any, model: Any) ->
     if kind == "weight" and hasattr(module, "nf4_states"):  # see nf4.py
         codes = data.split([state.shape[0] for state in module.nf4_states])
         return dict(zip(parts, map(_four_bit, codes, module.nf4_states), strict=True))
+    if kind == "weight" and hasattr(module, "fp8_scale"):  # see fp8.py
+        sizes = list(module.output_sizes) if len(parts) > 1 else [len(data)]
+        pairs = zip(data.split(sizes), module.fp8_scale.split(sizes), strict=True)
+        weights = [fp8_weight(codes, scale, module.fp8_dtype) for codes, scale in pairs]
+        return dict(zip(parts, weights, strict=True))
     if len(parts) > 1 and data.shape[0] == sum(module.output_sizes):
         return dict(zip(parts, torch.split(data, list(module.output_sizes)), strict=True))
     if hasattr(module, "org_vocab_size"):
