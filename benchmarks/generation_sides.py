@@ -75,7 +75,7 @@ def rlkit_side(work: Work) -> dict[str, object]:
     injector = LoRAInjector(
         engine.llm, tuple(lora.shapes), rank=work.rank, scale=lora.config.scale, key=lora.key
     )
-    adapter = _random_adapter(lora, device)
+    adapter = random_adapter(lora, device)
     generator = VLLMGenerator(engine, injector, stop_token_ids=frozenset(), config=config)
     generator.load_adapter(adapter, 0)
     _generate(generator, work, new_tokens=1)
@@ -182,7 +182,8 @@ def _generate(generator: VLLMGenerator, work: Work, *, new_tokens: int) -> None:
     assert tokens == {new_tokens}, "every side must sample the same number of tokens"
 
 
-def _random_adapter(lora: LoRA, device: torch.device) -> dict[str, Tensor]:
+def random_adapter(lora: LoRA, device: torch.device) -> dict[str, Tensor]:
+    """An adapter whose update is small, not zero."""
     adapter = {k: t.detach() for k, t in init_adapter(lora, seed=0, device=device).items()}
     for key, tensor in adapter.items():
         if ".lora_B." in key:

@@ -27,6 +27,8 @@ class LiveEpisode:
     context_start: int | None = None
     """Place in `ids` from which on the model reads; None = the prompt and all of them."""
     policy_version: int = 0
+    drafted: int = 0
+    accepted: int = 0
     end: EpisodeEnd | None = None
 
     @property
@@ -50,6 +52,8 @@ class LiveEpisode:
         afresh = self.context_start is not None and self.context_start == before
         self.turns.append(TurnRecord(start, len(self.ids), afresh=afresh))
         self.policy_version = rollout.policy_version
+        self.drafted += rollout.drafted
+        self.accepted += rollout.accepted
         if self.state is None:
             self.end = EpisodeEnd.failed
         elif rollout.finish_reason is FinishReason.length and cut_at != rollout.num_sampled:
@@ -74,6 +78,8 @@ class LiveEpisode:
             finish_reason=FinishReason.stop if done else FinishReason.length,
             policy_version=self.policy_version,
             episode=Episode(turns=tuple(self.turns), end=self.end),
+            drafted=self.drafted,
+            accepted=self.accepted,
         )
 
     def next_prompt(self, *, limit: int) -> Prompt:

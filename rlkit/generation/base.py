@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, NamedTuple, Self
 
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
+from rlkit.generation.speculation import SpeculationOptions, spare_columns
 from rlkit.schema import Between, Options, Schema
 from rlkit.types import Prompt, SamplingConfig
 
@@ -41,6 +42,8 @@ class GeneratorConfig(Options):
     rounds_at_once: Annotated[int, Between(1, 16)] = 1
     """Rounds of prompts that are asked together with algorithm.group_filter=resample, in [1, 16].
     Above 1 the next prompts decode beside these rows, and what is not needed is dropped."""
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
+    """Guesses of the next tokens, checked in one pass; the samples stay the same."""
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """Return what this generator takes of the device for rows of up to `row_tokens` tokens."""
@@ -53,6 +56,11 @@ class GeneratorConfig(Options):
     def check_adapter_rank(self, rank: int) -> None:
         """Raise ValueError when this generator has no room for adapters of `rank`."""
         return
+
+    @property
+    def ranks_together(self) -> int:
+        """Return the ranks of a run that sample together, as one engine; 1 = each has its own."""
+        return 1
 
     def check_full_weights(self) -> None:
         """Raise ValueError when this generator cannot take weights that all train."""
@@ -92,9 +100,9 @@ class HFGeneratorConfig(GeneratorConfig):
 
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """Ask for keys and values of as many rows as `max_rows` and `max_tokens` allow."""
-        return GeneratorDemand(
-            Sampler.hf, max_at_once=max(1, min(self.max_rows, self.max_tokens // row_tokens))
-        )
+        at_once = max(1, min(self.max_rows, self.max_tokens // row_tokens))
+        spare = spare_columns(row_tokens) if self.speculation.is_on else 0
+        return GeneratorDemand(Sampler.hf, max_at_once=at_once, spare_tokens=spare)
 
     def with_choice(self, choice: EngineChoice) -> Self:
         """Return a copy that samples no more completions at once than the plan has room for."""

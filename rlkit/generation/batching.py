@@ -25,6 +25,8 @@ class SamplingRow:
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    drafted: int = 0
+    accepted: int = 0
 
     def most_tokens(self, longest: int) -> int:
         """Return the limit of the completion in a call that allows `longest` tokens."""
@@ -40,6 +42,8 @@ class SamplingRow:
             sampling_logps=tuple(self.logps),
             finish_reason=self.finish_reason,
             policy_version=policy_version,
+            drafted=self.drafted,
+            accepted=self.accepted,
         )
 
 

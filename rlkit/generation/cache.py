@@ -48,6 +48,19 @@ class AppendLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._value_room = self._value_room.index_select(0, rows)
         self._show(columns)
 
+    def keep_columns(self, count: int) -> None:
+        """Keep the first `count` columns alone."""
+        if self._key_room is not None:
+            self._show(count)
+
+    def take_columns(self, columns: Int[Tensor, "N W"]) -> None:
+        """Make column w of row i what column `columns[i, w]` was."""
+        keys, values = self.filled()
+        index = columns[:, None, :, None]
+        self._key_room = keys.gather(2, index.expand(-1, keys.shape[1], -1, keys.shape[3]))
+        self._value_room = values.gather(2, index.expand(-1, values.shape[1], -1, values.shape[3]))
+        self._show(columns.shape[1])
+
     def filled(self) -> tuple[Tensor, Tensor]:
         """Return keys and values of the filled columns."""
         assert self.keys is not None and self.values is not None
@@ -84,6 +97,20 @@ def take_rows(cache: Cache, rows: Int[Tensor, " R"]) -> None:
         layer.take_rows(rows)
 
 
+def keep_columns(cache: Cache, count: int) -> None:
+    """Keep the first `count` columns of every layer."""
+    for layer in cache.layers:
+        assert isinstance(layer, AppendLayer)
+        layer.keep_columns(count)
+
+
+def take_columns(cache: Cache, columns: Int[Tensor, "N W"]) -> None:
+    """Make column w of row i of every layer what column `columns[i, w]` was."""
+    for layer in cache.layers:
+        assert isinstance(layer, AppendLayer)
+        layer.take_columns(columns)
+
+
 def spread_prefix(prefix: Cache, columns: Int[Tensor, "N W"]) -> Cache:
     """Return a cache of N rows: column w of row i is column `columns[i, w]` of `prefix`."""
     cache = empty_cache()
@@ -101,4 +128,20 @@ def check_layers(model: PreTrainedModel) -> None:
         raise ValueError(
             f"generator=hf must have a model of full_attention and sliding_attention layers, "
             f"got {sorted(unknown)} in {type(model).__name__}"
+        )
+
+
+def check_whole_attention(model: PreTrainedModel) -> None:
+    """Raise ValueError when a layer of `model` sees a window of columns.
+
+    Columns out of use lie between those of a row whose guesses were wrong, and a window counts
+    them.
+    """
+    config = model.config.get_text_config().to_dict()
+    layer_types = set(config.get("layer_types") or ())
+    windows = "sliding_attention" in layer_types if layer_types else config.get("sliding_window")
+    if windows:
+        raise ValueError(
+            "generator.speculation.kind must be none with generator=hf and a model of "
+            f"sliding_attention layers, got {type(model).__name__}"
         )

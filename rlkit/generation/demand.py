@@ -41,8 +41,12 @@ class GeneratorDemand(NamedTuple):
     """Size of the key-value cache; 0 = the plan's choice."""
     engine_tokens: int = 0
     """Most tokens of one engine step; 0 = the plan's choice."""
+    spare_tokens: int = 0
+    """Places of the cache beyond a row's longest, to which wrong guesses write."""
     graphs: bool | None = None
     """Whether CUDA graphs are captured; None = the plan's choice."""
+    parts: int = 1
+    """Ranks that share one engine, of which each holds a part of the weights and of the cache."""
 
 
 class EngineChoice(NamedTuple):

@@ -44,7 +44,7 @@ class Draw(NamedTuple):
 def sample(
     logits: Float[Tensor, "N V"],
     seeds: Int[Tensor, " N"],
-    position: int,
+    position: int | Int[Tensor, " N"],
     sampling: SamplingConfig,
 ) -> Draw:
     """Draw the next token of each row's completion.
@@ -52,7 +52,7 @@ def sample(
     Args:
         logits: (N, V) logits of the next token.
         seeds: (N,) one seed for each row.
-        position: The number of the token in its completion, >= 0.
+        position: The number of the token in its completion, >= 0; one for all rows or (N,).
         sampling: The sampling distribution, steps 1 to 5 above.
 
     Returns:
@@ -105,7 +105,7 @@ def draw(probs: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Draw:
     return Draw(ids=ids.squeeze(-1), logps=probs.gather(-1, ids).log().squeeze(-1))
 
 
-def uniforms(seeds: Int[Tensor, " N"], position: int) -> Float[Tensor, " N"]:
+def uniforms(seeds: Int[Tensor, " N"], position: int | Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Return uniform float64 in [0, 1): output number `position` of SplitMix64 seeded by `seeds`.
 
         z = seed + (position + 1) * 0x9E3779B97F4A7C15
@@ -115,7 +115,10 @@ def uniforms(seeds: Int[Tensor, " N"], position: int) -> Float[Tensor, " N"]:
     The arithmetic is modulo 2**64. Source: Steele, Lea, Flood, Fast splittable pseudorandom number
     generators, OOPSLA 2014.
     """
-    z = seeds + _signed((position + 1) * 0x9E3779B97F4A7C15)
+    if isinstance(position, int):
+        z = seeds + _signed((position + 1) * 0x9E3779B97F4A7C15)
+    else:
+        z = seeds + (position + 1) * _signed(0x9E3779B97F4A7C15)
     z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
     z = z ^ _shift_right(z, 31)

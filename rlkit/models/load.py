@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -39,6 +40,7 @@ from rlkit.models.quantize import (
 from rlkit.models.quiet import no_progress_bars, slow_step
 from rlkit.models.resolved import ResolvedModel, resolve_model, with_merged_adapter
 from rlkit.models.rope import fix_all_rows
+from rlkit.models.sharded import shard_layers
 from rlkit.models.source import SourceKind, kind_of, load_options, readable
 from rlkit.models.special import describe_ids, end_of_turn_ids
 from rlkit.models.views import model_on_views, shared_bytes
@@ -117,6 +119,7 @@ def load_resolved(
     say: Say,
     quant: QuantConfig = _NOT_QUANTISED,
     weights: Mapping[str, Tensor] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> BaseModel:
     """Load a model that a start has resolved already, frozen.
 
@@ -126,6 +129,7 @@ def load_resolved(
         quant: Quantises the model on the way; a checkpoint that is NF4 already stays as it is.
         weights: Tensors of another engine, by parameter name. The model is then built on them: no
             second copy.
+        mesh: The ranks that share the layers' weights; None = they are whole here.
 
     Returns:
         The model, its tokenizer, and what was decided about them.
@@ -136,7 +140,7 @@ def load_resolved(
     resolved = with_merged_adapter(resolved, say=say)
     config, tokenizer = resolved.config, resolved.tokenizer
     with readable(config), _loading(config, say):
-        model, quant_notes = _load_on(resolved, quant, weights)
+        model, quant_notes = _load_on(resolved, quant, weights, mesh)
     model.requires_grad_(False).train(False)
     rope_notes = fix_all_rows(model, config.rope_length, source=config.source)
     generation = model.generation_config
@@ -208,7 +212,10 @@ def _adapter_notes(config: ModelConfig, location: str) -> tuple[str, ...]:
 
 
 def _load_on(
-    resolved: ResolvedModel, quant: QuantConfig, weights: Mapping[str, Tensor] | None
+    resolved: ResolvedModel,
+    quant: QuantConfig,
+    weights: Mapping[str, Tensor] | None,
+    mesh: DeviceMesh | None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Return the model on its device, and a line on what of it is quantised, if anything is."""
     hf_config, dtype, device = resolved.hf_config, resolved.dtype, resolved.device
@@ -227,6 +234,11 @@ def _load_on(
             name = "fp8 (e4m3)" if quant.kind is QuantKind.fp8 else "NF4"
             note += f"; {count} linear layers in {name}"
         return model, (note,)
+    if mesh is not None:
+        if is_nf4(quant, hf_config):
+            raise ValueError("memory.weights must be whole for a 4-bit model, got sharded")
+        model = _load_weights(resolved, options={})
+        return model, (shard_layers(model.requires_grad_(False), mesh, device=device),)
     if in_fp8 := fp8_layers(quant, hf_config):
         model = _load_weights(resolved, options={})
         into_fp8(model, sorted(in_fp8), device)

@@ -151,8 +151,10 @@ def work_of(
         releases_kv=demand.releases_kv,
         kv_value_bytes=demand.kv_value_bytes or dtype.itemsize,
         engine_in_nf4=demand.in_nf4,
+        engine_parts=demand.parts,
         num_prompts=config.prompts_per_rank,
         ranks=config.gpus,
+        is_sharded=config.memory.is_sharded,
         group_size=config.algorithm.group_size,
         max_prompt=task.max_prompt_length,
         max_completion=task.max_completion_length,
@@ -169,6 +171,7 @@ def work_of(
         shares_prompts=config.model.shared_prefix is not Switch.off,
         eval_prompts=0 if config.evaluation.kl is EvalKL.none else config.evaluation.num_prompts,
         eval_samples=config.evaluation.samples_per_prompt,
+        spare_tokens=demand.spare_tokens,
     )
 
 

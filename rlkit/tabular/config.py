@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from rlkit.generation import GeneratorConfig
+from rlkit.generation.speculation import refuse_speculation
 from rlkit.models import ModelConfig
 from rlkit.schema import Between, Schema, require
 from rlkit.tasks import TaskConfig
@@ -77,6 +78,7 @@ class TabularGeneratorConfig(GeneratorConfig):
         noise = self.logit_noise
         require(0 <= noise < float("inf"), "generator.logit_noise", ">= 0 and finite", noise)
         require(self.noise_seed >= 0, "generator.noise_seed", ">= 0", self.noise_seed)
+        refuse_speculation(self.speculation, where="generator=tabular")
         options = self.sampling
         for key, value, off in (
             ("top_p", options.top_p, 1.0),

@@ -150,6 +150,7 @@ class Collector:
                 wanted = wanted or len(rounds[0])
             everything = waiting.pop(0)
             self._note(everything, counts)
+            _note_drafts(everything, shares)
             _check_fresh(everything, policy_version)
             scored = _with_rewards(everything, counts)
             unrewarded += [] if scored else everything
@@ -222,6 +223,21 @@ class Collector:
             places = range(self.group_size)
             seeds.append([self.seed(step, prompt.index, i, seen) for i in places])
         return seeds
+
+
+def _note_drafts(groups: Sequence[Group], shares: dict[str, list[float]]) -> None:
+    """Count the tokens that were guessed before they were sampled, where any were."""
+    rollouts = [sample.rollout for group in groups for sample in group]
+    drafted = sum(rollout.drafted for rollout in rollouts)
+    if not drafted:
+        return
+    accepted = sum(rollout.accepted for rollout in rollouts)
+    tokens = sum(rollout.num_sampled for rollout in rollouts)
+    for name, above, below in (
+        ("generate/draft_acceptance", accepted, drafted),
+        ("generate/tokens_per_pass", tokens, tokens - accepted),
+    ):
+        shares[name] = [shares[name][0] + above, shares[name][1] + below]
 
 
 def _check_fresh(groups: Sequence[Group], policy_version: int) -> None:

@@ -46,6 +46,7 @@ def encode(places: Sequence[int], groups: Sequence[Group], numbers: ScoringNumbe
                 *(row.rollout.sample_index, len(row.rollout.completion_ids)),
                 *(row.rollout.finish_reason.value, row.rollout.policy_version, row.text),
                 *(row.turn_rewards, row.passages, _of_episode(row.rollout.episode)),
+                *(row.rollout.drafted, row.rollout.accepted),
             ]
             for row in rows
         ],
@@ -78,7 +79,7 @@ def decode(message: bytes, prompts: Sequence[Prompt]) -> tuple[dict[int, Group],
     for place, size in zip(head["places"], head["sizes"], strict=True):
         group = []
         for index, length, reason, version, text, *more in (next(samples) for _ in range(size)):
-            turn_rewards, passages, episode = more
+            turn_rewards, passages, episode, drafted, accepted = more
             reward, *components = rewards[number]
             rollout = Rollout(
                 prompt=prompts[place],
@@ -88,6 +89,8 @@ def decode(message: bytes, prompts: Sequence[Prompt]) -> tuple[dict[int, Group],
                 finish_reason=FinishReason(reason),
                 policy_version=version,
                 episode=_to_episode(episode),
+                drafted=drafted,
+                accepted=accepted,
             )
             scored = ScoredRollout(
                 rollout=rollout,

@@ -129,6 +129,10 @@ class Rollout:
     """Number of optimiser updates the sampling policy had seen."""
     episode: Episode | None = None
     """The turns, if an environment took part; None = everything was sampled in one go."""
+    drafted: int = 0
+    """Tokens that were guessed before they were sampled (generator.speculation)."""
+    accepted: int = 0
+    """Those of them that were right, each of which saved the model a pass."""
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:

@@ -19,7 +19,7 @@ import torch
 from benchmarks.random_model import write_random_model
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.vllm import generator
-from rlkit.generation.vllm.accel.burst import _end, _stops
+from rlkit.generation.vllm.accel.burst import _stops, ended
 from rlkit.generation.vllm.accel.find import find_decoder
 from rlkit.generation.vllm.choice import describe
 from rlkit.generation.vllm.compat.check import Support, look_up
@@ -175,7 +175,7 @@ def test_where_a_completion_ends(ids: list[int], expected: tuple[int, str | None
         num_output_tokens=5, max_tokens=10, sampling_params=SimpleNamespace(stop_token_ids=[7, 9])
     )
     (stop,) = _stops([request], np.array([ids]))
-    assert _end(request, len(ids), stop) == expected
+    assert ended(request, len(ids), stop) == expected
 
 
 def test_rows_of_one_burst_may_have_different_stops() -> None:

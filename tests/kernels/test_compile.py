@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 
 from rlkit.generation.vllm.accel import (
     burst_kernel,
+    draft_kernels,
     lora_kernels,
     lora_norm,
     narrow,
@@ -214,6 +215,7 @@ def test_every_kernel_is_compiled() -> None:
         lora_norm,
         rotary_kernel,
         burst_kernel,
+        draft_kernels,
         _kl_triton,
         _layers_triton,
         _logps_kernels,

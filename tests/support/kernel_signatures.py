@@ -8,6 +8,7 @@ from triton import language as tl
 
 from rlkit.generation.vllm.accel import (
     burst_kernel,
+    draft_kernels,
     lora_kernels,
     lora_norm,
     narrow,
@@ -145,6 +146,24 @@ CASES: list[Case] = [
         burst_kernel._logps_kernel,
         "*half i32 *i64 *fp32 *fp32 *fp32 i32",
         {"PARTS": 64},
+    ),
+    (
+        "draft_match",
+        draft_kernels._match_kernel,
+        "*i32 i32 *i32 *i32 *i32",
+        {"SHORTEST": 2, "LONGEST": 4, "PLACES": 1 << 24, "BLOCK": 1024},
+    ),
+    (
+        "draft_guess",
+        draft_kernels._guess_kernel,
+        "*i32 i32 *i32 *i32 *i32 *i64 i32 *i32 *i32 i32 i32",
+        {"PLACES": 1 << 24, "PARTS": 16, "TOKENS": 4},
+    ),
+    (
+        "draft_keep",
+        draft_kernels._keep_kernel,
+        "*i64 *i64 i32 *i32 *i32 *i32 i32 *i32 *i32 *i32 *i32 *i32 i32",
+        {"TOKENS": 4},
     ),
 ]
 WITH_CODES: list[Case] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from rlkit.generation.speculation import refuse_speculation
 from rlkit.generation.vllm.accel.burst import Decoder
 from rlkit.generation.vllm.accel.find import find_decoder
 from rlkit.generation.vllm.accel.trial import first_difference
@@ -13,8 +14,8 @@ from rlkit.generation.vllm.config import (
     Accelerate,
     Compilation,
     VLLMGeneratorConfig,
-    VLLMSamplingOptions,
     resolve_compilation,
+    takes_bursts,
 )
 
 
@@ -40,24 +41,30 @@ def choose(llm: Any, config: VLLMGeneratorConfig, support: Support, *, on_cpu: b
 
     Returns:
         The loop, and what the engine's summary says of it.
+
+    Raises:
+        ValueError: Tokens are to be guessed, and the engine has no bursts.
     """
+    found = _choose(llm, config, support, on_cpu=on_cpu)
+    if config.speculation.is_on and found.no_bursts:
+        where = f"vLLM step by step (bursts need {found.no_bursts})"
+        refuse_speculation(config.speculation, where=where)
+    return found
+
+
+def _choose(llm: Any, config: VLLMGeneratorConfig, support: Support, *, on_cpu: bool) -> LoopChoice:
     if config.accelerate is Accelerate.off:
         told = ", vLLM's own loop (generator.accelerate=off)"
         return LoopChoice(None, False, told, "generator.accelerate=auto")
     if why_not := support.why_not(Feature.core_loop):
         return LoopChoice(None, False, f", vLLM's own loop (rlkit's needs {why_not})", why_not)
-    found = find_decoder(llm, support)
+    found = find_decoder(llm, support, config.speculation)
     if isinstance(found, Decoder) and not support.is_measured:
         # The names are there, but nobody has seen what this version does with them.
         found = first_difference(llm, found) or found
     decoder = found if isinstance(found, Decoder) else None
     told = describe(config, found, on_cpu=on_cpu)
     return LoopChoice(decoder, True, told, why_no_bursts(config, found, on_cpu=on_cpu))
-
-
-def takes_bursts(sampling: VLLMSamplingOptions) -> bool:
-    """Tell whether a burst samples all that `sampling` asks of vLLM beyond rlkit's options."""
-    return set(sampling.extra) <= {"ignore_eos"}
 
 
 def why_no_bursts(config: VLLMGeneratorConfig, found: Decoder | str, *, on_cpu: bool) -> str:

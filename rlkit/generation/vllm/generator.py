@@ -15,8 +15,7 @@ from torch import Tensor
 from rlkit.generation.base import Progress, ProgressCallback, check_request, check_sampling
 from rlkit.generation.batching import SamplingRow, make_rows
 from rlkit.generation.stream import StreamSource
-from rlkit.generation.vllm.choice import takes_bursts
-from rlkit.generation.vllm.config import VLLMGeneratorConfig
+from rlkit.generation.vllm.config import VLLMGeneratorConfig, takes_bursts
 from rlkit.generation.vllm.engine import Engine
 from rlkit.generation.vllm.joining import Joining, as_asked, in_waves
 from rlkit.generation.vllm.life import reason
@@ -277,6 +276,8 @@ def _extend(row: SamplingRow, piece: Piece) -> None:
         )
     row.ids += piece.token_ids
     row.logps += piece.logps
+    row.drafted += piece.drafted
+    row.accepted += piece.accepted
     if piece.finish_reason is not None:
         row.finish_reason = _FINISH[piece.finish_reason]
 

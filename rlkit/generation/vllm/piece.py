@@ -13,3 +13,7 @@ class Piece(NamedTuple):
     logps: list[float]
     finish_reason: str | None
     """`stop`, `length`, or None while the request goes on."""
+    drafted: int = 0
+    """Tokens that were guessed."""
+    accepted: int = 0
+    """Those of them that were right."""

@@ -95,3 +95,8 @@ def sampling_fields() -> frozenset[str]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     ]
     return frozenset(name for name in names if not name.startswith("_"))
+
+
+def takes_bursts(sampling: VLLMSamplingOptions) -> bool:
+    """Tell whether a burst samples all that `sampling` asks of vLLM beyond rlkit's options."""
+    return set(sampling.extra) <= {"ignore_eos"}

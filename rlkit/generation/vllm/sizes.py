@@ -23,8 +23,8 @@ _MOST_SEQS = {"cuda": MAX_NUM_SEQS, "cpu": 32}
 
 
 def max_model_len(spec: EngineSpec) -> int:
-    """Add up the tokens of the longest prompt and the longest completion."""
-    return spec.max_prompt_length + spec.max_completion_length
+    """Add up the tokens of the longest prompt, the longest completion and the guesses behind."""
+    return spec.max_prompt_length + spec.max_completion_length + spec.spare_tokens
 
 
 def block_size(config: VLLMGeneratorConfig, spec: EngineSpec) -> int:
@@ -38,6 +38,8 @@ def engine_budget(config: VLLMGeneratorConfig, spec: EngineSpec) -> Budget:
     on_cpu = spec.device.type == "cpu"
     item = spec.dtype.itemsize
     shape = cache_shape(text, bytes_per_value=item if config.kv_cache_dtype == "auto" else 1)
+    # A head of keys that there are fewer of than ranks is on several of them.
+    shape = shape._replace(num_kv_heads=max(1, shape.num_kv_heads // spec.parts))
     return plan(
         Demand(
             rows=spec.rows,
@@ -72,8 +74,9 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _weight_bytes(spec: EngineSpec) -> int:
-    return weight_bytes(
+    whole = weight_bytes(
         spec.hf_config.get_text_config(),
         bytes_per_parameter=spec.dtype.itemsize,
         bytes_in_layers=NF4_BYTES if spec.four_bit else FP8_BYTES if spec.in_fp8 else None,
     )
+    return whole // spec.parts

@@ -2,7 +2,7 @@
 
 `vllm.LLM(worker_extension_cls="rlkit.generation.vllm.worker.WorkerExtension")` mixes them into the
 worker, and `llm.collective_rpc(name, args=...)` calls them; in process, tensors go by reference.
-Tensor parallelism is 1. The private names that are used here are in `compat`.
+With tensor parallelism each rank has its own part. The private names used here are in `compat`.
 
 An adapter lives in one slot s of vLLM's stacked buffers, per wrapped layer and fused part:
 lora_a_stacked[part] (slots, 1, R, in) and lora_b_stacked[part] (slots, 1, out, R), the scale folded
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlkit.generation.vllm.compat import objects, pools
 from rlkit.generation.vllm.compat.repacked import repacked_layers
+from rlkit.generation.vllm.shards import own_shards
 from rlkit.generation.vllm.slot import AdapterBuffers, AdapterSlot, find_slot
 from rlkit.models.fp8 import fp8_weight
 
@@ -46,6 +47,7 @@ class WorkerExtension:
     """Mixed into vLLM's `Worker`, which has the attribute `model_runner`."""
 
     model_runner: Any
+    parallel_config: Any
 
     def rlkit_new_user(self) -> int:
         """Give a number that no other caller of this engine has."""
@@ -96,8 +98,14 @@ class WorkerExtension:
         if slot is None or not slot.valid(self._rlkit_manager(), int_id, layers, rank):
             rebound = slot is not None
             slot = self.rlkit_bind(int_id, layers, rank)
-        slot.write(factors, scale)
+        slot.write(self.rlkit_shards(layers, factors), scale)
         return WriteReport(bound=len(factors) // 2, rebound=rebound)
+
+    def rlkit_shards(self, layers: Sequence[str], factors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give the parts of an adapter's factors that this rank holds; without a team, all."""
+        if self.parallel_config.tensor_parallel_size == 1:
+            return factors
+        return own_shards(self.rlkit_parts(), layers, factors)
 
     def rlkit_load(self, int_id: int, tensors: Mapping[str, Tensor], rank: int) -> None:
         """Hand `tensors` (PEFT's keys, scale folded in) to vLLM's own loader, which keeps them."""
@@ -178,6 +186,24 @@ class WorkerExtension:
                 layer = name.removesuffix(".base_layer")
                 views.update(_hf_views(layer, kind, module, parameter, model))
         return views
+
+    @torch.no_grad()
+    def rlkit_load_part(self, tensors: Mapping[str, Tensor]) -> int:
+        """Write this rank's part of whole weights, by Hugging Face names; return its bytes.
+
+        Raises ValueError when `tensors` leave a weight as it was.
+        """
+        model = self.model_runner.get_model()
+        loaded = model.load_weights((name, t.detach()) for name, t in tensors.items())
+        parameters = dict(model.named_parameters())
+        if left := sorted(parameters.keys() - loaded):
+            raise ValueError(f"vLLM must get all of its weights, got none for {left[0]}")
+        return sum(parameter.nbytes for parameter in parameters.values())
+
+    def rlkit_part_bits(self) -> dict[str, Tensor]:
+        """Give copies of this rank's weights, on the host, by vLLM's names."""
+        model = self.model_runner.get_model()
+        return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
 
     def rlkit_kv_discard(self) -> int:
         """Give the memory of the key-value cache back to the device; return the bytes freed."""

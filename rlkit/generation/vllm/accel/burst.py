@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ _STEPS = 16
 at most 32 steps later. That costs nothing but the tail of the last one."""
 
 
-class _Burst(NamedTuple):
+class Burst(NamedTuple):
     """A burst holds requests with room for `num_steps` more tokens, and the graph of a step."""
 
     requests: list[Any]
@@ -40,7 +40,7 @@ class _Burst(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class Flight:
     """This burst is on its way: row i of both tensors belongs to request i, a column to a step."""
 
     requests: tuple[Any, ...]
@@ -86,7 +86,7 @@ class Decoder:
         Yields the tokens of each burst. Requests that end are finished; the others are left to
         vLLM's scheduler as if it had decoded them.
         """
-        flights: deque[_Flight] = deque()
+        flights: deque[Any] = deque()
         while True:
             burst = self._next()
             if burst:
@@ -101,10 +101,10 @@ class Decoder:
         has_room = len(scheduler.running) < scheduler.max_num_running_reqs
         return has_room and self._line.waits(scheduler)
 
-    def _next(self) -> _Burst | None:
+    def _next(self) -> Any:
         """Take as many steps as the requests that go on have room and memory for."""
         # Requests that have all their tokens on the way wait for the burst to land.
-        left = {r: _tokens_left(r) for r in self._scheduler.running}
+        left = {r: tokens_left(r) for r in self._scheduler.running}
         batch = [request for request, num_tokens in left.items() if num_tokens > 0]
         if not batch or self._can_join():
             return None
@@ -119,11 +119,11 @@ class Decoder:
         blocks = sum(math.ceil((n + num_steps) / size) - math.ceil(n / size) for n in held)
         pool = self._scheduler.kv_cache_manager.block_pool
         fits = blocks <= pool.get_num_free_blocks()
-        return _Burst(batch, num_steps, graph) if fits else None
+        return Burst(batch, num_steps, graph) if fits else None
 
-    def _launch(self, burst: _Burst) -> _Flight:
+    def _launch(self, burst: Any) -> Any:
         batch, num_steps, graph = burst
-        scheduled = self._schedule(batch, num_steps)
+        scheduled = self._schedule(batch, dict.fromkeys(batch, num_steps))
         # The kernels of all steps are launched here, and nothing waits for them.
         token_ids, logps = self._steps(scheduled, num_steps, graph)
         # To the scheduler the burst is one long step whose tokens are still to come.
@@ -137,9 +137,9 @@ class Decoder:
             logps = logps.to("cpu", non_blocking=True)
             landed = torch.cuda.Event()  # type: ignore[no-untyped-call]
             landed.record()
-        return _Flight(tuple(batch), token_ids, logps, landed)
+        return Flight(tuple(batch), token_ids, logps, landed)
 
-    def _land(self, flight: _Flight) -> list[Piece]:
+    def _land(self, flight: Any) -> list[Piece]:
         if flight.landed is not None:
             flight.landed.synchronize()
         pieces: list[Piece] = []
@@ -153,7 +153,7 @@ class Decoder:
                 continue  # ended in the burst before
             # The tokens are here: none of this request is a placeholder of this burst any more.
             request.num_output_placeholders -= len(ids)
-            num_new, reason = _end(request, len(ids), stop)
+            num_new, reason = ended(request, len(ids), stop)
             new = ids[:num_new]
             pieces.append(Piece(request.request_id, new, logps[:num_new], reason))
             if reason is None:
@@ -162,17 +162,18 @@ class Decoder:
         self._core.abort_requests([piece.request_id for piece in pieces if piece.finish_reason])
         return pieces
 
-    def _schedule(self, batch: Sequence[Any], num_steps: int) -> Any:
-        """Schedule the first step as vLLM would, with the blocks of all steps."""
+    def _schedule(self, batch: Sequence[Any], rooms: Mapping[Any, int]) -> Any:
+        """Schedule the first step as vLLM would, with blocks for the tokens of all steps."""
         from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
         cache = self._scheduler.kv_cache_manager
         cached, scheduled = CachedRequestData.make_empty(), SchedulerOutput.make_empty()
         for request in batch:
             # The runner learns of the new blocks in the first step; the others find them there.
-            blocks = cache.allocate_slots(request, num_steps)
+            room = rooms[request]
+            blocks = cache.allocate_slots(request, room) if room else None
             cached.req_ids.append(request.request_id)
-            cached.new_block_ids.append(blocks.get_block_ids(allow_none=True))
+            cached.new_block_ids.append(blocks and blocks.get_block_ids(allow_none=True))
             cached.num_computed_tokens.append(request.num_computed_tokens)
             cached.num_output_tokens.append(
                 request.num_output_tokens + request.num_output_placeholders
@@ -198,7 +199,7 @@ class Decoder:
         none = torch.zeros_like(one)
         for step in range(num_steps):
             if step:
-                hidden = self._replay(batch, graph)
+                hidden = self._replay(batch, graph, runner.cudagraph_manager, 1)
             sampled, logp = self._sampler(hidden, batch, plain=plain)
             # The runner notes the tokens on the device, as after a step of its own.
             runner.postprocess_sampled(
@@ -208,12 +209,15 @@ class Decoder:
             logps.append(logp)
         return torch.stack(token_ids, 1), torch.stack(logps, 1)
 
-    def _replay(self, batch: Any, graph: Any) -> Tensor:
-        """Run the model on the tokens sampled last; `batch` is that of the step before."""
+    def _replay(self, batch: Any, graph: Any, graphs: Any, tokens: int) -> Tensor:
+        """Run the model on the tokens sampled last and the guesses behind them, `tokens` a row.
+
+        `batch` is that of the step before; `graphs` has `graph`.
+        """
         runner, kernels = self._runner, self._kernels
         states, buffers = runner.req_states, runner.input_buffers
-        # Each row is a token longer. Backends read this bound on the host.
-        batch.seq_lens_cpu_upper_bound[: batch.num_reqs] += 1
+        # Each row is longer by so many tokens at most. Backends read this bound on the host.
+        batch.seq_lens_cpu_upper_bound[: batch.num_reqs] += tokens
         # Positions and lengths follow from the count of computed tokens on the device.
         kernels.prepare_pos_seq_lens(
             batch.idx_mapping,
@@ -222,7 +226,7 @@ class Decoder:
             buffers.positions,
             buffers.seq_lens,
         )
-        # The tokens sampled last become the inputs; there are no drafts.
+        # The tokens sampled last become the inputs, and the guesses behind them if there are any.
         kernels.combine_sampled_and_draft_tokens(
             buffers.input_ids,
             batch.idx_mapping,
@@ -232,7 +236,7 @@ class Decoder:
             states.prefill_len.gpu,
             states.draft_tokens,
             batch.cu_num_logits,
-            batch.num_reqs,
+            batch.num_reqs * tokens,
         )
         # The slots of the cache for the new keys and values are looked up.
         blocks, slots = runner.prepare_attn(batch)
@@ -241,7 +245,7 @@ class Decoder:
             batch, graph.cg_mode, blocks, slots, runner.attn_groups, runner.kv_cache_config
         )
         # The graph reads all of its inputs from the buffers that were filled above.
-        hidden: Tensor = runner.cudagraph_manager.run_fullgraph(graph)
+        hidden: Tensor = graphs.run_fullgraph(graph)
         return hidden
 
     def _graph(self, request_ids: list[str]) -> Any:
@@ -265,7 +269,8 @@ def _decodes(request: Any) -> bool:
     )
 
 
-def _tokens_left(request: Any) -> int:
+def tokens_left(request: Any) -> int:
+    """Count the tokens that a request may still gain beyond those on their way."""
     known = request.num_output_tokens + request.num_output_placeholders
     return int(request.max_tokens - known)
 
@@ -282,7 +287,13 @@ def _stops(requests: Sequence[Any], ids: np.ndarray[Any, Any]) -> list[int | Non
     return [place if place < ids.shape[1] else None for place in first]
 
 
-def _end(request: Any, count: int, stop: int | None) -> tuple[int, str | None]:
+def first_stop(request: Any, ids: Sequence[int]) -> int | None:
+    """Find the first of `ids` that ends a request; None where none does."""
+    stops = frozenset(request.sampling_params.stop_token_ids)
+    return next((n for n, token in enumerate(ids) if token in stops), None)
+
+
+def ended(request: Any, count: int, stop: int | None) -> tuple[int, str | None]:
     """Count the new tokens, `count` at most, of the completion, and say why it ends with them."""
     if stop is not None:
         return stop + 1, "stop"

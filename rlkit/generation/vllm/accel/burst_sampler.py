@@ -38,10 +38,11 @@ class BurstSampler:
     def __call__(self, hidden: Tensor, batch: Any, *, plain: bool) -> tuple[Tensor, Tensor]:
         """Return token ids and their logps, (rows,), from the model's output.
 
+        With guesses a row of `batch` has several tokens, and so several rows of the results.
         `plain` reads the logits in the model's dtype, without vLLM's float32 copy of them: the
         values are the same. Options beyond those that `is_plain` looks at must not be in use.
         """
-        runner, count = self._runner, batch.num_reqs
+        runner, count = self._runner, len(batch.expanded_idx_mapping)
         logits = runner.model.compute_logits(hidden[:count])
         if plain:
             # vLLM's sampler would copy the logits to float32 before it draws by this kernel.

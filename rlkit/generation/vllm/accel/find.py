@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlkit.generation.speculation import SpeculationOptions
+from rlkit.generation.vllm.accel import draft_graphs
 from rlkit.generation.vllm.accel.burst import Decoder
+from rlkit.generation.vllm.accel.draft_burst import DraftedDecoder
 from rlkit.generation.vllm.compat import objects
 from rlkit.generation.vllm.compat.check import Support
 from rlkit.generation.vllm.compat.features import Feature
+from rlkit.generation.vllm.guard import output_captured
 
 _RUNNER = (
     *("sampler", "block_tables", "req_states", "input_buffers", "attn_groups", "kv_cache_config"),
@@ -17,8 +21,13 @@ _RUNNER = (
 """vLLM's V2 model runner has these attributes, the V1 runner has not."""
 
 
-def find_decoder(llm: Any, support: Support) -> Decoder | str:
-    """Give a decoder for `llm`, or what a decoder needs that `llm` does not have."""
+def find_decoder(
+    llm: Any, support: Support, speculation: SpeculationOptions | None = None
+) -> Decoder | str:
+    """Give a decoder for `llm`, or what a decoder needs that `llm` does not have.
+
+    With `speculation` that is on it guesses tokens, and its graphs are captured here.
+    """
     core = objects.engine_core(llm)
     if core is None:
         return "the engine in this process"
@@ -41,4 +50,10 @@ def find_decoder(llm: Any, support: Support) -> Decoder | str:
         "one device": parallel.world_size_across_dp == 1,
     }
     missing = next((need for need, is_met in needs.items() if not is_met), None)
-    return missing or Decoder(core, runner, support.line)
+    if missing:
+        return missing
+    if speculation is None or not speculation.is_on:
+        return Decoder(core, runner, support.line)
+    with output_captured():
+        graphs = draft_graphs.capture(runner, speculation.tokens + 1, speculation.rows)
+    return DraftedDecoder(core, runner, support.line, speculation, graphs)

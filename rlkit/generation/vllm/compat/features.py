@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from rlkit.generation.vllm.compat import cpu
+from rlkit.generation.vllm.compat import cpu, rendezvous
 from rlkit.generation.vllm.compat.line import VLLMLine
 from rlkit.generation.vllm.compat.lines import LINES
 from rlkit.generation.vllm.compat.source import missing
@@ -35,6 +35,8 @@ class Feature(StrEnum):
     """The key-value cache gives its memory back. Else `generator.release_kv_cache` is refused."""
     cpu = "weights kept on a CPU"
     """vLLM packs no weights on a CPU. Else `generator.weights` is `separate` there."""
+    team = "tensor parallelism"
+    """Several ranks are one engine. Else `generator.tensor_parallel` above 1 is refused."""
 
 
 _CORE = """
@@ -96,16 +98,20 @@ v1/worker/gpu/input_batch.py InputBatch: expanded_local_pos
 v1/worker/gpu/model_states/default.py DefaultModelState: rope_state
 v1/worker/gpu/model_states/default.py DefaultModelState: prepare_attn
 v1/worker/gpu/cudagraph_utils.py ModelCudaGraphManager.run_fullgraph(desc)
-v1/worker/gpu/cudagraph_utils.py CudaGraphManager: dispatch
+v1/worker/gpu/cudagraph_utils.py CudaGraphManager: dispatch needs_capture cudagraph_mode
+v1/worker/gpu/model_runner.py GPUModelRunner: decode_query_len lora_capture_cases max_num_reqs
+v1/worker/gpu/model_runner.py GPUModelRunner: capture_model compilation_config max_model_len
+v1/worker/gpu/model_runner.py GPUModelRunner: device vllm_config
 v1/worker/gpu/lora_utils.py LoraState.get_activate_loras(req_ids)
 v1/worker/gpu/states.py RequestState: num_computed_tokens last_sampled_tokens prefill_len
-v1/worker/gpu/states.py RequestState: draft_tokens
+v1/worker/gpu/states.py RequestState: draft_tokens req_id_to_index all_token_ids total_len
 v1/worker/gpu/sample/sampler.py Sampler: sampling_states use_fp64_gumbel
 v1/worker/gpu/sample/states.py SamplingStates: temperature min_p seeds vocab_size
 v1/core/kv_cache_manager.py KVCacheManager: allocate_slots block_pool
 v1/core/block_pool.py BlockPool.get_num_free_blocks()
 v1/core/sched/output.py CachedRequestData.make_empty()
 v1/core/sched/output.py SchedulerOutput.make_empty()
+v1/core/sched/output.py SchedulerOutput: scheduled_spec_decode_tokens
 v1/core/sched/scheduler.py Scheduler: running waiting connector max_num_running_reqs
 v1/core/sched/scheduler.py Scheduler: kv_cache_manager
 v1/core/sched/scheduler.py Scheduler.update_from_output(scheduler_output, model_runner_output)
@@ -113,6 +119,7 @@ v1/engine/core.py EngineCore: batch_queue
 v1/engine/core.py EngineCore.abort_requests(request_ids)
 v1/request.py Request: num_computed_tokens num_output_placeholders num_tokens num_output_tokens
 v1/request.py Request: request_id num_prompt_tokens max_tokens sampling_params is_finished
+v1/request.py Request: prompt_token_ids lora_request
 v1/request.py Request.append_output_token_ids(token_ids)
 """
 _KV_RELEASE = """
@@ -129,6 +136,7 @@ TABLES: Mapping[Feature, str] = MappingProxyType(
         Feature.bursts: _CORE + _BURSTS,
         Feature.kv_release: _KV_RELEASE,
         Feature.cpu: cpu.NAMES,
+        Feature.team: rendezvous.NAMES,
     }
 )
 """The names that every line must have; `VLLMLine.names` adds those of one line."""
