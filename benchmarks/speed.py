@@ -5,7 +5,8 @@
 Each row of `benchmarks.workloads` is measured by `benchmarks.step`, in processes of its own. Q1 and
 Q2 have a base in 4 bits on all sides. R1 has real lengths: a trained model (`--model FILE.gguf`)
 answers questions (`--data FILE.jsonl`), so that completions end by themselves. The file is written
-after each row, so what has been measured stays when the time is up.
+after each row, so what has been measured stays when the time is up. `--of FILES` measures nothing,
+and prints the table of files that were written before.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.ending import exit_on_sigterm
@@ -29,6 +30,9 @@ _MODULE = "benchmarks.speed"
 def main() -> int:
     """Measure the rows, print the table, and write the file."""
     options = _arguments()
+    if options.of:
+        print(table(rows_of(options.of)))
+        return 0
     rows: dict[str, Result] = {}
     for name in options.rows.split(","):
         rows[name] = _measured(WORKLOADS[name], options)
@@ -65,8 +69,20 @@ def _real(options: argparse.Namespace) -> list[str]:
     return [f"--model={options.model}", f"--data={options.data}"]
 
 
+def rows_of(files: Sequence[Path]) -> dict[str, Result]:
+    """Return the rows of several files of this program, in the order of `WORKLOADS`.
+
+    A later file adds its sides to a row that an earlier one has.
+    """
+    found: dict[str, Result] = {}
+    for file in files:
+        for name, sides in json.loads(file.read_text())["results"].items():
+            found[name] = found.get(name, {}) | sides
+    return {name: found[name] for name in WORKLOADS if name in found}
+
+
 def table(rows: Mapping[str, Result]) -> str:
-    """Return a line a row: the limit, rlkit's phases, and the steps of the others.
+    """Return a line a row: the limit, rlkit's phases, and steps and peak memory of the others.
 
     Args:
         rows: For each row of `WORKLOADS` its sides' results, as `benchmarks.step` writes them.
@@ -99,8 +115,8 @@ def _beside(ours: Result, theirs: Result | None) -> str:
     if "error" in theirs:
         return str(theirs["error"])[:60]
     step = medians(theirs)["step"]
-    times = "" if "error" in ours else f" ({step / medians(ours)['step']:.2f}x)"
-    return f"{step:.2f}{times}"
+    times = "" if "error" in ours else f"{step / medians(ours)['step']:.2f}x, "
+    return f"{step:.2f} ({times}{theirs['device_peak_bytes'] / 1e9:.0f} GB)"
 
 
 def _arguments() -> argparse.Namespace:
@@ -113,6 +129,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a trained model, for R1")
     parser.add_argument("--data", type=Path, help="lines with `question`, for R1")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--of", type=Path, nargs="+", help="files whose table is printed")
     return parser.parse_args()
 
 

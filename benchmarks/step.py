@@ -7,7 +7,8 @@ GRPO with LoRA on all linear layers of a random model of the shape, vLLM in the 
 weights against the sampler. Each side has a process of its own; they import together (but for
 Unsloth, whose import starts CUDA) and take turns with the device. Prints medians over the measured
 steps and writes JSON. `--tiny` runs a small shape, on a CPU as well (without Unsloth); `--set` adds
-options to rlkit's command line. With `--model` and `--data` completions end by themselves.
+options to rlkit's command line. With `--model` and `--data` completions end by themselves. The side
+`rlkit_fp8` is rlkit on a base in 8 bits.
 """
 
 from __future__ import annotations
@@ -34,12 +35,20 @@ from benchmarks.side import (
     write_report,
     write_shape,
 )
-from benchmarks.step_sides import PROMPT_TOKENS, Work, medians, rlkit_side, write_prompts
+from benchmarks.step_sides import (
+    PROMPT_TOKENS,
+    Work,
+    medians,
+    rlkit_fp8_side,
+    rlkit_side,
+    write_prompts,
+)
 from benchmarks.step_trl import trl_side, trl_whole_side, unsloth_side
 
 _MODULE = "benchmarks.step"
 SIDES: dict[str, Callable[[Work], dict[str, object]]] = {
     "rlkit": rlkit_side,
+    "rlkit_fp8": rlkit_fp8_side,
     "trl": trl_side,
     "trl_whole": trl_whole_side,
     "unsloth": unsloth_side,
@@ -103,11 +112,11 @@ def _child(options: argparse.Namespace) -> int:
 
 def _import_ahead(side: str) -> None:
     """Import what takes long and leaves the device alone, while another side has it."""
-    if side == "rlkit":
+    if side.startswith("rlkit"):
         import rlkit.assembly.assemble  # noqa: F401
     else:
         import trl  # noqa: F401
-    if torch.cuda.is_available() or side == "rlkit":
+    if torch.cuda.is_available() or side.startswith("rlkit"):
         import vllm  # noqa: F401
 
 

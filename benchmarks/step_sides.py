@@ -118,6 +118,12 @@ def rlkit_side(work: Work) -> dict[str, object]:
     return result_of(work, run_dir)
 
 
+def rlkit_fp8_side(work: Work) -> dict[str, object]:
+    """The same run on a base in 8 bits."""
+    overrides = (*work.overrides, "memory.quant.kind=fp8")
+    return rlkit_side(work._replace(overrides=overrides, run_name=f"{work.run_name}-fp8"))
+
+
 def result_of(work: Work, run_dir: Path) -> dict[str, object]:
     """Return the numbers of a finished run of rlkit, all of them from its own metrics."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

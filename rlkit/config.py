@@ -29,6 +29,7 @@ from rlkit.checks.refusal import ConfigError as ConfigError
 from rlkit.checks.refusal import checked, refuse_unknown_keys
 from rlkit.checks.refusal import did_you_mean as did_you_mean
 from rlkit.checks.refusal import require as require
+from rlkit.checks.together import check_together, ranks_together
 from rlkit.environments import Admission, EnvironmentConfig
 from rlkit.generation import GeneratorConfig
 from rlkit.models import ModelConfig, QuantKind, TuningKind
@@ -161,6 +162,11 @@ class Config(Options):
         return -(-self.prompts_per_step // self.gpus)
 
     @property
+    def ranks_together(self) -> int:
+        """Return the ranks that sample as one engine; 1 = each samples for itself."""
+        return ranks_together(self.generator, gpus=self.gpus, is_sharded=self.memory.is_sharded)
+
+    @property
     def streams(self) -> bool:
         """Return whether the clock decides which turns of episodes share a batch."""
         return self.environment.admission is Admission.stream
@@ -178,10 +184,18 @@ class Config(Options):
         _check_completions(both, self.prompts_per_step, self.algorithm.group_size)
         if isinstance(self.model, ModelConfig) and self.model.tuning is TuningKind.full:
             _check_full(self)
+        if isinstance(self.generator, GeneratorConfig) and isinstance(self.model, ModelConfig):
+            kinds = self.memory.quant.kind.value, self.model.tuning.value
+            check_together(self.generator, self.gpus, *kinds, is_sharded=self.memory.is_sharded)
         if isinstance(self.generator, GeneratorConfig) and not self.generator.streams:
             rule = f"rounds with generator={option_of('generator', self.generator)}"
             admission = self.environment.admission
             require(admission is Admission.rounds, "environment.admission", rule, admission.value)
+        if self.memory.quant.kind is QuantKind.fp8 and isinstance(self.generator, GeneratorConfig):
+            try:
+                self.generator.check_fp8_base()
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         if isinstance(self.algorithm, AlgorithmConfig) and self.algorithm.group_size != 1:
             _check_group_size(self)
 
@@ -202,8 +216,7 @@ def _check_completions(key: str, num_prompts: int, num_samples: int) -> None:
 
 def _check_full(config: Config) -> None:
     """Raise ConfigError when all weights train and an option needs an adapter or a frozen model."""
-    having = "with model.tuning=full"
-    kind = config.memory.quant.kind
+    having, kind = "with model.tuning=full", config.memory.quant.kind
     require(kind is QuantKind.none, "memory.quant.kind", f"none {having}", kind.value)
     critic = algorithm_of(config).critic_rate is not None
     name = option_of("algorithm", config.algorithm)

@@ -63,6 +63,8 @@ NEWER_OPTIONS: Mapping[str, object] = {
     "algorithm.labels": "hard",
     "gpus": 1,
     "generator.rounds_at_once": 1,
+    "generator.tensor_parallel": 1,
+    "memory.weights": "whole",
     "generator.speculation.kind": "none",
     "generator.speculation.tokens": 3,
     "generator.speculation.shortest": 2,

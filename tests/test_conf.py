@@ -16,6 +16,7 @@ from rlkit.algorithms.ppo import PPOConfig
 from rlkit.assembly.identity import identity, identity_hash
 from rlkit.config import Config, ConfigError, algorithm_name, flatten, load
 from rlkit.generation import VLLMGeneratorConfig, VLLMServerConfig
+from rlkit.generation.base import GeneratorConfig
 from rlkit.generation.vllm.config import Products, Quantization
 from rlkit.launch.composing import register
 from rlkit.launch.preflight import plan, preflight
@@ -118,6 +119,22 @@ def test_mistakes_are_one_line_that_names_key_and_rule(override: str, message: s
         compose_config(override)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_base_in_8_bits_is_that_of_the_sampler_too() -> None:
+    config = compose_config("memory.quant.kind=fp8")
+    rule = "with memory.quant.kind=fp8"
+    refused: list[tuple[GeneratorConfig, str]] = [
+        (VLLMServerConfig(), f"generator must be auto, vllm or hf {rule}, got vllm_server"),
+        (
+            VLLMGeneratorConfig(quantization=Quantization.nf4),
+            f"generator.quantization must be none {rule}, got nf4",
+        ),
+    ]
+    for generator, message in refused:
+        with pytest.raises(ConfigError) as caught:
+            replace(config, generator=generator)
+        assert str(caught.value) == message
 
 
 def test_all_weights_go_with_nothing_that_needs_an_adapter() -> None:

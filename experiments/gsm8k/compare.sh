@@ -4,13 +4,14 @@
 # ADAPTER is a warm start in PEFT's format; `sft` makes one first. DATA has train.jsonl and test.jsonl.
 # ARM is dr_grpo, rloo_token, ppo, online_dpo or trl. SECONDS: when TRL's adapter is saved for equal time; 0 = never.
 # SEEDS=N takes N seeds from FIRST=0 on; WEIGHT=0.5 is that of the reward `chain`, 0 leaves it out; RATE is the learning rate.
+# KV=BYTES is the key-value cache of each engine: far less than what 512 rows of full length need is enough.
 # LIMIT=S asks rlkit's runs to end after S seconds; what they learnt until then is evaluated.
 set -u
 model=$1 adapter=$2 data=$3 work=$4 out=$5 steps=$6 seconds=$7
 shift 7
 export PYTHONPATH=${PYTHONPATH:-$PWD}
 read -ra cards <<< "${CARDS:-0}"
-seeds=${SEEDS:-5} first=${FIRST:-0} weight=${WEIGHT:-0.5} rate=${RATE:-3e-4}
+seeds=${SEEDS:-5} first=${FIRST:-0} weight=${WEIGHT:-0.5} rate=${RATE:-3e-4} engine=${KV:+generator=vllm generator.kv_cache_bytes=$KV}
 jobs=$(($# * seeds)) each=$(((jobs + ${#cards[@]} - 1) / ${#cards[@]}))
 share=$((${MEMORY_GB:-125} / (each + 1)))
 mkdir -p "$work" "$out"
@@ -29,7 +30,7 @@ rlkit_run() { # ARM SEED
   CUDA_VISIBLE_DEVICES=$card timeout --foreground -k 60 "${LIMIT:-100000}" python3 -m rlkit experiment=gsm8k_rl \
     algorithm="$1" seed="$2" model.source="$model" model.adapter="$adapter" task.path="$work/easy" steps="$steps" \
     evaluation.num_prompts=1 memory.budget="${share}GB" memory.torch_threads=1 tracker.report=false tracker.plot=false tracker.console=plain \
-    reward.functions.chain.weight="$weight" optim.learning_rate="$rate" run_dir="$work/$1-$2" ${OVERRIDES:-} > "$work/$1-$2.log" 2>&1
+    reward.functions.chain.weight="$weight" optim.learning_rate="$rate" run_dir="$work/$1-$2" $engine ${OVERRIDES:-} > "$work/$1-$2.log" 2>&1
 }
 trl_run() { # SEED
   CUDA_VISIBLE_DEVICES=$card OMP_NUM_THREADS=1 python3 -m experiments.gsm8k.trl_grpo "$model" "$adapter" "$work/easy" \
@@ -58,7 +59,7 @@ for ((part = 0; part < ${#cards[@]}; part++)); do
   mine=()
   for ((i = part; i < ${#folders[@]}; i += ${#cards[@]})); do mine+=("${folders[$i]}"); done
   CUDA_VISIBLE_DEVICES=${cards[$part]} python3 -m experiments.gsm8k.evaluate "$data" "$out/policies-$part.json" "${mine[@]}" \
-    "model.source=$model" "memory.budget=${share}GB" --until "$over" --samples "${SAMPLES:-4}" --prompts "${PROMPTS:-1319}" \
+    "model.source=$model" "memory.budget=${share}GB" $engine --until "$over" --samples "${SAMPLES:-4}" --prompts "${PROMPTS:-1319}" \
     > "$work/evaluate-$part.log" 2>&1 &
   evaluations+=($!)
 done

@@ -30,6 +30,8 @@ from rlkit.tracking.quiet import QuietTracker
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.stopping import StopRequest
 
+_AT_ONCE = 512
+"""Completions that the engine decodes at once, where they fit."""
 _SETTLED_S = 1.0
 """A file that has not changed for so long is whole."""
 
@@ -38,7 +40,8 @@ def overrides(options: argparse.Namespace) -> list[str]:
     """Return the configuration of a run that would train on GSM8K, of which one part is used."""
     fn = "experiments/gsm8k/chains.py:derived"
     return [
-        *("algorithm=reinforce", f"algorithm.group_size={options.samples}", "prompts_per_step=128"),
+        *("algorithm=reinforce", f"algorithm.group_size={options.samples}"),
+        f"prompts_per_step={_AT_ONCE // options.samples}",
         *("task=gsm8k", f"task.path={options.data}", "task.max_prompt_length=288"),
         *("task.max_completion_length=256", f"task.eval_size={options.prompts}"),
         *(f"evaluation.num_prompts={options.prompts}", "evaluation.kl=none"),

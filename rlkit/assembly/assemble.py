@@ -22,6 +22,7 @@ from rlkit.assembly.shares import keep_own_share
 from rlkit.assembly.side_tasks import side_tasks
 from rlkit.assembly.stops import stops_before_loading
 from rlkit.assembly.targets import Imitated, imitated_by, with_held_out
+from rlkit.assembly.team import check_team
 from rlkit.assembly.worst_step import try_worst_step, verdict
 from rlkit.config import Config, ConfigError, algorithm_of, setting_of
 from rlkit.generation import VLLMGeneratorConfig, sampling_config
@@ -79,6 +80,7 @@ def _assemble(config: Config, say: Callable[[str], None], ranks: Ranks) -> Model
     resources.callback(rewards.close)
     pool = environment_pool(config, task, resources)
     try:
+        check_team(config, has_environment=pool is not None)
         rewards.verify()
         if pool is not None:
             pool.start()

@@ -21,6 +21,8 @@ _NOT_IDENTITY = (
     *("tracker", "checkpoint", "steps", "stop", "memory"),
 )
 _IDENTITY_AFTER_ALL = "memory.quant."
+_HOW_SPLIT = ("generator.tensor_parallel",)
+"""Options inside an identity that say, as `gpus` does, how work is split."""
 _WHERE_SCORERS_RUN = re.compile(
     r"reward\.functions\.[^.]+\.options\.(url|api_key|max_in_flight|timeout_s|step_timeout_s|retries"
     r"|max_calls|max_total_tokens|cache|cache_only|device|max_tokens_per_batch)"
@@ -41,7 +43,9 @@ def identity(config: Config) -> dict[str, Any]:
 def is_identity(key: str) -> bool:
     """Return whether the option `key` can change a number."""
     is_part = key.split(".")[0] not in _NOT_IDENTITY or key.startswith(_IDENTITY_AFTER_ALL)
-    return is_part and key not in NAMES and _WHERE_SCORERS_RUN.fullmatch(key) is None
+    return (
+        is_part and key not in (*NAMES, *_HOW_SPLIT) and _WHERE_SCORERS_RUN.fullmatch(key) is None
+    )
 
 
 def known_leaves(config: Config) -> dict[str, Any]:

@@ -5,12 +5,15 @@ With shared weights the engine comes first: the trainer's frozen parameters are 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
+from rlkit.assembly.team import team_of
 from rlkit.config import Config, ConfigError
 from rlkit.generation import (
     AutoGeneratorConfig,
@@ -29,7 +32,7 @@ from rlkit.generation.vllm.config import (
 from rlkit.models.config import QuantConfig, QuantKind, TuningKind
 from rlkit.models.load import BaseModel, load_resolved
 from rlkit.models.nf4_folder import in_nf4
-from rlkit.models.quantize import meta_model, require_bitsandbytes
+from rlkit.models.quantize import fp8_layers, meta_model, require_bitsandbytes
 from rlkit.models.resolved import ResolvedModel, with_merged_adapter
 from rlkit.models.views import CannotShare
 from rlkit.plan.of_config import Planned
@@ -42,6 +45,7 @@ from rlkit.types import Algorithm
 if TYPE_CHECKING:
     from rlkit.generation.vllm.engine import Engine
     from rlkit.generation.vllm.spec import EngineSpec
+    from rlkit.generation.vllm.team import Team
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,7 @@ def choose_generator(config: Config, device: torch.device, *, say: Say) -> Gener
         return VLLMGeneratorConfig(
             sampling=_with_extra(chosen.sampling),
             rounds_at_once=chosen.rounds_at_once,
+            tensor_parallel=config.gpus if config.memory.is_sharded else 1,
             speculation=chosen.speculation,
         )
     reason = f"the device is {device.type}" if device.type != "cuda" else "vLLM is not installed"
@@ -110,7 +115,7 @@ def plan_and_load(
     made = plan(config, algorithm)
     model = with_merged_adapter(model, say=say)
     try:
-        return made, load_base(made.config, model=model, longest=longest, say=say)
+        return made, load_base(made.config, model=model, longest=longest, say=say, ranks=ranks)
     except CannotShare as error:
         generator = config.generator
         if not isinstance(generator, VLLMGeneratorConfig) or generator.weights is not Weights.auto:
@@ -120,11 +125,16 @@ def plan_and_load(
     # Not above: while the exception lives, its frames hold what the first engine held.
     config = replace(config, generator=replace(generator, weights=apart))
     made = plan(config, algorithm)
-    return made, load_base(made.config, model=model, longest=longest, say=say)
+    return made, load_base(made.config, model=model, longest=longest, say=say, ranks=ranks)
 
 
 def load_base(
-    config: Config, *, model: ResolvedModel, longest: tuple[int, int], say: Say
+    config: Config,
+    *,
+    model: ResolvedModel,
+    longest: tuple[int, int],
+    say: Say,
+    ranks: Ranks = ALONE,
 ) -> LoadedModels:
     """Load the model, after the engine whose weights it shares if the generator is vLLM.
 
@@ -133,6 +143,7 @@ def load_base(
         model: What its model was resolved to, with its adapter merged where that is asked for.
         longest: Most tokens of a prompt and of a completion.
         say: It takes a line before each slow step.
+        ranks: The ranks of the run, of which some may be one engine.
 
     Returns:
         The base model with its engine.
@@ -152,8 +163,9 @@ def load_base(
         say(f"generator: vllm_server, {name} at {config.generator.url}")
     model = replace(model, config=config.model)
     if isinstance(config.generator, VLLMGeneratorConfig):
-        return _with_engine(config, config.generator, model, longest=longest, say=say)
-    base = load_resolved(model, say=say, quant=config.memory.quant)
+        spec = partial(_engine_spec, config, longest, team_of(config, ranks))
+        return _with_engine(config, config.generator, model, spec, ranks, say=say)
+    base = _load_trained(config, model, None, ranks, say=say)
     return LoadedModels(base=base, engine=None)
 
 
@@ -161,8 +173,9 @@ def _with_engine(
     config: Config,
     generator: VLLMGeneratorConfig,
     model: ResolvedModel,
+    spec_of: Callable[[ResolvedModel], EngineSpec],
+    ranks: Ranks,
     *,
-    longest: tuple[int, int],
     say: Say,
 ) -> LoadedModels:
     from rlkit.generation.vllm.engine import start_engine
@@ -175,8 +188,7 @@ def _with_engine(
     is_apart = sampled.location != trained.location
     if is_apart and generator.weights is Weights.auto:
         generator = replace(generator, weights=Weights.separate)
-    spec = _engine_spec(config, sampled, longest)
-    engine = start_engine(generator, spec, say=say)
+    engine = start_engine(generator, spec_of(sampled), say=say)
     try:
         say(engine.summary)
         is_shared = engine.weights is Weights.shared
@@ -186,7 +198,7 @@ def _with_engine(
             raise ValueError(f"{engine.unshareable}; set generator=hf")
         views = weight_views(engine.llm) if is_shared or is_apart else None
         shared = views if is_shared else None
-        base = load_resolved(trained, say=say, weights=shared)
+        base = _load_trained(config, trained, shared, ranks, say=say)
         probe = load_resolved(sampled, say=say, weights=views) if is_apart else None
     except BaseException:
         engine.close()
@@ -196,14 +208,39 @@ def _with_engine(
     return LoadedModels(base=base, engine=engine, sampled=probe)
 
 
+def _load_trained(
+    config: Config,
+    model: ResolvedModel,
+    weights: Mapping[str, Tensor] | None,
+    ranks: Ranks,
+    *,
+    say: Say,
+) -> BaseModel:
+    """Load the model that trains, or this rank's part of it."""
+    quant = config.memory.quant
+    if not config.memory.is_sharded or ranks.size == 1:
+        return load_resolved(model, say=say, quant=quant, weights=weights)
+    mesh, found = ranks.mesh(), list[BaseModel]()
+    for turn in range(ranks.size):
+        # One after the other: the host's memory holds one whole model, not one for each rank.
+        def load(turn: int = turn) -> None:
+            if turn == ranks.rank:
+                found.append(load_resolved(model, say=say, quant=quant, mesh=mesh))
+
+        ranks.together(load)
+    return found[0]
+
+
 def _in_nf4(model: ResolvedModel, quant: QuantConfig, *, say: Say) -> ResolvedModel:
-    if quant.kind is QuantKind.none:
+    if quant.kind is not QuantKind.nf4:
         return model
     require_bitsandbytes()
     return in_nf4(model, quant, say=say)
 
 
-def _engine_spec(config: Config, model: ResolvedModel, longest: tuple[int, int]) -> EngineSpec:
+def _engine_spec(
+    config: Config, longest: tuple[int, int], team: Team | None, model: ResolvedModel
+) -> EngineSpec:
     from rlkit.generation.vllm.spec import EngineSpec
 
     slot = _adapter_slot(model)
@@ -216,10 +253,14 @@ def _engine_spec(config: Config, model: ResolvedModel, longest: tuple[int, int])
         device=model.device,
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length,
-        rows=config.prompts_per_rank * config.algorithm.group_size,
+        rows=config.prompts_per_rank
+        * config.algorithm.group_size
+        * config.generator.ranks_together,
         lora_rank=slot.rank,
         lora_modules=slot.modules,
         allow_remote_code=model.config.allow_remote_code,
+        team=team,
+        in_fp8=fp8_layers(config.memory.quant, model.hf_config),
     )
 
 

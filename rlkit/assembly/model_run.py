@@ -46,6 +46,7 @@ from rlkit.training.loss_scale import FLOAT16
 from rlkit.training.scoring import Decode, score_rollouts
 from rlkit.training.stopping import StopRequest
 from rlkit.training.targets import Target, TargetCollector
+from rlkit.training.together import together
 from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState
 from rlkit.types import Algorithm, Generator, Group, Prompt, SamplingConfig, Setting
@@ -130,8 +131,7 @@ class ModelRun:
         config = self.config
         record(self.planned.plan, run_dir)
         self.rewards.keep_in(run_dir)
-        generator = self.generator(tracker, stop)
-        rewards = StoppableRewards(self.rewards, stop)
+        generator, rewards = self.generator(tracker, stop), StoppableRewards(self.rewards, stop)
         return Trainer(
             algorithm=self.algorithm.at,
             settings=update_settings(self.planned.config, self.ranks),
@@ -151,10 +151,8 @@ class ModelRun:
 
     def info(self, *, run_dir: Path, versions: Mapping[str, str], first_step: int) -> RunInfo:
         """Return what the tracker is told before the first step."""
-        config = self.config
-        device = str(self.device)
-        if self.device.type == "cuda":
-            device = torch.cuda.get_device_name(self.device)
+        config, on_cuda = self.config, self.device.type == "cuda"
+        device = torch.cuda.get_device_name(self.device) if on_cuda else str(self.device)
         return RunInfo(
             run_dir=run_dir,
             name=run_dir.name,
@@ -228,12 +226,13 @@ class ModelRun:
 
     def generator(self, tracker: Tracker, stop: StopRequest) -> Generator:
         """Return the configured generator, which `close` ends."""
-        patience = self.config.stop.silence_seconds
+        size, patience = self.config.ranks_together, self.config.stop.silence_seconds
         deadline = Deadline(seconds=patience, option="stop.silence_seconds")
 
         def pulse() -> None:
             deadline.alive()
-            stop.check()
+            if size == 1:  # ranks that sample together cannot leave the engine at different steps
+                stop.check()
 
         def report(progress: Progress) -> None:
             pulse()
@@ -244,7 +243,8 @@ class ModelRun:
             tracker.progress(Phase.generate, progress.rows_done, progress.rows)
 
         name = option_of("generator", self.config.generator)
-        return timed(self._new_generator(report, pulse), deadline, name=f"generator={name}")
+        own = timed(self._new_generator(report, pulse), deadline, name=f"generator={name}")
+        return together(own, self.ranks, size=size)
 
     def _new_generator(
         self, report: Callable[[Progress], None], pulse: Callable[[], None]

@@ -67,6 +67,11 @@ def prepare_server(request: ServeRequest, *, say: Say) -> Served:
     device = resolve_device(run.options.device)
     trained = open_trained(run, device=device, say=say)
     quant = run.options.memory.quant if run.has_adapter else QuantConfig()
+    if quant.kind is QuantKind.fp8:
+        raise ValueError(
+            "memory.quant.kind must be none or nf4 for rlkit serve (rlkit export writes a merged "
+            "model that any server takes), got fp8"
+        )
     if quant.kind is QuantKind.nf4 and trained.saved_quantization is None:
         require_bitsandbytes()
         # The base in 4 bits, as the run's layers computed with it; the adapter names the other.

@@ -1,7 +1,7 @@
 """Read the trained weights one tensor at a time: there is never a whole model in memory.
 
 A tensor comes from the base model's files. The adapter of its layer is added in float32: W + s B A.
-A base that the run computed with in 4 bits counts as what its layers computed with.
+A base that the run quantised counts as what its layers computed with.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlkit.exports.trained import Adapter, TrainedPolicy
 from rlkit.models.config import QuantKind
+from rlkit.models.fp8 import dequantise, quantise
 from rlkit.models.quantize import kept_layers, quantisable
 from rlkit.models.quantize_error import through_nf4
 
@@ -45,9 +46,10 @@ class WeightStream:
         self._saved = trained.saved_quantization is not None
         quant = trained.run.options.memory.quant
         layers: Mapping[str, object] = {}
-        if quant.kind is QuantKind.nf4 and not self._saved and trained.run.has_adapter:
+        if quant.kind is not QuantKind.none and not self._saved and trained.run.has_adapter:
             layers = quantisable(trained.skeleton)
-        self._in_nf4 = set(layers) - set(kept_layers(layers, quant.skip))
+        self._quantised = set(layers) - set(kept_layers(layers, quant.skip))
+        self._kind = quant.kind
         self._double_quant = quant.double_quant
 
     @property
@@ -67,13 +69,19 @@ class WeightStream:
         weight: Tensor = self._base(name)
         if leaf != "weight":
             return weight
-        if layer in self._in_nf4:
-            weight = through_nf4(weight.to(self._dtype), double_quant=self._double_quant).float()
+        if layer in self._quantised:
+            weight = self._through(weight.to(self._dtype)).float()
         factors = None if self._adapter is None else self._adapter.factors.get(layer)
         if factors is not None and self._adapter is not None:
             a, b = factors
             weight.addmm_(b.float(), a.float(), alpha=self._adapter.scale)
         return weight
+
+    def _through(self, weight: Tensor) -> Tensor:
+        """Return what a layer of the run computed with in place of `weight`."""
+        if self._kind is QuantKind.fp8:
+            return dequantise(*quantise(weight), weight.dtype)
+        return through_nf4(weight, double_quant=self._double_quant)
 
     def _base(self, name: str) -> Tensor:
         """Return a parameter of the base, rounded to the dtype that the run computed in."""

@@ -57,8 +57,17 @@ class GeneratorConfig(Options):
         """Raise ValueError when this generator has no room for adapters of `rank`."""
         return
 
+    @property
+    def ranks_together(self) -> int:
+        """Return the ranks of a run that sample together, as one engine; 1 = each has its own."""
+        return 1
+
     def check_full_weights(self) -> None:
         """Raise ValueError when this generator cannot take weights that all train."""
+        return
+
+    def check_fp8_base(self) -> None:
+        """Raise ValueError when this generator cannot sample with a base in 8 bits."""
         return
 
     @property

@@ -45,6 +45,8 @@ class GeneratorDemand(NamedTuple):
     """Places of the cache beyond a row's longest, to which wrong guesses write."""
     graphs: bool | None = None
     """Whether CUDA graphs are captured; None = the plan's choice."""
+    parts: int = 1
+    """Ranks that share one engine, of which each holds a part of the weights and of the cache."""
 
 
 class EngineChoice(NamedTuple):

@@ -37,6 +37,8 @@ from rlkit.training.stopping import Interrupted
 _CONNECT_S = 120.0
 _GRACE_S = 25
 """Seconds that a rank has to save and end when another one died or the user stopped the run."""
+_GRACE_OF_TEAM_S = 12
+"""The same where ranks compute each layer together: one that waits there hears no signal."""
 
 
 def must_be_started(config: Config) -> bool:
@@ -71,7 +73,8 @@ def start_ranks(config: Config) -> int:
         )
         # torch before 2.12 has no such field; its agent waits 30 s.
         if hasattr(launch, "shutdown_timeout"):
-            launch.shutdown_timeout = _GRACE_S
+            together = config.ranks_together > 1
+            launch.shutdown_timeout = _GRACE_OF_TEAM_S if together else _GRACE_S
         try:
             elastic_launch(launch, command[0])(*command[1:])
         except SignalException:
@@ -155,6 +158,7 @@ def meet(config: Config) -> Ranks:
         size=place.size,
         device=torch.device("cuda" if on_cards else "cpu"),
         relayed=(Interrupted, ConfigError, torch.OutOfMemoryError),
+        in_step=config.memory.is_sharded,
     )
 
 

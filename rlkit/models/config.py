@@ -104,6 +104,9 @@ class QuantKind(StrEnum):
     nf4 = "nf4"
     """4-bit NormalFloat of bitsandbytes in blocks of 64 weights, dequantised for each product
     (QLoRA: Dettmers et al. 2023, arXiv:2305.14314)."""
+    fp8 = "fp8"
+    """8-bit floats, e4m3, with a power of two for each output channel; activations stay in
+    `model.dtype`. Sampler and trainer compute with the same numbers, and share one copy of them."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -121,6 +124,11 @@ class QuantConfig(Options):
         if self.skip and self.kind is QuantKind.none:
             raise ValueError(
                 f"memory.quant.skip must be empty with memory.quant.kind=none, got {self.skip}"
+            )
+        if self.kind is QuantKind.fp8 and not self.double_quant:
+            raise ValueError(
+                "memory.quant.double_quant must be left at true with memory.quant.kind=fp8, whose "
+                "scales are powers of two, got false"
             )
         if len(set(self.skip)) != len(self.skip) or not all(self.skip):
             raise ValueError(

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlkit.models.four_bit import dense, is_four_bit, linear
+from rlkit.models import fp8
+from rlkit.models.quantised import dense, is_quantised, linear
 
 Projection = Callable[[Tensor], Tensor]
 """A function from one input to the outputs of several linear layers, side by side."""
@@ -21,7 +22,7 @@ Joins = Callable[[Mapping[str, nn.Module]], Projection | None]
 
 
 class Frozen(NamedTuple):
-    """These weights of linear layers with one input have 16 or 32 bits, or bitsandbytes' 4."""
+    """These weights of linear layers with one input have 16 or 32 bits, or are quantised."""
 
     weights: tuple[Tensor, ...]
     """(out, in) each."""
@@ -49,7 +50,7 @@ def product(x: Tensor, frozen: Frozen) -> Tensor:
             torch.addmm(frozen.biases[i], rows, transposed, out=part)
         else:
             torch.mm(rows, transposed, out=part)
-        del transposed  # a copy of a 4-bit weight, before the next one is made
+        del transposed  # a copy of a quantised weight, before the next one is made
     return out
 
 
@@ -70,9 +71,21 @@ def adjoined(parts: Sequence[Tensor]) -> Tensor | None:
     first = parts[0]
     if len(parts) == 1:
         return first
+    if all(map(fp8.is_fp8, parts)):
+        states = [fp8.state_of(part) for part in parts]
+        codes = _side_by_side([part.data for part in parts])
+        scale = _side_by_side([state.scale for state in states])
+        if codes is None or scale is None:
+            return None
+        return fp8.fp8_weight(codes, scale, states[0].dtype)
+    return _side_by_side(parts)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
+    first = parts[0]
     end = first.data_ptr()
     for part in parts:
-        if part.data_ptr() != end or is_four_bit(part) or not part.is_contiguous():
+        if part.data_ptr() != end or is_quantised(part) or not part.is_contiguous():
             return None
         end += part.nbytes
     # Allocators put one tensor's memory behind another's: a view stays within one.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -22,9 +23,12 @@ from rlkit.models.config import (
     Checkpointing,
     ModelConfig,
     QuantConfig,
+    QuantKind,
 )
-from rlkit.models.four_bit import is_four_bit
+from rlkit.models.quantised import is_quantised
 from rlkit.models.quantize import (
+    fp8_layers,
+    into_fp8,
     is_nf4,
     misread_widths,
     quantisable,
@@ -36,6 +40,7 @@ from rlkit.models.quantize import (
 from rlkit.models.quiet import no_progress_bars, slow_step
 from rlkit.models.resolved import ResolvedModel, resolve_model, with_merged_adapter
 from rlkit.models.rope import fix_all_rows
+from rlkit.models.sharded import shard_layers
 from rlkit.models.source import SourceKind, kind_of, load_options, readable
 from rlkit.models.special import describe_ids, end_of_turn_ids
 from rlkit.models.views import model_on_views, shared_bytes
@@ -114,6 +119,7 @@ def load_resolved(
     say: Say,
     quant: QuantConfig = _NOT_QUANTISED,
     weights: Mapping[str, Tensor] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> BaseModel:
     """Load a model that a start has resolved already, frozen.
 
@@ -123,6 +129,7 @@ def load_resolved(
         quant: Quantises the model on the way; a checkpoint that is NF4 already stays as it is.
         weights: Tensors of another engine, by parameter name. The model is then built on them: no
             second copy.
+        mesh: The ranks that share the layers' weights; None = they are whole here.
 
     Returns:
         The model, its tokenizer, and what was decided about them.
@@ -133,7 +140,7 @@ def load_resolved(
     resolved = with_merged_adapter(resolved, say=say)
     config, tokenizer = resolved.config, resolved.tokenizer
     with readable(config), _loading(config, say):
-        model, quant_notes = _load_on(resolved, quant, weights)
+        model, quant_notes = _load_on(resolved, quant, weights, mesh)
     model.requires_grad_(False).train(False)
     rope_notes = fix_all_rows(model, config.rope_length, source=config.source)
     generation = model.generation_config
@@ -205,9 +212,12 @@ def _adapter_notes(config: ModelConfig, location: str) -> tuple[str, ...]:
 
 
 def _load_on(
-    resolved: ResolvedModel, quant: QuantConfig, weights: Mapping[str, Tensor] | None
+    resolved: ResolvedModel,
+    quant: QuantConfig,
+    weights: Mapping[str, Tensor] | None,
+    mesh: DeviceMesh | None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Return the model on its device, and a line on what of it is 4-bit, if anything is."""
+    """Return the model on its device, and a line on what of it is quantised, if anything is."""
     hf_config, dtype, device = resolved.hf_config, resolved.dtype, resolved.device
     if weights is not None:
         model = model_on_views(
@@ -220,9 +230,19 @@ def _load_on(
         )
         size = shared_bytes(model, weights) / 1e9
         note = f"base: {size:.2f} GB of weights shared with vLLM, no second copy"
-        if in_nf4 := sum(map(is_four_bit, weights.values())):
-            note += f"; {in_nf4} linear layers in NF4"
+        if count := sum(map(is_quantised, weights.values())):
+            name = "fp8 (e4m3)" if quant.kind is QuantKind.fp8 else "NF4"
+            note += f"; {count} linear layers in {name}"
         return model, (note,)
+    if mesh is not None:
+        if is_nf4(quant, hf_config):
+            raise ValueError("memory.weights must be whole for a 4-bit model, got sharded")
+        model = _load_weights(resolved, options={})
+        return model, (shard_layers(model.requires_grad_(False), mesh, device=device),)
+    if in_fp8 := fp8_layers(quant, hf_config):
+        model = _load_weights(resolved, options={})
+        into_fp8(model, sorted(in_fp8), device)
+        return model, (_quant_note(model, len(in_fp8), "fp8 (e4m3)"),)
     if not is_nf4(quant, hf_config):
         model = _load_weights(resolved, options={})
         torch.nn.Module.to(model, device)
@@ -232,14 +252,18 @@ def _load_on(
     quantise = quantization_config(quant, hf_config, dtype)
     options = {"device_map": {"": device}, "quantization_config": quantise}
     model = _load_weights(resolved, options=options)
-    in_nf4, total = settle(model, dtype), len(quantisable(model))
-    kept = "" if in_nf4 == total else f", {total - in_nf4} kept in 16 bits"
-    size = sum(t.nbytes for t in tensors_of(model)) / 1e9
-    note = f"base: {in_nf4} of {total} linear layers in NF4{kept}; {size:.2f} GB in all"
+    note = _quant_note(model, settle(model, dtype), "NF4")
     if widths := misread_widths(model):
         listed = ", ".join(map(str, widths))
         return model, (note, f"warning: bitsandbytes misreads NF4 rows of {listed} on this CPU")
     return model, (note,)
+
+
+def _quant_note(model: PreTrainedModel, count: int, name: str) -> str:
+    total = len(quantisable(model))
+    kept = "" if count == total else f", {total - count} kept in 16 bits"
+    size = sum(t.nbytes for t in tensors_of(model)) / 1e9
+    return f"base: {count} of {total} linear layers in {name}{kept}; {size:.2f} GB in all"
 
 
 def _load_weights(resolved: ResolvedModel, *, options: dict[str, Any]) -> PreTrainedModel:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
 
 from rlkit.models.config import QuantConfig, QuantKind
+from rlkit.models.fp8 import fp8_layer, fp8_weight, is_fp8, quantise, state_of
 from rlkit.runtime.distribution import how_to_install
 
 BLOCK = 64
@@ -105,7 +106,7 @@ def quantization_config(
                 f"{config.skip}"
             )
         return None
-    if config.kind is QuantKind.none:
+    if config.kind is not QuantKind.nf4:
         return None
     kept = kept_layers(quantisable(meta_model(hf_config)), config.skip)
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -120,6 +121,39 @@ def quantization_config(
 def is_nf4(config: QuantConfig, hf_config: PreTrainedConfig) -> bool:
     """Return whether the loaded model has 4-bit layers, by `memory.quant` or by its checkpoint."""
     return config.kind is QuantKind.nf4 or saved_quantization(hf_config) is not None
+
+
+def fp8_layers(config: QuantConfig, hf_config: PreTrainedConfig) -> frozenset[str]:
+    """Return the names of the layers that `memory.quant` puts into 8 bits; none for other kinds.
+
+    Raises ValueError for a checkpoint that is quantised already.
+    """
+    if config.kind is not QuantKind.fp8:
+        return frozenset()
+    if saved_quantization(hf_config) is not None:
+        raise ValueError("memory.quant.kind must be none or nf4 for a checkpoint in NF4, got fp8")
+    layers = quantisable(meta_model(hf_config))
+    return frozenset(layers) - set(kept_layers(layers, config.skip))
+
+
+def into_fp8(model: nn.Module, layers: Iterable[str], device: torch.device) -> None:
+    """Move a loaded `model` to `device`, its `layers` in 8 bits, one after the other.
+
+    So the model in 16 bits is never on the device as a whole.
+    """
+    for name in layers:
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(f"a weight in 8 bits must belong to a linear layer, got {linear}")
+        codes, scale = quantise(linear.weight.data.to(device))
+        weight = fp8_weight(codes, scale, linear.weight.dtype)
+        model.set_submodule(name, fp8_layer(linear, weight))
+    model.to(device)
+
+
+def kind_of(config: QuantConfig, hf_config: PreTrainedConfig) -> QuantKind:
+    """Return what linear layers of the loaded model are dequantised from for every product."""
+    return config.kind if saved_quantization(hf_config) is None else QuantKind.nf4
 
 
 def skip_modules(kept: Iterable[str]) -> list[str]:
@@ -221,6 +255,8 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
 
 def _with_state(weight: Any) -> Iterator[Tensor]:
     yield weight.data
+    if is_fp8(weight):
+        yield state_of(weight).scale
     state = getattr(weight, "quant_state", None)
     while state is not None:
         yield from (t for t in (state.absmax, state.code, state.offset) if t is not None)

@@ -2,7 +2,8 @@
 
 The engine's fused weights, cut into the parts that transformers knows, are contiguous row slices:
 the model computes on them directly, forward and backward, bit for bit as with weights of its own.
-4-bit layers come as bitsandbytes' `Params4bit`.
+Quantised layers come with their codes: as bitsandbytes' `Params4bit`, or as `rlkit.models.fp8` has
+them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from rlkit.models.four_bit import is_four_bit
+from rlkit.models.fp8 import fp8_layer, is_fp8, state_of
+from rlkit.models.quantised import is_four_bit
 from rlkit.models.quantize import settle, tensors_of
 
 
@@ -40,7 +42,7 @@ def model_on_views(
         config: The architecture.
         views: The weights by parameter name; they outlive the model.
         location: The folder or hub id of which the options of generation are read.
-        dtype: The dtype of the weights that are not 4-bit.
+        dtype: The dtype of the weights that are not quantised.
         device: The device of the weights.
         attention: The attention implementation of transformers.
 
@@ -59,6 +61,9 @@ def model_on_views(
         owner, _, leaf = name.rpartition(".")
         if is_four_bit(view):
             model.set_submodule(owner, _four_bit_layer(model.get_submodule(owner), view))
+        elif is_fp8(view):
+            layer: Any = model.get_submodule(owner)
+            model.set_submodule(owner, fp8_layer(layer, view))  # type: ignore[arg-type]
         else:
             setattr(model.get_submodule(owner), leaf, nn.Parameter(view, requires_grad=False))
     for module in model.modules():
@@ -89,9 +94,12 @@ def _checked(
     wanted = (tuple(parameter.shape), dtype, device.type)
     got = "none"
     if view is not None:
-        packed = is_four_bit(view)  # packed codes have another shape and dtype than the weight
-        shape = tuple(view.quant_state.shape if packed else view.shape)
-        if (shape, dtype if packed else view.dtype, view.device.type) == wanted:
+        # Packed codes have another shape than the weight, and codes another dtype.
+        shape = tuple(view.quant_state.shape if is_four_bit(view) else view.shape)
+        found = dtype if is_four_bit(view) else view.dtype
+        if is_fp8(view):
+            found = state_of(view).dtype
+        if (shape, found, view.device.type) == wanted:
             checked: Tensor = view
             return checked
         got = f"{shape} {view.dtype} on {view.device.type}"

@@ -22,7 +22,7 @@ def candidates(work: Work, request: Request) -> list[Choice]:
     found = [
         Choice(size, mode, workspace, n, *engine)
         for n, engine, mode, size, workspace in product(
-            _halves(min(work.num_rows, work.max_at_once), 1),
+            _halves(min(work.rows_together, work.max_at_once), 1),
             _engine_choices(work, request),
             _modes(work, request),
             token_budgets(work, request),
@@ -76,7 +76,7 @@ def _engine_choices(work: Work, request: Request) -> list[tuple[int, bool]]:
     """Return tokens of a step and whether by CUDA graphs, the fastest first."""
     if work.sampler not in ENGINES:
         return [(0, False)]
-    everything = work.num_rows * work.row_tokens
+    everything = work.rows_together * work.row_tokens
     usual = _ENGINE_TOKENS if work.on_cuda else _ENGINE_TOKENS[1:2]
     sizes = [request.engine_tokens] if request.engine_tokens else list(usual)
     sizes = [n for n in sizes if n < everything] or sizes[-1:]

@@ -151,7 +151,7 @@ def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request
         if not work.releases_kv and work.on_cuda:
             released = replace(work, releases_kv=True)
             found.append(("generator.release_kv_cache=true", released, request))
-        if work.sampler is not Sampler.vllm:
+        if work.sampler is not Sampler.vllm and work.engine_parts == 1:
             shared = replace(work, sampler=Sampler.vllm)
             found.append(("generator.weights=shared", shared, request))
     if work.optim is OptimKind.adamw:
@@ -159,7 +159,10 @@ def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request
     if work.trains_all:
         adapter = replace(work, tuning=TuningKind.lora)
         found.append(("model.tuning=lora", adapter, request))
-    if work.quant.kind is QuantKind.none and not work.trains_all:
+    in_16_bits = work.quant.kind is QuantKind.none and not work.trains_all
+    if in_16_bits and work.ranks > 1 and not work.is_sharded:
+        found.append(_sharded(work, request))  # unlike 4 bits it changes no number
+    if in_16_bits:
         nf4 = replace(work, quant=QuantConfig(kind=QuantKind.nf4))
         found.append(("memory=qlora", nf4, request))
     for share in (2, 4, 8):
@@ -171,3 +174,17 @@ def _remedies(work: Work, request: Request) -> Sequence[tuple[str, Work, Request
         small = replace(work, lora=replace(work.lora, rank=8))
         found.append(("model.lora.rank=8", small, request))
     return found
+
+
+def _sharded(work: Work, request: Request) -> tuple[str, Work, Request]:
+    """Return the change that leaves each rank a part of the layers; an engine is then shared."""
+    parts = replace(work, is_sharded=True)
+    if work.sampler not in ENGINES:
+        return "memory.weights=sharded", parts, request
+    keys = f"memory.weights=sharded generator.tensor_parallel={work.ranks}"
+    return keys, replace(parts, sampler=Sampler.vllm_separate, engine_parts=work.ranks), request
+
+
+def whole_fits(work: Work, request: Request, *, budget: int) -> bool:
+    """Return whether a run whose layers are shared out would fit with all of them on each rank."""
+    return least_plan(replace(work, is_sharded=False), request, budget=budget).fits

@@ -76,7 +76,7 @@ def explained(work: Work, choice: Choice) -> str:
     text = f"estimated: an update of {split.tokens} tokens in {parts}, {max(host, device):.2g} s"
     text += f" by {slower} (host {host:.2g}, device {device:.2g})"
     if work.sampler is not Sampler.elsewhere:
-        rounds = -(-work.num_rows // choice.at_once)
+        rounds = -(-work.rows_together // choice.at_once)
         text += f"; sampling in {rounds} round{'s' if rounds > 1 else ''},"
         text += f" {_sampling(work, choice):.2g} s at full length"
     enough = enough_tokens(work)
@@ -158,7 +158,7 @@ def _sampling(work: Work, choice: Choice) -> float:
     by_graphs = choice.graphs and work.sampler in ENGINES
     launches = work.num_layers * (machine.decode_s if by_graphs else machine.eager_s)
     weights = work.engine_weight_bytes if work.sampler in ENGINES else work.weight_bytes
-    rounds = -(-work.num_rows // choice.at_once)
+    rounds = -(-work.rows_together // choice.at_once)
     # Keys and values are read once a row, however many rows there are at once.
     step = rounds * (launches + weights / machine.bytes_s)
     seconds = work.max_completion * step

@@ -114,12 +114,13 @@ def _static_parts(work: Work) -> list[Part]:
 
 
 def _weight_parts(work: Work) -> list[Part]:
-    base, trained, dtype = work.weight_bytes, work.num_trained, _dtype(work)
+    base, trained, dtype = work.held_bytes, work.num_trained, _dtype(work)
     wide = work.trained_bytes
     if not work.trains_all:
         stored = _SHORT[work.trained_dtype]
         adapters = Part(f"adapters ({trained / 1e6:.1f} M parameters, {stored})", wide, wide)
-        parts = [Part(f"base model ({dtype})", base, base), adapters]
+        sharded = f", layers over {work.ranks} ranks" if work.is_sharded else ""
+        parts = [Part(f"base model ({dtype}{sharded})", base, base), adapters]
         if kept := work.first_adapter_bytes:
             parts.append(Part(f"reference adapter ({stored})", kept, kept))
         return parts
@@ -172,7 +173,7 @@ def _graph_bytes(work: Work, choice: Choice) -> int:
 
 def _engine_step_bytes(work: Work, choice: Choice) -> int:
     """Return the peak of a step that reads prompts, or of the trainer's part of the self-test."""
-    tokens = min(choice.engine_tokens, work.num_rows * work.row_tokens)
+    tokens = min(choice.engine_tokens, work.rows_together * work.row_tokens)
     row_of_logits = _LOGITS_COPIES * 4 * work.num_words
     step = work.prefill_bytes(tokens) + choice.at_once * row_of_logits
     factors = work.num_adapter * work.dtype.itemsize  # of the adapter, in the compute dtype
@@ -227,4 +228,5 @@ def kv_bytes(work: Work, request: Request, at_once: int) -> int:
 
 def _dtype(work: Work) -> str:
     name = {2: "16 bits", 4: "fp32"}.get(work.dtype.itemsize, str(work.dtype))
-    return f"NF4, rest {name}" if work.quant.kind is QuantKind.nf4 else name
+    kinds = {QuantKind.nf4: f"NF4, rest {name}", QuantKind.fp8: f"fp8, rest {name}"}
+    return kinds.get(work.quant.kind, name)

@@ -10,8 +10,8 @@ import torch
 from rlkit.config import Config
 from rlkit.models.config import Checkpointing
 from rlkit.models.resolved import ResolvedModel
-from rlkit.plan.choose import Plan
-from rlkit.plan.of_config import Planned, budget_of, planned
+from rlkit.plan.choose import Plan, whole_fits
+from rlkit.plan.of_config import Planned, budget_of, planned, request_of
 from rlkit.plan.parts import Choice
 from rlkit.plan.table import lines
 from rlkit.ranks import ALONE, Ranks
@@ -61,6 +61,9 @@ def plan_run(
     )
     for line in lines(made.plan, where=place(config, model.device)):
         say(line)
+    work, budget = made.work, made.plan.budget
+    if work.is_sharded and whole_fits(work, request_of(made.config, work), budget=budget):
+        say("memory.weights: whole would fit as well, and needs no traffic of layers")
     return made
 
 

@@ -11,7 +11,7 @@ Nothing is allocated and nothing is computed: a 70B model takes as long as a sma
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,17 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from rlkit.kernels.workspace import logps_workspace_bytes
-from rlkit.models.config import Checkpointing, LoRAConfig, TuningKind
+from rlkit.models.config import Checkpointing, LoRAConfig, QuantKind, TuningKind
 from rlkit.models.families import backbone_of, head_of
 from rlkit.models.fused import fuse
-from rlkit.models.quantize import quantisable
 from rlkit.models.recompute import recomputed
 from rlkit.models.rope import row_lengths
+from rlkit.plan.dequantising import dequantising
 from rlkit.plan.live import LiveBytes
 from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.lora import attach
@@ -49,8 +48,8 @@ class TrainingWork:
     num_scored: int
     """Completion tokens, whose logps are wanted."""
     dtype: torch.dtype
-    in_nf4: bool
-    """Whether linear layers are dequantised for every product."""
+    quant: QuantKind
+    """What linear layers are dequantised from for every product; `none` = not at all."""
     lora_rank: int
     lora_targets: tuple[str, ...]
     checkpointing: Checkpointing
@@ -155,49 +154,13 @@ def _meta_model(config: PreTrainedConfig, work: TrainingWork, *, num_layers: int
     with _default_dtype(work.dtype):
         model = auto.from_config(small, attn_implementation=_ATTENTION[work.ragged])
     model.requires_grad_(False).train(False)
-    if work.in_nf4:
-        for layer in quantisable(model).values():
-            layer.weight = _InFourBits(layer.weight, requires_grad=False)
+    dequantising(model, work.quant, work.dtype)
     return model
 
 
 def _apply(function: Any, *inputs: Tensor) -> Tensor:
     out: Tensor = function.apply(*inputs)
     return out
-
-
-_PRODUCTS = (Tensor.__matmul__, Tensor.addmm_, Tensor.t)
-"""A weight is used in these, beside a layer's own product."""
-
-
-class _InFourBits(nn.Parameter):
-    """Every product of this weight makes a 16-bit copy, for the time that it takes."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        with torch.DisableTorchFunctionSubclass():
-            if func is F.linear:
-                x, weight, *bias = args
-                out = _apply(_Dequantised, x, weight)
-                return out + bias[0] if bias and bias[0] is not None else out
-            if func in _PRODUCTS:
-                args = [torch.empty_like(x) if isinstance(x, cls) else x for x in args]
-            return func(*args, **(kwargs or {}))
-
-
-class _Dequantised(torch.autograd.Function):
-    """This is x W^T with a temporary copy of W in each direction."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.weight = weight
-        return F.linear(x, torch.empty_like(weight))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] @ torch.empty_like(ctx.weight), None
 
 
 class _Attention(torch.autograd.Function):

@@ -10,8 +10,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from rlkit.models.compat import recomputable_layers
 from rlkit.models.config import LoRAConfig, QuantConfig, QuantKind
+from rlkit.models.fp8 import fp8_bytes
 from rlkit.models.quantize import (
+    fp8_layers,
     kept_layers,
     nf4_bytes,
     quantisable,
@@ -20,6 +23,8 @@ from rlkit.models.quantize import (
 from rlkit.policy.lora import target_layers
 from rlkit.training.optim import OptimKind
 
+_GATHERED = 3
+"""Whole layers in memory while sharded ones compute."""
 _QUANTISED_MOMENTS = {OptimKind.adamw8bit: 2.0 + 2 * 4 / 256, OptimKind.paged_adamw8bit: 0.0}
 """Device memory of both moments per parameter; paged moments may live in the host's."""
 
@@ -39,14 +44,31 @@ def weight_bytes(
         Bytes; tied weights count once.
     """
     in_nf4 = nf4_layers(model, config, quant)
+    in_fp8 = fp8_layers(quant, config)
     double_quant = _double_quant(config, quant)
     total = 0
     for name, parameter in model.named_parameters():  # tied ones once
         if name.removesuffix(".weight") in in_nf4:
             total += nf4_bytes(parameter.numel(), double_quant=double_quant)
+        elif name.removesuffix(".weight") in in_fp8:
+            total += fp8_bytes(*parameter.shape)
         else:
             total += parameter.numel() * dtype.itemsize
     return total
+
+
+def sharded_bytes(model: nn.Module, dtype: torch.dtype, ranks: int) -> int:
+    """Return what a rank holds at most of a model whose layers are shared out to `ranks`.
+
+    Beside its part that is all of what is no layer, the layer that computes, the next one, and the
+    message that it arrives in.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    layers = recomputable_layers(model).values()
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    # A matrix is cut by rows, of which the first ranks may have one more.
+    parts = sum(-(-len(p) // ranks) * p[0].numel() for layer in layers for p in layer.parameters())
+    return (total - sum(sizes) + parts + _GATHERED * max(sizes)) * dtype.itemsize
 
 
 def nf4_layers(model: nn.Module, config: PreTrainedConfig, quant: QuantConfig) -> set[str]:
@@ -56,7 +78,7 @@ def nf4_layers(model: nn.Module, config: PreTrainedConfig, quant: QuantConfig) -
     if saved is not None:
         skip = saved.get("llm_int8_skip_modules") or []
         return {name for name in layers if should_convert_module(name, list(skip))}
-    if quant.kind is QuantKind.none:
+    if quant.kind is not QuantKind.nf4:
         return set()
     return set(layers) - set(kept_layers(layers, quant.skip))
 

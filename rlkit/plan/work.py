@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from rlkit.generation.demand import Sampler
 from rlkit.kernels.workspace import logps_workspace_bytes
 from rlkit.models.config import Checkpointing, LoRAConfig, QuantConfig, QuantKind, TuningKind
-from rlkit.models.quantize import is_nf4, meta_model
+from rlkit.models.quantize import kind_of, meta_model
 from rlkit.plan import sizes
 from rlkit.plan.simulate import Peaks, TrainingWork, peaks
 from rlkit.policy.lora import stored_dtype
@@ -51,6 +51,8 @@ class Work:
     on_cuda: bool
     engine_in_nf4: bool = False
     """Whether an engine with weights of its own has them in NF4, whatever the trainer has."""
+    engine_parts: int = 1
+    """Ranks that share one engine, and sample their prompts together."""
     tuning: TuningKind = TuningKind.lora
     holds_reference: bool = False
     """Whether anything scores the reference policy, which `TuningKind.full` must keep for it."""
@@ -58,6 +60,8 @@ class Work:
     """Whether the reference policy is an adapter that trains on, kept as it was."""
     ranks: int = 1
     """Processes of the run, each with a device of its own."""
+    is_sharded: bool = False
+    """Whether each of them keeps a part of the frozen layers alone."""
     longest_prompt: int | None = None
     """The prompts that the run has, on a CPU; None = `max_prompt`."""
     shares_prompts: bool = True
@@ -103,6 +107,11 @@ class Work:
         return self.num_prompts * self.group_size
 
     @property
+    def rows_together(self) -> int:
+        """Return completions of a step that one engine samples, for all ranks that share it."""
+        return self.num_rows * self.engine_parts
+
+    @property
     def unit_tokens(self) -> int:
         """Return tokens of the longest unit: no micro-batch is smaller in the worst case.
 
@@ -121,10 +130,17 @@ class Work:
         return sizes.weight_bytes(self.model, self.hf_config, self.dtype, self.quant)
 
     @cached_property
+    def held_bytes(self) -> int:
+        """Return what a rank holds of the base model, at its peak."""
+        if not self.is_sharded:
+            return self.weight_bytes
+        return sizes.sharded_bytes(self.model, self.dtype, self.ranks)
+
+    @cached_property
     def engine_weight_bytes(self) -> int:
         """Return the base model of an engine that has weights of its own."""
         if not self.engine_in_nf4:
-            return self.weight_bytes
+            return self.weight_bytes // self.engine_parts
         quant = QuantConfig(kind=QuantKind.nf4, double_quant=self.quant.double_quant)
         return sizes.weight_bytes(self.model, self.hf_config, self.dtype, quant)
 
@@ -195,7 +211,11 @@ class Work:
     @property
     def kv_token_bytes(self) -> int:
         """Return keys and values of one token."""
-        return sizes.kv_bytes_per_token(self.hf_config, bytes_per_value=self.kv_value_bytes)
+        whole = sizes.kv_bytes_per_token(self.hf_config, bytes_per_value=self.kv_value_bytes)
+        text = self.hf_config.get_text_config()
+        heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+        # A head of keys that there are fewer of than ranks is on several of them.
+        return whole // min(self.engine_parts, heads)
 
     @property
     def num_words(self) -> int:
@@ -238,7 +258,7 @@ class Work:
             num_tokens=num_tokens,
             num_scored=max(1, scored) if with_gradient else 1,
             dtype=self.dtype,
-            in_nf4=is_nf4(self.quant, self.hf_config),
+            quant=kind_of(self.quant, self.hf_config),
             lora_rank=self.lora.rank,
             lora_targets=tuple(self.lora.targets),
             checkpointing=checkpointing,

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from rlkit.models.compat import last_products
 from rlkit.models.config import AdapterDType
 from rlkit.models.config import LoRAConfig as LoRAConfig
-from rlkit.models.four_bit import is_four_bit
 from rlkit.models.joined import Frozen, Projection, product
+from rlkit.models.quantised import is_quantised
 from rlkit.models.recompute import NamesInside, Trained
 from rlkit.policy.lora_groups import Factors, Groups
 from rlkit.policy.lora_groups import LayerShape as LayerShape
@@ -116,7 +116,7 @@ class LoRA:
         return add_update
 
     def linear(self, layer: str, module: nn.Linear) -> Projection:
-        """Return the forward method of a frozen or 4-bit `module`, with the adapter's update."""
+        """Return the forward method of a frozen `module`, with the adapter's update."""
         self._plain.add(layer)
         # Weak: a module that holds itself would outlive its model, and an engine's weights with it.
         plain = (weakref.proxy(module),)
@@ -215,7 +215,7 @@ def attach(model: nn.Module, config: LoRAConfig, *, dtype: torch.dtype) -> LoRA:
     shapes = {n: LayerShape(m.in_features, m.out_features) for n, m in chosen.items()}
     lora = LoRA(config, shapes, dtype, last_products=last_products(model))
     for name, module in chosen.items():
-        known = type(module) is nn.Linear or is_four_bit(module.weight)
+        known = type(module) is nn.Linear or is_quantised(module.weight)
         plain = known and not module.weight.requires_grad
         if plain and "forward" not in vars(module):
             module.forward = lora.linear(name, module)  # type: ignore[assignment,method-assign]

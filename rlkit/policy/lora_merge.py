@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rlkit.models.four_bit import dense
+from rlkit.models.quantised import dense
 from rlkit.policy.lora import LoRA
 
 

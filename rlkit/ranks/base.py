@@ -8,9 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 
@@ -35,6 +38,11 @@ class Ranks(Protocol):
     @property
     def size(self) -> int:
         """Return the number of ranks, >= 1."""
+        ...
+
+    @property
+    def in_step(self) -> bool:
+        """Return whether all ranks must make as many passes through the model, at the same time."""
         ...
 
     def is_mine(self, index: int) -> bool:
@@ -76,6 +84,10 @@ class Ranks(Protocol):
         """Return the largest value over the ranks for each name."""
         ...
 
+    def mesh(self) -> DeviceMesh:
+        """Return the ranks as torch's libraries want them, over its default group."""
+        ...
+
     def costs(self) -> dict[str, float]:
         """Return metrics of what the ranks' messages took since the last call; none for one."""
         ...
@@ -91,6 +103,7 @@ class Alone:
 
     rank: int = 0
     size: int = 1
+    in_step: bool = False
 
     def is_mine(self, index: int) -> bool:
         """Return True: there is nobody else."""
@@ -124,6 +137,10 @@ class Alone:
     def largest(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Return `numbers`."""
         return dict(numbers)
+
+    def mesh(self) -> DeviceMesh:
+        """Raise RankError: there is nobody to share with."""
+        raise RankError("a run of one process shares nothing")
 
     def costs(self) -> dict[str, float]:
         """Return nothing: there are no messages."""

@@ -18,6 +18,21 @@ def deal(sizes: Sequence[int], count: int) -> list[int]:
     return owners
 
 
+def deal_evenly(sizes: Sequence[int], count: int) -> list[int]:
+    """Return the rank of each item so that no rank gets more than one item more than another.
+
+    In each round of one item a rank, the largest goes to the rank that has least so far.
+    """
+    load, owners, free = [0] * count, [0] * len(sizes), list[int]()
+    for number in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        free = free or list(range(count))
+        rank = min(free, key=lambda r: (load[r], r))
+        free.remove(rank)
+        load[rank] += sizes[number]
+        owners[number] = rank
+    return owners
+
+
 def fullest(sizes: Sequence[int], count: int) -> int:
     """Return the sum of the sizes that the fullest of `count` ranks gets."""
     load = [0] * count

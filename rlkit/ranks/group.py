@@ -29,6 +29,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 
 from rlkit.ranks.base import RankError
 from rlkit.ranks.flat import by_owner, moved
+from rlkit.ranks.mesh import mesh_of
 from rlkit.ranks.pulse import Pulse
 from rlkit.ranks.spans import Spans, costs
 
@@ -56,6 +57,7 @@ class Group:
         size: int,
         device: torch.device,
         relayed: tuple[type[Exception], ...],
+        in_step: bool = False,
     ) -> None:
         """Meet the other ranks at a store.
 
@@ -66,18 +68,20 @@ class Group:
             device: The device of the tensors of `add`.
             relayed: Exceptions that all ranks raise when one does, made from their message. Of
                 several the last of this list counts.
+            in_step: Whether all ranks must make as many passes through the model.
 
         Raises:
             RankError: The other ranks did not come in time.
         """
-        self.rank = rank
-        self.size = size
+        self.rank, self.size, self.in_step = rank, size, in_step
+        store = connect()
+        mesh = PrefixStore("mesh", connect())
+        self.mesh = partial(mesh_of, mesh, rank=rank, size=size, device=device)
         self._relayed = relayed
         self._lost = False
         self._spans = Spans()
         # A connection of its own: one that waits for the other ranks would hold up the pulse.
         self._pulse = Pulse(PrefixStore("pulse", connect()), rank, size)
-        store = connect()
         self._store = PrefixStore("turns", connect())
         self._counters = itertools.count()
         try:

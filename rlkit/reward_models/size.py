@@ -31,6 +31,7 @@ class ScorerBytes(NamedTuple):
 
 NO_SCORERS = ScorerBytes()
 
+
 def device_bytes(
     functions: Mapping[str, RewardFunctionConfig],
     device: torch.device,

@@ -86,7 +86,7 @@ class DivergenceMeter:
         spec = OutputSpec(entropy=True, full_kl=full_kl)
         kl, entropy = (torch.zeros_like(batch.sampling_logps) for _ in range(2))
         plan = microbatches(batch, max_tokens=max_tokens, ranks=self.ranks)
-        for rows in share_of(plan, batch, self.ranks):
+        for rows, counts in share_of(plan, batch, self.ranks):
             index = rows.to(self.device)
             micro = batch.rows(index)
             adapter = self.learner.adapter
@@ -101,6 +101,8 @@ class DivergenceMeter:
                 per_token = reverse_k3(out.logps, reference.logps)
             if out.entropy is None:
                 raise RuntimeError("the policy returned no entropy")
+            if not counts:
+                continue
             kl[index] = per_token.to(kl.dtype)
             entropy[index] = out.entropy.to(entropy.dtype)
         return kl, entropy

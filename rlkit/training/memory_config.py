@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Annotated
 
 from rlkit.models.config import QuantConfig, Switch
@@ -23,6 +24,15 @@ def parse_bytes(text: str, *, name: str) -> int:
     return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
+class WeightPlace(StrEnum):
+    """The weights that the trainer computes with are on the ranks in one of these ways."""
+
+    whole = "whole"
+    """Every rank has all of them."""
+    sharded = "sharded"
+    """Each rank keeps a part of every decoder layer; a layer is gathered when it computes."""
+
+
 @dataclass(kw_only=True, slots=True)
 class MemoryConfig(Options):
     """Options that bound the memory of sampling, scoring and the update."""
@@ -39,6 +49,9 @@ class MemoryConfig(Options):
     dry_run: Switch = Switch.auto
     """Forward and backward of the longest prompt and completion before the first step, to fail
     early; auto = on CUDA."""
+    weights: WeightPlace = WeightPlace.whole
+    """Place of the frozen weights with several gpus. `sharded` is for models that fit no card: each
+    pass costs the traffic of all layers."""
     quant: QuantConfig = field(default_factory=QuantConfig)
 
     def __post_init__(self) -> None:
@@ -48,6 +61,11 @@ class MemoryConfig(Options):
                 raise ValueError(f"memory.{key} must be >= 0, got {value}")
         if self.budget:
             parse_bytes(self.budget, name="memory.budget")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Return whether each rank has a part of the layers alone."""
+        return self.weights is WeightPlace.sharded
 
     @property
     def budget_bytes(self) -> int | None:

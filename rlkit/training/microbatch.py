@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from rlkit.ranks import ALONE, Ranks
-from rlkit.ranks.deal import deal
+from rlkit.ranks.deal import deal, deal_evenly
 from rlkit.types import Algorithm, RolloutBatch, TrainBatch
 
 
@@ -64,18 +65,32 @@ def microbatches(
     return list(torch.arange(num_rows).tensor_split([i * rows_per_unit for i in starts[1:]]))
 
 
-def share_of(plan: Sequence[Tensor], batch: RolloutBatch, ranks: Ranks) -> list[Tensor]:
+class Share(NamedTuple):
+    """This is a micro-batch that a rank computes."""
+
+    rows: Tensor
+    """Indices of rows, int64, on the CPU."""
+    counts: bool = True
+    """False: another rank has these rows, and this one only keeps in step with it."""
+
+
+def share_of(plan: Sequence[Tensor], batch: RolloutBatch, ranks: Ranks) -> list[Share]:
     """Return the micro-batches of `plan` that this rank computes, in their order.
 
     The longest go first, each to the rank that has the fewest tokens so far. All ranks find the
-    same shares, because they have the same batch.
+    same shares, because they have the same batch. Ranks in step get as many each; one that has too
+    few computes the shortest of all again, for nothing.
     """
     if ranks.size == 1:
-        return list(plan)
+        return [Share(rows) for rows in plan]
     lengths = batch.prompt_mask.sum(1) + batch.exists.sum(1)
     tokens = [int(lengths[rows.to(lengths.device)].sum()) for rows in plan]
-    owners = deal(tokens, ranks.size)
-    return [rows for rows, owner in zip(plan, owners, strict=True) if owner == ranks.rank]
+    owners = (deal_evenly if ranks.in_step else deal)(tokens, ranks.size)
+    own = [Share(rows) for rows, owner in zip(plan, owners, strict=True) if owner == ranks.rank]
+    if ranks.in_step and plan:
+        missing = -(-len(plan) // ranks.size) - len(own)
+        own += [Share(plan[tokens.index(min(tokens))], counts=False)] * missing
+    return own
 
 
 def _starts(units: list[list[list[int]]], max_tokens: int, *, share_prompts: bool) -> list[int]:
@@ -104,6 +119,17 @@ def _tokens(unit: list[list[int]], groups: set[int] | None) -> int:
     return total
 
 
+class TrainRows(NamedTuple):
+    """This is a micro-batch of an update."""
+
+    rows: Tensor
+    """Their indices, on the device of the batch."""
+    with_gradient: bool
+    """False: they are only measured."""
+    counts: bool
+    """As in `Share`."""
+
+
 def train_microbatches(
     batch: TrainBatch,
     algorithm: Algorithm,
@@ -111,8 +137,8 @@ def train_microbatches(
     max_tokens: int,
     share_prompts: bool,
     ranks: Ranks = ALONE,
-) -> Iterator[tuple[Tensor, bool]]:
-    """Yield the rows of this rank's micro-batches of an update, and whether they have a gradient.
+) -> Iterator[TrainRows]:
+    """Yield the rows of this rank's micro-batches of an update.
 
     Args:
         batch: The prepared rows.
@@ -122,7 +148,7 @@ def train_microbatches(
         ranks: The ranks of the run.
 
     Yields:
-        Indices of rows on the device of the batch; over all ranks every row comes once.
+        Rows; over all ranks every row counts once.
     """
     # A critic keeps a graph of its own beside the policy's until both run backward.
     num_graphs = 2 if algorithm.outputs.values else 1
@@ -138,7 +164,8 @@ def train_microbatches(
             ranks=ranks,
         )
         for part in share_of(plan, rollout, ranks):
-            yield rows[part.to(rows.device)], with_gradient
+            index = rows[part.rows.to(rows.device)]
+            yield TrainRows(index, with_gradient, part.counts)
 
 
 def _busy_and_idle(batch: TrainBatch, algorithm: Algorithm) -> tuple[Tensor, Tensor]:

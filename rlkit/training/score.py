@@ -55,7 +55,7 @@ def _own_columns(
     wanted = OutputSpec(values=Column.values in algorithm.needs)
     temperature = settings.temperature
     with torch.no_grad():
-        for rows in share_of(plan, batch, settings.ranks):
+        for rows, counts in share_of(plan, batch, settings.ranks):
             index = rows.to(batch.prompt_ids.device)
             micro = batch.rows(index)
             found: dict[Column, Tensor | None] = {}
@@ -69,7 +69,7 @@ def _own_columns(
                     micro, adapter=None, temperature=temperature, spec=OutputSpec()
                 )
                 found[Column.ref_logps] = reference.logps
-            for column in algorithm.needs:
+            for column in algorithm.needs if counts else ():
                 value = found[column]
                 if value is None:
                     raise RuntimeError(f"the policy returned no {column.value}")

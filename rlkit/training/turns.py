@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from rlkit.ranks import Ranks
 from rlkit.training.exchange import Sampled, decode, encode
 from rlkit.training.scoring import ScoringNumbers
+from rlkit.training.together import Together
 from rlkit.types import (
     Generator,
     Group,
@@ -32,6 +33,8 @@ class Portion(NamedTuple):
     """Prompts that it begins with; 0 = its whole share, and no more."""
     refills: bool = False
     """Whether its one call takes further prompts on the way; else further calls do."""
+    together: bool = False
+    """Whether all ranks make one call at once, also for no prompt."""
 
 
 class Sample(Protocol):
@@ -50,6 +53,8 @@ def portion_of(generator: Generator, num_samples: int, *, at_once: int) -> Porti
 
     `at_once` is for generators that cannot refill: prompts of one call, 0 = the whole share.
     """
+    if isinstance(generator, Together):
+        return Portion(together=True)
     if isinstance(generator, RefillingGenerator):
         held = generator.prompts_at_once(num_samples)
         return Portion(held, refills=held > 0)
@@ -101,7 +106,8 @@ def sample_by_turns(
     Args:
         ranks: The ranks of the run.
         prompts: The prompts, the same on every rank.
-        sample: It samples and scores the prompts at some places; it is not called for none.
+        sample: It samples and scores the prompts at some places. It is called for none only where
+            ranks sample together.
         portion: The prompts that a rank takes together, the same on all.
 
     Returns:
@@ -120,10 +126,10 @@ def sample_by_turns(
     def work() -> bytes:
         done, found, numbers = list[int](), list[Group](), list[ScoringNumbers]()
         source = _noted(_places(mine, left, turn), done)
-        while calls := _next_call(source, portion, mine):
+        while (calls := _next_call(source, portion, mine)) or portion.together:
             groups, more = sample(calls)
             found, numbers = [*found, *groups], [*numbers, more]
-            if portion.refills:
+            if portion.refills or portion.together:
                 break
         return encode(done, found, _sum(numbers))
 

@@ -211,7 +211,7 @@ def _own_gradient(
     logps = torch.zeros_like(batch.rollout.sampling_logps)
     sums: dict[str, Tensor] = defaultdict(lambda: logps.new_zeros(()))
     learns = False
-    for index, with_gradient in train_microbatches(
+    for index, with_gradient, counts in train_microbatches(
         batch,
         algorithm,
         max_tokens=settings.tokens_per_microbatch,
@@ -229,7 +229,10 @@ def _own_gradient(
             loss, metrics = algorithm.loss(output, micro)
         if with_gradient:
             learns = True
-            backward(loss if loss_scale == 1.0 else loss * loss_scale)
+            factor = loss_scale if counts else 0.0
+            backward(loss if factor == 1.0 else loss * factor)
+        if not counts:
+            continue
         logps[index] = output.logps.detach().to(logps.dtype)
         for name, value in {**metrics, "loss": loss.detach()}.items():
             sums[name] += value

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.memory import tiny
 from benchmarks.random_nf4 import write_nf4_folder
-from rlkit.models.four_bit import dense
+from rlkit.models.quantised import dense
 from rlkit.models.quantize import quantisable, settle, tensors_of
 from rlkit.plan.headline import ROWS
 

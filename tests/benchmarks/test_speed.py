@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_trace import Kernel, busy_us, by_name, in_order, one_step
-from benchmarks.speed import table
+from benchmarks.speed import rows_of, table
 
 
 def side(step: float) -> dict[str, Any]:
@@ -17,9 +19,18 @@ def side(step: float) -> dict[str, Any]:
 def test_medians_stand_beside_the_limit_and_the_others() -> None:
     rows = {"W1": {"rlkit": side(2.0), "trl": side(7.0)}, "Q1": {"rlkit": {"error": "no card"}}}
     assert table(rows).splitlines()[2:] == [
-        "| W1 | 0.88 | 0.50 / 0.25 / 0.12 | **2.00** | 24 | 7.00 (3.50x) |",
+        "| W1 | 0.88 | 0.50 / 0.25 / 0.12 | **2.00** | 24 | 7.00 (3.50x, 24 GB) |",
         "| Q1 |  |  | no card |  |  |",
     ]
+
+
+def test_files_of_several_runs_make_one_table(tmp_path: Path) -> None:
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    files[0].write_text(json.dumps({"results": {"W4": {"rlkit": 1}, "W2": {"rlkit": 2}}}))
+    files[1].write_text(json.dumps({"results": {"W2": {"trl": 3}, "W1": {"trl": 4}}}))
+    found = rows_of(files)
+    assert list(found) == ["W1", "W2", "W4"]
+    assert found == {"W1": {"trl": 4}, "W2": {"rlkit": 2, "trl": 3}, "W4": {"rlkit": 1}}
 
 
 KERNELS = [

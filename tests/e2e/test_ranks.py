@@ -146,3 +146,48 @@ def test_two_engines_that_hold_less_than_their_shares_sample_what_one_samples(
         found.append([(r["step"], r["prompt"], r["completion"], r["reward"]) for r in rows])
     assert len(found[0]) == 64 and len(set(found[0])) > 32
     assert found[0] == found[1]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not is_installed(), reason="vLLM is not installed")
+@pytest.mark.parametrize(
+    "options",
+    [[], ["memory.weights=sharded"], ["model.tuning=full", "optim.learning_rate=1e-4"]],
+    ids=["adapter", "sharded", "full"],
+)
+def test_two_ranks_that_are_one_engine_sample_what_one_rank_samples(
+    options: list[str], rlkit: RunCLI, small: list[str], tmp_path: Path
+) -> None:
+    """The evaluation has one prompt, so that the second rank samples for the first alone."""
+    folder = tmp_path / "random"
+    write_random_model(folder, "tiny", dtype=torch.float32)
+    common = [*small, f"model.source={folder}", "generator=vllm", "prompts_per_step=4"]
+    common += ["steps=3", "device=cpu", "evaluation.num_prompts=1", *options]
+    sharded = "memory.weights=sharded" in options
+    sides = {
+        "one": [] if not sharded else ["memory.weights=whole"],
+        "two": ["gpus=2", "generator.tensor_parallel=2"],
+    }
+    found = {}
+    for name, side in sides.items():
+        done = rlkit(*common, *side, f"run_dir={name}", timeout=240)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        files = sorted((tmp_path / name / "completions").glob("step-*.parquet"))
+        rows = [row for file in files for row in parquet.read_table(file).to_pylist()]
+        found[name] = [(r["step"], r["prompt"], r["completion"], r["reward"]) for r in rows]
+    assert len(found["one"]) == 48 and len(set(found["one"])) > 24
+    assert found["one"] == found["two"]
+
+
+@pytest.mark.nightly
+def test_two_ranks_that_share_the_layers_learn_what_two_with_all_layers_learn(
+    rlkit: RunCLI, small: list[str], tmp_path: Path
+) -> None:
+    for name, weights in (("whole", "whole"), ("sharded", "sharded")):
+        options = ["gpus=2", f"memory.weights={weights}", f"run_dir={name}", "steps=3"]
+        done = rlkit(*small, *FLOAT32, *options)
+        assert done.returncode == 0, done.stderr
+    whole, sharded = adapter(tmp_path / "whole"), adapter(tmp_path / "sharded")
+    assert max(float(t.abs().max()) for t in whole.values()) > 1e-2
+    assert all(torch.equal(tensor, sharded[name]) for name, tensor in whole.items())
+    assert "whole would fit as well" in done.stdout + done.stderr

@@ -77,6 +77,27 @@ def test_all_weights_train_inside_the_engine(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("generator", ["vllm", "hf"])
+def test_a_base_in_8_bits_is_one_policy(folder: Path, tmp_path: Path, generator: str) -> None:
+    """Sampler and trainer have the same numbers: float32 differs by rounding alone."""
+    options = ["memory.quant.kind=fp8", f"generator={generator}"]
+    done = run(folder, tmp_path, *options)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "14 linear layers in fp8 (e4m3)" in done.stdout + (tmp_path / "run/log.txt").read_text()
+    if generator == "vllm":
+        assert "weights shared" in done.stdout
+        assert "LoRA to vLLM: in_place, 14 layers" in done.stdout
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert len(records) == 2
+    for record in records:
+        assert record["sampling/sampling_logp_difference/max"] < 1e-3
+        assert record["sampling/ess"] > 0.999
+    again = run(folder, tmp_path, *options, "steps=3", "resume=auto")
+    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.nightly
 def test_qlora_and_4_bit_rollouts(folder: Path, tmp_path: Path) -> None:
     """One NF4 base for both sides; and NF4 for vLLM alone, whose mismatch the metrics show."""
     cache = f"model.cache_dir={tmp_path / 'cache'}"

@@ -107,6 +107,24 @@ def test_a_run_on_a_4_bit_base(source: Path, tmp_path: Path) -> None:
     assert export(folder, "gguf:f16", tmp_path / "out", "--max-kl", "1e-3") == 0
 
 
+def test_a_run_on_an_8_bit_base(source: Path, tmp_path: Path) -> None:
+    """A merged layer is the adapter on what the run computed with, by hand from torch's format."""
+    memory = MemoryConfig(quant=QuantConfig(kind=QuantKind.fp8))
+    folder = run_folder(tmp_path / "run", source, memory=memory)
+    random_adapter(source, folder, LORA)
+    out = tmp_path / "out"
+    assert export(folder, "merged16", out, "--max-kl", "1e-3", "--dtype", "fp32") == 0
+    name = "model.layers.1.mlp.down_proj.weight"
+    plain = AutoModelForCausalLM.from_pretrained(source).get_parameter(name).double()
+    update = _merged(source, folder)[name] - plain
+    largest = plain.abs().amax(1, keepdim=True)
+    scale = 2.0 ** torch.ceil(torch.log2(largest / 448.0)).clamp(min=-15)
+    number = (plain / scale).float().to(torch.float8_e4m3fn).double() * scale
+    found = AutoModelForCausalLM.from_pretrained(out).get_parameter(name).double()
+    torch.testing.assert_close(found, number + update, atol=1e-6, rtol=1e-5)
+    assert bool(((number - plain).abs() > 1e-4).any())
+
+
 def test_a_run_that_trained_all_weights(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

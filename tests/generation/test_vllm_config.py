@@ -19,6 +19,7 @@ from rlkit.generation.vllm.config import (
 )
 from rlkit.generation.vllm.memory import (
     GIB,
+    NF4_BYTES,
     OVERHEAD_BYTES,
     Budget,
     CacheShape,
@@ -133,7 +134,7 @@ def test_weight_bytes_are_those_of_the_model_but_for_norms_and_biases() -> None:
         exact = sum(p.numel() for p in model.parameters() if p.ndim == 2) * 4
         assert weight_bytes(model.config, bytes_per_parameter=4) == exact
         layers = sum(p.numel() for n, p in model.named_parameters() if "_proj" in n and p.ndim == 2)
-        in_nf4 = weight_bytes(model.config, bytes_per_parameter=4, in_nf4=True)
+        in_nf4 = weight_bytes(model.config, bytes_per_parameter=4, bytes_in_layers=NF4_BYTES)
         # 4 bits a weight, 8 bits a block of 64, 32 bits for 256 of those.
         assert in_nf4 == pytest.approx(exact - (4 - 0.5 - 1 / 64 - 4 / 64 / 256) * layers, rel=1e-3)
 

@@ -269,23 +269,43 @@ def test_when_dense_products_are_tried() -> None:
 
 _FUSED = """
 import sys
+import torch
 from pathlib import Path
 from test_vllm_dense import Pair, hf_of, managers
 from vllm_models import in_worker, save_tiny, tiny_llm
 from rlkit.generation.vllm.accel import dense, dense_norm
 
 family = sys.argv[2]
-location = save_tiny(Path(sys.argv[1]), family)
+location = save_tiny(Path(sys.argv[1]), family.removesuffix("_fp8"))
 dense.WIDE_ROWS = 16  # prompts of the probe have more rows, decoded batches fewer
 
+in_fp8, options = frozenset(), {}
+if family.endswith("_fp8"):
+    from transformers import AutoConfig
+    from rlkit.generation.vllm import fp8
+    from rlkit.generation.vllm.accel.narrow import NarrowWeight, Workspace
+    from rlkit.models.quantize import fp8_layers
+    from rlkit.models.fp8 import dequantise, quantise
+    from rlkit.models import QuantConfig, QuantKind
+    in_fp8 = fp8_layers(QuantConfig(kind=QuantKind.fp8), AutoConfig.from_pretrained(location))
+    overrides = {"quantization_config": fp8.config_of(in_fp8)}
+    options = {"quantization": fp8.NAME, "hf_overrides": overrides}
+
 def install(worker):
+    workspace = Workspace(torch.device("cpu")) if in_fp8 else None
+    for layer in worker.model_runner.get_model().modules():
+        if hasattr(layer, "fp8_scale"):  # as an engine on CUDA prepares them
+            layer.fp8_rows = NarrowWeight(layer.weight.data, layer.fp8_scale, workspace)
     layers = dense.install(managers(worker), fused=True)
     return layers, dense_norm.install_norms(managers(worker).model, layers)
 
-with tiny_llm(location, dense=True) as llm:
+with tiny_llm(location, dense=True, **options) as llm:
     pair = Pair(llm, hf_of(location))
+    for name in in_fp8:
+        weight = pair.hf.get_parameter(name + ".weight")
+        weight.data = dequantise(*quantise(weight.data), weight.dtype)
     layers, num_norms = in_worker(llm, install)
-    assert len(layers) == 8 and all(layer.wide is not None for layer in layers.values())
+    assert len(layers) == 8 and all(layer.wide_size is not None for layer in layers.values())
     assert [layer.gated for layer in layers.values()] == 2 * [False, False, True, False]
     assert [layer.deferred for layer in layers.values()] == 2 * [False, True, False, True]
     assert num_norms == 4
@@ -302,10 +322,11 @@ with tiny_llm(location, dense=True) as llm:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("family", ["qwen2_tied", "qwen3", "llama"])
+@pytest.mark.parametrize("family", ["qwen2_tied", "qwen3", "llama", "qwen2_tied_fp8", "llama_fp8"])
 def test_the_kernels_of_cuda_inside_an_engine(tmp_path: Path, family: str) -> None:
     here = Path(__file__).parent
-    folders = os.pathsep.join([str(here), str(here.parent), str(here.parents[1])])
+    places = (here, here.parent, here.parent / "support", here.parents[1])
+    folders = os.pathsep.join(map(str, places))
     done = subprocess.run(
         [sys.executable, "-c", _FUSED, str(tmp_path), family],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": folders},

@@ -20,7 +20,7 @@ if INTERPRETED:
     pytest.skip("interpreted functions cannot be compiled", allow_module_level=True)
 
 import triton
-from kernel_signatures import CASES
+from kernel_signatures import CASES, WITH_CODES
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -29,10 +29,12 @@ from rlkit.generation.vllm.accel import (
     draft_kernels,
     lora_kernels,
     lora_norm,
+    narrow,
     rotary_kernel,
 )
 from rlkit.kernels import _kl_triton, _layers_triton, _logps_kernels, _rotary_triton
 from rlkit.kernels.tilings import Tiling, forced, tiling_of
+from rlkit.models import fp8_kernel
 
 SHARED_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Shared memory that one program may have, from NVIDIA's table of compute capabilities."""
@@ -183,6 +185,29 @@ def test_compiles_in_float16(
     assert made.spills <= 16
 
 
+@pytest.mark.parametrize(
+    ("target", "half"), [(89, "bf16"), (90, "bf16"), (90, "fp16"), (100, "bf16"), (120, "bf16")]
+)
+@pytest.mark.parametrize(
+    ("kernel", "types", "constants"), [c[1:] for c in WITH_CODES], ids=[c[0] for c in WITH_CODES]
+)
+def test_codes_of_8_bits_compile(
+    kernel: Any, types: str, constants: dict[str, Any], target: int, half: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        k: constants[k] for k in ("num_warps", "num_stages") if k in constants
+    }
+    constants = {k: v for k, v in constants.items() if k not in options}
+    if "EARLY" in constants:
+        constants |= {"EARLY": target >= 90, "launch_pdl": target >= 90, "PACKED": half == "bf16"}
+    made = build(
+        kernel, types.replace("half", half), constants, target,
+        options=options, aligned=True, folder=tmp_path,
+    )  # fmt: skip
+    assert made.shared_kib <= SHARED_KIB[target]
+    assert made.spills <= 16
+
+
 def test_every_kernel_is_compiled() -> None:
     """Functions that only other kernels call are compiled with them."""
     modules = (
@@ -195,6 +220,8 @@ def test_every_kernel_is_compiled() -> None:
         _layers_triton,
         _logps_kernels,
         _rotary_triton,
+        narrow,
+        fp8_kernel,
     )
     launched = {
         name
@@ -205,7 +232,9 @@ def test_every_kernel_is_compiled() -> None:
     called = {"scaled_logits", "_finish_tile", "_load_tile", "_store_tile"}
     called |= {"_load_logits", "_excess", "_log_sums", "_terms", "_exponent", "LN_2"}
     called |= {"_weights", "_inputs", "_outputs", "_updated", "_turned", "_one_of"}
-    assert launched - called == {case[1].__name__ for case in CASES} | {"exponentials"}
+    called |= {"_dot", "_numbers"}
+    compiled = {case[1].__name__ for case in [*CASES, *WITH_CODES]}
+    assert launched - called == compiled | {"exponentials"}
 
 
 def _table() -> None:

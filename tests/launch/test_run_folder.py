@@ -50,6 +50,12 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
         check_same_run(config_of("reward.special_tokens=keep"), folder)
 
 
+def test_how_ranks_share_the_work_is_no_part_of_an_identity() -> None:
+    one = config_of("generator=vllm")
+    two = ("gpus=2", "generator.tensor_parallel=2", "memory.weights=sharded")
+    assert identity_hash(config_of("generator=vllm", *two)) == identity_hash(one)
+
+
 def test_newer_options_at_their_old_value_are_no_part_of_an_identity() -> None:
     assert not set(NEWER_OPTIONS) & set(identity(config_of()))
     assert job_id(config_of("reward.special_tokens=drop")) == job_id(config_of())

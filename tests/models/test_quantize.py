@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from quantised_models import gradients, layer, load
 from tiny_models import make_batch, random_ids
-from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rlkit.models import DType, ModelConfig, QuantConfig, QuantKind
 from rlkit.models.config import Checkpointing
-from rlkit.models.four_bit import dense
-from rlkit.models.load import BaseModel, load_model
+from rlkit.models.quantised import dense
 from rlkit.models.quantize import (
     kept_layers,
     meta_model,
@@ -40,17 +39,6 @@ LEVELS = torch.tensor([
     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
     0.7229568362236023, 1.0,
 ])  # fmt: skip
-
-
-def load(folder: Path, quant: QuantConfig = NF4, **options: object) -> BaseModel:
-    config = ModelConfig(source=str(folder), lora=LoRAConfig(rank=4), **options)  # type: ignore[arg-type]
-    return load_model(config, device=CPU, say=lambda _: None, quant=quant)
-
-
-def layer(model: nn.Module, name: str) -> nn.Linear:
-    found = model.get_submodule(name)
-    assert isinstance(found, nn.Linear)
-    return found
 
 
 def test_values_are_the_nearest_levels_of_the_paper(folder: Path) -> None:
@@ -97,25 +85,12 @@ def test_widths_that_bitsandbytes_misreads_are_said(folder: Path) -> None:
 
 
 def test_the_head_and_embeddings_stay(folder: Path) -> None:
-    plain, quantised = load(folder, QuantConfig()).model, load(folder).model
+    plain, quantised = load(folder, QuantConfig()).model, load(folder, NF4).model
     kinds = {name: type(module).__name__ for name, module in quantised.named_modules()}
     assert {kinds[name] for name in quantisable(plain)} == {"Linear4bit"}
     assert kinds["lm_head"] == "Linear"
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
         assert torch.equal(quantised.get_parameter(name), plain.get_parameter(name))
-
-
-def _gradients(base: BaseModel, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-    policy = new_policy(base, ModelConfig(lora=LoRAConfig(rank=4)), seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    for leaf in policy.adapter.values():
-        leaf.data = torch.randn(leaf.shape, generator=generator) * 0.1
-    batch = make_batch([random_ids(5, seed=2), random_ids(8, seed=3)], [[5, 6, 7], [9, 4]])
-    logps = policy.forward(batch, adapter=policy.adapter, temperature=1.0).logps
-    (logps * torch.randn(logps.shape, generator=generator)).sum().backward()  # type: ignore[no-untyped-call]
-    grads = {k: v.grad for k, v in policy.adapter.items() if v.grad is not None}
-    assert grads.keys() == policy.adapter.keys()
-    return logps.detach(), grads
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
@@ -134,10 +109,10 @@ def test_adapter_gradients_are_those_of_the_dequantised_weights(
     for model in (exact.model, plain.model):
         for name, module in quantisable(model).items():
             module.weight.data = dense(layer(base.model, name).weight).to(module.weight.dtype)
-    truth, expected = _gradients(exact, seed=7)
+    truth, expected = gradients(exact, seed=7)
     errors = {}
     for kind, found in (("nf4", base), ("plain", plain)):
-        logps, grads = _gradients(found, seed=7)
+        logps, grads = gradients(found, seed=7)
         assert torch.allclose(logps, truth, rtol=tolerance, atol=tolerance)
         assert all(grad.dtype == torch.float32 for grad in grads.values())
         norms = [(g - expected[k]).norm() / expected[k].norm() for k, g in grads.items()]
@@ -147,7 +122,7 @@ def test_adapter_gradients_are_those_of_the_dequantised_weights(
 
 
 def test_zero_b_is_bitwise_the_base_model_and_checkpointing_that_without(folder: Path) -> None:
-    policy = new_policy(load(folder), ModelConfig(lora=LoRAConfig(rank=4)), seed=0)
+    policy = new_policy(load(folder, NF4), ModelConfig(lora=LoRAConfig(rank=4)), seed=0)
     batch = make_batch([random_ids(5, seed=2), random_ids(8, seed=3)], [[5, 6, 7], [9, 4]])
     out = policy.forward(batch, adapter=policy.adapter, temperature=1.0)
     with torch.no_grad():
@@ -224,14 +199,14 @@ def test_gradients_in_another_dtype_than_the_folder_was_made_in(
     folder: Path, tmp_path: Path
 ) -> None:
     """Up to bfloat16's rounding: bitsandbytes' backward pass rounds the weights to their dtype."""
-    made = load(folder, dtype=DType.bf16)
+    made = load(folder, NF4, dtype=DType.bf16)
     made.model.save_pretrained(tmp_path / "nf4")
     made.tokenizer.save_pretrained(tmp_path / "nf4")
-    wide, exact = load(tmp_path / "nf4", dtype=DType.fp32), load(folder, QuantConfig())
+    wide, exact = load(tmp_path / "nf4", NF4, dtype=DType.fp32), load(folder, QuantConfig())
     theirs = dict(wide.model.named_parameters())
     for name, weight in exact.model.named_parameters():
         weight.data = dense(theirs[name]).float()
-    (_, expected), (_, grads) = _gradients(exact, seed=7), _gradients(wide, seed=7)
+    (_, expected), (_, grads) = gradients(exact, seed=7), gradients(wide, seed=7)
     for name, grad in grads.items():
         assert (grad - expected[name]).norm() < 0.1 * expected[name].norm()
 
@@ -247,4 +222,4 @@ def test_refusals(folder: Path) -> None:
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(ValueError, match="NF4, got quantisation gptq"):
-        load(folder)
+        load(folder, NF4)

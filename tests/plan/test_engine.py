@@ -12,12 +12,13 @@ from benchmarks.memory_row import row_config
 from rlkit.generation import VLLMGeneratorConfig
 from rlkit.generation.demand import Sampler
 from rlkit.generation.vllm.config import Compilation, Quantization
-from rlkit.models.config import Checkpointing, QuantConfig, Switch
+from rlkit.models.config import Checkpointing, QuantConfig, QuantKind, Switch
 from rlkit.plan.choose import Plan, make_plan
 from rlkit.plan.cost import step_seconds
 from rlkit.plan.headline import ROWS
 from rlkit.plan.of_config import request_of, with_plan
 from rlkit.plan.parts import GB, GRAPH_BYTES, GRAPH_BYTES_PER_LAYER, Choice, parts_of
+from rlkit.training.optim import OptimKind
 
 SMALL, LARGE, _, LARGEST = ROWS
 
@@ -104,6 +105,50 @@ def test_4_bit_rollouts_under_a_16_bit_trainer_count_their_own_weights() -> None
     assert part(plan, "vLLM: weights of its own") == (work.engine_weight_bytes,) * 2
     config = VLLMGeneratorConfig(quantization=Quantization.nf4)
     assert config.weights.value == "auto"
+
+
+@pytest.mark.parametrize("gigabytes", [80, 24])
+def test_8b_in_8_bits_is_planned(gigabytes: int) -> None:
+    """One copy for engine and trainer: a byte a weight in layers, 4 bytes a row, 2 elsewhere."""
+    quant = QuantConfig(kind=QuantKind.fp8)
+    work = replace(LARGE.work(), quant=quant, max_prompt=128, max_completion=512)
+    rows = 4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096
+    inputs = 4096 * (4096 + 2 * 1024 + 4096 + 2 * 14336) + 14336 * 4096
+    elsewhere = 2 * (2 * 128256 * 4096 + 65 * 4096)
+    assert work.weight_bytes == 32 * (inputs + 4 * rows) + elsewhere == 9_086_705_664
+    plan = make_plan(work, LARGE.request(), budget=gigabytes * GB)
+    assert part(plan, "base model")[0] == work.weight_bytes
+    assert sum(p.sampling for p in plan.parts) <= gigabytes * GB
+    assert sum(p.training for p in plan.parts) <= gigabytes * GB
+
+
+@pytest.mark.parametrize(
+    ("kind", "gigabytes", "tokens", "mode", "at_once", "peak"),
+    [
+        ("none", 80, 8448, "off", 64, 58.1),
+        ("nf4", 80, 8448, "off", 64, 47.7),
+        ("fp8", 80, 8448, "off", 64, 51.1),
+        ("none", 24, 8448, "on", 32, 22.2),
+        ("nf4", 24, 2560, "off", 64, 20.2),
+        ("fp8", 24, 2560, "off", 64, 23.3),
+    ],
+)
+def test_the_table_of_an_8b_in_the_docs(
+    kind: str, gigabytes: int, tokens: int, mode: str, at_once: int, peak: float
+) -> None:
+    """The rows of docs/memory/plan.md: 64 completions of 128 + 512 tokens a step."""
+    work = replace(
+        LARGE.work(), quant=QuantConfig(kind=QuantKind(kind)), optim=OptimKind.adamw,
+        max_prompt=128, max_completion=512, num_prompts=8, group_size=8, max_at_once=64,
+    )  # fmt: skip
+    request = replace(LARGE.request(), tokens_per_microbatch=None)
+    plan = make_plan(work, request, budget=gigabytes * GB)
+    choice = plan.choice
+    assert (choice.tokens_per_microbatch, choice.checkpointing.value) == (tokens, mode)
+    assert choice.at_once == at_once
+    assert round(plan.peak / GB, 1) == peak
+    table = (Path(__file__).parents[2] / "docs/memory/plan.md").read_text()
+    assert f"{tokens:,} tokens, {at_once} at once, {peak} GB" in table
 
 
 def test_the_self_test_of_a_large_adapter_is_counted() -> None:

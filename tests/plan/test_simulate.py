@@ -12,10 +12,18 @@ from tiny_models import make_batch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
-from rlkit.models.config import Checkpointing, ModelConfig, QuantConfig, Switch, TuningKind
+from rlkit.models.config import (
+    Checkpointing,
+    ModelConfig,
+    QuantConfig,
+    QuantKind,
+    Switch,
+    TuningKind,
+)
 from rlkit.models.load import BaseModel
 from rlkit.models.quantize import meta_model, tensors_of
 from rlkit.plan import sizes
+from rlkit.plan.headline import ROWS
 from rlkit.plan.live import LiveBytes
 from rlkit.plan.simulate import TrainingWork, peaks
 from rlkit.policy.lora import LoRAConfig, attach, init_adapter
@@ -105,7 +113,7 @@ def test_planned_activations_are_those_of_the_policy(
         num_tokens=rows * (prompt + completion - 1),
         num_scored=rows * completion,
         dtype=dtype,
-        in_nf4=False,
+        quant=QuantKind.none,
         lora_rank=16,
         lora_targets=(),
         checkpointing=mode,
@@ -116,9 +124,26 @@ def test_planned_activations_are_those_of_the_policy(
     assert abs(planned / live.peak - 1) < 0.10
 
 
+def test_joined_layers_of_8_bits_are_dequantised_as_a_whole() -> None:
+    """A layer's q, k and v are one product: 4096 + 2 x 1024 rows where NF4 has 4096 at most.
+
+    With this many tokens the peak is at that product.
+    """
+    config = ROWS[1].work().hf_config
+    found = {}
+    for quant in (QuantKind.nf4, QuantKind.fp8):
+        work = TrainingWork(
+            num_tokens=2048, num_scored=32, dtype=torch.bfloat16, quant=quant, lora_rank=16,
+            lora_targets=(), checkpointing=Checkpointing.on, ragged=True,
+        )  # fmt: skip
+        found[quant] = peaks(config, work).layers
+    more = found[QuantKind.fp8] - found[QuantKind.nf4]
+    assert 2 * 4096 * 2 * 1024 < more < 2 * 4096 * (4096 + 2 * 1024) * 1.2
+
+
 def test_layers_add_the_same_each_time() -> None:
     work = TrainingWork(
-        num_tokens=300, num_scored=200, dtype=torch.bfloat16, in_nf4=True, lora_rank=16,
+        num_tokens=300, num_scored=200, dtype=torch.bfloat16, quant=QuantKind.nf4, lora_rank=16,
         lora_targets=(),
         checkpointing=Checkpointing.on, ragged=True,
     )  # fmt: skip
@@ -134,7 +159,7 @@ def test_rotary_factors_that_depend_on_the_length_take_the_same_memory(kind: str
         rope |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
         rope["original_max_position_embeddings"] = 64
     work = TrainingWork(
-        num_tokens=300, num_scored=200, dtype=torch.bfloat16, in_nf4=False, lora_rank=16,
+        num_tokens=300, num_scored=200, dtype=torch.bfloat16, quant=QuantKind.none, lora_rank=16,
         lora_targets=(),
         checkpointing=Checkpointing.off, ragged=False,
     )  # fmt: skip

@@ -9,8 +9,8 @@ import torch
 from tiny_models import tiny_model
 from torch import Tensor, nn
 
-from rlkit.models.four_bit import dense
 from rlkit.models.joined import Frozen, adjoined, input_gradient, product
+from rlkit.models.quantised import dense
 from rlkit.policy.lora import LoRA, LoRAConfig, attach, init_adapter
 from rlkit.policy.lora_groups import Groups, LayerShape
 from rlkit.policy.lora_linear import compute_copies, updated_linear

@@ -11,14 +11,20 @@ from rlkit.generation.vllm.accel import (
     draft_kernels,
     lora_kernels,
     lora_norm,
+    narrow,
     rotary_kernel,
 )
 from rlkit.kernels import _kl_triton, _layers_triton, _logps_kernels, _rotary_triton
+from rlkit.models import fp8_kernel
 
 _LORA = {"RANK": 16, "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_R": 16, "EARLY": True, "launch_pdl": True}
 _HEADS = {"ROTATED": True, "QUERIES": 12, "KEYS": 2, "HALF": 64, "BLOCK": 64, "HEADS": 16}
 _PLAIN = {"BIAS": True, "SOFTCAP": True}
-CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
+_NARROW = {"K": 4096, "DEPTH": 1024, "SPLITS": 4, "BIAS": True, "BLOCK_M": 64, "EARLY": True}
+_NARROW |= {"launch_pdl": True}
+_OF_NARROW = "*half *half {} *fp32 *half *half *fp32 *i32" + 5 * " i32"
+Case = tuple[str, Any, str, dict[str, Any]]
+CASES: list[Case] = [
     (
         "rotary",
         rotary_kernel._rotary_kernel,
@@ -159,4 +165,19 @@ CASES: list[tuple[str, Any, str, dict[str, Any]]] = [
         "*i64 *i64 i32 *i32 *i32 *i32 i32 *i32 *i32 *i32 *i32 *i32 i32",
         {"TOKENS": 4},
     ),
+]
+WITH_CODES: list[Case] = [
+    (
+        f"narrow_e4m3_{block_n}_{block_k}_{num_warps}_{num_stages}",
+        narrow._product_kernel,
+        _OF_NARROW.format("*u8"),
+        _NARROW
+        | {"CODES": True, "BLOCK_N": block_n, "BLOCK_K": block_k}
+        | {"num_warps": num_warps, "num_stages": num_stages, "STAGES": num_stages, "PACKED": True},
+    )
+    for block_n, block_k, num_warps, num_stages in narrow.SIZES[:2]  # those of `tiling`
+]
+"""These read e4m3, from 8.9 on; number of warps and of stages are options of the compiler."""
+WITH_CODES += [
+    ("values_of_e4m3", fp8_kernel._values_kernel, "*half *u8 *fp32 i32 i64", {"BLOCK": 4096})
 ]

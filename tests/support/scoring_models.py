@@ -37,7 +37,8 @@ def wide_classifier(folder: Path, family: str, **options: Any) -> None:
     tokenizer = byte_level_tokenizer()
     if family != "gpt_neox":
         options = {"num_key_value_heads": 2, **options}
-    config = CONFIG_MAPPING[family](
+    made: Any = CONFIG_MAPPING[family]
+    config = made(
         vocab_size=len(tokenizer),
         num_labels=1,
         pad_token_id=3,

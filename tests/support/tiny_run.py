@@ -30,6 +30,7 @@ from rlkit.generation import HFGeneratorConfig, sample_seed
 from rlkit.generation.hf import HFGenerator
 from rlkit.models.config import TuningKind
 from rlkit.models.families import head_of
+from rlkit.models.sharded import shard_layers
 from rlkit.policy.full_weights import FullWeights
 from rlkit.policy.lora import LoRA, LoRAConfig, attach, init_adapter
 from rlkit.policy.policy import Policy, init_critic
@@ -39,6 +40,7 @@ from rlkit.training.collect import Collector
 from rlkit.training.evaluate import Evaluator
 from rlkit.training.optim import OptimConfig, build_optimizer
 from rlkit.training.schedule import RunSchedule
+from rlkit.training.together import together
 from rlkit.training.trainer import Trainer
 from rlkit.training.update import TrainState, UpdateSettings
 from rlkit.types import Completion, Prompt, SamplingConfig, Setting
@@ -166,6 +168,8 @@ def tiny_run(
     algorithm = objective.algorithm if objective else algorithm or GRPOConfig(group_size=4)
     model, tokenizer = tiny_model(dtype), tiny_tokenizer()
     torch.nn.Module.to(model, device)
+    if ranks.in_step:
+        shard_layers(model, ranks.mesh(), device=device)
     setting = Setting(
         group_size=algorithm.group_size,
         max_completion_length=6,
@@ -181,13 +185,15 @@ def tiny_run(
         assert isinstance(policy.tuning, LoRA)
         critic = init_critic(policy.tuning, num_hidden=32, seed=1, device=device)
         policy = replace(policy, critic=critic)
-    generator = HFGenerator(
+    own = HFGenerator(
         model,
         tokenizer,
         activate=policy.tuning.active,
         stop_token_ids=frozenset({STOP}),
         config=HFGeneratorConfig(),
     )
+    # Its passes gather the layers of all ranks, so that they sample together.
+    generator = together(own, ranks, size=ranks.size if ranks.in_step else 1)
     sampling = SamplingConfig(max_completion_length=6)
     rewards, tracker = LetterReward(), Recorder()
     evaluator = Evaluator(

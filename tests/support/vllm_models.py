@@ -58,6 +58,7 @@ def tiny_llm(
     dtype: Any = "float32",
     max_loras: int = 1,
     quantization: Any = None,
+    hf_overrides: Any = None,
     dense: bool = False,
 ) -> Iterator[Any]:
     """A bare `vllm.LLM` with rlkit's worker extension and LoRA slots of rank 16.
@@ -69,7 +70,7 @@ def tiny_llm(
     from rlkit.generation.vllm.guard import configure_environment, process_state_kept
 
     configure_environment()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if hf_overrides is None else {"hf_overrides": hf_overrides}
     if max_loras:
         options |= {"enable_lora": True, "max_loras": max_loras, "max_lora_rank": 16}
     if dense:

@@ -110,6 +110,10 @@ class VLLMGeneratorConfig(GeneratorConfig):
     More wait their turn; it bounds the memory of logits and log-probs."""
     max_num_batched_tokens: int = 0
     """Most tokens of one engine step. >= 0; 0 = 8192 on CUDA and 2048 on a CPU."""
+    tensor_parallel: Annotated[int, Between(1, 1024)] = 1
+    """Ranks that are one engine, each with a part of every layer. In [1, 1024], a divisor of
+    `gpus`; 1 = each rank has an engine of its own. For models that decode too slowly on one card or
+    do not fit it: weights are separate, and neither dense products nor bursts are there."""
     compilation: Compilation = Compilation.auto
     lora: Products = Products.auto
     accelerate: Accelerate = Accelerate.auto
@@ -118,6 +122,8 @@ class VLLMGeneratorConfig(GeneratorConfig):
     on CUDA, 32 on a CPU, whose 128 would hardly ever share a prompt."""
 
     def __post_init__(self) -> None:
+        if self.tensor_parallel > 1:
+            self._check_team()
         if self.quantization is Quantization.nf4 and self.weights is Weights.shared:
             raise ValueError(
                 "generator.weights must be auto, separate or sleep with "
@@ -141,6 +147,22 @@ class VLLMGeneratorConfig(GeneratorConfig):
             if value < 0:
                 raise ValueError(f"generator.{key} must be >= 0, got {value}")
 
+    def _check_team(self) -> None:
+        """Raise ValueError for options that a part of a layer cannot have."""
+        having = "with generator.tensor_parallel above 1"
+        for key, value, rule in (
+            ("weights", self.weights is Weights.shared, f"auto, separate or sleep {having}"),
+            ("quantization", self.quantization is not Quantization.none, f"none {having}"),
+            ("lora", self.lora is Products.dense, f"auto or punica {having}"),
+        ):
+            if value:
+                raise ValueError(f"generator.{key} must be {rule}, got {getattr(self, key).value}")
+
+    @property
+    def ranks_together(self) -> int:
+        """Return the ranks that are one engine."""
+        return self.tensor_parallel
+
     def _check_speculation(self) -> None:
         """Raise ValueError for options with which vLLM decodes step by step."""
         graphs = (Compilation.auto, Compilation.graphs)
@@ -149,6 +171,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
             ("compilation", self.compilation in graphs, "auto or graphs", self.compilation.value),
             ("sampling.stop", not self.sampling.stop, "[]", list(self.sampling.stop)),
             ("sampling.extra", takes_bursts(self.sampling), "{}", dict(self.sampling.extra)),
+            ("tensor_parallel", self.tensor_parallel == 1, "1", self.tensor_parallel),
         ):
             rule = f"{rule} with generator.speculation.kind={self.speculation.kind.value}"
             require(holds, f"generator.{key}", rule, value)
@@ -156,10 +179,9 @@ class VLLMGeneratorConfig(GeneratorConfig):
     def demand(self, *, row_tokens: int) -> GeneratorDemand:
         """Ask for vLLM's cache, step and graphs; the plan chooses what is left at 0 or `auto`."""
         in_nf4 = self.quantization is Quantization.nf4
+        apart = in_nf4 or self.tensor_parallel > 1
         return GeneratorDemand(
-            _SAMPLERS[
-                Weights.separate if in_nf4 and self.weights is Weights.auto else self.weights
-            ],
+            _SAMPLERS[Weights.separate if apart and self.weights is Weights.auto else self.weights],
             max_at_once=self.max_num_seqs or MAX_NUM_SEQS,
             kv_value_bytes=0 if self.kv_cache_dtype is KVCacheDType.auto else 1,
             releases_kv=self.release_kv_cache,
@@ -167,6 +189,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
             kv_cache_bytes=self.kv_cache_bytes,
             engine_tokens=self.max_num_batched_tokens,
             graphs=_GRAPHS[self.compilation],
+            parts=self.tensor_parallel,
             spare_tokens=self.speculation.tokens if self.speculation.is_on else 0,
         )
 
@@ -188,6 +211,12 @@ class VLLMGeneratorConfig(GeneratorConfig):
             if value is not only:
                 rule = f"{only.value} with model.tuning=full"
                 raise ValueError(f"generator.{key} must be {rule}, got {value.value}")
+
+    def check_fp8_base(self) -> None:
+        """Raise ValueError: the engine's base is the trainer's, or one in 4 bits, not both."""
+        if self.quantization is not Quantization.none:
+            rule = "none with memory.quant.kind=fp8"
+            raise ValueError(f"generator.quantization must be {rule}, got {self.quantization}")
 
     def with_choice(self, choice: EngineChoice) -> Self:
         """Copy with the plan's cache, step and graphs; `auto` stays where graphs have room."""
@@ -241,6 +270,12 @@ class VLLMServerConfig(GeneratorConfig):
         """Raise ValueError: only an adapter can travel to a server."""
         raise ValueError(
             "generator must be auto, vllm or hf with model.tuning=full, got vllm_server"
+        )
+
+    def check_fp8_base(self) -> None:
+        """Raise ValueError: the server has a base of its own, in 16 bits."""
+        raise ValueError(
+            "generator must be auto, vllm or hf with memory.quant.kind=fp8, got vllm_server"
         )
 
     def __post_init__(self) -> None:

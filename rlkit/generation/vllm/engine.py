@@ -18,6 +18,7 @@ from rlkit.generation.vllm.compat import repacked
 from rlkit.generation.vllm.compat.check import Support, look_up
 from rlkit.generation.vllm.compat.features import Feature
 from rlkit.generation.vllm.compat.pools import abandon_pools
+from rlkit.generation.vllm.compat.rendezvous import meets
 from rlkit.generation.vllm.config import (
     Compilation,
     VLLMGeneratorConfig,
@@ -103,7 +104,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
         spec = replace(spec, spare_tokens=config.speculation.tokens)
     _check_options(config, spec)
     budget, support = engine_budget(config, spec), look_up(version())
-    _check_support(config, support)
+    _check_support(config, spec, support)
     started = time.monotonic()
     say(f"starting vLLM {version()}: {gib(budget.kv_cache_bytes)} for keys and values ...")
     configure_environment()
@@ -112,7 +113,8 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     has_groups, told = torch.distributed.is_initialized(), ""
     with process_state_kept(), output_captured() as output, log_written(), life.faster_start():
         try:
-            llm, problem = _build(config, spec, budget, support), ""
+            with meets(spec.team):
+                llm, problem = _build(config, spec, budget, support), ""
             if spec.lora_rank:
                 told = products.describe(llm, config, support)
         except _REFUSALS as error:
@@ -130,7 +132,7 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     engine = Engine(
         llm=llm,
         max_model_len=max_model_len(spec) - spec.spare_tokens,
-        weights=resolve_weights(config.weights),
+        weights=resolve_weights(config),
         release_kv_cache=config.release_kv_cache,
         start_log=output[0],
         decoder=found.decoder,
@@ -141,15 +143,17 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     engine.summary = (
         f"generator: vLLM {version()} in process, started in {seconds:.1f} s; "
         f"{gib(budget.kv_cache_bytes)} for keys and values, {budget.max_num_seqs} completions "
-        f"at once, weights {engine.weights.value}{told}{found.told}"
+        f"at once, weights {engine.weights.value}{_team(spec)}{told}{found.told}"
     )
     say(features_line(version(), _lacking(engine, found, config, spec, support)))
     return engine
 
 
-def resolve_weights(wanted: Weights) -> Weights:
-    """Put `shared` in place of `auto`."""
-    return Weights.shared if wanted is Weights.auto else wanted
+def resolve_weights(config: VLLMGeneratorConfig) -> Weights:
+    """Put what it stands for in place of `auto`: a part of the weights cannot be shared."""
+    if config.weights is not Weights.auto:
+        return config.weights
+    return Weights.shared if config.tensor_parallel == 1 else Weights.separate
 
 
 def _build(config: VLLMGeneratorConfig, spec: EngineSpec, budget: Budget, support: Support) -> Any:
@@ -195,11 +199,16 @@ def _options(
 ) -> dict[str, Any]:
     """Return the arguments of `vllm.LLM` that only some engines have."""
     on_cpu = spec.device.type == "cpu"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if spec.team is None else spec.team.options()
     if spec.four_bit:
         from rlkit.generation.vllm import nf4
 
         options |= {"quantization": nf4.NAME, "load_format": nf4.NAME}
+    if spec.in_fp8:
+        from rlkit.generation.vllm import fp8
+
+        options |= {"quantization": fp8.NAME, "load_format": fp8.NAME}
+        options["hf_overrides"] = {"quantization_config": fp8.config_of(spec.in_fp8)}
     if tokens := block_size(config, spec):
         options["block_size"] = tokens
     if spec.lora_rank:
@@ -228,6 +237,9 @@ def _options(
 
 def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
     slot_rank(max(spec.lora_rank, 1))
+    if spec.team is not None and spec.four_bit:
+        rule = "1 for a 4-bit model"
+        raise ValueError(f"generator.tensor_parallel must be {rule}, got {spec.team.size}")
     if spec.dtype not in _DTYPES:
         raise ValueError(f"model.dtype must be bf16, fp16 or fp32 for vLLM, got {spec.dtype}")
     context = getattr(spec.hf_config.get_text_config(), "max_position_embeddings", None)
@@ -248,10 +260,13 @@ def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
             raise ValueError("generator.release_kv_cache must be false on a CPU, got true")
 
 
-def _check_support(config: VLLMGeneratorConfig, support: Support) -> None:
+def _check_support(config: VLLMGeneratorConfig, spec: EngineSpec, support: Support) -> None:
     """Refuse what the installed vLLM cannot do and no plain path can replace."""
     if config.release_kv_cache and (why_not := support.why_not(Feature.kv_release)):
         raise ValueError(f"generator.release_kv_cache must be false without {why_not}, got true")
+    if spec.team is not None and (why_not := support.why_not(Feature.team)):
+        rule = f"1 without {why_not}"
+        raise ValueError(f"generator.tensor_parallel must be {rule}, got {spec.team.size}")
 
 
 def _lacking(
@@ -263,7 +278,7 @@ def _lacking(
 ) -> dict[Feature, str]:
     """Say for each feature that concerns `engine` what it needs and does not have."""
     lacking = {
-        Feature.views: engine.unshareable,
+        Feature.views: engine.unshareable if spec.team is None else "generator.tensor_parallel=1",
         Feature.core_loop: "" if found.past_output_processor else found.no_bursts,
         Feature.bursts: found.no_bursts,
     }
@@ -273,6 +288,10 @@ def _lacking(
     if spec.device.type == "cpu":
         lacking[Feature.cpu] = support.why_not(Feature.cpu)
     return lacking
+
+
+def _team(spec: EngineSpec) -> str:
+    return "" if spec.team is None else f", one engine of {spec.team.size} ranks"
 
 
 def features_line(version: str, lacking: Mapping[Feature, str]) -> str:

@@ -45,6 +45,12 @@ class WeightInjector:
 
     def differences(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Name the weights that vLLM does not hold as the trainer computes with them."""
+        if self.llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size > 1:
+            # A part of a fused layer is cut by vLLM alone: what a load changes was otherwise.
+            before = self.llm.collective_rpc("rlkit_part_bits")[0]
+            push_weights(self.llm, self._copies(tensors))
+            after = self.llm.collective_rpc("rlkit_part_bits")[0]
+            return [name for name, bits in before.items() if not torch.equal(bits, after[name])]
         views, copies = weight_views(self.llm), self._copies(tensors)
         return [
             name

@@ -22,6 +22,8 @@ _SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # For 8-bit weights only, and slow to import.
     "VLLM_USE_DEEP_GEMM": "0",
+    # It asks for NVLink's multicast, which can put a host's cards out of service.
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
 }
 _NOISY = (
     # It warns in every run with adapters that theirs could be another tokenizer.

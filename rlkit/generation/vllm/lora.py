@@ -155,7 +155,8 @@ class LoRAInjector:
         """
         held = self.slot()
         wrong = []
-        for layer, a, b in zip(self.layers, *_pairs(self._factors(tensors)), strict=True):
+        shards = self._call("rlkit_shards", self.layers, self._factors(tensors))
+        for layer, a, b in zip(self.layers, *_pairs(shards), strict=True):
             for name, value in ((f"{layer}.A", a), (f"{layer}.B", b.float() * self.scale)):
                 stack = held.pop(name)
                 expected = torch.zeros_like(stack)

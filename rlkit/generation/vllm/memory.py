@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 GIB = 2**30
 OVERHEAD_BYTES = GIB // 4
 """Least that CUDA graphs, workspaces and vLLM's activations take; the memory plan knows better."""
-_NF4_BYTES = 0.516
+NF4_BYTES = 0.516
 """A weight in blocks of 64 with double quantisation."""
+FP8_BYTES = 1.001
+"""A weight in e4m3 with its part of the scale of a row."""
 _KV_SHARE = 0.5
 """Most of the memory that weights leave free that the key-value cache takes by itself."""
 _CPU_KV_SHARE = 0.25
@@ -57,10 +59,12 @@ def cache_shape(text_config: Any, *, bytes_per_value: int) -> CacheShape:
     )
 
 
-def weight_bytes(text_config: Any, *, bytes_per_parameter: float, in_nf4: bool = False) -> int:
+def weight_bytes(
+    text_config: Any, *, bytes_per_parameter: float, bytes_in_layers: float | None = None
+) -> int:
     """Count the bytes of a dense decoder's weights from its config; norms are left out.
 
-    `in_nf4`: the linear layers but the head are 4-bit.
+    `bytes_in_layers`: those of a weight of the linear layers but the head; None = the others'.
     """
     d, layers = text_config.hidden_size, text_config.num_hidden_layers
     shape = cache_shape(text_config, bytes_per_value=1)
@@ -68,7 +72,7 @@ def weight_bytes(text_config: Any, *, bytes_per_parameter: float, in_nf4: bool =
     attention = 2 * d * queries + 2 * d * shape.num_kv_heads * shape.head_dim
     heads = 1 if text_config.tie_word_embeddings else 2
     per_layer = attention + 3 * d * text_config.intermediate_size
-    in_layers = layers * per_layer * (_NF4_BYTES if in_nf4 else bytes_per_parameter)
+    in_layers = layers * per_layer * (bytes_in_layers or bytes_per_parameter)
     return int(in_layers + heads * text_config.vocab_size * d * bytes_per_parameter)
 
 

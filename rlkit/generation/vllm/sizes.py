@@ -7,6 +7,8 @@ import torch
 
 from rlkit.generation.vllm.config import MAX_NUM_SEQS, VLLMGeneratorConfig
 from rlkit.generation.vllm.memory import (
+    FP8_BYTES,
+    NF4_BYTES,
     OVERHEAD_BYTES,
     Budget,
     Demand,
@@ -36,6 +38,8 @@ def engine_budget(config: VLLMGeneratorConfig, spec: EngineSpec) -> Budget:
     on_cpu = spec.device.type == "cpu"
     item = spec.dtype.itemsize
     shape = cache_shape(text, bytes_per_value=item if config.kv_cache_dtype == "auto" else 1)
+    # A head of keys that there are fewer of than ranks is on several of them.
+    shape = shape._replace(num_kv_heads=max(1, shape.num_kv_heads // spec.parts))
     return plan(
         Demand(
             rows=spec.rows,
@@ -70,8 +74,9 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _weight_bytes(spec: EngineSpec) -> int:
-    return weight_bytes(
+    whole = weight_bytes(
         spec.hf_config.get_text_config(),
         bytes_per_parameter=spec.dtype.itemsize,
-        in_nf4=spec.four_bit,
+        bytes_in_layers=NF4_BYTES if spec.four_bit else FP8_BYTES if spec.in_fp8 else None,
     )
+    return whole // spec.parts

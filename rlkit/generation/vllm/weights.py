@@ -41,6 +41,11 @@ def push_weights(llm: Any, tensors: Mapping[str, Tensor]) -> int:
     """
     if problem := repacked.describe(llm.collective_rpc("rlkit_repacked")[0]):
         raise ValueError(f"{problem}; set generator=hf")
+    if llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size > 1:
+        # Each rank cuts its part out of the whole tensors, as vLLM does when it reads them.
+        part: int = llm.collective_rpc("rlkit_load_part", args=(tensors,))[0]
+        forget_prefixes(llm)
+        return part
     views = weight_views(llm)
     for name, tensor in tensors.items():
         got = None if name not in views else tuple(views[name].shape)

@@ -2,7 +2,7 @@
 
 `vllm.LLM(worker_extension_cls="rlkit.generation.vllm.worker.WorkerExtension")` mixes them into the
 worker, and `llm.collective_rpc(name, args=...)` calls them; in process, tensors go by reference.
-Tensor parallelism is 1. The private names that are used here are in `compat`.
+With tensor parallelism each rank has its own part. The private names used here are in `compat`.
 
 An adapter lives in one slot s of vLLM's stacked buffers, per wrapped layer and fused part:
 lora_a_stacked[part] (slots, 1, R, in) and lora_b_stacked[part] (slots, 1, out, R), the scale folded
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from rlkit.generation.vllm.compat import objects, pools
 from rlkit.generation.vllm.compat.repacked import repacked_layers
+from rlkit.generation.vllm.shards import own_shards
 from rlkit.generation.vllm.slot import AdapterBuffers, AdapterSlot, find_slot
+from rlkit.models.fp8 import fp8_weight
 
 
 class WriteReport(NamedTuple):
@@ -45,6 +47,7 @@ class WorkerExtension:
     """Mixed into vLLM's `Worker`, which has the attribute `model_runner`."""
 
     model_runner: Any
+    parallel_config: Any
 
     def rlkit_new_user(self) -> int:
         """Give a number that no other caller of this engine has."""
@@ -95,8 +98,14 @@ class WorkerExtension:
         if slot is None or not slot.valid(self._rlkit_manager(), int_id, layers, rank):
             rebound = slot is not None
             slot = self.rlkit_bind(int_id, layers, rank)
-        slot.write(factors, scale)
+        slot.write(self.rlkit_shards(layers, factors), scale)
         return WriteReport(bound=len(factors) // 2, rebound=rebound)
+
+    def rlkit_shards(self, layers: Sequence[str], factors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give the parts of an adapter's factors that this rank holds; without a team, all."""
+        if self.parallel_config.tensor_parallel_size == 1:
+            return factors
+        return own_shards(self.rlkit_parts(), layers, factors)
 
     def rlkit_load(self, int_id: int, tensors: Mapping[str, Tensor], rank: int) -> None:
         """Hand `tensors` (PEFT's keys, scale folded in) to vLLM's own loader, which keeps them."""
@@ -166,8 +175,8 @@ class WorkerExtension:
     def rlkit_parameters(self) -> dict[str, Tensor]:
         """Give views of vLLM's weights under the names of the Hugging Face model.
 
-        Fused layers are cut into their parts, padding of the vocabulary is left out, and 4-bit
-        layers are bitsandbytes' `Params4bit`. Nothing is copied.
+        Fused layers are cut into their parts, padding of the vocabulary is left out, and quantised
+        layers are bitsandbytes' `Params4bit` or `rlkit.models.fp8`'s. Nothing is copied.
         """
         model = self.model_runner.get_model()
         views: dict[str, Tensor] = {}
@@ -177,6 +186,24 @@ class WorkerExtension:
                 layer = name.removesuffix(".base_layer")
                 views.update(_hf_views(layer, kind, module, parameter, model))
         return views
+
+    @torch.no_grad()
+    def rlkit_load_part(self, tensors: Mapping[str, Tensor]) -> int:
+        """Write this rank's part of whole weights, by Hugging Face names; return its bytes.
+
+        Raises ValueError when `tensors` leave a weight as it was.
+        """
+        model = self.model_runner.get_model()
+        loaded = model.load_weights((name, t.detach()) for name, t in tensors.items())
+        parameters = dict(model.named_parameters())
+        if left := sorted(parameters.keys() - loaded):
+            raise ValueError(f"vLLM must get all of its weights, got none for {left[0]}")
+        return sum(parameter.nbytes for parameter in parameters.values())
+
+    def rlkit_part_bits(self) -> dict[str, Tensor]:
+        """Give copies of this rank's weights, on the host, by vLLM's names."""
+        model = self.model_runner.get_model()
+        return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
 
     def rlkit_kv_discard(self) -> int:
         """Give the memory of the key-value cache back to the device; return the bytes freed."""
@@ -212,6 +239,11 @@ def _hf_views(layer: str, kind: str, module: Any, parameter: Any, model: Any) ->
     if kind == "weight" and hasattr(module, "nf4_states"):  # see nf4.py
         codes = data.split([state.shape[0] for state in module.nf4_states])
         return dict(zip(parts, map(_four_bit, codes, module.nf4_states), strict=True))
+    if kind == "weight" and hasattr(module, "fp8_scale"):  # see fp8.py
+        sizes = list(module.output_sizes) if len(parts) > 1 else [len(data)]
+        pairs = zip(data.split(sizes), module.fp8_scale.split(sizes), strict=True)
+        weights = [fp8_weight(codes, scale, module.fp8_dtype) for codes, scale in pairs]
+        return dict(zip(parts, weights, strict=True))
     if len(parts) > 1 and data.shape[0] == sum(module.output_sizes):
         return dict(zip(parts, torch.split(data, list(module.output_sizes)), strict=True))
     if hasattr(module, "org_vocab_size"):

@@ -2,9 +2,10 @@
 
 A layer with fused parts p gives output = base(x) + active * [B_p (A_p x)]_p. `active` says which
 rows of the batch use the adapter, so a mixed batch is right without being sorted. For the few rows
-of decoding, A is kept behind the rows of the base weight. One product then gives base(x) and A x,
-and `expand` adds the rest: one launch per layer more than without an adapter. A x and B (A x) are
-rounded to the dtype of the model, as in `rlkit.policy.lora`; Punica keeps A x in float32.
+of decoding, A is kept behind the rows of the base weight, or is read with it. One product then
+gives base(x) and A x, and `expand` adds the rest: one launch per layer more than without an
+adapter. A x and B (A x) are rounded to the dtype of the model, as in `rlkit.policy.lora`; Punica
+keeps A x in float32.
 
 vLLM's stacked buffers become views of the same memory, so whatever fills them (rlkit's injector,
 vLLM's own loaders) fills what is multiplied. Tested with vLLM 0.24.0 (CUDA, both model runners)
@@ -81,7 +82,12 @@ class DenseLinear:
         self.widths = _check(module, fused=fused)
         a, b = module.lora_a_stacked, module.lora_b_stacked
         self.num_outputs, self.rank = sum(self.widths), a[0].shape[2]
-        self.wide, self.wide_bias, self.a = self._place(torch.cat([part[0, 0] for part in a]))
+        self._fp8 = getattr(self._base, "fp8_rows", None) if fused else None
+        self._wide, self.wide_bias, self.a = self._place(torch.cat([part[0, 0] for part in a]))
+        more = -(-len(self.a) // _PADDING) * _PADDING
+        has_wide = self._wide is not None or self._fp8 is not None
+        self.wide_size = self.num_outputs + more if has_wide else None
+        """Columns of `both`; None = A is multiplied by itself."""
         self.b = torch.cat([part[0, 0] for part in b])
         """(outputs, rank), as rows of the weight."""
         # vLLM's loaders and rlkit's injector write to these views in the shapes that they know.
@@ -89,7 +95,7 @@ class DenseLinear:
         module.lora_b_stacked = tuple(
             part[None, None] for part in torch.split(self.b, list(self.widths))
         )
-        self.gated = gated and self.wide is not None
+        self.gated = gated and has_wide
         self.deferred = False
         """Whether a norm does the rest where rows are few (`dense_norm`)."""
         self.early = self.b.is_cuda and torch.cuda.get_device_capability(self.b.device)[0] >= 9
@@ -103,7 +109,7 @@ class DenseLinear:
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return y = base(x) + active * B (A x) of `x`, or silu(y_gate) y_up, or [W x, A x]."""
-        if self.wide is None or x.shape[0] > WIDE_ROWS:
+        if self.wide_size is None or x.shape[0] > WIDE_ROWS:
             out: Tensor = self._method.apply(self._base, x, bias)
             self._add(out, out, F.linear(x, self.a))
             return out
@@ -116,13 +122,21 @@ class DenseLinear:
         return out
 
     def both(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Return [base(x), A x] and padding, of a layer with `wide`."""
-        assert self.wide is not None
-        return F.linear(x, self.wide, None if bias is None else self.wide_bias)
+        """Return [base(x), A x] and padding, (rows, wide_size)."""
+        if self._fp8 is not None:
+            from rlkit.generation.vllm.accel.narrow import product
+
+            assert self.wide_size is not None
+            padding = self.wide_size - self.num_outputs - len(self.a)
+            return product(x, self._fp8, self.a, bias, padding=padding)
+        assert self._wide is not None
+        return F.linear(x, self._wide, None if bias is None else self.wide_bias)
 
     def exact(self, x: Tensor, active: Tensor, bias: Tensor | None) -> Tensor:
         """Return base(x), as vLLM has it, and the rest in float64."""
-        base = self._method.apply(self._base, x, bias).double()
+        # Codes are dequantised: the kernel that reads them is on trial as well.
+        apply = self._method.apply if self._fp8 is None else self._method.dequantised
+        base = apply(self._base, x, bias).double()
         low = torch.split(x.double() @ self.a.double().T, self.rank, 1)
         parts = zip(low, torch.split(self.b.double(), list(self.widths)), strict=True)
         update = torch.cat([part @ b.T for part, b in parts], 1)
@@ -142,6 +156,8 @@ class DenseLinear:
     def _place(self, a: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return [W; A] with its bias, and A as a view of it; for other weights None, None, A."""
         weight, bias = getattr(self._base, "weight", None), getattr(self._base, "bias", None)
+        if self._fp8 is not None:
+            return None, bias, a
         plain = type(self._method).__name__ == "UnquantizedLinearMethod" and self._fused
         if not plain or weight is None or weight.dtype != a.dtype:
             return None, None, a

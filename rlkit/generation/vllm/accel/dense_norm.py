@@ -33,9 +33,8 @@ class NormAfter:
         self.layer = layer
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        wide = self.layer.wide
         # Only the width says that the layer has left its update to the norm.
-        if wide is None or x.shape[-1] != len(wide):
+        if x.shape[-1] != self.layer.wide_size:
             return self._original(x) if residual is None else self._original(x, residual)
         if residual is None:
             raise RuntimeError("a norm behind a layer with an adapter must have a residual")
@@ -73,7 +72,7 @@ def install_norms(model: Any, layers: Mapping[str, DenseLinear]) -> int:
     behind = []
     for name, norm in _norms(model):
         layer = layers.get(name)
-        if layer is None or layer.wide is None or not fits(layer.num_outputs, layer.rank):
+        if layer is None or layer.wide_size is None or not fits(layer.num_outputs, layer.rank):
             continue
         if norm.weight.shape == (layer.num_outputs,) and norm.weight.dtype is layer.b.dtype:
             behind.append((norm, NormAfter(norm, layer)))

@@ -159,7 +159,12 @@ def _attentions(model: Any, layers: Mapping[str, DenseLinear]) -> Iterator[tuple
             and not attn.attn_backend.forward_includes_kv_cache_update
             and attn.kv_cache_dtype in ("auto", "bfloat16", "float16")
         )
-        if plain_rotary and plain_attention and layer.wide is not None and fits(attn.head_size):
+        if (
+            plain_rotary
+            and plain_attention
+            and layer.wide_size is not None
+            and fits(attn.head_size)
+        ):
             yield attention, layer
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from rlkit.generation.vllm.compat import cpu
+from rlkit.generation.vllm.compat import cpu, rendezvous
 from rlkit.generation.vllm.compat.line import VLLMLine
 from rlkit.generation.vllm.compat.lines import LINES
 from rlkit.generation.vllm.compat.source import missing
@@ -35,6 +35,8 @@ class Feature(StrEnum):
     """The key-value cache gives its memory back. Else `generator.release_kv_cache` is refused."""
     cpu = "weights kept on a CPU"
     """vLLM packs no weights on a CPU. Else `generator.weights` is `separate` there."""
+    team = "tensor parallelism"
+    """Several ranks are one engine. Else `generator.tensor_parallel` above 1 is refused."""
 
 
 _CORE = """
@@ -134,6 +136,7 @@ TABLES: Mapping[Feature, str] = MappingProxyType(
         Feature.bursts: _CORE + _BURSTS,
         Feature.kv_release: _KV_RELEASE,
         Feature.cpu: cpu.NAMES,
+        Feature.team: rendezvous.NAMES,
     }
 )
 """The names that every line must have; `VLLMLine.names` adds those of one line."""
