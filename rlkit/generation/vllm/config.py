@@ -11,6 +11,7 @@ from typing import Annotated, Self
 
 from rlkit.generation.base import GeneratorConfig
 from rlkit.generation.demand import EngineChoice, GeneratorDemand, Sampler
+from rlkit.generation.speculation import refuse_speculation
 from rlkit.generation.vllm.sampling_options import VLLMSamplingOptions as VLLMSamplingOptions
 from rlkit.generation.vllm.sampling_options import is_installed as is_installed
 from rlkit.generation.vllm.sampling_options import takes_bursts as takes_bursts
@@ -149,6 +150,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
     def _check_team(self) -> None:
         """Raise ValueError for options that a part of a layer cannot have."""
         having = "with generator.tensor_parallel above 1"
+        refuse_speculation(self.speculation, where=having.removeprefix("with "))
         for key, value, rule in (
             ("weights", self.weights is Weights.shared, f"auto, separate or sleep {having}"),
             ("quantization", self.quantization is not Quantization.none, f"none {having}"),

@@ -1,4 +1,4 @@
-"""Refuse what an engine cannot do, with one line, before it is started."""
+"""An engine that cannot work is refused in one line, before it is built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
-    """Raise ValueError for options that cannot be with this model or on this device."""
+    """Raise ValueError for options that do not fit the model, its device or its ranks."""
     slot_rank(max(spec.lora_rank, 1))
     if spec.team is not None and spec.four_bit:
         rule = "1 for a 4-bit model"

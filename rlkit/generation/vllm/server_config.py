@@ -1,4 +1,4 @@
-"""This module holds the options of a vLLM server elsewhere; nothing here imports vLLM."""
+"""This module holds the options of the generator that asks a vLLM server."""
 
 from __future__ import annotations
 
