@@ -60,6 +60,7 @@ SLURM_PACKAGES = slurm-wlm slurmdbd munge mariadb-server-core mariadb-client-cor
 test-cluster: .venv/installed-test .venv-ray/installed
 	$(BIN)/python -m pytest -q -m cluster tests/cluster/test_slurm.py $(ARGS)
 	.venv-ray/bin/python -m pytest -q -m cluster tests/cluster/test_ray.py $(ARGS)
+	.venv-ray/bin/python -m pytest -q -m nightly tests/test_page_commands.py -k 'clusters or sweeps'
 
 .venv-ray/installed: pyproject.toml constraints/cpu.txt constraints/ray.txt
 	$(PYTHON) -m venv .venv-ray
@@ -78,6 +79,13 @@ faults: .venv/installed-test
 notebooks: .venv/installed
 	$(PIP) -e '.[notebooks]'
 	$(BIN)/python docs/run_notebooks.py notebooks/*.ipynb
+
+# Types every command of README and docs/ at a small size: 20 minutes. Optuna and the trackers are
+# installed first; what this machine cannot run is printed with its reason.
+.PHONY: test-pages
+test-pages: .venv/installed-test
+	$(PIP) -c constraints/pages.txt -e '.[pages]'
+	$(BIN)/python -m pytest -q -rs -m nightly tests/test_page_commands.py $(ARGS)
 
 # Where the project lives, in every text that names it: make address REPOSITORY=someone/rlkit
 .PHONY: address

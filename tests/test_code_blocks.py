@@ -1,7 +1,8 @@
 """Every block of code in README and docs/ works: commands compose, programs run, files parse.
 
-Commands of rlkit are composed and checked as before the start of a job; nothing is loaded. Blocks
-with a title are files, which the commands and programs of their page find.
+Commands of rlkit are composed and checked as before the start of a job; nothing is loaded. They are
+typed for real at night (tests/test_page_commands.py). Blocks with a title are files, which the
+commands and programs of their page find.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from code_blocks import (
     write_files,
 )
 from gpu_blocks import needing_a_card
+from page_reader import PROGRAMS, TYPED
 
 from rlkit.cli import COMMANDS
 from rlkit.launch.composing import register
@@ -37,10 +39,7 @@ from rlkit.launch.preflight import preflight
 from rlkit.reference.commands import help_of
 
 PAGES = pages()
-OTHER_PROGRAMS = {
-    *("cd", "exec", "export", "git", "make", "ollama", "pip", "python", "tensorboard", "torchrun"),
-    *("sbatch", "trackio", "vllm", "wandb"),
-}
+OTHER_PROGRAMS = {*PROGRAMS, *TYPED, "exec"}
 COMPOSED = ("check", "judge-check")
 """Commands whose overrides are those of a run."""
 OWN = re.compile(r"(pairs|count|least_\w+)=|--")
@@ -140,14 +139,27 @@ def two_jobs(arguments: list[str]) -> list[list[str]]:
 
 def check_other_program(words: list[str]) -> None:
     """Check that a program is one that readers are told about, and what `make` and `python` run."""
-    program = words[0].rsplit("/", 1)[-1].rstrip("3")
+    program = words[0].rsplit("/", 1)[-1]
     assert program in OTHER_PROGRAMS or "=" in words[0], words
     if program == "make" and len(words) > 1:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+    if program == "pip":
+        check_installed(words)
     if program == "python" and words[1] == "-m":
         assert importlib.util.find_spec(words[2]), words
     elif program == "python" and words[1].endswith(".py"):
         assert (ROOT / words[1]).is_file(), words
+
+
+def check_installed(words: list[str]) -> None:
+    """Check that a line of pip names the package, extras and constraints that there are."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for word in words[2:]:
+        name, _, extras = word.rstrip("]").partition("[")
+        if extras:
+            assert name in (".", project["name"]), words
+            assert set(extras.split(",")) <= set(project["optional-dependencies"]), words
+        assert not word.endswith(".txt") or (ROOT / word).is_file(), words
 
 
 def check_names(words: list[str], *, must_exist: bool) -> None:
@@ -190,6 +202,7 @@ def parse(block: Block) -> None:
         ("```bash\nrlkit optim.learning_rte=1\n```\n", "optim.learning_rte is not an option"),
         ("```bash\nrlkit eval --fun x\n```\n", "--fun is no option of rlkit eval"),
         ("```bash\nrm -rf x\n```\n", "rm"),
+        ("```bash\npip install '.[gqu]'\n```\n", "gqu"),
     ],
 )
 def test_a_wrong_command_is_found(text: str, said: str, folder: Path) -> None:

@@ -82,6 +82,7 @@ def files() -> Iterator[tuple[str, Path]]:
 def pages() -> Iterator[Path]:
     yield from (
         *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "experiments").rglob("*.md")),
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",

@@ -40,12 +40,16 @@ class JobProgress:
 
 
 def progress_of(jobs: Sequence[JobRecord]) -> list[JobProgress]:
-    """Return the progress of the jobs that run, in their order, at most 32 of them."""
+    """Return the progress of the jobs that run, in their order, at most 32 of them.
+
+    Their names leave out what all jobs share, so that they fit on a narrow screen.
+    """
     running = [job for job in jobs if job.state is State.running]
-    return [_progress(job) for job in running[:_MAX_JOBS]]
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return [_progress(job, shared) for job in running[:_MAX_JOBS]]
 
 
-def _progress(job: JobRecord) -> JobProgress:
+def _progress(job: JobRecord, shared: set[str]) -> JobProgress:
     steps = job.steps.get("step")
     done = int(steps[-1]) + 1 if steps is not None and len(steps) else 0
     asked = job.config.get("steps")
@@ -53,7 +57,7 @@ def _progress(job: JobRecord) -> JobProgress:
     seconds = _recent(job, "time/step")
     left = seconds * (total - done) if total > done else math.nan
     return JobProgress(
-        name=" ".join(job.overrides) or job.id,
+        name=" ".join(word for word in job.overrides if word not in shared) or job.id,
         done=done,
         total=total,
         reward=fixed(_recent(job, "reward")),

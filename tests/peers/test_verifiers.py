@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from code_blocks import ROOT, blocks
 
 from rlkit.environments import Example
 from rlkit.environments.base import Action
@@ -45,6 +50,18 @@ class Mine(VerifiersEnvironment):
     def tasks(self):
         return Sums(vf.TasksetConfig())
 """
+
+
+def test_the_page_has_a_program_that_writes_the_rows(tmp_path: Path) -> None:
+    """The block of docs/environments.md runs as printed, beside tasks of four sums."""
+    (block,) = (b for b in blocks(ROOT / "docs/environments.md") if b.needs == "verifiers")
+    tasks = MODULE.replace("Sums(", "MyTaskset(") + "\nMyConfig = vf.TasksetConfig\n"
+    (tmp_path / "my_tasks.py").write_text(tasks)
+    (tmp_path / "mine.py").write_text(block.text)
+    ours = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, env=ours, check=True)
+    written = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    assert len(written) == 4 and "2 + 1, please" in json.dumps(written[2])
 
 
 def mine(folder: Path) -> Any:

@@ -15,8 +15,11 @@ TEMPLATE = (
 )
 
 
-def write_byte_model(folder: Path) -> Path:
-    """A random model in Hugging Face format, with a tokenizer of one token a byte."""
+def write_byte_model(folder: Path, *, hidden_size: int = 32) -> Path:
+    """A random model in Hugging Face format, with a tokenizer of one token a byte.
+
+    vLLM takes it on a CPU from a hidden size of 128 on, whose heads are 32 wide.
+    """
     tokenizer = byte_tokenizer(
         "<pad>", "</s>", pad_token="<pad>", eos_token="</s>", chat_template=TEMPLATE
     )
@@ -25,6 +28,8 @@ def write_byte_model(folder: Path) -> Path:
     config = tiny_config(
         "llama",
         vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        head_dim=hidden_size // 4,
         intermediate_size=64,
         max_position_embeddings=1024,
         eos_token_id=stop,

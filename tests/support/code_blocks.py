@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 LANGUAGES = {"bash", "python", "json", "yaml", "toml", "text"}
-NEEDS = {"gpu", "network", "context", "ollama", "optuna", "ray", "trackio", "tensorboard"}
-"""A block after `<!-- needs: WORD -->` is read and composed, but not executed. `context` means that
-the lines stand inside a program that the page does not show."""
+NEEDS = {"gpu", "network", "ollama", "optuna", "ray", "tensorboard", "trackio", "verifiers"}
+"""A block after `<!-- needs: WORD -->` is read and composed by `make test`, and not executed there.
+tests/test_page_commands.py says which of them are executed, and where."""
 
 _FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>\w+) -->\n)?"

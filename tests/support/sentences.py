@@ -159,7 +159,7 @@ def _stands_as_verb(before: tuple[str, str], word: tuple[str, str], after: str) 
     if not tag.startswith(("N", "AJ", "VVN")):
         return False
     tag_before, takes_object = before[1], after in OBJECT
-    if text.endswith("s") and is_base(text.removesuffix("s")):
+    if len(text) > 1 and text.endswith("s") and is_base(text.removesuffix("s")):
         if tag_before in ("PNP", "AV0", "XX0", "PNI"):
             return True
         if before[0] == "0" and after != "PRF":  # code stands for a name

@@ -17,6 +17,16 @@ import pytest
 from rlkit.generation.vllm.server_client import ServerClient, ServerError
 
 _START_SECONDS = 240
+SMALL = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8", "--block-size", "32")
+SETTINGS = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+"""Variables of vLLM on one core of a CPU."""
 
 
 @contextmanager
@@ -27,20 +37,11 @@ def served(folder: Path, *options: str, log: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     # The same as `vllm serve`, whose entry point looks for a package called vllm.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-num-seqs", "8", "--block-size", "32", *options]
-    settings = {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-    }
+    command += ["--host", "127.0.0.1", "--port", str(port), *SMALL, *options]
     with log.open("wb") as output:
         server = subprocess.Popen(
             command,
-            env=os.environ | settings,
+            env=os.environ | SETTINGS,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
