@@ -51,6 +51,9 @@ class Sides(Protocol):
     def generator(self, speculation: SpeculationOptions) -> Generator:
         """Return a generator that knows nothing of earlier ones."""
 
+    def renew(self, generator: Generator) -> None:
+        """Load the adapter as a step does before each call, so that no prompt is remembered."""
+
 
 class HFSides:
     """transformers in float32."""
@@ -68,6 +71,9 @@ class HFSides:
             stop_token_ids=self._stops,
             config=HFGeneratorConfig(speculation=speculation),
         )
+
+    def renew(self, generator: Generator) -> None:
+        """Do nothing: this generator keeps no prompt from one call to the next."""
 
 
 class Work(NamedTuple):
@@ -122,15 +128,17 @@ def _measure(
     plain = sides.generator(SpeculationOptions())
     results: dict[str, Result] = {}
     first: dict[int, list[Rollout]] = {}
-    results["none"], truth = _timed(plain, work)
+    results["none"], truth = _timed(sides, plain, work)
     if batches:
+        sides.renew(plain)
         halves = work.sample(plain, epoch=1, part=2)
         results["none, other batch"] = _compared(halves, truth[: len(halves)])
     for side in wanted:
         generator = sides.generator(side)
         if side.source is DraftSource.history:
+            sides.renew(generator)
             work.sample(generator, epoch=0)
-        result, found = _timed(generator, work)
+        result, found = _timed(sides, generator, work)
         name = f"{side.source.value} {side.tokens}"
         results[name] = result | _compared(found, truth)
         if side.tokens in first:
@@ -141,7 +149,7 @@ def _measure(
     return results
 
 
-def _timed(generator: Generator, work: Work) -> tuple[Result, list[Rollout]]:
+def _timed(sides: Sides, generator: Generator, work: Work) -> tuple[Result, list[Rollout]]:
     """Time calls with different seeds, so that no history holds what is sampled next.
 
     The first one is a warm-up; what it samples is what sides are compared by.
@@ -151,6 +159,7 @@ def _timed(generator: Generator, work: Work) -> tuple[Result, list[Rollout]]:
     found: list[Rollout] = []
     everything: list[Rollout] = []
     for number in range(1 + work.repeats):
+        sides.renew(generator)
         start = time.perf_counter()
         rollouts = work.sample(generator, epoch=1 + number)
         seconds.append(time.perf_counter() - start)

@@ -91,12 +91,14 @@ class VLLMSides:
     def generator(self, speculation: SpeculationOptions) -> Generator:
         """Return a generator whose decoder guesses as `speculation` says."""
         self._engine.decoder = next(own for side, own in self._decoders if side == speculation)
-        generator = VLLMGenerator(
+        return VLLMGenerator(
             self._engine, self._injector, stop_token_ids=self._stops, config=self._config
         )
+
+    def renew(self, generator: Generator) -> None:
+        """Load the adapter as the next version of the policy: cached prompts are forgotten."""
         self._version += 1
         generator.load_adapter(self._adapter, self._version)
-        return generator
 
     def _decoder(self, speculation: SpeculationOptions) -> Decoder:
         found = find_decoder(self._engine.llm, look_up(version()), speculation)

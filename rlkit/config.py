@@ -191,11 +191,6 @@ class Config(Options):
             rule = f"rounds with generator={option_of('generator', self.generator)}"
             admission = self.environment.admission
             require(admission is Admission.rounds, "environment.admission", rule, admission.value)
-        if self.memory.quant.kind is QuantKind.fp8 and isinstance(self.generator, GeneratorConfig):
-            try:
-                self.generator.check_fp8_base()
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
         if isinstance(self.algorithm, AlgorithmConfig) and self.algorithm.group_size != 1:
             _check_group_size(self)
 

@@ -2,7 +2,7 @@
 
 Reads finished run folders named TASK-SEED. The JSON object has success before and after with the
 interval of each run, turns, rewards and seconds. The table goes to the standard error; with
-`--table FILE.json` it is printed from such an object.
+`--table FILE.json ...` it is printed from such objects.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ def table(runs: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Print the summary of the runs named on the command line."""
     if sys.argv[1:2] == ["--table"]:
-        print(table(json.loads(Path(sys.argv[2]).read_text())["runs"]))
+        print(
+            table(
+                [run for file in sys.argv[2:] for run in json.loads(Path(file).read_text())["runs"]]
+            )
+        )
         return
     done, failed = [], []
     for run in map(Path, sys.argv[1:]):

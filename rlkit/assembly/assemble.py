@@ -80,7 +80,7 @@ def _assemble(config: Config, say: Callable[[str], None], ranks: Ranks) -> Model
     resources.callback(rewards.close)
     pool = environment_pool(config, task, resources)
     try:
-        check_team(config, has_environment=pool is not None)
+        check_team(config, ranks, has_environment=pool is not None)
         rewards.verify()
         if pool is not None:
             pool.start()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from transformers import GenerationConfig
 
 from rlkit.config import Config
-from rlkit.models.load import stop_token_ids
 from rlkit.models.resolved import ResolvedModel
 from rlkit.models.source import load_options
-from rlkit.models.special import Stops, stops_of
+from rlkit.models.special import Stops, stop_token_ids, stops_of
 from rlkit.models.vocabulary import with_rows
 from rlkit.tasks import Task
 

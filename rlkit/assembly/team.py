@@ -37,11 +37,13 @@ def team_of(config: Config, ranks: Ranks) -> Team | None:
     return Team(rank=ranks.rank - first, size=size, port=places[first][1])
 
 
-def check_team(config: Config, *, has_environment: bool) -> None:
-    """Raise ConfigError when the requests of a team could differ between its ranks."""
-    size = config.ranks_together
+def check_team(config: Config, ranks: Ranks, *, has_environment: bool) -> None:
+    """Raise ConfigError when ranks that sample together are not there, or could part."""
+    size, sharded = config.ranks_together, config.memory.is_sharded
+    if config.generator.ranks_together > ranks.size:
+        # Commands that look at a run in one process would wait for the others for ever.
+        raise ConfigError(f"generator.tensor_parallel must be 1 in one process, got {size}")
     if size > 1 and has_environment:
-        key = "memory.weights" if config.memory.is_sharded else "generator.tensor_parallel"
-        rule, got = ("whole", "sharded") if config.memory.is_sharded else ("1", str(size))
         # An environment may answer two ranks otherwise, or at another time.
-        raise ConfigError(f"{key} must be {rule} with an environment, got {got}")
+        got = "memory.weights must be whole" if sharded else "generator.tensor_parallel must be 1"
+        raise ConfigError(f"{got} with an environment, got {'sharded' if sharded else size}")

@@ -14,9 +14,8 @@ from rlkit.assembly.rows import tried_rewards
 from rlkit.assembly.stops import eos_of, stops_before_loading
 from rlkit.assembly.targets import imitated_by
 from rlkit.config import Config
-from rlkit.models.load import stop_token_ids
 from rlkit.models.resolved import ResolvedModel
-from rlkit.models.special import describe_ids
+from rlkit.models.special import describe_ids, stop_token_ids
 from rlkit.models.vocabulary import check_ids, vocabulary_notes, without_rows
 from rlkit.runtime.say import Say
 from rlkit.tasks import Task

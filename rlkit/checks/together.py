@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlkit.checks.refusal import require
+from rlkit.checks.refusal import ConfigError, require
 from rlkit.generation import GeneratorConfig, HFGeneratorConfig, VLLMGeneratorConfig
 
 _TEAM = "generator.tensor_parallel"
@@ -32,6 +32,11 @@ def check_together(
         tuning: The kind of tuning.
         is_sharded: Whether each rank keeps a part of the model's layers.
     """
+    if quantised == "fp8":
+        try:
+            generator.check_fp8_base()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     team = generator.ranks_together
     require(gpus % team == 0, _TEAM, f"a divisor of gpus ({gpus})", team)
     having = f"{_WHOLE}=sharded" if is_sharded else f"{_TEAM} above 1"

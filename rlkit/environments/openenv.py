@@ -41,6 +41,10 @@ class OpenEnvSession:
         reward = 0.0 if result.reward is None else float(result.reward)
         return self._text(result), reward, bool(result.done), False, {}
 
+    def close(self) -> None:
+        """Close the environment, or the connection to its server."""
+        self._environment.close()
+
     def _text(self, result: Any) -> str:
         observation = getattr(result, "observation", result)
         # Generic clients have no type of their own for an observation.

@@ -18,9 +18,6 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 
 from rlkit.environments.base import Action, Example, Message, Turn
 
-_KEPT = 256
-"""Sessions that a worker keeps."""
-
 
 class StatefulSession(Protocol):
     """It follows Gymnasium: equal seeds and actions must give equal answers."""
@@ -50,6 +47,8 @@ class SessionEnvironment:
 
     role: ClassVar[str] = "user"
     """The role of observations: `user` or `tool`."""
+    most_kept: ClassVar[int] = 256
+    """Sessions that a worker keeps; the one that waited longest is closed when there are more."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
@@ -67,6 +66,11 @@ class SessionEnvironment:
         """Return the action for what the model said: the text itself, unless overridden."""
         return text
 
+    def messages_of(self, observation: Any) -> tuple[Message, ...]:
+        """Return an observation as the model reads it; an empty text is no message."""
+        text = observation if isinstance(observation, str) else json.dumps(observation, default=str)
+        return (Message(self.role, text),) if text else ()
+
     def start(self, example: Example, seed: int) -> tuple[Played, Turn]:
         """Begin a session; its first observation follows the prompt, unless it is empty."""
         state: Played = {
@@ -76,18 +80,25 @@ class SessionEnvironment:
         }
         kept = self._begun(state)
         self._keep(state, kept)
-        return state, Turn(self._messages(kept.first))
+        return state, Turn(self.messages_of(kept.first))
 
     def step(self, state: Played, action: Action) -> tuple[Played, Turn]:
         """Tell the session what the model said."""
         kept = self._take(state)
-        observation, reward, ended, cut, facts = kept.session.step(self.action_of(action.text))
+        try:
+            answer = kept.session.step(self.action_of(action.text))
+        except Exception:
+            _close(kept.session)
+            raise
+        observation, reward, ended, cut, facts = answer
         following: Played = {**state, "said": [*state["said"], action.text]}
         done = bool(ended or cut)
-        if not done:
+        if done:
+            _close(kept.session)
+        else:
             self._keep(following, kept)
         numbers = {k: float(v) for k, v in facts.items() if isinstance(v, (bool, int, float))}
-        messages = () if done else self._messages(observation)
+        messages = () if done else self.messages_of(observation)
         return following, Turn(messages, reward=float(reward), done=done, info=numbers)
 
     def _begun(self, state: Played) -> _Kept:
@@ -105,14 +116,18 @@ class SessionEnvironment:
         return kept
 
     def _keep(self, state: Played, kept: _Kept) -> None:
+        if (other := self._kept.pop(_key(state), None)) is not None:
+            _close(other.session)  # another sample has said the same
         self._kept[_key(state)] = kept
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-
-    def _messages(self, observation: object) -> tuple[Message, ...]:
-        text = observation if isinstance(observation, str) else json.dumps(observation, default=str)
-        return (Message(self.role, text),) if text else ()
+        while len(self._kept) > self.most_kept:
+            _close(self._kept.popitem(last=False)[1].session)
 
 
 def _key(state: Played) -> str:
     return json.dumps(state, sort_keys=True)
+
+
+def _close(session: Any) -> None:
+    """Close a session that has `close`, as those of Gymnasium have."""
+    if callable(close := getattr(session, "close", None)):
+        close()

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from rlkit.assembly.saved_run import FinishedRun
-from rlkit.models.load import stop_token_ids
 from rlkit.models.peft_config import CONFIG, TENSORS, read_adapter_config
 from rlkit.models.quantize import meta_model, quantisable
 from rlkit.models.resolved import resolve_model, with_merged_adapter
 from rlkit.models.rope import fixed_config
 from rlkit.models.source import SourceKind, kind_of, readable
-from rlkit.models.special import Stops, stops_of
+from rlkit.models.special import Stops, stop_token_ids, stops_of
 from rlkit.policy.lora_files import ADAPTER_FOLDER
 from rlkit.runtime.say import Say
 from rlkit.tasks import Task, build_task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ from rlkit.models.resolved import ResolvedModel, resolve_model, with_merged_adap
 from rlkit.models.rope import fix_all_rows
 from rlkit.models.sharded import shard_layers
 from rlkit.models.source import SourceKind, kind_of, load_options, readable
-from rlkit.models.special import describe_ids, end_of_turn_ids
+from rlkit.models.special import describe_ids, stop_token_ids
 from rlkit.models.views import model_on_views, shared_bytes
 from rlkit.models.vocabulary import check_ids, pad_id, vocabulary_notes, with_rows
 from rlkit.runtime.say import Say
@@ -187,19 +187,6 @@ def resolve_checkpointing(
     large = device.type == "cuda" and model.num_parameters() >= RECOMPUTES_FROM
     state = Checkpointing.on if large else Checkpointing.off
     return state, f"gradient checkpointing: {state.value} (auto: {billions:.2f}B, {device.type})"
-
-
-def stop_token_ids(
-    tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] | None
-) -> frozenset[int]:
-    """Return the ids that end a completion: of tokenizer, generation config and chat template.
-
-    Chat models often list the end-of-turn token in only one of these; the others then never stop.
-    """
-    of_generation = [eos] if eos is None or isinstance(eos, int) else list(eos)
-    listed = (tokenizer.eos_token_id, *of_generation)
-    ids = frozenset(int(token_id) for token_id in listed if token_id is not None)
-    return ids | end_of_turn_ids(tokenizer)
 
 
 def _adapter_notes(config: ModelConfig, location: str) -> tuple[str, ...]:

@@ -112,3 +112,16 @@ def tags_among(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the special tokens that look like tags: `<answer>`, `</think>`."""
     edges = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
     return sorted(t for t in special_ids(tokenizer) if _TAG.fullmatch(t) and t not in edges)
+
+
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] | None
+) -> frozenset[int]:
+    """Return the ids that end a completion: of tokenizer, generation config and chat template.
+
+    Chat models often list the end-of-turn token in only one of these; the others then never stop.
+    """
+    of_generation = [eos] if eos is None or isinstance(eos, int) else list(eos)
+    listed = (tokenizer.eos_token_id, *of_generation)
+    ids = frozenset(int(token_id) for token_id in listed if token_id is not None)
+    return ids | end_of_turn_ids(tokenizer)

@@ -47,6 +47,11 @@ class Gallery:
     seed: int
     examples: tuple[CompletionExample, ...]
 
+    @property
+    def episodes(self) -> bool:
+        """Return whether an environment speaks in one of them."""
+        return any(t.passages for e in self.examples for t in (e.before, e.after))
+
 
 def galleries(arms: Sequence[Arm]) -> list[Gallery]:
     """Return the first three held-out prompts for each arm whose completions were kept."""

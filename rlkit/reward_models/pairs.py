@@ -45,6 +45,8 @@ def _pair(row: Mapping[str, Any], where: str) -> PreferencePair:
             raise ValueError(f"{where} must have a column {column}, got {names}")
     before, chosen = _answer(row["chosen"], f"{where}: column chosen")
     other, rejected = _answer(row["rejected"], f"{where}: column rejected")
+    if chosen == rejected:
+        raise ValueError(f"{where}: chosen and rejected must differ, got {chosen!r:.60} twice")
     prompt = row.get("prompt", before)
     if "prompt" not in row and (not before or before != other):
         raise ValueError(f"{where} must have a column prompt, got {', '.join(map(str, row))}")

@@ -105,3 +105,55 @@ def test_options_without_an_environment_and_plain_text_are_refused(
     raw = rlkit("run_dir=run", *[o for o in options if not o.startswith("task")], "task=max_of_n")
     assert raw.returncode != 0
     assert "environment.fn must be empty with a task of plain text" in raw.stderr + raw.stdout
+
+
+PROGRAM = '''
+import json, urllib.request
+from rlkit.environments.agent import AgentEnvironment
+
+class Talks(AgentEnvironment):
+    """A program that says the seed back to what it heard, and pays for digits and vowels."""
+    def play(self, columns, seed, endpoint):
+        messages = [{"role": "user", "content": f"number {columns['number']}"}]
+        paid = 0.0
+        for turn in range(3):
+            body = json.dumps({"model": endpoint.model, "messages": messages}).encode()
+            head = {"Content-Type": "application/json"}
+            request = urllib.request.Request(endpoint.base_url + "/chat/completions", body, head)
+            with urllib.request.urlopen(request) as reply:
+                message = json.load(reply)["choices"][0]["message"]
+            paid += sum(c in "aeiou0123456789" for c in message["content"]) / 4
+            messages += [message, {"role": "user", "content": f"{turn} of {seed % 97}"}]
+        return paid
+'''
+
+
+def test_a_program_that_talks_over_http_is_trained_and_resumed_bit_for_bit(
+    rlkit: RunCLI, options: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "talks.py").write_text(PROGRAM)
+    rows = [
+        {"prompt": [{"role": "user", "content": f"number {n}"}], "number": n} for n in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    kept = [o for o in options if not o.startswith(("task=", "environment.fn="))]
+    options = [
+        *kept,
+        "task=dataset",
+        f"task.path={tmp_path / 'rows.jsonl'}",
+        "+task.columns.prompt=prompt",
+        "+task.columns.number=number",
+        "task.eval_fraction=0.5",
+        f"environment.fn={tmp_path / 'talks.py'}:Talks",
+        "environment.cut_turns=answer",
+        "steps=3",
+    ]
+    whole = rlkit("run_dir=whole", *options)
+    assert whole.returncode == 0, whole.stderr
+    assert rlkit("run_dir=parts", *options, "steps=2").returncode == 0
+    assert rlkit("run_dir=parts", *options, "resume=must").returncode == 0
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+    rows_of = read_metrics(tmp_path / "whole")
+    assert all(row["episodes/turns"] == 3.0 and row["episodes/end/done"] == 1.0 for row in rows_of)
+    assert all(row["grad_norm"] > 0.0 for row in rows_of)
+    assert rows_of[0]["episodes/spliced_tokens"] > 10

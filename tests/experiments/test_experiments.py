@@ -67,7 +67,7 @@ def test_the_recipe_compares_algorithms_at_equal_samples() -> None:
     assert len({identity_hash(job) for job in jobs}) == 4 * 5
     assert {(j.steps, j.prompts_per_step, j.algorithm.group_size) for j in jobs} == {(40, 32, 16)}
     assert {job.kl.direction for job in jobs} == {KLDirection.none}
-    assert {tuple(job.reward.functions) for job in jobs} == {("derived",)}
+    assert {tuple(job.reward.functions) for job in jobs} == {("derived", "chain")}
     (grpo,) = preflight(["experiment=gsm8k_grpo", "run_dir=new"])
     assert {job.evaluation.num_prompts for job in jobs} == {grpo.evaluation.num_prompts}
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from experiments.gsm8k.analyse import arm_of, change
-from experiments.gsm8k.chains import Equation, derived, equations, guess_level, is_derived
+from experiments.gsm8k.chains import (
+    Equation,
+    chain_f1,
+    derived,
+    equations,
+    guess_level,
+    is_derived,
+)
 from experiments.gsm8k.easy import kept
 from rlkit.tasks.config import GSM8KConfig
 from rlkit.tasks.rows import gsm8k
@@ -104,3 +111,30 @@ def test_the_check_before_training_sees_that_the_data_earns_it() -> None:
     gold = task.gold_completion(task.eval.get(0))
     assert gold == "<reasoning>\nHe pays 3 * $4 = $12.\n</reasoning>\n<answer>\n12\n</answer>\n"
     assert is_derived(gold, "12")
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("3 * 4 = 12, then 12 - 2 = 10\n<answer>\n10\n</answer>", 1.0),
+        ("3 * 4 = 12\n<answer>\n12\n</answer>", 2 / 3),  # 2 x 1 / (1 + 2)
+        ("12 - 2 = 10", 2 / 3),
+        ("2 * 6 = 12 and 5 + 5 = 10", 1.0),  # another way to the same results
+        ("3 * 4 = 12, 3 * 4 = 12, 12 - 2 = 10", 4 / 5),  # a repetition counts as written
+        ("3 * 4 = 12, 12 + 2 = 14, 12 - 3 = 9, 12 - 2 = 10", 4 / 6),
+        ("3 * 5 = 12, 13 - 2 = 10", 0.0),  # wrong calculations with the right results
+        ("The answer is 10.\n<answer>\n10\n</answer>", 0.0),
+        ("<answer>3 * 4 = 12, 12 - 2 = 10</answer>", 0.0),  # an answer is no reasoning
+        ("", 0.0),
+    ],
+)
+def test_a_chain_is_paid_for_each_result_of_the_solution(text: str, share: float) -> None:
+    solution = "He has 3*4 = <<3*4=12>>12. Then $<<12-2=10>>10 are left.\n#### 10"
+    assert chain_f1(text, solution) == pytest.approx(share)
+
+
+def test_a_solution_without_marks_pays_nothing_and_takes_nothing() -> None:
+    assert chain_f1("3 * 4 = 12", "It is 12.\n#### 12") is None
+    marked = "<<1,000*.05=$50>>, <<50%*2=100%>>, <<1-2=-1>>, <<.5+.25=.75>>"
+    text = "1,000 * .05 = $50, 50% * 2 = 100%, 1 - 2 = -1, .5 + .25 = .75"
+    assert chain_f1(text, marked) == 1.0

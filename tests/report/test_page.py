@@ -198,6 +198,7 @@ def test_an_episode_is_shown_turn_by_turn_whatever_was_said(tmp_path: Path) -> N
     page, html = check(path), path.read_text()
     # Three prompts, each before and after.
     assert html.count('<pre class="said">') == 3 * 2 * 3
+    assert html.count("Indented text is the environment") == 1
     assert html.count('<pre class="heard">') == 3 * 2 * 2
     assert evil in page.words and "<tool_call>first call</tool_call>" in page.words
     assert '<pre class="heard">&lt;/pre&gt;&lt;script&gt;' in html

@@ -116,5 +116,8 @@ def test_pairs_are_read_from_texts_and_conversations(tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": 3, "chosen": "a", "rejected": "b"}) + "\n")
     with pytest.raises(ValueError, match=r"pairs: row 0 of .*: column prompt must be text or mess"):
         read_pairs("pairs", file)
+    file.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "a"}) + "\n")
+    with pytest.raises(ValueError, match=r"row 0 of .*: chosen and rejected must differ, got 'a' "):
+        read_pairs("pairs", file)
     with pytest.raises(ValueError, match=r"pairs must be a file of preferences, got none\.jsonl"):
         read_pairs("pairs", Path("none.jsonl"))

@@ -15,7 +15,7 @@ from rlkit.generation.speculation import refuse_speculation
 from rlkit.generation.vllm.sampling_options import VLLMSamplingOptions as VLLMSamplingOptions
 from rlkit.generation.vllm.sampling_options import is_installed as is_installed
 from rlkit.generation.vllm.sampling_options import takes_bursts as takes_bursts
-from rlkit.runtime.redact import is_reference
+from rlkit.generation.vllm.server_config import VLLMServerConfig as VLLMServerConfig
 from rlkit.schema import BYTES, Between, Schema, require
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -150,6 +150,7 @@ class VLLMGeneratorConfig(GeneratorConfig):
     def _check_team(self) -> None:
         """Raise ValueError for options that a part of a layer cannot have."""
         having = "with generator.tensor_parallel above 1"
+        refuse_speculation(self.speculation, where=having.removeprefix("with "))
         for key, value, rule in (
             ("weights", self.weights is Weights.shared, f"auto, separate or sleep {having}"),
             ("quantization", self.quantization is not Quantization.none, f"none {having}"),
@@ -242,50 +243,6 @@ _GRAPHS = {
     Compilation.graphs: True,
     Compilation.inductor: True,
 }
-
-
-@dataclass(kw_only=True, slots=True)
-class VLLMServerConfig(GeneratorConfig):
-    """A running `vllm serve` on another device or machine; the adapter goes there by a folder.
-
-    The server must be started with `--enable-lora --max-lora-rank R --max-loras 2
-    --logprobs-mode processed_logprobs` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
-    """
-
-    sampling: VLLMSamplingOptions = field(default_factory=VLLMSamplingOptions)
-    url: str = "http://127.0.0.1:8000"
-    """Address of the server, without `/v1`; `env:NAME` = the value of that variable, so that a
-    password in it reaches no file."""
-    model: str = ""
-    """Name that the server gives to the base model; empty = the only one that it lists."""
-    adapter_folder: str = ""
-    """Folder for adapters, seen by both machines under this path; empty = a temporary folder, for
-    a server on this machine."""
-    timeout_s: Annotated[float, Between(0.0, 1e6)] = 600.0
-    """Seconds without an answer after which a request counts as lost. > 0 and <= 1e6."""
-    connections: Annotated[int, Between(1, 10_000)] = 64
-    """Requests in flight at once, in [1, 10000]."""
-
-    def check_full_weights(self) -> None:
-        """Raise ValueError: only an adapter can travel to a server."""
-        raise ValueError(
-            "generator must be auto, vllm or hf with model.tuning=full, got vllm_server"
-        )
-
-    def check_fp8_base(self) -> None:
-        """Raise ValueError: the server has a base of its own, in 16 bits."""
-        raise ValueError(
-            "generator must be auto, vllm or hf with memory.quant.kind=fp8, got vllm_server"
-        )
-
-    def __post_init__(self) -> None:
-        refuse_speculation(self.speculation, where="generator=vllm_server")
-        if not (is_reference(self.url) or self.url.startswith(("http://", "https://"))):
-            raise ValueError(f"generator.url must start with http:// or https://, got {self.url}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"generator.timeout_s must be > 0, got {self.timeout_s}")
-        if self.connections < 1:
-            raise ValueError(f"generator.connections must be >= 1, got {self.connections}")
 
 
 def resolve_compilation(wanted: Compilation, *, on_cpu: bool) -> Compilation:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlkit.generation.speculation import refuse_speculation
 from rlkit.generation.vllm import choice, life, products
 from rlkit.generation.vllm.accel.draft_graphs import draft_sizes
 from rlkit.generation.vllm.compat import repacked
@@ -34,6 +33,7 @@ from rlkit.generation.vllm.guard import (
 )
 from rlkit.generation.vllm.memory import Budget, gib
 from rlkit.generation.vllm.package import use_architecture, version
+from rlkit.generation.vllm.refusals import check_options, check_support
 from rlkit.generation.vllm.sampling_options import require_vllm
 from rlkit.generation.vllm.sizes import block_size, engine_budget, max_model_len, memory_share
 from rlkit.generation.vllm.spec import EngineSpec
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MOST_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 _UNSPLIT_TOKENS = 2048
 """Rows up to here are read by one program of FlashAttention a head: parts of a row would have to be
@@ -102,9 +101,9 @@ def start_engine(config: VLLMGeneratorConfig, spec: EngineSpec, *, say: Say) -> 
     require_vllm()
     if config.speculation.is_on:
         spec = replace(spec, spare_tokens=config.speculation.tokens)
-    _check_options(config, spec)
+    check_options(config, spec)
     budget, support = engine_budget(config, spec), look_up(version())
-    _check_support(config, spec, support)
+    check_support(config, spec, support)
     started = time.monotonic()
     say(f"starting vLLM {version()}: {gib(budget.kv_cache_bytes)} for keys and values ...")
     configure_environment()
@@ -233,40 +232,6 @@ def _options(
         if max_model_len(spec) <= _UNSPLIT_TOKENS:
             options["attention_config"] = {"flash_attn_max_num_splits_for_cuda_graph": 1}
     return options
-
-
-def _check_options(config: VLLMGeneratorConfig, spec: EngineSpec) -> None:
-    slot_rank(max(spec.lora_rank, 1))
-    if spec.team is not None and spec.four_bit:
-        rule = "1 for a 4-bit model"
-        raise ValueError(f"generator.tensor_parallel must be {rule}, got {spec.team.size}")
-    if spec.dtype not in _DTYPES:
-        raise ValueError(f"model.dtype must be bf16, fp16 or fp32 for vLLM, got {spec.dtype}")
-    context = getattr(spec.hf_config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and max_model_len(spec) > context:
-        raise ValueError(
-            "task.max_prompt_length + task.max_completion_length must be <= "
-            f"{context - spec.spare_tokens}, the model's context"
-            f"{' less generator.speculation.tokens' if spec.spare_tokens else ''}, got "
-            f"{max_model_len(spec) - spec.spare_tokens}"
-        )
-    if spec.device.type == "cpu":
-        refuse_speculation(config.speculation, where="generator=vllm on a CPU")
-        if config.compilation is Compilation.graphs:
-            raise ValueError("generator.compilation must be eager or inductor on a CPU, got graphs")
-        if config.weights is Weights.sleep:
-            raise ValueError("generator.weights must be shared or separate on a CPU, got sleep")
-        if config.release_kv_cache:
-            raise ValueError("generator.release_kv_cache must be false on a CPU, got true")
-
-
-def _check_support(config: VLLMGeneratorConfig, spec: EngineSpec, support: Support) -> None:
-    """Refuse what the installed vLLM cannot do and no plain path can replace."""
-    if config.release_kv_cache and (why_not := support.why_not(Feature.kv_release)):
-        raise ValueError(f"generator.release_kv_cache must be false without {why_not}, got true")
-    if spec.team is not None and (why_not := support.why_not(Feature.team)):
-        rule = f"1 without {why_not}"
-        raise ValueError(f"generator.tensor_parallel must be {rule}, got {spec.team.size}")
 
 
 def _lacking(

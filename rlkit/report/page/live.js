@@ -123,7 +123,7 @@
   }
   function row(item) {
     var box = made("article", "row"), line = made("p", "earned");
-    line.append(made("b", "", "reward " + item.reward), ", advantage " + item.advantage + ", " + item.tokens + " tokens" + (item.cut ? ", cut at the limit" : "") + " · prompt " + item.index + ", sample " + item.sample);
+    line.append(made("b", "", "reward " + item.reward), ", advantage " + item.advantage + ", " + item.tokens + " tokens" + (item.cut ? ", cut at the limit" : "") + (item.passages.length ? ", indented text is the environment's" : "") + " · prompt " + item.index + ", sample " + item.sample);
     Object.keys(item.columns).forEach(function (name) { line.append(" · " + name + ": " + item.columns[name]); });
     box.append(line, made("p", "prompt", item.prompt));
     if (item.passages.length) item.passages.forEach(function (p) { box.append(made("pre", p.sampled ? "said" : "heard", p.text)); });
