@@ -154,7 +154,9 @@ def analyse(
 
 def _check(metric: str, at: At, done: Sequence[JobRecord]) -> None:
     """Raise StudyError unless some completed job, if there is one, can be read."""
-    if done and all(math.isnan(value(job, metric)) for job in done):
+    # Success without a value is one whose samples all failed: the report must show those.
+    evaluated = metric in (SUCCESS, AREA) and any(job.evals for job in done)
+    if done and not evaluated and all(math.isnan(value(job, metric)) for job in done):
         known = sorted({name for job in done for name in (*_eval_names(job), *job.steps)})
         raise StudyError(f"metric must be one the runs have, got {metric}; {', '.join(known)}")
     if at is At.end or not of_evaluations(metric):

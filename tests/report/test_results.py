@@ -103,6 +103,17 @@ def test_a_narrower_margin_makes_similar_inconclusive(sweep: Path) -> None:
         analyse(load_study([sweep]), margin=0.0)
 
 
+def test_a_run_whose_samples_all_failed_has_a_report(tmp_path: Path) -> None:
+    """Its evaluations have no value, which is what the report has to show."""
+    write_run(tmp_path / "run", seed=0, final=0.5, bad=True)
+    found = analyse(load_study([tmp_path / "run"]))
+    (row,) = found.rows
+    assert [math.isnan(value) for value in row.values.values()] in ([True], [])
+    assert "0.200 → –" in headline(found)
+    with pytest.raises(StudyError, match="metric must be one the runs have, got eval/nothing"):
+        analyse(load_study([tmp_path / "run"]), metric="eval/nothing")
+
+
 def test_another_metric_and_another_baseline(sweep: Path) -> None:
     found = analyse(load_study([sweep]), metric="eval/kl", baseline="kl=none")
     rows = {row.arm.variant: row for row in found.panels[""]}
