@@ -1,7 +1,8 @@
 """Runs the blocks of the site that need a card: `python tests/support/gpu_blocks.py --model FILE`.
 
-A machine with a card may have no network. So a model of the hub is replaced by the one given, and
-runs are cut to two steps. Every other word is as the page prints it. It prints a line a command.
+A machine with a card may have no network. So a model of the hub is replaced by the one given, whose
+chat template must show tools, and GSM8K by rows of its form. Runs are cut to two steps. Every other
+word is as the page prints it. It prints a line a command.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from code_blocks import ROOT, blocks, commands, pages, rlkit_arguments, write_files
+from page_assumptions import write_gsm8k
 
 FEWER = {"steps": "2", "seed": "0,1"}
 """Options that are cut, where a page has them; every training run gets `steps`."""
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> int:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             write_files(page, Path(folder))
+            write_gsm8k(Path(folder) / "path/to/gsm8k")
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         failed += done.returncode != 0
         print(f"rc {done.returncode}, {time.monotonic() - begun:.0f} s, {name}", flush=True)
@@ -65,6 +68,8 @@ def smaller(arguments: list[str], model: str) -> list[str]:
             kept.append(word)
     if not any(word.startswith("model.source=") for word in kept):
         kept.append(f"model.source={model}")
+    if "task=gsm8k" in kept and not any(word.startswith("task.path=") for word in kept):
+        kept.append("task.path=path/to/gsm8k")
     return kept if any(w.startswith("steps=") for w in kept) else [*kept, "steps=2"]
 
 
