@@ -6,8 +6,8 @@ needs no other sign of whose it is.
 
 from __future__ import annotations
 
-import itertools
 import json
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,7 +35,6 @@ class ChatServer:
 
     def __init__(self) -> None:
         self._asks: dict[str, Ask] = {}
-        self._numbers = itertools.count()
         asks = self._asks
 
         class OwnHandler(_ChatHandler):
@@ -47,7 +46,7 @@ class ChatServer:
 
     def add(self, ask: Ask) -> ChatEndpoint:
         """Return the endpoint of a new session, whose requests go to `ask`."""
-        name = str(next(self._numbers))
+        name = secrets.token_hex(8)  # other users of the machine reach loopback as well
         self._asks[name] = ask
         return ChatEndpoint(f"http://127.0.0.1:{self._server.server_port}/{name}/v1")
 
@@ -65,13 +64,19 @@ class _ChatHandler(BaseHTTPRequestHandler):
         self._send(200, {"object": "list", "data": models})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         _, name, _, *rest = [*self.path.split("/"), "", ""]
         try:
             if "/".join(rest).rstrip("/") != "chat/completions":
                 raise RequestRefused(f"the path must be chat/completions, got {self.path}")
             if name not in self.sessions:
                 raise RequestRefused("the episode has ended")
+            try:
+                body = json.loads(sent)
+            except ValueError as error:
+                raise RequestRefused(f"the body must be JSON, got {error}") from error
+            if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+                raise RequestRefused("the body must hold a list of messages")
             message = self.sessions[name](body)
         except RequestRefused as refused:  # 400: clients do not try this again
             self._send(400, {"error": {"message": str(refused), "type": "refused"}})

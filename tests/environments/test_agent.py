@@ -17,7 +17,7 @@ import pytest
 from rlkit.environments import EnvironmentConfig, EnvironmentSpec, Example, Message
 from rlkit.environments.agent import AgentEnvironment, AgentOutcome, opening
 from rlkit.environments.base import Action
-from rlkit.environments.chat_server import ChatEndpoint
+from rlkit.environments.chat_server import ChatEndpoint, ChatServer
 from rlkit.environments.pool import Answer, Begin, Continue, EnvironmentPool, Fault
 
 PROMPT = (Message("system", "Play."), Message("user", "Guess a number from 1 to 7."))
@@ -238,3 +238,20 @@ def test_workers_play_programs(tmp_path: Path) -> None:
     finally:
         pool.close()
     assert [a.turn.reward for a in answers if isinstance(a, Answer)] == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("sent", [b"{", b"[1]", b'{"messages": "hello"}', b"\xff"])
+def test_a_body_that_is_no_request_is_refused_and_asks_for_nothing(sent: bytes) -> None:
+    asked: list[object] = []
+    server = ChatServer()
+
+    def answer(body: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked.append(body)
+        return {"role": "assistant", "content": "yes"}
+
+    endpoint = server.add(answer)
+    request = urllib.request.Request(f"{endpoint.base_url}/chat/completions", sent)
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+        urllib.request.urlopen(request, timeout=20)
+    assert json.loads(caught.value.read())["error"]["message"].startswith("the body must ")
+    assert asked == []
