@@ -18,7 +18,7 @@ def stops_before_loading(config: Config, task: Task, model: ResolvedModel) -> St
     """Return the stop tokens and strings of a run.
 
     Raises ValueError when a stop string can never match, or when vLLM is to guess tokens beside
-    one: it looks for stop strings in a loop of its own, without guesses.
+    one. It looks for stop strings in a loop of its own, which has no guesses.
     """
     num_rows = int(model.hf_config.get_text_config().vocab_size)
     ends = with_rows(stop_token_ids(model.tokenizer, eos_of(model)), num_rows)
