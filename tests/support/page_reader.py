@@ -133,6 +133,8 @@ class Reader(ExitStack):
             return words, *self._serve(command(*words, *further))
         if name == "chat":
             return words, *self._call(command(*words), typed="Hello\n\n")
+        if any(word.startswith("gpus=") for word in words):
+            return words, *self._call(command(*words))  # ranks end all of their process group
         code, end = self._run(words)
         if name == "judge-check" and code == 1 and "agree" in end:
             code = 0  # a judge that is refused was asked
@@ -162,6 +164,7 @@ class Reader(ExitStack):
             text=True,
             timeout=MOST_SECONDS,
             check=False,
+            start_new_session=True,
         )
         return ended.returncode, (ended.stdout + ended.stderr)[-2000:]
 
