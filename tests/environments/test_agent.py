@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from code_blocks import ROOT, blocks
 
 from rlkit.environments import EnvironmentConfig, EnvironmentSpec, Example, Message
 from rlkit.environments.agent import AgentEnvironment, AgentOutcome, opening
@@ -255,3 +256,20 @@ def test_a_body_that_is_no_request_is_refused_and_asks_for_nothing(sent: bytes) 
         urllib.request.urlopen(request, timeout=20)
     assert json.loads(caught.value.read())["error"]["message"].startswith("the body must ")
     assert asked == []
+
+
+def test_the_program_of_the_page_runs_with_the_client_of_openai() -> None:
+    """It says No. to a wrong answer, and pays 1 for one that holds the right one."""
+    pytest.importorskip("openai")
+    (block,) = (b for b in blocks(ROOT / "docs/environments.md") if b.needs == "openai")
+    space: dict[str, Any] = {"__name__": "mine"}
+    exec(compile(block.text, "mine.py", "exec"), space)
+    mine = space["Mine"]()
+    columns = {"question": "2 + 2?", "answer": "4"}
+    prompt = opening(mine, columns).messages
+    assert prompt == (Message("user", "2 + 2?"),)
+    state, turn = mine.start(Example(prompt=prompt, columns=columns), seed=0)
+    state, turn = mine.step(state, Action("5", (1,), 0))
+    assert turn.messages == (Message("user", "No."),) and not turn.done
+    state, turn = mine.step(state, Action("It is 4.", (1,), 1))
+    assert turn.done and turn.reward == 1.0

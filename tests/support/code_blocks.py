@@ -11,7 +11,17 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 LANGUAGES = {"bash", "python", "json", "yaml", "toml", "text"}
-NEEDS = {"gpu", "network", "ollama", "optuna", "ray", "tensorboard", "trackio", "verifiers"}
+NEEDS = {
+    "gpu",
+    "network",
+    "ollama",
+    "openai",
+    "optuna",
+    "ray",
+    "tensorboard",
+    "trackio",
+    "verifiers",
+}
 """A block after `<!-- needs: WORD -->` is read and composed by `make test`, and not executed there.
 tests/test_page_commands.py says which of them are executed, and where."""
 
