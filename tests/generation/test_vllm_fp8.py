@@ -92,7 +92,7 @@ def test_one_part_of_a_fused_layer_is_dense_at_a_time(has_bias: bool) -> None:
     torch.manual_seed(0)
     sizes = [512, 256, 256]
     codes, scale = quantise(torch.randn(sum(sizes), 512))
-    layer = SimpleNamespace(weight=codes, fp8_scale=scale, fp8_sizes=sizes)
+    layer = SimpleNamespace(weight=codes, fp8_scale=scale, coded_sizes=sizes)
     x = torch.randn(2, 3, 512)
     bias = torch.randn(sum(sizes)) if has_bias else None
     with LiveBytes() as live:

@@ -17,9 +17,9 @@ KNOWN = ("compat/", "accel/")
 PUBLIC = {"vllm", "vllm.lora.request", "vllm.sampling_params", "vllm.config", "vllm.platforms"}
 """Names that vLLM's documentation shows users."""
 EXCEPTIONS = {
-    # Registers a quantisation method and a loader, as vLLM's page on plugins shows.
-    "nf4.py": "vllm.model_executor. vllm.utils.torch_utils",
-    "fp8.py": "vllm.model_executor.",  # the same
+    # Registers quantisation methods and loaders, as vLLM's page on plugins shows.
+    "coded.py": "vllm.model_executor.",
+    "nf4.py": "vllm.utils.torch_utils",
     # Looks at a model's class in this process; nothing is changed.
     "package.py": "vllm.model_executor.models.transformers",
     # Hands an adapter to vLLM's own loader, the plain path that replaces writing in place.

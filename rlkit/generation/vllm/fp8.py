@@ -11,39 +11,28 @@ are in 0.24.0 as well, by its source; `nf4.py` takes the same ones there.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from rlkit.generation.vllm.coded import (
+    CodedConfig,
+    CodedLinearMethod,
+    CodedLoader,
+    absent_weights,
+    coded_layers,
+    parts_of,
+    register_model_loader,
+    register_quantization_config,
+    register_weight_loader_v2_supported_method,
+)
 from rlkit.models.fp8 import dequantise, kernels_read_codes, quantise
-from rlkit.runtime.distribution import lacks
-
-try:
-    from vllm.model_executor.layers.linear import (
-        LinearBase,
-        LinearMethodBase,
-        UnquantizedLinearMethod,
-        register_weight_loader_v2_supported_method,
-    )
-    from vllm.model_executor.layers.quantization import register_quantization_config
-    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-    from vllm.model_executor.model_loader import register_model_loader
-    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-    from vllm.model_executor.parameter import ModelWeightParameter
-except ModuleNotFoundError as error:
-    raise lacks("vllm", __name__) from error
-
-# Their types differ between versions, and vLLM may be missing where types are checked.
-_Config: Any = QuantizationConfig
-_Method: Any = LinearMethodBase
-_Loader: Any = DefaultModelLoader
 
 NAME = "rlkit_fp8"
-"""What `vllm.LLM` is given as `quantization` and as `load_format`."""
+"""`vllm.LLM` is given it as `quantization` and as `load_format`."""
 
 
 def config_of(layers: Collection[str]) -> dict[str, Any]:
@@ -51,88 +40,11 @@ def config_of(layers: Collection[str]) -> dict[str, Any]:
     return {"quant_method": NAME, "layers": sorted(layers)}
 
 
-@register_quantization_config(NAME)
-class Fp8RowsConfig(_Config):  # type: ignore[misc]
-    """It says which layers are in 8 bits."""
-
-    def __init__(self, layers: Collection[str]) -> None:
-        super().__init__()
-        self.layers = frozenset(layers)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Fp8RowsConfig:
-        """Read what `config_of` wrote."""
-        return cls(config["layers"])
-
-    def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
-        """Give 8 bits to the linear layers that are named.
-
-        Raises ValueError when only some parts of a fused layer are.
-        """
-        if not isinstance(layer, LinearBase):
-            return None
-        named = {part in self.layers for part in parts_of(prefix, self.packed_modules_mapping)}
-        if len(named) > 1:
-            raise ValueError(
-                f"layers that vLLM fuses must be quantised or kept together, got {prefix}"
-            )
-        return Fp8RowsLinearMethod() if named == {True} else UnquantizedLinearMethod()
-
-    def get_name(self) -> str:
-        """Give the name that vLLM knows this method by."""
-        return NAME
-
-    def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        """Give the dtypes that hold the numbers exactly."""
-        return [torch.float32, torch.float16, torch.bfloat16]
-
-    @classmethod
-    def get_min_capability(cls) -> int:
-        """Give the oldest card of vLLM: before 8.9 every product dequantises by torch."""
-        return 75
-
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        """Name no file: the configuration is an argument."""
-        return []
-
-
 @register_weight_loader_v2_supported_method
-class Fp8RowsLinearMethod(_Method):  # type: ignore[misc]
+class Fp8RowsLinearMethod(CodedLinearMethod):
     """It computes x W^T of a layer with `fp8_scale`, the (out,) scales of its codes."""
 
-    def create_weights(
-        self,
-        layer: nn.Module,
-        input_size_per_partition: int,
-        output_partition_sizes: list[int],
-        input_size: int,
-        output_size: int,
-        params_dtype: torch.dtype,
-        **extra_weight_attrs: Any,
-    ) -> None:
-        """Make room for the codes; a row of them is a row of the weight, so vLLM fuses as always.
-
-        vLLM names the arguments and passes them all. Tensor parallelism is 1, so a partition is
-        the whole.
-
-        Args:
-            layer: The layer that gets the parameter `weight`.
-            input_size_per_partition: Inputs of the layer.
-            output_partition_sizes: Outputs of each fused part.
-            input_size: Unused.
-            output_size: Unused.
-            params_dtype: The dtype that the layer computes in.
-            extra_weight_attrs: `weight_loader` fills the parameter; the rest is unused.
-        """
-        size = sum(output_partition_sizes)
-        codes = torch.empty(size, input_size_per_partition, dtype=torch.uint8)
-        weight = ModelWeightParameter(
-            data=codes, input_dim=1, output_dim=0, weight_loader=extra_weight_attrs["weight_loader"]
-        )
-        layer.register_parameter("weight", weight)
-        parts: Any = layer
-        parts.fp8_dtype, parts.fp8_sizes = params_dtype, list(output_partition_sizes)
+    inputs_per_byte = 1
 
     def apply(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
         """Return x W^T + bias; few rows on CUDA read the codes alone."""
@@ -147,7 +59,7 @@ class Fp8RowsLinearMethod(_Method):  # type: ignore[misc]
 
     def dequantised(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
         """Return x W^T + bias; no more than one part of a fused layer is dense at a time."""
-        sizes = layer.fp8_sizes
+        sizes = layer.coded_sizes
         codes = torch.split(layer.weight.data, sizes)
         scales = torch.split(layer.fp8_scale, sizes)
         if len(sizes) == 1:
@@ -166,26 +78,41 @@ class Fp8RowsLinearMethod(_Method):  # type: ignore[misc]
         return out.view(*x.shape[:-1], -1)
 
 
-@register_model_loader(NAME)
-class Fp8RowsLoader(_Loader):  # type: ignore[misc]
-    """This loader reads weights in 16 or 32 bits and quantises each on the device."""
+@register_quantization_config(NAME)
+class Fp8RowsConfig(CodedConfig):
+    """It says which layers are in 8 bits."""
 
-    def __init__(self, load_config: Any) -> None:
-        # vLLM knows no format of our name; its own reader of safetensors does the work.
-        load_config = copy.copy(load_config)
-        load_config.load_format = "safetensors"
-        super().__init__(load_config)
+    name, method = NAME, Fp8RowsLinearMethod
+
+    def __init__(self, layers: Collection[str]) -> None:
+        super().__init__()
+        self.layers = frozenset(layers)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Fp8RowsConfig:
+        """Read what `config_of` wrote."""
+        return cls(config["layers"])
+
+    def is_coded(self, layer: str) -> bool:
+        """Return whether the layer is named."""
+        return layer in self.layers
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        """Give the oldest card of vLLM: before 8.9 every product dequantises by torch."""
+        return 75
+
+
+@register_model_loader(NAME)
+class Fp8RowsLoader(CodedLoader):
+    """This loader reads weights in 16 or 32 bits and quantises each on the device."""
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         """Load all; raise ValueError, naming the layer, when a weight is missing."""
         mapping = model.packed_modules_mapping
-        layers = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(getattr(module, "quant_method", None), Fp8RowsLinearMethod)
-        }
+        layers = coded_layers(model, Fp8RowsLinearMethod)
         dtypes = {
-            f"{part}.weight": module.fp8_dtype
+            f"{part}.weight": module.coded_dtype
             for name, module in layers.items()
             for part in parts_of(name, mapping)
         }
@@ -194,8 +121,7 @@ class Fp8RowsLoader(_Loader):  # type: ignore[misc]
         device = next(model.parameters()).device
         # vLLM fuses the codes like weights. The scales are set aside for the loop below.
         loaded = model.load_weights(_quantised(weights, dtypes, scales, device))
-        absent = sorted({name for name, _ in model.named_parameters()} - set(loaded))
-        absent += sorted(set(dtypes) - set(scales))
+        absent = absent_weights(model, loaded) + sorted(set(dtypes) - set(scales))
         if absent:
             raise ValueError(f"the model must hold all of its weights, got none for {absent[:3]}")
         for name, module in layers.items():
@@ -232,9 +158,3 @@ def _quantised(
         # Rounded to the model's dtype first, as the trainer loads it.
         codes, scales[name] = quantise(tensor.to(device, dtypes[name]))
         yield name, codes
-
-
-def parts_of(layer: str, mapping: Mapping[str, list[str]]) -> list[str]:
-    """Name in the trainer's way what vLLM has as one `layer`."""
-    parent, _, leaf = layer.rpartition(".")
-    return [f"{parent}.{part}" for part in mapping.get(leaf, [leaf])]

@@ -9,14 +9,24 @@ state of each part. Products are bitsandbytes' own, as in the trainer. It was te
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from rlkit.generation.vllm.coded import (
+    CodedConfig,
+    CodedLinearMethod,
+    CodedLoader,
+    absent_weights,
+    coded_layers,
+    parts_of,
+    register_model_loader,
+    register_quantization_config,
+    register_weight_loader_v2_supported_method,
+)
 from rlkit.runtime.distribution import lacks
 
 try:
@@ -24,17 +34,6 @@ try:
 except ModuleNotFoundError as error:
     raise lacks("bitsandbytes", __name__) from error
 try:
-    from vllm.model_executor.layers.linear import (
-        LinearBase,
-        LinearMethodBase,
-        UnquantizedLinearMethod,
-        register_weight_loader_v2_supported_method,
-    )
-    from vllm.model_executor.layers.quantization import register_quantization_config
-    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-    from vllm.model_executor.model_loader import register_model_loader
-    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-    from vllm.model_executor.parameter import ModelWeightParameter
     from vllm.utils.torch_utils import set_default_torch_dtype
 except ModuleNotFoundError as error:
     raise lacks("vllm", __name__) from error
@@ -42,110 +41,19 @@ except ModuleNotFoundError as error:
 # Their types differ between versions, and vLLM may be missing where types are checked.
 _bnb: Any = functional
 _utils: Any = utils
-_Config: Any = QuantizationConfig
-_Method: Any = LinearMethodBase
-_Loader: Any = DefaultModelLoader
 
 NAME = "rlkit_nf4"
-"""What `vllm.LLM` is given as `quantization` and as `load_format`."""
+"""`vllm.LLM` is given it as `quantization` and as `load_format`."""
 _CODES, _STATE = "codes", "quant_state.bitsandbytes__nf4"
 _PLAIN = {_CODES, _STATE, "absmax", "quant_map"}
 _NESTED = {*_PLAIN, "nested_absmax", "nested_quant_map"}
 
 
-@register_quantization_config(NAME)
-class NF4Config(_Config):  # type: ignore[misc]
-    """`quantization_config` of a checkpoint that transformers saved with bitsandbytes NF4."""
-
-    def __init__(self, skip: list[str] | None) -> None:
-        super().__init__()
-        self.skip = skip
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> NF4Config:
-        """Read a checkpoint's config; raise ValueError unless its codes are stored as bytes."""
-        storage = config.get("bnb_4bit_quant_storage") or "uint8"
-        if storage != "uint8":
-            raise ValueError(f"bnb_4bit_quant_storage must be uint8 for vLLM, got {storage}")
-        return cls(config.get("llm_int8_skip_modules"))
-
-    @classmethod
-    def override_quantization_method(
-        cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
-    ) -> str | None:
-        """Name this method, where it was asked for, instead of the checkpoint's `bitsandbytes`."""
-        return NAME if user_quant == NAME else None
-
-    def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
-        """Give NF4 to linear layers, except those that transformers did not quantise.
-
-        Raises ValueError when only some parts of a fused layer were.
-        """
-        if not isinstance(layer, LinearBase):
-            return None
-        parts = _parts(prefix, self.packed_modules_mapping)
-        in_nf4 = {should_convert_module(part, self.skip) for part in parts}
-        if len(in_nf4) > 1:
-            raise ValueError(
-                f"layers that vLLM fuses must be quantised or kept together, got {prefix} with "
-                f"llm_int8_skip_modules {self.skip}"
-            )
-        return NF4LinearMethod() if in_nf4 == {True} else UnquantizedLinearMethod()
-
-    def get_name(self) -> str:
-        """Give the name that vLLM knows this method by."""
-        return NAME
-
-    def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        """Give the dtypes of bitsandbytes' kernels."""
-        return [torch.float32, torch.float16, torch.bfloat16]
-
-    @classmethod
-    def get_min_capability(cls) -> int:
-        """Give the oldest card of bitsandbytes' CUDA builds."""
-        return 60
-
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        """Name no file: everything is in config.json."""
-        return []
-
-
 @register_weight_loader_v2_supported_method
-class NF4LinearMethod(_Method):  # type: ignore[misc]
+class NF4LinearMethod(CodedLinearMethod):
     """It computes x W^T of a layer whose `nf4_states` has a `QuantState` for every fused part."""
 
-    def create_weights(
-        self,
-        layer: nn.Module,
-        input_size_per_partition: int,
-        output_partition_sizes: list[int],
-        input_size: int,
-        output_size: int,
-        params_dtype: torch.dtype,
-        **extra_weight_attrs: Any,
-    ) -> None:
-        """Make room for the codes; a row of them is a row of the weight, so vLLM fuses as always.
-
-        vLLM names the arguments and passes them all. Tensor parallelism is 1, so a partition is
-        the whole.
-
-        Args:
-            layer: The layer that gets the parameter `weight`.
-            input_size_per_partition: Inputs of the layer.
-            output_partition_sizes: Outputs of each fused part.
-            input_size: Unused.
-            output_size: Unused.
-            params_dtype: Unused; codes are uint8.
-            extra_weight_attrs: `weight_loader` fills the parameter; the rest is unused.
-        """
-        codes = torch.empty(
-            sum(output_partition_sizes), input_size_per_partition // 2, dtype=torch.uint8
-        )
-        weight = ModelWeightParameter(
-            data=codes, input_dim=1, output_dim=0, weight_loader=extra_weight_attrs["weight_loader"]
-        )
-        layer.register_parameter("weight", weight)
+    inputs_per_byte = 2
 
     def apply(self, layer: Any, x: Tensor, bias: Any = None) -> Tensor:
         """Apply bitsandbytes' product to each part, in the dtype of `x`, as in the trainer."""
@@ -166,15 +74,48 @@ def _product(x: Tensor, codes: Tensor, state: Any, bias: Tensor | None) -> Tenso
     return product
 
 
-@register_model_loader(NAME)
-class NF4Loader(_Loader):  # type: ignore[misc]
-    """This loader reads the safetensors once, layer by layer; states stay nested."""
+@register_quantization_config(NAME)
+class NF4Config(CodedConfig):
+    """`quantization_config` of a checkpoint that transformers saved with bitsandbytes NF4."""
 
-    def __init__(self, load_config: Any) -> None:
-        # vLLM knows no format of our name; its own reader of safetensors does the work.
-        load_config = copy.copy(load_config)
-        load_config.load_format = "safetensors"
-        super().__init__(load_config)
+    name, method = NAME, NF4LinearMethod
+
+    def __init__(self, skip: list[str] | None) -> None:
+        super().__init__()
+        self.skip = skip
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> NF4Config:
+        """Read a checkpoint's config; raise ValueError unless its codes are stored as bytes."""
+        storage = config.get("bnb_4bit_quant_storage") or "uint8"
+        if storage != "uint8":
+            raise ValueError(f"bnb_4bit_quant_storage must be uint8 for vLLM, got {storage}")
+        return cls(config.get("llm_int8_skip_modules"))
+
+    @classmethod
+    def override_quantization_method(
+        cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
+    ) -> str | None:
+        """Name this method, where it was asked for, instead of the checkpoint's `bitsandbytes`."""
+        return NAME if user_quant == NAME else None
+
+    def is_coded(self, layer: str) -> bool:
+        """Return whether transformers quantised the layer."""
+        return bool(should_convert_module(layer, self.skip))
+
+    def told(self) -> str:
+        """Return what the checkpoint says of layers that it keeps."""
+        return f" with llm_int8_skip_modules {self.skip}"
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        """Give the oldest card of bitsandbytes' CUDA builds."""
+        return 60
+
+
+@register_model_loader(NAME)
+class NF4Loader(CodedLoader):
+    """This loader reads the safetensors once, layer by layer; states stay nested."""
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         """Load all; raise ValueError, naming the layer, when a weight or a state is missing."""
@@ -184,13 +125,12 @@ class NF4Loader(_Loader):  # type: ignore[misc]
         # vLLM fuses the codes like weights. The states are set aside for the loop below.
         loaded = model.load_weights(_with_states(weights, states, device))
         mapping = model.packed_modules_mapping
-        for name, module in model.named_modules():
-            if isinstance(getattr(module, "quant_method", None), NF4LinearMethod):
-                parts = [f"{part}.weight" for part in _parts(name, mapping)]
-                if missing := [part for part in parts if part not in states]:
-                    raise ValueError(f"the checkpoint must hold NF4 codes of {missing[0]}")
-                module.nf4_states = tuple(states.pop(part) for part in parts)
-        absent = sorted({name for name, _ in model.named_parameters()} - set(loaded))
+        for name, module in coded_layers(model, NF4LinearMethod).items():
+            parts = [f"{part}.weight" for part in parts_of(name, mapping)]
+            if missing := [part for part in parts if part not in states]:
+                raise ValueError(f"the checkpoint must hold NF4 codes of {missing[0]}")
+            module.nf4_states = tuple(states.pop(part) for part in parts)
+        absent = absent_weights(model, loaded)
         if states or absent:
             raise ValueError(
                 "the checkpoint must hold the weights of the model and no others, got none for "
@@ -226,9 +166,3 @@ def _complete(parts: dict[str, Tensor]) -> bool:
         return False
     nested = "nested_offset" in _utils.unpack_tensor_to_dict(parts[_STATE])
     return (_NESTED if nested else _PLAIN) <= parts.keys()
-
-
-def _parts(layer: str, mapping: dict[str, list[str]]) -> list[str]:
-    """Name in the checkpoint's way what vLLM has as one `layer`."""
-    parent, _, leaf = layer.rpartition(".")
-    return [f"{parent}.{part}" for part in mapping.get(leaf, [leaf])]

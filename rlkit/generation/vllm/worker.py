@@ -242,7 +242,7 @@ def _hf_views(layer: str, kind: str, module: Any, parameter: Any, model: Any) ->
     if kind == "weight" and hasattr(module, "fp8_scale"):  # see fp8.py
         sizes = list(module.output_sizes) if len(parts) > 1 else [len(data)]
         pairs = zip(data.split(sizes), module.fp8_scale.split(sizes), strict=True)
-        weights = [fp8_weight(codes, scale, module.fp8_dtype) for codes, scale in pairs]
+        weights = [fp8_weight(codes, scale, module.coded_dtype) for codes, scale in pairs]
         return dict(zip(parts, weights, strict=True))
     if len(parts) > 1 and data.shape[0] == sum(module.output_sizes):
         return dict(zip(parts, torch.split(data, list(module.output_sizes)), strict=True))
